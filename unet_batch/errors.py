@@ -1,0 +1,76 @@
+"""Every error that unet-batch raises on purpose.
+
+UnetBatchError                 base: a message with the numbers, and a hint with the fix
+├── UsageError                 the request cannot be carried out as given (exit code 2)
+│   ├── SourceError            a source does not exist, or holds nothing to segment
+│   └── OutputError            the output folder cannot be used (missing rights, disk full)
+├── CheckpointError            a model file is damaged, foreign, or newer than this program
+├── BackendError               an inference backend failed while running
+│   └── BackendUnavailable     the backend asked for cannot run on this machine
+└── ItemError                  belongs to one item; the run reports it and goes on (exit code 1)
+    ├── ImageError             a picture cannot be decoded
+    │   └── ImageTooLarge      its header asks for more pixels than the limit
+    └── EncodeError            a result cannot be encoded
+
+Foreign exceptions (cv2.error, OSError, safetensors' own) are translated where they enter the program, so that a caller who
+catches `UnetBatchError` catches everything a user can cause. A bug stays what it is.
+"""
+
+from __future__ import annotations
+
+
+class UnetBatchError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        message: what happened, naming the file and the numbers.
+        hint: what the user can do about it; may be empty.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UsageError(UnetBatchError):
+    """The request cannot be carried out as given."""
+
+
+class SourceError(UsageError):
+    """A source does not exist, cannot be listed, or holds nothing to segment."""
+
+
+class OutputError(UsageError):
+    """The output folder cannot be created or written: rights, a full disk, a file in the way."""
+
+
+class CheckpointError(UnetBatchError):
+    """A model file is damaged, foreign, or newer than this program."""
+
+
+class BackendError(UnetBatchError):
+    """An inference backend failed while running."""
+
+
+class BackendUnavailable(BackendError):
+    """The backend that was asked for cannot run on this machine; the hint says what would help."""
+
+
+class ItemError(UnetBatchError):
+    """Belongs to one item: the run records it and goes on."""
+
+
+class ImageError(ItemError):
+    """A picture cannot be decoded: unreadable, truncated, corrupt, or of an unknown format."""
+
+
+class ImageTooLarge(ImageError):
+    """The header of a picture asks for more pixels than the limit allows."""
+
+
+class EncodeError(ItemError):
+    """A result cannot be encoded."""

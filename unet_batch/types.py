@@ -1,0 +1,122 @@
+"""What flows through the program: frozen records without logic.
+
+Conventions, everywhere: pictures are RGB uint8 arrays (height, width, 3); maps are uint8 arrays (height, width); sizes are
+always `(height, width)` in pixels. The arrays inside a record are never written to after it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:  # the command line imports this module before it may afford numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+
+Size = tuple[int, int]
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture to segment.
+
+    Attributes:
+        path: the file to read, absolute.
+        key: where its outputs go, relative to each output folder, `/`-separated and without the output's suffix:
+            `lot/a` becomes `masks/lot/a.png`. Unique in a run, also on file systems that ignore case.
+    """
+
+    path: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture lies inside the network's input.
+
+    Attributes:
+        source: size of the picture as a person sees it.
+        network: size of the network's input.
+        top, left: first row and column of the picture in the network's input.
+        content: size of the picture in the network's input; the rest is padding.
+    """
+
+    source: Size
+    network: Size
+    top: int
+    left: int
+    content: Size
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A decoded picture, ready for the network.
+
+    Attributes:
+        item: what it was decoded from.
+        placement: how `tensor` was made, and how to undo it.
+        tensor: RGB uint8 (H, W, 3) at the network's size.
+        pixels: RGB uint8 (height, width, 3) at the source's size; None where no output needs it.
+    """
+
+    item: Item
+    placement: Placement
+    tensor: Pixels
+    pixels: Pixels | None
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the network said about one frame.
+
+    Attributes:
+        frame: the frame.
+        map: uint8 (H, W) at the network's size: round(255 p) for one class, class ids for several.
+    """
+
+    frame: Frame
+    map: Pixels
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Names and RGB colours of the classes.
+
+    A model of one class predicts the probability of that class against background; a model of several predicts ids
+    0, 1, ... in the order given here.
+    """
+
+    names: tuple[str, ...]
+    colours: tuple[Colour, ...]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed to run a model, apart from its weights.
+
+    Attributes:
+        name: what the model calls itself.
+        widths: channels of each level of the U-Net, finest first.
+        in_channels: channels of the input (3 = RGB).
+        input_size: (height, width) the model was trained for.
+        mean, std: normalisation per channel, for pixel values scaled to 0..1.
+        classes: names and colours; one name means a probability map, several mean class ids.
+        threshold: probability from which a pixel counts as the class (one class only).
+        output: what the network's map means.
+        training: facts and metrics of its training, for people and reports.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    in_channels: int
+    input_size: Size
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: ClassTable
+    threshold: float = 0.5
+    output: Literal["probability", "class_ids"] = "probability"
+    training: Mapping[str, Any] = field(default_factory=dict)
