@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # the command line imports this module before it may afford n
 
     Pixels = NDArray[np.uint8]
 
+# What can be saved of each picture.
+KINDS = ("mask", "overlay", "cutout", "prob", "prob16")
+
 Size = tuple[int, int]
 Colour = tuple[int, int, int]
 

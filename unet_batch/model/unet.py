@@ -69,7 +69,15 @@ class UNet(nn.Module):
         return int(2 ** (len(self.widths) - 1))
 
     def features(self, x: Tensor) -> Tensor:
-        """What the head sees: (N, in_channels, H, W) -> (N, widths[0], H, W), for H and W that are multiples of `stride`."""
+        """What the head sees: (N, in_channels, H, W) -> (N, widths[0], H, W), any H and W.
+
+        Sizes that `stride` does not divide are padded at the right and bottom by repeating the last row and column, and the
+        result is cropped: zeros there would look like a black border to the network.
+        """
+        height, width = x.shape[-2:]
+        bottom, right = -height % self.stride, -width % self.stride
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
         skips: list[Tensor] = []
         for level, block in enumerate(self.down):
             if level:
@@ -78,17 +86,9 @@ class UNet(nn.Module):
             x = block(x)
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat((skips.pop(), up(x)), dim=1))
-        return x
+        return x[..., :height, :width] if bottom or right else x
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits for a normalised picture: float (N, in_channels, H, W) -> float (N, out_channels, H, W), any H and W.
-
-        Sizes that `stride` does not divide are padded at the right and bottom by repeating the last row and column, and the
-        result is cropped: zeros there would look like a black border to the network.
-        """
-        height, width = x.shape[-2:]
-        pad_bottom, pad_right = -height % self.stride, -width % self.stride
-        if pad_bottom or pad_right:
-            x = F.pad(x, (0, pad_right, 0, pad_bottom), mode="replicate")
+        """Logits for a normalised picture: float (N, in_channels, H, W) -> float (N, out_channels, H, W), any H and W."""
         logits: Tensor = self.head(self.features(x))
-        return logits[..., :height, :width]
+        return logits

@@ -1,0 +1,71 @@
+"""Batch segmentation with a U-Net.
+
+    import unet_batch
+
+    with unet_batch.load() as segmenter:
+        mask = segmenter("car.jpg")                    # uint8 (height, width), 0 or 255
+        for result in segmenter.stream(paths):         # decoding, inference and masks overlap
+            print(result.path, result.error or result.mask.mean())
+
+Importing the package costs nothing: torch, numpy and cv2 are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unet_batch.version import __version__
+
+if TYPE_CHECKING:
+    from unet_batch.errors import UnetBatchError
+    from unet_batch.segmenter import Result, Segmenter
+    from unet_batch.types import ClassTable, ModelSpec
+
+_HOMES = {
+    "ClassTable": "unet_batch.types",
+    "ModelSpec": "unet_batch.types",
+    "Result": "unet_batch.segmenter",
+    "Segmenter": "unet_batch.segmenter",
+    "UnetBatchError": "unet_batch.errors",
+}
+__all__ = ["ClassTable", "ModelSpec", "Result", "Segmenter", "UnetBatchError", "__version__", "load"]
+
+
+def load(
+    model: str | None = None,
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    threshold: float | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> Segmenter:
+    """Load a model, ready to segment.
+
+    Args:
+        model: path of a checkpoint (`.safetensors`), or the name of a bundled model; None takes the bundled default.
+        backend: `auto`, or `torch`.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; None chooses.
+        threshold: probability from which a pixel counts as the class; None takes the model's own.
+        batch_size: most pictures for one call of the network; None lets the backend choose.
+        workers: threads for each of decoding and post-processing; None takes one for each core.
+
+    Raises:
+        CheckpointError: the model cannot be read.
+        BackendUnavailable: the device that was asked for cannot be used.
+        UsageError: an argument is out of range.
+    """
+    from unet_batch.backends.select import select
+    from unet_batch.model import checkpoint, zoo
+    from unet_batch.segmenter import Segmenter
+
+    chosen = select(checkpoint.load(zoo.resolve(model)), backend, device=device, batch_size=batch_size)
+    return Segmenter(chosen, threshold=threshold, workers=workers)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

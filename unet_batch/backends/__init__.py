@@ -1,0 +1,1 @@
+"""Inference backends: everything that can execute the graph of `model.graph`."""

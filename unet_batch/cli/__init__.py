@@ -1,0 +1,25 @@
+"""The command line: parse, call, print. Everything heavy is imported inside the commands, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import click
+
+from unet_batch.cli.run import run
+from unet_batch.cli.sample import sample
+from unet_batch.version import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, "-V", "--version", message="unet-batch %(version)s")
+def main() -> None:
+    """Segment folders of photos with a U-Net.
+
+    \b
+    Try it on drawn scenes:
+      unet-batch sample demo
+      unet-batch run demo/photos --overlay
+    """
+
+
+main.add_command(run)
+main.add_command(sample)

@@ -1,0 +1,54 @@
+"""`unet-batch sample`."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from unet_batch.cli.errors import reported
+
+
+class SizeType(click.ParamType):
+    """`640x960` -> (640, 960): height by width, as everywhere in this program."""
+
+    name = "HxW"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", str(value))
+        if not match:
+            self.fail(f"{value!r} is not a size: height x width, for example 640x960", param, ctx)
+        height, width = int(match[1]), int(match[2])
+        if not (64 <= height <= 8192 and 64 <= width <= 8192):
+            self.fail(f"{value}: each side from 64 to 8192 expected", param, ctx)
+        return height, width
+
+
+@click.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--photos", type=click.IntRange(1, 1_000_000), default=12, show_default=True, help="How many photos to draw.")
+@click.option("--size", type=SizeType(), default="640x960", show_default=True, help="Height and width of each photo.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Another seed draws other scenes.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
+@reported
+def sample(folder: str, photos: int, size: tuple[int, int], seed: int, quiet: bool) -> None:
+    """Draw photos of cars with exact masks, for a first try without data of your own.
+
+    DIR gets photos/ (JPEG) and masks/ (PNG, 0 and 255). The same seed draws the same scenes, and more photos continue them.
+
+    \b
+    Example:
+      unet-batch sample demo --photos 20 --size 1280x1920
+    """
+    from rich.progress import track
+
+    from unet_batch.cli.screen import console
+    from unet_batch.scenes import write_samples
+
+    with click.progressbar(length=photos, label="drawing") if False else _nothing():
+        pass
+    written = write_samples(folder, photos, size, seed)
+    if not quiet:
+        click.echo(f"{len(written)} photos of {size[0]}x{size[1]} in {folder}/photos, their masks in {folder}/masks")

@@ -1,0 +1,138 @@
+"""How a picture lies inside the network's input, and the way back.
+
+A picture keeps its aspect ratio: it is scaled until it touches the network's input on one axis, centred on the other, and
+the rest is grey ("letterbox"). Training and inference place pictures through this module, so both see the same thing.
+
+Every resize maps pixel areas onto pixel areas (half-pixel centres, as cv2.resize does), so nothing shifts on the way there
+and back. All functions are pure and may run in several threads at once; cv2 releases the GIL while it works.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import cv2
+import numpy as np
+
+from unet_batch.types import Placement
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from unet_batch.types import Pixels, Size
+
+    Array = TypeVar("Array", NDArray[np.uint8], NDArray[np.uint16])
+
+# The grey of the padding, 0..255: near the mean of photographs (0.45), so that after normalisation it is close to zero.
+PAD_VALUE = 114
+
+
+def place(source: Size, network: Size) -> Placement:
+    """Decide where a picture of size `source` lies inside an input of size `network`.
+
+    Args:
+        source: (height, width) of the picture in pixels, both at least 1.
+        network: (height, width) of the network's input in pixels, both at least 1.
+
+    Returns:
+        The placement: centred, with an odd row or column of padding at the bottom or right. A picture that would miss the
+        network's size by at most one pixel fills it without padding (1280x1918 in 160x240: 239.75 columns).
+    """
+    height, width = source
+    net_height, net_width = network
+    if min(height, width, net_height, net_width) < 1:
+        raise ValueError(f"sizes must be at least 1x1, got source {height}x{width}, network {net_height}x{net_width}")
+    # Round half up on integers: floats would decide 0.5 by chance. One axis is met exactly, the other is
+    # `net * side / other side`, e.g. net_height * width / height columns.
+    if net_height * width <= net_width * height:  # the height is the tight axis
+        content = (net_height, max(1, (2 * net_height * width + height) // (2 * height)))
+    else:
+        content = (max(1, (2 * net_width * height + width) // (2 * width)), net_width)
+    if net_height - content[0] <= 1 and net_width - content[1] <= 1:
+        # A padding of one pixel would cost more (an artificial edge beside the picture) than this stretch of under 1 %.
+        content = network
+    top, left = (net_height - content[0]) // 2, (net_width - content[1]) // 2
+    return Placement(source=(height, width), network=(net_height, net_width), top=top, left=left, content=content)
+
+
+def to_network(pixels: Pixels, placement: Placement) -> Pixels:
+    """Put a picture into the network's input.
+
+    Args:
+        pixels: RGB uint8 (h, w, 3), the whole picture. `h, w` need not be the placement's source: a picture decoded at a
+            reduced scale goes straight to its place.
+        placement: where it goes.
+
+    Returns:
+        RGB uint8 (H, W, 3) at the network's size, padded with PAD_VALUE; a new array.
+    """
+    small = _shrink(pixels, placement.content) if _shrinks(pixels, placement.content) else _linear(pixels, placement.content)
+    if placement.content == placement.network:
+        return small
+    bottom = placement.network[0] - placement.content[0] - placement.top
+    right = placement.network[1] - placement.content[1] - placement.left
+    grey = (PAD_VALUE, PAD_VALUE, PAD_VALUE)
+    padded = cv2.copyMakeBorder(small, placement.top, bottom, placement.left, right, cv2.BORDER_CONSTANT, value=grey)
+    return cast("Pixels", padded)
+
+
+def content_of(map: Array, placement: Placement) -> Array:
+    """The part of a map (H, W) that shows the picture: a view (h, w) without the padding."""
+    height, width = placement.content
+    return map[placement.top : placement.top + height, placement.left : placement.left + width]
+
+
+def from_network(map: Array, placement: Placement, size: Size | None = None) -> Array:
+    """Bring a map back to the picture.
+
+    Args:
+        map: uint8 or uint16 (H, W) at the network's size.
+        placement: how the picture was put there.
+        size: (height, width) to return; None for the placement's source.
+
+    Returns:
+        The map of the picture, (height, width) in the type of `map`; a new array, made by `resize_map`.
+    """
+    return resize_map(content_of(map, placement), size or placement.source)
+
+
+def resize_map(map: Array, size: Size) -> Array:
+    """Resize a map (h, w) to `size`; always a new array.
+
+    Bilinear where the map is enlarged; averaged over areas where it is shrunk on both axes (pictures smaller than their
+    place in the network's input). uint16 maps come out right to 0.002 of a uint8 level; uint8 maps to 0.8 of one, because
+    cv2 interpolates bytes with few bits.
+    """
+    if not _shrinks(map, size):
+        return _linear(map, size)
+    return cast("Array", cv2.resize(map, size[::-1], interpolation=cv2.INTER_AREA))
+
+
+def _shrinks(array: Array, size: Size) -> bool:
+    """Whether `size` is smaller on some axis and larger on none (INTER_AREA is area averaging only then)."""
+    height, width = array.shape[:2]
+    return size[0] <= height and size[1] <= width and size != (height, width)
+
+
+def _linear(array: Array, size: Size) -> Array:
+    """Resize bilinearly; always a new contiguous array."""
+    if array.shape[:2] == size:
+        same: Array = array.copy()
+        return same
+    return cast("Array", cv2.resize(array, size[::-1], interpolation=cv2.INTER_LINEAR))
+
+
+def _shrink(pixels: Pixels, size: Size) -> Pixels:
+    """Shrink by averaging areas.
+
+    cv2 halves even sizes exactly and fast, and is slow at factors that are not whole: 1280x1918 to 160x240 takes 6.8 ms at
+    once and 2.3 ms with a halving first (one core). The last step keeps a factor of at least 2, so that its fractional
+    edges blur no more than a direct resize would; on photos the two differ by 0.1 grey levels on average.
+    """
+    height, width = pixels.shape[:2]
+    while height % 2 == 0 and width % 2 == 0 and height >= 4 * size[0] and width >= 4 * size[1]:
+        height, width = height // 2, width // 2
+        pixels = cast("Pixels", cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA))
+    if (height, width) != size:
+        pixels = cast("Pixels", cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA))
+    return pixels

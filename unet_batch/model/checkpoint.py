@@ -1,0 +1,182 @@
+"""Checkpoints: `.safetensors` files that carry their ModelSpec.
+
+Convolution weights are stored as float16, which costs nothing measurable in Dice and halves the file; everything that is one
+value a channel (BatchNorm, biases) stays float32, since running variances go below what float16 can hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from unet_batch.errors import CheckpointError
+from unet_batch.model import spec as spec_json
+from unet_batch.model.unet import UNet
+from unet_batch.sinks import write_atomic
+from unet_batch.types import ModelSpec
+
+FORMAT = "unet-batch checkpoint"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model that was read from a file.
+
+    Attributes:
+        model: the network in evaluation mode, float32, on the CPU.
+        spec: what the file says of itself.
+        sha256: of the file's bytes, in hexadecimal.
+        path: where it was read.
+    """
+
+    model: UNet
+    spec: ModelSpec
+    sha256: str
+    path: str
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained values."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def as_dict(self) -> dict[str, Any]:
+        """What identifies the model, for reports."""
+        height, width = self.spec.input_size
+        return {
+            "name": self.spec.name,
+            "path": self.path,
+            "sha256": self.sha256,
+            "parameters": self.parameters,
+            "input_size": [height, width],
+            "classes": list(self.spec.classes.names),
+        }
+
+
+def save(path: str, model: UNet, spec: ModelSpec) -> None:
+    """Write a checkpoint atomically.
+
+    Raises:
+        CheckpointError: the spec does not describe this network.
+        OutputError: the file cannot be written.
+    """
+    expected = (spec.in_channels, len(spec.classes.names), spec.widths)
+    actual = (model.in_channels, model.out_channels, model.widths)
+    if expected != actual:
+        raise CheckpointError(f"{path}: the spec says (in, classes, widths) = {expected}, the network has {actual}")
+    tensors = {
+        name: (tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor).detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    metadata = {"format": FORMAT, "version": str(VERSION), "spec": spec_json.dumps(spec)}
+    write_atomic(path, save_tensors(tensors, metadata))
+
+
+def read_spec(path: str) -> ModelSpec:
+    """The spec alone, without the weights.
+
+    Raises:
+        CheckpointError: see `load`.
+    """
+    _refuse_pickle(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _translated(path, error) from error
+    return _spec(path, metadata)
+
+
+def load(path: str) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, not a checkpoint of this program, a pickle, or newer than this
+            program; or its weights do not fit its own spec.
+    """
+    spec = read_spec(path)
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+        tensors = load_tensors(data)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _translated(path, error) from error
+    with torch.device("meta"):  # no time spent on random weights that are replaced at once
+        model = UNet(spec.in_channels, len(spec.classes.names), spec.widths)
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path}: {name} holds values that are not finite", hint="train again, or use an earlier file")
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: the weights do not fit the file's own description: {reason}") from error
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return Checkpoint(model.eval(), spec, hashlib.sha256(data).hexdigest(), os.path.abspath(path))
+
+
+def _spec(path: str, metadata: dict[str, str]) -> ModelSpec:
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not a checkpoint of unet-batch",
+            hint="write one with unet_batch.model.checkpoint.save",
+        )
+    version = metadata.get("version", "")
+    if not version.isdecimal() or int(version) > VERSION:
+        raise CheckpointError(
+            f"{path}: checkpoint version {version or 'unknown'}, this program reads up to {VERSION}",
+            hint="update with: pip install --upgrade unet-batch",
+        )
+    try:
+        return spec_json.loads(metadata.get("spec", ""))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _refuse_pickle(path: str) -> None:
+    """A pickle can run any code while it is read, so it is recognised by its first bytes and never opened."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise _translated(path, error) from error
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        raise CheckpointError(
+            f"{path}: a pickled PyTorch file; reading one can run code hidden in it",
+            hint="only .safetensors checkpoints are read; convert a file you trust with unet_batch.model.checkpoint.save",
+        )
+
+
+def _translated(path: str, error: Exception) -> CheckpointError:
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(f"{path}: no such model file", hint="leave -m out to use the bundled model")
+    if isinstance(error, OSError) and error.strerror:
+        return CheckpointError(f"{path}: cannot be read: {error.strerror}")
+    size = os.path.getsize(path)
+    return CheckpointError(
+        f"{path}: damaged or not a safetensors file ({size:,} bytes): {error}",
+        hint=_size_hint(path, size),
+    )
+
+
+def _size_hint(path: str, size: int) -> str:
+    """How many bytes the header promises: says at once whether a copy or download was cut off."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < min(size, 100_000_000) else {}
+        end = max(int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return "copy or download it again"
+    promised = 8 + length + end
+    return f"its header promises {promised:,} bytes: copy or download it again" if promised != size else ""

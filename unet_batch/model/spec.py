@@ -1,0 +1,89 @@
+"""ModelSpec to JSON text and back, with every field checked.
+
+The text travels in the metadata of a checkpoint and of everything made from it, so that no file needs another one beside it
+to be understood. Reading it needs neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from unet_batch.errors import CheckpointError
+from unet_batch.types import ClassTable, ModelSpec
+
+MAX_LEVELS = 8
+MAX_WIDTH = 4096
+MAX_SIDE = 16384
+MAX_CLASSES = 255  # ids are uint8, and the last one stays free for "void"
+
+
+def dumps(spec: ModelSpec) -> str:
+    """The spec as JSON text; `loads(dumps(spec)) == spec`."""
+    return json.dumps(dataclasses.asdict(spec), sort_keys=True, allow_nan=False)
+
+
+def loads(text: str) -> ModelSpec:
+    """The spec from JSON text.
+
+    Raises:
+        CheckpointError: not JSON, a field is missing, or a value is out of bounds; the message names the field.
+    """
+    try:
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise TypeError(f"expected an object, got {type(data).__name__}")
+        return _from_dict(data)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"the model's description is not valid: {reason}") from error
+
+
+def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
+    in_channels = _integer(data["in_channels"], "in_channels", 1, 64)
+    widths = tuple(_integer(width, "widths", 1, MAX_WIDTH) for width in data["widths"])
+    if not 1 <= len(widths) <= MAX_LEVELS:
+        raise ValueError(f"widths: 1 to {MAX_LEVELS} levels expected, got {len(widths)}")
+    height, width = (_integer(side, "input_size", 1, MAX_SIDE) for side in data["input_size"])
+    names = tuple(str(name) for name in data["classes"]["names"])
+    colours = tuple(tuple(_integer(part, "colours", 0, 255) for part in colour) for colour in data["classes"]["colours"])
+    if not 1 <= len(names) <= MAX_CLASSES or len(colours) != len(names) or any(len(colour) != 3 for colour in colours):
+        raise ValueError(f"classes: {len(names)} names and {len(colours)} colours; one RGB colour for each of 1 to {MAX_CLASSES}")
+    output = "probability" if len(names) == 1 else "class_ids"
+    if data["output"] != output:
+        raise ValueError(f"output: {len(names)} class(es) mean {output!r}, got {data['output']!r}")
+    mean, std = (tuple(_number(value, key) for value in data[key]) for key in ("mean", "std"))
+    if len(mean) != in_channels or len(std) != in_channels or min(std) <= 0:
+        raise ValueError(f"mean and std: {in_channels} values each, std above 0, got {mean} and {std}")
+    threshold = _number(data["threshold"], "threshold")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold: above 0 and up to 1 expected, got {threshold}")
+    if not isinstance(data["training"], dict):
+        raise TypeError("training: an object expected")
+    return ModelSpec(
+        name=str(data["name"]),
+        widths=widths,
+        in_channels=in_channels,
+        input_size=(height, width),
+        mean=mean,
+        std=std,
+        classes=ClassTable(names, tuple((red, green, blue) for red, green, blue in colours)),
+        threshold=threshold,
+        output="probability" if len(names) == 1 else "class_ids",
+        training=data["training"],
+    )
+
+
+def _integer(value: object, field: str, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{field}: a whole number from {low} to {high} expected, got {value!r}")
+    return value
+
+
+def _number(value: object, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{field}: a finite number expected, got {value!r}")
+    return float(value)

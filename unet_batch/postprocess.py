@@ -1,0 +1,166 @@
+"""From the network's small map to what is written at the picture's size: probabilities, masks, class ids.
+
+Maps are widened to 16 bit before they are enlarged. cv2 is faster there (0.30 ms instead of 0.50 ms for 160x240 to 1280x1918
+on one core) and exact to 0.002 of a uint8 level instead of 0.8, so an edge is a smooth ramp and the mask cuts it where it
+should. INTER_LINEAR_EXACT is no help: 0.61 ms on bytes, 3.3 ms on 16 bit.
+
+All functions are pure and may run in several threads at once; cv2 releases the GIL while it works.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, cast
+
+import cv2
+import numpy as np
+
+from unet_batch import geometry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from unet_batch.types import Pixels, Placement, Size
+
+
+# The whole of a pixel when classes share it: near the top of 16 bit, and divisible by 2 and 16, so that halves are exact (a
+# tie is seen as one) and so are the sums of the smoothing.
+SHARE = 65504
+HALF = np.uint16(SHARE // 2)
+SMOOTH = np.array([0.25, 0.5, 0.25], np.float32)
+
+
+def cut(threshold: float) -> int:
+    """The smallest byte that counts as the class: the least integer v with v / 255 >= threshold.
+
+    Args:
+        threshold: probability in (0, 1].
+
+    Returns:
+        1..255; for example 128 for a threshold of 0.5 (127 / 255 = 0.498 is below it).
+    """
+    if not 0.0 < threshold <= 1.0:
+        raise ValueError(f"a threshold lies above 0 and is at most 1, got {threshold}")
+    value = min(255, max(1, math.ceil(255 * threshold)))
+    # The product is rounded, so it can miss by one: let the division decide, as the rule says.
+    while value > 1 and (value - 1) / 255 >= threshold:
+        value -= 1
+    while value / 255 < threshold:
+        value += 1
+    return value
+
+
+def probability16(map: Pixels, placement: Placement) -> NDArray[np.uint16]:
+    """The probability of every pixel in 16 bit: smooth ramps, where bytes show stairs.
+
+    Args:
+        map: uint8 (H, W) at the network's size, round(255 p).
+        placement: how the picture was put there.
+
+    Returns:
+        uint16 (height, width) at the source's size, round(65535 p).
+    """
+    # 255 * 257 = 65535: bytes map onto the full range, and back without loss. On the small map this costs 5 us.
+    return geometry.from_network(map.astype(np.uint16) * np.uint16(257), placement)
+
+
+def probability(map: Pixels, placement: Placement) -> Pixels:
+    """The probability of every pixel.
+
+    Args:
+        map: uint8 (H, W) at the network's size, round(255 p).
+        placement: how the picture was put there.
+
+    Returns:
+        uint8 (height, width) at the source's size, round(255 p): `probability16` / 257, rounded.
+    """
+    return cast("Pixels", cv2.convertScaleAbs(probability16(map, placement), alpha=1 / 257))
+
+
+def mask(probability: Pixels, threshold: float) -> Pixels:
+    """Cut a probability into a mask.
+
+    Args:
+        probability: uint8 (h, w), round(255 p).
+        threshold: probability in (0, 1] from which a pixel counts.
+
+    Returns:
+        uint8 (h, w): 255 where probability / 255 >= threshold (bytes from `cut(threshold)` on), else 0.
+    """
+    return cast("Pixels", cv2.threshold(probability, cut(threshold) - 1, 255, cv2.THRESH_BINARY)[1])
+
+
+def mask_from_map(map: Pixels, placement: Placement, threshold: float) -> Pixels:
+    """The same as `mask(probability(map, placement), threshold)`, bit for bit, without the probability between.
+
+    Args:
+        map: uint8 (H, W) at the network's size, round(255 p).
+        placement: how the picture was put there.
+        threshold: probability in (0, 1] from which a pixel counts.
+
+    Returns:
+        uint8 (height, width) at the source's size: 255 or 0.
+    """
+    # v / 257 rounds to t or more exactly from v = 257 t - 128 on; at a threshold of 0.5 that is 32768, half of 65535.
+    inside = np.greater_equal(probability16(map, placement), np.uint16(257 * cut(threshold) - 128))
+    # True is the byte 1, and -1 is the byte 255: 0.13 ms for both steps; cv2.inRange takes 0.28 ms, and cv2.compare (0.18 ms)
+    # refuses arrays of one pixel.
+    mask: Pixels = np.negative(inside.view(np.int8)).view(np.uint8)
+    return mask
+
+
+def class_ids(map: Pixels, placement: Placement, classes: int) -> Pixels:
+    """The class of every pixel, with smooth edges instead of enlarged squares.
+
+    Each class present is enlarged like a probability of 0 or 1, and the largest wins, ties going to the lower id. From twice
+    the size on these are smoothed first, which takes the stairs off slanted edges; but pixels that smoothing would turn to
+    another class keep theirs in full, so that thin lines and single pixels survive, and the centre of every pixel of the map
+    has its id. Against masks of cars at 1280x1918, the intersection over union of ids made at 160x240 is 0.986 when enlarged
+    to squares, 0.989 without the smoothing, and 0.990 with it.
+
+    Where no resize is needed the ids come back as they are.
+
+    4 ms for 1280x1918 with five classes present, 0.7 ms with two (one core).
+
+    Args:
+        map: uint8 (H, W) ids at the network's size.
+        placement: how the picture was put there.
+        classes: number of classes.
+
+    Returns:
+        uint8 (height, width) ids at the source's size.
+    """
+    content = geometry.content_of(map, placement)
+    present = np.flatnonzero(np.bincount(content.reshape(-1), minlength=classes))
+    if present[-1] >= classes:
+        raise ValueError(f"a map of {classes} classes holds the id {present[-1]}")
+    if placement.content == placement.source:
+        same: Pixels = content.copy()
+        return same
+    first, *rest = (int(id) for id in present)
+    ids = np.full(placement.source, first, np.uint8)
+    if not rest:
+        return ids
+    best = _share(content, first, placement.source)
+    if len(rest) == 1:  # the second class has what the first leaves
+        return _paint(ids, rest[0], np.less(best, HALF))
+    for id in rest:
+        share = _share(content, id, placement.source)
+        _paint(ids, id, np.greater(share, best))
+        np.maximum(best, share, out=best)
+    return ids
+
+
+def _share(content: Pixels, id: int, size: Size) -> NDArray[np.uint16]:
+    """How much of every pixel belongs to a class: uint16 `size`, 0..SHARE."""
+    own = content == id
+    share = own.astype(np.uint16) * np.uint16(SHARE)
+    if size[0] >= 2 * content.shape[0] and size[1] >= 2 * content.shape[1]:
+        smooth = cv2.sepFilter2D(share, -1, SMOOTH, SMOOTH, borderType=cv2.BORDER_REPLICATE)
+        share = np.where(np.where(own, smooth > HALF, smooth < HALF), smooth, share).astype(np.uint16, copy=False)
+    return geometry.resize_map(share, size)
+
+
+def _paint(ids: Pixels, id: int, where: NDArray[np.bool_]) -> Pixels:
+    """Write an id into `ids` where asked: 0.07 ms for 1280x1918; np.copyto(where=) takes 0.27 ms."""
+    return cast("Pixels", cv2.copyTo(np.full(ids.shape, id, np.uint8), where.view(np.uint8), ids))

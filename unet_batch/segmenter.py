@@ -1,0 +1,251 @@
+"""A model ready to segment: the Python interface, and the stages that `run` and `stream` share.
+
+    import unet_batch
+
+    with unet_batch.load() as segmenter:
+        mask = segmenter("car.jpg")
+        for result in segmenter.stream(paths):
+            print(result.path, result.error or result.mask.shape)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from unet_batch import geometry, images, postprocess
+from unet_batch.backends.base import Backend, cpu_count
+from unet_batch.errors import BackendError, EncodeError, ImageError, ItemError, OutputError, UnetBatchError, UsageError
+from unet_batch.pipeline import Failed, Pipeline, Stage
+from unet_batch.types import Frame, Item, ModelSpec, Prediction
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from unet_batch.types import Pixels, Size
+
+# Pictures in flight may hold this many bytes of pixels: two dozen photos of 20 megapixels.
+PIXEL_BUDGET = 512 * 2**20
+# A photo is decoded at reduced scale only while it stays this many times as large as the network sees it. At 2 the masks are
+# the same for all that can be measured (Dice 0.9997 against full decoding); at 1 the resampling would no longer average.
+OVERSAMPLING = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What became of one picture of `Segmenter.stream`.
+
+    Attributes:
+        path: the picture, as it was given.
+        prediction: None if the picture failed.
+        mask: uint8 (height, width) as a person sees the picture: 0/255 for one class, class ids for several; None if it failed.
+        error: why it failed, else None.
+    """
+
+    path: str
+    prediction: Prediction | None
+    mask: Pixels | None
+    error: UnetBatchError | None
+
+    @property
+    def probability(self) -> Pixels:
+        """uint8 (height, width), round(255 p), of a model of one class.
+
+        Raises:
+            UsageError: the picture failed, or the model has several classes.
+        """
+        if self.prediction is None:
+            raise UsageError(f"{self.path}: failed, there is no probability: {self.error}")
+        return postprocess.probability(self.prediction.map, self.prediction.frame.placement)
+
+
+class Segmenter:
+    """A backend with its model, open until `close`; see `unet_batch.load`.
+
+    Args:
+        backend: not open yet; the segmenter opens and closes it.
+        threshold: probability from which a pixel counts; None takes the model's own.
+        workers: threads for each of decoding, rendering and writing; None takes one for each core.
+
+    Raises:
+        UsageError: the threshold lies outside (0, 1], or workers is below 1.
+    """
+
+    def __init__(self, backend: Backend, *, threshold: float | None = None, workers: int | None = None) -> None:
+        self.backend = backend
+        self.threshold = backend.spec.threshold if threshold is None else threshold
+        if not 0 < self.threshold <= 1:
+            raise UsageError(f"threshold {self.threshold}: above 0 and up to 1 expected")
+        self.workers = cpu_count() if workers is None else workers
+        if self.workers < 1:
+            raise UsageError(f"workers {workers}: 1 or more expected")
+        backend.__enter__()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's own description."""
+        return self.backend.spec
+
+    def close(self) -> None:
+        """Release the backend."""
+        self.backend.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.backend.__exit__(kind, error, traceback)
+
+    def __call__(self, picture: str | os.PathLike[str] | NDArray[Any]) -> Pixels:
+        """Segment one picture.
+
+        Args:
+            picture: a path, or an RGB uint8 array (height, width, 3), or a grey one (height, width).
+
+        Returns:
+            uint8 (height, width): 0/255 for one class, class ids for several.
+
+        Raises:
+            ImageError: the file cannot be decoded, or the array is not a picture.
+            BackendError: inference failed.
+        """
+        if isinstance(picture, np.ndarray):
+            pixels = _as_rgb(picture)
+            frame = self._frame(Item("array", "array"), pixels, (pixels.shape[0], pixels.shape[1]), keep_pixels=False)
+        else:
+            frame = self.decode(Item(os.fspath(picture), ""), keep_pixels=False)
+        return self.mask(self.infer([frame])[0])
+
+    def stream(self, paths: Iterable[str | os.PathLike[str]]) -> Iterator[Result]:
+        """Segment many pictures: decoding, inference and masks overlap, results come in order, memory stays bounded.
+
+        A picture that fails is a `Result` with its `error`; the stream goes on.
+
+        Raises:
+            BackendError: the backend fails for one picture after the other.
+        """
+
+        def finish(prediction: Prediction) -> Result:
+            return Result(prediction.frame.item.path, prediction, self.mask(prediction), None)
+
+        items = (Item(os.fspath(path), "") for path in paths)
+        with self.pipeline(items, [("mask", finish)], keep_pixels=False) as outcomes:
+            for outcome in outcomes:
+                yield Result(item_of(outcome).path, None, None, as_error(outcome)) if isinstance(outcome, Failed) else outcome
+
+    # The stages.
+
+    def decode(self, item: Item, *, keep_pixels: bool) -> Frame:
+        """Read a picture; at reduced scale where nobody needs its pixels at full size."""
+        height, width = self.backend.input_size
+        at_least = None if keep_pixels else (OVERSAMPLING * height, OVERSAMPLING * width)
+        picture = images.read(item.path, at_least=at_least)
+        return self._frame(item, picture.pixels, picture.size, keep_pixels=keep_pixels)
+
+    def _frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool) -> Frame:
+        placement = geometry.place(size, self.backend.input_size)
+        return Frame(item, placement, geometry.to_network(pixels, placement), pixels if keep_pixels else None)
+
+    def infer(self, frames: Sequence[Frame]) -> list[Prediction]:
+        """Run the network on a batch of frames."""
+        maps = self.backend.infer(np.stack([frame.tensor for frame in frames]))
+        return [Prediction(frame, map) for frame, map in zip(frames, maps, strict=True)]
+
+    def mask(self, prediction: Prediction) -> Pixels:
+        """The mask at the picture's own size: uint8 (height, width), 0/255 or class ids."""
+        placement = prediction.frame.placement
+        if self.spec.output == "class_ids":
+            return postprocess.class_ids(prediction.map, placement, len(self.spec.classes.names))
+        return postprocess.mask_from_map(prediction.map, placement, self.threshold)
+
+    @contextmanager
+    def pipeline(
+        self, items: Iterable[Item], finish: Sequence[tuple[str, Callable[[Any], Any]]], *, keep_pixels: bool
+    ) -> Iterator[Pipeline]:
+        """Decode and infer, then the stages of `finish`, each a name and a function; delivers results and `Failed`s in order.
+
+        What concerns one picture is isolated. An `OutputError` ends the run, since the next write would fail as well.
+        """
+        batch = self.backend.batch_size
+
+        def infer(frames: Any) -> Any:
+            return self.infer(frames) if batch > 1 else self.infer([frames])[0]
+
+        stages = [
+            Stage("decode", lambda item: self.decode(item, keep_pixels=keep_pixels), self.workers, isolate=_concerns_one_item),
+            Stage("infer", infer, self.backend.streams, batch, isolate=_is_backend_error, enter=self.backend.thread),
+            *(Stage(name, work, self.workers, isolate=_concerns_one_item) for name, work in finish),
+        ]
+        # Enough for every worker to have one in hand and one waiting.
+        in_flight = 2 * (batch * self.backend.streams + (1 + len(finish)) * self.workers)
+        # cv2's own threads would fight for the cores that the workers fill already.
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            with Pipeline(
+                items, stages, in_flight=in_flight, weigh=_weigh, budget=PIXEL_BUDGET, describe=lambda value: item_of(value).path
+            ) as results:
+                yield results
+        finally:
+            cv2.setNumThreads(threads)
+
+
+def item_of(value: Any) -> Item:
+    """The item that a value of the pipeline belongs to."""
+    while isinstance(value, Failed):
+        value = value.value
+    if isinstance(value, Prediction):
+        value = value.frame
+    item = value.item if not isinstance(value, Item) else value
+    assert isinstance(item, Item)
+    return item
+
+
+def as_error(failed: Failed) -> UnetBatchError:
+    """The failure in our own words; one that nobody foresaw keeps its type's name in the message."""
+    if isinstance(failed.error, UnetBatchError):
+        return failed.error
+    kind = EncodeError if failed.stage != "decode" else ImageError
+    error = kind(
+        f"{item_of(failed).path}: {type(failed.error).__name__}: {failed.error}",
+        hint="unexpected; please report it with the file",
+    )
+    error.__cause__ = failed.error
+    return error
+
+
+def _concerns_one_item(error: Exception) -> bool:
+    return not isinstance(error, OutputError)
+
+
+def _is_backend_error(error: Exception) -> bool:
+    return isinstance(error, (BackendError, ItemError))
+
+
+def _weigh(value: Any) -> int:
+    """Bytes of pixels that a value holds."""
+    if isinstance(value, Prediction):
+        value = value.frame
+    if isinstance(value, Frame):
+        return value.tensor.nbytes + (value.pixels.nbytes if value.pixels is not None else 0)
+    return 0
+
+
+def _as_rgb(array: NDArray[Any]) -> Pixels:
+    if array.dtype != np.uint8 or array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise ImageError(
+            f"array of {array.dtype} {array.shape}: uint8 (height, width, 3) in RGB order or (height, width) expected",
+            hint="convert it first, e.g. (255 * x).astype('uint8')",
+        )
+    rgb = np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array
+    return np.ascontiguousarray(rgb)

@@ -1,0 +1,256 @@
+"""Where results go: whole files or none at all, in one folder, and errors that say what to do.
+
+A file is written under a temporary name in its own folder and then renamed, so that whoever reads it under its own name,
+or a run that resumes, never sees half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from unet_batch.errors import OutputError
+from unet_batch.types import Item
+
+LAYOUT = {  # folder and suffix of each kind of output
+    "mask": ("masks", ".png"),
+    "overlay": ("overlays", ".jpg"),
+    "cutout": ("cutouts", ".png"),
+    "prob": ("probs", ".png"),
+    "prob16": ("probs", ".png"),
+}
+_TEMPORARY = re.compile(r"\.ub-([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{8}\.part")
+_DAY = 24 * 3600.0
+# Worth another try: a folder that vanished under us; on Windows also a file that a virus scanner or viewer holds open.
+_PASSING = (FileNotFoundError, PermissionError) if os.name == "nt" else (FileNotFoundError,)
+_ELSEWHERE = "choose another output folder with -o"
+
+
+def write_atomic(path: str, data: bytes, *, sync: bool = False) -> None:
+    """Write a whole file, or leave what was there; folders that are missing are made.
+
+    Args:
+        path: the file.
+        data: all its bytes.
+        sync: wait until the bytes are on the disk, so that not even a power cut leaves an empty file.
+
+    Raises:
+        OutputError: the file cannot be written; it names the path, the reason and the fix.
+    """
+    for pause in (0.05, 0.5, None):
+        temporary = ""
+        try:
+            temporary, descriptor = _open_temporary(os.path.dirname(path))
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+            return
+        except BaseException as error:  # an interrupt must not leave the temporary file either
+            if temporary:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+            if not isinstance(error, OSError | ValueError):
+                raise
+            if pause is None or not isinstance(error, _PASSING):
+                raise _translate(error, path, len(data)) from error
+            time.sleep(pause)
+
+
+def write_json(path: str, value: Any, *, sync: bool = False) -> None:
+    """Write a value as JSON, whole or not at all; objects keep their order.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), sync=sync)
+
+
+class OutputTree:
+    """The output folder: `masks/<key>.png`, `overlays/<key>.jpg`, `cutouts/<key>.png`, `probs/<key>.png`.
+
+    Args:
+        folder: the output folder; need not exist yet.
+        kinds: which outputs are wanted, as named in `LAYOUT`.
+
+    Raises:
+        OutputError: a kind is unknown, or two would write the same files.
+    """
+
+    def __init__(self, folder: str, kinds: Sequence[str]) -> None:
+        unknown = [kind for kind in kinds if kind not in LAYOUT]
+        if unknown:
+            raise OutputError(f"unknown kind of output: {', '.join(unknown)}", hint=f"choose from {', '.join(LAYOUT)}")
+        self.folder = os.path.abspath(folder)
+        self.kinds = tuple(dict.fromkeys(kinds))
+        if len({LAYOUT[kind] for kind in self.kinds}) < len(self.kinds):
+            raise OutputError(
+                f"{' and '.join(self.kinds)}: two of these would write the same files", hint="save one of the two"
+            )
+
+    def path(self, kind: str, key: str) -> str:
+        """Say where an output goes.
+
+        Raises:
+            OutputError: it would lie outside the output folder.
+        """
+        steps = re.split(r"[/\\]" if os.name == "nt" else "/", key)
+        if "\0" in key or os.path.splitdrive(key)[0] or not {"", os.curdir, os.pardir}.isdisjoint(steps):
+            raise OutputError(f"{key!r} would lie outside the output folder {self.folder}")
+        folder, suffix = LAYOUT[kind]
+        return os.path.join(self.folder, folder, *steps) + suffix
+
+    def existing(self, items: Iterable[Item]) -> set[str]:
+        """Return the keys of the items whose outputs, of every kind wanted, are all there.
+
+        Each folder is listed once; no file is looked at by itself.
+
+        Raises:
+            OutputError: an output folder cannot be listed.
+        """
+        by_folder: defaultdict[str, set[str]] = defaultdict(set)
+        for item in items:
+            by_folder[item.key.rpartition("/")[0]].add(item.key)
+        done: set[str] = set()
+        for keys in by_folder.values() if self.kinds else ():
+            left = keys
+            for kind in self.kinds:
+                if left:
+                    there = {
+                        entry.name for entry in _scan(os.path.dirname(self.path(kind, next(iter(left))))) if _is_file(entry)
+                    }
+                    left = {key for key in left if key.rpartition("/")[2] + LAYOUT[kind][1] in there}
+            done |= left
+        return done
+
+    def prepare(self) -> None:
+        """Make the output folder and write a byte into it, to fail before the work rather than after.
+
+        Raises:
+            OutputError: the folder cannot be made or written.
+        """
+        temporary = ""
+        try:
+            temporary, descriptor = _open_temporary(self.folder)
+            with open(descriptor, "wb") as file:
+                file.write(b"\n")
+        except (OSError, ValueError) as error:
+            raise _translate(error, self.folder, 1) from error
+        finally:
+            if temporary:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+
+    def clean_leftovers(self) -> int:
+        """Remove the temporary files of runs that were killed, and return how many; those of live runs stay.
+
+        A run on this machine lives while its process does. One elsewhere cannot be asked: its files go after a day.
+        """
+        removed = 0
+        ours = {folder for folder, _ in LAYOUT.values()}
+        stack = [self.folder]
+        while stack:
+            folder = stack.pop()
+            entries: list[os.DirEntry[str]] = []
+            with contextlib.suppress(OutputError):  # what we cannot tidy up is no reason not to work
+                entries = _scan(folder)
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        if folder != self.folder or entry.name in ours:
+                            stack.append(entry.path)
+                    elif (name := _TEMPORARY.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
+                        dead = name[1] == _here() and not _is_alive(int(name[2]))
+                        if dead or time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY:
+                            os.unlink(entry.path)
+                            removed += 1
+        return removed
+
+
+def _open_temporary(folder: str) -> tuple[str, int]:
+    """Make a file that no other thread, process or machine makes; its name tells `clean_leftovers` whose it is."""
+    path = os.path.join(folder, f".ub-{_here()}-{os.getpid()}-{secrets.token_hex(4)}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        return path, os.open(path, flags, 0o666)
+    except FileNotFoundError:  # looking before each file would cost a call; noticing now costs none
+        os.makedirs(folder, exist_ok=True)
+        return path, os.open(path, flags, 0o666)
+
+
+def _translate(error: OSError | ValueError, path: str, size: int) -> OutputError:
+    code = error.errno if isinstance(error, OSError) else None
+    there = path
+    while not os.path.lexists(there) and os.path.dirname(there) != there:
+        there = os.path.dirname(there)
+    reason, hint = (error.strerror if isinstance(error, OSError) else None) or str(error), _ELSEWHERE
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        reason = "the disk is full" if code == errno.ENOSPC else "your disk quota is used up"
+        reason += f": {size:,} bytes to write"
+        with contextlib.suppress(OSError):
+            reason += f", {shutil.disk_usage(there or '.').free:,} free"
+        hint = f"free some space, or {_ELSEWHERE}"
+    elif code == errno.EROFS:
+        reason = "the disk is read-only"
+    elif code in (errno.EACCES, errno.EPERM):
+        reason, hint = f"no right to write in {there}", f"change its permissions, or {_ELSEWHERE}"
+    elif code == errno.ENAMETOOLONG:
+        longest = max(len(os.fsencode(part)) for part in path.split(os.sep))
+        reason = f"the name is too long ({len(os.fsencode(path))} bytes, the longest part {longest})"
+    elif code in (errno.ENOTDIR, errno.EEXIST):
+        reason, hint = f"{there} is in the way: it is not a folder", f"move it away, or {_ELSEWHERE}"
+    elif code == errno.EISDIR:
+        reason, hint = "a folder of this name is in the way", f"move it away, or {_ELSEWHERE}"
+    return OutputError(f"{path} cannot be written: {reason}", hint=hint)
+
+
+def _scan(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as listing:
+            return list(listing)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be listed: {error.strerror or error}", hint=_ELSEWHERE) from error
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link in circles
+        return False
+
+
+@functools.cache
+def _here() -> str:
+    """Identify the machine and the container: a process number means nothing outside."""
+    place = platform.node()
+    with contextlib.suppress(OSError):
+        place += os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()[:8]
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name == "nt":
+        return True  # asking would end the process; age decides
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # somebody else's
+    return True

@@ -1,0 +1,397 @@
+"""Which pictures to segment, and what their outputs will be called.
+
+Only names are looked at here, never pixels. What a person named is taken as it is; what a folder holds is taken if it is
+called like a picture. Whatever cannot be taken is counted or listed in the result: nothing is lost without a word.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import itertools
+import os
+import re
+import stat
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from unet_batch.errors import SourceError
+from unet_batch.types import Item
+
+MARKER = b'{"unet_batch":'  # how the run.json of an output folder begins, white space aside
+SUFFIXES = (".png", ".jpg")  # what outputs add to a key
+LONGEST = 235  # bytes of a key's component; file systems allow 255, and outputs add a suffix
+_JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_MAGIC = re.compile(r"[*?\[]")
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a request names.
+
+    Attributes:
+        items: the pictures, in the order of their keys' components.
+        root: absolute common folder of the sources; keys are relative to it.
+        ignored: how many other files the folders hold, by lower-case extension ("" for none).
+        skipped_folders: folders left out because they hold outputs.
+        unreadable: (path, reason) of folders and links below the sources that could not be listed.
+        duplicates: how often a picture was named that had been named before.
+    """
+
+    items: tuple[Item, ...]
+    root: str
+    ignored: Mapping[str, int]
+    skipped_folders: tuple[str, ...]
+    unreadable: tuple[tuple[str, str], ...]
+    duplicates: int
+
+
+def collect(
+    sources: Sequence[str], *, is_picture: Callable[[str], bool], exclude: Sequence[str] = (), cwd: str | None = None
+) -> Sources:
+    """Find the pictures that `sources` name: files, folders (recursively), glob patterns, and `@lists` of files and folders.
+
+    Args:
+        sources: what the user named; relative names start at `cwd`.
+        is_picture: says from its name whether a file found in a folder is a picture.
+        exclude: folders to leave out wherever they appear, the output folder above all.
+        cwd: where relative names start; the current folder if None.
+
+    Raises:
+        SourceError: a source does not exist, cannot be read, or holds no pictures; or the sources have no common folder.
+    """
+    try:
+        search = _Search(is_picture, exclude, os.path.abspath(cwd or os.getcwd()))
+    except OSError as error:
+        raise SourceError(f"the current folder is gone: {_reason(error)}", hint="change to one that exists") from error
+    for source in sources:
+        search.add(source)
+    if not search.found:
+        why = f": {len(search.skipped)} folder(s) hold outputs, such as {min(search.skipped)}" if search.skipped else ""
+        why += "".join(f"; {path} {reason}" for path, reason in itertools.islice(search.unreadable.items(), 1))
+        raise SourceError(f"no pictures to segment{why}", hint="name a file or folder with pictures that are not outputs")
+    try:
+        root = os.path.commonpath(list(search.bases))
+    except ValueError as error:  # Windows only
+        raise SourceError("the sources lie on different drives", hint="run once for each drive") from error
+    below = len(root if root.endswith(os.sep) else root + os.sep)
+    paths = {path[below:].replace(os.sep, "/"): path for path in search.found}
+    items = [Item(paths[name], key) for name, key in assign_keys(paths).items()]
+    items.sort(key=lambda item: item.key.split("/"))
+    return Sources(
+        items=tuple(items),
+        root=root,
+        ignored=Counter(itertools.chain.from_iterable(counts.elements() for counts in search.ignored.values())),
+        skipped_folders=tuple(sorted(search.skipped)),
+        unreadable=tuple(sorted(search.unreadable.items())),
+        duplicates=search.duplicates,
+    )
+
+
+def default_output(root: str) -> str:
+    """Say where outputs go by default: `<root>-segmented`, beside the sources' common folder.
+
+    Raises:
+        SourceError: `root` is the top of a file system, which nothing lies beside.
+    """
+    root = os.path.abspath(root)
+    if os.path.dirname(root) == root:
+        raise SourceError(f"no output folder can lie beside {root}", hint="name an output folder with -o")
+    return root + "-segmented"
+
+
+class _Search:
+    """What was found so far; see `Sources` for the meaning of its attributes."""
+
+    def __init__(self, is_picture: Callable[[str], bool], exclude: Sequence[str], cwd: str) -> None:
+        self.is_picture, self.cwd = is_picture, cwd
+        self.found: dict[str, None] = {}
+        self.bases: set[str] = set()
+        self.ignored: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by folder: one visited twice counts once
+        self.skipped: set[str] = set()
+        self.unreadable: dict[str, str] = {}
+        self.duplicates = 0
+        self.identities: dict[str, tuple[int, int] | None] = {}
+        folders = [_absolute(folder, cwd) for folder in exclude]
+        self.excluded = {self.identity(folder) for folder in folders} - {None}
+        self.excluded_names = {os.path.basename(folder).casefold() for folder in folders}
+
+    def add(self, source: str) -> None:
+        if not source:
+            raise SourceError("a source has an empty name")
+        if source.startswith("@"):
+            return self.add_list(source[1:])
+        path = _absolute(source, self.cwd)
+        try:
+            is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+        except ValueError as error:
+            raise SourceError(f"{source!r} cannot be a file name: {error}") from error
+        except OSError as error:
+            if not os.path.lexists(path):
+                return self.add_pattern(source, error)
+            is_folder = False  # a broken link: it was named, so decoding reports it
+        return self.add_folder(source, path) if is_folder else self.take(path, os.path.dirname(path))
+
+    def add_folder(self, source: str, top: str, pattern: _Pattern | None = None) -> None:
+        before = len(self.unreadable), len(self.skipped)
+        taken, others = self.walk(top, pattern)
+        if taken:
+            self.bases.add(top)
+        elif top in self.unreadable:
+            hint = "check its permissions" if os.path.exists(top) else _nearby(top)
+            raise SourceError(f"{source}: {top} cannot be listed: {self.unreadable[top]}", hint=hint)
+        elif top not in self.skipped:
+            others += Counter({"folders that cannot be listed": len(self.unreadable) - before[0]})
+            others += Counter({"folders of outputs": len(self.skipped) - before[1]})
+            raise SourceError(f"{source} {'matches' if pattern else 'holds'} {_census(others)}")
+
+    def add_list(self, name: str) -> None:
+        path = _absolute(name, self.cwd)
+        hint = "a file whose name begins with @ is written ./@name"
+        # A pipe, as of a shell's @<(find ...), has no folder that its lines could be relative to.
+        folder = os.path.dirname(path) if os.path.isfile(path) else self.cwd
+        try:
+            with open(path, "rb") as file:
+                raw = file.read()
+        except (OSError, ValueError) as error:
+            raise SourceError(f"the list {name} cannot be read: {_reason(error)}", hint=hint) from error
+        if b"\0" in raw:
+            raise SourceError(f"the list {name} is not UTF-8 text", hint="save it as UTF-8, one file name per line")
+        lines = [line.removesuffix("\r") for line in raw.decode("utf-8-sig", "surrogateescape").split("\n")]
+        entries = [_absolute(line, folder) for line in lines if line.strip() and not line.startswith("#")]
+        if not entries:
+            raise SourceError(f"the list {name} names no files", hint=hint)
+        for entry in entries:
+            if not os.path.isdir(entry):  # a missing file is taken as well: decoding reports it by its name
+                self.take(entry, os.path.dirname(entry))
+                continue
+            try:
+                self.add_folder(entry, entry)
+            except SourceError as error:  # one of many: reported, like a missing file
+                self.unreadable.setdefault(entry, error.message.removeprefix(f"{entry} "))
+
+    def add_pattern(self, source: str, error: OSError) -> None:
+        drive, rest = os.path.splitdrive(source)
+        parts = rest.replace(os.altsep or os.sep, os.sep).split(os.sep)
+        base = os.path.join(self.cwd, drive if parts[0] else drive + os.sep)
+        while parts and (not _MAGIC.search(parts[0]) or os.path.lexists(os.path.join(base, parts[0]))):
+            base = os.path.join(base, parts.pop(0))  # `[2024]` names the folder of that name, if there is one
+        base = _absolute(base, self.cwd)
+        if not parts:
+            why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {_reason(error)}"
+            raise SourceError(f"{source} {why}", hint=_nearby(base))
+        try:
+            pattern = _Pattern([part for part in parts if part not in ("", ".")])
+        except re.error as bad:
+            raise SourceError(f"{source} is not a valid pattern: {bad}") from bad
+        self.add_folder(source, base, pattern)
+
+    def take(self, path: str, base: str | None = None) -> None:
+        self.duplicates += path in self.found
+        self.found[path] = None
+        if base is not None:
+            self.bases.add(base)
+
+    def walk(self, top: str, pattern: _Pattern | None = None) -> tuple[int, Counter[str]]:
+        """Take the pictures below `top`; return how many there are, and what other files, by extension."""
+        taken, others = 0, Counter[str]()
+        start: tuple[str, ...] = (top,)
+        stack = [(top, pattern.start if pattern else None, start, False)]
+        while stack:
+            folder, places, trail, linked = stack.pop()
+            if pattern and places is not None and pattern.end in places:
+                places = None  # the folder itself is meant, with all that it holds
+            try:
+                with os.scandir(folder) as listing:
+                    entries = list(listing)
+            except OSError as error:
+                self.unreadable[folder] = _reason(error)
+                continue
+            if _holds_outputs(entries) or (folder == top and self.identity(top) in self.excluded):
+                self.skipped.add(folder)
+                continue
+            here = Counter[str]()
+            for entry in entries:
+                name = entry.name
+                if name.startswith(".") or name.casefold() in _JUNK:
+                    continue
+                then = None
+                if pattern and places is not None:
+                    then = pattern.step(places, name)
+                    if not then:
+                        continue
+                try:
+                    is_folder = entry.is_dir()
+                except OSError:  # a link that leads in circles, or to where we may not look
+                    is_folder = False
+                if is_folder:
+                    # Only links lead back, and only below one may a folder have two names. Windows has more than links.
+                    through_link = linked or entry.is_symlink() or os.name == "nt"
+                    identity = None
+                    if through_link or name.casefold() in self.excluded_names:
+                        identity = self.identity(entry.path)
+                    if identity and identity in self.excluded:
+                        self.skipped.add(entry.path)
+                    elif not (identity and through_link and identity in map(self.identity, trail)):
+                        stack.append((entry.path, then, (*trail, entry.path), through_link))
+                elif pattern and then and pattern.end not in then:
+                    continue
+                elif self.is_picture(name) or (pattern and then and pattern.names_extension):
+                    self.take(entry.path)
+                    taken += 1
+                else:
+                    extension = os.path.splitext(name)[1].lower()
+                    here[extension] += 1
+                    if not re.search("[a-z]", extension) and entry.is_symlink() and not os.path.exists(entry.path):
+                        self.unreadable[entry.path] = "a link to something that is not there"  # a folder, perhaps
+            others += here
+            if here:
+                self.ignored[folder] |= here
+        return taken, others
+
+    def identity(self, path: str) -> tuple[int, int] | None:
+        if path not in self.identities:
+            try:
+                found = os.stat(path)
+                # Some network drives of Windows number all files 0.
+                self.identities[path] = (found.st_dev, found.st_ino) if found.st_ino else None
+            except (OSError, ValueError):
+                self.identities[path] = None
+        return self.identities[path]
+
+
+class _Pattern:
+    """A glob pattern, matched one component at a time, so that a walk turns back where nothing can match.
+
+    A place is a number of components matched so far; because of `**`, a path can be at several.
+    """
+
+    def __init__(self, parts: list[str]) -> None:
+        flags = re.IGNORECASE if os.name == "nt" else 0
+        self.tests = [None if part == "**" else re.compile(fnmatch.translate(part), flags).match for part in parts]
+        self.start, self.end = self._spread({0}), len(parts)
+        extension = os.path.splitext(parts[-1])[1]
+        self.names_extension = bool(extension) and not _MAGIC.search(extension)  # `*.dat` asks for just these files
+
+    def step(self, places: frozenset[int], name: str) -> frozenset[int]:
+        after: set[int] = set()
+        for place in places - {self.end}:
+            test = self.tests[place]
+            if test is None:
+                after.add(place)
+            elif test(name):
+                after.add(place + 1)
+        return self._spread(after)
+
+    def _spread(self, places: set[int]) -> frozenset[int]:
+        for place, test in enumerate(self.tests):
+            if test is None and place in places:
+                places.add(place + 1)  # `**` stands for no folder, too
+        return frozenset(places)
+
+
+def _absolute(path: str, cwd: str) -> str:
+    path = os.path.join(cwd, path)
+    if os.pardir in path.replace(os.altsep or os.sep, os.sep).split(os.sep):
+        # The parent of a link is not what its name suggests, so `..` needs the file system; the last name stays as given.
+        head, last = os.path.split(path)
+        path = os.path.realpath(path) if last in ("", os.curdir, os.pardir) else os.path.join(os.path.realpath(head), last)
+    path = os.path.abspath(path)
+    return path if os.name == "nt" else "/" + path.lstrip("/")  # POSIX lets two slashes be, and keys are cut by length
+
+
+def _holds_outputs(entries: list[os.DirEntry[str]]) -> bool:
+    for entry in entries:
+        if entry.name == "run.json":
+            try:
+                if entry.is_file():  # opening a pipe would wait forever
+                    with open(entry.path, "rb") as file:
+                        return b"".join(file.read(64).split()).startswith(MARKER)
+            except OSError:
+                return False
+    return False
+
+
+def _census(others: Counter[str]) -> str:
+    kinds = [f"{count} {kind or 'without extension'}" for kind, count in others.most_common(8)]
+    return f"0 pictures; {', '.join(kinds) or 'no other files'}{', and more' if len(others) > 8 else ''}"
+
+
+def _nearby(path: str) -> str:
+    """Suggest names like that of a missing file; the listing is cut short, for a suggestion must not take long."""
+    try:
+        with os.scandir(os.path.dirname(path)) as listing:
+            names = [entry.name for entry in itertools.islice(listing, 2000)]
+    except OSError:
+        return f"there is no folder {os.path.dirname(path)}"
+    close = difflib.get_close_matches(os.path.basename(path), names)
+    return f"there is {', '.join(close)}" if close else ""
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def assign_keys(names: Iterable[str]) -> dict[str, str]:
+    """Give each of these `/`-separated relative file names a key of its own, whatever their order.
+
+    A key is the name without its extension. Where two would be the same, extensions stay; where they still are, the later
+    name gets `~2`, `~3`, and so on. "The same" holds for file systems that ignore case or normalise Unicode, too.
+    """
+    ordered = sorted(names, key=lambda name: name.split("/"))
+    prefixes: dict[str, str] = {"": ""}
+    blocked: set[str] = set()  # keys whose output would be called like a folder of the outputs
+    plans: list[tuple[str, str, str, str]] = []
+    claims: Counter[str] = Counter()
+    for name in ordered:
+        folder, _, last = name.rpartition("/")
+        if folder not in prefixes:
+            parts = [_component(part) for part in folder.split("/")]
+            prefixes[folder] = "/".join(parts) + "/"
+            for depth, part in enumerate(parts, 1):
+                blocked.update(_fold("/".join(parts[:depth]))[: -len(s)] for s in SUFFIXES if part.lower().endswith(s))
+        stem = os.path.splitext(last)[0]
+        key = prefixes[folder] + _component(stem)
+        plans.append((name, prefixes[folder], last, key))
+        claims[_fold(key)] += 1
+        if stem != last:
+            # The full name is claimed even if unused: `a.jpg.png` beside `a.jpg` and `a.png` must not become `a.jpg`.
+            claims[_fold(prefixes[folder] + _component(last))] += 1
+    keys: dict[str, str] = {}
+    used: set[str] = set()
+    for name, prefix, last, key in plans:
+        folded = _fold(key)
+        if claims[folded] > 1 or folded in blocked:
+            key = prefix + _component(last)
+            folded, number = _fold(key), 1
+            while folded in used or folded in blocked or (number > 1 and folded in claims):
+                number += 1
+                key = prefix + _component(f"{last}~{number}")
+                folded = _fold(key)
+        used.add(folded)
+        keys[name] = key
+    return keys
+
+
+def _component(name: str) -> str:
+    """Make a component of a key: without control characters and undecodable bytes, and short enough."""
+    raw = _UNSAFE.sub(_percent, name).encode()
+    if len(raw) <= LONGEST:
+        return raw.decode()
+    return raw[: LONGEST - 11].decode(errors="ignore") + "-" + hashlib.sha256(raw).hexdigest()[:10]
+
+
+def _percent(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    raw = bytes([code - 0xDC00]) if 0xDC80 <= code <= 0xDCFF else match[0].encode("utf-8", "surrogatepass")
+    return "".join(f"%{byte:02X}" for byte in raw)
+
+
+def _fold(key: str) -> str:
+    if key.isascii():
+        return key.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", key).casefold())
