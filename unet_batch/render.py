@@ -65,7 +65,8 @@ def line_width(height: int, width: int) -> int:
 
 
 def overlay(pixels: Pixels, regions: Pixels, classes: ClassTable, alpha: float = 0.45, contour: bool = True) -> Pixels:
-    """Tint the classes in a picture and outline them. 2.5 ms for a car; 1 ms without contours.
+    """Tint the classes in a picture and outline them: 3 ms for a car, 1 ms without the contour; 2 ms for each class that
+    fills the picture.
 
     Args:
         pixels: RGB uint8 (h, w, 3).
@@ -85,7 +86,7 @@ def overlay(pixels: Pixels, regions: Pixels, classes: ClassTable, alpha: float =
 
 
 def cutout(pixels: Pixels, probability: Pixels, threshold: float = 0.5) -> Pixels:
-    """Cut the class out of a picture, with a soft edge. 1.7 ms.
+    """Cut the class out of a picture, with a soft edge: 2 ms.
 
     Args:
         pixels: RGB uint8 (h, w, 3).
@@ -179,7 +180,7 @@ def _draw(out: Pixels, region: Pixels, colour: Colour, alpha: float, line: int) 
     view[row, column] = (mixed + 127) // 255
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def _line(width: int) -> NDArray[np.uint16]:
     """Opacity (256,), 0..255, of a line by the blurred mask: `width` pixels inside the edge, fading over one outside."""
     inside = (np.arange(256) / 255 - 0.5) * (2 * width + 1)  # pixels from the edge, for a straight one
@@ -188,11 +189,12 @@ def _line(width: int) -> NDArray[np.uint16]:
     return table
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def _ramp(threshold: float) -> Pixels:
     """Alpha (256,) by probability: a smooth step around the threshold, narrower near 0 and 1."""
     p = np.arange(256) / 255
     half = min(RAMP, threshold, 1 - threshold)
-    step = np.clip((p - threshold) / (2 * half) + 0.5, 0, 1) if half > 0 else (p >= threshold).astype(np.float64)
+    # A ramp narrower than a byte is a hard edge (and would divide by next to nothing).
+    step = np.clip((p - threshold) / (2 * half) + 0.5, 0, 1) if 255 * half >= 1 else np.where(p >= threshold, 1.0, 0.0)
     table: Pixels = np.rint(255 * step * step * (3 - 2 * step)).astype(np.uint8)
     return table

@@ -197,17 +197,19 @@ def _translate(error: OSError | ValueError, path: str, size: int) -> OutputError
     there = path
     while not os.path.lexists(there) and os.path.dirname(there) != there:
         there = os.path.dirname(there)
+    there = there or os.curdir
     reason, hint = (error.strerror if isinstance(error, OSError) else None) or str(error), _ELSEWHERE
     if code in (errno.ENOSPC, errno.EDQUOT):
         reason = "the disk is full" if code == errno.ENOSPC else "your disk quota is used up"
         reason += f": {size:,} bytes to write"
         with contextlib.suppress(OSError):
-            reason += f", {shutil.disk_usage(there or '.').free:,} free"
+            reason += f", {shutil.disk_usage(there).free:,} free"
         hint = f"free some space, or {_ELSEWHERE}"
     elif code == errno.EROFS:
         reason = "the disk is read-only"
     elif code in (errno.EACCES, errno.EPERM):
-        reason, hint = f"no right to write in {there}", f"change its permissions, or {_ELSEWHERE}"
+        where = there if os.path.isdir(there) else os.path.dirname(there)
+        reason, hint = f"no right to write in {where}", f"change its permissions, or {_ELSEWHERE}"
     elif code == errno.ENAMETOOLONG:
         longest = max(len(os.fsencode(part)) for part in path.split(os.sep))
         reason = f"the name is too long ({len(os.fsencode(path))} bytes, the longest part {longest})"

@@ -42,13 +42,10 @@ def sample(folder: str, photos: int, size: tuple[int, int], seed: int, quiet: bo
     Example:
       unet-batch sample demo --photos 20 --size 1280x1920
     """
-    from rich.progress import track
-
-    from unet_batch.cli.screen import console
+    from unet_batch.cli.screen import drawing
     from unet_batch.scenes import write_samples
 
-    with click.progressbar(length=photos, label="drawing") if False else _nothing():
-        pass
-    written = write_samples(folder, photos, size, seed)
+    with drawing(photos, quiet=quiet) as progress:
+        write_samples(folder, photos, size, seed, progress=progress)
     if not quiet:
-        click.echo(f"{len(written)} photos of {size[0]}x{size[1]} in {folder}/photos, their masks in {folder}/masks")
+        click.echo(f"{photos} photos of {size[0]}x{size[1]} in {folder}/photos, their masks in {folder}/masks")

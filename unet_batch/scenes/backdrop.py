@@ -6,13 +6,13 @@ Backdrops are RGB float32 (h, w, 3), 0..1. They are soft, so very large pictures
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
 
 from unet_batch.scenes.paint import Light
-from unet_batch.scenes.shapes import noise, ramp
+from unet_batch.scenes.shapes import blur, noise, ramp
 
 if TYPE_CHECKING:
     from unet_batch.scenes.car import Rgb
@@ -77,7 +77,7 @@ class Studio:
         wall = np.array(self.wall)
         level = float(wall.mean())
         grey = float(0.72 + 0.28 * level)
-        return Light((grey, grey, grey), self.floor, tuple(wall * 0.9), 0.5, 0.84 + 0.2 * level)  # type: ignore[arg-type]
+        return Light((grey, grey, grey), self.floor, tuple(wall * 0.9), 0.5, 0.84 + 0.2 * level)
 
     def draw(self, view: View, rng: np.random.Generator) -> Floats:
         height, width = view.size
@@ -161,7 +161,7 @@ class Road:
         sky = tuple(0.5 * haze + 0.5 * np.array(self.zenith) + 0.08)
         ground = (self.asphalt, self.asphalt, self.asphalt)
         behind = tuple((0.45 * haze + 0.35 * np.array(self.verge)) * 0.9)
-        return Light(sky, ground, behind, 1.0, 0.80 + 0.22 * self.power)  # type: ignore[arg-type]
+        return Light(sky, ground, behind, 1.0, 0.80 + 0.22 * self.power)
 
     def draw(self, view: View, rng: np.random.Generator) -> Floats:
         picture = self._sky(view, rng)
@@ -172,7 +172,7 @@ class Road:
         sigma = 0.022 * view.scale
         end = int(np.clip(view.row(self.kerb * 0.8), 1, view.size[0]))
         if sigma > 0.35:
-            picture[:end] = cv2.GaussianBlur(picture[: end + 8], (0, 0), sigma)[:end]
+            picture[:end] = blur(picture[: end + 8], sigma)[:end]
         picture *= np.float32(0.80 + 0.2 * self.power)
         return picture
 
@@ -187,7 +187,8 @@ class Road:
         field = noise(rng, (end, width), cells, 6)
         cover = 0.68 - 0.32 * self.clouds
         share = ramp(field, cover - 0.06, cover + 0.16)[..., None] * np.float32(0.9)
-        shadow = ramp(np.roll(field, max(end // 24, 1), axis=0), cover, cover + 0.3)[..., None]
+        above = field[np.maximum(np.arange(end) - max(end // 24, 1), 0)]  # thick above means dark below
+        shadow = ramp(above, cover, cover + 0.3)[..., None]
         bright = np.array((0.97, 0.97, 0.98), np.float32) - 0.20 * shadow * np.array((1, 0.95, 0.85), np.float32)
         picture[:end] += (bright - picture[:end]) * share
         return picture
@@ -224,7 +225,7 @@ class Road:
             ragged = noise(rng, (1, width), (1, 40), 4) - 0.5
             crest = base - (crown.max(axis=0) + 0.22 * ragged[0] + 0.12 * (layer + 1)) * np.float32(view.scale)
             shade = 0.75 + 0.5 * dice[crown.argmax(axis=0), 3]
-            shade = cv2.GaussianBlur(shade[None], (0, 0), max(0.03 * view.scale, 0.5))
+            shade = blur(shade[None], max(0.03 * view.scale, 0.5))
             leaves = noise(rng, (end - start, width), (10, 60), 4)
             share = np.clip((row[start:end] - crest[None]) / np.float32(0.02 * view.scale + 1), 0, 1)
             up = ramp(row[start:end] - crest[None], 0.7 * view.scale, 0)  # light comes from above
@@ -291,8 +292,8 @@ class Road:
         joints = ramp(np.abs(across % 1.2 - 0.6), 0.58, 0.598)[..., None]
         path *= 1 - 0.15 * joints
         soft = np.float32(0.03) + np.maximum(depth, 0) * np.float32(0.006)
-        land += (path - land) * ramp_between(depth, kerb + 0.16, soft)
-        land += (verge - land) * ramp_between(depth, kerb + 2.3, soft)
+        land += (path - land) * ramp_between(depth, self.kerb + 0.16, soft)
+        land += (verge - land) * ramp_between(depth, self.kerb + 2.3, soft)
         # The kerb stone: a lit top and a dark face towards the road.
         stone = np.exp(-(((depth - kerb - 0.10) / 0.10) ** 2))[..., None]
         land += (np.float32(0.66) - land) * stone * 0.8
@@ -307,7 +308,7 @@ class Road:
     def _grain(self, across: Floats, depth: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
         """Two textures of the ground, fine stones and large patches, as the camera sees them."""
         tile = rng.random((256, 256), dtype=np.float32)
-        tile = cv2.GaussianBlur(tile, (0, 0), 0.8, borderType=cv2.BORDER_REFLECT_101)
+        tile = blur(tile, 0.8)
         tile = np.clip((tile - 0.5) * 2.2 + 0.5, 0, 1)
         wide = noise(rng, (256, 256), (8, 8), 3)
         shape = (across.shape[0], across.shape[1])
@@ -319,15 +320,14 @@ class Road:
         def look(texture: Floats, per_metre: float) -> Floats:
             x = fold(across * np.float32(per_metre))
             y = np.ascontiguousarray(np.broadcast_to(fold((depth + 100) * np.float32(per_metre)), shape))
-            seen: Floats = cv2.remap(texture, x, y, cv2.INTER_LINEAR)
-            return seen
+            return cast("Floats", cv2.remap(texture, x, y, cv2.INTER_LINEAR))
 
         return 0.62 * look(tile, 83.0) + 0.38 * look(tile, 19.0), look(wide, 9.0)
 
 
-def ramp_between(depth: Floats, edge: float | np.floating, soft: Floats) -> Floats:
+def ramp_between(depth: Floats, edge: float, soft: Floats) -> Floats:
     """1 behind `edge`, 0 before it, as (rows, 1, 1); `soft` is half the width of the change, per row."""
-    result: Floats = np.clip((depth - edge) / (2 * soft) + 0.5, 0, 1)[..., None]
+    result: Floats = np.clip((depth - np.float32(edge)) / (2 * soft) + np.float32(0.5), 0, 1)[..., None]
     return result
 
 

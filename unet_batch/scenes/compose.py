@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
 
 from unet_batch.scenes import backdrop, camera, car
 from unet_batch.scenes.backdrop import Road, Studio, View
-from unet_batch.scenes.paint import Canvas, draw_car
-from unet_batch.scenes.shapes import box, ellipse
+from unet_batch.scenes.canvas import Canvas
+from unet_batch.scenes.paint import draw_car
+from unet_batch.scenes.shapes import blur, box, ellipse, resized
 
 if TYPE_CHECKING:
     from unet_batch.scenes.shapes import Floats, Path
@@ -142,10 +143,7 @@ def _backdrop(scene: Scene, view: View, rng: np.random.Generator) -> Floats:
     if factor == 1.0:
         return scene.place.draw(view, rng)
     small = (round(height * factor), round(width * factor))
-    picture: Floats = cv2.resize(
-        scene.place.draw(view.resized(factor, small), rng), (width, height), interpolation=cv2.INTER_LINEAR
-    )
-    return picture
+    return resized(scene.place.draw(view.resized(factor, small), rng), view.size)
 
 
 def _car(scene: Scene, size: Size, matrix: Path) -> tuple[Floats, Floats]:
@@ -162,9 +160,9 @@ def _car(scene: Scene, size: Size, matrix: Path) -> tuple[Floats, Floats]:
     draw_car(canvas, scene.car, scene.place.light)
     colour = np.zeros((height, width, 3), np.float32)
     cover = np.zeros((height, width), np.float32)
-    window, area = (right - left, bottom - top), (slice(top, bottom), slice(left, right))
-    colour[area] = cv2.resize(canvas.colour, window, interpolation=cv2.INTER_AREA) if times > 1 else canvas.colour
-    cover[area] = cv2.resize(canvas.alpha, window, interpolation=cv2.INTER_AREA) if times > 1 else canvas.alpha
+    window, area = (bottom - top, right - left), (slice(top, bottom), slice(left, right))
+    colour[area] = resized(canvas.colour, window, smaller=True) if times > 1 else canvas.colour
+    cover[area] = resized(canvas.alpha, window, smaller=True) if times > 1 else canvas.alpha
     return colour, cover
 
 
@@ -187,28 +185,27 @@ def _shade(picture: Floats, scene: Scene, matrix: Path, cover: Floats) -> None:
     for axle in vehicle.axles:
         marks.append((ellipse(axle, 0.0, radius * 0.62, 0.030), 0.016, 0.75))
         marks.append((ellipse(axle, 0.0, radius * 1.05, 0.055), 0.05, 0.45))
-    for path, blur, strength in marks:
-        found = canvas.cover([path], blur)
+    for path, softness, strength in marks:
+        found = canvas.cover([path], softness)
         if found is not None:
             light[found[0]] *= 1 - np.float32(strength) * found[1]
     if sun and isinstance(scene.place, Road):
         lean = scene.place.lean * (-1 if scene.flip else 1)
         fall = np.array([[1, lean, 0], [0, -0.17, 0], [0, 0, 1.0]])
-        cast = _moved(cover, matrix, fall, step)
-        cast = cv2.GaussianBlur(cast, (0, 0), max(0.035 * canvas.pixels_per_metre, 0.3))
-        light *= 1 - np.float32(0.52 * sun) * cast
-    picture *= cv2.resize(light, (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
+        sunless = _moved(cover, matrix, fall, step)
+        sunless = blur(sunless, max(0.035 * canvas.pixels_per_metre, 0.3))
+        light *= 1 - np.float32(0.52 * sun) * sunless
+    picture *= resized(light, (height, width))[..., None]
 
 
 def _moved(layer: Floats, matrix: Path, change: Path, step: int = 1) -> Floats:
     """A layer of the car, as it looks after `change` (3x3, in metres), reduced by `step`."""
     height, width = layer.shape[:2]
-    small = (width // step, height // step)
+    small = (height // step, width // step)
     reduce = np.diag([1 / step, 1 / step, 1.0])
-    source = cv2.resize(layer, small, interpolation=cv2.INTER_AREA) if step > 1 else layer
+    source = resized(layer, small, smaller=True) if step > 1 else layer
     warp = reduce @ matrix @ change @ np.linalg.inv(reduce @ matrix)
-    moved: Floats = cv2.warpPerspective(source, warp, small, flags=cv2.INTER_LINEAR)
-    return moved
+    return cast("Floats", cv2.warpPerspective(source, warp, small[::-1], flags=cv2.INTER_LINEAR))
 
 
 def _reflect(picture: Floats, scene: Scene, matrix: Path, colour: Floats, cover: Floats) -> None:
@@ -222,9 +219,9 @@ def _reflect(picture: Floats, scene: Scene, matrix: Path, colour: Floats, cover:
     image, share = _moved(colour, matrix, flip, step), _moved(cover, matrix, flip, step)
     canvas = Canvas((height // step, width // step), np.diag([1 / step, 1 / step, 1.0]) @ matrix)
     sigma = max(0.03 * canvas.pixels_per_metre, 0.3)
-    image, share = cv2.GaussianBlur(image, (0, 0), sigma), cv2.GaussianBlur(share, (0, 0), sigma)
+    image, share = blur(image, sigma), blur(share, sigma)
     fade = np.float32(strength) * np.clip(1 + canvas.y / np.float32(0.75 * scene.car.height), 0, 1) * (canvas.y < 0.02)
     image *= fade[..., None]
     share *= fade
-    picture *= 1 - cv2.resize(share, (width, height))[..., None]
-    picture += cv2.resize(image, (width, height))
+    picture *= 1 - resized(share, (height, width))[..., None]
+    picture += resized(image, (height, width))

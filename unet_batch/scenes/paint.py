@@ -5,7 +5,7 @@ Shading is a function of where a point lies on the car (metres), so a part looks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,9 @@ from unet_batch.scenes.car import Car, Rgb
 from unet_batch.scenes.shapes import box, ellipse, line, ramp, smooth, stroke
 
 if TYPE_CHECKING:
+    from unet_batch.scenes.canvas import Canvas, Shade
     from unet_batch.scenes.shapes import Floats, Path
 
-    Shade = Callable[["Floats", "Floats"], "Floats"]  # (x, y) in metres, each (h, w) or broadcastable -> RGB (h, w, 3)
-    Fill = Rgb | Shade
-
-_BITS = 4  # fractional bits of the coordinates cv2 is given
 _STEPS = 2048  # entries of a shading table
 
 
@@ -42,92 +39,6 @@ class Light:
     behind: Rgb
     horizon: float
     power: float
-
-
-class Canvas:
-    """A transparent picture with a coordinate system in metres.
-
-    Attributes:
-        colour: RGB float32 (h, w, 3), premultiplied by `alpha`.
-        alpha: coverage by the car, float32 (h, w), 0..1.
-        x, y: where each pixel lies, in metres, float32 (h, w).
-    """
-
-    def __init__(self, size: tuple[int, int], matrix: Path) -> None:
-        """Args: size in pixels; `matrix`, 3x3 float64: metres to pixels, (0, 0) being the first pixel's corner."""
-        height, width = size
-        self.colour = np.zeros((height, width, 3), np.float32)
-        self.alpha = np.zeros(size, np.float32)
-        self._matrix = matrix
-        self.pixels_per_metre = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
-        back = np.linalg.inv(matrix).astype(np.float32)
-        column = np.arange(width, dtype=np.float32)[None] + np.float32(0.5)
-        row = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5)
-        depth = back[2, 0] * column + back[2, 1] * row + back[2, 2]
-        self.x: Floats = (back[0, 0] * column + back[0, 1] * row + back[0, 2]) / depth
-        self.y: Floats = (back[1, 0] * column + back[1, 1] * row + back[1, 2]) / depth
-
-    def cover(self, paths: Sequence[Path], blur: float = 0.0) -> tuple[tuple[slice, slice], Floats] | None:
-        """How much of each pixel the paths enclose (even-odd), and where; None where that is nowhere on the canvas.
-
-        Args:
-            blur: standard deviation of a softened edge, in metres.
-        """
-        placed = [self.to_pixels(path) for path in paths]
-        sigma = blur * self.pixels_per_metre
-        margin = 2 + int(3 * sigma)
-        every = np.concatenate(placed)
-        left, top = np.floor(every.min(axis=0)).astype(int) - margin
-        right, bottom = np.ceil(every.max(axis=0)).astype(int) + margin
-        left, top = max(left, 0), max(top, 0)
-        right, bottom = min(right, self.alpha.shape[1]), min(bottom, self.alpha.shape[0])
-        if left >= right or top >= bottom:
-            return None
-        mask = np.zeros((bottom - top, right - left), np.uint8)
-        # cv2 puts whole numbers at pixel centres.
-        fixed = [np.round((path - (left + 0.5, top + 0.5)) * (1 << _BITS)).astype(np.int32) for path in placed]
-        cv2.fillPoly(mask, fixed, 255, cv2.LINE_AA, _BITS)
-        share: Floats = mask.astype(np.float32) * np.float32(1 / 255)
-        if sigma > 0.4:
-            cv2.GaussianBlur(share, (0, 0), sigma, dst=share)
-        return (slice(top, bottom), slice(left, right)), share
-
-    def to_pixels(self, path: Path) -> Path:
-        """A path in metres as pixels, float64 (points, 2)."""
-        mapped = np.column_stack([path, np.ones(len(path))]) @ self._matrix.T
-        flat: Path = mapped[:, :2] / mapped[:, 2:]
-        return flat
-
-    def put(
-        self, paths: Path | Sequence[Path], fill: Fill, *, opacity: float = 1.0, blur: float = 0.0, new: bool = False
-    ) -> None:
-        """Paints the area the paths enclose.
-
-        Args:
-            fill: a colour, or what gives one for every point.
-            new: the part adds to the silhouette; otherwise it only shows where the car already is.
-        """
-        found = self.cover([paths] if isinstance(paths, np.ndarray) else paths, blur)
-        if found is None:
-            return
-        area, share = found
-        self.mix(area, share * np.float32(opacity), fill, new=new)
-
-    def trace(self, path: Path, width: float, fill: Fill, *, opacity: float = 1.0, blur: float = 0.0) -> None:
-        """Draws a line over the car; one thinner than a pixel fades instead of growing to a pixel's width."""
-        self.put(stroke(path, width), fill, opacity=opacity * min(1.0, width * self.pixels_per_metre / 1.5), blur=blur)
-
-    def mix(self, area: tuple[slice, slice], share: Floats, fill: Fill, *, new: bool = False) -> None:
-        """Lays `fill` over an area of the canvas, `share` (0..1) of it per pixel (see `put`)."""
-        alpha, colour = self.alpha[area], self.colour[area]
-        value = fill(self.x[area], self.y[area]) if callable(fill) else np.array(fill, np.float32)
-        if new:
-            alpha += share * (1 - alpha)
-            weight = share
-        else:
-            weight = share * alpha
-        colour *= (1 - share)[..., None]
-        colour += value * weight[..., None]
 
 
 def draw_car(canvas: Canvas, car: Car, light: Light) -> None:
@@ -193,13 +104,13 @@ def _painted(canvas: Canvas, car: Car, light: Light, area: tuple[slice, slice], 
         t = (y - np.float32(sill)) / (_belt(car, x) - np.float32(sill))
         bent = t + 2.2 * wave * np.clip(1.6 * (1 - t), 0, 1)  # the shoulder is a pressed edge: reflections stay straight there
         matte = _table(
-            [(-0.2, 0.30), (0.0, 0.40), (crease - 0.03, 0.56), (crease, 0.72), (crease + 0.02, 0.70), (0.55, 0.74), (0.72, 0.80),
-             (0.88, 0.88), (0.955, 0.84), (0.985, 1.06), (1.02, 1.04), (1.06, 0.96), (1.5, 1.02), (1.9, 1.1)],
+            [(-0.2, 0.30), (0.0, 0.40), (crease - 0.03, 0.56), (crease, 0.72), (crease + 0.02, 0.70), (0.55, 0.74),
+             (0.72, 0.80), (0.88, 0.88), (0.955, 0.84), (0.985, 1.06), (1.02, 1.04), (1.06, 0.96), (1.5, 1.02), (1.9, 1.1)],
             t, -0.2, 1.9,
         )  # fmt: skip
         mirror = _table(
-            [(-0.2, 0.0), (0.1, 0.02), (0.3, 0.06), (0.47, 0.1), (0.525, 0.12), (0.55, 0.44), (0.70, 0.62), (0.90, 0.74), (0.95, 0.45),
-             (0.98, 1.5), (1.015, 1.3), (1.05, 0.55), (1.5, 0.7), (1.9, 0.9)],
+            [(-0.2, 0.0), (0.1, 0.02), (0.3, 0.06), (0.47, 0.1), (0.525, 0.12), (0.55, 0.44), (0.70, 0.62), (0.90, 0.74),
+             (0.95, 0.45), (0.98, 1.5), (1.015, 1.3), (1.05, 0.55), (1.5, 0.7), (1.9, 0.9)],
             bent, -0.2, 1.9,
         )  # fmt: skip
         band = _table([(0.36, 0.0), (0.44, 1.0), (0.54, 1.0), (0.58, 0.0)], bent, 0.3, 0.7)
@@ -538,12 +449,11 @@ def _wheel(canvas: Canvas, car: Car, light: Light, x: float, turned: float) -> N
     canvas.put([ellipse(x, r, rim * 0.66), ellipse(x, r, rim * 0.30)], (0.22, 0.215, 0.21))
     canvas.put([ellipse(x, r, rim), ellipse(x, r, rim * 0.915)], metal)
     canvas.put([ellipse(x, r, rim * 0.925), ellipse(x, r, rim * 0.895)], (0, 0, 0), opacity=0.45)
-    spokes = []
-    for index in range(car.spokes):
-        angle = turned + index * 2 * np.pi / car.spokes
-        half = min(0.62, 2.0 / car.spokes) * (0.5 if car.twin else 0.62)
-        for offset in (-half * 0.62, half * 0.62) if car.twin else (0.0,):
-            spokes.append(_spoke(x, r, rim, angle, offset, half * (0.36 if car.twin else 0.62)))
+    pairs = (-0.62, 0.62) if car.twin else (0.0,)
+    half = min(0.62, 2.0 / car.spokes) * (0.5 if car.twin else 0.62)
+    girth = half * (0.36 if car.twin else 0.62)
+    angles = turned + np.arange(car.spokes) * (2 * np.pi / car.spokes)
+    spokes = [_spoke(x, r, rim, angle, half * offset, girth) for angle in angles for offset in pairs]
     for spoke in spokes:
         canvas.put(spoke - (0.0, 0.016 * r), (0, 0, 0), opacity=0.55)
     for spoke in spokes:
@@ -554,8 +464,8 @@ def _wheel(canvas: Canvas, car: Car, light: Light, x: float, turned: float) -> N
     # The arch throws its shadow on the upper part of the wheel.
     found = canvas.cover([ellipse(x, r, r * 1.13)])
     if found is not None:
-        area, share = found
-        canvas.mix(area, share * np.float32(0.55) * ramp(canvas.y[area], 1.45 * r, 2.1 * r), (0, 0, 0))
+        house, inside = found
+        canvas.mix(house, inside * np.float32(0.55) * ramp(canvas.y[house], 1.45 * r, 2.1 * r), (0, 0, 0))
 
 
 def _spoke(x: float, r: float, rim: float, angle: float, offset: float, half: float) -> Path:
@@ -569,7 +479,8 @@ def _spoke(x: float, r: float, rim: float, angle: float, offset: float, half: fl
         along * reach + across * (offset - half * 0.55) * reach,
         along * root + across * (offset * 0.35 - half * 0.8) * root,
     ]
-    return np.array(corners) + (x, r)
+    spoke: Path = np.array(corners) + np.array([x, r])
+    return spoke
 
 
 def _mirror(canvas: Canvas, car: Car, light: Light) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import cv2
+import numpy as np
 
 from unet_batch.errors import OutputError
 from unet_batch.scenes.compose import draw
@@ -53,24 +54,28 @@ def write_samples(
     """
     photos, masks = os.path.join(folder, "photos"), os.path.join(folder, "masks")
     for each in (photos, masks) if with_masks else (photos,):
-        try:
-            os.makedirs(each, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot make the folder {each}: {error.strerror or error}",
-                hint="Name a folder that you may write to and where no file is in the way.",
-            ) from error
+        _make(each)
     written = []
     for index in range(count):
         photo, mask = draw(scene_seed(seed, index), size)
         path = os.path.join(photos, f"scene_{index:04d}.jpg")
-        _write(path, _encoded(".jpg", cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]))
+        _write(path, _encoded(".jpg", np.ascontiguousarray(photo[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]))
         if with_masks:
             _write(os.path.join(masks, f"scene_{index:04d}.png"), _encoded(".png", mask, []))
         written.append(path)
         if progress is not None:
             progress(index + 1)
     return written
+
+
+def _make(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot make the folder {folder}: {error.strerror or error}",
+            hint="Name a folder that you may write to and where no file is in the way.",
+        ) from error
 
 
 def _encoded(suffix: str, pixels: Pixels, options: list[int]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
@@ -57,8 +57,7 @@ def stroke(line: Path, width: float) -> Path:
 def line(points: Sequence[tuple[float, float]], steps: int = 16) -> Path:
     """An open smooth line that begins and ends at the first and the last point."""
     first, last = points[0], points[-1]
-    closed = smooth([(*first, 0.0), *points[1:-1], (*last, 0.0)], steps)
-    return closed
+    return smooth([(*first, 0.0), *points[1:-1], (*last, 0.0)], steps)
 
 
 def noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[int, int], octaves: int = 4) -> Floats:
@@ -79,6 +78,17 @@ def noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[int, int
         weight += 0.5**octave
     total /= np.float32(weight)
     return total
+
+
+def blur(picture: Floats, sigma: float) -> Floats:
+    """Gaussian blur with a standard deviation in pixels."""
+    return cast("Floats", cv2.GaussianBlur(picture, (0, 0), sigma))
+
+
+def resized(picture: Floats, size: tuple[int, int], *, smaller: bool = False) -> Floats:
+    """A picture at another size (height, width); `smaller` averages all pixels that fall into one."""
+    how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    return cast("Floats", cv2.resize(picture, size[::-1], interpolation=how))
 
 
 def ramp(value: Floats, low: float, high: float) -> Floats:

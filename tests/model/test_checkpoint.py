@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from tests.conftest import tiny_model, tiny_spec
+from unet_batch.errors import CheckpointError
+from unet_batch.model import checkpoint
+from unet_batch.model import spec as spec_json
+from unet_batch.types import ClassTable
+
+
+def metadata(path: str) -> dict[str, str]:
+    data = Path(path).read_bytes()
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+
+
+def rewrite(path: str, **changes: str) -> None:
+    tensors = load_tensors(Path(path).read_bytes())
+    Path(path).write_bytes(save_tensors(tensors, {**metadata(path), **changes}))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    spec = tiny_spec(classes=3, training={"dice": 0.99, "cars": ["a", "b"]}, threshold=0.4)
+    model = tiny_model(spec)
+    path = str(tmp_path / "model.safetensors")
+    checkpoint.save(path, model, spec)
+    loaded = checkpoint.load(path)
+    assert loaded.spec == checkpoint.read_spec(path) == spec
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    for name, tensor in model.state_dict().items():
+        copy = loaded.model.state_dict()[name]
+        expected = tensor.half().to(copy.dtype) if tensor.dim() > 1 else tensor
+        assert torch.equal(copy, expected), name
+    x = torch.randn(1, 3, 32, 48)
+    torch.testing.assert_close(loaded.model(x), model(x), rtol=0.02, atol=0.02)
+
+
+def test_convolutions_are_stored_in_half_and_statistics_are_not(tiny: str) -> None:
+    dtypes = {name: tensor.dtype for name, tensor in load_tensors(Path(tiny).read_bytes()).items()}
+    assert dtypes["down.0.0.weight"] == torch.float16
+    assert dtypes["down.0.1.running_var"] == torch.float32
+
+
+def test_sha256_is_of_the_file(tiny: str) -> None:
+    import hashlib
+
+    assert checkpoint.load(tiny).sha256 == hashlib.sha256(Path(tiny).read_bytes()).hexdigest()
+
+
+def test_a_spec_of_another_network_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"\(3, 2, \(4, 8, 16\)\), the network has \(3, 1, \(4, 8, 16\)\)"):
+        checkpoint.save(str(tmp_path / "x.safetensors"), tiny_model(tiny_spec()), tiny_spec(classes=2))
+
+
+@settings(max_examples=25, deadline=None)
+@given(keep=st.floats(0, 0.999))
+def test_a_truncated_file_says_so(tmp_path_factory: pytest.TempPathFactory, keep: float) -> None:
+    path = tmp_path_factory.mktemp("cut") / "tiny.safetensors"
+    checkpoint.save(str(path), tiny_model(tiny_spec()), tiny_spec())
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data))])
+    with pytest.raises(CheckpointError, match="damaged or not a safetensors file") as caught:
+        checkpoint.load(str(path))
+    if keep > 0.5:
+        assert f"promises {len(data):,} bytes" in caught.value.hint
+
+
+def test_a_foreign_safetensors_file(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.safetensors"
+    path.write_bytes(save_tensors({"weight": torch.zeros(3)}))
+    with pytest.raises(CheckpointError, match="not a checkpoint of unet-batch"):
+        checkpoint.load(str(path))
+
+
+def test_text_is_not_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "notes.safetensors"
+    path.write_text("these are not weights\n" * 10)
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        checkpoint.load(str(path))
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (pytest.fail, ("the pickle was executed",))
+
+
+@pytest.mark.parametrize("kind", ["torch.save", "pickle"])
+def test_a_pickle_is_recognised_and_never_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "model.pth"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Bomb()))
+    else:
+        buffer = io.BytesIO()
+        torch.save({"weight": torch.zeros(3), "bomb": Bomb()}, buffer)
+        path.write_bytes(buffer.getvalue())
+    with pytest.raises(CheckpointError, match="a pickled PyTorch file"):
+        checkpoint.load(str(path))
+
+
+def test_a_newer_version_asks_for_an_update(tiny: str) -> None:
+    rewrite(tiny, version="2")
+    with pytest.raises(CheckpointError, match="checkpoint version 2, this program reads up to 1") as caught:
+        checkpoint.load(tiny)
+    assert "upgrade" in caught.value.hint
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such model file"):
+        checkpoint.load(str(tmp_path / "none.safetensors"))
+    with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+        checkpoint.load(str(tmp_path))
+
+
+def test_weights_of_another_shape(tiny: str) -> None:
+    other = tiny_spec(widths=(4, 8, 12))
+    rewrite(tiny, spec=spec_json.dumps(other))
+    with pytest.raises(CheckpointError, match="the weights do not fit the file's own description"):
+        checkpoint.load(tiny)
+
+
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    model = tiny_model(tiny_spec())
+    with torch.no_grad():
+        model.head.weight[0, 0] = float("nan")
+    path = str(tmp_path / "nan.safetensors")
+    checkpoint.save(path, model, tiny_spec())
+    with pytest.raises(CheckpointError, match=r"head\.weight holds values that are not finite"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("widths", [10**9], "widths: a whole number from 1 to 4096"),
+        ("widths", [], "1 to 8 levels"),
+        ("in_channels", True, "in_channels: a whole number"),
+        ("input_size", [160], "not enough values"),
+        ("mean", [0.5], "3 values each"),
+        ("std", [0.5, 0.5, 0], "std above 0"),
+        ("threshold", 0, "threshold: above 0"),
+        ("threshold", "high", "threshold: a finite number"),
+        ("classes", {"names": ["a", "b"], "colours": [[1, 2, 3]]}, "2 names and 1 colours"),
+        ("classes", {"names": ["a"], "colours": [[1, 2, 300]]}, "colours: a whole number"),
+        ("output", "class_ids", "output: 1 class"),
+        ("training", [], "training: an object"),
+    ],
+)
+def test_a_bad_description_names_the_field(tiny: str, field: str, value: object, message: str) -> None:
+    rewrite(tiny, spec=json.dumps({**json.loads(metadata(tiny)["spec"]), field: value}))
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(tiny)
+
+
+def test_a_missing_field_is_named(tiny: str) -> None:
+    spec = json.loads(metadata(tiny)["spec"])
+    del spec["mean"]
+    rewrite(tiny, spec=json.dumps(spec))
+    with pytest.raises(CheckpointError, match="field 'mean' is missing"):
+        checkpoint.load(tiny)
+
+
+def test_a_description_nested_too_deeply(tiny: str) -> None:
+    rewrite(tiny, spec="[" * 100_000)
+    with pytest.raises(CheckpointError, match="description is not valid"):
+        checkpoint.load(tiny)
+
+
+names = st.text(min_size=1, max_size=10)
+
+
+@given(
+    st.lists(names, min_size=1, max_size=6),
+    st.floats(0.001, 1),
+    st.dictionaries(names, st.one_of(st.integers(), names, st.lists(names))),
+)
+def test_any_spec_survives_the_round_trip(classes: list[str], threshold: float, training: dict[str, object]) -> None:
+    table = ClassTable(tuple(classes), tuple((1, 2, 3) for _ in classes))
+    spec = replace(tiny_spec(len(classes), threshold=threshold, training=training), classes=table)
+    assert spec_json.loads(spec_json.dumps(spec)) == spec

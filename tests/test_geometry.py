@@ -1,0 +1,211 @@
+"""Where pictures lie in the network's input, and that maps come back to the same place."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from unet_batch import geometry
+from unet_batch.types import Placement
+
+SIDE = st.integers(1, 700)
+SIZE = st.tuples(SIDE, SIDE)
+NETWORK = st.sampled_from([(160, 240), (64, 64), (320, 320), (96, 160), (33, 57)])
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    array = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    array.flags.writeable = False
+    return array
+
+
+def bilinear(map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear interpolation at half-pixel centres, written out in float64."""
+    result = map.astype(np.float64)
+    for axis in (0, 1):
+        at = (np.arange(size[axis]) + 0.5) * map.shape[axis] / size[axis] - 0.5
+        low = np.floor(at).astype(int)
+        share = (at - low).reshape((-1, 1) if axis == 0 else (1, -1))
+        first, second = (np.take(result, np.clip(low + step, 0, map.shape[axis] - 1), axis) for step in (0, 1))
+        result = first * (1 - share) + second * share
+    return result
+
+
+@pytest.mark.parametrize(
+    ("source", "network", "top", "left", "content"),
+    [
+        ((1280, 1918), (160, 240), 0, 0, (160, 240)),  # 239.75 columns: fills
+        ((1080, 1920), (160, 240), 12, 0, (135, 240)),  # 25 rows of padding: the odd one at the bottom
+        ((1920, 1080), (160, 240), 0, 75, (160, 90)),
+        ((240, 160), (160, 240), 0, 66, (160, 107)),
+        ((100, 100), (160, 240), 0, 40, (160, 160)),
+        ((160, 240), (160, 240), 0, 0, (160, 240)),
+        ((1, 10_000), (160, 240), 79, 0, (1, 240)),
+        ((10_000, 1), (160, 240), 0, 119, (160, 1)),
+        ((1, 1), (160, 240), 0, 40, (160, 160)),
+    ],
+)
+def test_place_examples(source, network, top, left, content):
+    assert geometry.place(source, network) == Placement(source, network, top, left, content)
+
+
+@given(st.tuples(st.integers(1, 20_000), st.integers(1, 20_000)), NETWORK)
+def test_place_is_inside_centred_and_keeps_the_aspect(source, network):
+    placement = geometry.place(source, network)
+    scale = min(network[0] / source[0], network[1] / source[1])
+    fills = placement.content == network
+    for axis, start in ((0, placement.top), (1, placement.left)):
+        length = placement.content[axis]
+        assert 1 <= length <= network[axis]
+        assert start == (network[axis] - length) // 2
+        # Half a pixel of rounding, or the last pixel of one that fills; at least one pixel.
+        assert abs(length - max(1.0, scale * source[axis])) <= (1.5 if fills else 0.5) + 1e-9
+    assert placement.content[0] == network[0] or placement.content[1] == network[1]
+
+
+@pytest.mark.parametrize(("source", "network"), [((0, 5), (8, 8)), ((5, 0), (8, 8)), ((5, 5), (0, 8)), ((5, 5), (8, -1))])
+def test_place_refuses_empty_sizes(source, network):
+    with pytest.raises(ValueError, match="at least 1x1"):
+        geometry.place(source, network)
+
+
+@settings(deadline=None, max_examples=60)
+@given(SIZE, NETWORK)
+def test_to_network_fills_the_content_and_pads_with_grey(source, network):
+    pixels = np.full((*source, 3), (255, 0, 30), np.uint8)
+    placement = geometry.place(source, network)
+    tensor = geometry.to_network(pixels, placement)
+    assert tensor.shape == (*network, 3)
+    assert tensor.dtype == np.uint8
+    assert tensor.flags.c_contiguous
+    content = np.zeros(network, bool)
+    geometry.content_of(content, placement)[:] = True
+    assert (tensor[content] == (255, 0, 30)).all()
+    assert (tensor[~content] == geometry.PAD_VALUE).all()
+
+
+def test_to_network_shrinks_in_steps_as_well_as_at_once():
+    pixels = cv2.GaussianBlur(noise(1280, 1918, 3), (0, 0), 3)
+    steps = geometry.to_network(pixels, geometry.place((1280, 1918), (160, 240))).astype(int)
+    once = cv2.resize(pixels, (240, 160), interpolation=cv2.INTER_AREA)
+    assert np.abs(steps - once).mean() < 0.2
+
+
+def test_to_network_takes_reduced_pixels():
+    pixels = cv2.GaussianBlur(noise(640, 960, 3), (0, 0), 8)
+    placement = geometry.place((640, 960), (96, 160))
+    full = geometry.to_network(pixels, placement).astype(int)
+    for factor in (2, 4):
+        reduced = cv2.resize(pixels, (960 // factor, 640 // factor), interpolation=cv2.INTER_AREA)
+        assert np.abs(geometry.to_network(reduced, placement) - full).max() <= 3
+
+
+def test_equal_sizes_are_exact_and_never_shared():
+    pixels, placement = noise(160, 240, 3), geometry.place((160, 240), (160, 240))
+    there = geometry.to_network(pixels, placement)
+    back = geometry.from_network(pixels[..., 0], placement)
+    assert np.array_equal(there, pixels)
+    assert np.array_equal(back, pixels[..., 0])
+    assert not np.shares_memory(there, pixels)
+    assert not np.shares_memory(back, pixels)
+    there[:] = back[0, 0] = 0  # both may be written to
+
+
+def test_equal_sizes_with_padding_are_exact():
+    pixels, placement = noise(100, 240, 3), geometry.place((100, 240), (160, 240))
+    tensor = geometry.to_network(pixels, placement)
+    assert np.array_equal(geometry.from_network(tensor[..., 1].copy(), placement), pixels[..., 1])
+
+
+@settings(deadline=None, max_examples=60)
+@given(SIZE, NETWORK, st.sampled_from([np.uint8, np.uint16]), st.one_of(st.none(), SIZE))
+def test_from_network_gives_the_size_and_keeps_the_type(source, network, dtype, size):
+    placement = geometry.place(source, network)
+    top = np.iinfo(dtype).max
+    map = np.zeros(network, dtype)
+    geometry.content_of(map, placement)[:] = top
+    map.flags.writeable = False
+    back = geometry.from_network(map, placement, size)
+    assert back.shape == (size or source)
+    assert back.dtype == dtype
+    assert (back == top).all()  # nothing of the padding leaks in
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.tuples(st.integers(160, 500), st.integers(240, 500)), st.integers(0, 100))
+def test_from_network_is_bilinear(size, seed):
+    map = noise(160, 240, seed=seed)
+    placement = Placement(size, (160, 240), 0, 0, (160, 240))
+    exact = bilinear(map, size)
+    # Two axes of fixed-point weights: within one level.
+    assert np.abs(geometry.from_network(map, placement) - exact).max() < 1.01
+    wide = geometry.from_network(map.astype(np.uint16) * 257, placement)
+    assert np.abs(wide / 257 - exact).max() < 0.005
+
+
+def test_from_network_averages_for_tiny_pictures():
+    placement = geometry.place((16, 24), (160, 240))
+    stripes = np.zeros((160, 240), np.uint8)
+    stripes[::2] = 200
+    assert (geometry.from_network(stripes, placement) == 100).all()
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.data(), st.tuples(st.integers(20, 700), st.integers(20, 700)), NETWORK)
+def test_a_rectangle_comes_back(data, source, network):
+    placement = geometry.place(source, network)
+    sides = [max(1.0, source[axis] / placement.content[axis]) for axis in (0, 1)]  # of a network pixel, in source pixels
+    spans = []
+    for axis in (0, 1):
+        least = int(6 * sides[axis]) + 1
+        assume(least <= source[axis])
+        start = data.draw(st.integers(0, source[axis] - least))
+        spans.append((start, data.draw(st.integers(start + least, source[axis]))))
+    mask = np.zeros(source, np.uint8)
+    mask[slice(*spans[0]), slice(*spans[1])] = 255
+    back = geometry.from_network(geometry.to_network(np.dstack([mask] * 3), placement)[..., 0], placement) >= 128
+    overlap = (back & (mask > 0)).sum() / (back | (mask > 0)).sum()
+    # Every edge may move by half a network pixel.
+    bound = 1.0
+    for axis in (0, 1):
+        length = spans[axis][1] - spans[axis][0]
+        bound *= (length - sides[axis]) / (length + sides[axis])
+    assert overlap >= bound
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from([(1280, 1918), (480, 640), (700, 333), (161, 241), (90, 130)]),
+    NETWORK,
+    st.floats(0.35, 0.65),
+    st.floats(0.35, 0.65),
+)
+def test_nothing_shifts(source, network, y, x):
+    placement = geometry.place(source, network)
+    rows, columns = np.ogrid[: source[0], : source[1]]
+    centre = (y * source[0], x * source[1])
+    radius = 0.2 * min(source)
+    distance = np.hypot(rows + 0.5 - centre[0], columns + 0.5 - centre[1])
+    disk = np.rint(255 * np.clip(radius - distance + 0.5, 0, 1)).astype(np.uint8)
+    back = geometry.from_network(geometry.to_network(np.dstack([disk] * 3), placement)[..., 0], placement)
+    for axis in (0, 1):
+        before, after = (np.average(np.arange(source[axis]), weights=map.sum(1 - axis)) for map in (disk, back))
+        assert abs(before - after) * placement.content[axis] / source[axis] < 0.05
+
+
+@settings(deadline=None, max_examples=60)
+@given(SIZE, NETWORK, st.sampled_from([0, 1]))
+def test_flips_commute_where_the_padding_is_even(source, network, axis):
+    placement = geometry.place(source, network)
+    assume((network[axis] - placement.content[axis]) % 2 == 0)
+    pixels = noise(*source, 3)
+    flipped = np.ascontiguousarray(np.flip(pixels, axis))
+    there = geometry.to_network(pixels, placement)
+    # Fixed-point weights are not symmetric to the last bit.
+    assert np.abs(np.flip(there, axis).astype(int) - geometry.to_network(flipped, placement)).max() <= 2
+    map = np.ascontiguousarray(there[..., 0])
+    back = geometry.from_network(map, placement)
+    assert np.abs(np.flip(back, axis).astype(int) - geometry.from_network(np.flip(map, axis).copy(), placement)).max() <= 2

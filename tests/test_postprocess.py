@@ -1,0 +1,204 @@
+"""Probabilities, masks and ids at the picture's size."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unet_batch import geometry, postprocess
+from unet_batch.types import Placement
+
+NETWORK = (32, 48)
+BYTES = np.arange(256, dtype=np.uint8).reshape(16, 16)
+SIZE = st.tuples(st.integers(1, 150), st.integers(1, 150))
+THRESHOLD = st.floats(0, 1, exclude_min=True)
+
+
+def soft_map(seed: int = 0, shape: tuple[int, int] = NETWORK) -> np.ndarray:
+    """Blobs with soft edges that reach 0 and 255."""
+    noise = cv2.GaussianBlur(np.random.default_rng(seed).normal(size=shape), (0, 0), 2)
+    map = np.rint(np.clip(127.5 + 400 * noise, 0, 255)).astype(np.uint8)
+    map.flags.writeable = False
+    return map
+
+
+def id_map(seed: int = 0, classes: int = 5, shape: tuple[int, int] = NETWORK) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    layers = [cv2.GaussianBlur(random.normal(size=shape), (0, 0), 1.5) for _ in range(classes)]
+    map = np.argmax(layers, axis=0).astype(np.uint8)
+    map.flags.writeable = False
+    return map
+
+
+def filling(size: tuple[int, int], network: tuple[int, int] = NETWORK) -> Placement:
+    """A placement without padding, whatever the aspect."""
+    return Placement(size, network, 0, 0, network)
+
+
+def thresholds() -> list[float]:
+    exact = [value / 255 for value in range(1, 256)]
+    beside = [math.nextafter(value, way) for value in exact for way in (0.0, 1.0)]
+    return [*exact, *beside, *np.linspace(1e-6, 1, 501).tolist(), 5e-324, 1e-9, 0.5, 0.999999, 1.0]
+
+
+def test_cut_is_the_first_byte_that_reaches_the_threshold():
+    for threshold in thresholds():
+        first = next(value for value in range(256) if value / 255 >= threshold)
+        assert postprocess.cut(threshold) == first, threshold
+    assert postprocess.cut(0.5) == 128
+
+
+@pytest.mark.parametrize("threshold", [0.0, -0.1, 1.0000001, math.nan, math.inf])
+def test_cut_refuses_what_is_no_threshold(threshold):
+    with pytest.raises(ValueError, match="threshold"):
+        postprocess.cut(threshold)
+
+
+def test_mask_over_all_bytes():
+    for threshold in thresholds():
+        assert np.array_equal(postprocess.mask(BYTES, threshold), np.where(threshold <= BYTES / 255, 255, 0)), threshold
+
+
+def test_mask_from_map_over_all_bytes():
+    placement = filling((16, 16), (16, 16))
+    for threshold in thresholds():
+        assert np.array_equal(postprocess.mask_from_map(BYTES, placement, threshold), postprocess.mask(BYTES, threshold))
+
+
+@settings(deadline=None, max_examples=100)
+@given(SIZE, THRESHOLD, st.integers(0, 20))
+def test_mask_from_map_is_the_mask_of_the_probability(size, threshold, seed):
+    map, placement = soft_map(seed), geometry.place(size, NETWORK)
+    mask = postprocess.mask_from_map(map, placement, threshold)
+    assert mask.dtype == np.uint8
+    assert mask.shape == size
+    assert np.array_equal(mask, postprocess.mask(postprocess.probability(map, placement), threshold))
+
+
+@settings(deadline=None, max_examples=60)
+@given(SIZE, st.integers(0, 20))
+def test_probabilities_agree(size, seed):
+    map, placement = soft_map(seed), geometry.place(size, NETWORK)
+    wide, narrow = postprocess.probability16(map, placement), postprocess.probability(map, placement)
+    assert wide.dtype == np.uint16
+    assert narrow.dtype == np.uint8
+    assert wide.shape == narrow.shape == size
+    assert np.array_equal(narrow, (wide.astype(int) + 128) // 257)
+
+
+def test_probabilities_are_exact_where_nothing_is_resized_or_varies():
+    placement = filling((16, 16), (16, 16))
+    assert np.array_equal(postprocess.probability16(BYTES, placement), BYTES.astype(int) * 257)
+    assert np.array_equal(postprocess.probability(BYTES, placement), BYTES)
+    for value in range(256):
+        map = np.full((4, 6), value, np.uint8)
+        assert (postprocess.probability(map, filling((13, 17), (4, 6))) == value).all()
+
+
+def test_masks_of_nothing_and_of_everything():
+    placement = geometry.place((70, 90), NETWORK)
+    assert not postprocess.mask_from_map(np.zeros(NETWORK, np.uint8), placement, 0.01).any()
+    assert (postprocess.mask_from_map(np.full(NETWORK, 255, np.uint8), placement, 1.0) == 255).all()
+
+
+def test_padding_does_not_leak_into_the_mask():
+    placement = geometry.place((20, 90), NETWORK)
+    map = np.full(NETWORK, 255, np.uint8)
+    geometry.content_of(map, placement)[:] = 0
+    assert not postprocess.probability16(map, placement).any()
+
+
+@settings(deadline=None, max_examples=60)
+@given(SIZE, st.integers(0, 20), st.integers(1, 6))
+def test_class_ids_have_the_size_and_only_ids_of_the_map(size, seed, classes):
+    map, placement = id_map(seed, classes), geometry.place(size, NETWORK)
+    ids = postprocess.class_ids(map, placement, classes)
+    assert ids.dtype == np.uint8
+    assert ids.shape == size
+    assert set(np.unique(ids)) <= set(np.unique(geometry.content_of(map, placement)))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 50), st.integers(2, 7), st.sampled_from([3, 5, 7]))
+def test_class_ids_keep_the_centre_of_every_pixel(seed, classes, factor):
+    # Noise without blobs: single pixels and hairlines everywhere.
+    map = np.random.default_rng(seed).integers(0, classes, (12, 17), dtype=np.uint8)
+    ids = postprocess.class_ids(map, filling((12 * factor, 17 * factor), (12, 17)), classes)
+    assert np.array_equal(ids[factor // 2 :: factor, factor // 2 :: factor], map)
+
+
+def test_class_ids_without_a_resize_are_the_ids():
+    map, placement = id_map(), filling(NETWORK)
+    ids = postprocess.class_ids(map, placement, 5)
+    assert np.array_equal(ids, map)
+    assert not np.shares_memory(ids, map)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.tuples(st.integers(33, 150), st.integers(49, 150)), st.integers(0, 20), st.sampled_from([0, 1]))
+def test_class_ids_do_not_lean_to_a_side(size, seed, axis):
+    map = id_map(seed, 4)
+    ids = postprocess.class_ids(map, filling(size), 4)
+    flipped = postprocess.class_ids(np.ascontiguousarray(np.flip(map, axis)), filling(size), 4)
+    # Interpolation weights round differently from the two ends: pixels on an edge may differ, no more.
+    assert (np.flip(ids, axis) != flipped).mean() < 0.002
+
+
+@pytest.mark.parametrize("third", [0, 2])  # two classes present, and three: different ways to the same answer
+def test_class_ids_give_ties_to_the_lower_id(third):
+    for left, right in ((0, 1), (1, 0)):
+        map = np.repeat(np.array([[left, right]], np.uint8), 12, axis=0)
+        map[9:] = third
+        ids = postprocess.class_ids(map, filling((36, 5), (12, 2)), 3)
+        assert (ids[:15] == [left, left, 0, right, right]).all()
+
+
+def test_class_ids_smooth_slanted_edges():
+    rows, columns = np.ogrid[:64, :96]
+    small = (rows * 3 > columns + 40).astype(np.uint8)
+    rows, columns = np.ogrid[:512, :768]
+    true = (rows + 0.5) / 8 * 3 - 1.5 > (columns + 0.5) / 8 - 0.5 + 40
+    placement = filling((512, 768), (64, 96))
+    smooth = postprocess.class_ids(small, placement, 2)
+    squares = cv2.resize(small, (768, 512), interpolation=cv2.INTER_NEAREST)
+    # Squares are fair to this edge on average, so what is left is the height of the stairs.
+    shift = [np.diff(np.argmax(ids, axis=0)[20:-20].astype(int)) for ids in (smooth, squares)]
+    assert np.abs(shift[0]).max() <= 2
+    assert np.abs(shift[1]).max() == 8
+    assert (smooth != true).mean() < 0.02
+
+
+def test_class_ids_keep_a_hairline():
+    map = np.zeros(NETWORK, np.uint8)
+    cv2.line(map, (5, 4), (40, 28), 1, 1)
+    ids = postprocess.class_ids(map, filling((320, 480)), 2)
+    assert cv2.connectedComponents(ids)[0] == 2  # the background and one line
+
+
+def test_class_ids_refuse_ids_beyond_the_classes_but_not_in_the_padding():
+    placement = geometry.place((20, 90), NETWORK)
+    map = np.full(NETWORK, 7, np.uint8)
+    geometry.content_of(map, placement)[:] = 1
+    assert (postprocess.class_ids(map, placement, 2) == 1).all()
+    with pytest.raises(ValueError, match="2 classes holds the id 7"):
+        postprocess.class_ids(map, filling((50, 50)), 2)
+
+
+def test_threads_do_not_disturb_one_another():
+    placement = geometry.place((300, 450), NETWORK)
+    jobs = [(soft_map(seed), id_map(seed)) for seed in range(8)]
+
+    def run(job):
+        return postprocess.mask_from_map(job[0], placement, 0.5), postprocess.class_ids(job[1], placement, 5)
+
+    alone = [run(job) for job in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, jobs * 4))
+    for number, results in enumerate(together):
+        assert all(np.array_equal(a, b) for a, b in zip(results, alone[number % 8], strict=True))

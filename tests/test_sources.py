@@ -1,0 +1,542 @@
+"""Finding pictures, and naming their outputs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from unet_batch import sinks, sources
+from unet_batch.errors import SourceError
+from unet_batch.sources import assign_keys, collect, default_output
+
+HOSTILE = [
+    *("-rf.jpg", "a b.jpg", " lead.jpg", "trail .jpg", "dots...jpg", "new\nline.jpg", "tab\t.jpg", "100%0A.jpg", "con.jpg"),
+    *("NUL.jpg", "back\\slash.jpg", "quote'\".jpg", "$(x).jpg", "*.jpg", "[a].jpg", "x.jpg.png", "emoji \U0001f697.jpg"),
+    *("e\u0301.jpg", "\u00e9.png", "\u202egpj.jpg", "#hash.jpg", "@at.jpg", "~.jpg", "colon:.jpg", "a.b.c.jpg"),
+    *("n" * 251 + ".jpg", "\u00fc" * 125 + ".jpg"),
+]
+
+
+def is_picture(name: str) -> bool:
+    return name.lower().endswith((".jpg", ".jpeg", ".png"))
+
+
+def find(*names: str | Path, **more: Any) -> sources.Sources:
+    return collect([str(name) for name in names], is_picture=is_picture, **more)
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def keys(found: sources.Sources) -> list[str]:
+    return [item.key for item in found.items]
+
+
+@pytest.fixture
+def root_rights() -> None:
+    if os.name == "nt" or os.geteuid() == 0:
+        pytest.skip("needs a user whom permissions bind: this one is root, or the system is Windows")
+
+
+# Folders
+
+
+def test_folder_is_searched_to_the_bottom_in_a_fixed_order(tmp_path: Path) -> None:
+    touch(tmp_path, "b.jpg", "a/z.png", "a-b/y.jpg", "B.jpeg", "a/deep/er/x.JPG", "notes.txt", "clip.MP4", "README")
+    found = find(tmp_path)
+    assert keys(found) == ["B.jpeg", "a/deep/er/x", "a/z", "a-b/y", "b.jpg"]
+    assert found.items[1].path == str(tmp_path / "a/deep/er/x.JPG")
+    assert found.root == str(tmp_path)
+    assert found.ignored == {".txt": 1, ".mp4": 1, "": 1}
+    assert (found.skipped_folders, found.unreadable, found.duplicates) == ((), (), 0)
+
+
+def test_hidden_files_and_junk_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", ".b.jpg", ".git/c.jpg", "__MACOSX/d.jpg", "Thumbs.db", "desktop.ini", "._a.jpg")
+    found = find(tmp_path)
+    assert keys(found) == ["a"]
+    assert not found.ignored
+
+
+def test_a_hidden_file_that_was_named_is_taken(tmp_path: Path) -> None:
+    touch(tmp_path, ".b.jpg", ".c/d.jpg", ".jpg")
+    assert keys(find(tmp_path / ".b.jpg", tmp_path / ".c", tmp_path / ".jpg")) == [".b", ".c/d", ".jpg"]
+
+
+def test_folder_without_pictures_says_what_it_holds(tmp_path: Path) -> None:
+    touch(tmp_path, *[f"{i}.mp4" for i in range(12)], "x/a.txt", "b.txt", "c.TXT", "plain")
+    with pytest.raises(SourceError, match=r"holds 0 pictures; 12 \.mp4, 3 \.txt, 1 without extension"):
+        find(tmp_path)
+    (tmp_path / "void").mkdir()
+    with pytest.raises(SourceError, match="0 pictures; no other files"):
+        find(tmp_path / "void")
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    touch(tmp_path, "photos/sub/a.jpg", "elsewhere/b.jpg")
+    try:
+        (tmp_path / "photos/link").symlink_to(tmp_path / "elsewhere")
+    except OSError:
+        pytest.skip("no right to make symbolic links")
+    (tmp_path / "photos/sub/up").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos/self").symlink_to(".")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "photos/sub")
+    found = find(tmp_path / "photos")
+    assert keys(found) == ["link/b", "link/back/a", "sub/a"]
+    assert not found.unreadable
+
+
+def test_a_loop_from_above_the_source_ends(tmp_path: Path) -> None:
+    touch(tmp_path, "top/photos/a.jpg")
+    (tmp_path / "top/photos/up").symlink_to(tmp_path / "top")
+    assert keys(find(tmp_path / "top/photos")) == ["a"]
+
+
+def test_what_cannot_be_read_but_is_called_like_a_picture_is_taken(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
+    (tmp_path / "disk").symlink_to("/nowhere/at/all")
+    (tmp_path / "note.txt").symlink_to("/nowhere/at/all")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    found = find(tmp_path)
+    assert keys(found) == ["a", "circle", "gone", "pipe"]
+    assert found.unreadable == ((str(tmp_path / "disk"), "a link to something that is not there"),)
+
+
+def test_unlistable_sub_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.jpg", "shut/b.jpg", "shut-too/c.jpg")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if "shut" in os.path.basename(path):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(sources.os, "scandir", scandir)
+    found = find(tmp_path)
+    assert found.unreadable == tuple((str(tmp_path / name), "Permission denied") for name in ("shut", "shut-too"))
+    with pytest.raises(SourceError, match=r"shut cannot be listed: Permission denied"):
+        find(tmp_path / "shut")
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(SourceError, match="0 pictures; 2 folders that cannot be listed"):
+        find(tmp_path)
+
+
+@pytest.mark.usefixtures("root_rights")
+def test_permissions_for_real(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "shut/b.jpg")
+    (tmp_path / "shut").chmod(0)
+    try:
+        assert find(tmp_path).unreadable == ((str(tmp_path / "shut"), "Permission denied"),)
+        with pytest.raises(SourceError, match="Permission denied"):
+            find(tmp_path / "shut")
+        with pytest.raises(SourceError, match="cannot be read: Permission denied"):
+            find(tmp_path / "shut" / "b.jpg")
+    finally:
+        (tmp_path / "shut").chmod(0o755)
+
+
+def test_many_files_list_quickly(tmp_path: Path) -> None:
+    for folder in range(20):
+        (tmp_path / f"f{folder:02}").mkdir()
+        for number in range(1000):
+            os.close(os.open(tmp_path / f"f{folder:02}/IMG_{number:05}.jpg", os.O_CREAT))
+    begin = time.perf_counter()
+    found = find(tmp_path)
+    seconds = time.perf_counter() - begin
+    assert len(found.items) == 20_000
+    assert keys(found) == sorted(keys(found))
+    assert seconds < 2
+
+
+def test_hostile_names_in_a_real_folder(tmp_path: Path) -> None:
+    raw = os.fsencode(tmp_path)
+    names = [os.fsencode(name) for name in HOSTILE] + [b"latin\xe9.jpg", b"latin%E9.jpg"]
+    for name in names:
+        with open(os.path.join(raw, name), "wb"):
+            pass
+    found = find(tmp_path)
+    assert len(found.items) == len(os.listdir(tmp_path))
+    assert {os.fsencode(item.path) for item in found.items} == {os.path.join(raw, name) for name in os.listdir(raw)}
+    tree = sinks.OutputTree(str(tmp_path / "out"), ["mask"])
+    for item in found.items:
+        sinks.write_atomic(tree.path("mask", item.key), b"x")
+    assert tree.existing(found.items) == set(keys(found))
+
+
+# Earlier outputs
+
+
+def test_outputs_are_never_sources(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "old/masks/a.png", "other/b.jpg", "out/masks/a.png")
+    sinks.write_json(str(tmp_path / "old/run.json"), {"unet_batch": "1.0", "status": "done"})
+    (tmp_path / "other/run.json").write_text('{"their": "own"}')
+    found = find(tmp_path, exclude=[str(tmp_path / "out")])
+    assert keys(found) == ["a", "other/b"]
+    assert found.skipped_folders == (str(tmp_path / "old"), str(tmp_path / "out"))
+    assert keys(find("**", cwd=str(tmp_path), exclude=["out"])) == ["a", "other/b"]
+    assert keys(find(tmp_path / "other", tmp_path / "old")) == ["b"]
+    with pytest.raises(SourceError, match=r"hold outputs, such as .*old"):
+        find(tmp_path / "old")
+    with pytest.raises(SourceError, match="hold outputs"):
+        find(tmp_path / "other", exclude=[str(tmp_path / "other")])
+
+
+def test_only_the_sub_folders_of_an_output_can_be_named(tmp_path: Path) -> None:
+    touch(tmp_path, "old/masks/a.png")
+    (tmp_path / "old/run.json").write_text('{"unet_batch": "1"}')
+    assert keys(find(tmp_path / "old/masks")) == ["a"]
+
+
+def test_output_folder_is_known_by_any_name(tmp_path: Path) -> None:
+    touch(tmp_path, "data/photos/a.jpg", "data/photos/out/masks/a.png")
+    (tmp_path / "photos").symlink_to(tmp_path / "data/photos")
+    (tmp_path / "data/photos/again").symlink_to("out")
+    found = find(tmp_path / "photos", exclude=[str(tmp_path / "data/photos/out")])
+    assert keys(found) == ["a"]
+    assert found.skipped_folders == (str(tmp_path / "photos/again"), str(tmp_path / "photos/out"))
+
+
+def test_a_pipe_called_run_json_does_not_block(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    os.mkfifo(tmp_path / "run.json")
+    thread = threading.Thread(target=find, args=(tmp_path,), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+# Files
+
+
+def test_files_are_taken_whatever_their_extension(tmp_path: Path) -> None:
+    touch(tmp_path, "a.dat", "x/b.jpg")
+    found = find(tmp_path / "a.dat", tmp_path / "x/b.jpg")
+    assert keys(found) == ["a", "x/b"]
+    assert found.root == str(tmp_path)
+    assert find(tmp_path / "x/b.jpg").root == str(tmp_path / "x")
+
+
+def test_the_same_file_twice_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "p/a.jpg", "p/b.jpg", "p/c.txt")
+    monkeypatch.chdir(tmp_path)
+    found = find("p", "p/a.jpg", tmp_path / "p/a.jpg", "./p/../p/b.jpg", "//" + str(tmp_path)[1:] + "/p/a.jpg", "p")
+    assert keys(found) == ["a", "b"]
+    assert found.duplicates == 6
+    assert found.ignored == {".txt": 1}
+
+
+def test_dotdot_means_what_the_system_means(tmp_path: Path) -> None:
+    touch(tmp_path, "real/deep/x.jpg", "real/a.jpg", "a.jpg")
+    (tmp_path / "link").symlink_to("real/deep")
+    found = find("link/../a.jpg", cwd=str(tmp_path))
+    assert found.items[0].path == str(tmp_path / "real/a.jpg")
+
+
+def test_missing_source_is_named_with_a_suggestion(tmp_path: Path) -> None:
+    touch(tmp_path, "photos/a.jpg")
+    with pytest.raises(SourceError, match="fotos does not exist") as info:
+        find(tmp_path / "fotos")
+    assert info.value.hint == "there is photos"
+    with pytest.raises(SourceError, match="does not exist") as info:
+        find(tmp_path / "no/such/thing.jpg")
+    assert info.value.hint == f"there is no folder {tmp_path}/no/such"
+
+
+@pytest.mark.parametrize("source", ["", "a\0b", "@a\0b", "@", "\ud800", "a.jpg/b.jpg"])
+def test_impossible_names_are_errors_of_ours(tmp_path: Path, source: str) -> None:
+    touch(tmp_path, "a.jpg")
+    with pytest.raises(SourceError):
+        find(source, cwd=str(tmp_path))
+
+
+def test_no_sources_at_all() -> None:
+    with pytest.raises(SourceError, match="no pictures to segment"):
+        find()
+
+
+def test_different_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def commonpath(_: object) -> str:
+        raise ValueError("Paths don't have the same drive")
+
+    touch(tmp_path, "a.jpg")
+    monkeypatch.setattr(sources.os.path, "commonpath", commonpath)
+    with pytest.raises(SourceError, match="different drives") as info:
+        find(tmp_path)
+    assert info.value.hint
+
+
+# Patterns
+
+
+@pytest.fixture
+def shoots(tmp_path: Path) -> str:
+    touch(
+        tmp_path, "s1/a.jpg", "s1/raw/b.jpg", "s1/raw/c.dat", "s2/raw/x/d.jpg", "s2/.hid/e.jpg", "t/raw/f.jpg", "g.jpg", "h.txt"
+    )
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.jpg", ["g"]),
+        ("?.*", ["g"]),
+        ("*", ["g", "s1/a", "s1/raw/b", "s2/raw/x/d", "t/raw/f"]),
+        ("s*", ["s1/a", "s1/raw/b", "s2/raw/x/d"]),
+        ("s*/", ["s1/a", "s1/raw/b", "s2/raw/x/d"]),
+        ("s*/raw", ["s1/raw/b", "s2/raw/x/d"]),
+        ("./s[12]/*.jpg", ["s1/a"]),
+        ("s[!1]/**/*.jpg", ["s2/raw/x/d"]),
+        ("**/raw/*.jpg", ["s1/raw/b", "t/raw/f"]),
+        ("**/raw", ["s1/raw/b", "s2/raw/x/d", "t/raw/f"]),
+        ("**/*.jpg", ["g", "s1/a", "s1/raw/b", "s2/raw/x/d", "t/raw/f"]),
+        ("**", ["g", "s1/a", "s1/raw/b", "s2/raw/x/d", "t/raw/f"]),
+        ("s1/**/**/b.jpg", ["raw/b"]),
+        ("s1/raw/*.dat", ["c"]),
+        ("s1/raw/*", ["b"]),
+    ],
+)
+def test_patterns(shoots: str, pattern: str, expected: list[str]) -> None:
+    found = find(pattern, cwd=shoots)
+    assert keys(found) == expected
+    assert found.duplicates == 0
+
+
+def test_patterns_that_match_nothing(shoots: str) -> None:
+    with pytest.raises(SourceError, match=r"\*\.tif matches 0 pictures"):
+        find("*.tif", cwd=shoots)
+    with pytest.raises(SourceError, match=r"\*\.t\* matches 0 pictures; 1 \.txt"):
+        find("*.t*", cwd=shoots)
+    with pytest.raises(SourceError, match="cannot be listed: No such file") as info:
+        find("s11/*.jpg", cwd=shoots)
+    assert "s1" in info.value.hint
+
+
+def test_a_file_called_like_a_pattern_is_that_file(tmp_path: Path) -> None:
+    touch(tmp_path, "[ab].jpg", "a.jpg", "[2024] x/y.jpg", "2/y.jpg", "*/z.jpg")
+    assert keys(find("[ab].jpg", cwd=str(tmp_path))) == ["[ab]"]
+    assert keys(find("[2024] x/*.jpg", cwd=str(tmp_path))) == ["y"]
+    assert keys(find("[2024]/*.jpg", cwd=str(tmp_path))) == ["2/y"]
+    assert keys(find("y.*", cwd=str(tmp_path / "[2024] x"))) == ["y"]
+    assert keys(find(str(tmp_path / "[[]2024[]]*/*.jpg"))) == ["[2024] x/y"]
+    with pytest.raises(SourceError, match="does not exist"):
+        find("[2024] x/no.jpg", cwd=str(tmp_path))
+
+
+def test_a_pattern_is_not_led_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.jpg")
+    for name in "bcd":
+        (tmp_path / "a" / name).symlink_to(".")
+    begin = time.perf_counter()
+    assert keys(find("**/*.jpg", cwd=str(tmp_path))) == ["a/x"]
+    assert time.perf_counter() - begin < 1
+
+
+# Lists
+
+
+def test_list(tmp_path: Path) -> None:
+    touch(tmp_path, "lists/near.jpg", "far/a.jpg", "far/b.png", "lists/ spaced .jpg", "lists/#1.jpg")
+    text = f"\ufeff# title\r\nnear.jpg\r\n\r\n{tmp_path}/far\n spaced .jpg\n./#1.jpg\nmissing/c.jpg\nnear.jpg\n   \n"
+    (tmp_path / "lists/list.txt").write_bytes(text.encode() + b"caf\xe9.jpg")
+    found = find("@lists/list.txt", cwd=str(tmp_path))
+    wanted = ["far/a", "far/b", "lists/ spaced ", "lists/#1", "lists/caf%E9", "lists/missing/c", "lists/near"]
+    assert keys(found) == wanted
+    assert found.duplicates == 1
+    assert os.fsencode(found.items[4].path).endswith(b"lists/caf\xe9.jpg")
+
+
+def test_empty_folders_in_a_list_are_reported_like_missing_files(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "f/b.txt")
+    (tmp_path / "list.txt").write_text("a.jpg\nf\n")
+    found = find("@list.txt", cwd=str(tmp_path))
+    assert keys(found) == ["a"]
+    assert found.unreadable == ((str(tmp_path / "f"), "holds 0 pictures; 1 .txt"),)
+    (tmp_path / "list.txt").write_text("f\n")
+    with pytest.raises(SourceError, match=r"no pictures to segment; .*f holds 0 pictures"):
+        find("@list.txt", cwd=str(tmp_path))
+
+
+def test_bad_lists(tmp_path: Path) -> None:
+    (tmp_path / "none.txt").write_text("# nothing\n\n")
+    (tmp_path / "wide.txt").write_bytes("a.jpg\n".encode("utf-16"))
+    for name, message in [
+        ("none.txt", "names no files"),
+        ("wide.txt", "not UTF-8"),
+        ("gone.txt", "No such file"),
+        (".", "directory"),
+    ]:
+        with pytest.raises(SourceError, match=message) as info:
+            find("@" + name, cwd=str(tmp_path))
+        assert info.value.hint
+
+
+def test_a_file_that_begins_with_at(tmp_path: Path) -> None:
+    touch(tmp_path, "@x.jpg")
+    assert keys(find("./@x.jpg", cwd=str(tmp_path))) == ["@x"]
+
+
+def test_a_list_through_a_pipe_is_relative_to_the_current_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "sub/a.jpg")
+    os.mkfifo(tmp_path / "pipe")
+    thread = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("a.jpg\n"))
+    thread.start()
+    found = find(f"@{tmp_path}/pipe", cwd=str(tmp_path / "sub"))
+    thread.join()
+    assert found.items[0].path == str(tmp_path / "sub/a.jpg")
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.jpg", "b.jpg"], ["a", "b"]),
+        (["a.jpg", "a.png", "b.jpg"], ["a.jpg", "a.png", "b"]),
+        (["A.jpg", "a.png"], ["A.jpg", "a.png"]),
+        (["A.jpg", "a.jpg"], ["A.jpg", "a.jpg~2"]),
+        (["A/x.jpg", "a/x.jpg"], ["A/x.jpg", "a/x.jpg~2"]),
+        (["A/x.jpg", "a/y.jpg"], ["A/x", "a/y"]),
+        (["A.jpg", "a.jpg", "a.jpg~2"], ["A.jpg", "a.jpg~3", "a.jpg~2"]),
+        (["a.jpg", "a.png", "a.jpg.png"], ["a.jpg", "a.png", "a.jpg.png"]),
+        (["a.jpg", "a.jpg.png"], ["a", "a.jpg.png"]),
+        (["a", "a.jpg"], ["a", "a.jpg"]),
+        (["\u00e9.jpg", "e\u0301.jpg"], ["\u00e9.jpg~2", "e\u0301.jpg"]),
+        (["a\n.jpg", "a%0A.jpg"], ["a%0A.jpg", "a%0A.jpg~2"]),
+        (["a.jpg", "a.png/b.jpg"], ["a.jpg", "a.png/b"]),  # masks/a.png is a folder
+        (["a.JPG", "A.Jpg/b/c.jpg"], ["a.JPG", "A.Jpg/b/c"]),
+        (["a", "a.png/b.jpg"], ["a~2", "a.png/b"]),
+        ([".hidden.jpg", "..jpg", "...jpg"], [".hidden", "..jpg", "...jpg"]),
+        (["stra\u00dfe.jpg", "STRASSE.jpg"], ["stra\u00dfe.jpg", "STRASSE.jpg~2"]),
+        (["x\udce9.jpg"], ["x%E9"]),
+        (["x\ud800.jpg"], ["x%ED%A0%80"]),
+        (["a\x7f\x85.jpg"], ["a%7F%C2%85"]),
+    ],
+)
+def test_keys(names: list[str], expected: list[str]) -> None:
+    found = assign_keys(names)
+    if names == ["stra\u00dfe.jpg", "STRASSE.jpg"]:
+        expected = ["stra\u00dfe.jpg~2", "STRASSE.jpg"]  # S sorts before s
+    assert [found[name] for name in names] == expected
+
+
+def test_long_names_are_shortened_and_stay_apart() -> None:
+    names = ["n" * 240 + end + ".jpg" for end in ("a", "b", "A")]
+    found = assign_keys(names)
+    assert len({key.lower() for key in found.values()}) == 3
+    assert all(len(key) <= sources.LONGEST for key in found.values())
+    assert assign_keys(["\u00fc" * 120 + ".jpg"])["\u00fc" * 120 + ".jpg"].encode().decode()
+
+
+def test_suffixes_are_those_of_the_outputs() -> None:
+    assert {suffix for _, suffix in sinks.LAYOUT.values()} == set(sources.SUFFIXES)
+    assert sources.LONGEST + 20 <= 255
+
+
+def make_part(character: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    twins = st.sampled_from(
+        ["a", "A", "\u00e9", "e\u0301", "\u00df", "ss", "\u0130", "k", "\u212a", ".", "~2", "%0A", "\n", " ", "-", "\udce9"]
+    )
+    text = st.lists(twins | character, min_size=1, max_size=4).map("".join)
+    end = st.sampled_from(["", ".jpg", ".png", ".JPG", ".jpg.png", ".png~2", "~2", ".", " "])
+    long = st.sampled_from(["n" * 250, "N" * 250, "\u00fc" * 124, "m" * 235, "m" * 236])
+    return st.builds(str.__add__, text | long, end).filter(lambda part: part not in (".", ".."))
+
+
+PARTS = make_part(st.characters(exclude_characters="/\0", exclude_categories=()))
+NAMES = st.lists(st.lists(PARTS, min_size=1, max_size=3).map("/".join), min_size=1, max_size=14, unique=True)
+
+
+def fold(path: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
+
+def folds(key: str) -> set[str]:
+    return {
+        unicodedata.normalize("NFC", key).casefold(),
+        unicodedata.normalize("NFC", key.casefold()),
+        fold(key),
+    }
+
+
+@settings(max_examples=300, deadline=None)
+@given(NAMES, st.randoms(use_true_random=False))
+@example(["a.jpg", "a.png", "a.jpg.png", "a.jpg.png.png", "A.JPG", "a.jpg~2"], None)
+@example(["a.jpg", "a.png/b.jpg", "a.jpg.png/c.jpg", "a.jpg~2.png/d.jpg"], None)
+def test_keys_hold_for_any_names(names: list[str], random: Any) -> None:
+    found = assign_keys(names)
+    assert list(found) == sorted(names, key=lambda name: name.split("/"))
+    shuffled = names[::-1]
+    if random is not None:
+        random.shuffle(shuffled)
+    assert assign_keys(shuffled) == found
+
+    seen: dict[str, str] = {}
+    for key in found.values():
+        for folded in folds(key):
+            assert seen.setdefault(folded, key) == key
+    assert len(set(found.values())) == len(names)
+
+    tree = sinks.OutputTree("/out", ["mask", "overlay"])
+    folders, files = set(), set()
+    for name, key in found.items():
+        assert key.count("/") == name.count("/")
+        for kind in tree.kinds:
+            path = tree.path(kind, key)
+            assert os.path.normpath(path) == path
+            assert path.startswith("/out/")
+            parts = path.split("/")
+            assert all(len(part.encode()) <= 255 for part in parts)  # and it encodes: nothing undecodable is left
+            assert len(key.split("/")[-1].encode()) + 20 <= 255
+            assert not any(unicodedata.category(character) == "Cc" for character in path)
+            files.add(fold(path))
+            folders.update(fold("/".join(parts[:depth])) for depth in range(1, len(parts)))
+    assert not files & folders
+    assert len(files) == 2 * len(names)
+
+
+@settings(max_examples=200, deadline=None)
+@given(NAMES)
+def test_plain_names_keep_their_stems(names: list[str]) -> None:
+    plain = [f"folder{number}/IMG.{number}.jpg" for number in range(3)]
+    found = assign_keys([*plain, *(f"x{name}" for name in names)])
+    assert [found[name] for name in plain] == [f"folder{number}/IMG.{number}" for number in range(3)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(order=st.permutations(["s1", "s1/a.jpg", "s2/*.jpg", "@list", "s2"]))
+def test_the_order_of_sources_does_not_matter(tmp_path_factory: pytest.TempPathFactory, order: list[str]) -> None:
+    folder = tmp_path_factory.getbasetemp() / "order"
+    if not folder.exists():
+        touch(folder, "s1/a.jpg", "s1/a.png", "s2/A.jpg", "s2/a.jpg", "s2/b.txt")
+        (folder / "list").write_text("s2/a.jpg\ns1\ns9/gone.jpg\n")
+    found = find(*order, cwd=str(folder))
+    assert keys(found) == ["s1/a.jpg", "s1/a.png", "s2/A.jpg", "s2/a.jpg~2", "s9/gone"]
+    assert found.ignored == {".txt": 1}
+    assert found.root == str(folder)
+
+
+# The default output
+
+
+def test_default_output(tmp_path: Path) -> None:
+    assert default_output(str(tmp_path)) == f"{tmp_path}-segmented"
+    assert default_output(f"{tmp_path}/") == f"{tmp_path}-segmented"
+    with pytest.raises(SourceError) as info:
+        default_output(os.path.abspath(os.sep))
+    assert "-o" in info.value.hint

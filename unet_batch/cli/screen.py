@@ -1,0 +1,237 @@
+"""What `run` and `sample` print: plain lines everywhere, a live bar only on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from unet_batch.cli.errors import printable
+
+if TYPE_CHECKING:
+    from unet_batch.model.checkpoint import Checkpoint
+    from unet_batch.run import Failure, Plan, RunReport
+    from unet_batch.segmenter import Segmenter
+    from unet_batch.types import Item
+
+# So many failures are printed as they happen; a folder of ten thousand broken files should not scroll everything away.
+SHOWN_FAILURES = 20
+# Seconds between two lines of progress where there is no terminal.
+QUIET_SECONDS = 10.0
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that never guesses: no markup or highlighting in file names, no wrapping of lines in a pipe."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+class Screen:
+    """The voice of `unet-batch run`.
+
+    Args:
+        quiet: print failures and errors only.
+        verbose: print a line for each picture.
+        to_stderr: leave stdout to the JSON report.
+    """
+
+    def __init__(self, *, quiet: bool, verbose: bool, to_stderr: bool) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        self.out = console(stderr=to_stderr)
+        self.err = console(stderr=True)
+
+    def line(self, label: str, *parts: str) -> None:
+        """`label     text`, the label dimmed."""
+        if not self.quiet:
+            text = " · ".join(printable(part) for part in parts if part)
+            self.out.print(Text.assemble((f"{label:<10}", "bold cyan"), text))
+
+    def sources(self, plan: Plan) -> None:
+        """The output folder and what was found."""
+        found = len(plan.sources.items)
+        self.line("output", shown(plan.outputs.folder), ", ".join(plan.options.save))
+        self.line(
+            "sources",
+            f"{found:,} {plural(found, 'picture')} in {shown(plan.sources.root)}",
+            f"{plan.skipped:,} already done" if plan.skipped else "",
+            f"{plan.sources.duplicates:,} named twice" if plan.sources.duplicates else "",
+            left_out(plan.sources.ignored),
+        )
+        for folder in plan.sources.skipped_folders:
+            self.line("", f"left out {shown(folder)}: holds results of an earlier run")
+
+    def model(self, loaded: Checkpoint, segmenter: Segmenter) -> None:
+        """The model, the backend and how it is fed."""
+        spec, backend = loaded.spec, segmenter.backend
+        height, width = spec.input_size
+        names = spec.classes.names
+        self.line(
+            "model",
+            spec.name,
+            f"{loaded.parameters / 1e6:.1f} M parameters",
+            f"{height}x{width}",
+            names[0] if len(names) == 1 else f"{len(names)} classes",
+            f"sha256 {loaded.sha256[:12]}",
+        )
+        self.line("backend", f"{backend.name} {backend.precision} ({backend.reason})")
+        self.line(
+            "batch",
+            f"{backend.batch_size} x {backend.streams} {plural(backend.streams, 'stream')}",
+            f"{segmenter.workers} {plural(segmenter.workers, 'thread')} each for decode, render, write",
+        )
+
+    def dry_run(self, plan: Plan) -> None:
+        """What would be done."""
+        self.line("dry run", f"{len(plan.todo):,} {plural(len(plan.todo), 'picture')} would be segmented, nothing was written")
+        for item in plan.todo if self.verbose else plan.todo[:3]:
+            for kind in plan.options.save:
+                self.line("", f"{shown(item.path)} -> {shown(plan.outputs.path(kind, item.key))}")
+        if not self.verbose and len(plan.todo) > 3:
+            self.line("", f"and {len(plan.todo) - 3:,} more (-v lists them)")
+
+    @contextmanager
+    def progress(self, total: int) -> Iterator[Callable[[Item, Failure | None], None]]:
+        """Yields the function that hears of each picture."""
+        live = not self.quiet and self.out.is_terminal and total > 0
+        bar = Progress(
+            SpinnerColumn(finished_text="✓"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[failures]}", style="red"),
+            console=self.out,
+            disable=not live,
+            expand=True,
+        )
+        done = failed = 0
+        begun = spoken = time.monotonic()
+
+        def advance(item: Item, failure: Failure | None) -> None:
+            nonlocal done, failed, spoken
+            done += 1
+            if failure is not None:
+                failed += 1
+                self._failure(failure, failed, bar if live else None)
+            elif self.verbose:
+                (bar.console if live else self.out).print(Text(f"done      {printable(shown(item.path))}"))
+            speed = f"{done / max(1e-9, time.monotonic() - begun):.1f}/s"
+            if live:
+                bar.update(task, completed=done, speed=speed, failures=f"{failed} failed" if failed else "")
+            elif not self.quiet and time.monotonic() - spoken >= QUIET_SECONDS:
+                spoken = time.monotonic()
+                left = (total - done) * (spoken - begun) / done
+                self.line("progress", f"{done:,} of {total:,}", speed, f"{clock(left)} left", f"{failed:,} failed" if failed else "")
+
+        with bar:
+            task = bar.add_task("", total=total, speed="", failures="")
+            yield advance
+
+    def _failure(self, failure: Failure, count: int, bar: Progress | None) -> None:
+        if count > SHOWN_FAILURES:
+            return
+        where = bar.console if bar is not None and not self.out.stderr else self.err
+        hint = f"  ({printable(failure.hint)})" if failure.hint else ""
+        where.print(Text.assemble(("failed    ", "bold red"), printable(failure.message), (hint, "dim")))
+        if count == SHOWN_FAILURES:
+            where.print(Text("          further failures are only listed in errors.jsonl"))
+
+    def summary(self, report: RunReport) -> None:
+        """The closing table."""
+        if self.quiet:
+            return
+        counts = Table.grid(padding=(0, 2))
+        for _ in range(5):
+            counts.add_column(justify="left")
+        pace = f"{report.images_per_second:.1f} pictures/s" if report.done + report.failed else ""
+        counts.add_row(
+            Text(f"{report.done:,} done", style="bold green" if report.done else ""),
+            Text(f"{report.failed:,} failed", style="bold red" if report.failed else ""),
+            f"{report.skipped:,} skipped",
+            clock(report.seconds),
+            pace,
+        )
+        self.out.print()
+        self.out.print(counts)
+        if report.done + report.failed:
+            stages = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+            for name in ("stage", "threads", "busy s", "cpu s", "ms each", "load"):
+                stages.add_column(name, justify="left" if name == "stage" else "right")
+            for stage in report.stages:
+                if stage.name == "source":
+                    continue
+                bottleneck = stage.name == report.bottleneck
+                stages.add_row(
+                    stage.name + ("  <- bottleneck" if bottleneck else ""),
+                    str(stage.workers),
+                    f"{stage.busy:.2f}",
+                    f"{stage.cpu:.2f}",
+                    f"{1000 * stage.busy / max(1, stage.items):.1f}",
+                    f"{stage.busy / stage.workers / max(1e-9, report.seconds):.0%}",
+                    style="bold" if bottleneck else "",
+                )
+            self.out.print(stages)
+        self.out.print(Text(closing(report)))
+
+
+def closing(report: RunReport) -> str:
+    """One sentence that says how it ended and where to look."""
+    where = printable(shown(report.output))
+    missing = report.found - report.skipped - report.done - report.failed
+    if report.status == "interrupted":
+        return f"Interrupted; {missing:,} left. What is in {where} is whole: run the same command to go on."
+    if report.status == "stopped":
+        return f"Stopped at the first failure, as asked; {max(0, missing):,} left."
+    if report.failed:
+        return f"Results in {where}. {report.failed:,} failed: see {printable(shown(os.path.join(report.output, 'errors.jsonl')))}"
+    if not report.done:
+        return f"Nothing to do: all results are in {where} already (--overwrite redoes them)."
+    return f"All done. Results in {where}"
+
+
+def shown(path: str) -> str:
+    """A path as a person would type it: relative to here where that is shorter."""
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:  # another drive
+        return path
+    return relative if len(relative) < len(path) else path
+
+
+def left_out(ignored: Mapping[str, int]) -> str:
+    """`3 other files left out: 2 .txt, 1 .mp4`."""
+    total = sum(ignored.values())
+    if not total:
+        return ""
+    commonest = sorted(ignored.items(), key=lambda entry: (-entry[1], entry[0]))[:4]
+    kinds = ", ".join(f"{count:,} {suffix or 'without extension'}" for suffix, count in commonest)
+    return f"{total:,} other {plural(total, 'file')} left out: {kinds}" + (", ..." if len(ignored) > 4 else "")
+
+
+def plural(count: int, word: str) -> str:
+    """`1 picture`, `2 pictures`."""
+    return word if count == 1 else word + "s"
+
+
+def clock(seconds: float) -> str:
+    """`7.3 s`, `4 min 05 s`, `2 h 03 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+@contextmanager
+def drawing(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar for `sample`; silent without a terminal."""
+    with Progress(console=console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("drawing", total=total)
+        yield lambda done: bar.update(task, completed=done)
