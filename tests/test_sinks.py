@@ -1,0 +1,465 @@
+"""Writing results: whole files or none, and errors that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unet_batch import sinks, sources
+from unet_batch.errors import OutputError
+from unet_batch.sinks import LAYOUT, OutputTree, write_atomic, write_json
+from unet_batch.types import KINDS, Item
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def fail_with(code: int) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+def items(*keys: str) -> list[Item]:
+    return [Item(f"/in/{key}.jpg", key) for key in keys]
+
+
+# Whole or not at all
+
+
+def test_writes_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "a/b/c.png"
+    for data in (b"one", b"", b"three" * 100_000):
+        write_atomic(str(path), data, sync=not data)
+        assert path.read_bytes() == data
+        assert names(path.parent) == ["c.png"]
+
+
+def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_atomic("a.png", b"x")
+    write_atomic("b/a.png", b"x")
+    assert names(tmp_path) == ["a.png", "b"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no permission bits")
+def test_the_umask_decides_who_may_read(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomic(str(tmp_path / "a.png"), b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.png").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("step", ["replace", "fsync"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt(), MemoryError()])
+def test_a_failure_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(sinks.os, step, fail)
+    with pytest.raises(OutputError if isinstance(error, OSError) else type(error)):
+        write_atomic(str(path), b"new", sync=True)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.png"]
+
+
+def test_nothing_stands_under_the_name_before_all_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[list[str], bytes]] = []
+    real = os.replace
+
+    def replace(source: str, target: str) -> None:
+        seen.append((names(tmp_path), Path(source).read_bytes()))
+        real(source, target)
+
+    monkeypatch.setattr(sinks.os, "replace", replace)
+    write_atomic(str(tmp_path / "a.png"), b"x" * 300_000)
+    ((there, data),) = seen
+    assert len(there) == 1
+    assert sinks._TEMPORARY.fullmatch(there[0])
+    assert len(there[0]) <= 64  # whatever the key
+    assert data == b"x" * 300_000
+
+
+def test_a_killed_process_leaves_no_half_file_and_its_leftovers_go(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from unet_batch import sinks\n"
+        "sinks.os.replace = lambda a, b: os._exit(9)\n"
+        "sinks.write_atomic(sys.argv[1] + '/masks/a/b.png', b'half')"
+    )
+    root = str(Path(sinks.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=root, timeout=60, check=False)
+    assert done.returncode == 9
+    (left,) = names(tmp_path / "masks/a")
+    assert sinks._TEMPORARY.fullmatch(left)
+    tree = OutputTree(str(tmp_path), ["mask"])
+    assert tree.existing(items("a/b")) == set()
+    assert tree.clean_leftovers() == 1
+    assert names(tmp_path / "masks/a") == []
+
+
+def test_readers_never_see_half(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    whole = {bytes([value]) * 200_000 for value in range(3)}
+    write_atomic(str(path), min(whole))
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            for data in whole:
+                write_atomic(str(path), data)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        assert all(path.read_bytes() in whole for _ in range(100))
+    finally:
+        stop.set()
+        thread.join()
+
+
+# Folders
+
+
+def test_eight_threads_write_into_new_folders(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number % 7}/{number % 5}/{number % 3}/{number}.png" for number in range(800)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda path: write_atomic(str(path), str(path).encode()), paths))
+    assert all(path.read_bytes() == str(path).encode() for path in paths)
+    assert sum(len(files) for _, _, files in os.walk(tmp_path)) == len(paths)
+
+
+def test_a_folder_that_vanished_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "a/b/c.png"
+    write_atomic(str(path), b"1")
+    shutil.rmtree(tmp_path / "a")
+    write_atomic(str(path), b"2")
+    assert path.read_bytes() == b"2"
+
+
+def test_a_folder_that_vanishes_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.replace
+    calls = []
+
+    def replace(source: str, target: str) -> None:
+        calls.append(source)
+        if len(calls) == 1:
+            shutil.rmtree(tmp_path / "a")
+        real(source, target)
+
+    monkeypatch.setattr(sinks.os, "replace", replace)
+    write_atomic(str(tmp_path / "a/b.png"), b"x")
+    assert names(tmp_path / "a") == ["b.png"]
+    assert len(calls) == 2
+
+
+def test_a_folder_that_keeps_vanishing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks.os, "replace", fail_with(errno.ENOENT))
+    monkeypatch.setattr(sinks.time, "sleep", lambda _: None)
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_atomic(str(tmp_path / "a.png"), b"x")
+    assert names(tmp_path) == []
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "hint"),
+    [
+        (errno.ENOSPC, r"the disk is full: 1,234 bytes to write, [\d,]+ free", "free some space"),
+        (errno.EDQUOT, "your disk quota is used up: 1,234 bytes to write", "free some space"),
+        (errno.EROFS, "the disk is read-only", "-o"),
+        (errno.EACCES, "no right to write in", "permissions"),
+        (errno.EPERM, "no right to write in", "permissions"),
+        (errno.EIO, os.strerror(errno.EIO), "-o"),
+    ],
+)
+@pytest.mark.parametrize("step", ["open", "replace", "fsync"])
+def test_errors_name_the_file_the_reason_and_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int, message: str, hint: str
+) -> None:
+    path = tmp_path / "a.png"
+    if os.name == "nt":
+        monkeypatch.setattr(sinks.time, "sleep", lambda _: None)
+    monkeypatch.setattr(sinks.os, step, fail_with(code))
+    with pytest.raises(OutputError, match=message) as info:
+        write_atomic(str(path), bytes(1234), sync=True)
+    monkeypatch.undo()
+    assert str(path) in info.value.message
+    assert hint in info.value.hint
+    assert names(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    monkeypatch.setattr(sinks, "_open_temporary", lambda _: (str(tmp_path / "x.part"), os.open("/dev/full", os.O_WRONLY)))
+    for size in (10, 1_000_000):  # found out when closing, and when writing
+        with pytest.raises(OutputError, match="the disk is full"):
+            write_atomic(str(tmp_path / "a.png"), bytes(size))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if mount is None:
+        pytest.skip("needs the mount program")
+    done = subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_for_real(small_disk: Path) -> None:
+    write_atomic(str(small_disk / "masks/a.png"), bytes(20_000))
+    with pytest.raises(OutputError, match=r"the disk is full: 100,000 bytes to write, [\d,]+ free"):
+        write_atomic(str(small_disk / "masks/b.png"), bytes(100_000))
+    with pytest.raises(OutputError, match="the disk is full"):
+        write_atomic(str(small_disk / "masks/a.png"), bytes(60_000))
+    assert (small_disk / "masks/a.png").read_bytes() == bytes(20_000)
+    assert names(small_disk / "masks") == ["a.png"]
+    (small_disk / "fill").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    with pytest.raises(OutputError, match="the disk is full: 1 bytes"):
+        OutputTree(str(small_disk), ["mask"]).prepare()
+    assert names(small_disk) == ["fill", "masks"]
+
+
+def test_files_and_folders_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "masks").write_bytes(b"")
+    with pytest.raises(OutputError, match=f"{tmp_path}/masks is in the way: it is not a folder"):
+        write_atomic(str(tmp_path / "masks/lot/a.png"), b"x")
+    with pytest.raises(OutputError, match=f"{tmp_path}/masks is in the way: it is not a folder"):
+        write_atomic(str(tmp_path / "masks/a.png"), b"x")
+    (tmp_path / "b.png").mkdir()
+    with pytest.raises(OutputError, match="a folder of this name is in the way"):
+        write_atomic(str(tmp_path / "b.png"), b"x")
+    assert names(tmp_path) == ["b.png", "masks"]
+
+
+def test_a_name_too_long(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="the name is too long .*the longest part 304"):
+        write_atomic(str(tmp_path / ("n" * 300 + ".png")), b"x")
+    with pytest.raises(OutputError, match="the name is too long"):
+        write_atomic(str(tmp_path) + "/folder" * 800 + "/a.png", b"x")
+    assert names(tmp_path) == []
+
+
+def test_an_impossible_name(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="null byte"):
+        write_atomic(f"{tmp_path}/a\0.png", b"x")
+
+
+def test_permissions_for_real(tmp_path: Path) -> None:
+    if os.name == "nt" or os.geteuid() == 0:
+        pytest.skip("needs a user whom permissions bind: this one is root, or the system is Windows")
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(OutputError, match=f"no right to write in {tmp_path}"):
+            write_atomic(str(tmp_path / "a.png"), b"x")
+        with pytest.raises(OutputError, match=f"no right to write in {tmp_path}"):
+            OutputTree(str(tmp_path / "out"), ["mask"]).prepare()
+        with pytest.raises(OutputError, match=f"no right to write in {tmp_path}"):
+            OutputTree(str(tmp_path), ["mask"]).prepare()
+    finally:
+        tmp_path.chmod(0o755)
+
+
+# JSON
+
+
+def test_json_keeps_its_order_and_marks_the_folder(tmp_path: Path) -> None:
+    write_json(str(tmp_path / "run.json"), {"unet_batch": "1.0", "b": ["\udce9", "\u00e9"], "a": None})
+    raw = (tmp_path / "run.json").read_bytes()
+    assert list(json.loads(raw)) == ["unet_batch", "b", "a"]
+    assert raw.isascii()
+    assert raw.endswith(b"}\n")
+    assert b"".join(raw[:64].split()).startswith(sources.MARKER)
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(str(tmp_path / "run.json"), float("nan"))
+    assert (tmp_path / "run.json").read_bytes() == raw
+
+
+# The output folder
+
+
+def test_layout(tmp_path: Path) -> None:
+    tree = OutputTree(str(tmp_path), ["mask", "overlay", "cutout", "prob"])
+    assert tree.folder == str(tmp_path)
+    assert [os.path.relpath(tree.path(kind, "lot/a.b"), tmp_path) for kind in tree.kinds] == [
+        "masks/lot/a.b.png",
+        "overlays/lot/a.b.jpg",
+        "cutouts/lot/a.b.png",
+        "probs/lot/a.b.png",
+    ]
+    assert set(LAYOUT) == set(KINDS)
+
+
+def test_unknown_and_conflicting_kinds(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="unknown kind of output: masks, x") as info:
+        OutputTree(str(tmp_path), ["masks", "mask", "x"])
+    assert "overlay" in info.value.hint
+    with pytest.raises(OutputError, match="same files"):
+        OutputTree(str(tmp_path), ["prob", "prob16"])
+    assert OutputTree(str(tmp_path), ["mask", "mask"]).kinds == ("mask",)
+
+
+@pytest.mark.parametrize("key", ["", "/", "/etc/passwd", "..", "../a", "a/../../b", "a/..", ".", "./a", "a//b", "a/", "a\0"])
+def test_no_output_leaves_the_folder(tmp_path: Path, key: str) -> None:
+    with pytest.raises(OutputError, match="outside the output folder"):
+        OutputTree(str(tmp_path), ["mask"]).path("mask", key)
+
+
+@pytest.mark.parametrize("key", ["..a", "a..", "...", "a\\..\\b", "~", "-", " ", "c:a", "\u202e", "a/b/c"])
+def test_odd_keys_are_fine(tmp_path: Path, key: str) -> None:
+    if os.name == "nt" and set(key) & {"\\", ":"}:
+        pytest.skip("means another folder on Windows")
+    path = OutputTree(str(tmp_path), ["mask"]).path("mask", key)
+    assert path == f"{tmp_path}/masks/{key}.png"
+
+
+def test_existing_wants_every_kind(tmp_path: Path) -> None:
+    tree = OutputTree(str(tmp_path), ["mask", "overlay"])
+    wanted = items("a", "b", "x/a", "x/c", "y/z", "d")
+    assert tree.existing(wanted) == set()
+    for kind, key in [("mask", "a"), ("overlay", "a"), ("mask", "b"), ("mask", "x/a"), ("overlay", "x/a"), ("overlay", "x/c")]:
+        write_atomic(tree.path(kind, key), b"x")
+    for kind in tree.kinds:
+        os.makedirs(tree.path(kind, "d"))  # a folder is no output
+        write_atomic(tree.path(kind, "other"), b"x")
+    (tmp_path / "masks/y").write_bytes(b"")
+    assert tree.existing(iter(wanted)) == {"a", "x/a"}
+    assert OutputTree(str(tmp_path), ["mask"]).existing(wanted) == {"a", "b", "x/a"}
+    assert OutputTree(str(tmp_path), []).existing(wanted) == set()
+
+
+def test_existing_lists_each_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = OutputTree(str(tmp_path), ["mask"])
+    wanted = items(*(f"{number % 4}/{number}" for number in range(2000)))
+    for item in wanted[:1000]:
+        write_atomic(tree.path("mask", item.key), b"")
+    calls = []
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        calls.append(path)
+        return real(path)
+
+    monkeypatch.setattr(sinks.os, "scandir", scandir)
+    monkeypatch.setattr(sinks.os, "stat", fail_with(errno.EIO))
+    assert len(tree.existing(wanted)) == 1000
+    assert len(calls) == 4
+
+
+def test_existing_reports_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks.os, "scandir", fail_with(errno.EACCES))
+    with pytest.raises(OutputError, match="masks cannot be listed: Permission denied"):
+        OutputTree(str(tmp_path), ["mask"]).existing(items("a"))
+
+
+def test_prepare_makes_the_folder_and_leaves_nothing_in_it(tmp_path: Path) -> None:
+    tree = OutputTree(str(tmp_path / "a/out"), ["mask"])
+    tree.prepare()
+    tree.prepare()
+    assert names(tmp_path / "a/out") == []
+
+
+def test_prepare_fails_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for name in ("file", "file/out"):
+        with pytest.raises(OutputError, match=f"{tmp_path}/file is in the way") as info:
+            OutputTree(str(tmp_path / name), ["mask"]).prepare()
+        assert "-o" in info.value.hint
+    with pytest.raises(OutputError, match="null byte"):
+        OutputTree(f"{tmp_path}/a\0b", ["mask"]).prepare()
+    monkeypatch.setattr(sinks.os, "open", fail_with(errno.EROFS))
+    with pytest.raises(OutputError, match=f"{tmp_path} cannot be written: the disk is read-only"):
+        OutputTree(str(tmp_path), ["mask"]).prepare()
+
+
+# Leftovers
+
+
+def dead_process() -> int:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+def test_only_leftovers_of_the_dead_are_removed(tmp_path: Path) -> None:
+    tree = OutputTree(str(tmp_path), ["mask"])
+    here, dead, day_ago = sinks._here(), dead_process(), time.time() - 25 * 3600
+    goes = {
+        f"masks/x/.ub-{here}-{dead}-00000000.part": False,
+        f"overlays/.ub-{here}-{dead}-00000001.part": False,
+        f".ub-{here}-{dead}-00000002.part": False,
+        f"masks/.ub-ffffffff-{os.getpid()}-00000003.part": True,
+    }
+    stays = {
+        f"masks/.ub-{here}-{os.getpid()}-00000004.part": False,  # of a live run
+        f"masks/.ub-ffffffff-{dead}-00000005.part": False,  # of another machine, where that process may live
+        f"masks/.ub-{here}-{dead}-00000006.part.png": True,
+        f"masks/x/.ub-{here}-0-00000007.part": True,
+        f"holiday/.ub-{here}-{dead}-00000008.part": True,  # no folder of ours
+        "masks/.ub-.part": True,
+        "masks/.hidden.part": True,
+        f"masks/.ub-{here}-9999999999-00000009.part": False,  # no process can have this number
+    }
+    for name, old in {**goes, **stays}.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(b"")
+        if old:
+            os.utime(path, (day_ago, day_ago))
+    (tmp_path / f"masks/.ub-{here}-{dead}-0000000a.part").mkdir()
+    assert tree.clean_leftovers() == len(goes)
+    assert [name for name in goes if (tmp_path / name).exists()] == []
+    assert [name for name in stays if not (tmp_path / name).exists()] == []
+    assert tree.clean_leftovers() == 0
+    assert OutputTree(str(tmp_path / "none"), ["mask"]).clean_leftovers() == 0
+
+
+def test_cleaning_stays_inside(tmp_path: Path) -> None:
+    name = f".ub-{sinks._here()}-{dead_process()}-00000000.part"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / name).write_bytes(b"")
+    (tmp_path / "out/masks").mkdir(parents=True)
+    (tmp_path / "out/masks/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "out/masks" / name).symlink_to(tmp_path / "elsewhere" / name)
+    assert OutputTree(str(tmp_path / "out"), ["mask"]).clean_leftovers() == 0
+    assert names(tmp_path / "elsewhere") == [name]
+
+
+def test_cleaning_never_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = OutputTree(str(tmp_path), ["mask"])
+    (tmp_path / f".ub-{sinks._here()}-{dead_process()}-00000000.part").write_bytes(b"")
+    monkeypatch.setattr(sinks.os, "unlink", fail_with(errno.EACCES))
+    assert tree.clean_leftovers() == 0
+    monkeypatch.setattr(sinks.os, "scandir", fail_with(errno.EACCES))
+    assert tree.clean_leftovers() == 0
