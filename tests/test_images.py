@@ -106,7 +106,7 @@ PIXELS = {  # where a mean would not notice: turned, mirrored, or blue and red e
     "avif_rot__rot1mir1.avif": ((0, 0), (165, 201, 225)),
     "avif_10bit__gradient_10bit.avif": ((0, 0), (4, 4, 253)),
     "tiff_o6__g4_orientation_6.tif": ((0, 0), (255, 255, 255)),
-    "tga_rle__rgb32rle.tga": ((50, 50), (255, 0, 0)),
+    "tga_rle__rgb32rle.tga": ((20, 20), (255, 0, 0)),
     "webp_alpha__transparent.webp": ((0, 0), (255, 255, 255)),
 }
 
@@ -164,6 +164,8 @@ def test_odd_file(odd: Path, name: str) -> None:
         assert detail in caught.value.message
         assert caught.value.hint
         return
+    if name.startswith("tga") and int(Image.__version__.partition(".")[0]) < 13:
+        pytest.skip("an older Pillow takes the unused byte of this TGA for alpha")
     picture = images.read(path)
     assert picture.size == expected
     assert picture.pixels.shape == (*expected, 3)
@@ -173,7 +175,7 @@ def test_odd_file(odd: Path, name: str) -> None:
     assert picture.pixels.mean((0, 1)) == pytest.approx(detail, abs=0.8)
     if name in PIXELS:
         at, colour = PIXELS[name]
-        assert picture.pixels[at] == pytest.approx(colour, abs=3)
+        assert picture.pixels[at].tolist() == pytest.approx(colour, abs=3)
 
 
 def test_odd_files_stay_below_1_gb_and_off_stderr(odd: Path) -> None:
@@ -312,7 +314,7 @@ def test_jpeg_blemishes_that_do_not_touch_the_picture(tmp_path: Path, photo: Ima
     }
     for name, copy in blemished.items():
         assert np.array_equal(read_bytes(tmp_path, copy), right), name
-    with pytest.raises(ImageError, match="40 extraneous bytes"):
+    with pytest.raises(ImageError, match="extraneous bytes before marker 0xd9"):
         read_bytes(tmp_path, data[:-2] + bytes(range(1, 41)) + data[-2:])
 
 
@@ -336,8 +338,8 @@ def test_rules_for_8_bits(tmp_path: Path, photo: Image.Image) -> None:
     assert np.array_equal(read_bytes(tmp_path, encoded(photo, "PNG")), rgb)
     for kind in ("PNG", "TIFF", "BMP", "PPM"):
         assert np.array_equal(read_bytes(tmp_path, encoded(photo.convert("L"), kind)), grey(photo.convert("L"))), kind
+    palette = photo.quantize(50)
     for kind in ("PNG", "GIF", "BMP", "TIFF"):
-        palette = photo.quantize(50)
         assert np.array_equal(read_bytes(tmp_path, encoded(palette, kind)), np.asarray(palette.convert("RGB"))), kind
     for kind in ("PNG", "TIFF", "BMP", "PPM"):
         bits = photo.convert("1")
@@ -427,7 +429,7 @@ def tiff(values: NDArray[Any], sample_format: int, photometric: int, raw: bytes 
         (np.float32([[-1, 0, 1, 3]]), 3, [0, 64, 128, 255]),
         (np.float32([[np.nan, 0, 1, 0.5]]), 3, [0, 0, 255, 128]),
         (np.float32([[np.inf, -np.inf, 0, 0.2]]), 3, [255, 0, 0, 51]),
-        (np.float32([[np.nan, np.nan, np.inf, np.nan]]), 3, [0, 0, 0, 0]),
+        (np.float32([[np.nan, np.nan, np.inf, np.nan]]), 3, [0, 0, 255, 0]),
         (np.float32([[7, 7, 7, 7]]), 3, [0, 0, 0, 0]),
         (np.float32([[-3e38, 0, 0, 3e38]]), 3, [0, 128, 128, 255]),
         (np.int16([[-100, 0, 50, 100]]), 2, [0, 128, 191, 255]),

@@ -222,10 +222,12 @@ def _pillow_warnings_ignored() -> Iterator[None]:
     """Keep Pillow's warnings about odd metadata from the screen, and from becoming errors.
 
     `warnings.catch_warnings` swaps a list that all threads share, so threads that overlap undo each other's work. This filter
-    stays in the list instead (put back when a test runner has replaced the list) and matches nothing outside `read`.
+    stays in the list instead (put back first where others have changed the list) and matches nothing outside `read`.
     """
     filters = cast("list[Any]", warnings.filters)
-    if _FILTER not in filters:
+    if not filters or filters[0] is not _FILTER:
+        with suppress(ValueError):
+            filters.remove(_FILTER)
         filters.insert(0, _FILTER)
     _thread.reading = True
     try:

@@ -1,0 +1,165 @@
+"""The Python interface."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import unet_batch
+from unet_batch import segmenter as segmenter_module
+from unet_batch.errors import BackendUnavailable, CheckpointError, ImageError, UsageError
+from unet_batch.segmenter import Segmenter
+from unet_batch.testing import FakeBackend, fake_spec
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture()
+def photo(tmp_path: Path) -> Path:
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:, 48:] = 255
+    path = tmp_path / "photo.png"
+    Image.fromarray(picture).save(path)
+    return path
+
+
+def test_a_path_and_an_array_give_the_same_mask(photo: Path) -> None:
+    with Segmenter(FakeBackend()) as segmenter:
+        from_path = segmenter(photo)
+        from_array = segmenter(np.array(Image.open(photo)))
+    assert from_path.shape == (64, 96)
+    assert from_path.dtype == np.uint8
+    assert set(np.unique(from_path)) == {0, 255}
+    assert np.array_equal(from_path, from_array)
+
+
+def test_a_grey_array_and_a_view_are_pictures_too(photo: Path) -> None:
+    array = np.array(Image.open(photo))
+    with Segmenter(FakeBackend()) as segmenter:
+        assert np.array_equal(segmenter(array[:, :, 0]), segmenter(array))
+        assert np.array_equal(segmenter(array[:, ::-1]), segmenter(array)[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)]
+)
+def test_what_is_not_a_picture_is_refused(array: np.ndarray) -> None:
+    with Segmenter(FakeBackend()) as segmenter, pytest.raises(ImageError, match="uint8 \\(height, width, 3\\) in RGB order"):
+        segmenter(array)
+
+
+def test_threshold(photo: Path) -> None:
+    Image.fromarray(np.full((64, 96, 3), 100, np.uint8)).save(photo)  # probability 100 / 255 = 0.39
+    with Segmenter(FakeBackend(), threshold=0.39) as segmenter:
+        assert segmenter(photo).all()
+    with Segmenter(FakeBackend(), threshold=0.4) as segmenter:
+        assert not segmenter(photo).any()
+    with Segmenter(FakeBackend(fake_spec())) as segmenter:
+        assert segmenter.threshold == 0.5
+
+
+@pytest.mark.parametrize("bad", [{"threshold": 0}, {"threshold": 1.5}, {"workers": 0}])
+def test_arguments_out_of_range(bad: dict[str, int]) -> None:
+    backend = FakeBackend()
+    with pytest.raises(UsageError, match="expected"):
+        Segmenter(backend, **bad)
+    with backend:  # it was not left open
+        pass
+
+
+def test_a_failure_on_opening_closes_nothing_it_did_not_open() -> None:
+    class Broken(FakeBackend):
+        def _open(self) -> None:
+            raise BackendUnavailable("no")
+
+    with pytest.raises(BackendUnavailable):
+        Segmenter(Broken())
+
+
+def test_stream_keeps_the_order_and_reports_failures(tmp_path: Path) -> None:
+    paths: list[Path] = []
+    for index in range(20):
+        path = tmp_path / f"{index}.png"
+        if index == 7:
+            path.write_bytes(b"")
+        else:
+            cv2.imwrite(str(path), np.full((10 + index, 15, 3), 10 * index, np.uint8))
+        paths.append(path)
+    with Segmenter(FakeBackend(streams=2), workers=3) as segmenter:
+        results = list(segmenter.stream(paths))
+    assert [result.path for result in results] == [str(path) for path in paths]
+    for index, result in enumerate(results):
+        if index == 7:
+            assert result.mask is None
+            assert isinstance(result.error, ImageError)
+            with pytest.raises(UsageError, match="there is no probability"):
+                _ = result.probability
+        else:
+            assert result.error is None
+            assert result.mask is not None
+            assert result.mask.shape == result.probability.shape == (10 + index, 15)
+            assert abs(int(result.probability[0, 0]) - 10 * index) <= 1
+
+
+def test_stream_can_be_left_early(photo: Path) -> None:
+    before = set(threading.enumerate())
+    with Segmenter(FakeBackend()) as segmenter:
+        stream = segmenter.stream([photo] * 100)
+        next(stream)
+        stream.close()
+    assert set(threading.enumerate()) <= before
+
+
+def test_cv2_gets_its_threads_back(photo: Path) -> None:
+    before = cv2.getNumThreads()
+    with Segmenter(FakeBackend()) as segmenter:
+        for _ in segmenter.stream([photo]):
+            assert cv2.getNumThreads() == 1
+    assert cv2.getNumThreads() == before
+
+
+def test_pictures_in_flight_are_bounded_by_their_pixels(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames are weighed by what they hold, and give it back when they are done."""
+    weights: list[int] = []
+    real = segmenter_module._weigh
+
+    def weigh(value: object) -> int:
+        weights.append(real(value))
+        return weights[-1]
+
+    monkeypatch.setattr(segmenter_module, "_weigh", weigh)
+    with Segmenter(FakeBackend(), workers=1) as segmenter:
+        list(segmenter.stream([photo]))
+    tensor = 32 * 48 * 3
+    assert weights == [0, tensor, tensor, 0]
+
+
+def test_load_takes_a_path(tiny: str, photo: Path) -> None:
+    with unet_batch.load(tiny, device="cpu") as segmenter:
+        assert segmenter.spec.name == "tiny"
+        assert segmenter(photo).shape == (64, 96)
+
+
+def test_load_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such model file"):
+        unet_batch.load(str(tmp_path / "none.safetensors"))
+
+
+def test_importing_the_package_is_free() -> None:
+    code = "import sys, unet_batch; print(sorted({'torch', 'numpy', 'cv2', 'av', 'PIL', 'rich'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_everything_promised_is_there() -> None:
+    for name in unet_batch.__all__:
+        assert getattr(unet_batch, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = unet_batch.nothing
