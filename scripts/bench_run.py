@@ -30,7 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import carvana
 
-from unet_batch.backends.base import Backend
+from unet_batch.backends.base import Backend, cpu_count
 from unet_batch.backends.torch import TorchBackend
 from unet_batch.model import checkpoint, zoo
 from unet_batch.model.checkpoint import Checkpoint
@@ -68,7 +68,10 @@ def our_run(segmenter: Segmenter, paths: list[str], out: str) -> RunReport:
 def engine_only(backend: Backend, count: int) -> float:
     """Seconds of the backend alone for `count` pictures, with as many threads as a run gives it."""
     picture = np.random.default_rng(0).integers(0, 256, (backend.batch_size, *backend.input_size, 3), dtype=np.uint8)
-    calls = [count // backend.batch_size // backend.streams + (i < count // backend.batch_size % backend.streams) for i in range(backend.streams)]
+    calls = [
+        count // backend.batch_size // backend.streams + (i < count // backend.batch_size % backend.streams)
+        for i in range(backend.streams)
+    ]
 
     def work(number: int) -> None:
         with backend.thread():
@@ -86,7 +89,7 @@ def engine_only(backend: Backend, count: int) -> float:
 
 def measure(name: str, loaded: Checkpoint, paths: list[str], rounds: int) -> dict[str, object]:
     """One model: the loop, the run and the engine in turn, `rounds` times."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cpu_count()
     loop_s, run_s, engine_s, floors = [], [], [], []
     with tempfile.TemporaryDirectory() as out, Segmenter(TorchBackend(loaded)) as segmenter:
         naive_loop(loaded, paths[:5], out)
@@ -110,7 +113,10 @@ def measure(name: str, loaded: Checkpoint, paths: list[str], rounds: int) -> dic
         "engine_images_per_s": count / statistics.median(engine_s),
         "speed_up": statistics.median(a / b for a, b in zip(loop_s, run_s, strict=True)),
         "wall_over_floor": statistics.median(a / b for a, b in zip(run_s, floors, strict=True)),
-        "rounds": [[round(a, 2), round(b, 2), round(c, 2), round(d, 2)] for a, b, c, d in zip(loop_s, run_s, engine_s, floors, strict=True)],
+        "rounds": [
+            [round(a, 2), round(b, 2), round(c, 2), round(d, 2)]
+            for a, b, c, d in zip(loop_s, run_s, engine_s, floors, strict=True)
+        ],
     }
     print(
         f"{name:<10} {backend}: loop {result['loop_images_per_s']:.1f}/s, run {result['run_images_per_s']:.1f}/s, "
@@ -140,7 +146,10 @@ def main() -> None:
         torch.manual_seed(0)
         large = UNet(3, 1, (64, 128, 256, 512, 1024)).eval().requires_grad_(False)
         spec = type(bundled.spec)(**{**vars(bundled.spec), "name": "31M", "widths": large.widths})
-        print(f"{len(paths)} photos, {options.rounds} rounds, torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores")
+        print(
+            f"{len(paths)} photos, {options.rounds} rounds, torch {torch.__version__}, {platform.machine()}, "
+            f"{cpu_count()} cores"
+        )
         results = [
             measure("bundled", bundled, paths, options.rounds),
             measure("31M", Checkpoint(large, spec, "", ""), paths, options.rounds),

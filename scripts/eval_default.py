@@ -91,7 +91,9 @@ def main() -> None:
         missed |= promised is not None and value < promised
         print(f"{name:<20} {value:.4f}" + (f"  (at least {promised})" if promised else ""))
     if options.json:
-        Path(options.json).write_text(json.dumps({"photos": len(held_out), "cars": cars, "backend": backend, **figures}, indent=2))
+        Path(options.json).write_text(
+            json.dumps({"photos": len(held_out), "cars": cars, "backend": backend, **figures}, indent=2)
+        )
     raise SystemExit(int(missed))
 
 

@@ -90,7 +90,13 @@ def augment(
 
 
 def batches(
-    pictures: np.ndarray, coverage: np.ndarray, size: tuple[int, int], batch: int, seed: int, epoch: int, pool: ThreadPoolExecutor
+    pictures: np.ndarray,
+    coverage: np.ndarray,
+    size: tuple[int, int],
+    batch: int,
+    seed: int,
+    epoch: int,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch, shuffled: normalised float (B, 3, H, W) and coverage 0..1 float (B, 1, H, W)."""
     order = np.random.default_rng((seed, epoch)).permutation(len(pictures))
@@ -141,7 +147,10 @@ def main() -> None:
     if options.scenes:
         drawn = load_scenes(options.scenes)
         pictures, coverage = np.concatenate((pictures, drawn[0])), np.concatenate((coverage, drawn[1]))
-    print(f"{len(training)} photos, {len(held_out)} held out, {options.scenes} scenes, {time.time() - started:.0f} s to load", flush=True)
+    print(
+        f"{len(training)} photos, {len(held_out)} held out, {options.scenes} scenes, {time.time() - started:.0f} s to load",
+        flush=True,
+    )
 
     model = UNet().to(memory_format=torch.channels_last)
     shadow = UNet().to(memory_format=torch.channels_last)
@@ -179,7 +188,10 @@ def main() -> None:
                 average(shadow, model, min(0.995, step / (step + 10)))
                 total += loss.item()
             count = step // (epoch + 1)
-            print(json.dumps({"epoch": epoch + 1, "loss": round(total / count, 5), "seconds": round(time.time() - begun)}), flush=True)
+            print(
+                json.dumps({"epoch": epoch + 1, "loss": round(total / count, 5), "seconds": round(time.time() - begun)}),
+                flush=True,
+            )
             # Saved after every epoch: a run that is cut short still leaves a model.
             spec = ModelSpec(
                 name="default",
@@ -190,7 +202,7 @@ def main() -> None:
                 std=STD,
                 classes=ClassTable(("car",), ((255, 0, 110),)),
                 training={
-                    "data": f"Carvana, {len(training)} photos of {len({p.car for p in training})} cars, and {options.scenes} sample scenes",
+                    "data": f"Carvana, {len(training)} photos of {len({p.car for p in training})} cars; {options.scenes} scenes",
                     "held_out_cars": sorted({p.car for p in held_out}),
                     "epochs": epoch + 1,
                     "planned_epochs": options.epochs,

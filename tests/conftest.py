@@ -61,7 +61,7 @@ def tiny_model(spec: ModelSpec) -> UNet:
     return model
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny(tmp_path: Path) -> str:
     """A checkpoint of one class on disk."""
     spec = tiny_spec()

@@ -49,7 +49,7 @@ def read(path: Path) -> np.ndarray:
         return np.array(image)
 
 
-@pytest.fixture()
+@pytest.fixture
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     for name in ("a.png", "b.jpg", "sub/a.png", "sub/deep/c.png"):
@@ -272,7 +272,7 @@ def test_several_classes_write_ids(photos: Path, tmp_path: Path) -> None:
 
 
 def test_ids_have_no_probability(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="has 3 classes and gives ids"):
+    with pytest.raises(UsageError, match="has 3 classes: ids"):
         segment(photos, output=tmp_path / "out", backend=FakeBackend(fake_spec(classes=3)), save=("prob",))
     assert not (tmp_path / "out").exists(), "found out before anything was written"
 

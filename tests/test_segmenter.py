@@ -21,7 +21,7 @@ from unet_batch.testing import FakeBackend, fake_spec
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.fixture()
+@pytest.fixture
 def photo(tmp_path: Path) -> Path:
     picture = np.zeros((64, 96, 3), np.uint8)
     picture[:, 48:] = 255

@@ -143,7 +143,9 @@ def prepare(options: RunOptions) -> Plan:
     return Plan(options, sources, outputs, todo, len(sources.items) - len(todo))
 
 
-def execute(plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], on_outcome: Callable[[Item, Failure | None], None]) -> RunReport:
+def execute(
+    plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], on_outcome: Callable[[Item, Failure | None], None]
+) -> RunReport:
     """Segment everything in the plan.
 
     Args:
@@ -170,7 +172,7 @@ def execute(plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], on_outco
     for path, reason in plan.sources.unreadable:
         _record(report, Failure(path, "source", "SourceError", f"{path}: {reason}", ""), errors)
     begun = time.perf_counter()
-    finish = [("render", writer.render), ("write", writer.write)]
+    finish: list[tuple[str, Callable[[Any], Any]]] = [("render", writer.render), ("write", writer.write)]
     try:
         with segmenter.pipeline(plan.todo, finish, keep_pixels=bool(NEED_PIXELS.intersection(plan.options.save))) as results:
             try:
@@ -227,9 +229,10 @@ class _Writer:
         self.segmenter = segmenter
         self.kinds = plan.options.save
         self.classes = segmenter.spec.classes
+        names = self.classes.names
         if segmenter.spec.output == "class_ids" and (wrong := sorted({"cutout", "prob", "prob16"}.intersection(self.kinds))):
             raise UsageError(
-                f"--save {','.join(wrong)}: {segmenter.spec.name} has {len(self.classes.names)} classes and gives ids, not one probability",
+                f"--save {','.join(wrong)}: {segmenter.spec.name} has {len(names)} classes: ids, not one probability",
                 hint="save mask and overlay",
             )
 

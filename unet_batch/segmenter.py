@@ -1,11 +1,11 @@
 """A model ready to segment: the Python interface, and the stages that `run` and `stream` share.
 
-    import unet_batch
+import unet_batch
 
-    with unet_batch.load() as segmenter:
-        mask = segmenter("car.jpg")
-        for result in segmenter.stream(paths):
-            print(result.path, result.error or result.mask.shape)
+with unet_batch.load() as segmenter:
+    mask = segmenter("car.jpg")
+    for result in segmenter.stream(paths):
+        print(result.path, result.error or result.mask.shape)
 """
 
 from __future__ import annotations
@@ -101,9 +101,7 @@ class Segmenter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.backend.__exit__(kind, error, traceback)
 
     def __call__(self, picture: str | os.PathLike[str] | NDArray[Any]) -> Pixels:
@@ -193,7 +191,12 @@ class Segmenter:
         cv2.setNumThreads(1)
         try:
             with Pipeline(
-                items, stages, in_flight=in_flight, weigh=_weigh, budget=PIXEL_BUDGET, describe=lambda value: item_of(value).path
+                items,
+                stages,
+                in_flight=in_flight,
+                weigh=_weigh,
+                budget=PIXEL_BUDGET,
+                describe=lambda value: item_of(value).path,
             ) as results:
                 yield results
         finally:

@@ -63,9 +63,7 @@ class Backend(ABC):
         self._is_open = True
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._is_open = False
         self._close()
 
@@ -79,9 +77,8 @@ class Backend(ABC):
             raise BackendError(f"{self.name}: infer() outside the `with` block")
         expected = (*self.input_size, self.spec.in_channels)
         if pictures.dtype != np.uint8 or pictures.shape[1:] != expected or not 1 <= len(pictures) <= self.batch_size:
-            raise BackendError(
-                f"{self.name}: 1 to {self.batch_size} pictures of uint8 {expected} expected, got {pictures.dtype} {pictures.shape}"
-            )
+            got = f"{pictures.dtype} {pictures.shape}"
+            raise BackendError(f"{self.name}: 1 to {self.batch_size} pictures of uint8 {expected} expected, got {got}")
         return self._infer(pictures)
 
     def thread(self) -> AbstractContextManager[object]:

@@ -72,7 +72,9 @@ class TorchBackend(Backend):
         if self.device.type == "cpu":
             return _one_thread()
         # One CUDA stream a thread: the copies of one batch overlap the arithmetic of the other.
-        return torch.cuda.stream(torch.cuda.Stream(self.device)) if self.device.type == "cuda" else nullcontext()
+        if self.device.type == "cuda":
+            return torch.cuda.stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
+        return nullcontext()
 
 
 @contextmanager

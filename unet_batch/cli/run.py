@@ -14,34 +14,43 @@ if TYPE_CHECKING:
     from unet_batch.run import RunReport
 
 
-class CommaList(click.ParamType):
+def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
     """`mask,overlay` -> ("mask", "overlay"), each checked, none twice."""
-
-    name = "kinds"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        kinds = tuple(dict.fromkeys(part.strip() for part in str(value).split(",") if part.strip()))
-        wrong = [kind for kind in kinds if kind not in KINDS]
-        if wrong or not kinds:
-            self.fail(f"{', '.join(map(repr, wrong)) or 'nothing'} is not one of {', '.join(KINDS)}", param, ctx)
-        return kinds
+    kinds = tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+    wrong = [kind for kind in kinds if kind not in KINDS]
+    if wrong or not kinds:
+        raise click.BadParameter(f"{', '.join(map(repr, wrong)) or 'nothing'} is not one of {', '.join(KINDS)}")
+    return kinds
 
 
-@click.command(epilog="Exit codes: 0 all done, 1 some pictures failed, 2 wrong usage or nothing could be done, 130 interrupted.")
+@click.command(
+    epilog="Exit codes: 0 all done, 1 some pictures failed, 2 wrong usage or nothing could be done, 130 interrupted."
+)
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="DIR", help="Output folder.  [default: SOURCE-segmented, beside the source]")
-@click.option("-m", "--model", metavar="FILE", help="A checkpoint (.safetensors) or a bundled model.  [default: the bundled one]")
+@click.option(
+    "-m", "--model", metavar="FILE", help="A checkpoint (.safetensors) or a bundled model.  [default: the bundled one]"
+)
 @click.option("--overlay", is_flag=True, help="Save overlays too: the photo with the mask tinted and outlined.")
 @click.option(
-    "--save", type=CommaList(), default="mask", show_default=True, help="What to save, with commas: " + ", ".join(KINDS) + "."
+    "--save",
+    metavar="KINDS",
+    callback=_kinds,
+    default="mask",
+    show_default=True,
+    help="What to save, with commas: " + ", ".join(KINDS) + ".",
 )
 @click.option("--threshold", type=float, help="Probability from which a pixel counts.  [default: the model's, mostly 0.5]")
-@click.option("--backend", type=click.Choice(("auto", "torch")), default="auto", show_default=True, help="What runs the network.")
+@click.option(
+    "--backend", type=click.Choice(("auto", "torch")), default="auto", show_default=True, help="What runs the network."
+)
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]")
-@click.option("--batch-size", type=click.IntRange(1, 4096), help="Most pictures in one pass of the network.  [default: fits the device]")
-@click.option("--workers", type=click.IntRange(1, 256), help="Threads for each of decode, render and write.  [default: the cores]")
+@click.option(
+    "--batch-size", type=click.IntRange(1, 4096), help="Most pictures in one pass of the network.  [default: fits the device]"
+)
+@click.option(
+    "--workers", type=click.IntRange(1, 256), help="Threads for each of decode, render and write.  [default: the cores]"
+)
 @click.option("--overwrite", is_flag=True, help="Redo pictures whose outputs exist; without it they are skipped.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first picture that fails.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")

@@ -9,28 +9,26 @@ import click
 from unet_batch.cli.errors import reported
 
 
-class SizeType(click.ParamType):
+def _size(context: click.Context, option: click.Parameter, value: str) -> tuple[int, int]:
     """`640x960` -> (640, 960): height by width, as everywhere in this program."""
-
-    name = "HxW"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", str(value))
-        if not match:
-            self.fail(f"{value!r} is not a size: height x width, for example 640x960", param, ctx)
-        height, width = int(match[1]), int(match[2])
-        if not (64 <= height <= 8192 and 64 <= width <= 8192):
-            self.fail(f"{value}: each side from 64 to 8192 expected", param, ctx)
-        return height, width
+    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", value)
+    if not match:
+        raise click.BadParameter(f"{value!r} is not a size: height x width, for example 640x960")
+    height, width = int(match[1]), int(match[2])
+    if not (64 <= height <= 8192 and 64 <= width <= 8192):
+        raise click.BadParameter(f"{value}: each side from 64 to 8192 expected")
+    return height, width
 
 
 @click.command()
 @click.argument("folder", metavar="DIR")
 @click.option("--photos", type=click.IntRange(1, 1_000_000), default=12, show_default=True, help="How many photos to draw.")
-@click.option("--size", type=SizeType(), default="640x960", show_default=True, help="Height and width of each photo.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Another seed draws other scenes.")
+@click.option(
+    "--size", metavar="HxW", callback=_size, default="640x960", show_default=True, help="Height and width of each photo."
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Another seed draws other scenes."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
 @reported
 def sample(folder: str, photos: int, size: tuple[int, int], seed: int, quiet: bool) -> None:

@@ -129,7 +129,9 @@ class Screen:
             elif not self.quiet and time.monotonic() - spoken >= QUIET_SECONDS:
                 spoken = time.monotonic()
                 left = (total - done) * (spoken - begun) / done
-                self.line("progress", f"{done:,} of {total:,}", speed, f"{clock(left)} left", f"{failed:,} failed" if failed else "")
+                self.line(
+                    "progress", f"{done:,} of {total:,}", speed, f"{clock(left)} left", f"{failed:,} failed" if failed else ""
+                )
 
         with bar:
             task = bar.add_task("", total=total, speed="", failures="")
@@ -191,7 +193,9 @@ def closing(report: RunReport) -> str:
     if report.status == "stopped":
         return f"Stopped at the first failure, as asked; {max(0, missing):,} left."
     if report.failed:
-        return f"Results in {where}. {report.failed:,} failed: see {printable(shown(os.path.join(report.output, 'errors.jsonl')))}"
+        return (
+            f"Results in {where}. {report.failed:,} failed: see {printable(shown(os.path.join(report.output, 'errors.jsonl')))}"
+        )
     if not report.done:
         return f"Nothing to do: all results are in {where} already (--overwrite redoes them)."
     return f"All done. Results in {where}"

@@ -114,7 +114,9 @@ def load(path: str) -> Checkpoint:
     tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path}: {name} holds values that are not finite", hint="train again, or use an earlier file")
+            raise CheckpointError(
+                f"{path}: {name} holds values that are not finite", hint="train again, or use an earlier file"
+            )
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:

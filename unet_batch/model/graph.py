@@ -54,7 +54,10 @@ def fold_batchnorm(model: UNet) -> UNet:
     folded = copy.deepcopy(model).float().eval()
     for block in folded.modules():
         if isinstance(block, DoubleConv):
-            for conv, norm in ((0, 1), (3, 4)):
-                block[conv] = fuse_conv_bn_eval(block[conv], block[norm])
-                block[norm] = nn.Identity()
-    return folded.to(memory_format=torch.channels_last)
+            for index in (0, 3):
+                conv, norm = block[index], block[index + 1]
+                assert isinstance(conv, nn.Conv2d)
+                assert isinstance(norm, nn.BatchNorm2d)
+                block[index], block[index + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return folded

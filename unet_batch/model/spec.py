@@ -51,7 +51,9 @@ def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
     names = tuple(str(name) for name in data["classes"]["names"])
     colours = tuple(tuple(_integer(part, "colours", 0, 255) for part in colour) for colour in data["classes"]["colours"])
     if not 1 <= len(names) <= MAX_CLASSES or len(colours) != len(names) or any(len(colour) != 3 for colour in colours):
-        raise ValueError(f"classes: {len(names)} names and {len(colours)} colours; one RGB colour for each of 1 to {MAX_CLASSES}")
+        raise ValueError(
+            f"classes: {len(names)} names and {len(colours)} colours; one RGB colour for each of 1 to {MAX_CLASSES}"
+        )
     output = "probability" if len(names) == 1 else "class_ids"
     if data["output"] != output:
         raise ValueError(f"output: {len(names)} class(es) mean {output!r}, got {data['output']!r}")
