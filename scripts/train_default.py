@@ -30,6 +30,7 @@ import carvana
 from unet_batch.geometry import PAD_VALUE
 from unet_batch.model import checkpoint
 from unet_batch.model.unet import UNet
+from unet_batch.render import palette
 from unet_batch.scenes.compose import draw
 from unet_batch.scenes.samples import scene_seed
 from unet_batch.types import ClassTable, ModelSpec
@@ -200,9 +201,10 @@ def main() -> None:
                 input_size=SIZE,
                 mean=MEAN,
                 std=STD,
-                classes=ClassTable(("car",), ((255, 0, 110),)),
+                classes=ClassTable(("car",), palette(1)),
                 training={
-                    "data": f"Carvana, {len(training)} photos of {len({p.car for p in training})} cars; {options.scenes} scenes",
+                    "data": f"Carvana: {len(training)} photos of {len({p.car for p in training})} cars",
+                    "scenes": options.scenes,
                     "held_out_cars": sorted({p.car for p in held_out}),
                     "epochs": epoch + 1,
                     "planned_epochs": options.epochs,

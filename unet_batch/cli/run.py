@@ -24,7 +24,8 @@ def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple
 
 
 @click.command(
-    epilog="Exit codes: 0 all done, 1 some pictures failed, 2 wrong usage or nothing could be done, 130 interrupted."
+    short_help="Segment pictures: photos in, masks and overlays out.",
+    epilog="Exit codes: 0 all done, 1 some pictures failed, 2 wrong usage or nothing could be done, 130 interrupted.",
 )
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="DIR", help="Output folder.  [default: SOURCE-segmented, beside the source]")

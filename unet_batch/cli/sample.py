@@ -20,7 +20,7 @@ def _size(context: click.Context, option: click.Parameter, value: str) -> tuple[
     return height, width
 
 
-@click.command()
+@click.command(short_help="Draw photos of cars with exact masks.")
 @click.argument("folder", metavar="DIR")
 @click.option("--photos", type=click.IntRange(1, 1_000_000), default=12, show_default=True, help="How many photos to draw.")
 @click.option(
