@@ -668,11 +668,13 @@ def test_png_round_trips(tmp_path: Path, shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(1)
     mask = (rng.random(shape) > 0.5).astype(np.uint8) * 255
     deep = rng.integers(0, 65536, shape, dtype=np.uint16)
+    smooth = (deep >> 8).astype(np.uint8)
     rgba = rng.integers(0, 256, (*shape, 4), dtype=np.uint8)
     for values, mode, data in (
         (mask, "L", images.encode_mask(mask)),
         (mask.T, "L", images.encode_mask(mask.T)),  # not contiguous
-        (deep, "I;16", images.encode_grey16(deep)),
+        (deep, "I;16", images.encode_map(deep)),
+        (smooth, "L", images.encode_map(smooth)),
         (rgba, "RGBA", images.encode_rgba(rgba)),
     ):
         assert isinstance(data, bytes)
@@ -709,7 +711,7 @@ def test_encoders_refuse() -> None:
         (images.encode_mask, np.zeros((2, 2), np.float32)),
         (images.encode_mask, np.zeros((2, 2, 3), np.uint8)),
         (images.encode_mask, np.zeros((0, 2), np.uint8)),
-        (images.encode_grey16, np.zeros((2, 2), np.uint8)),
+        (images.encode_map, np.zeros((2, 2), np.float32)),
         (images.encode_rgba, np.zeros((2, 2, 3), np.uint8)),
         (images.encode_jpeg, np.zeros((2, 2), np.uint8)),
         (images.encode_jpeg, np.zeros((2, 0, 3), np.uint8)),

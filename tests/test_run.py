@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -263,6 +264,22 @@ def test_an_error_nobody_foresaw_is_one_items_own(photos: Path, tmp_path: Path, 
     report, _ = segment(photos, output=tmp_path / "out")
     assert report.done == 3
     assert "ZeroDivisionError: surprise" in report.failures[0].message
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_memory_stays_flat(tmp_path: Path) -> None:
+    """A thousand pictures hold no more than three hundred did; `scripts/bench_memory.py` does it with real ones."""
+    write(tmp_path / "photo.png", half_bright(300, 400))
+    (tmp_path / "photos").mkdir()
+    for index in range(1000):
+        (tmp_path / f"photos/{index}.png").symlink_to(tmp_path / "photo.png")
+    plan = prepare(RunOptions((str(tmp_path / "photos"),), str(tmp_path / "out"), ("mask", "overlay")))
+    process, resident = psutil.Process(), []
+    with Segmenter(FakeBackend(), workers=2) as segmenter:
+        report = execute(plan, segmenter, {}, lambda item, failure: resident.append(process.memory_info().rss))
+    assert report.done == 1000
+    assert max(resident[300:]) - resident[299] < 30e6  # a leak of one picture each would be 250 MB
 
 
 def test_several_classes_write_ids(photos: Path, tmp_path: Path) -> None:

@@ -474,7 +474,7 @@ def folds(key: str) -> set[str]:
     }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(NAMES, st.randoms(use_true_random=False))
 @example(["a.jpg", "a.png", "a.jpg.png", "a.jpg.png.png", "A.JPG", "a.jpg~2"], None)
 @example(["a.jpg", "a.png/b.jpg", "a.jpg.png/c.jpg", "a.jpg~2.png/d.jpg"], None)
@@ -510,7 +510,7 @@ def test_keys_hold_for_any_names(names: list[str], random: Any) -> None:
     assert len(files) == 2 * len(names)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(NAMES)
 def test_plain_names_keep_their_stems(names: list[str]) -> None:
     plain = [f"folder{number}/IMG.{number}.jpg" for number in range(3)]

@@ -202,7 +202,7 @@ def _check_size(path: str, height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
         raise ImageTooLarge(
             f"{path}: {height}x{width} (height x width) are {height * width:,} pixels, the limit is {max_pixels:,}",
-            hint="scale the picture down first, or raise the limit if the file can be trusted",
+            hint="scale the picture down first",
         )
 
 
@@ -478,13 +478,15 @@ def encode_mask(mask: Pixels) -> bytes:
     return _png(_checked(mask, np.uint8, 2), "NONE", cv2.IMWRITE_PNG_STRATEGY_RLE)
 
 
-def encode_grey16(values: NDArray[np.uint16]) -> bytes:
-    """Encode uint16 (h, w) as a 16-bit grey PNG: 10.7 ms and 61 kB for a smooth 1280x1918 map (cv2's choice: 97 kB).
+def encode_map(values: Pixels | NDArray[np.uint16]) -> bytes:
+    """Encode a smooth map, uint8 or uint16 (h, w), as a grey PNG of as many bits.
+
+    1280x1918 in 8 bit: 5.2 ms and 47 kB (as a mask: 4.5 ms and 114 kB); in 16 bit: 10.7 ms and 61 kB (cv2's choice: 97 kB).
 
     Raises:
         EncodeError: another shape or type, or the encoder refused.
     """
-    return _png(_checked(values, np.uint16, 2), "UP", cv2.IMWRITE_PNG_STRATEGY_RLE)
+    return _png(_checked(values, np.uint16 if values.dtype == np.uint16 else np.uint8, 2), "UP", cv2.IMWRITE_PNG_STRATEGY_RLE)
 
 
 def encode_rgba(rgba: Pixels) -> bytes:

@@ -250,9 +250,9 @@ class _Writer:
                     probability = postprocess.probability(prediction.map, placement)
                     data = images.encode_rgba(render.cutout(self._pixels(prediction), probability, self.segmenter.threshold))
                 elif kind == "prob":
-                    data = images.encode_mask(postprocess.probability(prediction.map, placement))
+                    data = images.encode_map(postprocess.probability(prediction.map, placement))
                 else:
-                    data = images.encode_grey16(postprocess.probability16(prediction.map, placement))
+                    data = images.encode_map(postprocess.probability16(prediction.map, placement))
             except UnetBatchError as error:
                 error.message = f"{item.path}: {kind}: {error.message}"
                 raise

@@ -279,7 +279,7 @@ class _Pattern:
 
     def step(self, places: frozenset[int], name: str) -> frozenset[int]:
         after: set[int] = set()
-        for place in places - {self.end}:
+        for place in places:
             test = self.tests[place]
             if test is None:
                 after.add(place)
