@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ import carvana
 import cv2
 
 import unet_batch
+from unet_batch.model import checkpoint, zoo
 from unet_batch.scenes import write_samples
 
 SCENE_SEED = 2  # training draws with seed 1, the demo with seed 0
@@ -48,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model")
     parser.add_argument("--json", help="also write the figures here")
+    parser.add_argument("--record", action="store_true", help="also write the figures into the model's own description")
     options = parser.parse_args()
 
     training, held_out = carvana.split(carvana.photos())
@@ -94,6 +97,11 @@ def main() -> None:
         Path(options.json).write_text(
             json.dumps({"photos": len(held_out), "cars": cars, "backend": backend, **figures}, indent=2)
         )
+    if options.record:
+        loaded = checkpoint.load(zoo.resolve(options.model))
+        metrics = {name: round(value, 4) for name, value in figures.items()}
+        training_facts = {**loaded.spec.training, "metrics": metrics, "held_out_photos": len(held_out)}
+        checkpoint.save(loaded.path, loaded.model, replace(loaded.spec, training=training_facts))
     raise SystemExit(int(missed))
 
 

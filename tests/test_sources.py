@@ -63,6 +63,11 @@ def test_folder_is_searched_to_the_bottom_in_a_fixed_order(tmp_path: Path) -> No
     assert (found.skipped_folders, found.unreadable, found.duplicates) == ((), (), 0)
 
 
+def test_order_is_that_of_the_keys_not_of_the_file_names(tmp_path: Path) -> None:
+    touch(tmp_path, "a/z.jpg", "a.jpg", "a b.jpg")
+    assert keys(find(tmp_path)) == ["a", "a/z", "a b"]
+
+
 def test_hidden_files_and_junk_are_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", ".b.jpg", ".git/c.jpg", "__MACOSX/d.jpg", "Thumbs.db", "desktop.ini", "._a.jpg")
     found = find(tmp_path)
@@ -244,6 +249,7 @@ def test_dotdot_means_what_the_system_means(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real/deep")
     found = find("link/../a.jpg", cwd=str(tmp_path))
     assert found.items[0].path == str(tmp_path / "real/a.jpg")
+    assert find("link/..", cwd=str(tmp_path)).root == str(tmp_path / "real")
 
 
 def test_missing_source_is_named_with_a_suggestion(tmp_path: Path) -> None:

@@ -109,6 +109,18 @@ def test_a_pickle_is_recognised_and_never_opened(tmp_path: Path, kind: str) -> N
         checkpoint.load(str(path))
 
 
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
+    """The first byte of a safetensors file is the lowest of its header's length, 0x80 for one in 32."""
+    path = tmp_path / "model.safetensors"
+    filler = 0
+    for _ in range(2):
+        spec = tiny_spec(training={"filler": "x" * filler})
+        checkpoint.save(str(path), tiny_model(spec), spec)
+        filler = (0x80 - path.read_bytes()[0]) % 256
+    assert path.read_bytes()[0] == 0x80
+    assert checkpoint.load(str(path)).spec == spec
+
+
 def test_a_newer_version_asks_for_an_update(tiny: str) -> None:
     rewrite(tiny, version="2")
     with pytest.raises(CheckpointError, match="checkpoint version 2, this program reads up to 1") as caught:

@@ -149,10 +149,11 @@ def _refuse_pickle(path: str) -> None:
     """A pickle can run any code while it is read, so it is recognised by its first bytes and never opened."""
     try:
         with open(path, "rb") as file:
-            start = file.read(4)
+            start = file.read(9)
     except OSError as error:
         raise _translated(path, error) from error
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+    # A safetensors file begins with the length of its header, which may have any bytes, and then the header, a JSON object.
+    if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         raise CheckpointError(
             f"{path}: a pickled PyTorch file; reading one can run code hidden in it",
             hint="only .safetensors checkpoints are read; convert a file you trust with unet_batch.model.checkpoint.save",
