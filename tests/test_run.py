@@ -15,6 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from unet_batch import images
 from unet_batch import run as run_module
 from unet_batch import segmenter as segmenter_module
 from unet_batch.errors import BackendError, OutputError, SourceError, UsageError
@@ -101,7 +102,7 @@ def test_every_kind_of_output(photos: Path, tmp_path: Path) -> None:
 
 def test_prob16_has_sixteen_bits(photos: Path, tmp_path: Path) -> None:
     segment(photos / "a.png", output=tmp_path / "out", save=("prob16",))
-    prob = read(tmp_path / "out/probs/a.png")
+    prob = read(tmp_path / "out/probs16/a.png")
     assert prob.dtype == np.uint16
     assert prob.max() == 65535
 
@@ -327,10 +328,31 @@ def test_nothing_to_segment(tmp_path: Path) -> None:
 
 
 def test_nothing_to_save(photos: Path) -> None:
-    with pytest.raises(UsageError, match="cannot save nothing"):
+    with pytest.raises(UsageError, match="nothing to save"):
         segment(photos, save=())
-    with pytest.raises(UsageError, match="cannot save polygons"):
+    with pytest.raises(OutputError, match="unknown kind of output: polygons"):
         segment(photos, save=("polygons",))
+
+
+def test_every_odd_file_ends_as_a_mask_or_a_named_error(data: Path, tmp_path: Path) -> None:
+    """What each of them becomes stands in the table of `test_images.py`; here the whole folder goes through a run."""
+    odd = sorted(path for path in (data / "awkward").iterdir() if path.name != "LIST.tsv")
+    listing = tmp_path / "list.txt"
+    listing.write_text("\n".join(map(str, odd)))
+    out = tmp_path / "out"
+    plan = prepare(RunOptions((f"@{listing}",), str(out), ("mask", "overlay", "cutout", "prob16")))
+    with Segmenter(FakeBackend(), workers=2) as segmenter:
+        report = execute(plan, segmenter, {}, lambda item, failure: None)
+    assert report.found == report.done + report.failed == len(odd)
+    failed = {failure.path: failure for failure in report.failures}
+    assert all(failure.stage == "decode" and failure.message.startswith(path) for path, failure in failed.items())
+    for item in plan.todo:
+        written = [Path(plan.outputs.path(kind, item.key)) for kind in plan.options.save]
+        if item.path in failed:
+            assert not any(path.exists() for path in written)
+        else:
+            size = images.read(item.path).size
+            assert all(read(path).shape[:2] == size for path in written)
 
 
 def test_a_write_error_is_translated(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

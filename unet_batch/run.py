@@ -130,11 +130,10 @@ def prepare(options: RunOptions) -> Plan:
 
     Raises:
         SourceError: a source does not exist or holds nothing to segment.
-        UsageError: an unknown kind of output.
+        OutputError: an unknown kind of output, or the output folder cannot be listed.
     """
-    unknown = [kind for kind in options.save if kind not in KINDS]
-    if unknown or not options.save:
-        raise UsageError(f"cannot save {', '.join(unknown) or 'nothing'}", hint=f"choose from: {', '.join(KINDS)}")
+    if not options.save:
+        raise UsageError("nothing to save was asked for", hint=f"choose from: {', '.join(KINDS)}")
     exclude = [os.path.abspath(options.output)] if options.output else []
     sources = collect(options.sources, is_picture=images.is_supported, exclude=exclude)
     outputs = OutputTree(options.output or default_output(sources.root), options.save)

@@ -29,7 +29,7 @@ LAYOUT = {  # folder and suffix of each kind of output
     "overlay": ("overlays", ".jpg"),
     "cutout": ("cutouts", ".png"),
     "prob": ("probs", ".png"),
-    "prob16": ("probs", ".png"),
+    "prob16": ("probs16", ".png"),
 }
 _TEMPORARY = re.compile(r"\.ub-([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{8}\.part")
 _DAY = 24 * 3600.0
@@ -81,14 +81,14 @@ def write_json(path: str, value: Any, *, sync: bool = False) -> None:
 
 
 class OutputTree:
-    """The output folder: `masks/<key>.png`, `overlays/<key>.jpg`, `cutouts/<key>.png`, `probs/<key>.png`.
+    """The output folder: `masks/<key>.png`, `overlays/<key>.jpg`, and so on by `LAYOUT`.
 
     Args:
         folder: the output folder; need not exist yet.
         kinds: which outputs are wanted, as named in `LAYOUT`.
 
     Raises:
-        OutputError: a kind is unknown, or two would write the same files.
+        OutputError: a kind is unknown.
     """
 
     def __init__(self, folder: str, kinds: Sequence[str]) -> None:
@@ -97,10 +97,6 @@ class OutputTree:
             raise OutputError(f"unknown kind of output: {', '.join(unknown)}", hint=f"choose from {', '.join(LAYOUT)}")
         self.folder = os.path.abspath(folder)
         self.kinds = tuple(dict.fromkeys(kinds))
-        if len({LAYOUT[kind] for kind in self.kinds}) < len(self.kinds):
-            raise OutputError(
-                f"{' and '.join(self.kinds)}: two of these would write the same files", hint="save one of the two"
-            )
 
     def path(self, kind: str, key: str) -> str:
         """Say where an output goes.

@@ -23,7 +23,7 @@ Size = tuple[int, int]
 Colour = tuple[int, int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One picture to segment.
 

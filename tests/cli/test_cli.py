@@ -6,8 +6,10 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +178,26 @@ class TestRun:
         assert message in done.stderr
         assert "Traceback" not in done.stderr
         assert not list(tmp_path.iterdir())
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+    def test_ctrl_c_is_resumable_and_exit_code_130(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+        folder = tmp_path / "many"
+        folder.mkdir()
+        for index in range(3000):
+            (folder / f"{index}.jpg").symlink_to(photos / "scene_0000.jpg")
+        command = [sys.executable, "-m", "unet_batch", "run", str(folder), "-o", str(tmp_path / "out"), "-m", tiny]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            while not list((tmp_path / "out" / "masks").glob("*.png")):
+                time.sleep(0.05)
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "Traceback" not in stderr
+        assert "run the same command to go on" in stdout
+        assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "interrupted"
+        assert 0 < len(list((tmp_path / "out/masks").glob("*.png"))) < 3000
+        assert not list((tmp_path / "out").rglob("*.part"))
 
 
 class TestSample:
