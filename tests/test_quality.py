@@ -1,0 +1,116 @@
+"""The bundled model is as good as its card says, and no shortcut of the run changes its masks.
+
+`scripts/eval_default.py` measures all of it; here a part, small enough for every run of the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import unet_batch
+from unet_batch import images
+from unet_batch.model import checkpoint, zoo
+from unet_batch.scenes import write_samples
+from unet_batch.segmenter import Segmenter
+
+UNSEEN = 77  # training draws scenes with seed 1, the demo with 0, scripts/eval_default.py with 2
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Iterator[Segmenter]:
+    with unet_batch.load(device="cpu") as opened:
+        yield opened
+
+
+def dice(found: np.ndarray, truth: np.ndarray) -> float:
+    return 2 * float((found & truth).sum()) / float(found.sum() + truth.sum())
+
+
+def read_mask(path: Path | str) -> np.ndarray:
+    with Image.open(path) as file:
+        return np.array(file) > 0
+
+
+def held_out(data: Path, views: tuple[str, ...]) -> list[tuple[Path, Path]]:
+    """Photos and masks of the cars that the model names as kept out of its training."""
+    cars = checkpoint.read_spec(zoo.resolve(None)).training["held_out_cars"]
+    assert len(cars) >= 10
+    return [
+        (data / f"carvana/images/{car}_{view}.jpg", data / f"carvana/masks/{car}_{view}_mask.gif")
+        for car in cars
+        for view in views
+    ]
+
+
+def test_the_file_says_where_it_comes_from() -> None:
+    spec = checkpoint.read_spec(zoo.resolve(None))
+    assert spec.input_size == (160, 240)
+    assert spec.classes.names == ("car",)
+    assert spec.training["script"] == "scripts/train_default.py"
+    assert spec.training["metrics"]["160x240 dice"] >= 0.99
+    assert Path(zoo.resolve(None)).stat().st_size < 17e6
+    assert Path(zoo.resolve(None)).with_suffix(".md").is_file(), "the model card"
+
+
+def test_unseen_scenes(segmenter: Segmenter, tmp_path: Path) -> None:
+    photos = write_samples(str(tmp_path), 10, seed=UNSEEN)
+    scores = []
+    for result in segmenter.stream(photos):
+        assert result.mask is not None, result.error
+        truth = read_mask(result.path.replace("photos", "masks").replace(".jpg", ".png"))
+        scores.append(dice(result.mask > 0, truth))
+    assert np.mean(scores) >= 0.97, scores
+
+
+def test_cars_kept_out_of_training(data: Path, segmenter: Segmenter) -> None:
+    pairs = held_out(data, ("01", "05", "11"))
+    scores = []
+    for result, (_, mask) in zip(segmenter.stream(photo for photo, _ in pairs), pairs, strict=True):
+        assert result.mask is not None, result.error
+        truth = read_mask(mask)
+        assert result.mask.shape == truth.shape == (1280, 1918)
+        scores.append(dice(result.mask > 0, truth))
+    assert np.mean(scores) >= 0.985, scores
+
+
+def compare_with_full_decode(segmenter: Segmenter, paths: list[str]) -> list[float]:
+    scores = []
+    for path in paths:
+        reduced = segmenter(path)
+        full = images.read(path)
+        assert full.pixels.shape[:2] == full.size
+        assert images.read(path, at_least=(320, 480)).pixels.shape[0] < full.size[0], "the test needs a reduced decode"
+        scores.append(dice(reduced > 0, segmenter(full.pixels) > 0))
+    return scores
+
+
+def test_reduced_decoding_keeps_the_masks_of_drawn_photos(segmenter: Segmenter, tmp_path: Path) -> None:
+    scores = [
+        score
+        for number, size in enumerate([(1280, 1918), (1920, 1280), (2560, 3840)])
+        for score in compare_with_full_decode(segmenter, write_samples(str(tmp_path / str(number)), 2, size, UNSEEN, False))
+    ]
+    assert min(scores) >= 0.999, scores
+
+
+def test_reduced_decoding_keeps_the_masks_of_real_photos(data: Path, segmenter: Segmenter) -> None:
+    scores = compare_with_full_decode(segmenter, [str(photo) for photo, _ in held_out(data, ("03", "08"))])
+    assert min(scores) >= 0.999, scores
+
+
+def test_a_portrait_photo_keeps_its_shape(segmenter: Segmenter, tmp_path: Path) -> None:
+    """A car in the middle of a tall picture is found where it is: letterboxed, not squeezed."""
+    (photo,) = write_samples(str(tmp_path), 1, (480, 720), UNSEEN)
+    landscape = images.read(photo).pixels
+    tall = cv2.copyMakeBorder(landscape, 300, 300, 0, 0, cv2.BORDER_REPLICATE)
+    found = segmenter(tall)
+    assert found.shape == (1080, 720)
+    truth = np.zeros((1080, 720), bool)
+    truth[300:780] = read_mask(tmp_path / "masks/scene_0000.png")
+    assert dice(found > 0, truth) > 0.9
