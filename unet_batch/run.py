@@ -35,6 +35,7 @@ Status = Literal["running", "done", "failures", "stopped", "interrupted"]
 NEED_PIXELS = frozenset({"overlay", "cutout"})
 # So many inference failures in a row, with no success between, are the device's fault, not the pictures'.
 BROKEN_DEVICE = 8
+LISTED_FAILURES = 100
 LIBRARIES = ("torch", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "safetensors")
 
 
@@ -89,6 +90,7 @@ class RunReport:
         seconds: wall time from the first decode to the last file, start-up apart.
         stages: work of each stage.
         bottleneck: name of the stage whose threads were busiest.
+        failures: the first hundred; all of them stand in `OUT/errors.jsonl`.
     """
 
     unet_batch: str
@@ -113,6 +115,11 @@ class RunReport:
     def images_per_second(self) -> float:
         """Items that ended, well or not, for each second of the run."""
         return (self.done + self.failed) / self.seconds if self.seconds else 0.0
+
+    @property
+    def errors_file(self) -> str:
+        """Where every failure is listed; absent without any."""
+        return os.path.join(self.output, "errors.jsonl")
 
     @property
     def exit_code(self) -> int:
@@ -166,7 +173,7 @@ def execute(
     plan.outputs.prepare()
     plan.outputs.clean_leftovers()
     run_json = os.path.join(plan.outputs.folder, "run.json")
-    errors = _ErrorLog(os.path.join(plan.outputs.folder, "errors.jsonl"))
+    errors = _ErrorLog(report.errors_file)
     write_json(run_json, report.as_dict())
     for path, reason in plan.sources.unreadable:
         _record(report, Failure(path, "source", "SourceError", f"{path}: {reason}", ""), errors)
@@ -292,7 +299,8 @@ class _ErrorLog:
 
 def _record(report: RunReport, failure: Failure, errors: _ErrorLog) -> None:
     report.failed += 1
-    report.failures.append(failure)
+    if len(report.failures) < LISTED_FAILURES:
+        report.failures.append(failure)
     errors.write(failure)
 
 

@@ -119,7 +119,7 @@ class Segmenter:
         """
         if isinstance(picture, np.ndarray):
             pixels = _as_rgb(picture)
-            frame = self._frame(Item("array", "array"), pixels, (pixels.shape[0], pixels.shape[1]), keep_pixels=False)
+            frame = self.frame(Item("array", "array"), pixels, (pixels.shape[0], pixels.shape[1]))
         else:
             frame = self.decode(Item(os.fspath(picture), ""), keep_pixels=False)
         return self.mask(self.infer([frame])[0])
@@ -148,9 +148,10 @@ class Segmenter:
         height, width = self.backend.input_size
         at_least = None if keep_pixels else (OVERSAMPLING * height, OVERSAMPLING * width)
         picture = images.read(item.path, at_least=at_least)
-        return self._frame(item, picture.pixels, picture.size, keep_pixels=keep_pixels)
+        return self.frame(item, picture.pixels, picture.size, keep_pixels=keep_pixels)
 
-    def _frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool) -> Frame:
+    def frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool = False) -> Frame:
+        """Place a decoded picture, or a smaller version of it, into the network's input; `size` is the whole picture's."""
         placement = geometry.place(size, self.backend.input_size)
         return Frame(item, placement, geometry.to_network(pixels, placement), pixels if keep_pixels else None)
 

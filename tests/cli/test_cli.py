@@ -153,6 +153,15 @@ class TestRun:
         assert "\x1b" not in done.stderr + done.stdout, "a file name must not steer the terminal"
         assert "errors.jsonl" in done.stdout
 
+    def test_a_terminal_that_lacks_the_characters_of_a_name(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+        (tmp_path / "Straße ☀.jpg").write_bytes((photos / "scene_0000.jpg").read_bytes())
+        command = [sys.executable, "-m", "unet_batch", "run", str(tmp_path), "-o", str(tmp_path / "out"), "-m", tiny, "-v"]
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "Stra\\xdfe \\u2600.jpg" in done.stdout
+        assert (tmp_path / "out/masks/Straße ☀.png").is_file()
+
     def test_lists_and_globs(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         (tmp_path / "list.txt").write_text(f"# two\n{photos}/scene_0000.jpg\n{photos}/scene_0001.jpg\n")
         done = unet_batch("run", f"@{tmp_path / 'list.txt'}", f"{photos}/*2.jpg", "-o", tmp_path / "out", "-m", tiny, "--json")

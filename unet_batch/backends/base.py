@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from unet_batch.types import Pixels
 
+_CGROUP_QUOTA = "/sys/fs/cgroup/cpu.max"
+
 
 class Backend(ABC):
     """Runs batches of pictures through one model.
@@ -96,7 +98,11 @@ class Backend(ABC):
 
 
 def cpu_count() -> int:
-    """Cores this process may use: a container or a batch system may have given it fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0)) or 1
-    return os.cpu_count() or 1
+    """Cores this process may use: a batch system may have pinned it to a few, a container may have a quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open(_CGROUP_QUOTA, encoding="ascii") as file:
+            quota, period = file.read().split()
+        return max(1, min(count, -(-int(quota) // int(period))))
+    except (OSError, ValueError):  # not Linux, an older control group, or "max": no quota
+        return count

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import click
 
 from unet_batch.cli.run import run
@@ -19,6 +22,10 @@ def main() -> None:
       unet-batch sample demo
       unet-batch run demo/photos --overlay
     """
+    # A file name that the terminal's encoding lacks must not end a run of ten thousand.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 main.add_command(run)

@@ -67,6 +67,8 @@ class Screen:
         )
         for folder in plan.sources.skipped_folders:
             self.line("", f"left out {shown(folder)}: holds results of an earlier run")
+        for path, reason in plan.sources.unreadable:
+            self.err.print(Text.assemble(("failed    ", "bold red"), printable(f"{shown(path)}: {reason}")))
 
     def model(self, loaded: Checkpoint, segmenter: Segmenter) -> None:
         """The model, the backend and how it is fed."""
@@ -187,15 +189,13 @@ class Screen:
 def closing(report: RunReport) -> str:
     """One sentence that says how it ended and where to look."""
     where = printable(shown(report.output))
-    missing = report.found - report.skipped - report.done - report.failed
+    missing = max(0, report.found - report.skipped - report.done - report.failed)
     if report.status == "interrupted":
         return f"Interrupted; {missing:,} left. What is in {where} is whole: run the same command to go on."
     if report.status == "stopped":
-        return f"Stopped at the first failure, as asked; {max(0, missing):,} left."
+        return f"Stopped at the first failure, as asked; {missing:,} left."
     if report.failed:
-        return (
-            f"Results in {where}. {report.failed:,} failed: see {printable(shown(os.path.join(report.output, 'errors.jsonl')))}"
-        )
+        return f"Results in {where}. {report.failed:,} failed: see {printable(shown(report.errors_file))}"
     if not report.done:
         return f"Nothing to do: all results are in {where} already (--overwrite redoes them)."
     return f"All done. Results in {where}"
