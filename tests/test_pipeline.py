@@ -22,14 +22,7 @@ from hypothesis import strategies as st
 
 from unet_batch.pipeline import Failed, Pipeline, PipelineError, Stage, StageStats, bottleneck
 
-pytestmark = pytest.mark.timeout(20)
-
-
-@pytest.fixture(autouse=True)
-def no_thread_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    assert set(threading.enumerate()) <= before
+pytestmark = [pytest.mark.timeout(20), pytest.mark.usefixtures("no_thread_is_left")]
 
 
 class WorkError(Exception):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,7 @@ from unet_batch.run import RunOptions, RunReport, execute, prepare
 from unet_batch.segmenter import Segmenter
 from unet_batch.testing import FakeBackend, fake_spec
 
-pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    assert set(threading.enumerate()) <= before
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
 
 
 def half_bright(height: int = 64, width: int = 96) -> np.ndarray:

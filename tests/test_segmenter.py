@@ -18,7 +18,7 @@ from unet_batch.errors import BackendUnavailable, CheckpointError, ImageError, U
 from unet_batch.segmenter import Segmenter
 from unet_batch.testing import FakeBackend, fake_spec
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ revision, Adobe transform), stray bytes between header segments, and, where one 
 end marker or up to 16 surplus bytes (any number of zeros) before it. A damaged scan that never shows as an error in the bit
 stream cannot be told from a picture; nor can one inside a TIFF. PNG checksums are verified. libtiff, inside Pillow, writes a
 line of its own to stderr when compressed TIFF data are damaged; nothing else here does.
+
+A long room, since each of these rules has its exceptions; in four parts: what is common, JPEG, everything else, encoders.
 """
 
 from __future__ import annotations
