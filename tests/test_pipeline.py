@@ -14,12 +14,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unet_batch import pipeline
 from unet_batch.pipeline import Failed, Pipeline, PipelineError, Stage, StageStats, bottleneck
 
 pytestmark = [pytest.mark.timeout(20), pytest.mark.usefixtures("no_thread_is_left")]
@@ -855,3 +857,13 @@ def test_misuse_is_refused() -> None:
         Pipeline([], [], in_flight=0)
     with pytest.raises(PipelineError, match="with"):
         next(Pipeline([], [], in_flight=1))
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("6400000 100000", 8), ("", 8)]
+)
+def test_cores_respect_a_containers_quota(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(pipeline, "_CGROUP_QUOTA", str(tmp_path / "cpu.max"))
+    monkeypatch.setattr(pipeline.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert pipeline.cpu_count() == cores

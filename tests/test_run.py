@@ -177,6 +177,13 @@ def test_outputs_inside_the_source_are_never_read(photos: Path) -> None:
     assert report.found == 4, "also when this run writes elsewhere"
 
 
+def test_a_source_cannot_be_the_output(photos: Path) -> None:
+    with pytest.raises(UsageError, match="is a source and cannot be the output folder as well") as caught:
+        segment(photos, output=photos)
+    assert caught.value.hint.endswith("photos-segmented")
+    assert not (photos / "run.json").exists()
+
+
 def test_equal_stems_keep_their_extension(tmp_path: Path) -> None:
     for name in ("x.png", "x.bmp", "y.png"):
         write(tmp_path / "photos" / name, half_bright())

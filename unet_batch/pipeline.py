@@ -29,6 +29,7 @@ from typing import Any
 
 # On Windows Ctrl-C does not interrupt a wait: there the consumer looks up from it now and then.
 _PATIENCE = 0.1 if os.name == "nt" else None
+_CGROUP_QUOTA = "/sys/fs/cgroup/cpu.max"
 
 
 class PipelineError(RuntimeError):
@@ -122,6 +123,17 @@ class StageStats:
 def bottleneck(stats: Sequence[StageStats]) -> StageStats:
     """The stage whose workers were busy longest: the one to speed up."""
     return max(stats, key=lambda stage: stage.busy / stage.workers)
+
+
+def cpu_count() -> int:
+    """Cores this process may use: a batch system may have pinned it to a few, a container may have a quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open(_CGROUP_QUOTA, encoding="ascii") as file:
+            quota, period = file.read().split()
+        return max(1, min(count, -(-int(quota) // int(period))))
+    except (OSError, ValueError):  # not Linux, an older control group, or "max": no quota
+        return count
 
 
 class _Slot:

@@ -137,11 +137,17 @@ def prepare(options: RunOptions) -> Plan:
 
     Raises:
         SourceError: a source does not exist or holds nothing to segment.
+        UsageError: nothing to save, or the output folder is a source.
         OutputError: an unknown kind of output, or the output folder cannot be listed.
     """
     if not options.save:
         raise UsageError("nothing to save was asked for", hint=f"choose from: {', '.join(KINDS)}")
     exclude = [os.path.abspath(options.output)] if options.output else []
+    if exclude and exclude[0] in map(os.path.abspath, options.sources):
+        raise UsageError(
+            f"{options.output} is a source and cannot be the output folder as well: results would be read as pictures",
+            hint=f"choose another folder, for example -o {default_output(exclude[0])}",
+        )
     sources = collect(options.sources, is_picture=images.is_supported, exclude=exclude)
     outputs = OutputTree(options.output or default_output(sources.root), options.save)
     existing = set() if options.overwrite else outputs.existing(sources.items)

@@ -21,9 +21,9 @@ import cv2
 import numpy as np
 
 from unet_batch import geometry, images, postprocess
-from unet_batch.backends.base import Backend, cpu_count
+from unet_batch.backends.base import Backend
 from unet_batch.errors import BackendError, EncodeError, ImageError, ItemError, OutputError, UnetBatchError, UsageError
-from unet_batch.pipeline import Failed, Pipeline, Stage
+from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
 from unet_batch.types import Frame, Item, ModelSpec, Prediction
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import tiny_model, tiny_spec
-from unet_batch.backends import base, select
+from unet_batch.backends import select
 from unet_batch.backends.base import Backend
 from unet_batch.backends.torch import TorchBackend
 from unet_batch.errors import BackendError, BackendUnavailable, UsageError
@@ -163,16 +163,6 @@ def test_one_thread_per_stream() -> None:
         with backend.thread():
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == before
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("6400000 100000", 8), ("", 8)]
-)
-def test_cores_respect_a_containers_quota(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int) -> None:
-    (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(base, "_CGROUP_QUOTA", str(tmp_path / "cpu.max"))
-    monkeypatch.setattr(base.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert base.cpu_count() == cores
 
 
 class TestSelect:

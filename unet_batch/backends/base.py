@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from unet_batch.types import Pixels
-
-_CGROUP_QUOTA = "/sys/fs/cgroup/cpu.max"
 
 
 class Backend(ABC):
@@ -95,14 +92,3 @@ class Backend(ABC):
 
     @abstractmethod
     def _close(self) -> None: ...
-
-
-def cpu_count() -> int:
-    """Cores this process may use: a batch system may have pinned it to a few, a container may have a quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open(_CGROUP_QUOTA, encoding="ascii") as file:
-            quota, period = file.read().split()
-        return max(1, min(count, -(-int(quota) // int(period))))
-    except (OSError, ValueError):  # not Linux, an older control group, or "max": no quota
-        return count

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from unet_batch.backends.base import Backend, cpu_count
+from unet_batch.backends.base import Backend
 from unet_batch.errors import BackendError, BackendUnavailable
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.graph import Graph
+from unet_batch.pipeline import cpu_count
 
 if TYPE_CHECKING:
     from unet_batch.types import Pixels
