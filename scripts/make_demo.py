@@ -18,7 +18,7 @@ from unet_batch.images import encode_jpeg
 from unet_batch.scenes import draw
 from unet_batch.types import Item
 
-SCENES = (3, 5, 8)
+SCENES = (2, 1, 5)
 HEIGHT, GAP = 200, 6
 
 

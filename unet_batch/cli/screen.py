@@ -143,8 +143,11 @@ class Screen:
         if count > SHOWN_FAILURES:
             return
         where = bar.console if bar is not None and not self.out.stderr else self.err
+        message = failure.message
+        if message.startswith(failure.path):
+            message = shown(failure.path) + message[len(failure.path) :]
         hint = f"  ({printable(failure.hint)})" if failure.hint else ""
-        where.print(Text.assemble(("failed    ", "bold red"), printable(failure.message), (hint, "dim")))
+        where.print(Text.assemble(("failed    ", "bold red"), printable(message), (hint, "dim")))
         if count == SHOWN_FAILURES:
             where.print(Text("          further failures are only listed in errors.jsonl"))
 
