@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import tiny_model, tiny_spec
+from tests.tiny import tiny_model, tiny_spec
 from unet_batch.backends import select
 from unet_batch.backends.base import Backend
 from unet_batch.backends.torch import TorchBackend

@@ -1,0 +1,45 @@
+"""A small model that was not trained."""
+
+from __future__ import annotations
+
+import torch
+
+from unet_batch.model.unet import UNet
+from unet_batch.types import ClassTable, ModelSpec
+
+
+def tiny_spec(classes: int = 1, size: tuple[int, int] = (32, 48), **changes: object) -> ModelSpec:
+    """The spec of a network that is quick to make and run."""
+    values = {
+        "name": "tiny",
+        "widths": (4, 8, 16),
+        "in_channels": 3,
+        "input_size": size,
+        "mean": (0.4, 0.5, 0.6),
+        "std": (0.2, 0.25, 0.3),
+        "classes": ClassTable(tuple(f"class{i}" for i in range(classes)), tuple((i, 80, 200) for i in range(classes))),
+        "output": "probability" if classes == 1 else "class_ids",
+        **changes,
+    }
+    return ModelSpec(**values)  # type: ignore[arg-type]
+
+
+def tiny_model(spec: ModelSpec) -> UNet:
+    """Random weights, with BatchNorm statistics as training leaves them: neither 0 nor 1."""
+    torch.manual_seed(0)
+    model = UNet(spec.in_channels, len(spec.classes.names), spec.widths)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.2)
+        elif isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    model.eval()
+    with torch.no_grad():  # logits of mean 0 and deviation 2 for each class: a flat answer would test nothing
+        logits = model(torch.randn(4, spec.in_channels, 32, 48))
+        model.head.weight *= 2 / logits.std((0, 2, 3)).view(-1, 1, 1, 1)
+        model.head.bias.zero_()
+        model.head.bias -= model(torch.randn(4, spec.in_channels, 32, 48)).mean((0, 2, 3))
+    return model
