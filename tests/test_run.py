@@ -209,7 +209,8 @@ def test_a_full_disk_ends_the_run_at_once(photos: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(run_module, "write_atomic", full)
     with pytest.raises(OutputError, match="disk is full"):
         segment(photos, output=tmp_path / "out")
-    assert json.loads((tmp_path / "out/run.json").read_text())["done"] == 0
+    report = json.loads((tmp_path / "out/run.json").read_text())
+    assert (report["status"], report["done"]) == ("aborted", 0)
 
 
 def test_ctrl_c_leaves_whole_files_and_a_report(photos: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from unet_batch import sinks, sources
 from unet_batch.errors import OutputError
-from unet_batch.sinks import LAYOUT, OutputTree, write_atomic, write_json
+from unet_batch.sinks import LAYOUT, LineLog, OutputTree, write_atomic, write_json
 from unet_batch.types import KINDS, Item
 
 
@@ -304,6 +304,36 @@ def test_json_keeps_its_order_and_marks_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(str(tmp_path / "run.json"), float("nan"))
     assert (tmp_path / "run.json").read_bytes() == raw
+
+
+# Lines
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, as Linux has it")
+def test_a_line_on_a_full_disk() -> None:
+    log = LineLog.__new__(LineLog)
+    log.path, log._file = "/dev/full", None
+    with pytest.raises(OutputError, match=r"/dev/full cannot be written: the disk is full"):
+        log.write({"path": "x"})
+    log.close()
+
+
+def test_lines_are_there_at_once_and_replace_those_of_an_earlier_run(tmp_path: Path) -> None:
+    path = tmp_path / "errors.jsonl"
+    path.write_text("old\n")
+    log = LineLog(str(path))
+    assert not path.exists(), "no line, no file"
+    log.write({"path": "a\udcff\n", "n": 1})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"path": "a\udcff\n", "n": 1}]
+    log.write(2)
+    log.close()
+    assert path.read_text().splitlines()[1:] == ["2"]
+
+
+def test_a_folder_in_place_of_the_lines(tmp_path: Path) -> None:
+    (tmp_path / "errors.jsonl").mkdir()
+    with pytest.raises(OutputError, match=r"errors\.jsonl cannot be written"):
+        LineLog(str(tmp_path / "errors.jsonl"))
 
 
 # The output folder

@@ -13,15 +13,16 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from unet_batch import images, postprocess, render
-from unet_batch.errors import UnetBatchError, UsageError
+from unet_batch.errors import OutputError, UnetBatchError, UsageError
 from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck
 from unet_batch.segmenter import Segmenter, as_error, item_of
-from unet_batch.sinks import OutputTree, write_atomic, write_json
+from unet_batch.sinks import LineLog, OutputTree, write_atomic, write_json
 from unet_batch.sources import Sources, collect, default_output
 from unet_batch.types import KINDS, Item, Prediction
 from unet_batch.version import __version__
@@ -29,7 +30,7 @@ from unet_batch.version import __version__
 if TYPE_CHECKING:
     from unet_batch.types import Pixels
 
-Status = Literal["running", "done", "failures", "stopped", "interrupted"]
+Status = Literal["running", "done", "failures", "stopped", "interrupted", "aborted"]
 
 # What can only be made from the picture's own pixels.
 NEED_PIXELS = frozenset({"overlay", "cutout"})
@@ -85,7 +86,8 @@ class RunReport:
     """What a run did; the same as `OUT/run.json`.
 
     Attributes:
-        status: `done` (everything), `failures` (some items failed), `stopped` (by fail-fast), `interrupted` (by Ctrl-C).
+        status: `done` (everything), `failures` (some items failed), `stopped` (by fail-fast), `interrupted` (by Ctrl-C),
+            `aborted` (by an error that concerns the whole run); `running` in the file of a run that goes on or was killed.
         found: items in the sources, of which `done` were segmented now, `failed`, and `skipped` had their outputs already.
         seconds: wall time from the first decode to the last file, start-up apart.
         stages: work of each stage.
@@ -179,7 +181,7 @@ def execute(
     plan.outputs.prepare()
     plan.outputs.clean_leftovers()
     run_json = os.path.join(plan.outputs.folder, "run.json")
-    errors = _ErrorLog(report.errors_file)
+    errors = LineLog(report.errors_file)
     write_json(run_json, report.as_dict())
     for path, reason in plan.sources.unreadable:
         _record(report, Failure(path, "source", "SourceError", f"{path}: {reason}", ""), errors)
@@ -191,20 +193,25 @@ def execute(
                 _consume(results, report, plan, errors, on_outcome)
             finally:
                 report.stages = results.stats
+        if report.status == "running":
+            report.status = "failures" if report.failed else "done"
     except KeyboardInterrupt:
         report.status = "interrupted"
+    except BaseException:
+        report.status = "aborted"
+        raise
     finally:
         report.seconds = time.perf_counter() - begun
         report.bottleneck = bottleneck(report.stages).name if plan.todo and report.stages else ""
-        if report.status == "running":
-            report.status = "failures" if report.failed else "done"
         errors.close()
-        write_json(run_json, report.as_dict())
+        # What aborted the run is what the caller must hear of, not that its report met the same full disk.
+        with suppress(OutputError) if report.status == "aborted" else nullcontext():
+            write_json(run_json, report.as_dict())
     return report
 
 
 def _consume(
-    results: Pipeline, report: RunReport, plan: Plan, errors: _ErrorLog, on_outcome: Callable[[Item, Failure | None], None]
+    results: Pipeline, report: RunReport, plan: Plan, errors: LineLog, on_outcome: Callable[[Item, Failure | None], None]
 ) -> None:
     infer_failures = 0
     for outcome in results:
@@ -282,32 +289,11 @@ class _Writer:
         return prediction.frame.pixels
 
 
-class _ErrorLog:
-    """`OUT/errors.jsonl`: a line for each failure, written at once so that a killed run has them too; absent without any."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._file: Any = None
-        if os.path.exists(path):  # of an earlier run
-            os.remove(path)
-
-    def write(self, failure: Failure) -> None:
-        import json
-
-        if self._file is None:
-            self._file = open(self.path, "w", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
-        self._file.write(json.dumps(dataclasses.asdict(failure)) + "\n")
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def _record(report: RunReport, failure: Failure, errors: _ErrorLog) -> None:
+def _record(report: RunReport, failure: Failure, errors: LineLog) -> None:
     report.failed += 1
     if len(report.failures) < LISTED_FAILURES:
         report.failures.append(failure)
-    errors.write(failure)
+    errors.write(dataclasses.asdict(failure))
 
 
 def _new_report(plan: Plan, segmenter: Segmenter, model: Mapping[str, Any]) -> RunReport:

@@ -19,7 +19,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from unet_batch.errors import OutputError
 from unet_batch.types import Item
@@ -78,6 +78,42 @@ def write_json(path: str, value: Any, *, sync: bool = False) -> None:
         OutputError: the file cannot be written.
     """
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), sync=sync)
+
+
+class LineLog:
+    """A file of JSON lines, each written out at once, so that a killed run leaves all of them. Absent while it has none.
+
+    Args:
+        path: the file; what an earlier run left there is removed.
+
+    Raises:
+        OutputError: here and in `write`: the file cannot be removed or written.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._file: TextIO | None = None
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        except OSError as error:
+            raise _translate(error, path, 0) from error
+
+    def write(self, value: Any) -> None:
+        """Add a line."""
+        line = json.dumps(value) + "\n"
+        try:
+            if self._file is None:
+                self._file = open(self.path, "w", encoding="ascii", buffering=1)  # noqa: SIM115 - stays open
+            self._file.write(line)
+        except OSError as error:
+            raise _translate(error, self.path, len(line)) from error
+
+    def close(self) -> None:
+        """Close the file; a line that a full disk refused is refused here, too, and has been reported."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 class OutputTree:
