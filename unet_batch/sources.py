@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import hashlib
 import itertools
 import os
 import re
 import stat
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unet_batch.errors import SourceError
+from unet_batch.naming import assign_keys
 from unet_batch.types import Item
 
 MARKER = b'{"unet_batch":'  # how the run.json of an output folder begins, white space aside
-SUFFIXES = (".png", ".jpg")  # what outputs add to a key
-LONGEST = 235  # bytes of a key's component; file systems allow 255, and outputs add a suffix
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _MAGIC = re.compile(r"[*?\[]")
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -334,64 +330,3 @@ def _nearby(path: str) -> str:
 
 def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or str(error)
-
-
-def assign_keys(names: Iterable[str]) -> dict[str, str]:
-    """Give each of these `/`-separated relative file names a key of its own, whatever their order.
-
-    A key is the name without its extension. Where two would be the same, extensions stay; where they still are, the later
-    name gets `~2`, `~3`, and so on. "The same" holds for file systems that ignore case or normalise Unicode, too.
-    """
-    ordered = sorted(names, key=lambda name: name.split("/"))
-    prefixes: dict[str, str] = {"": ""}
-    blocked: set[str] = set()  # keys whose output would be called like a folder of the outputs
-    plans: list[tuple[str, str, str, str]] = []
-    claims: Counter[str] = Counter()
-    for name in ordered:
-        folder, _, last = name.rpartition("/")
-        if folder not in prefixes:
-            parts = [_component(part) for part in folder.split("/")]
-            prefixes[folder] = "/".join(parts) + "/"
-            for depth, part in enumerate(parts, 1):
-                blocked.update(_fold("/".join(parts[:depth]))[: -len(s)] for s in SUFFIXES if part.lower().endswith(s))
-        stem = os.path.splitext(last)[0]
-        key = prefixes[folder] + _component(stem)
-        plans.append((name, prefixes[folder], last, key))
-        claims[_fold(key)] += 1
-        if stem != last:
-            # The full name is claimed even if unused: `a.jpg.png` beside `a.jpg` and `a.png` must not become `a.jpg`.
-            claims[_fold(prefixes[folder] + _component(last))] += 1
-    keys: dict[str, str] = {}
-    used: set[str] = set()
-    for name, prefix, last, key in plans:
-        folded = _fold(key)
-        if claims[folded] > 1 or folded in blocked:
-            key = prefix + _component(last)
-            folded, number = _fold(key), 1
-            while folded in used or folded in blocked or (number > 1 and folded in claims):
-                number += 1
-                key = prefix + _component(f"{last}~{number}")
-                folded = _fold(key)
-        used.add(folded)
-        keys[name] = key
-    return keys
-
-
-def _component(name: str) -> str:
-    """Make a component of a key: without control characters and undecodable bytes, and short enough."""
-    raw = _UNSAFE.sub(_percent, name).encode()
-    if len(raw) <= LONGEST:
-        return raw.decode()
-    return raw[: LONGEST - 11].decode(errors="ignore") + "-" + hashlib.sha256(raw).hexdigest()[:10]
-
-
-def _percent(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    raw = bytes([code - 0xDC00]) if 0xDC80 <= code <= 0xDCFF else match[0].encode("utf-8", "surrogatepass")
-    return "".join(f"%{byte:02X}" for byte in raw)
-
-
-def _fold(key: str) -> str:
-    if key.isascii():
-        return key.lower()
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", key).casefold())
