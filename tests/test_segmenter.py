@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -72,6 +73,12 @@ def test_arguments_out_of_range(bad: dict[str, int]) -> None:
         Segmenter(backend, **bad)
     with backend:  # it was not left open
         pass
+
+
+def test_a_model_that_does_not_take_rgb_is_refused_at_once() -> None:
+    spec = replace(fake_spec(), in_channels=1, mean=(0.5,), std=(0.5,))
+    with pytest.raises(UsageError, match="fake takes 1 channels, pictures are read as RGB"):
+        Segmenter(FakeBackend(spec))
 
 
 def test_a_failure_on_opening_closes_nothing_it_did_not_open() -> None:

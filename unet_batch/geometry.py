@@ -82,18 +82,17 @@ def content_of(map: Array, placement: Placement) -> Array:
     return map[placement.top : placement.top + height, placement.left : placement.left + width]
 
 
-def from_network(map: Array, placement: Placement, size: Size | None = None) -> Array:
+def from_network(map: Array, placement: Placement) -> Array:
     """Bring a map back to the picture.
 
     Args:
         map: uint8 or uint16 (H, W) at the network's size.
         placement: how the picture was put there.
-        size: (height, width) to return; None for the placement's source.
 
     Returns:
-        The map of the picture, (height, width) in the type of `map`; a new array, made by `resize_map`.
+        The map of the picture, (height, width) at the source's size, in the type of `map`; a new array, made by `resize_map`.
     """
-    return resize_map(content_of(map, placement), size or placement.source)
+    return resize_map(content_of(map, placement), placement.source)
 
 
 def resize_map(map: Array, size: Size) -> Array:

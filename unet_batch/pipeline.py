@@ -106,11 +106,6 @@ class StageStats:
     cpu: float = 0.0
     waiting: float = 0.0
 
-    @property
-    def mean_batch(self) -> float:
-        """Values per call of `work`."""
-        return self.items / self.batches if self.batches else 0.0
-
     def _add(self, items: int, begun: float, ready: float, cpu: float) -> None:
         """Count a batch that was waited for since `begun` and worked on since `ready`, when the thread's clock said `cpu`."""
         self.items += items

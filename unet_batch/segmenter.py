@@ -76,7 +76,7 @@ class Segmenter:
         workers: threads for each of decoding, rendering and writing; None takes one for each core.
 
     Raises:
-        UsageError: the threshold lies outside (0, 1], or workers is below 1.
+        UsageError: the threshold lies outside (0, 1], workers is below 1, or the model does not take RGB.
     """
 
     def __init__(self, backend: Backend, *, threshold: float | None = None, workers: int | None = None) -> None:
@@ -87,6 +87,8 @@ class Segmenter:
         self.workers = cpu_count() if workers is None else workers
         if self.workers < 1:
             raise UsageError(f"workers {workers}: 1 or more expected")
+        if backend.spec.in_channels != 3:
+            raise UsageError(f"{backend.spec.name} takes {backend.spec.in_channels} channels, pictures are read as RGB (3)")
         backend.__enter__()
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,4 +215,3 @@ def test_precision_follows_the_processor(
 def test_a_checkpoint_from_disk(tiny: str) -> None:
     with TorchBackend(checkpoint.load(tiny), "cpu") as backend:
         assert backend.infer(pictures(1)).std() > 1
-    assert Path(tiny).exists()
