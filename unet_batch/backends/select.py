@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
+from unet_batch import gpu
 from unet_batch.backends.base import Backend
 from unet_batch.errors import UsageError
 from unet_batch.model.checkpoint import Checkpoint
@@ -38,30 +36,11 @@ def select(
 
 
 def missing_gpu() -> str:
-    """Why no NVIDIA GPU can be used, in a few words; empty when one can."""
-    count = driver_devices()
-    if count is None:
-        return "no NVIDIA driver"
-    if count == 0:
-        return "NVIDIA driver found, but no GPU is visible"
+    """Why PyTorch cannot use an NVIDIA GPU, in a few words; empty when it can."""
+    if reason := gpu.missing():
+        return reason
     import torch
 
     if not torch.cuda.is_available():
         return "an NVIDIA GPU is present, but this PyTorch was built without CUDA or needs a newer driver"
     return ""
-
-
-def driver_devices() -> int | None:
-    """Number of GPUs the NVIDIA driver shows; None without a driver.
-
-    Asks libcuda directly: some libraries above it end the whole process where there is no driver.
-    """
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        cuda = ctypes.CDLL(name)
-    except OSError:
-        return None
-    if cuda.cuInit(0) != 0:
-        return 0
-    count = ctypes.c_int(0)
-    return count.value if cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
