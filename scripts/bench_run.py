@@ -106,7 +106,7 @@ def measure(name: str, loaded: Checkpoint, paths: list[str], rounds: int) -> dic
     count = len(paths)
     result = {
         "model": name,
-        "parameters": loaded.parameters,
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
         "backend": backend,
         "photos": count,
         "loop_images_per_s": count / statistics.median(loop_s),

@@ -39,7 +39,7 @@ def read_mask(path: Path | str) -> np.ndarray:
 
 def held_out(data: Path, views: tuple[str, ...]) -> list[tuple[Path, Path]]:
     """Photos and masks of the cars that the model names as kept out of its training."""
-    cars = checkpoint.read_spec(zoo.resolve(None)).training["held_out_cars"]
+    cars = checkpoint.identify(zoo.resolve(None)).spec.training["held_out_cars"]
     assert len(cars) >= 10
     return [
         (data / f"carvana/images/{car}_{view}.jpg", data / f"carvana/masks/{car}_{view}_mask.gif")
@@ -49,7 +49,7 @@ def held_out(data: Path, views: tuple[str, ...]) -> list[tuple[Path, Path]]:
 
 
 def test_the_file_says_where_it_comes_from() -> None:
-    spec = checkpoint.read_spec(zoo.resolve(None))
+    spec = checkpoint.identify(zoo.resolve(None)).spec
     assert spec.input_size == (160, 240)
     assert spec.classes.names == ("car",)
     assert spec.training["script"] == "scripts/train_default.py"

@@ -71,6 +71,18 @@ def write_atomic(path: str, data: bytes, *, sync: bool = False) -> None:
             time.sleep(pause)
 
 
+def make_folder(path: str) -> None:
+    """Make a folder and those above it, unless it is there.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise _translate(error, path, 0) from error
+
+
 def write_json(path: str, value: Any, *, sync: bool = False) -> None:
     """Write a value as JSON, whole or not at all; objects keep their order.
 

@@ -36,7 +36,7 @@ def test_round_trip(tmp_path: Path) -> None:
     path = str(tmp_path / "model.safetensors")
     checkpoint.save(path, model, spec)
     loaded = checkpoint.load(path)
-    assert loaded.spec == checkpoint.read_spec(path) == spec
+    assert loaded.spec == checkpoint.identify(path).spec == spec
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     for name, tensor in model.state_dict().items():

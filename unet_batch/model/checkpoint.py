@@ -1,5 +1,7 @@
 """Checkpoints: `.safetensors` files that carry their ModelSpec.
 
+What a file says of itself is read without PyTorch, which a run through TensorRT does not need; the weights are not.
+
 Convolution weights are stored as float16, which costs nothing measurable in Dice and halves the file; everything that is one
 value a channel (BatchNorm, biases) stays float32, since running variances go below what float16 can hold.
 """
@@ -8,23 +10,52 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from unet_batch.errors import CheckpointError
 from unet_batch.model import spec as spec_json
-from unet_batch.model.unet import UNet
 from unet_batch.sinks import write_atomic
 from unet_batch.types import ModelSpec
 
+if TYPE_CHECKING:
+    from unet_batch.model.unet import UNet
+
 FORMAT = "unet-batch checkpoint"
 VERSION = 1
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """What a checkpoint says of itself, its weights not loaded.
+
+    Attributes:
+        path: the file, absolute.
+        spec: of the model.
+        sha256: of the file's bytes, in hexadecimal.
+        parameters: number of trained values.
+    """
+
+    path: str
+    spec: ModelSpec
+    sha256: str
+    parameters: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """What identifies the model, for reports."""
+        height, width = self.spec.input_size
+        return {
+            "name": self.spec.name,
+            "path": self.path,
+            "sha256": self.sha256,
+            "parameters": self.parameters,
+            "input_size": [height, width],
+            "classes": list(self.spec.classes.names),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,23 +74,6 @@ class Checkpoint:
     sha256: str
     path: str
 
-    @property
-    def parameters(self) -> int:
-        """Number of trained values."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-    def as_dict(self) -> dict[str, Any]:
-        """What identifies the model, for reports."""
-        height, width = self.spec.input_size
-        return {
-            "name": self.spec.name,
-            "path": self.path,
-            "sha256": self.sha256,
-            "parameters": self.parameters,
-            "input_size": [height, width],
-            "classes": list(self.spec.classes.names),
-        }
-
 
 def save(path: str, model: UNet, spec: ModelSpec) -> None:
     """Write a checkpoint atomically.
@@ -68,6 +82,8 @@ def save(path: str, model: UNet, spec: ModelSpec) -> None:
         CheckpointError: the spec does not describe this network.
         OutputError: the file cannot be written.
     """
+    from safetensors.torch import save as save_tensors
+
     expected = (spec.in_channels, len(spec.classes.names), spec.widths)
     actual = (model.in_channels, model.out_channels, model.widths)
     if expected != actual:
@@ -80,8 +96,8 @@ def save(path: str, model: UNet, spec: ModelSpec) -> None:
     write_atomic(path, save_tensors(tensors, metadata))
 
 
-def read_spec(path: str) -> ModelSpec:
-    """The spec alone, without the weights.
+def identify(path: str) -> CheckpointFile:
+    """What a checkpoint says of itself; reads every byte for its sha256, but loads no weights and no PyTorch.
 
     Raises:
         CheckpointError: see `load`.
@@ -90,9 +106,16 @@ def read_spec(path: str) -> ModelSpec:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a mapping
+        with open(path, "rb") as raw:
+            digest = hashlib.sha256()
+            while block := raw.read(1 << 20):
+                digest.update(block)
     except (OSError, SafetensorError, ValueError) as error:
         raise _translated(path, error) from error
-    return _spec(path, metadata)
+    # BatchNorm's running statistics are measured, not trained.
+    trained = [shape for name, shape in shapes.items() if not name.endswith(("running_mean", "running_var", "_tracked"))]
+    return CheckpointFile(os.path.abspath(path), _spec(path, metadata), digest.hexdigest(), sum(map(math.prod, trained)))
 
 
 def load(path: str) -> Checkpoint:
@@ -102,7 +125,12 @@ def load(path: str) -> Checkpoint:
         CheckpointError: the file is missing, truncated, not a checkpoint of this program, a pickle, or newer than this
             program; or its weights do not fit its own spec.
     """
-    spec = read_spec(path)
+    import torch
+    from safetensors.torch import load as load_tensors
+
+    from unet_batch.model.unet import UNet
+
+    spec = identify(path).spec
     try:
         with open(path, "rb") as file:
             data = file.read()

@@ -7,6 +7,7 @@ goes in, one byte a pixel comes out, and no caller needs to know about normalisa
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +27,26 @@ class Graph(nn.Module):
         model: the network; left untouched.
         spec: its normalisation.
         dtype: of the body: float32, bfloat16 or float16.
+        float32: names of convolutions in the body that stay float32, see `convolutions`.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, model: UNet, spec: ModelSpec, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: UNet, spec: ModelSpec, dtype: torch.dtype = torch.float32, *, float32: Collection[str] = ()
+    ) -> None:
         super().__init__()
         self.dtype = dtype
-        self.body = fold_batchnorm(model).to(dtype)
-        self.head = self.body.head.float()
+        body = fold_batchnorm(model)
+        self.head = _difference(body.head) if body.out_channels == 2 else body.head
+        body.head = nn.Identity()  # type: ignore[assignment]
+        # Wrapped from the float32 weights: what half precision has rounded, no float32 brings back.
+        for name in convolutions(model) if float32 else ():
+            parent, _, last = name.rpartition(".")
+            in_dtype = _InDtype(body.get_submodule(name), torch.float32 if name in float32 else dtype)
+            setattr(body.get_submodule(parent), last, in_dtype)
+        self.body = body if float32 else body.to(dtype)
         self.register_buffer("mean", torch.tensor(spec.mean).mul(255).view(1, -1, 1, 1))
         self.register_buffer("scale", torch.tensor(spec.std).mul(255).reciprocal().view(1, -1, 1, 1))
 
@@ -44,9 +55,48 @@ class Graph(nn.Module):
         # A permuted NHWC tensor *is* channels_last in memory: no copy, and the layout the convolutions are fastest in.
         x = (pictures.float().permute(0, 3, 1, 2) - self.mean) * self.scale
         logits: Tensor = self.head(self.body.features(x.to(self.dtype)).float())
-        if logits.shape[1] > 1:
-            return logits.argmax(dim=1).to(torch.uint8)
-        return (logits[:, 0].sigmoid() * 255 + 0.5).to(torch.uint8)
+        if self.body.out_channels == 1:
+            return (logits.squeeze(1).sigmoid() * 255 + 0.5).to(torch.uint8)
+        # No argmax: TensorRT turns it into a TopK, which is slow on maps. Ids are floats until the last cast, because
+        # TensorRT 8.6 makes uint8 from floats only.
+        if self.body.out_channels == 2:
+            return (logits.squeeze(1) > 0).float().to(torch.uint8)
+        best, ids = logits[:, :1], torch.zeros_like(logits[:, :1])
+        for k in range(1, self.body.out_channels):
+            candidate = logits[:, k : k + 1]
+            ids = torch.where(candidate > best, float(k), ids)
+            best = torch.maximum(best, candidate)
+        return ids.squeeze(1).to(torch.uint8)
+
+
+class _InDtype(nn.Module):
+    """A layer that computes in a precision of its own, whatever it is given."""
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = layer.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x.to(self.dtype))
+        return result
+
+
+def convolutions(model: UNet) -> list[str]:
+    """Names of the convolutions in the body, in the order of `named_modules`: `down.0.0`, ..., `merge.3.3`."""
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
+    return [name for name, module in model.named_modules() if isinstance(module, kinds) and name != "head"]
+
+
+def _difference(head: nn.Conv2d) -> nn.Conv2d:
+    """A head of one channel: how much the second of two classes is ahead of the first."""
+    difference = nn.Conv2d(head.in_channels, 1, 1)
+    assert head.bias is not None
+    assert difference.bias is not None
+    with torch.no_grad():
+        difference.weight.copy_(head.weight[1:] - head.weight[:1])
+        difference.bias.copy_(head.bias[1:] - head.bias[:1])
+    return difference.requires_grad_(False)
 
 
 def fold_batchnorm(model: UNet) -> UNet:

@@ -1,0 +1,226 @@
+"""ONNX to a TensorRT plan: the only code that drives a builder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unet_batch import gpu
+from unet_batch.engine.flavours import Flavour
+from unet_batch.errors import BackendError, BackendUnavailable, UsageError
+from unet_batch.types import Size
+
+HARDWARE_COMPAT = ("none", "ampere+", "same-cc")
+_COMPAT_MEMBERS = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
+_DTYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The shapes an engine takes, as TensorRT's optimization profile: smallest, the one kernels are tuned for, largest.
+
+    Attributes:
+        batch: pictures, (min, opt, max).
+        size: (height, width) of the pictures, (min, opt, max).
+    """
+
+    batch: tuple[int, int, int]
+    size: tuple[Size, Size, Size]
+
+    def __post_init__(self) -> None:
+        low, best, high = self.batch
+        if not 1 <= low <= best <= high:
+            raise UsageError(f"batch {low},{best},{high}: smallest, best and largest expected, in this order, from 1")
+        for axis in (0, 1):
+            low, best, high = (size[axis] for size in self.size)
+            if not 1 <= low <= best <= high:
+                shown = ",".join(f"{height}x{width}" for height, width in self.size)
+                raise UsageError(f"size {shown}: smallest, best and largest expected, in this order")
+
+    def __str__(self) -> str:
+        batch = f"{self.batch[0]}" if len(set(self.batch)) == 1 else "{}..{} (best {})".format(*_ranged(self.batch))
+        sizes = [f"{height}x{width}" for height, width in self.size]
+        return f"batch {batch}, " + (sizes[0] if len(set(sizes)) == 1 else "{}..{} (best {})".format(*_ranged(sizes)))
+
+    def holds(self, size: Size) -> bool:
+        """Whether pictures of this size lie inside."""
+        return all(self.size[0][axis] <= size[axis] <= self.size[2][axis] for axis in (0, 1))
+
+
+@dataclass(frozen=True)
+class CompilerOptions:
+    """How to compile.
+
+    Attributes:
+        precision: `fp16`, `bf16` or `fp32`: what the graph asks for; 8.6 needs to be told.
+        workspace: most bytes of scratch memory a kernel may take; None leaves it to TensorRT.
+        opt_level: 0 (quick build) to 5 (best kernels); None leaves TensorRT's own.
+        hardware_compat: one of `HARDWARE_COMPAT`.
+    """
+
+    precision: str = "fp16"
+    workspace: int | None = None
+    opt_level: int | None = None
+    hardware_compat: str = "none"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A plan, and what the builder made of the graph.
+
+    Attributes:
+        plan: the serialized engine, nothing added.
+        precisions: of each convolution by its name in the ONNX graph; empty where only the plan can tell (8.6).
+        seconds: that the build took.
+        timing_cache: to make the next build faster; None where the flavour keeps none.
+    """
+
+    plan: bytes
+    precisions: Mapping[str, str]
+    seconds: float
+    timing_cache: bytes | None
+
+
+def check_can_build(flavour: Flavour) -> None:
+    """Raise BackendUnavailable where a flavour cannot build on this machine."""
+    if flavour.needs_gpu_to_build and (reason := gpu.missing()):
+        raise BackendUnavailable(
+            f"{flavour.name} {flavour.version} times its kernels on a GPU to build an engine: {reason}",
+            hint="build on the machine that will run it; --builder tensorrt-rtx and --onnx-only need no GPU",
+        )
+
+
+def compile_plan(
+    flavour: Flavour,
+    onnx: bytes,
+    profile: Profile,
+    options: CompilerOptions,
+    *,
+    timing_cache: bytes | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Compiled:
+    """Compile a graph.
+
+    Args:
+        flavour: what compiles.
+        onnx: the graph as bytes.
+        profile: shapes of its input.
+        options: how.
+        timing_cache: of an earlier build by the same version; a stale one is ignored by TensorRT.
+        progress: called with the share that is done, 0..1; what it raises stops the build and is raised here.
+
+    Raises:
+        BackendUnavailable: this machine cannot build with this flavour.
+        BackendError: TensorRT cannot parse the graph or build it; the message is TensorRT's.
+    """
+    check_can_build(flavour)
+    trt = flavour.module
+    begun = time.perf_counter()
+    flavour.errors.clear()
+    builder = trt.Builder(flavour.logger)
+    network = builder.create_network(flavour.network_flags())
+    parser = trt.OnnxParser(network, flavour.logger)
+    if not parser.parse(onnx):
+        reasons = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)) or flavour.take_errors()
+        raise BackendError(f"{flavour.name} {flavour.version} cannot read the ONNX graph: {reasons[:500]}")
+    config = builder.create_builder_config()
+    _configure(flavour, config, options)
+    cache = _set_timing_cache(flavour, config, timing_cache)
+    picture = network.get_input(0)
+    shapes = [(count, *size, picture.shape[3]) for count, size in zip(profile.batch, profile.size, strict=True)]
+    optimization = builder.create_optimization_profile()
+    optimization.set_shape(picture.name, *shapes)
+    if config.add_optimization_profile(optimization) < 0:
+        raise BackendError(f"{flavour.name} refuses the profile {profile}: {flavour.take_errors()}")
+    if not flavour.strongly_typed and options.precision != "fp32":
+        _lower_precision(trt, network, config, options.precision)
+    monitor = flavour.progress_monitor(progress)
+    if monitor is not None:
+        config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if monitor is not None and monitor.stopped_by is not None:
+        raise monitor.stopped_by
+    if plan is None:
+        reason = flavour.take_errors()
+        raise BackendError(
+            f"{flavour.name} {flavour.version} cannot build the engine: {reason}",
+            hint="bf16 transposed convolutions are not supported by every version; try --precision fp16"
+            if options.precision == "bf16"
+            else "",
+        )
+    precisions = _precisions(trt, network) if flavour.strongly_typed else {}
+    new_cache = bytes(cache.serialize()) if cache is not None else None
+    return Compiled(bytes(plan), precisions, time.perf_counter() - begun, new_cache)
+
+
+def _configure(flavour: Flavour, config: Any, options: CompilerOptions) -> None:
+    trt = flavour.module
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.opt_level is not None:
+        config.builder_optimization_level = options.opt_level
+    if options.precision == "fp32":  # who asks for float32 does not want its mantissa cut to ten bits
+        config.clear_flag(trt.BuilderFlag.TF32)
+    # A U-Net is a chain: streams of its own would only add events, and make CUDA graphs harder to capture.
+    config.max_aux_streams = 0
+    # Names and formats of layers in the plan, so that their precision can be read from it.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.hardware_compat == "none":
+        return
+    level = getattr(getattr(trt, "HardwareCompatibilityLevel", None), _COMPAT_MEMBERS[options.hardware_compat], None)
+    if flavour.name == "tensorrt-rtx" or level is None:
+        why = "its engines run on every RTX generation anyway" if flavour.name == "tensorrt-rtx" else "needs a newer version"
+        raise UsageError(
+            f"--hardware-compat {options.hardware_compat}: not in {flavour.name} {flavour.version} ({why})",
+            hint="leave --hardware-compat out",
+        )
+    config.hardware_compatibility_level = level
+
+
+def _set_timing_cache(flavour: Flavour, config: Any, data: bytes | None) -> Any | None:
+    # In TensorRT-RTX the calls exist, do nothing and warn.
+    if data is None or flavour.name == "tensorrt-rtx":
+        return None
+    cache = config.create_timing_cache(data)
+    if not config.set_timing_cache(cache, False):
+        flavour.errors.clear()
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
+
+
+def _lower_precision(trt: Any, network: Any, config: Any, precision: str) -> None:
+    """Weak typing (8.6): the convolutions of the body in half, the head and all behind it in float32."""
+    config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
+    config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    layers = _layers(network)
+    head = max(index for index, layer in enumerate(layers) if _is_convolution(trt, layer))
+    for index, layer in enumerate(layers):
+        if index < head and _is_convolution(trt, layer):
+            layer.precision = trt.DataType.HALF if precision == "fp16" else trt.DataType.BF16
+        elif index == head or (index > head and layer.type in (trt.LayerType.ACTIVATION, trt.LayerType.ELEMENTWISE)):
+            layer.precision = trt.DataType.FLOAT
+
+
+def _precisions(trt: Any, network: Any) -> dict[str, str]:
+    """The precision each convolution of a strongly typed network computes in: that of its input."""
+    return {
+        layer.name: _DTYPES.get(layer.get_input(0).dtype.name, layer.get_input(0).dtype.name.lower())
+        for layer in _layers(network)
+        if _is_convolution(trt, layer)
+    }
+
+
+def _is_convolution(trt: Any, layer: Any) -> bool:
+    return layer.type in (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION)
+
+
+def _layers(network: Any) -> list[Any]:
+    return [network.get_layer(index) for index in range(network.num_layers)]
+
+
+def _ranged(values: Any) -> tuple[Any, Any, Any]:
+    low, best, high = values
+    return low, high, best

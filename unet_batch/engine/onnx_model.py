@@ -1,0 +1,196 @@
+"""ONNX graphs made by `unet_batch.export`: what they say of themselves, where their arithmetic is, and how a CPU runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError
+from unet_batch.model import spec as spec_json
+from unet_batch.types import ModelSpec, Size
+
+if TYPE_CHECKING:
+    from unet_batch.types import Pixels
+
+KEY = "unet_batch"  # of our entry in `metadata_props`: JSON
+# Raise it when `export` or `model.graph` makes another graph of the same weights: engines of the old one are built again.
+GRAPH_VERSION = 1
+INPUT, OUTPUT = "pictures", "maps"
+# onnx.TensorProto.DataType, spelled out so that these names need no import of onnx.
+_PRECISIONS = {1: "fp32", 10: "fp16", 16: "bf16"}
+_INSTALL = 'pip install "unet-batch[onnx]"'
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxModel:
+    """A graph in memory.
+
+    Attributes:
+        data: the bytes of the file.
+        spec: of the model.
+        source_sha256: of the checkpoint it was exported from.
+        precision: that was asked for: `fp16`, `bf16`, `fp32`.
+        float32: names of the convolutions that were left in float32 on purpose, as `model.graph` calls them.
+        opset: of the standard operators.
+        ir_version: of the file.
+        size: (height, width), or None where the graph takes any.
+        convolutions: of each convolution by node name: work and precision.
+        facts: all of our metadata, for reports.
+    """
+
+    data: bytes
+    spec: ModelSpec
+    source_sha256: str
+    precision: str
+    float32: tuple[str, ...]
+    opset: int
+    ir_version: int
+    size: Size | None
+    convolutions: Mapping[str, Convolution]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution of a graph.
+
+    Attributes:
+        flops: for one picture, a multiplication and its addition counted as two.
+        precision: it computes in.
+        is_head: it is the last one, which stays float32 whatever is asked for.
+        layer: its name in the network, as `model.graph.convolutions` gives them; empty for the head.
+    """
+
+    flops: int
+    precision: str
+    is_head: bool
+    layer: str
+
+
+def read(path: str) -> OnnxModel:
+    """Read a graph that `unet-batch build-engine` wrote.
+
+    Raises:
+        CheckpointError: missing, damaged, or not one of ours.
+        BackendUnavailable: the onnx package is not installed.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        return parse(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from error
+
+
+def parse(data: bytes) -> OnnxModel:
+    """The same, from bytes. Raises the same."""
+    onnx = _import("onnx")
+    hint = "export it again: unet-batch build-engine CHECKPOINT --onnx-only"
+    try:
+        model = onnx.load_model_from_string(data)
+        facts = json.loads(next((entry.value for entry in model.metadata_props if entry.key == KEY), "null"))
+        if not isinstance(facts, dict):
+            raise CheckpointError("an ONNX graph, but not one of unet-batch: it carries no description of its model", hint=hint)
+        spec = spec_json.loads(json.dumps(facts["spec"]))
+        dims = model.graph.input[0].type.tensor_type.shape.dim
+        size = (dims[1].dim_value, dims[2].dim_value) if dims[1].dim_value and dims[2].dim_value else None
+        convolutions = _convolutions(onnx, model, size or spec.input_size, facts["layers"])
+        return OnnxModel(
+            data=data,
+            spec=spec,
+            source_sha256=str(facts["source_sha256"]),
+            precision=str(facts["precision"]),
+            float32=tuple(map(str, facts["float32"])),
+            opset=next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+            ir_version=model.ir_version,
+            size=size,
+            convolutions=convolutions,
+            facts=facts,
+        )
+    except (KeyError, TypeError, ValueError, IndexError, StopIteration) as error:
+        raise CheckpointError(f"a damaged ONNX graph: {type(error).__name__}: {error}", hint=hint) from error
+    except Exception as error:  # protobuf's DecodeError and onnx's InferenceError share no base with anything
+        if isinstance(error, CheckpointError) or not type(error).__module__.startswith(("google.", "onnx")):
+            raise
+        raise CheckpointError(f"not an ONNX graph, or a damaged one ({len(data):,} bytes): {error}", hint=hint) from error
+
+
+def sha256(data: bytes) -> str:
+    """In hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class OnnxRunner:
+    """Runs a graph with ONNX Runtime on the CPU: uint8 (N, H, W, C) -> uint8 (N, H, W).
+
+    Raises:
+        BackendUnavailable: onnxruntime is not installed, or does not execute this precision (bfloat16, mostly).
+    """
+
+    def __init__(self, data: bytes) -> None:
+        runtime = _import("onnxruntime")
+        self.version = ".".join(runtime.__version__.split(".")[:2])
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            self._session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no public base
+            raise BackendUnavailable(f"ONNX Runtime {runtime.__version__} refuses the graph: {_line(error)}") from error
+
+    def __call__(self, pictures: Pixels) -> Pixels:
+        """Raises BackendError when the run fails."""
+        try:
+            maps: Pixels = self._session.run([OUTPUT], {INPUT: pictures})[0]
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime: {_line(error)}") from error
+        return np.asarray(maps)
+
+
+def _convolutions(onnx: Any, model: Any, size: Size, layers: Sequence[str]) -> dict[str, Convolution]:
+    """Work and precision of every convolution, from the types and shapes in the graph itself."""
+    shaped = onnx.ModelProto()
+    shaped.CopyFrom(model)
+    del shaped.graph.value_info[:]  # may hold symbols where the size is free
+    picture, maps = shaped.graph.input[0].type.tensor_type.shape.dim, shaped.graph.output[0].type.tensor_type.shape.dim
+    for dims, values in ((picture, (1, *size)), (maps, (1, *size))):
+        for dim, value in zip(dims, values, strict=False):
+            dim.dim_value = value
+    shaped = onnx.shape_inference.infer_shapes(shaped, strict_mode=True)
+    infos = [*shaped.graph.value_info, *shaped.graph.input, *shaped.graph.output]
+    tensors = {info.name: info.type.tensor_type for info in infos}
+    weights = {weight.name: weight for weight in shaped.graph.initializer}
+    nodes = [node for node in shaped.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    if len(nodes) != len(layers) + 1:
+        raise ValueError(f"{len(nodes)} convolutions found, {len(layers)} and a head expected")
+    found = {}
+    for index, node in enumerate(nodes):
+        weight = weights[node.input[1]]
+        # Each weight meets each position of the smaller of input and output once.
+        grid = tensors[node.input[0] if node.op_type == "ConvTranspose" else node.output[0]].shape.dim
+        flops = 2 * int(np.prod(weight.dims)) * grid[2].dim_value * grid[3].dim_value
+        is_head = index == len(nodes) - 1
+        precision = _PRECISIONS.get(weight.data_type, f"type {weight.data_type}")
+        found[node.name] = Convolution(flops, precision, is_head, "" if is_head else layers[index])
+    return found
+
+
+def _import(name: str) -> Any:
+    try:
+        module = __import__(name)
+        if name == "onnx":
+            __import__("onnx.shape_inference")
+        return module
+    except ImportError as error:
+        raise BackendUnavailable(f"{name} is not installed", hint=_INSTALL) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,208 @@
+"""Proof that an engine is what was asked for: its precision counted in FLOPs, its maps compared with PyTorch in float32.
+
+Dice is pooled: over all pixels of all pictures, for each class, and then averaged over the classes that occur. One pixel of a
+small object is then one pixel, and pictures without the class count neither way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unet_batch.engine.onnx_model import Convolution
+from unet_batch.errors import BackendError
+from unet_batch.types import ModelSpec
+
+if TYPE_CHECKING:
+    from unet_batch.types import Pixels
+
+Infer = Callable[["Pixels"], "Pixels"]
+
+# Least share of the body's convolution FLOPs in the precision that was asked for.
+MIN_SHARE = 0.99
+# Least Dice between the masks and those of PyTorch in float32. Rounding alone: 0.9999 for fp16 and 0.998 for bf16.
+MIN_DICE = {"fp32": 0.9999, "fp16": 0.9995, "bf16": 0.995}
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of the convolutions' arithmetic runs in the precision that was asked for.
+
+    Attributes:
+        asked: the precision.
+        body: share of the FLOPs of all convolutions but the head and those kept in float32 on purpose.
+        overall: share of the FLOPs of all convolutions.
+        convolutions: how many there are, and `in_precision` how many of them run in it: fewer by count than by work.
+        kept: names of the layers kept in float32 on purpose.
+        source: what was counted: `onnx`, `network` or `engine`.
+    """
+
+    asked: str
+    body: float
+    overall: float
+    convolutions: int
+    in_precision: int
+    kept: tuple[str, ...]
+    source: str
+
+    def check(self) -> None:
+        """Raise BackendError if less than 99 % is what was asked for."""
+        if self.body < MIN_SHARE:
+            raise BackendError(
+                f"asked for {self.asked}, but only {self.body:.1%} of the convolutions' arithmetic is {self.asked} in the "
+                f"{self.source} ({self.in_precision} of {self.convolutions} convolutions; {MIN_SHARE:.0%} expected)",
+                hint="export the graph from the checkpoint with --precision " + self.asked,
+            )
+
+
+def share(
+    convolutions: Mapping[str, Convolution], asked: str, kept: Iterable[str], precisions: Mapping[str, str], source: str
+) -> Share:
+    """Count FLOPs.
+
+    Args:
+        convolutions: of the ONNX graph, by node name.
+        asked: the precision.
+        kept: layers kept in float32 on purpose.
+        precisions: what each convolution really runs in, by node name; one that is missing counts as not in the precision.
+        source: where `precisions` come from.
+    """
+    kept = tuple(kept)
+    counted = [(c, precisions.get(name) == asked) for name, c in convolutions.items()]
+    body = [(c.flops, fits) for c, fits in counted if not c.is_head and c.layer not in kept]
+    everything = [(c.flops, fits) for c, fits in counted]
+    return Share(
+        asked=asked,
+        body=_weighted(body),
+        overall=_weighted(everything),
+        convolutions=len(everything),
+        in_precision=sum(fits for _, fits in everything),
+        kept=kept,
+        source=source,
+    )
+
+
+def inspected_precisions(information: str, convolutions: Mapping[str, Convolution]) -> dict[str, str]:
+    """Precision of each convolution in a built engine, from the JSON of TensorRT's engine inspector.
+
+    A layer of the engine may hold several nodes of the graph: its name lists them. Convolutions that the inspector does not
+    name one by one (a fused region may hide them) are left out, and so is a layer whose format it does not tell.
+    """
+    layers = json.loads(information).get("Layers", [])
+    found: dict[str, str] = {}
+    for layer in layers:
+        if not isinstance(layer, dict):  # names only: the engine was built without detailed verbosity
+            continue
+        names = set(str(layer.get("Name", "")).replace("+", " ").replace(",", " ").split())
+        names |= {part.strip("[]") for part in str(layer.get("Metadata", "")).replace("\x1e", " ").split()}
+        formats = " ".join(str(tensor.get("Format/Datatype", "")) for tensor in layer.get("Inputs", [])).lower()
+        kinds = {precision for word, precision in _FORMATS if word in formats}
+        if len(kinds) == 1:
+            found |= dict.fromkeys(names & convolutions.keys(), kinds.pop())
+    return found
+
+
+_FORMATS = (("half", "fp16"), ("fp16", "fp16"), ("bf16", "bf16"), ("bfloat16", "bf16"), ("fp32", "fp32"), ("float32", "fp32"))
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the maps are from those of PyTorch in float32.
+
+    Attributes:
+        pictures: compared.
+        dice: between the masks, pooled.
+        worst: lowest Dice of a single picture, of those in which any class occurs in both or one of the masks.
+        pixels: share of the masks' pixels that differ.
+        largest: largest difference of the probability, 0..1; None for class ids.
+        foreground: share of the reference's pixels that are foreground (class ids: not class 0); 0 or 1 proves little.
+    """
+
+    pictures: int
+    dice: float
+    worst: float
+    pixels: float
+    largest: float | None
+    foreground: float
+
+    def check(self, precision: str, what: str) -> None:
+        """Raise BackendError below the limit."""
+        if not self.dice >= MIN_DICE[precision]:
+            raise BackendError(
+                f"{what}: the masks differ from PyTorch's in float32: Dice {self.dice:.5f} over {self.pictures} pictures, "
+                f"at least {MIN_DICE[precision]} expected for {precision}; {self.pixels:.3%} of the pixels differ",
+                hint="" if precision == "fp32" else "try --precision " + ("bf16 or fp32" if precision == "fp16" else "fp32"),
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Pictures at the network's size, uint8 (N, H, W, C), and PyTorch's float32 maps of them, uint8 (N, H, W)."""
+
+    pictures: Pixels
+    maps: Pixels
+
+
+def compare(maps: Pixels, reference: Pixels, spec: ModelSpec) -> Parity:
+    """Compare maps of a batch, both uint8 (N, H, W)."""
+    if maps.shape != reference.shape or maps.dtype != np.uint8:
+        raise BackendError(f"maps of {maps.dtype} {maps.shape} came out, uint8 {reference.shape} expected")
+    if spec.output == "probability":
+        level = 255 * spec.threshold
+        found, truth = (maps >= level)[..., None], (reference >= level)[..., None]
+        largest: float | None = float(np.abs(maps.astype(np.int16) - reference).max(initial=0)) / 255
+        different, foreground = found != truth, truth
+    else:
+        ids = np.arange(len(spec.classes.names), dtype=np.uint8)
+        found, truth = maps[..., None] == ids, reference[..., None] == ids
+        largest, different, foreground = None, maps != reference, reference != 0
+    both = (found & truth).sum((1, 2)).astype(np.float64)  # (pictures, classes)
+    either = found.sum((1, 2)) + truth.sum((1, 2))
+    pooled = 2 * both.sum(0)[either.sum(0) > 0] / either.sum(0)[either.sum(0) > 0]
+    single = 2 * both[either > 0] / either[either > 0]
+    return Parity(
+        pictures=len(maps),
+        dice=float(pooled.mean()) if pooled.size else 1.0,
+        worst=float(single.min()) if single.size else 1.0,
+        pixels=float(different.mean()) if different.size else 0.0,
+        largest=largest,
+        foreground=float(foreground.mean()) if foreground.size else 0.0,
+    )
+
+
+def run_in_batches(infer: Infer, pictures: Pixels, batch: int) -> Pixels:
+    """Maps of all pictures, `batch` at a time; the last batch may be smaller."""
+    return np.concatenate([infer(pictures[start : start + batch]) for start in range(0, len(pictures), batch)])
+
+
+def prove(infer_at: Callable[[int], Infer], reference: Reference, spec: ModelSpec, batches: Iterable[int]) -> dict[str, Parity]:
+    """Parity at several batch sizes: one by one over all pictures, larger ones over one full batch and one ragged.
+
+    Args:
+        infer_at: gives the function that runs batches of up to a size.
+        reference: is repeated where a batch is larger.
+        spec: of the model.
+        batches: sizes, as in the profile.
+    """
+    proven = {}
+    for batch in dict.fromkeys(batches):
+        ragged = batch // 2
+        count = batch + ragged if batch > 1 else len(reference.pictures)
+        order = np.arange(count) % len(reference.pictures)
+        maps = run_in_batches(infer_at(batch), reference.pictures[order], batch)
+        proven[f"batch {batch}" + (f" and {ragged}" if ragged else "")] = compare(maps, reference.maps[order], spec)
+    return proven
+
+
+def as_dict(value: Share | Parity) -> dict[str, Any]:
+    """For JSON."""
+    return asdict(value)
+
+
+def _weighted(parts: list[tuple[int, bool]]) -> float:
+    total = sum(flops for flops, _ in parts)
+    return sum(flops for flops, fits in parts if fits) / total if total else 1.0

@@ -1,0 +1,434 @@
+"""Engines on disk: a pure TensorRT plan beside a JSON sidecar, found by what decides whether it may be loaded.
+
+    engines/cars-160x240-fp16-1f0c9a7b.plan    what trtexec or C++ loads, nothing added
+    engines/cars-160x240-fp16-1f0c9a7b.json    the sidecar: for what, by what, proven how, and the plan's sha256
+    engines/cars-160x240-fp16-1f0c9a7b.npz     pictures and PyTorch's maps, so that the proof can be repeated on the GPU
+    engines/cars-160x240-fp16-1f0c9a7b.onnx    the graph it was compiled from
+
+The sidecar is written last. What has none, or one that does not match the plan's bytes, is never loaded: a build that was
+killed, a copy that was cut off and a file that was edited all look alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unet_batch.engine.compiler import Profile
+from unet_batch.engine.onnx_model import GRAPH_VERSION
+from unet_batch.engine.proof import Reference
+from unet_batch.errors import BackendUnavailable, CheckpointError, OutputError
+from unet_batch.model import spec as spec_json
+from unet_batch.sinks import make_folder, write_atomic, write_json
+from unet_batch.types import ModelSpec, Size
+
+if TYPE_CHECKING:
+    from unet_batch.gpu import Gpu
+
+FORMAT = "unet-batch engine"
+VERSION = 1
+# Of the pictures of a proof, so many are kept to repeat it on the GPU.
+REFERENCE_PICTURES = 16
+_ORDER = ("fp16", "bf16", "fp32")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what a plan is and whether it may be loaded; the cache key is made of it.
+
+    Attributes:
+        source_sha256: of the checkpoint.
+        precision: `fp16`, `bf16` or `fp32`.
+        profile: shapes it takes.
+        flavour: `tensorrt` or `tensorrt-rtx`.
+        version: of the flavour.
+        target: the GPU it was built for, `sm_90`; `any` where the flavour compiles for the GPU it finds.
+        system: operating system and processor, `linux-x86_64`.
+        options: of the compiler, those that were given.
+        graph: version of the exporter's graph.
+    """
+
+    source_sha256: str
+    precision: str
+    profile: Profile
+    flavour: str
+    version: str
+    target: str
+    options: Mapping[str, Any]
+    system: str = f"{sys.platform}-{platform.machine().lower()}"
+    graph: int = GRAPH_VERSION
+
+    @property
+    def key(self) -> str:
+        """Sixteen hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "source_sha256": self.source_sha256,
+            "precision": self.precision,
+            "batch": list(self.profile.batch),
+            "size": [list(size) for size in self.profile.size],
+            "flavour": self.flavour,
+            "version": self.version,
+            "target": self.target,
+            "system": self.system,
+            "options": dict(self.options),
+            "graph": self.graph,
+        }
+
+    def stem(self, spec: ModelSpec) -> str:
+        """Name of its files, without their suffixes."""
+        name = re.sub(r"[^\w.-]+", "-", spec.name, flags=re.ASCII).strip(".-")[:60] or "model"
+        low, best, high = self.profile.size
+        size = f"{best[0]}x{best[1]}" if low == high else f"{low[0]}x{low[1]}-{high[0]}x{high[1]}"
+        return f"{name}-{size}-{self.precision}-{self.key[:8]}"
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What is known of a plan.
+
+    Attributes:
+        spec: of the model.
+        recipe: what it was made of and for.
+        plan_sha256: of the plan's bytes, and `plan_bytes` their number.
+        float32: names of the layers that were kept in float32 because half precision broke them.
+        shares: of the arithmetic in the precision asked for, one entry for each source that could be counted.
+        proofs: parity with PyTorch float32, by what ran: `onnxruntime 1.31`, `NVIDIA H200`, each with its numbers.
+        verified_on_gpu: the plan itself was run and found equal.
+        built: when, by what, on what GPU, in how many seconds.
+    """
+
+    spec: ModelSpec
+    recipe: Recipe
+    plan_sha256: str
+    plan_bytes: int
+    float32: tuple[str, ...]
+    shares: tuple[Mapping[str, Any], ...]
+    proofs: Mapping[str, Any]
+    verified_on_gpu: bool
+    built: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; the first two keys say what it is."""
+        return {
+            "format": FORMAT,
+            "format_version": VERSION,
+            "key": self.recipe.key,
+            "verified_on_gpu": self.verified_on_gpu,
+            "plan": {"sha256": self.plan_sha256, "bytes": self.plan_bytes},
+            "recipe": self.recipe.as_dict(),
+            "float32": list(self.float32),
+            "shares": [dict(share) for share in self.shares],
+            "proofs": dict(self.proofs),
+            "built": dict(self.built),
+            "spec": json.loads(spec_json.dumps(self.spec)),
+        }
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A plan with its sidecar.
+
+    Attributes:
+        path: of the plan; the sidecar lies beside it.
+        sidecar: what is known of it.
+    """
+
+    path: str
+    sidecar: Sidecar
+
+    def read_plan(self) -> bytes:
+        """The plan, compared with the sidecar's sha256.
+
+        Raises:
+            BackendUnavailable: it is missing, or not what was built.
+        """
+        try:
+            with open(self.path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise BackendUnavailable(f"{self.path}: cannot be read: {error.strerror or error}", hint=REBUILD) from error
+        if hashlib.sha256(data).hexdigest() != self.sidecar.plan_sha256:
+            raise BackendUnavailable(
+                f"{self.path}: not the plan that was built: its sha256 differs from the sidecar's ({len(data):,} bytes, "
+                f"{self.sidecar.plan_bytes:,} expected)",
+                hint=REBUILD,
+            )
+        return data
+
+    def read_reference(self) -> Reference:
+        """Pictures and PyTorch's maps.
+
+        Raises:
+            BackendUnavailable: missing, damaged, or of another size.
+        """
+        return unpack(_beside(self.path, ".npz"))
+
+    def verified(self, name: str, proof: Mapping[str, Any], shares: Sequence[Mapping[str, Any]]) -> Engine:
+        """Record in the sidecar that the plan itself was run and found equal, by the GPU of this name."""
+        proofs = {**self.sidecar.proofs, name: proof}
+        return self._rewrite(replace(self.sidecar, proofs=proofs, shares=(*self.sidecar.shares, *shares), verified_on_gpu=True))
+
+    def refused(self, reason: str) -> Engine:
+        """Record in the sidecar that the plan was run and is not to be used."""
+        return self._rewrite(replace(self.sidecar, proofs={**self.sidecar.proofs, "refused": reason}, verified_on_gpu=False))
+
+    def _rewrite(self, sidecar: Sidecar) -> Engine:
+        write_json(_beside(self.path, ".json"), sidecar.as_dict(), sync=True)
+        return replace(self, sidecar=sidecar)
+
+
+REBUILD = "build it again: unet-batch build-engine --force, or run with --build"
+
+
+def load(path: str) -> Engine:
+    """An engine by the path of its plan or sidecar; the plan's bytes are not read yet.
+
+    Raises:
+        CheckpointError: there is no sidecar, or it is damaged or newer than this program.
+    """
+    sidecar = _beside(path, ".json")
+    try:
+        with open(sidecar, encoding="utf-8") as file:
+            return Engine(_beside(path, ".plan"), _from_dict(json.load(file)))
+    except OSError as error:
+        reason = "there is none" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
+        raise CheckpointError(
+            f"{sidecar}: {path} needs its sidecar, and {reason}: nothing says what the plan computes", hint=REBUILD
+        ) from error
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError, CheckpointError) as error:
+        raise CheckpointError(f"{sidecar}: not the sidecar of an engine: {error}", hint=REBUILD) from error
+
+
+def listed(folder: str) -> tuple[list[Engine], list[str]]:
+    """All engines of a folder, sorted by name, and a sentence for each sidecar or plan that cannot be used."""
+    engines, problems = [], []
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        return [], [f"{folder} cannot be listed: {error.strerror or error}"]
+    for name in names:
+        path = os.path.join(folder, name)
+        if name.endswith(".plan") and os.path.splitext(name)[0] + ".json" not in names:
+            problems.append(f"{path} has no sidecar")
+        if name.endswith(".json"):
+            try:
+                engines.append(load(path))
+            except CheckpointError as error:
+                problems.append(error.message)
+    return engines, problems
+
+
+def find(
+    folder: str,
+    source_sha256: str,
+    *,
+    size: Size,
+    flavour: str,
+    version: str,
+    gpu: Gpu,
+    batch_size: int | None = None,
+) -> Engine:
+    """The engine to run a checkpoint with: of those that fit, fp16 before bf16 before fp32, then the newest.
+
+    Args:
+        folder: with the engines.
+        source_sha256: of the checkpoint.
+        size: (height, width) of the network's input.
+        flavour, version: the TensorRT that will load it.
+        gpu: that will run it.
+        batch_size: that was asked for.
+
+    Raises:
+        BackendUnavailable: none fits; one sentence says what is there and why it does not fit.
+    """
+    engines, problems = listed(folder)
+    misfits: list[tuple[int, str, Engine]] = []
+    fitting: list[Engine] = []
+    for engine in engines:
+        reason = _misfit(engine.sidecar, source_sha256, size, flavour, version, gpu, batch_size)
+        if reason is None:
+            fitting.append(engine)
+        else:
+            misfits.append((*reason, engine))
+    if fitting:
+        return min(fitting, key=lambda e: (_ORDER.index(e.sidecar.recipe.precision), -_seconds(e.sidecar.built.get("at"))))
+    hint = "build one: unet-batch build-engine, or run with --build"
+    closest = max(misfits, key=lambda misfit: misfit[0], default=None)
+    if problems and (closest is None or closest[0] == 0):  # a damaged engine may have been the one; another model's was not
+        raise BackendUnavailable(problems[0], hint=hint)
+    if closest is not None:
+        raise BackendUnavailable(f"{os.path.basename(closest[2].path)} {closest[1]}", hint=hint)
+    raise BackendUnavailable(f"no engine in {folder}", hint=hint)
+
+
+def _misfit(
+    sidecar: Sidecar, source_sha256: str, size: Size, flavour: str, version: str, gpu: Gpu, batch_size: int | None
+) -> tuple[int, str] | None:
+    """How close an engine comes (higher is closer), and why it does not fit; None if it does."""
+    recipe = sidecar.recipe
+    here = Recipe.system
+    if recipe.source_sha256 != source_sha256:
+        return 0, f"belongs to another model ({sidecar.spec.name}, sha256 {recipe.source_sha256[:12]})"
+    if recipe.flavour != flavour:
+        return 1, f"was built by {recipe.flavour}, not by {flavour}"
+    if recipe.system != here:
+        return 2, f"was built for {recipe.system}, this is {here}"
+    if not recipe.profile.holds(size):
+        return 3, f"takes {recipe.profile}, not {size[0]}x{size[1]}"
+    if recipe.graph != GRAPH_VERSION:
+        return 4, f"holds version {recipe.graph} of the network's graph, this program makes version {GRAPH_VERSION}"
+    if recipe.version != version:
+        return 5, f"was built by {flavour} {recipe.version}, installed is {version}"
+    if not _runs_on(recipe, gpu):
+        return 6, f"was built for {recipe.target}, the GPU is {gpu.name} ({gpu.sm})"
+    low, _, high = recipe.profile.batch
+    if batch_size is not None and not low <= batch_size <= high:
+        return 7, f"takes {recipe.profile}, not a batch of {batch_size}"
+    if "refused" in sidecar.proofs:
+        return 8, f"was run and refused: {sidecar.proofs['refused']}"
+    return None
+
+
+def _runs_on(recipe: Recipe, gpu: Gpu) -> bool:
+    if recipe.target == "any":  # compiled for the GPU when it is loaded; the library has the last word
+        return True
+    if recipe.options.get("hardware_compat") == "ampere+":
+        return gpu.compute_capability >= (8, 0)
+    return recipe.target == gpu.sm
+
+
+@contextmanager
+def building(folder: str, stem: str, on_wait: Callable[[], None]) -> Iterator[bool]:
+    """Hold the right to build an engine; other processes wait for it, and a process that dies gives it back.
+
+    Args:
+        folder, stem: of the engine.
+        on_wait: called when another process holds it, before waiting.
+
+    Yields:
+        Whether this process had to wait, so that the engine may be there by now.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    make_folder(folder)
+    lock = FileLock(os.path.join(folder, f".{stem}.lock"))
+    try:
+        lock.acquire(timeout=0)
+        waited = False
+    except Timeout:
+        on_wait()
+        lock.acquire()
+        waited = True
+    except OSError as error:
+        raise OutputError(f"{lock.lock_file} cannot be locked: {error.strerror or error}", hint="use --engines-dir") from error
+    try:
+        yield waited
+    finally:
+        lock.release()
+
+
+def install(folder: str, sidecar: Sidecar, plan: bytes, reference: Reference) -> Engine:
+    """Write an engine; the sidecar comes last, and with it the engine exists.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    path = os.path.join(folder, sidecar.recipe.stem(sidecar.spec) + ".plan")
+    write_atomic(_beside(path, ".npz"), pack(reference), sync=True)
+    write_atomic(path, plan, sync=True)
+    write_json(_beside(path, ".json"), sidecar.as_dict(), sync=True)
+    return Engine(path, sidecar)
+
+
+def pack(reference: Reference) -> bytes:
+    """A reference as the bytes of an `.npz` file, shortened to what a repetition of the proof needs."""
+    arrays = io.BytesIO()
+    few = slice(REFERENCE_PICTURES)
+    np.savez_compressed(arrays, pictures=reference.pictures[few], maps=reference.maps[few])
+    return arrays.getvalue()
+
+
+def unpack(path: str) -> Reference:
+    """A reference that was packed.
+
+    Raises:
+        BackendUnavailable: missing, damaged, or not pictures and maps.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            pictures, maps = arrays["pictures"], arrays["maps"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = "there is none" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+        raise BackendUnavailable(f"{path}: pictures to prove the engine on, cannot be read: {reason}", hint=REBUILD) from error
+    if pictures.dtype != np.uint8 or maps.dtype != np.uint8 or pictures.shape[:3] != maps.shape or not len(maps):
+        raise BackendUnavailable(f"{path}: not pictures and maps, the engine cannot be proven", hint=REBUILD)
+    return Reference(pictures, maps)
+
+
+def _beside(path: str, suffix: str) -> str:
+    return os.path.splitext(path)[0] + suffix
+
+
+def _seconds(at: object) -> float:
+    return float(at) if isinstance(at, (int, float)) else 0.0
+
+
+def _from_dict(data: Any) -> Sidecar:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f"no {FORMAT!r} in it")
+    if data["format_version"] > VERSION:
+        raise ValueError(f"version {data['format_version']}, this program reads up to {VERSION}")
+    recipe = data["recipe"]
+    sidecar = Sidecar(
+        spec=spec_json.loads(json.dumps(data["spec"])),
+        recipe=Recipe(
+            source_sha256=str(recipe["source_sha256"]),
+            precision=str(recipe["precision"]),
+            profile=Profile(_three(recipe["batch"]), _three([(int(h), int(w)) for h, w in recipe["size"]])),
+            flavour=str(recipe["flavour"]),
+            version=str(recipe["version"]),
+            target=str(recipe["target"]),
+            system=str(recipe["system"]),
+            options=dict(recipe["options"]),
+            graph=int(recipe["graph"]),
+        ),
+        plan_sha256=str(data["plan"]["sha256"]),
+        plan_bytes=int(data["plan"]["bytes"]),
+        float32=tuple(map(str, data["float32"])),
+        shares=tuple(data["shares"]),
+        proofs=dict(data["proofs"]),
+        verified_on_gpu=data["verified_on_gpu"] is True,
+        built=dict(data["built"]),
+    )
+    if sidecar.recipe.precision not in _ORDER:
+        raise ValueError(f"precision {sidecar.recipe.precision!r}")
+    if sidecar.recipe.key != data["key"]:
+        raise ValueError("its key does not belong to its recipe")
+    return sidecar
+
+
+def _three(values: Any) -> tuple[Any, Any, Any]:
+    first, second, third = values
+    return first, second, third

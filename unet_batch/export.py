@@ -1,0 +1,194 @@
+"""Checkpoint to typed ONNX: uint8 pictures in, uint8 maps out, the body in half precision.
+
+Precision is in the types of the graph, because TensorRT 11 takes it from nowhere else: BatchNorm is folded in float32, then
+the body is halved; normalisation, head and sigmoid stay float32. Exported from the same module that PyTorch runs
+(`model.graph`), so that there is one definition of the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from unet_batch.engine.onnx_model import GRAPH_VERSION, INPUT, KEY, OUTPUT, OnnxModel, parse
+from unet_batch.engine.proof import MIN_DICE, compare
+from unet_batch.errors import BackendError, BackendUnavailable, UsageError
+from unet_batch.model import spec as spec_json
+from unet_batch.model.checkpoint import Checkpoint
+from unet_batch.model.graph import Graph, convolutions
+from unet_batch.types import Size
+
+if TYPE_CHECKING:
+    from unet_batch.engine.proof import Reference
+    from unet_batch.types import Pixels
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = tuple(DTYPES)
+# 17 is the newest that TensorRT 8.6 reads; convolutions have bfloat16 only since 22.
+OPSETS = (17, 22)
+DEFAULT_OPSET = {"fp32": 18, "fp16": 18, "bf16": 22}
+# IR version of the file: 8 is the newest that TensorRT 8.6 reads.
+_IR = {17: 8}
+_MAX_BYTES = 2**31 - 1  # of a protobuf message
+
+
+def export(
+    checkpoint: Checkpoint,
+    *,
+    precision: str = "fp16",
+    size: Size | None = None,
+    any_size: bool = False,
+    opset: int | None = None,
+    float32: Sequence[str] = (),
+) -> OnnxModel:
+    """Export a model for a free batch size.
+
+    Args:
+        checkpoint: the model.
+        precision: of the body: `fp16`, `bf16` or `fp32`.
+        size: (height, width) of the input; None takes the model's own.
+        any_size: leave height and width free; `size` is then only what the graph is traced with.
+        opset: of the standard operators; None takes the default of the precision.
+        float32: names of convolutions that stay float32, as `model.graph.convolutions` gives them.
+
+    Raises:
+        UsageError: an unknown precision or opset, or a size that the network's levels do not divide.
+        BackendUnavailable: onnx or onnxscript is not installed.
+        BackendError: the graph cannot be exported, or is larger than the 2 GB that a file of this kind may have.
+    """
+    if precision not in DTYPES:
+        raise UsageError(f"precision {precision!r} is not known", hint=f"choose from: {', '.join(DTYPES)}")
+    opset = opset or DEFAULT_OPSET[precision]
+    lowest = 22 if precision == "bf16" else OPSETS[0]
+    if not lowest <= opset <= OPSETS[1]:
+        raise UsageError(f"opset {opset}: {lowest} to {OPSETS[1]} expected for {precision}")
+    size = size or checkpoint.spec.input_size
+    check_size(size, checkpoint.model.stride)
+    graph = Graph(checkpoint.model, checkpoint.spec, DTYPES[precision], float32=float32).eval()
+    proto = _trace(graph, size, checkpoint.spec.in_channels, checkpoint.model.stride if any_size else None, opset)
+    proto.ir_version = _IR.get(opset, proto.ir_version)
+    _tidy(proto)
+    facts = {
+        "spec": json.loads(spec_json.dumps(checkpoint.spec)),
+        "source_sha256": checkpoint.sha256,
+        "precision": precision,
+        "float32": list(float32),
+        "layers": convolutions(checkpoint.model),
+        "graph": GRAPH_VERSION,
+    }
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = KEY, json.dumps(facts, sort_keys=True)
+    import onnx
+
+    if proto.ByteSize() > _MAX_BYTES:
+        raise BackendError(f"the graph has {proto.ByteSize():,} bytes; an ONNX file holds up to {_MAX_BYTES:,}")
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # onnx's ValidationError and InferenceError share no base
+        raise BackendError(f"the exported graph is not valid ONNX: {' '.join(str(error).split())[:300]}") from error
+    return parse(proto.SerializeToString())
+
+
+def check_size(size: Size, stride: int) -> None:
+    """Raise UsageError, with the nearest size that fits, for one that the network's levels do not divide."""
+    height, width = size
+    if height % stride or width % stride:
+        fits = tuple(max(stride, round(side / stride) * stride) for side in size)
+        raise UsageError(
+            f"size {height}x{width}: an engine of this network takes heights and widths that {stride} divides",
+            hint=f"use --size {fits[0]}x{fits[1]}",
+        )
+
+
+def reference_maps(checkpoint: Checkpoint, pictures: Pixels, progress: Callable[[int], None] = lambda done: None) -> Pixels:
+    """What PyTorch computes in float32: uint8 (N, H, W, C) -> uint8 (N, H, W)."""
+    graph = Graph(checkpoint.model, checkpoint.spec).eval()
+    maps = []
+    with torch.inference_mode():
+        for number in range(len(pictures)):
+            maps.append(graph(torch.from_numpy(pictures[number : number + 1])).numpy())
+            progress(number + 1)
+    return np.concatenate(maps)
+
+
+def offenders(checkpoint: Checkpoint, reference: Reference, precision: str) -> tuple[str, ...]:
+    """Convolutions that half precision breaks: with all others in float32, their masks alone fall below the limit.
+
+    Values beyond 65,504 are what breaks one in float16; the layer that makes them and the layer that takes them are both found.
+    """
+    few = reference.pictures[:4]
+    names = convolutions(checkpoint.model)
+    found = []
+    for name in names:
+        rest = [other for other in names if other != name]
+        graph = Graph(checkpoint.model, checkpoint.spec, DTYPES[precision], float32=rest).eval()
+        with torch.inference_mode():
+            maps = graph(torch.from_numpy(few)).numpy()
+        if not compare(maps, reference.maps[: len(few)], checkpoint.spec).dice >= MIN_DICE[precision]:
+            found.append(name)
+    return tuple(found)
+
+
+def _trace(graph: Graph, size: Size, channels: int, stride: int | None, opset: int) -> Any:
+    for name in ("onnx", "onnxscript"):
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise BackendUnavailable(f"{name} is not installed", hint='pip install "unet-batch[onnx]"') from error
+    dims: dict[int, Any] = {0: torch.export.Dim("n", min=1, max=65536)}
+    if stride is not None:
+        dims |= {1: stride * torch.export.Dim("h", min=1, max=1024), 2: stride * torch.export.Dim("w", min=1, max=1024)}
+    # A batch of one would be taken for a constant.
+    pictures = torch.zeros((2, *size, channels), dtype=torch.uint8)
+    with _silence():
+        try:
+            program = torch.onnx.export(
+                graph,
+                (pictures,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={"pictures": dims},
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise BackendError(f"PyTorch {torch.__version__} cannot export the network: {str(error)[:300]}") from error
+    assert program is not None
+    proto = program.model_proto
+    converted = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    if converted != opset:
+        raise BackendError(f"PyTorch {torch.__version__} exported opset {converted}, {opset} was asked for")
+    return proto
+
+
+def _tidy(proto: Any) -> None:
+    """Leave out the exporter's notes: stack traces with this machine's paths, on every node and tensor."""
+    del proto.metadata_props[:]
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter warns and logs about what it does itself; its errors still come out."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        warnings.simplefilter("ignore")
+        with contextlib.redirect_stderr(nowhere):
+            try:
+                yield
+            finally:
+                logger.setLevel(level)
