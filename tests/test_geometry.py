@@ -87,6 +87,27 @@ def test_to_network_fills_the_content_and_pads_with_grey(source, network):
     assert (tensor[~content] == geometry.PAD_VALUE).all()
 
 
+@settings(deadline=None, max_examples=60)
+@given(SIZE, NETWORK, st.integers(0, 3))
+def test_to_network_writes_where_it_is_told(source, network, seed):
+    pixels = noise(*source, 3, seed=seed)
+    placement = geometry.place(source, network)
+    room = np.full((3, *network, 3), 7, np.uint8)
+    tensor = geometry.to_network(pixels, placement, out=room[1])
+    assert np.shares_memory(tensor, room)
+    assert np.array_equal(room[1], geometry.to_network(pixels, placement))
+    assert (room[0] == 7).all()
+    assert (room[2] == 7).all()
+
+
+@pytest.mark.parametrize(
+    "out", [np.zeros((160, 241, 3), np.uint8), np.zeros((160, 240), np.uint8), np.zeros((160, 240, 3), np.float32)]
+)
+def test_to_network_refuses_a_place_that_does_not_fit(out):
+    with pytest.raises(ValueError, match=r"out must be uint8 \(160, 240, 3\), got"):
+        geometry.to_network(noise(10, 10, 3), geometry.place((10, 10), (160, 240)), out=out)
+
+
 def test_to_network_shrinks_in_steps_as_well_as_at_once():
     pixels = cv2.GaussianBlur(noise(1280, 1918, 3), (0, 0), 3)
     steps = geometry.to_network(pixels, geometry.place((1280, 1918), (160, 240))).astype(int)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,42 @@ def test_arguments_out_of_range(bad: dict[str, int]) -> None:
         Segmenter(backend, **bad)
     with backend:  # it was not left open
         pass
+
+
+@pytest.mark.parametrize("bad", [{"threshold": 0}, {"workers": 0}])
+def test_a_backend_that_was_open_is_closed_where_it_is_refused(bad: dict[str, int]) -> None:
+    backend = FakeBackend()
+    backend.__enter__()
+    with pytest.raises(UsageError, match="expected"):
+        Segmenter(backend, **bad)
+    assert not backend.is_open
+
+
+def test_a_backend_may_be_open_already(photo: Path) -> None:
+    backend = FakeBackend()
+    backend.__enter__()
+    with Segmenter(backend) as segmenter:
+        assert segmenter(photo).shape == (64, 96)
+    assert not backend.is_open
+
+
+def test_pictures_are_decoded_into_the_backends_buffers(photo: Path) -> None:
+    given: list[np.ndarray] = []
+    inferred: list[np.ndarray] = []
+
+    class Buffers(FakeBackend):
+        def buffer(self) -> np.ndarray:
+            given.append(super().buffer())
+            return given[-1]
+
+        def _infer(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+            inferred.extend(pictures)
+            return super()._infer(pictures)
+
+    with Segmenter(Buffers(batch_size=3)) as segmenter:
+        assert len(list(segmenter.stream([photo] * 10))) == 10
+    assert len(given) == 10
+    assert {id(picture) for picture in given} == {id(picture) for picture in inferred}
 
 
 def test_a_model_that_does_not_take_rgb_is_refused_at_once() -> None:

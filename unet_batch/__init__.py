@@ -39,27 +39,34 @@ def load(
     threshold: float | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
+    size: tuple[int, int] | None = None,
+    engines_dir: str = "engines",
+    require_gpu: bool = False,
 ) -> Segmenter:
     """Load a model, ready to segment.
 
     Args:
         model: path of a checkpoint (`.safetensors`), or the name of a bundled model; None takes the bundled default.
-        backend: `auto`, or `torch`.
+        backend: `auto`, `tensorrt`, `tensorrt-rtx` or `torch`; only `auto` falls back.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; None chooses.
         threshold: probability from which a pixel counts as the class; None takes the model's own.
         batch_size: most pictures for one call of the network; None lets the backend choose.
         workers: threads for each of decoding and post-processing; None takes one for each core.
+        size: (height, width) of the network's input; None takes the model's own.
+        engines_dir: where engines of `unet-batch build-engine` are looked for.
+        require_gpu: refuse to run on the CPU.
 
     Raises:
         CheckpointError: the model cannot be read.
-        BackendUnavailable: the device that was asked for cannot be used.
+        BackendUnavailable: the backend or device that was asked for cannot be used.
         UsageError: an argument is out of range.
     """
-    from unet_batch.backends.select import select
+    from unet_batch.backends.select import Request, select
     from unet_batch.model import checkpoint, zoo
     from unet_batch.segmenter import Segmenter
 
-    chosen = select(checkpoint.load(zoo.resolve(model)), backend, device=device, batch_size=batch_size)
+    file = checkpoint.identify(zoo.resolve(model))
+    chosen, _ = select(Request(file, backend, device, batch_size, size, engines_dir, require_gpu))
     return Segmenter(chosen, threshold=threshold, workers=workers)
 
 

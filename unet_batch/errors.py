@@ -6,7 +6,8 @@ UnetBatchError                 base: a message with the numbers, and a hint with
 │   └── OutputError            the output folder cannot be used (missing rights, disk full)
 ├── CheckpointError            a model file is damaged, foreign, or newer than this program
 ├── BackendError               an inference backend failed while running
-│   └── BackendUnavailable     the backend asked for cannot run on this machine
+│   ├── BackendUnavailable     the backend asked for cannot run on this machine
+│   └── DeviceOutOfMemory      the GPU's memory does not hold the batch
 └── ItemError                  belongs to one item; the run reports it and goes on (exit code 1)
     ├── ImageError             a picture cannot be decoded
     │   └── ImageTooLarge      its header asks for more pixels than the limit
@@ -58,6 +59,10 @@ class BackendError(UnetBatchError):
 
 class BackendUnavailable(BackendError):
     """The backend that was asked for cannot run on this machine; the hint says what would help."""
+
+
+class DeviceOutOfMemory(BackendError):
+    """The GPU's memory does not hold what is needed; a smaller batch may fit."""
 
 
 class ItemError(UnetBatchError):

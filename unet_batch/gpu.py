@@ -77,6 +77,18 @@ def missing() -> str:
     return "" if found.gpus else f"NVIDIA driver found, but {found.problem}"
 
 
+def torch_wheel() -> str:
+    """Which of PyTorch's builds suits the driver and its GPUs: `cpu`, `cu126`, `cu128` or `cu130`."""
+    found = driver()
+    if found is None or not found.gpus:
+        return "cpu"
+    # A driver runs what was built for its own CUDA or an older one, and within one major version also what was built for a
+    # newer one: from CUDA 12.0 on, cu126 works. cu128 and cu130 have left out the GPUs before Turing (sm_75).
+    if min(card.compute_capability for card in found.gpus) < (7, 5):
+        return "cu126"
+    return "cu130" if found.cuda >= (13, 0) else "cu128" if found.cuda >= (12, 8) else "cu126"
+
+
 def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu | None:
     device, major, minor = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t(0)

@@ -12,7 +12,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -28,6 +28,7 @@ from unet_batch.types import KINDS, Item, Prediction
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
+    from unet_batch.backends.select import Step
     from unet_batch.types import Pixels
 
 Status = Literal["running", "done", "failures", "stopped", "interrupted", "aborted"]
@@ -37,7 +38,17 @@ NEED_PIXELS = frozenset({"overlay", "cutout"})
 # So many inference failures in a row, with no success between, are the device's fault, not the pictures'.
 BROKEN_DEVICE = 8
 LISTED_FAILURES = 100
-LIBRARIES = ("torch", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "safetensors")
+LIBRARIES = (
+    "torch",
+    "tensorrt",
+    "tensorrt-rtx",
+    "pycuda",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "simplejpeg",
+    "safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -158,7 +169,11 @@ def prepare(options: RunOptions) -> Plan:
 
 
 def execute(
-    plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], on_outcome: Callable[[Item, Failure | None], None]
+    plan: Plan,
+    segmenter: Segmenter,
+    model: Mapping[str, Any],
+    on_outcome: Callable[[Item, Failure | None], None],
+    passed_over: Sequence[Step] = (),
 ) -> RunReport:
     """Segment everything in the plan.
 
@@ -167,6 +182,7 @@ def execute(
         segmenter: open.
         model: name, path and sha256 of the model, for the report.
         on_outcome: called in the calling thread for each item, in order.
+        passed_over: backends that could not run, for the report.
 
     Returns:
         The report, which also stands in `OUT/run.json`. After Ctrl-C its status is `interrupted`: what was written is whole,
@@ -177,7 +193,7 @@ def execute(
         BackendError: the backend fails for one picture after the other.
     """
     writer = _Writer(plan, segmenter)
-    report = _new_report(plan, segmenter, model)
+    report = _new_report(plan, segmenter, model, passed_over)
     plan.outputs.prepare()
     plan.outputs.clean_leftovers()
     run_json = os.path.join(plan.outputs.folder, "run.json")
@@ -296,7 +312,7 @@ def _record(report: RunReport, failure: Failure, errors: LineLog) -> None:
     errors.write(dataclasses.asdict(failure))
 
 
-def _new_report(plan: Plan, segmenter: Segmenter, model: Mapping[str, Any]) -> RunReport:
+def _new_report(plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], passed_over: Sequence[Step]) -> RunReport:
     backend = segmenter.backend
     return RunReport(
         unet_batch=__version__,
@@ -309,6 +325,9 @@ def _new_report(plan: Plan, segmenter: Segmenter, model: Mapping[str, Any]) -> R
             "name": backend.name,
             "reason": backend.reason,
             "precision": backend.precision,
+            "input_size": list(backend.input_size),
+            "passed_over": [dataclasses.asdict(step) for step in passed_over],
+            "notes": backend.notes,  # the list itself: what happens later belongs into the final report, too
             "batch_size": backend.batch_size,
             "streams": backend.streams,
             "workers": segmenter.workers,
@@ -316,6 +335,14 @@ def _new_report(plan: Plan, segmenter: Segmenter, model: Mapping[str, Any]) -> R
         },
         found=len(plan.sources.items),
         skipped=plan.skipped,
-        versions={"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
+        versions=_versions(),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):  # an engine runs without PyTorch, PyTorch without TensorRT
+            found[name] = metadata.version(name)
+    return found

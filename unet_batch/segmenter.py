@@ -71,7 +71,7 @@ class Segmenter:
     """A backend with its model, open until `close`; see `unet_batch.load`.
 
     Args:
-        backend: not open yet; the segmenter opens and closes it.
+        backend: opened here unless it is open; from then on the segmenter's, which closes it, also where it refuses it.
         threshold: probability from which a pixel counts; None takes the model's own.
         workers: threads for each of decoding, rendering and writing; None takes one for each core.
 
@@ -82,14 +82,20 @@ class Segmenter:
     def __init__(self, backend: Backend, *, threshold: float | None = None, workers: int | None = None) -> None:
         self.backend = backend
         self.threshold = backend.spec.threshold if threshold is None else threshold
-        if not 0 < self.threshold <= 1:
-            raise UsageError(f"threshold {self.threshold}: above 0 and up to 1 expected")
         self.workers = cpu_count() if workers is None else workers
-        if self.workers < 1:
-            raise UsageError(f"workers {workers}: 1 or more expected")
-        if backend.spec.in_channels != 3:
-            raise UsageError(f"{backend.spec.name} takes {backend.spec.in_channels} channels, pictures are read as RGB (3)")
-        backend.__enter__()
+        try:
+            if not 0 < self.threshold <= 1:
+                raise UsageError(f"threshold {self.threshold}: above 0 and up to 1 expected")
+            if self.workers < 1:
+                raise UsageError(f"workers {workers}: 1 or more expected")
+            if (channels := backend.spec.in_channels) != 3:
+                raise UsageError(f"{backend.spec.name} takes {channels} channels, pictures are read as RGB (3)")
+            if not backend.is_open:
+                backend.__enter__()
+        except BaseException:
+            if backend.is_open:
+                self.close()
+            raise
 
     @property
     def spec(self) -> ModelSpec:
@@ -155,11 +161,12 @@ class Segmenter:
     def frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool = False) -> Frame:
         """Place a decoded picture, or a smaller version of it, into the network's input; `size` is the whole picture's."""
         placement = geometry.place(size, self.backend.input_size)
-        return Frame(item, placement, geometry.to_network(pixels, placement), pixels if keep_pixels else None)
+        tensor = geometry.to_network(pixels, placement, out=self.backend.buffer())
+        return Frame(item, placement, tensor, pixels if keep_pixels else None)
 
     def infer(self, frames: Sequence[Frame]) -> list[Prediction]:
         """Run the network on a batch of frames."""
-        maps = self.backend.infer(np.stack([frame.tensor for frame in frames]))
+        maps = self.backend.infer([frame.tensor for frame in frames])
         return [Prediction(frame, map) for frame, map in zip(frames, maps, strict=True)]
 
     def mask(self, prediction: Prediction) -> Pixels:

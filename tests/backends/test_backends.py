@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 
+from tests.backends.host import HostBackend
 from tests.tiny import tiny_model, tiny_spec
 from unet_batch import gpu
-from unet_batch.backends import select
+from unet_batch.backends import torch as torch_module
 from unet_batch.backends.base import Backend
 from unet_batch.backends.torch import TorchBackend
-from unet_batch.errors import BackendError, BackendUnavailable, UsageError
+from unet_batch.errors import BackendError, DeviceOutOfMemory
 from unet_batch.model import checkpoint
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.graph import Graph
@@ -36,12 +37,13 @@ def torch_cuda(batch_size: int) -> Backend:
 
 BACKENDS: dict[str, Callable[[int], Backend]] = {
     "fake": lambda batch_size: FakeBackend(tiny_spec(), batch_size=batch_size),
+    "streaming-host": lambda batch_size: HostBackend(tiny_spec(), batch_size=batch_size),
     "torch-cpu": lambda batch_size: TorchBackend(loaded(), "cpu", batch_size=batch_size),
     "torch-cuda": torch_cuda,
 }
 
 
-@pytest.fixture(params=["fake", "torch-cpu", pytest.param("torch-cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["fake", "streaming-host", "torch-cpu", pytest.param("torch-cuda", marks=pytest.mark.gpu)])
 def make(request: pytest.FixtureRequest) -> Callable[[int], Backend]:
     return BACKENDS[request.param]
 
@@ -110,19 +112,49 @@ def test_the_pictures_are_only_read_and_the_maps_are_the_callers(make: Callable[
         first[:] = 7  # and write into what it got
 
 
+def test_a_list_of_pictures_is_as_good_as_an_array(make: Callable[[int], Backend]) -> None:
+    batch = pictures(4)
+    with make(4) as backend:
+        expected = backend.infer(batch)
+        buffers = [backend.buffer() for _ in batch]
+        for buffer, picture in zip(buffers, batch, strict=True):
+            assert buffer.dtype == np.uint8
+            assert buffer.shape == picture.shape
+            buffer[:] = picture
+        assert np.array_equal(backend.infer(buffers), expected)
+        assert np.array_equal(backend.infer(buffers[:1]), expected[:1])
+        assert np.array_equal(backend.infer(tuple(buffers[::-1])), expected[::-1])
+    buffers[0][:] = 0  # still there
+
+
+def test_pictures_may_be_read_only(make: Callable[[int], Backend]) -> None:
+    batch = pictures(3)
+    batch.flags.writeable = False
+    with make(3) as backend:
+        expected = backend.infer(pictures(3))
+        assert np.array_equal(backend.infer(batch), expected)
+        assert np.array_equal(backend.infer([batch[1]])[0], expected[1])
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "got"),
     [
-        np.zeros((0, 32, 48, 3), np.uint8),
-        np.zeros((4, 32, 48, 3), np.uint8),
-        np.zeros((1, 32, 40, 3), np.uint8),
-        np.zeros((1, 32, 48), np.uint8),
-        np.zeros((1, 32, 48, 3), np.float32),
+        (np.zeros((0, 32, 48, 3), np.uint8), "0"),
+        (np.zeros((4, 32, 48, 3), np.uint8), "4"),
+        (np.zeros((1, 32, 40, 3), np.uint8), r"1, one of uint8 \(32, 40, 3\)"),
+        (np.zeros((1, 32, 48), np.uint8), r"1, one of uint8 \(32, 48\)"),
+        (np.zeros((1, 32, 48, 3), np.float32), r"1, one of float32 \(32, 48, 3\)"),
+        ([np.zeros((32, 48, 3), np.uint8), np.zeros((32, 40, 3), np.uint8)], r"2, one of uint8 \(32, 40, 3\)"),
+        ([np.zeros((48, 32, 3), np.uint8).transpose(1, 0, 2)], "1, one not C-contiguous"),
+        ([], "0"),
     ],
-    ids=["none", "too many", "another size", "no channels", "floats"],
+    ids=["none", "too many", "another size", "no channels", "floats", "one of two", "transposed", "an empty list"],
 )
-def test_a_wrong_batch_is_named(make: Callable[[int], Backend], wrong: np.ndarray) -> None:
-    with make(3) as backend, pytest.raises(BackendError, match=r"1 to 3 pictures of uint8 \(32, 48, 3\) expected, got"):
+def test_a_wrong_batch_is_named(make: Callable[[int], Backend], wrong: Sequence[np.ndarray], got: str) -> None:
+    with (
+        make(3) as backend,
+        pytest.raises(BackendError, match=rf"1 to 3 pictures of uint8 \(32, 48, 3\) expected, got {got}$"),
+    ):
         backend.infer(wrong)
 
 
@@ -136,6 +168,15 @@ def test_misuse_is_caught(make: Callable[[int], Backend]) -> None:
         backend.infer(pictures(1))
     with pytest.raises(BackendError, match="outside the `with` block"):
         backend.infer(pictures(1))
+
+
+def test_says_whether_it_is_open(make: Callable[[int], Backend]) -> None:
+    backend = make(1)
+    assert not backend.is_open
+    with backend:
+        assert backend.is_open
+        assert backend.notes == []
+    assert not backend.is_open
 
 
 def test_opens_again(make: Callable[[int], Backend]) -> None:
@@ -159,45 +200,75 @@ def test_torch_computes_the_graph(classes: int) -> None:
         assert (maps == exact).mean() > 0.97
 
 
+class TestOutOfMemory:
+    """What `Backend` does about it; `test_streaming.TestBackend` has the rest."""
+
+    def test_a_batch_is_tried_again_in_pieces(self) -> None:
+        def answer(batch: np.ndarray) -> np.ndarray:
+            if len(batch) > 2:
+                raise DeviceOutOfMemory("no room")
+            return batch[:, :, :, 0]
+
+        batch = pictures(11)
+        with FakeBackend(tiny_spec(), answer, batch_size=11) as backend:
+            assert np.array_equal(backend.infer(batch), batch[:, :, :, 0])
+            assert backend.batches == [11, 5, 2, 2, 2, 2, 2, 1]
+            assert backend.notes == [
+                "out of GPU memory at a batch of 11: continuing with 5",
+                "out of GPU memory at a batch of 5: continuing with 2",
+            ]
+
+    def test_not_below_the_least_batch(self) -> None:
+        def answer(batch: np.ndarray) -> np.ndarray:
+            raise DeviceOutOfMemory("no room")
+
+        backend = FakeBackend(tiny_spec(), answer, batch_size=16)
+        backend.least_batch = 4
+        with backend, pytest.raises(DeviceOutOfMemory, match="no room, at a batch of 4, the smallest there is"):
+            backend.infer(pictures(16))
+        assert backend.batches == [16, 8, 4]
+
+    def test_as_torch_says_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with TorchBackend(loaded(), "cpu", batch_size=4) as backend:
+            graph = backend._graph
+            assert graph is not None
+
+            def forward(batch: torch.Tensor) -> torch.Tensor:
+                if len(batch) > 1:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+                return batch[..., 0]
+
+            monkeypatch.setattr(graph, "forward", forward)
+            assert np.array_equal(backend.infer(pictures(4)), pictures(4)[..., 0])
+            assert len(backend.notes) == 2
+            monkeypatch.setattr(graph, "forward", lambda batch: forward(torch.cat([batch] * 2)))
+            with pytest.raises(DeviceOutOfMemory, match="torch-cpu: CUDA out of memory"):
+                backend.infer(pictures(1))
+
+
+def test_torch_at_another_size() -> None:
+    with TorchBackend(loaded(), "cpu", batch_size=2, size=(48, 80)) as backend:
+        assert backend.input_size == (48, 80)
+        assert backend.buffer().shape == (48, 80, 3)
+        batch = np.random.default_rng(0).integers(0, 256, (2, 48, 80, 3), dtype=np.uint8)
+        assert backend.infer(batch).shape == (2, 48, 80)
+        with pytest.raises(BackendError, match=r"uint8 \(48, 80, 3\) expected"):
+            backend.infer(pictures(1))
+    assert TorchBackend(loaded(), "cpu").input_size == (32, 48)
+
+
+def test_torch_does_not_copy_a_single_picture() -> None:
+    picture = pictures(1)[0]
+    for batch in ([picture], picture[None]):
+        assert torch_module._as_batch(batch).data_ptr() == picture.ctypes.data
+
+
 def test_one_thread_per_stream() -> None:
     before = torch.get_num_threads()
     with TorchBackend(loaded(), "cpu") as backend:
         with backend.thread():
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == before
-
-
-class TestSelect:
-    def test_without_a_driver_auto_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(gpu, "driver", lambda: None)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        backend = select.select(loaded())
-        assert backend.name == "torch-cpu"
-        assert backend.reason.startswith("no NVIDIA driver; ")
-
-    def test_a_gpu_that_pytorch_cannot_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(gpu, "driver", lambda: GPU)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert "built without CUDA" in select.select(loaded()).reason
-
-    def test_a_driver_without_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver((13, 0), (), "no GPU is visible"))
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert "no GPU is visible" in select.select(loaded()).reason
-
-    def test_as_asked(self) -> None:
-        assert select.select(loaded(), "torch", device="cpu").reason.startswith("as asked")
-
-    def test_an_unknown_backend(self) -> None:
-        with pytest.raises(UsageError, match="'onnx' is not known"):
-            select.select(loaded(), "onnx")
-
-    @pytest.mark.parametrize(
-        ("device", "message"), [("warp", "not a device PyTorch knows"), ("xpu", "not supported"), ("cuda:99", "cuda:99: ")]
-    )
-    def test_an_impossible_device_never_falls_back(self, device: str, message: str) -> None:
-        with pytest.raises(BackendUnavailable, match=message):
-            select.select(loaded(), device=device)
 
 
 @pytest.mark.parametrize(

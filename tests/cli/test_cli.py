@@ -22,7 +22,7 @@ from unet_batch.cli.errors import printable
 from unet_batch.cli.screen import clock, left_out, plural
 from unet_batch.version import __version__
 
-COMMANDS = [[], ["run"], ["sample"]]
+COMMANDS = [[], ["run"], ["sample"], ["doctor"], ["build-engine"], ["inspect"]]
 
 
 def unet_batch(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -175,7 +175,7 @@ class TestRun:
             (["{photos}", "--device", "warp"], "not a device PyTorch knows"),
             (["{photos}", "--threshold", "2"], "threshold 2.0: above 0 and up to 1"),
             (["{photos}", "--save", "mask,polygons"], "'polygons' is not one of mask, overlay"),
-            (["{photos}", "--backend", "onnx"], "is not one of 'auto', 'torch'"),
+            (["{photos}", "--backend", "onnx"], "is not one of 'auto', 'tensorrt'"),
             (["{photos}", "--batch-size", "0"], "0 is not in the range"),
             ([], "Missing argument 'SOURCE...'"),
         ],

@@ -31,8 +31,9 @@ def test_one_class_gives_its_probability() -> None:
     assert maps.float().std() > 5, "the test needs a map that is not flat"
 
 
-def test_several_classes_give_ids() -> None:
-    spec = tiny_spec(classes=4)
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_several_classes_give_ids(classes: int) -> None:
+    spec = tiny_spec(classes=classes)
     ids = Graph(tiny_model(spec), spec)(pictures())
     expected = by_hand(spec, pictures()).argmax(dim=1)
     assert (ids == expected).float().mean() > 0.999
@@ -65,3 +66,16 @@ def test_folding_changes_nothing_but_the_layers() -> None:
 def test_sizes_that_the_depth_does_not_divide() -> None:
     spec = tiny_spec(size=(30, 47))
     assert Graph(tiny_model(spec), spec)(pictures(1, spec)).shape == (1, 30, 47)
+
+
+def test_layers_kept_in_float32_compute_with_the_weights_as_they_were() -> None:
+    """Not with weights that were halved first: what overflowed or vanished there does not come back."""
+    model = tiny_model(tiny_spec())
+    with torch.no_grad():
+        model.down[1][3].weight /= 1e9  # beyond what float16 can hold
+        model.down[1][4].running_var /= 1e18
+    exact = Graph(model, tiny_spec())(pictures()).float()
+    kept = Graph(model, tiny_spec(), torch.float16, float32=["down.1.3"])
+    assert kept.body.down[1][3].layer.weight.dtype == torch.float32
+    assert kept.body.down[1][0].layer.weight.dtype == torch.float16
+    assert (kept(pictures()).float() - exact).abs().mean() < 1.5

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unet_batch.errors import BackendError
+from unet_batch.errors import BackendError, DeviceOutOfMemory
 from unet_batch.types import ModelSpec, Size
 
 if TYPE_CHECKING:
@@ -32,12 +35,15 @@ class Backend(ABC):
     The maps of a picture do not depend on the batch it was in, so that a run that was cut short and resumed writes the same
     bytes as one that was not.
 
+    Out of memory: what does not fit is tried again in smaller pieces, and a note says so. `infer` still takes `batch_size`.
+
     Attributes:
         name: e.g. `torch-cpu`.
         precision: of the network's body: `fp32`, `bf16` or `fp16`.
         reason: why this backend and this precision were chosen, in a few words for people.
         spec: of the model it runs.
-        batch_size: how many pictures one call takes at the most.
+        batch_size: how many pictures one call takes at the most. Opening may lower it to what fits the GPU's memory.
+        least_batch: the smallest batch worth trying when memory runs out.
         streams: how many concurrent calls of `infer` pay off.
     """
 
@@ -46,19 +52,33 @@ class Backend(ABC):
     reason: str
     spec: ModelSpec
     batch_size: int = 1
+    least_batch: int = 1
     streams: int = 1
 
     _is_open = False
 
-    @property
+    @cached_property
     def input_size(self) -> Size:
-        """(height, width) of the pictures that `infer` takes."""
+        """(height, width) of the pictures that `infer` takes: the model's own, unless the backend sets another."""
         return self.spec.input_size
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What people should know of this run: a sentence each, since the last opening."""
+        return []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used now."""
+        return self._is_open
 
     def __enter__(self) -> Self:
         if self._is_open:
             raise BackendError(f"{self.name}: opened twice")
+        self.notes.clear()
         self._open()
+        self._lock = Lock()
+        self._limit = self.batch_size  # of pictures that `_infer` is given at once
         self._is_open = True
         return self
 
@@ -66,29 +86,87 @@ class Backend(ABC):
         self._is_open = False
         self._close()
 
-    def infer(self, pictures: Pixels) -> Pixels:
-        """Maps of a batch: uint8 (N, H, W, C) -> uint8 (N, H, W), with (H, W) = `input_size` and 1 <= N <= `batch_size`.
+    def infer(self, pictures: Sequence[Pixels]) -> Pixels:
+        """Maps of a batch, from several threads at once.
+
+        Args:
+            pictures: 1 to `batch_size` arrays, each uint8 (H, W, C) and C-contiguous, with (H, W) = `input_size`; an array
+                (N, H, W, C) is such a sequence, too. Fastest are those that `buffer` made.
+
+        Returns:
+            uint8 (N, H, W).
 
         Raises:
-            BackendError: not open, a wrong shape or dtype, or the device failed.
+            BackendError: not open, a wrong number, shape or dtype, or the device failed.
+            DeviceOutOfMemory: not even the smallest batch fits.
         """
         if not self._is_open:
             raise BackendError(f"{self.name}: infer() outside the `with` block")
-        expected = (*self.input_size, self.spec.in_channels)
-        if pictures.dtype != np.uint8 or pictures.shape[1:] != expected or not 1 <= len(pictures) <= self.batch_size:
-            got = f"{pictures.dtype} {pictures.shape}"
-            raise BackendError(f"{self.name}: 1 to {self.batch_size} pictures of uint8 {expected} expected, got {got}")
-        return self._infer(pictures)
+        self._check(pictures)
+        parts: list[Pixels] = []
+        start = 0
+        while start < len(pictures):
+            limit = self._limit
+            try:
+                parts.append(self._infer(pictures[start : start + limit]))
+                start += limit
+            except DeviceOutOfMemory as error:
+                self._halve(limit, error)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def buffer(self) -> Pixels:
+        """Room for one picture: uint8 (H, W, C), uninitialised, the caller's. For decoders to fill in place.
+
+        A GPU copies straight from what its backend gives here. Safe to keep, also after the backend was closed.
+        """
+        return np.empty((*self.input_size, self.spec.in_channels), np.uint8)
 
     def thread(self) -> AbstractContextManager[object]:
         """Entered by every thread around its calls of `infer`, and left in the same thread."""
         return nullcontext()
 
+    def _check(self, pictures: Sequence[Pixels]) -> None:
+        expected = (*self.input_size, self.spec.in_channels)
+        wrong = ""
+        for picture in pictures:
+            if picture.dtype != np.uint8 or picture.shape != expected:
+                wrong = f", one of {picture.dtype} {picture.shape}"
+            elif not picture.flags.c_contiguous:
+                wrong = ", one not C-contiguous"
+        if wrong or not 1 <= len(pictures) <= self.batch_size:
+            got = f"{len(pictures)}{wrong}"
+            raise BackendError(f"{self.name}: 1 to {self.batch_size} pictures of uint8 {expected} expected, got {got}")
+
+    def _halve(self, tried: int, error: DeviceOutOfMemory) -> None:
+        """Make batches smaller, once for all threads that failed at the same size; raise where they cannot be."""
+        with self._lock:
+            if self._limit == tried:
+                self._limit = halved(tried, self.least_batch, error, self.notes)
+                self._resize(self._limit)
+
     @abstractmethod
     def _open(self) -> None: ...
 
     @abstractmethod
-    def _infer(self, pictures: Pixels) -> Pixels: ...
+    def _infer(self, pictures: Sequence[Pixels]) -> Pixels:
+        """`infer` without its checks. What raises `DeviceOutOfMemory` is called again with fewer pictures."""
+
+    def _resize(self, batch: int) -> None:  # noqa: B027 - most have nothing to do
+        """No more than `batch` pictures will be given at once from now on, but for calls that are on their way."""
 
     @abstractmethod
     def _close(self) -> None: ...
+
+
+def halved(batch: int, least: int, error: DeviceOutOfMemory, notes: list[str]) -> int:
+    """Half the batch, for which there was no memory, with a note.
+
+    Raises:
+        DeviceOutOfMemory: half the batch is less than `least`.
+    """
+    smaller = batch // 2
+    if smaller < least:
+        hint = "close other programs that use the GPU, or choose a smaller input size"
+        raise DeviceOutOfMemory(f"{error.message}, at a batch of {batch}, the smallest there is", hint=hint) from error
+    notes.append(f"out of GPU memory at a batch of {batch}: continuing with {smaller}")
+    return smaller

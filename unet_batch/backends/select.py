@@ -1,38 +1,109 @@
 """Which backend runs, and why: every automatic choice carries its reason.
 
-`auto` takes the first that can run; an explicit choice never falls back.
+`auto` takes the first that can run: tensorrt, tensorrt-rtx, PyTorch on a GPU, PyTorch on the CPU. Each step down keeps its
+reason and the command that would have helped. An explicit choice never falls back.
 """
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from unet_batch import gpu
 from unet_batch.backends.base import Backend
-from unet_batch.errors import UsageError
-from unet_batch.model.checkpoint import Checkpoint
+from unet_batch.engine import store
+from unet_batch.engine.flavours import NAMES, Flavour
+from unet_batch.errors import BackendUnavailable, UsageError
+from unet_batch.model import checkpoint, zoo
+from unet_batch.model.checkpoint import CheckpointFile
 
-CHOICES = ("auto", "torch")
+if TYPE_CHECKING:
+    from unet_batch.types import Size
+
+CHOICES = ("auto", *NAMES, "torch")
 
 
-def select(
-    checkpoint: Checkpoint, backend: str = "auto", *, device: str | None = None, batch_size: int | None = None
-) -> Backend:
-    """The backend to run a checkpoint with, not yet open.
+@dataclass(frozen=True)
+class Step:
+    """A backend that `auto` passed over.
 
-    Args:
+    Attributes:
+        name: of the backend.
+        reason: why it cannot run, in one sentence.
+        fix: the command or step that would help; may be empty.
+    """
+
+    name: str
+    reason: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run, and how.
+
+    Attributes:
+        model: the checkpoint.
         backend: one of `CHOICES`.
-        device: as PyTorch names devices; None chooses.
+        device: `cpu`, `cuda`, `cuda:1` or `mps`; None chooses.
         batch_size: None lets the backend choose.
+        size: (height, width) of the network's input; None takes the model's own.
+        engines_dir: where engines are looked for.
+        require_gpu: refuse to run on the CPU.
+        build: called with `tensorrt` or `tensorrt-rtx` where no engine fits, to build one; None leaves it.
+    """
+
+    model: CheckpointFile
+    backend: str = "auto"
+    device: str | None = None
+    batch_size: int | None = None
+    size: Size | None = None
+    engines_dir: str = "engines"
+    require_gpu: bool = False
+    build: Callable[[str], object] | None = None
+
+
+def select(request: Request) -> tuple[Backend, tuple[Step, ...]]:
+    """An open backend, and those that were passed over before it; the caller closes it.
 
     Raises:
-        UsageError: not one of `CHOICES`.
-        BackendUnavailable: the device that was asked for cannot be used.
+        UsageError: an unknown backend, or a device that contradicts it.
+        BackendUnavailable: what was asked for cannot run; the hint is the command that would fix it.
     """
-    if backend not in CHOICES:
-        raise UsageError(f"backend {backend!r} is not known", hint=f"choose from: {', '.join(CHOICES)}")
-    from unet_batch.backends.torch import TorchBackend
+    if request.backend not in CHOICES:
+        raise UsageError(f"backend {request.backend!r} is not known", hint=f"choose from: {', '.join(CHOICES)}")
+    on_cuda = request.device is None or request.device.startswith("cuda")
+    if request.backend in NAMES and not on_cuda:
+        raise UsageError(f"--backend {request.backend} runs on NVIDIA GPUs, not on {request.device}", hint="leave --device out")
+    if request.require_gpu and request.device == "cpu":
+        raise UsageError("--require-gpu contradicts --device cpu", hint="leave one of them out")
+    if request.backend in NAMES:
+        return _opened(_tensorrt(request, request.backend, "as asked")), ()
+    if request.backend == "torch" or not on_cuda:
+        return _opened(_torch(request, request.device, _why_torch(request))), ()
+    return _automatic(request)
 
-    reason = "as asked" if backend != "auto" or device else missing_gpu()
-    return TorchBackend(checkpoint, device, batch_size=batch_size, reason=reason)
+
+def _automatic(request: Request) -> tuple[Backend, tuple[Step, ...]]:
+    passed: list[Step] = []
+    for name in NAMES:
+        try:
+            return _opened(_tensorrt(request, name, _because(passed))), tuple(passed)
+        except BackendUnavailable as error:
+            passed.append(Step(name, error.message, error.hint))
+    try:
+        if request.device is None and (reason := missing_gpu()):
+            raise BackendUnavailable(reason, hint=_torch_fix())
+        return _opened(_torch(request, request.device or "cuda", _because(passed))), tuple(passed)
+    except BackendUnavailable as error:
+        if request.device is not None:
+            raise
+        passed.append(Step("torch-cuda", error.message, error.hint))
+    if request.require_gpu:
+        raise BackendUnavailable(f"no GPU can be used: {_because(passed)}", hint=passed[-1].fix)
+    return _opened(_torch(request, "cpu", _because(passed))), tuple(passed)
 
 
 def missing_gpu() -> str:
@@ -44,3 +115,95 @@ def missing_gpu() -> str:
     if not torch.cuda.is_available():
         return "an NVIDIA GPU is present, but this PyTorch was built without CUDA or needs a newer driver"
     return ""
+
+
+def _tensorrt(request: Request, name: str, reason: str) -> Backend:
+    if missing := gpu.missing():
+        raise BackendUnavailable(
+            missing, hint="install NVIDIA's driver (https://www.nvidia.com/drivers), or use --backend torch"
+        )
+    flavour = Flavour(name)
+    found = gpu.driver()
+    index = _index(request.device)
+    if found is None or index >= len(found.gpus):
+        raise BackendUnavailable(f"cuda:{index}: this machine has {len(found.gpus) if found else 0} GPU(s), counted from 0")
+
+    def find() -> store.Engine:
+        return store.find(
+            request.engines_dir,
+            request.model.sha256,
+            size=request.size or request.model.spec.input_size,
+            flavour=name,
+            version=flavour.version,
+            gpu=found.gpus[index],
+            batch_size=request.batch_size,
+        )
+
+    try:
+        engine = find()
+    except BackendUnavailable as error:
+        if request.build is None:
+            raise BackendUnavailable(error.message, hint=_build_command(request, name)) from error
+        request.build(name)
+        engine = find()
+    from unet_batch.backends.tensorrt import TensorRTBackend
+
+    return TensorRTBackend(
+        flavour,
+        engine,
+        size=request.size or request.model.spec.input_size,
+        batch_size=request.batch_size,
+        device=index,
+        reason=reason,
+    )
+
+
+def _torch(request: Request, device: str | None, reason: str) -> Backend:
+    from unet_batch.backends.torch import TorchBackend
+
+    loaded = checkpoint.load(request.model.path)
+    backend = TorchBackend(loaded, device, batch_size=request.batch_size, reason=reason, size=request.size)
+    if request.require_gpu and backend.name == "torch-cpu":
+        raise BackendUnavailable(f"no GPU can be used: {missing_gpu() or 'not asked for'}", hint=_torch_fix())
+    return backend
+
+
+def _opened(backend: Backend) -> Backend:
+    return backend.__enter__()
+
+
+def _why_torch(request: Request) -> str:
+    return "as asked" if request.device else missing_gpu()
+
+
+def _because(passed: list[Step]) -> str:
+    """The reasons for stepping down, each said once: `no NVIDIA driver`, or `tensorrt: ...; tensorrt-rtx: ...`."""
+    reasons = dict.fromkeys(step.reason for step in passed)
+    if len(reasons) <= 1:
+        return "".join(reasons)
+    return "; ".join(step.reason if step.name in step.reason else f"{step.name}: {step.reason}" for step in passed)
+
+
+def _torch_fix() -> str:
+    if gpu.missing():
+        return "install NVIDIA's driver (https://www.nvidia.com/drivers), or run on the CPU without --require-gpu"
+    return f"pip install --force-reinstall torch -i https://download.pytorch.org/whl/{gpu.torch_wheel()}"
+
+
+def _build_command(request: Request, name: str) -> str:
+    words = ["unet-batch", "build-engine"]
+    if request.model.path != zoo.resolve(None):
+        words.append(request.model.path)
+    words += ["--builder", name]
+    if request.size is not None:
+        words += ["--size", f"{request.size[0]}x{request.size[1]}"]
+    if request.engines_dir != "engines":
+        words += ["--engines-dir", request.engines_dir]
+    if request.batch_size is not None:
+        words += ["--batch", str(request.batch_size)]
+    return f"build one: {shlex.join(words)}"
+
+
+def _index(device: str | None) -> int:
+    _, _, index = (device or "").partition(":")
+    return int(index) if index.isdecimal() else 0

@@ -6,20 +6,21 @@ makes the threads wait for each other at the end of every layer, and for whichev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from unet_batch.backends.base import Backend
-from unet_batch.errors import BackendError, BackendUnavailable
+from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.graph import Graph
 from unet_batch.pipeline import cpu_count
 
 if TYPE_CHECKING:
-    from unet_batch.types import Pixels
+    from unet_batch.types import Pixels, Size
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CUDA_BATCH = 32
@@ -32,6 +33,7 @@ class TorchBackend(Backend):
         checkpoint: the model.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; None takes CUDA where there is a usable GPU, else the CPU.
         batch_size: None lets the backend choose.
+        size: (height, width) to run at; None takes the model's own.
         reason: why this backend was chosen; the choice of precision is added to it.
 
     Raises:
@@ -39,9 +41,16 @@ class TorchBackend(Backend):
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: str | None = None, *, batch_size: int | None = None, reason: str = ""
+        self,
+        checkpoint: Checkpoint,
+        device: str | None = None,
+        *,
+        batch_size: int | None = None,
+        size: Size | None = None,
+        reason: str = "",
     ) -> None:
         self.spec = checkpoint.spec
+        self.input_size = size or checkpoint.spec.input_size
         self.device = _device(device)
         self.name = f"torch-{self.device.type}"
         self.precision, why = _precision(self.device)
@@ -53,18 +62,27 @@ class TorchBackend(Backend):
         self._graph: Graph | None = None
 
     def _open(self) -> None:
-        graph = Graph(self._checkpoint.model, self.spec, DTYPES[self.precision]).eval()
-        self._graph = graph.to(self.device)
+        with self._errors():
+            graph = Graph(self._checkpoint.model, self.spec, DTYPES[self.precision]).eval()
+            self._graph = graph.to(self.device)
 
-    def _infer(self, pictures: Pixels) -> Pixels:
+    def _infer(self, pictures: Sequence[Pixels]) -> Pixels:
         assert self._graph is not None
+        with self._errors(), torch.inference_mode():
+            maps: Pixels = self._graph(_as_batch(pictures).to(self.device)).cpu().numpy()
+            return maps
+
+    def _resize(self, batch: int) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # pieces of the large batches would not do for the small ones
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            with torch.inference_mode():
-                batch = torch.from_numpy(pictures).to(self.device)
-                maps: Pixels = self._graph(batch).cpu().numpy()
-                return maps
-        except (RuntimeError, MemoryError) as error:  # torch's out-of-memory errors are RuntimeErrors
-            raise BackendError(f"{self.name}: {' '.join(str(error).split())[:300]}") from error
+            yield
+        except (RuntimeError, MemoryError) as error:
+            kind = DeviceOutOfMemory if isinstance(error, torch.OutOfMemoryError) else BackendError
+            raise kind(f"{self.name}: {' '.join(str(error).split())[:300]}") from error
 
     def _close(self) -> None:
         self._graph = None
@@ -76,6 +94,13 @@ class TorchBackend(Backend):
         if self.device.type == "cuda":
             return torch.cuda.stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
         return nullcontext()
+
+
+def _as_batch(pictures: Sequence[Pixels]) -> torch.Tensor:
+    """uint8 (N, H, W, C) on the CPU; the memory of a single picture, or of an array of several, is shared."""
+    batch = pictures[0][None] if len(pictures) == 1 else np.asarray(pictures)
+    # torch has no read-only tensors, and warns of an array that is.
+    return torch.from_numpy(np.require(batch, requirements=("C", "W")))
 
 
 @contextmanager

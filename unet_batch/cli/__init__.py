@@ -7,6 +7,8 @@ import sys
 
 import click
 
+from unet_batch.cli.doctor import doctor
+from unet_batch.cli.engine import build_engine, inspect
 from unet_batch.cli.run import run
 from unet_batch.cli.sample import sample
 from unet_batch.version import __version__
@@ -29,4 +31,7 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(build_engine)
+main.add_command(inspect)
 main.add_command(sample)
+main.add_command(doctor)

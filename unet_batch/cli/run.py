@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
+from unet_batch.cli.engine import engines_dir_option, parse_size
 from unet_batch.cli.errors import reported
 from unet_batch.types import KINDS
 
 if TYPE_CHECKING:
+    from unet_batch.cli.screen import Screen
     from unet_batch.run import RunReport
+
+
+def _size(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    return None if value is None else parse_size(value)
 
 
 def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
@@ -43,9 +50,17 @@ def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple
 )
 @click.option("--threshold", type=float, help="Probability from which a pixel counts.  [default: the model's, mostly 0.5]")
 @click.option(
-    "--backend", type=click.Choice(("auto", "torch")), default="auto", show_default=True, help="What runs the network."
+    "--backend",
+    type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "torch")),
+    default="auto",
+    show_default=True,
+    help="What runs the network. auto takes the first that can, in this order, and says why; the others never fall back.",
 )
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]")
+@click.option("--require-gpu", is_flag=True, help="Refuse to run on the CPU.")
+@engines_dir_option
+@click.option("--build", is_flag=True, help="Build the engine first where none fits, as `unet-batch build-engine` does.")
+@click.option("--size", metavar="HxW", callback=_size, help="Height and width of the network's input.  [default: the model's]")
 @click.option(
     "--batch-size", type=click.IntRange(1, 4096), help="Most pictures in one pass of the network.  [default: fits the device]"
 )
@@ -68,6 +83,10 @@ def run(
     threshold: float | None,
     backend: str,
     device: str | None,
+    require_gpu: bool,
+    engines_dir: str,
+    build: bool,
+    size: tuple[int, int] | None,
     batch_size: int | None,
     workers: int | None,
     overwrite: bool,
@@ -86,6 +105,7 @@ def run(
       unet-batch run ./photos --overlay
       unet-batch run car.jpg -o out --save mask,cutout
       unet-batch run "shoots/**/*.jpg" @more.txt -o out
+      unet-batch run ./photos --backend tensorrt --build
     """
     from unet_batch.cli.screen import Screen
     from unet_batch.run import RunOptions, execute, prepare
@@ -95,23 +115,41 @@ def run(
     plan = prepare(RunOptions(sources, output, kinds, overwrite, fail_fast))
     screen.sources(plan)
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
-    from unet_batch.backends.select import select
+    from unet_batch.backends.select import Request, select
     from unet_batch.model import checkpoint, zoo
     from unet_batch.segmenter import Segmenter
 
-    loaded = checkpoint.load(zoo.resolve(model))
-    chosen = select(loaded, backend, device=device, batch_size=batch_size)
+    file = checkpoint.identify(zoo.resolve(model))
+    builder = _builder(screen, file.path, engines_dir, size, batch_size) if build else None
+    chosen, passed = select(Request(file, backend, device, batch_size, size, engines_dir, require_gpu, builder))
     with Segmenter(chosen, threshold=threshold, workers=workers) as segmenter:
-        screen.model(loaded, segmenter)
+        screen.model(file, segmenter, passed)
         if dry_run:
             screen.dry_run(plan)
             return
         with screen.progress(len(plan.todo)) as advance:
-            report = execute(plan, segmenter, loaded.as_dict(), advance)
+            report = execute(plan, segmenter, file.as_dict(), advance, passed)
     screen.summary(report)
     if as_json:
         _print_json(report)
     raise SystemExit(report.exit_code)
+
+
+def _builder(
+    screen: Screen, path: str, engines_dir: str, size: tuple[int, int] | None, batch_size: int | None
+) -> Callable[[str], object]:
+    """What `--build` does for a flavour of TensorRT when no engine fits."""
+
+    def build(flavour: str) -> object:
+        from unet_batch.build import DEFAULT_BATCH, BuildOptions, build_engine
+        from unet_batch.cli.screen import staged
+
+        batch = DEFAULT_BATCH if batch_size is None else (1, batch_size, batch_size)
+        sizes = None if size is None else (size, size, size)
+        with staged(screen) as progress:
+            return build_engine(BuildOptions(path, engines_dir, sizes, batch, builder=flavour), progress)
+
+    return build
 
 
 def _print_json(report: RunReport) -> None:

@@ -1,23 +1,34 @@
-"""What `run` and `sample` print: plain lines everywhere, a live bar only on a terminal."""
+"""What the commands print: plain lines everywhere, a live bar only on a terminal."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from unet_batch.cli.errors import printable
 
 if TYPE_CHECKING:
-    from unet_batch.model.checkpoint import Checkpoint
+    from unet_batch.backends.select import Step
+    from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.run import Failure, Plan, RunReport
     from unet_batch.segmenter import Segmenter
     from unet_batch.types import Item
@@ -33,7 +44,33 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-class Screen:
+class Lines:
+    """Labelled lines.
+
+    Args:
+        quiet: print failures and errors only.
+        to_stderr: leave stdout to JSON.
+    """
+
+    def __init__(self, *, quiet: bool, to_stderr: bool) -> None:
+        self.quiet = quiet
+        self.out = console(stderr=to_stderr)
+        self.err = console(stderr=True)
+
+    def line(self, label: str, *parts: str) -> None:
+        """`label     text`, the label dimmed."""
+        if not self.quiet:
+            text = " · ".join(printable(part) for part in parts if part)
+            self.out.print(Text.assemble((f"{label:<10}", "bold cyan"), text))
+
+    def warn(self, message: str, fix: str) -> None:
+        """What did not work, and the command that helps; also with `quiet`."""
+        self.err.print(Text.assemble(("missing   ", "bold yellow"), printable(message)))
+        if fix:
+            self.err.print(Text.assemble(("fix       ", "bold yellow"), printable(fix)))
+
+
+class Screen(Lines):
     """The voice of `unet-batch run`.
 
     Args:
@@ -43,16 +80,8 @@ class Screen:
     """
 
     def __init__(self, *, quiet: bool, verbose: bool, to_stderr: bool) -> None:
-        self.quiet = quiet
+        super().__init__(quiet=quiet, to_stderr=to_stderr)
         self.verbose = verbose
-        self.out = console(stderr=to_stderr)
-        self.err = console(stderr=True)
-
-    def line(self, label: str, *parts: str) -> None:
-        """`label     text`, the label dimmed."""
-        if not self.quiet:
-            text = " · ".join(printable(part) for part in parts if part)
-            self.out.print(Text.assemble((f"{label:<10}", "bold cyan"), text))
 
     def sources(self, plan: Plan) -> None:
         """The output folder and what was found."""
@@ -70,10 +99,10 @@ class Screen:
         for path, reason in plan.sources.unreadable:
             self.err.print(Text.assemble(("failed    ", "bold red"), printable(f"{shown(path)}: {reason}")))
 
-    def model(self, loaded: Checkpoint, segmenter: Segmenter) -> None:
+    def model(self, loaded: CheckpointFile, segmenter: Segmenter, passed: Sequence[Step]) -> None:
         """The model, the backend and how it is fed."""
         spec, backend = loaded.spec, segmenter.backend
-        height, width = spec.input_size
+        height, width = backend.input_size
         names = spec.classes.names
         self.line(
             "model",
@@ -84,6 +113,10 @@ class Screen:
             f"sha256 {loaded.sha256[:12]}",
         )
         self.line("backend", f"{backend.name} {backend.precision} ({backend.reason})")
+        for fix in dict.fromkeys(step.fix for step in passed if step.fix):
+            self.line("", f"faster: {fix}")
+        for note in backend.notes:
+            self.line("note", note)
         self.line(
             "batch",
             f"{backend.batch_size} x {backend.streams} {plural(backend.streams, 'stream')}",
@@ -234,6 +267,32 @@ def clock(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+@contextmanager
+def staged(lines: Lines) -> Iterator[Callable[[str, float], None]]:
+    """Yields the function that hears of a stage and its share: a bar for each, or a line where there is no terminal."""
+    live = not lines.quiet and lines.err.is_terminal
+    tasks: dict[str, TaskID] = {}
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=lines.err, disable=not live, transient=True) as bar:
+
+        def advance(stage: str, share: float) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    bar.update(task, completed=1.0)
+                tasks[stage] = bar.add_task(stage, total=1.0)
+                if not live and not lines.quiet:
+                    lines.err.print(Text(f"...       {printable(stage)}"))
+            bar.update(tasks[stage], completed=share)
+
+        yield advance
 
 
 @contextmanager

@@ -23,13 +23,18 @@ from unet_batch.errors import BackendUnavailable
 
 NAMES = ("tensorrt", "tensorrt-rtx")
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-# First and last version that this code is written for.
-_SUPPORTED = {"tensorrt": ((8, 6), (11, 99)), "tensorrt-rtx": ((1, 0), (1, 99))}
+# Releases that this code is written for.
+SUPPORTED = {"tensorrt": ("8.6", "10", "11"), "tensorrt-rtx": ("1",)}
 
 
 def install_line(name: str) -> str:
     """The command that installs a flavour with what it needs to build and run."""
     return f'pip install "unet-batch[{name}]"'
+
+
+def is_supported(name: str, version: str) -> bool:
+    """Whether this program is written for a version of a flavour."""
+    return any(f"{version}.".startswith(f"{release}.") for release in SUPPORTED[name])
 
 
 class Flavour:
@@ -58,9 +63,8 @@ class Flavour:
         except (ImportError, OSError, RuntimeError) as error:
             raise BackendUnavailable(f"{name} does not load: {_first_line(error)}", hint=install_line(name)) from error
         self.version = str(self.module.__version__)
-        first, last = _SUPPORTED[name]
-        if not first <= _major_minor(self.version) <= last:
-            known = f"{first[0]}.{first[1]} to {last[0]}.x"
+        if not is_supported(name, self.version):
+            known = ", ".join(f"{release}.x" for release in SUPPORTED[name])
             raise BackendUnavailable(f"{name} {self.version} is installed, this program knows {known}", hint=install_line(name))
         self.errors: list[str] = []
         self.logger = _logger(self.module, self.errors)
@@ -176,11 +180,6 @@ def _logger(module: Any, errors: list[str]) -> Any:
                 errors.append(message)
 
     return Log()
-
-
-def _major_minor(version: str) -> tuple[int, int]:
-    parts = [int(part) for part in version.split(".")[:2] if part.isdecimal()]
-    return (parts[0], parts[1]) if len(parts) == 2 else (0, 0)
 
 
 def _first_line(error: BaseException) -> str:

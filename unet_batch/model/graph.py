@@ -61,8 +61,9 @@ class Graph(nn.Module):
         # TensorRT 8.6 makes uint8 from floats only.
         if self.body.out_channels == 2:
             return (logits.squeeze(1) > 0).float().to(torch.uint8)
-        best, ids = logits[:, :1], torch.zeros_like(logits[:, :1])
-        for k in range(1, self.body.out_channels):
+        best = torch.maximum(logits[:, :1], logits[:, 1:2])
+        ids = torch.where(logits[:, 1:2] > logits[:, :1], 1.0, 0.0)
+        for k in range(2, self.body.out_channels):
             candidate = logits[:, k : k + 1]
             ids = torch.where(candidate > best, float(k), ids)
             best = torch.maximum(best, candidate)
@@ -83,9 +84,9 @@ class _InDtype(nn.Module):
 
 
 def convolutions(model: UNet) -> list[str]:
-    """Names of the convolutions in the body, in the order of `named_modules`: `down.0.0`, ..., `merge.3.3`."""
-    kinds = (nn.Conv2d, nn.ConvTranspose2d)
-    return [name for name, module in model.named_modules() if isinstance(module, kinds) and name != "head"]
+    """Names of the convolutions in the body, in the order they run: `down.0.0`, ..., `up.0`, `merge.0.0`, ..., `merge.3.3`."""
+    down = [f"down.{level}.{index}" for level in range(len(model.down)) for index in (0, 3)]
+    return down + [name for k in range(len(model.up)) for name in (f"up.{k}", f"merge.{k}.0", f"merge.{k}.3")]
 
 
 def _difference(head: nn.Conv2d) -> nn.Conv2d:

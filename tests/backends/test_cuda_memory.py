@@ -1,0 +1,303 @@
+"""One suite over everything that can hold a batch on a GPU, and over the stand-in that other tests rely on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from unet_batch import gpu
+from unet_batch.backends import cuda_memory
+from unet_batch.backends.cuda_memory import CudaMemory, PyCudaMemory, TorchMemory, open_memory
+from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory
+from unet_batch.testing import HostMemory
+
+pytestmark = pytest.mark.timeout(60)
+GPU = gpu.Driver((13, 0), (gpu.Gpu(0, "NVIDIA H200", (9, 0), 150_000_000_000),))
+
+
+def real(kind: Callable[[], CudaMemory]) -> Callable[[], CudaMemory]:
+    def make() -> CudaMemory:
+        if reason := gpu.missing():
+            pytest.skip(reason)
+        try:
+            return kind()
+        except BackendUnavailable as error:
+            pytest.skip(error.message)
+
+    return make
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(lambda: HostMemory(capacity=2**20), id="host"),
+        pytest.param(real(PyCudaMemory), id="pycuda", marks=pytest.mark.gpu),
+        pytest.param(real(TorchMemory), id="torch", marks=pytest.mark.gpu),
+    ]
+)
+def memory(request: pytest.FixtureRequest) -> CudaMemory:
+    return request.param()
+
+
+def noise(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, count, dtype=np.uint8)
+
+
+def test_bytes_go_there_and_back(memory: CudaMemory) -> None:
+    with memory.current():
+        there, back, stream = memory.device(100), memory.host(100), memory.stream()
+        source = noise(60)
+        source.flags.writeable = False
+        memory.upload(there, 30, source, stream)
+        memory.download(back, there, 95, stream)
+        memory.synchronize(stream)
+        assert back.raw.dtype == np.uint8
+        assert back.raw.shape == (100,)
+        assert not back.raw[:30].any()  # device memory is zeroed
+        assert np.array_equal(back.raw[30:90], source)
+        assert not back.raw[90:95].any()
+        for resource in (there, back, stream):
+            memory.free(resource)
+            memory.free(resource)  # nothing happens
+
+
+def test_addresses_are_those_of_the_bytes(memory: CudaMemory) -> None:
+    with memory.current():
+        host, device, stream, other = memory.host(8), memory.device(8), memory.stream(), memory.stream()
+        assert host.address == host.raw.ctypes.data
+        assert all(isinstance(resource.address, int) and resource.address for resource in (host, device, stream, other))
+        assert stream.address != other.address
+        assert (host.nbytes, device.nbytes) == (8, 8)
+        for resource in (host, device, stream, other):
+            memory.free(resource)
+
+
+def test_several_dimensions_and_ordinary_memory(memory: CudaMemory) -> None:
+    with memory.current():
+        there, back, stream = memory.device(24), memory.host(24), memory.stream()
+        picture = noise(24).reshape(2, 4, 3)
+        memory.upload(there, 0, picture, stream)
+        memory.download(back, there, 24, stream)
+        memory.synchronize(stream)
+        assert np.array_equal(back.raw, picture.reshape(-1))
+        for resource in (there, back, stream):
+            memory.free(resource)
+
+
+def test_events_order_streams(memory: CudaMemory) -> None:
+    """Without the waits, 200 rounds of three streams do not come out right."""
+    size = 2**16
+    with memory.current():
+        there, back, source = memory.device(size), memory.host(size), memory.host(size)
+        upload, download = memory.stream(), memory.stream()
+        uploaded, downloaded = memory.event(), memory.event()
+        memory.wait(upload, downloaded)  # not recorded yet: delays nothing
+        for number in range(200):
+            source.raw[:] = number
+            memory.upload(there, 0, source.raw, upload)
+            memory.record(uploaded, upload)
+            memory.wait(download, uploaded)
+            memory.download(back, there, size, download)
+            memory.record(downloaded, download)
+            memory.synchronize(downloaded)
+            assert back.raw[0] == back.raw[-1] == number
+        for resource in (there, back, source, upload, download, uploaded, downloaded):
+            memory.free(resource)
+
+
+def test_threads_share_what_one_made(memory: CudaMemory) -> None:
+    with memory.current():
+        there, stream = memory.device(16), memory.stream()
+    seen: list[np.ndarray] = []
+
+    def work() -> None:
+        with memory.current():
+            back, event = memory.host(16), memory.event()
+            memory.upload(there, 0, np.full(16, 9, np.uint8), stream)
+            memory.download(back, there, 16, stream)
+            memory.record(event, stream)
+            memory.synchronize(event)
+            seen.append(back.raw.copy())
+            memory.free(back)
+            memory.free(event)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 4
+    assert all((array == 9).all() for array in seen)
+    with memory.current():
+        memory.free(there)
+        memory.free(stream)
+
+
+def test_current_may_be_nested(memory: CudaMemory) -> None:
+    with memory.current():
+        with memory.current():
+            buffer = memory.host(4)
+        memory.free(buffer)
+
+
+def test_too_much_is_out_of_memory(memory: CudaMemory) -> None:
+    with memory.current():
+        free, total = memory.free_memory()
+    assert 0 < free <= total
+    with pytest.raises(DeviceOutOfMemory), memory.current():
+        memory.device(2 * total)
+    with memory.current():  # and goes on
+        memory.free(memory.device(1000))
+
+
+def test_a_graph_repeats_its_work(memory: CudaMemory) -> None:
+    with memory.current():
+        there, back, stream = memory.device(8), memory.host(8), memory.stream()
+
+        def enqueue() -> None:
+            memory.download(back, there, 8, stream)
+
+        enqueue()
+        memory.synchronize(stream)
+        back.raw[:] = 1
+        try:
+            graph = memory.capture(stream, enqueue)
+        except BackendError as error:
+            if "no CUDA graphs" not in error.message:
+                raise
+            pytest.skip(error.message)
+        memory.synchronize(stream)
+        assert (back.raw == 1).all()  # captured, not run
+        for value in (5, 6):
+            memory.upload(there, 0, np.full(8, value, np.uint8), stream)
+            memory.launch(graph, stream)
+            memory.synchronize(stream)
+            assert (back.raw == value).all()
+        for resource in (graph, there, back, stream):
+            memory.free(resource)
+
+
+def test_a_capture_that_fails_leaves_the_stream_usable(memory: CudaMemory) -> None:
+    def enqueue() -> None:
+        raise BackendError("this kernel refuses")
+
+    with memory.current():
+        there, back, stream = memory.device(4), memory.host(4), memory.stream()
+        with pytest.raises(BackendError, match=r"this kernel refuses|no CUDA graphs"):
+            memory.capture(stream, enqueue)
+        memory.upload(there, 0, np.full(4, 3, np.uint8), stream)
+        memory.download(back, there, 4, stream)
+        memory.synchronize(stream)
+        assert (back.raw == 3).all()
+        for resource in (there, back, stream):
+            memory.free(resource)
+
+
+class TestHostMemory:
+    """What the stand-in adds: it is stricter than a GPU."""
+
+    def test_outside_of_current(self) -> None:
+        memory = HostMemory()
+        with pytest.raises(AssertionError, match="outside `current"):
+            memory.device(4)
+
+    def test_a_missing_wait_shows(self) -> None:
+        memory = HostMemory()
+        with memory.current():
+            there, back, upload, download = memory.device(4), memory.host(4), memory.stream(), memory.stream()
+            done = memory.event()
+            memory.upload(there, 0, np.full(4, 7, np.uint8), upload)
+            memory.download(back, there, 4, download)
+            memory.record(done, download)
+            memory.synchronize(done)
+            assert not back.raw.any()
+            assert memory.pending == 1
+            memory.synchronize(upload)
+            assert memory.pending == 0
+
+    def test_use_after_free(self) -> None:
+        memory = HostMemory()
+        with memory.current():
+            there, stream = memory.device(4), memory.stream()
+            memory.upload(there, 0, np.zeros(4, np.uint8), stream)
+            memory.free(there)
+            with pytest.raises(AssertionError, match="after it was freed"):
+                memory.synchronize(stream)
+            with pytest.raises(AssertionError, match="not allocated"):
+                memory.at(there.address, 4)
+
+    def test_a_copy_past_the_end(self) -> None:
+        memory = HostMemory()
+        with memory.current():
+            there, stream = memory.device(4), memory.stream()
+            with pytest.raises(AssertionError, match="4 bytes at 1 of 4"):
+                memory.upload(there, 1, np.zeros(4, np.uint8), stream)
+
+    def test_another_thread_cannot_queue_in_a_stream_that_is_captured(self) -> None:
+        memory = HostMemory()
+        failures: list[BaseException] = []
+        with memory.current():
+            stream = memory.stream()
+
+            def intrude() -> None:
+                try:
+                    with memory.current():
+                        memory.queue(stream.address, lambda: None)
+                except AssertionError as error:
+                    failures.append(error)
+
+            def enqueue() -> None:
+                thread = threading.Thread(target=intrude)
+                thread.start()
+                thread.join()
+
+            memory.capture(stream, enqueue)
+        assert "another thread captures" in str(failures[0])
+
+
+class TestOpenMemory:
+    def test_without_a_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gpu, "driver", lambda: None)
+        with pytest.raises(BackendUnavailable, match="no CUDA memory: no NVIDIA driver"):
+            open_memory()
+
+    def test_a_gpu_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gpu, "driver", lambda: GPU)
+        with pytest.raises(BackendUnavailable, match=r"GPU 1: this machine has 1 GPU\(s\), counted from 0"):
+            open_memory(1)
+
+    def test_another_provider(self) -> None:
+        with pytest.raises(BackendUnavailable, match="'cupy' is no way") as caught:
+            open_memory(provider="cupy")
+        assert caught.value.hint == "choose from: pycuda, torch"
+
+    def test_why_neither_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def nothing(name: str) -> object:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+        monkeypatch.setattr(gpu, "driver", lambda: GPU)
+        monkeypatch.setattr(cuda_memory.importlib, "import_module", nothing)
+        with pytest.raises(BackendUnavailable) as caught:
+            open_memory()
+        assert "PyCUDA: No module named 'pycuda.driver'; PyTorch: No module named 'torch'" in caught.value.message
+        assert caught.value.hint == "pip install pycuda"
+
+    def test_a_pytorch_without_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch = pytest.importorskip("torch")
+        monkeypatch.setattr(gpu, "driver", lambda: GPU)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.version, "cuda", None)
+        with pytest.raises(BackendUnavailable, match="PyTorch: built without CUDA"):
+            open_memory(provider="torch")
+
+    def test_the_first_that_works_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(device: int) -> CudaMemory:
+            raise BackendUnavailable("broken")
+
+        monkeypatch.setattr(gpu, "driver", lambda: GPU)
+        monkeypatch.setattr(cuda_memory, "PROVIDERS", {"first": broken, "second": lambda device: HostMemory()})
+        assert isinstance(open_memory(), HostMemory)
+        with pytest.raises(BackendUnavailable, match="no CUDA memory: broken"):
+            open_memory(provider="first")

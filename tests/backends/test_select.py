@@ -1,0 +1,271 @@
+"""Which backend runs, and what is said of those that do not: with pretended GPUs and real engines."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.models import confident
+from tests.test_build import harm
+from unet_batch import gpu
+from unet_batch.backends import select
+from unet_batch.backends.select import Request
+from unet_batch.backends.tensorrt import TensorRTBackend
+from unet_batch.backends.torch import TorchBackend
+from unet_batch.build import BuildOptions, build_engine
+from unet_batch.engine import flavours, store
+from unet_batch.engine.flavours import Flavour
+from unet_batch.errors import BackendUnavailable, UsageError
+from unet_batch.model import checkpoint
+from unet_batch.model.checkpoint import CheckpointFile
+
+H200 = gpu.Driver((13, 0), (gpu.Gpu(0, "NVIDIA H200", (9, 0), 150_000_000_000),))
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFile:
+    path = str(tmp_path_factory.mktemp("model") / "net.safetensors")
+    model = confident(size=SIZE)
+    checkpoint.save(path, model.model, replace(model.spec, name="net"))
+    return checkpoint.identify(path)
+
+
+@pytest.fixture
+def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "driver", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def h200(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU in the driver, with a PyTorch that cannot use it."""
+    monkeypatch.setattr(gpu, "driver", lambda: H200)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flavours, "_MODULES", dict.fromkeys(flavours.NAMES, "no_such_module"))
+
+
+@pytest.mark.usefixtures("no_driver")
+class TestWithoutADriver:
+    def test_auto_says_so_once(self, file: CheckpointFile) -> None:
+        backend, passed = select.select(Request(file))
+        with_backend(backend)
+        assert backend.name == "torch-cpu"
+        assert backend.reason.startswith("no NVIDIA driver; ")
+        assert [(step.name, step.reason) for step in passed] == [
+            (name, "no NVIDIA driver") for name in ("tensorrt", "tensorrt-rtx", "torch-cuda")
+        ]
+        assert all("driver" in step.fix for step in passed)
+
+    @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+    def test_an_explicit_choice_never_falls_back(self, file: CheckpointFile, name: str) -> None:
+        with pytest.raises(BackendUnavailable, match="no NVIDIA driver") as caught:
+            select.select(Request(file, name))
+        assert "install NVIDIA's driver" in caught.value.hint
+
+    @pytest.mark.parametrize("backend", ["auto", "torch"])
+    def test_a_gpu_that_is_required(self, file: CheckpointFile, backend: str) -> None:
+        with pytest.raises(BackendUnavailable, match="no GPU can be used: no NVIDIA driver") as caught:
+            select.select(Request(file, backend, require_gpu=True))
+        assert "install NVIDIA's driver" in caught.value.hint
+
+
+def test_a_driver_without_a_gpu(file: CheckpointFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver((13, 0), (), "no GPU is visible"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    backend, _ = select.select(Request(file))
+    with_backend(backend)
+    assert backend.reason.startswith("NVIDIA driver found, but no GPU is visible; ")
+
+
+@pytest.mark.usefixtures("h200")
+class TestWithAGpu:
+    @pytest.mark.usefixtures("nothing_installed")
+    def test_every_step_down_has_its_reason_and_its_fix(self, file: CheckpointFile) -> None:
+        backend, passed = select.select(Request(file))
+        with_backend(backend)
+        assert [(step.name, step.fix) for step in passed] == [
+            ("tensorrt", 'pip install "unet-batch[tensorrt]"'),
+            ("tensorrt-rtx", 'pip install "unet-batch[tensorrt-rtx]"'),
+            ("torch-cuda", "pip install --force-reinstall torch -i https://download.pytorch.org/whl/cu130"),
+        ]
+        assert backend.reason.startswith(
+            "tensorrt is not installed; tensorrt-rtx is not installed; "
+            "torch-cuda: an NVIDIA GPU is present, but this PyTorch was built without CUDA or needs a newer driver; "
+        )
+
+    def test_a_missing_engine_names_the_command_that_builds_it(self, file: CheckpointFile, tmp_path: Path) -> None:
+        request = Request(file, "tensorrt-rtx", engines_dir=str(tmp_path), size=(32, 48), batch_size=8)
+        with pytest.raises(BackendUnavailable, match="no engine in ") as caught:
+            select.select(request)
+        assert caught.value.hint == (
+            f"build one: unet-batch build-engine {file.path} --builder tensorrt-rtx --size 32x48 "
+            f"--engines-dir {tmp_path} --batch 8"
+        )
+
+    def test_it_is_built_when_told(self, file: CheckpointFile, tmp_path: Path, engine: store.Engine) -> None:
+        """And then only the machine is missing."""
+        asked = []
+
+        def build(name: str) -> None:
+            asked.append(name)
+            shutil.copytree(Path(engine.path).parent, tmp_path, dirs_exist_ok=True)
+
+        with pytest.raises(BackendUnavailable, match="no CUDA memory"):
+            select.select(Request(file, "tensorrt-rtx", engines_dir=str(tmp_path), build=build))
+        assert asked == ["tensorrt-rtx"]
+
+    def test_a_gpu_that_is_not_there(self, file: CheckpointFile) -> None:
+        with pytest.raises(BackendUnavailable, match=r"cuda:3: this machine has 1 GPU\(s\)"):
+            select.select(Request(file, "tensorrt-rtx", device="cuda:3"))
+
+    def test_torch_with_a_device_is_torch(self, file: CheckpointFile) -> None:
+        backend, passed = select.select(Request(file, device="cpu"))
+        with_backend(backend)
+        assert (backend.name, passed) == ("torch-cpu", ())
+        assert backend.reason.startswith("as asked")
+
+
+def with_backend(backend: object) -> None:
+    """It comes open: close it."""
+    assert isinstance(backend, (TorchBackend, TensorRTBackend))
+    assert backend.is_open
+    backend.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def engine(file: CheckpointFile, tmp_path_factory: pytest.TempPathFactory) -> store.Engine:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a GPU: pip install tensorrt-rtx")
+    options = BuildOptions(file.path, str(tmp_path_factory.mktemp("engines")), batch=(1, 2, 4), builder="tensorrt-rtx")
+    built = build_engine(options).engine
+    assert built is not None
+    return built
+
+
+@pytest.mark.usefixtures("h200")
+class TestEnginesThatDoNotFit:
+    """Each gives one sentence, and never a mask."""
+
+    @pytest.fixture
+    def folder(self, engine: store.Engine, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(Path(engine.path).parent, tmp_path / "engines"))
+
+    def refusal(self, file: CheckpointFile, folder: Path, **changes: object) -> str:
+        with pytest.raises(BackendUnavailable) as caught:
+            select.select(Request(file, "tensorrt-rtx", engines_dir=str(folder), **changes))  # type: ignore[arg-type]
+        assert "\n" not in caught.value.message
+        assert caught.value.hint
+        return caught.value.message
+
+    def test_a_sound_one_only_lacks_the_machine(self, file: CheckpointFile, folder: Path) -> None:
+        assert "no CUDA memory" in self.refusal(file, folder)
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            ("byte", "not the plan that was built: its sha256 differs"),
+            ("cut", "not the plan that was built: its sha256 differs"),
+            ("no sidecar", "has no sidecar"),
+            ("half a sidecar", "not the sidecar of an engine"),
+            ("another key", "not the sidecar of an engine: its key does not belong to its recipe"),
+        ],
+    )
+    def test_damaged(self, file: CheckpointFile, folder: Path, damage: str, message: str) -> None:
+        (plan,) = folder.glob("*.plan")
+        harm(str(plan), damage)
+        assert message in self.refusal(file, folder)
+
+    def test_of_another_model(self, file: CheckpointFile, folder: Path) -> None:
+        assert "belongs to another model (net, sha256 " in self.refusal(replace(file, sha256="0" * 64), folder)
+
+    def test_of_another_size(self, file: CheckpointFile, folder: Path) -> None:
+        assert "takes batch 1..4 (best 2), 64x96, not 32x48" in self.refusal(file, folder, size=(32, 48))
+
+    def test_of_another_batch(self, file: CheckpointFile, folder: Path) -> None:
+        assert "not a batch of 8" in self.refusal(file, folder, batch_size=8)
+
+    def test_of_another_version(self, file: CheckpointFile, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys.modules["tensorrt_rtx"], "__version__", "1.99.0")
+        assert "installed is 1.99.0" in self.refusal(file, folder)
+
+    def test_that_was_run_and_refused(self, file: CheckpointFile, folder: Path) -> None:
+        (plan,) = folder.glob("*.plan")
+        store.load(str(plan)).refused("Dice 0.4")
+        assert "was run and refused: Dice 0.4" in self.refusal(file, folder)
+
+    def test_auto_steps_down_and_says_why(self, file: CheckpointFile, folder: Path) -> None:
+        (plan,) = folder.glob("*.plan")
+        harm(str(plan), "byte")
+        backend, passed = select.select(Request(file, engines_dir=str(folder)))
+        with_backend(backend)
+        assert backend.name == "torch-cpu"
+        assert "not the plan that was built" in next(step.reason for step in passed if step.name == "tensorrt-rtx")
+
+    def test_the_best_of_several(self, engine: store.Engine, tmp_path: Path) -> None:
+        """fp16 before fp32, then the newest; and an engine for another GPU is not among them."""
+        for index, (precision, target, at) in enumerate(
+            [("fp32", "any", 9.0), ("fp16", "any", 1.0), ("fp16", "any", 2.0), ("fp16", "sm_80", 3.0)]
+        ):
+            recipe = replace(engine.sidecar.recipe, precision=precision, target=target, options={"opt_level": index})
+            sidecar = replace(engine.sidecar, recipe=recipe, built={"at": at})
+            store.install(str(tmp_path), sidecar, b"plan", engine.read_reference())
+        recipe = engine.sidecar.recipe
+        found = store.find(
+            str(tmp_path),
+            recipe.source_sha256,
+            size=SIZE,
+            flavour=recipe.flavour,
+            version=recipe.version,
+            gpu=H200.gpus[0],
+        )
+        assert (found.sidecar.recipe.precision, found.sidecar.built["at"]) == ("fp16", 2.0)
+        ampere = replace(recipe, target="sm_80", options={"hardware_compat": "ampere+"}, profile=recipe.profile)
+        assert store._runs_on(ampere, H200.gpus[0])
+        assert not store._runs_on(replace(ampere, options={}), H200.gpus[0])
+
+    def test_a_backend_outside_the_profile(self, engine: store.Engine) -> None:
+        for changes in ({"batch_size": 5}, {"size": (32, 48)}):
+            with pytest.raises(UsageError, match=r"takes batch 1\.\.4"):
+                TensorRTBackend(Flavour("tensorrt-rtx"), engine, **changes)  # type: ignore[arg-type]
+
+
+class TestRequests:
+    def test_an_unknown_backend(self, file: CheckpointFile) -> None:
+        with pytest.raises(UsageError, match="'onnx' is not known"):
+            select.select(Request(file, "onnx"))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"backend": "tensorrt", "device": "cpu"}, "runs on NVIDIA GPUs, not on cpu"),
+            ({"device": "cpu", "require_gpu": True}, "--require-gpu contradicts --device cpu"),
+        ],
+    )
+    def test_contradictions(self, file: CheckpointFile, changes: dict[str, object], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            select.select(Request(file, **changes))  # type: ignore[arg-type]
+
+    @pytest.mark.usefixtures("no_driver")
+    @pytest.mark.parametrize(
+        ("device", "message"),
+        [("warp", "not a device PyTorch knows"), ("xpu", "not supported"), ("cuda:99", "cuda:99: ")],
+    )
+    def test_an_impossible_device_never_falls_back(self, file: CheckpointFile, device: str, message: str) -> None:
+        with pytest.raises(BackendUnavailable, match=message):
+            select.select(Request(file, device=device))
+
+    @pytest.mark.usefixtures("no_driver")
+    def test_another_size(self, file: CheckpointFile) -> None:
+        backend, _ = select.select(Request(file, size=(32, 48)))
+        assert backend.input_size == (32, 48)
+        assert backend.infer([backend.buffer()]).shape == (1, 32, 48)
+        with_backend(backend)

@@ -1,0 +1,46 @@
+"""Checkpoints for tests of export and engines: several sizes and classes, with answers that are not flat."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.tiny import tiny_spec
+from unet_batch.model.checkpoint import Checkpoint
+from unet_batch.model.unet import UNet
+
+
+def confident(classes: int = 1, widths: tuple[int, ...] = (8, 16, 32), size: tuple[int, int] = (32, 48)) -> Checkpoint:
+    """Random weights whose answers are as sure of themselves as a trained network's: few pixels lie near the threshold."""
+    spec = tiny_spec(classes, size, widths=widths)
+    torch.manual_seed(1)
+    model = UNet(spec.in_channels, classes, widths)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.normal_(module.bias, 0, 0.2)
+        elif isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if isinstance(module, torch.nn.Conv2d):  # blur rather than noise: regions, not speckles
+                module.weight.data = 0.8 * module.weight.mean((2, 3), keepdim=True) + 0.2 * module.weight
+    model.eval()
+    with torch.no_grad():
+        smooth = torch.nn.functional.interpolate(torch.randn(2, 3, 4, 6), size, mode="bicubic")
+        model.head.bias.zero_()
+        logits = model(smooth)
+        model.head.weight *= 60 / logits.std((0, 2, 3)).view(-1, 1, 1, 1)
+        model.head.bias -= model(smooth).mean((0, 2, 3))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return Checkpoint(model, spec, "5" * 64, "confident")
+
+
+def overflowing(checkpoint: Checkpoint, factor: float = 1e6) -> Checkpoint:
+    """The same function through values beyond float16: one layer's output times a factor, which the next one's norm undoes."""
+    first, second = checkpoint.model.get_submodule("down.1.1"), checkpoint.model.get_submodule("down.1.4")
+    with torch.no_grad():
+        first.weight *= factor
+        first.bias *= factor
+        second.running_mean *= factor
+        second.running_var *= factor**2
+    return checkpoint

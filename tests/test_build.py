@@ -1,0 +1,463 @@
+"""Engines that TensorRT-RTX really builds, on machines without a GPU, too; only running them needs one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.models import confident, overflowing
+from unet_batch import gpu
+from unet_batch.build import BuildOptions, Built, build_engine, proof_pictures
+from unet_batch.engine import flavours, onnx_model, store
+from unet_batch.engine.compiler import Profile
+from unet_batch.engine.flavours import Flavour
+from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, OutputError, SourceError, UsageError
+from unet_batch.model import checkpoint, zoo
+from unet_batch.model.checkpoint import Checkpoint
+from unet_batch.scenes import write_samples
+from unet_batch.testing import fake_spec
+
+pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a GPU: pip install tensorrt-rtx")
+
+SIZE = (64, 96)
+
+
+def saved(folder: Path, model: Checkpoint, name: str = "net") -> str:
+    path = str(folder / f"{name}.safetensors")
+    checkpoint.save(path, model.model, replace(model.spec, name=name))
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Pictures to prove engines on: drawn once, not for each build."""
+    folder = tmp_path_factory.mktemp("drawn")
+    write_samples(str(folder), 4, (128, 192))
+    PHOTOS[:] = [str(folder / "photos")]
+    return PHOTOS[0]
+
+
+PHOTOS: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved(tmp_path_factory.mktemp("small"), confident(size=SIZE))
+
+
+@pytest.fixture(scope="module")
+def built(small: str, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """An engine that tests only look at, or copy."""
+    return build_engine(options(small, tmp_path_factory.mktemp("engines")))
+
+
+def options(model: str, folder: Path, **changes: object) -> BuildOptions:
+    return BuildOptions(
+        model, str(folder), **{"batch": (1, 2, 4), "builder": "tensorrt-rtx", "proof_images": tuple(PHOTOS), **changes}
+    )  # type: ignore[arg-type]
+
+
+def stages(seen: list[str]) -> object:
+    return lambda stage, share: seen.append(stage) if stage not in seen else None
+
+
+class TestNetworks:
+    """Everything a user may bring builds as FP16, by count of its arithmetic, and agrees with PyTorch."""
+
+    def check(self, built: Built) -> None:
+        assert built.engine is not None
+        sidecar = built.engine.sidecar
+        assert [share["source"] for share in sidecar.shares] == ["onnx", "network"]
+        assert all(share["asked"] == "fp16" and share["body"] >= 0.99 for share in sidecar.shares)
+        (proof,) = sidecar.proofs.values()
+        assert all(parity["dice"] >= 0.999 for parity in proof.values())
+        assert any(0.001 < parity["foreground"] < 0.999 for parity in proof.values()), "the test needs masks that are not flat"
+        plan = Path(built.engine.path).read_bytes()
+        assert plan == built.engine.read_plan()
+        assert plan[:4] == PLAN_START, "a pure plan: nothing before it"
+        assert b"unet_batch" not in plan[-4096:], "nor behind"
+        if gpu.missing():
+            assert not sidecar.verified_on_gpu
+            assert any("first run on a GPU completes the proof" in note for note in built.notes)
+
+    def test_the_bundled_model(self, tmp_path: Path) -> None:
+        built = build_engine(options(zoo.resolve(None), tmp_path))
+        self.check(built)
+        (proof,) = built.proofs.values()
+        assert proof["batch 1"]["dice"] >= 0.9995
+        assert list(proof) == ["batch 1", "batch 2 and 1", "batch 4 and 2"]
+
+    @pytest.mark.slow
+    def test_31_million_parameters(self, tmp_path: Path) -> None:
+        model = confident(1, (64, 128, 256, 512, 1024), SIZE)
+        assert sum(parameter.numel() for parameter in model.model.parameters()) == pytest.approx(31.04e6, rel=0.001)
+        built = build_engine(options(saved(tmp_path, model), tmp_path))
+        self.check(built)
+        assert built.engine is not None
+        assert built.engine.sidecar.plan_bytes > 62e6
+
+    @pytest.mark.parametrize("classes", [1, 2, 4])
+    def test_one_class_and_several(self, classes: int, tmp_path: Path) -> None:
+        model = confident(classes, size=SIZE if classes == 1 else (128, 192))  # so that no class has only a few pixels
+        self.check(build_engine(options(saved(tmp_path, model), tmp_path)))
+
+    def test_a_range_of_sizes(self, small: str, tmp_path: Path) -> None:
+        built = build_engine(options(small, tmp_path, size=((32, 48), SIZE, (128, 192)), batch=(2, 2, 2)))
+        self.check(built)
+        assert built.engine is not None
+        profile = built.engine.sidecar.recipe.profile
+        assert profile.holds((96, 96))
+        assert not profile.holds((128, 208))
+        assert str(profile) == "batch 2, 32x48..128x192 (best 64x96)"
+
+    def test_another_profile_is_another_engine(self, small: str, built: Built, tmp_path: Path) -> None:
+        other = build_engine(options(small, tmp_path, batch=(8, 8, 8)))
+        assert other.engine is not None
+        assert built.engine is not None
+        assert other.engine.sidecar.recipe.key != built.engine.sidecar.recipe.key
+        assert other.engine.sidecar.plan_sha256 != built.engine.sidecar.plan_sha256
+
+    def test_layers_that_float16_breaks_stay_float32(self, tmp_path: Path) -> None:
+        built = build_engine(options(saved(tmp_path, overflowing(confident(size=SIZE))), tmp_path))
+        assert built.engine is not None
+        assert built.engine.sidecar.float32 == ("down.1.0", "down.1.3")
+        assert built.engine.sidecar.shares[-1]["kept"] == ("down.1.0", "down.1.3")
+        assert built.engine.sidecar.shares[-1]["body"] == 1
+        assert built.engine.sidecar.shares[-1]["overall"] < 0.99
+        assert any("fp16 breaks down.1.0, down.1.3: kept in float32" in note for note in built.notes)
+        self.check(built)
+
+
+PLAN_START = b"vtrt"  # how plans of TensorRT-RTX begin
+
+
+class TestRequests:
+    def test_stages_are_reported(self, small: str, tmp_path: Path) -> None:
+        shares: dict[str, list[float]] = {}
+        build_engine(options(small, tmp_path), lambda stage, share: shares.setdefault(stage, []).append(share))
+        assert list(shares)[:3] == ["export to ONNX", "PyTorch in float32", "compare ONNX with PyTorch"]
+        (build,) = [stage for stage in shares if stage.startswith("build with tensorrt-rtx ")]
+        assert len(shares[build]) > 20
+        assert shares[build] == sorted(shares[build])
+        assert 0 <= shares[build][0] <= shares[build][-1] <= 1
+
+    def test_float32_that_claims_to_be_half_is_refused(self, small: str, tmp_path: Path) -> None:
+        graph = build_engine(options(small, tmp_path, precision="fp32", onnx_only=True)).onnx
+        assert graph is not None
+        with pytest.raises(BackendError, match=r"asked for fp16, but only 0\.0% of the convolutions' arithmetic is fp16"):
+            build_engine(options(graph, tmp_path))
+        assert not list(tmp_path.glob("*.plan"))
+
+    def test_from_onnx_without_the_checkpoint(self, small: str, built: Built, tmp_path: Path) -> None:
+        graph = build_engine(options(small, tmp_path / "here", onnx_only=True)).onnx
+        assert graph is not None
+        again = build_engine(options(graph, tmp_path / "there"))
+        assert again.engine is not None
+        assert built.engine is not None
+        assert again.engine.sidecar.recipe == built.engine.sidecar.recipe
+        assert again.engine.sidecar.plan_sha256 == built.engine.sidecar.plan_sha256
+
+    def test_onnx_of_another_size(self, small: str, tmp_path: Path) -> None:
+        graph = build_engine(options(small, tmp_path, onnx_only=True)).onnx
+        assert graph is not None
+        with pytest.raises(UsageError, match="takes 64x96 only"):
+            build_engine(options(graph, tmp_path, size=((32, 48),) * 3))
+
+    def test_onnx_whose_pictures_are_missing(self, small: str, tmp_path: Path) -> None:
+        graph = build_engine(options(small, tmp_path, onnx_only=True)).onnx
+        assert graph is not None
+        Path(graph).with_suffix(".npz").unlink()
+        with pytest.raises(BackendUnavailable, match="pictures to prove the engine on"):
+            build_engine(options(graph, tmp_path))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"batch": (0, 1, 1)}, "batch 0,1,1"),
+            ({"batch": (4, 2, 8)}, "batch 4,2,8"),
+            ({"size": ((64, 96), (32, 48), (64, 96))}, "size 64x96,32x48,64x96"),
+            ({"size": ((64, 90),) * 3}, "4 divides"),
+            ({"hardware_compat": "ampere+"}, "not in tensorrt-rtx"),
+        ],
+    )
+    def test_what_makes_no_sense(self, small: str, tmp_path: Path, changes: dict[str, object], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            build_engine(options(small, tmp_path, **changes))
+        assert not list(tmp_path.glob("*.plan"))
+
+    def test_what_the_builder_cannot_do_is_its_own_sentence(self, small: str, tmp_path: Path) -> None:
+        """TensorRT-RTX 1.7 has no transposed convolution in bfloat16."""
+        with pytest.raises(BackendError, match="cannot build the engine") as caught:
+            build_engine(options(small, tmp_path, precision="bf16"))
+        assert "--precision fp16" in caught.value.hint
+
+    def test_a_stop_during_the_build(self, small: str, tmp_path: Path) -> None:
+        """Ctrl-C arrives in Python code that TensorRT calls: it must come out as what it is."""
+
+        def interrupt(stage: str, share: float) -> None:
+            if stage.startswith("build with") and share > 0.1:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            build_engine(options(small, tmp_path), interrupt)
+        assert not list(tmp_path.glob("*.plan"))
+        assert not list(tmp_path.glob("*.json"))
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_folder_that_cannot_be_written(self, small: str, tmp_path: Path) -> None:
+        tmp_path.chmod(0o500)
+        with pytest.raises(OutputError):
+            build_engine(options(small, tmp_path / "engines"))
+
+    def test_a_file_in_the_place_of_the_folder(self, small: str, tmp_path: Path) -> None:
+        (tmp_path / "engines").write_text("")
+        with pytest.raises(OutputError, match="engines"):
+            build_engine(options(small, tmp_path / "engines"))
+
+
+class TestProofPictures:
+    def test_scenes_by_default(self) -> None:
+        pictures, note = proof_pictures((), fake_spec(SIZE), SIZE)
+        assert pictures.shape == (16, *SIZE, 3)
+        assert pictures.std() > 20
+        assert note == ""
+
+    def test_a_bad_file_is_named_and_the_others_are_used(self, tmp_path: Path) -> None:
+        for number in range(3):
+            Image.fromarray(np.full((40, 60, 3), 80 * number, np.uint8)).save(tmp_path / f"{number}.png")
+        (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+        pictures, note = proof_pictures((str(tmp_path),), fake_spec(SIZE), SIZE)
+        assert len(pictures) == 3
+        assert note.startswith("1 of 4 proof pictures cannot be read")
+        assert "bad.png" in note
+
+    def test_none_that_can_be_read(self, tmp_path: Path) -> None:
+        (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+        with pytest.raises(UsageError, match=r"none of the 1 proof pictures.*bad\.png"):
+            proof_pictures((str(tmp_path),), fake_spec(SIZE), SIZE)
+        with pytest.raises(SourceError):
+            proof_pictures((str(tmp_path / "no-such"),), fake_spec(SIZE), SIZE)
+
+    def test_at_most_a_hundred_spread_evenly(self, tmp_path: Path) -> None:
+        for number in range(205):
+            Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / f"{number:03}.png")
+        pictures, _ = proof_pictures((str(tmp_path),), fake_spec((16, 16)), (16, 16))
+        assert len(pictures) == 100
+        assert (pictures[0].mean(), pictures[-1].mean()) == (0, 204)
+
+    def test_pictures_that_show_nothing_are_said_to_prove_little(self, small: str, tmp_path: Path) -> None:
+        Image.fromarray(np.full((64, 96, 3), 255, np.uint8)).save(tmp_path / "white.png")
+        model = confident(size=SIZE)
+        model.model.head.bias -= 1e4  # sees its class nowhere
+        built = build_engine(options(saved(tmp_path, model), tmp_path, proof_images=(str(tmp_path / "white.png"),)))
+        assert any("the proof is weak: 0.0% of its pictures' pixels" in note for note in built.notes)
+
+
+class TestCache:
+    def test_the_second_build_finds_the_first(self, small: str, tmp_path: Path) -> None:
+        first = build_engine(options(small, tmp_path))
+        seen: list[str] = []
+        second = build_engine(options(small, tmp_path), stages(seen))
+        assert second.was_there
+        assert seen == []
+        assert second.engine is not None
+        assert first.engine is not None
+        assert second.engine.sidecar.plan_sha256 == first.engine.sidecar.plan_sha256
+        assert not build_engine(options(small, tmp_path, force=True)).was_there
+
+    @pytest.mark.parametrize("damage", ["byte", "cut", "no sidecar", "no pictures", "half a sidecar", "another key"])
+    def test_what_is_damaged_is_built_again(self, small: str, built: Built, tmp_path: Path, damage: str) -> None:
+        harm(copied(built, tmp_path), damage)
+        again = build_engine(options(small, tmp_path))
+        assert not again.was_there
+        assert again.engine is not None
+        assert again.engine.read_plan()[:4] == PLAN_START
+
+    def test_another_version_builds_again(
+        self, small: str, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = copied(built, tmp_path)
+        monkeypatch.setattr(sys.modules["tensorrt_rtx"], "__version__", "1.99.0")
+        second = build_engine(options(small, tmp_path)).engine
+        assert second is not None
+        assert second.path != path
+        assert second.sidecar.recipe.version == "1.99.0"
+
+    def test_what_decides_is_in_the_key(self, built: Built) -> None:
+        assert built.engine is not None
+        recipe = built.engine.sidecar.recipe
+        others = [
+            replace(recipe, source_sha256="0" * 64),
+            replace(recipe, precision="fp32"),
+            replace(recipe, profile=Profile((1, 2, 8), (SIZE,) * 3)),
+            replace(recipe, profile=Profile((1, 2, 4), ((64, 64), SIZE, SIZE))),
+            replace(recipe, flavour="tensorrt"),
+            replace(recipe, version="1.6"),
+            replace(recipe, target="sm_90"),
+            replace(recipe, options={"opt_level": 5}),
+            replace(recipe, system="win32-amd64"),
+            replace(recipe, graph=99),
+        ]
+        assert len({other.key for other in [recipe, *others]}) == len(others) + 1
+
+    def test_the_sidecar_survives_the_round_trip(self, built: Built) -> None:
+        assert built.engine is not None
+        loaded = store.load(built.engine.path)
+        assert loaded.sidecar.as_dict() == json.loads(json.dumps(built.engine.sidecar.as_dict()))
+        assert store.load(os.path.splitext(built.engine.path)[0] + ".json") == loaded
+
+    def test_two_processes(self, small: str, tmp_path: Path) -> None:
+        """One builds, the other waits and finds it."""
+        processes = [start(small, tmp_path, WAITING) for _ in range(2)]
+        outputs = [process.communicate(timeout=100) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], outputs
+        lines = sorted(out.split()[-1] for out, _ in outputs)
+        assert lines == ["built", "found"]
+        assert sum("waiting" in out for out, _ in outputs) == 1
+
+    def test_killed_while_building(self, small: str, tmp_path: Path) -> None:
+        process = start(small, tmp_path, KILLED)
+        process.communicate(timeout=100)
+        assert process.returncode == -signal.SIGKILL
+        assert not list(tmp_path.glob("*.json")), "nothing that a later run trusts"
+        assert list(tmp_path.glob("*.onnx")), "it was killed after the export"
+        assert not build_engine(options(small, tmp_path)).was_there
+
+    def test_killed_between_the_plan_and_its_sidecar(self, small: str, built: Built, tmp_path: Path) -> None:
+        path = copied(built, tmp_path)
+        process = start(small, tmp_path, KILLED_LATE)
+        process.communicate(timeout=100)
+        assert process.returncode == -signal.SIGKILL
+        with pytest.raises(BackendUnavailable, match="not the plan that was built"):
+            store.load(path).read_plan()
+
+
+def copied(built: Built, folder: Path) -> str:
+    """The path of a copy of the engine."""
+    assert built.engine is not None
+    source = Path(built.engine.path)
+    shutil.copytree(source.parent, folder, dirs_exist_ok=True)
+    return str(folder / source.name)
+
+
+def harm(path: str, how: str) -> None:
+    """Damage an engine in one of the ways that disks, copies and people do."""
+    plan, sidecar = Path(path), Path(path).with_suffix(".json")
+    if how == "byte":
+        data = bytearray(plan.read_bytes())
+        data[len(data) // 2] ^= 1
+        plan.write_bytes(data)
+    elif how == "cut":
+        plan.write_bytes(plan.read_bytes()[:-1])
+    elif how == "no sidecar":
+        sidecar.unlink()
+    elif how == "no pictures":
+        plan.with_suffix(".npz").unlink()
+    elif how == "half a sidecar":
+        sidecar.write_bytes(sidecar.read_bytes()[:200])
+    else:
+        sidecar.write_text(sidecar.read_text().replace('"precision": "fp16"', '"precision": "fp32"', 1))
+
+
+WAITING = """
+built = build_engine(options, lambda stage, share: print(stage) if "waiting" in stage or share == 0 else None)
+print("found" if built.was_there else "built")
+"""
+KILLED = """
+def kill(stage, share):
+    if stage.startswith("build with") and share > 0.1:
+        os.kill(os.getpid(), signal.SIGKILL)
+build_engine(options, kill)
+"""
+# Every compilation of the same graph gives the same bytes here: another one stands for TensorRT's, which vary.
+KILLED_LATE = """
+from unet_batch.engine import store
+write = store.write_atomic
+def write_and_die(path, data, **how):
+    write(path, data + b"x" if path.endswith(".plan") else data, **how)
+    if path.endswith(".plan"):
+        os.kill(os.getpid(), signal.SIGKILL)
+store.write_atomic = write_and_die
+build_engine(dataclasses.replace(options, force=True))
+"""
+
+
+def start(model: str, folder: Path, code: str) -> subprocess.Popen[str]:
+    head = f"""
+import dataclasses, os, signal
+from unet_batch.build import BuildOptions, build_engine
+options = BuildOptions(
+    {model!r}, {str(folder)!r}, batch=(1, 2, 4), builder="tensorrt-rtx", proof_images={tuple(PHOTOS)!r}
+)
+"""
+    command = [sys.executable, "-c", head + code]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+class TestWithoutBuilders:
+    @pytest.fixture(autouse=True)
+    def none_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(flavours, "_MODULES", dict.fromkeys(flavours.NAMES, "no_such_module"))
+
+    def test_the_graph_is_written_and_the_fix_is_named(self, small: str, tmp_path: Path) -> None:
+        built = build_engine(options(small, tmp_path, builder="auto"))
+        assert built.engine is None
+        assert built.onnx is not None
+        assert onnx_model.read(built.onnx).precision == "fp16"
+        assert built.missing == "no engine was built: tensorrt is not installed; tensorrt-rtx is not installed"
+        assert built.fix.startswith('pip install "unet-batch[tensorrt')
+        assert built.proofs
+
+    def test_the_one_that_was_asked_for_is_an_error(self, small: str, tmp_path: Path) -> None:
+        with pytest.raises(BackendUnavailable, match="tensorrt-rtx is not installed") as caught:
+            build_engine(options(small, tmp_path))
+        assert caught.value.hint == 'pip install "unet-batch[tensorrt-rtx]"'
+
+
+class TestFlavours:
+    def test_the_real_one(self) -> None:
+        flavour = Flavour("tensorrt-rtx")
+        assert flavour.version == flavours.installed_version("tensorrt-rtx")
+        assert flavour.strongly_typed
+        assert not flavour.needs_gpu_to_build
+
+    def test_an_unknown_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys.modules["tensorrt_rtx"], "__version__", "2.0.1")
+        with pytest.raises(BackendUnavailable, match=r"tensorrt-rtx 2\.0\.1 is installed, this program knows 1\.x"):
+            Flavour("tensorrt-rtx")
+
+    def test_one_that_does_not_load(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "broken_trt.py").write_text("raise OSError('libnvinfer.so.10: cannot open shared object file')")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setattr(flavours, "_MODULES", {"tensorrt": "broken_trt"})
+        with pytest.raises(BackendUnavailable, match=r"tensorrt does not load: libnvinfer\.so\.10"):
+            Flavour("tensorrt")
+
+    def test_a_runtime_is_not_even_tried_without_a_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gpu, "driver", lambda: None)
+        with pytest.raises(BackendUnavailable, match="no NVIDIA driver"):
+            Flavour("tensorrt-rtx").runtime()
+
+
+def test_reading_what_is_no_engine(tmp_path: Path, built: Built) -> None:
+    with pytest.raises(CheckpointError, match="needs its sidecar, and there is none"):
+        store.load(str(tmp_path / "x.plan"))
+    for text in ("", "[]", "{}", '{"format": "unet-batch engine"}', "[" * 100_000):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(CheckpointError, match="not the sidecar of an engine"):
+            store.load(str(tmp_path / "x.plan"))
+    assert built.engine is not None
+    newer = built.engine.sidecar.as_dict() | {"format_version": 99}
+    (tmp_path / "x.json").write_text(json.dumps(newer))
+    with pytest.raises(CheckpointError, match="version 99, this program reads up to 1"):
+        store.load(str(tmp_path / "x.plan"))

@@ -1,0 +1,282 @@
+"""The rules on pretended machines, the processes that import on real ones."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unet_batch import doctor, gpu
+from unet_batch.doctor import Check, Library
+
+Examine = Callable[..., dict[tuple[str, str], Check]]
+CPU_TORCH = Library("2.13.0+cpu", "", {"problem": "built without CUDA"})
+ABSENT = Library()
+
+
+def driver(cuda: tuple[int, int], *capabilities: tuple[int, int]) -> gpu.Driver:
+    return gpu.Driver(cuda, tuple(gpu.Gpu(i, "NVIDIA Card", sm, 24 * 2**30) for i, sm in enumerate(capabilities)))
+
+
+def running(auto: str) -> Library:
+    return Library("0.1.0", "", {"auto": auto, "cpu": "fp32", "why": "fp32: this CPU does not execute bfloat16", "passed": {}})
+
+
+@pytest.fixture
+def examine(monkeypatch: pytest.MonkeyPatch) -> Examine:
+    """Examines a pretended machine: its driver, and what differs from a machine on which everything is installed."""
+
+    def call(driver: gpu.Driver | None, **libraries: Library) -> dict[tuple[str, str], Check]:
+        found = dict.fromkeys(doctor._PACKAGES, Library("1.2.3"))
+        found["torch"] = Library("2.13.0+cu130", "", {"problem": ""})
+        found["tensorrt"] = Library("10.13.3")
+        found["PIL"] = Library("13.0.0", "", {"PNG": True, "AVIF": True})
+        found["unet_batch.segmenter"] = running("torch-cpu fp32")
+        names = {"segmenter": "unet_batch.segmenter", "pycuda": "pycuda.driver"}
+        found.update({names.get(name, name): library for name, library in libraries.items()})
+        monkeypatch.setattr(doctor, "probe", found.__getitem__)
+        monkeypatch.setattr(gpu, "driver", lambda: driver)
+        monkeypatch.setattr(doctor, "_nvidia_on_pci", lambda: False)
+        checks = doctor.examine()
+        by_name = {(check.group, check.name): check for check in checks}
+        assert len(by_name) == len(checks), "a name stands for one check of its group"
+        return by_name
+
+    return call
+
+
+def faster(checks: dict[tuple[str, str], Check]) -> str | None:
+    better = doctor.faster(tuple(checks.values()))
+    return None if better is None else better.name
+
+
+class TestWithoutGpu:
+    def test_nothing_is_asked_for(self, examine: Examine) -> None:
+        absent = dict.fromkeys(
+            ("tensorrt", "tensorrt_rtx", "onnx", "onnxscript", "onnxruntime", "pycuda", "pillow_heif"), ABSENT
+        )
+        checks = examine(None, torch=CPU_TORCH, **absent)
+        assert {check.status for check in checks.values()} == {"ok", "off"}
+        for name in ("tensorrt", "tensorrt-rtx", "torch-cuda"):
+            assert checks["inference", name] == Check("inference", name, "off", "no NVIDIA driver")
+        assert checks["inference", "torch-cpu"].detail == "2.13.0+cpu, fp32"
+        assert checks["inference", "auto"] == Check("inference", "auto", "ok", "torch-cpu fp32")
+        assert checks["pictures", "pillow-heif"].fix == 'pip install "unet-batch[heic]"'
+        assert faster(checks) is None
+
+    def test_only_rtx_builds_engines(self, examine: Examine) -> None:
+        checks = examine(None)
+        assert checks["building engines", "tensorrt"].status == "off"
+        assert checks["building engines", "tensorrt"].detail == "no NVIDIA driver; 10.13.3 is installed"
+        assert checks["building engines", "tensorrt-rtx"].status == "ok"
+
+    def test_a_gpu_without_a_driver(self, examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+        examine(None)
+        monkeypatch.setattr(doctor, "_nvidia_on_pci", lambda: True)
+        check = next(check for check in doctor.examine() if check.group == "GPU")
+        assert check.status == "missing"
+        assert "--gpus all" in check.fix
+
+    def test_a_hidden_gpu(self, examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        checks = examine(gpu.Driver((13, 0), (), "CUDA_ERROR_NO_DEVICE"))
+        assert checks["GPU", "driver"].status == "broken"
+        assert checks["GPU", "driver"].fix == "CUDA_VISIBLE_DEVICES is '': unset it"
+        assert checks["inference", "tensorrt"].status == "off"
+
+
+class TestWithGpu:
+    def test_everything(self, examine: Examine) -> None:
+        checks = examine(driver((13, 0), (8, 9), (12, 0)), segmenter=running("tensorrt fp16"))
+        assert {check.status for check in checks.values()} == {"ok"}
+        assert not any(check.fix for check in checks.values())
+        assert checks["GPU", "GPU 1"].detail == "NVIDIA Card, sm_120, 24.0 GiB"
+        assert faster(checks) is None
+
+    def test_torch_without_cuda(self, examine: Examine) -> None:
+        checks = examine(driver((13, 0), (9, 0)), torch=CPU_TORCH, tensorrt=ABSENT, pycuda=ABSENT)
+        assert checks["inference", "torch-cuda"].status == "broken"
+        assert checks["inference", "torch-cuda"].fix.endswith(
+            "--force-reinstall torch -i https://download.pytorch.org/whl/cu130"
+        )
+        assert checks["inference", "torch-cpu"].status == "ok"
+        assert checks["inference", "tensorrt"].fix == 'pip install "unet-batch[tensorrt]"'
+        assert checks["buffers", "pycuda"].status == "missing"
+        assert faster(checks) == "tensorrt"
+
+    def test_tensorrt_needs_buffers(self, examine: Examine) -> None:
+        checks = examine(driver((13, 0), (8, 9)), torch=CPU_TORCH, pycuda=ABSENT)
+        assert checks["inference", "tensorrt"].status == checks["inference", "tensorrt-rtx"].status == "missing"
+        assert checks["inference", "tensorrt"].fix == checks["inference", "torch-cuda"].fix
+        assert examine(driver((13, 0), (8, 9)), torch=CPU_TORCH)["inference", "tensorrt"].status == "ok", "PyCUDA is enough"
+
+    def test_tensorrt_needs_an_engine(self, examine: Examine) -> None:
+        auto = running("torch-cuda fp16")
+        auto.facts["passed"] = {"tensorrt": ("no engine in engines", "unet-batch build-engine --builder tensorrt")}
+        checks = examine(driver((13, 0), (8, 9)), segmenter=auto)
+        assert checks["inference", "tensorrt"].status == "missing"
+        assert checks["inference", "tensorrt"].detail == "10.13.3: no engine in engines"
+        assert checks["inference", "tensorrt"].fix == "unet-batch build-engine --builder tensorrt"
+        assert checks["inference", "tensorrt-rtx"].status == "ok"
+        assert faster(checks) == "tensorrt"
+        auto.facts["passed"]["tensorrt-rtx"] = ("no engine in engines", "build")
+        assert examine(driver((13, 0), (8, 9)), segmenter=auto)["inference", "tensorrt-rtx"].status == "missing"
+
+    def test_what_is_slower_is_no_advice(self, examine: Examine) -> None:
+        checks = examine(driver((13, 0), (8, 9)), torch=CPU_TORCH, segmenter=running("tensorrt fp16"))
+        assert checks["inference", "torch-cuda"].status == "broken"
+        assert faster(checks) is None
+
+    @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)])
+    def test_targets_of_rtx(self, examine: Examine, capability: tuple[int, int]) -> None:
+        assert examine(driver((13, 0), capability))["inference", "tensorrt-rtx"].status == "ok"
+
+    def test_builds_need_onnx(self, examine: Examine) -> None:
+        checks = examine(driver((13, 0), (8, 9)), onnx=ABSENT)
+        for name in ("onnx", "tensorrt", "tensorrt-rtx"):
+            assert checks["building engines", name].status == "missing"
+            assert checks["building engines", name].fix == 'pip install "unet-batch[onnx]"'
+        assert examine(driver((13, 0), (8, 9)), onnxruntime=ABSENT)["building engines", "tensorrt"].status == "ok"
+
+    @pytest.mark.parametrize(
+        ("cuda", "capability", "wheel"),
+        [
+            ((13, 1), (9, 0), "cu130"),
+            ((12, 9), (12, 0), "cu128"),
+            ((12, 7), (9, 0), "cu126"),
+            ((12, 0), (9, 0), "cu126"),
+            ((13, 0), (7, 0), "cu126"),
+        ],
+    )
+    def test_the_wheel_that_fits_driver_and_gpu(
+        self, examine: Examine, cuda: tuple[int, int], capability: tuple[int, int], wheel: str
+    ) -> None:
+        checks = examine(driver(cuda, (9, 0), capability), torch=ABSENT)
+        assert checks["inference", "torch-cuda"].fix.endswith(f"/{wheel}")
+        assert checks["inference", "torch-cpu"].fix.endswith(f"/{wheel}")
+
+    def test_a_driver_too_old_for_any_wheel(self, examine: Examine) -> None:
+        checks = examine(driver((11, 8), (8, 6)), torch=Library("2.13.0+cu126", "", {"problem": "RuntimeError: too old"}))
+        assert checks["inference", "torch-cuda"].detail == "2.13.0+cu126: RuntimeError: too old"
+        assert checks["inference", "torch-cuda"].fix.startswith("update the NVIDIA driver")
+
+    def test_no_advice_to_install_the_same_again(self, examine: Examine) -> None:
+        checks = examine(driver((13, 0), (8, 6)), torch=Library("2.13.0+cu130", "", {"problem": "RuntimeError: busy"}))
+        assert (checks["inference", "torch-cuda"].status, checks["inference", "torch-cuda"].fix) == ("broken", "")
+
+    @pytest.mark.parametrize(
+        ("capability", "kind"), [((9, 0), "sm_90 (data-centre)"), ((10, 0), "sm_100 (data-centre)"), ((6, 1), "sm_61")]
+    )
+    def test_rtx_alone_on_a_gpu_that_it_does_not_target(self, examine: Examine, capability: tuple[int, int], kind: str) -> None:
+        checks = examine(driver((13, 0), capability), tensorrt=ABSENT, segmenter=running("torch-cuda fp16"))
+        rtx = checks["inference", "tensorrt-rtx"]
+        assert (rtx.status, rtx.fix) == ("broken", "")
+        assert rtx.detail == f"1.2.3: it targets RTX GPUs (sm_75 to sm_121), not {kind}"
+        assert checks["building engines", "tensorrt-rtx"].status == "ok", "for other machines"
+        assert faster(checks) == "tensorrt"
+
+    def test_one_of_two_ways_is_enough(self, examine: Examine) -> None:
+        checks = examine(driver((13, 0), (8, 9)), tensorrt_rtx=ABSENT, pycuda=ABSENT, segmenter=running("tensorrt fp16"))
+        assert (checks["inference", "tensorrt-rtx"].status, checks["inference", "tensorrt-rtx"].fix) == ("off", "")
+        assert (checks["buffers", "pycuda"].status, checks["buffers", "pycuda"].fix) == ("off", "")
+        checks = examine(driver((13, 0), (8, 9)), tensorrt_rtx=ABSENT, tensorrt=ABSENT)
+        assert checks["inference", "tensorrt-rtx"].fix == 'pip install "unet-batch[tensorrt-rtx]"'
+
+    @pytest.mark.parametrize(
+        ("version", "status"),
+        [("8.6.1", "ok"), ("10.0.1", "ok"), ("11.4.0.1", "ok"), ("8.5.3", "broken"), ("9.3.0", "broken"), ("12.0", "broken")],
+    )
+    def test_versions_of_tensorrt(self, examine: Examine, version: str, status: str) -> None:
+        check = examine(driver((13, 0), (9, 0)), tensorrt=Library(version))["inference", "tensorrt"]
+        assert check.status == status
+        if status == "broken":
+            assert check.detail == f"{version}: only 8.6, 10, 11 are supported"
+            assert check.fix.startswith('pip install "tensorrt<12')
+
+
+class TestBrokenLibraries:
+    def test_is_named_with_its_reason(self, examine: Examine) -> None:
+        check = examine(None, onnxscript=Library("0.7.2", "ImportError: no ir"))["building engines", "onnxscript"]
+        assert (check.status, check.detail) == ("broken", "0.7.2: ImportError: no ir")
+        assert check.fix.startswith('pip install --force-reinstall "onnxscript<1')
+
+    def test_torch(self, examine: Examine) -> None:
+        torch = Library("2.13.0", "OSError: libtorch.so")
+        checks = examine(None, torch=torch, segmenter=Library("0.1.0", "OSError: libtorch.so"))
+        assert checks["inference", "torch-cpu"].status == "broken"
+        assert checks["inference", "torch-cpu"].fix.endswith("/whl/cpu")
+        assert checks["inference", "auto"] == Check("inference", "auto", "broken", "OSError: libtorch.so")
+
+    def test_pillow_without_a_codec(self, examine: Examine) -> None:
+        checks = examine(None, PIL=Library("13.0.0", "", {"PNG": True, "AVIF": False, "WebP": False}))
+        assert checks["pictures", "Pillow"].status == "broken"
+        assert checks["pictures", "Pillow"].detail == "13.0.0: built without AVIF, WebP"
+
+
+def test_the_versions_that_this_project_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["pillow-heif<2,>=1.0; extra == 'heic'", "pillow<14,>=11.3", "onnx<2; extra == 'onnx'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines)
+    assert [doctor._requirement(name) for name in ("pillow", "onnx", "av")] == ["pillow<14,>=11.3", "onnx<2", "av"]
+
+
+class TestProbe:
+    """Libraries of our own making, in processes of their own."""
+
+    @pytest.fixture
+    def tensorrt(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Library]:
+        def probe(source: str) -> Library:
+            (tmp_path / "tensorrt.py").write_text(source)
+            monkeypatch.syspath_prepend(tmp_path)
+            return doctor.probe("tensorrt")
+
+        return probe
+
+    def test_one_that_works(self, tensorrt: Callable[[str], Library]) -> None:
+        source = "import sys\n__version__ = '10.1'\nprint('hello', flush=True)\nprint('ouch', file=sys.stderr)"
+        assert tensorrt(source) == Library("10.1")
+
+    @pytest.mark.parametrize(
+        "error", ["RuntimeError('no CUDA\\nand more')", "SystemExit('no CUDA')", "KeyboardInterrupt('no CUDA')"]
+    )
+    def test_one_that_raises(self, tensorrt: Callable[[str], Library], error: str) -> None:
+        found = tensorrt(f"raise {error}")
+        assert found.problem == f"{error.partition('(')[0]}: no CUDA"
+        assert found.version
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+    def test_one_that_kills_its_process(self, tensorrt: Callable[[str], Library]) -> None:
+        assert tensorrt("import os\nos.kill(os.getpid(), 9)").problem == "its import kills the process: SIGKILL"
+        assert tensorrt("import os\nos._exit(3)").problem == "its import kills the process: exit code 3"
+
+    def test_one_that_hangs(self, tensorrt: Callable[[str], Library], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(doctor, "SECONDS", 1.0)
+        assert tensorrt("import time\ntime.sleep(60)").problem == "its import had not ended after 1 s"
+
+    def test_one_that_is_not_there(self) -> None:
+        assert doctor.probe("no_such_library.part") == Library()
+
+    def test_the_current_folder_is_not_searched(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "simplejpeg.py").write_text("raise RuntimeError")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+        assert doctor.probe("simplejpeg").works
+
+
+def test_this_machine() -> None:
+    checks = doctor.examine()
+    assert list(dict.fromkeys(check.group for check in checks)) == [
+        "machine", "GPU", "inference", "building engines", "buffers", "pictures",
+    ]  # fmt: skip
+    assert all(check.detail and "\n" not in check.detail + check.fix for check in checks)
+    assert doctor.chosen(checks).status == "ok", "these tests run where the program does"
+    by_name = {(check.group, check.name): check for check in checks}
+    backend, precision = doctor.chosen(checks).detail.split()
+    assert by_name["inference", backend].status == "ok"
+    if backend == "torch-cpu":
+        assert by_name["inference", "torch-cpu"].detail.endswith(precision)
+    assert by_name["pictures", "simplejpeg"].status == by_name["pictures", "OpenCV"].status == "ok"
+    assert f"of {os.cpu_count()} cores" in by_name["machine", "CPU"].detail
+    assert (by_name["GPU", "driver"].status == "ok") == (not gpu.missing())

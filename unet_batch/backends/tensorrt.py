@@ -1,0 +1,309 @@
+"""TensorRT and TensorRT-RTX: plans from `engine.store`, run by `streaming`.
+
+Imports no PyTorch. A plan that was never run on a GPU is proven before its first use: its masks against PyTorch's, which lie
+beside it, and the precision of its layers as the engine inspector tells it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from unet_batch import gpu
+from unet_batch.backends.base import Backend
+from unet_batch.backends.cuda_memory import CudaMemory, open_memory
+from unet_batch.backends.streaming import StreamingExecutor
+from unet_batch.engine import proof
+from unet_batch.engine.flavours import Flavour
+from unet_batch.engine.store import REBUILD, Engine, Sidecar
+from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from unet_batch.engine.onnx_model import Convolution
+    from unet_batch.engine.proof import Parity, Reference
+    from unet_batch.types import ModelSpec, Pixels, Size
+
+STREAMS = 3  # one batch on its way to the GPU, one computed, one on its way back
+
+
+class TensorRTBackend(Backend):
+    """Runs an engine.
+
+    Args:
+        flavour: that built it.
+        engine: as found by `engine.store`.
+        size: (height, width) of the input, inside the engine's profile; None takes the profile's best.
+        batch_size: inside the profile; None takes the profile's best.
+        device: index of the GPU.
+        reason: why this backend was chosen.
+        memory: for tests and measurements; None opens PyCUDA or PyTorch.
+        graphs: whether to repeat batches through CUDA graphs.
+
+    Raises:
+        UsageError: the size or batch lies outside the profile.
+    """
+
+    def __init__(
+        self,
+        flavour: Flavour,
+        engine: Engine,
+        *,
+        size: Size | None = None,
+        batch_size: int | None = None,
+        device: int = 0,
+        reason: str = "",
+        memory: CudaMemory | None = None,
+        graphs: bool = True,
+    ) -> None:
+        profile = engine.sidecar.recipe.profile
+        low, best, high = profile.batch
+        self.flavour = flavour
+        self.engine = engine
+        self.spec = engine.sidecar.spec
+        self.input_size = size or profile.size[1]
+        self.name = flavour.name
+        self.precision = engine.sidecar.recipe.precision
+        self.batch_size = batch_size or best
+        self.least_batch = low
+        self.streams = STREAMS
+        if not profile.holds(self.input_size) or not low <= self.batch_size <= high:
+            height, width = self.input_size
+            raise UsageError(f"{engine.path} takes {profile}, not batch {self.batch_size}, {height}x{width}", hint=REBUILD)
+        self.reason = "; ".join(part for part in (reason, f"{flavour.name} {flavour.version}", _basename(engine.path)) if part)
+        self.device = device
+        self.memory = memory
+        self.graphs = graphs
+        self._undo: ExitStack | None = None
+        self._executor: StreamingExecutor | None = None
+
+    def _open(self) -> None:
+        plan = self.engine.read_plan()
+        with ExitStack() as undo:
+            memory = self.memory or open_memory(self.device)
+            loaded = Plan(self.flavour, plan, memory)
+            undo.callback(loaded.close)
+            if not self.engine.sidecar.verified_on_gpu:
+                self._complete_proof(loaded)
+            program = Program(loaded, (*self.input_size, self.spec.in_channels))
+            executor = StreamingExecutor(
+                memory,
+                program,
+                program.shape,
+                batch=self.batch_size,
+                least=self.least_batch,
+                slots=self.streams,
+                graphs=self.graphs,
+                notes=self.notes,
+            )
+            undo.callback(executor.close)
+            self._executor = executor
+            self.batch_size = executor.batch
+            self._undo = undo.pop_all()
+
+    def _infer(self, pictures: Sequence[Pixels]) -> Pixels:
+        assert self._executor is not None
+        return self._executor.infer(pictures)
+
+    def _resize(self, batch: int) -> None:
+        if self._executor is not None:
+            self._executor.resize(batch)
+
+    def buffer(self) -> Pixels:
+        return super().buffer() if self._executor is None else self._executor.buffer()
+
+    def _close(self) -> None:
+        self._executor = None
+        if self._undo is not None:
+            self._undo.close()
+            self._undo = None
+
+    def _complete_proof(self, plan: Plan) -> None:
+        """Prove a plan that was built where no GPU could run it, and record that; refuse one whose masks are wrong."""
+        sidecar = self.engine.sidecar
+        ran = _execute(plan, sidecar, self.engine.read_reference(), {}, self.device)
+        try:
+            for batch, parity in ran.parities.items():
+                parity.check(self.precision, f"{_basename(self.engine.path)} on {ran.gpu}, {batch}")
+        except BackendError as error:
+            self.engine = self.engine.refused(error.message)
+            raise BackendUnavailable(error.message, hint=REBUILD) from error
+        numbers = {batch: proof.as_dict(parity) for batch, parity in ran.parities.items()}
+        dice = min(parity.dice for parity in ran.parities.values())
+        self.notes.append(f"the engine's first run on a GPU: its masks are PyTorch's, Dice {dice:.5f}")
+        try:
+            self.engine = self.engine.verified(ran.gpu, numbers, ran.shares)
+        except OutputError as error:  # proven all the same, and proven again next time
+            self.notes.append(f"the proof could not be recorded: {error.message}")
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What running a plan showed: on what GPU, parity at each batch size, shares the inspector told, remarks."""
+
+    gpu: str
+    parities: Mapping[str, Parity]
+    shares: Sequence[Mapping[str, Any]]
+    notes: Sequence[str]
+
+
+def execute_proof(
+    flavour: Flavour,
+    plan: bytes,
+    sidecar: Sidecar,
+    reference: Reference,
+    convolutions: Mapping[str, Convolution],
+    device: int = 0,
+) -> Executed:
+    """Run a plan that is not installed yet, on the pictures of the reference.
+
+    Raises:
+        BackendUnavailable: it cannot be loaded on this GPU, or no buffers are to be had.
+        BackendError: it failed while running, or the inspector says that its precision is not the one asked for.
+    """
+    loaded = Plan(flavour, plan, open_memory(device))
+    try:
+        return _execute(loaded, sidecar, reference, convolutions, device)
+    finally:
+        loaded.close()
+
+
+def _execute(
+    plan: Plan,
+    sidecar: Sidecar,
+    reference: Reference,
+    convolutions: Mapping[str, Convolution],
+    device: int,
+) -> Executed:
+    low, best, high = sidecar.recipe.profile.batch
+    notes: list[str] = []
+    program = Program(plan, (*sidecar.recipe.profile.size[1], sidecar.spec.in_channels))
+    parities: dict[str, Parity] = {}
+    for batch in dict.fromkeys((low, best, high)):
+        executor = StreamingExecutor(
+            plan.memory, program, program.shape, batch=batch, least=low, slots=1, pictures=0, graphs=False, notes=notes
+        )
+        with closing(executor):
+            parities |= _parities(executor, reference, sidecar.spec)
+    shares = []
+    found = proof.inspected_precisions(plan.information(), convolutions)
+    counted = proof.share(convolutions, sidecar.recipe.precision, sidecar.float32, found, "engine")
+    if convolutions and len(found) == len(convolutions):
+        counted.check()
+        shares.append(proof.as_dict(counted))
+    elif convolutions and not plan.flavour.strongly_typed:
+        raise BackendError(
+            f"the engine inspector names {len(found)} of {len(convolutions)} convolutions: nothing proves their precision"
+        )
+    driver = gpu.driver()
+    name = driver.gpus[device].name if driver is not None and device < len(driver.gpus) else "GPU"
+    return Executed(name, parities, shares, notes)
+
+
+def _parities(executor: StreamingExecutor, reference: Reference, spec: ModelSpec) -> dict[str, Parity]:
+    def infer(pictures: Pixels) -> Pixels:
+        return executor.infer(list(pictures))
+
+    return proof.prove(lambda batch: infer, reference, spec, (executor.batch,))
+
+
+class Plan:
+    """A plan that the library has loaded.
+
+    Args:
+        flavour: that built it.
+        data: its bytes, compared with the sidecar before.
+        memory: of the GPU it runs on.
+
+    Attributes:
+        input, output: names of its tensors.
+
+    Raises:
+        BackendUnavailable: the library refuses it, or it is not pictures in, maps out.
+    """
+
+    def __init__(self, flavour: Flavour, data: bytes, memory: CudaMemory) -> None:
+        self.flavour = flavour
+        self.memory = memory
+        flavour.errors.clear()
+        with memory.current():
+            self._runtime = flavour.runtime()
+            self.engine = self._runtime.deserialize_cuda_engine(data)
+        if self.engine is None:
+            reason = flavour.take_errors()
+            raise BackendUnavailable(f"{flavour.name} {flavour.version} refuses the plan: {reason}", hint=REBUILD)
+        trt = flavour.module
+        names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+        inputs = [name for name in names if self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        outputs = [name for name in names if name not in inputs]
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise BackendUnavailable(f"the plan has {len(inputs)} inputs and {len(outputs)} outputs, one each expected")
+        for name in names:
+            if self.engine.get_tensor_dtype(name) != trt.DataType.UINT8:
+                raise BackendUnavailable(f"the plan's tensor {name} is {self.engine.get_tensor_dtype(name)}, not UINT8")
+        (self.input,), (self.output,) = inputs, outputs
+
+    def information(self) -> str:
+        """The engine inspector's JSON."""
+        with self.memory.current():
+            inspector = self.engine.create_engine_inspector()
+            return str(inspector.get_engine_information(self.flavour.module.LayerInformationFormat.JSON))
+
+    def close(self) -> None:
+        """Unload it; no execution of it may be left."""
+        with self.memory.current():
+            self.engine = self._runtime = None
+
+    def error(self, what: str) -> BackendError:
+        """What the library just refused, with its own reason."""
+        reason = self.flavour.take_errors()
+        kind = DeviceOutOfMemory if "out of memory" in reason.lower() or "outofmemory" in reason.lower() else BackendError
+        return kind(f"{self.flavour.name}: {what}: {reason}")
+
+
+class Program:
+    """A plan for pictures of one shape, (H, W, C); a `streaming.Program`."""
+
+    def __init__(self, plan: Plan, shape: tuple[int, int, int]) -> None:
+        self._plan = plan
+        self.shape = shape
+
+    def prepare(self, batch: int, pictures: int, maps: int) -> Execution:
+        """See `streaming.Program`."""
+        plan = self._plan
+        plan.flavour.errors.clear()
+        context = plan.engine.create_execution_context()
+        if context is None:
+            raise plan.error(f"no execution context for a batch of {batch}")
+        if not context.set_input_shape(plan.input, (batch, *self.shape)):
+            raise plan.error(f"the plan does not take a batch of {batch} pictures of {self.shape}")
+        if missing := context.infer_shapes():
+            raise plan.error(f"the plan's shapes depend on {missing}")
+        found, expected = tuple(context.get_tensor_shape(plan.output)), (batch, *self.shape[:2])
+        if found != expected:
+            raise BackendError(f"the plan's maps are {found}, {expected} expected")
+        if not (context.set_tensor_address(plan.input, pictures) and context.set_tensor_address(plan.output, maps)):
+            raise plan.error("the plan's buffers cannot be set")
+        return Execution(plan, context)
+
+
+class Execution:
+    """An execution context with its shape and addresses; a `streaming.Execution`."""
+
+    def __init__(self, plan: Plan, context: Any) -> None:
+        self._plan = plan
+        self._context = context
+
+    def enqueue(self, stream: int) -> None:
+        """See `streaming.Execution`."""
+        if not self._context.execute_async_v3(stream):
+            raise self._plan.error("a batch cannot be queued")
+
+    def close(self) -> None:
+        """See `streaming.Execution`."""
+        self._context = None
+
+
+def _basename(path: str) -> str:
+    return path.replace("\\", "/").rpartition("/")[2]

@@ -1,0 +1,391 @@
+"""What can run on this machine, why not, and the command that would change it: `unet-batch doctor` as plain records.
+
+Every library is imported in a process of its own, since the broken ones among them do not raise, they crash or hang; this
+process imports none and needs the standard library only. Of TensorRT nothing but the import is tried: its runtime ends the
+process where there is no driver.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata, util
+from typing import Any, Literal
+
+from unet_batch import gpu
+from unet_batch.engine import flavours
+from unet_batch.pipeline import cpu_count
+from unet_batch.version import __version__
+
+SECONDS = 120.0
+"""What looking at one library may take: PyTorch from a cold network disk needs half a minute, an engine has to be loaded."""
+
+Status = Literal["ok", "missing", "broken", "off"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        group: heading under which it belongs.
+        name: unique within its group.
+        status: `missing`: should be installed; `broken`: installed, but does not work here; `off`: optional, or of no use here.
+        detail: versions, numbers and reasons in a few words.
+        fix: the command, or a sentence, that would change it; may be empty.
+    """
+
+    group: str
+    name: str
+    status: Status
+    detail: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Library:
+    """What came of importing a library in a process of its own.
+
+    Attributes:
+        version: empty where it is not installed.
+        problem: why it cannot be imported; empty when it can.
+        facts: what else it was asked, see `_FACTS`.
+    """
+
+    version: str = ""
+    problem: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def works(self) -> bool:
+        """Installed, and can be imported."""
+        return bool(self.version) and not self.problem
+
+
+Found = Mapping[str, Library]
+
+# Module: (package, the extra of this project that installs it).
+_PACKAGES = {
+    "unet_batch.segmenter": ("unet-batch", ""),
+    "torch": ("torch", ""),
+    "onnx": ("onnx", "onnx"),
+    "onnxscript": ("onnxscript", "onnx"),
+    "onnxruntime": ("onnxruntime", "onnx"),
+    "tensorrt": ("tensorrt", "tensorrt"),
+    "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx"),
+    "pycuda.driver": ("pycuda", "tensorrt"),
+    "simplejpeg": ("simplejpeg", ""),
+    "PIL": ("pillow", ""),
+    "pillow_heif": ("pillow-heif", "heic"),
+    "cv2": ("opencv-python-headless", ""),
+    "av": ("av", ""),
+}
+_RTX_TARGETS = {(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}  # the names in TensorRT-RTX 1.7's ComputeCapability
+_DATA_CENTRE = {(9, 0), (10, 0), (10, 3)}
+
+
+def examine() -> tuple[Check, ...]:
+    """Look at everything; never raises for what it finds. Takes a few seconds: PyTorch has to be loaded."""
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        found = dict(zip(_PACKAGES, pool.map(probe, _PACKAGES), strict=True))
+    groups = (_machine(found), _gpus(), _inference(found), _building(found), _buffers(found), _pictures(found))
+    return tuple(check for group in groups for check in group)
+
+
+def chosen(checks: tuple[Check, ...]) -> Check:
+    """The check that says what `unet-batch run` takes by itself: with status `ok`, backend and precision; else why nothing."""
+    return next(check for check in checks if (check.group, check.name) == ("inference", "auto"))
+
+
+def faster(checks: tuple[Check, ...]) -> Check | None:
+    """The fastest backend that `run` does not take but would after a fix; None where it takes the best already."""
+    for check in checks:
+        if check.group == "inference":
+            if check.name == chosen(checks).detail.partition(" ")[0]:
+                break
+            if check.fix:
+                return check
+    return None
+
+
+# A process for each library ------------------------------------------------------------------------------------------------
+
+# With the caller's search path both processes see the same libraries, and not the `onnx.py` that may lie in the current folder.
+_CHILD = "import sys; sys.path[:] = sys.argv[2:]; from unet_batch.doctor import answer; answer(sys.argv[1])"
+
+
+def probe(module: str) -> Library:
+    """Import `module` in a process of its own, and report."""
+    command = [sys.executable, "-c", _CHILD, module, *sys.path]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=SECONDS
+        )
+        return Library(**json.loads(done.stdout))
+    except subprocess.TimeoutExpired:
+        problem = f"its import had not ended after {SECONDS:.0f} s"
+    except OSError as error:
+        problem = f"no process to import it in: {error.strerror}"
+    except ValueError:  # nothing was printed
+        end = f"exit code {done.returncode}"
+        with suppress(ValueError):
+            end = signal.Signals(-done.returncode).name
+        problem = f"its import kills the process: {end}"
+    return Library(_version(module), problem)
+
+
+def answer(module: str) -> None:
+    """The other end of `probe`: import, print JSON, and leave without the destructors, which may crash as well."""
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what libraries print must not get between
+    library = Library()
+    try:
+        if util.find_spec(module.partition(".")[0]) is not None:
+            library = Library(_version(module))
+            loaded = importlib.import_module(module)
+            library = replace(library, version=str(getattr(loaded, "__version__", library.version)))
+            library = replace(library, facts=_FACTS[module](loaded) if module in _FACTS else {})
+    except BaseException as error:  # noqa: BLE001 - libraries raise anything, SystemExit included
+        if library.version:
+            library = replace(library, problem=_first_line(error))
+    os.write(answers, json.dumps(asdict(library)).encode())
+    os._exit(0)
+
+
+def _version(module: str) -> str:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(_PACKAGES.get(module, (module, ""))[0])
+    return "version unknown"
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(": ")
+
+
+def _choice(segmenter: Any) -> dict[str, Any]:
+    """What `run` would take here, in this folder, and what it would pass over: asked of the code that decides it."""
+    from unet_batch.backends.select import Request, select
+    from unet_batch.backends.torch import TorchBackend
+    from unet_batch.model import checkpoint, zoo
+
+    model = checkpoint.identify(zoo.resolve(None))
+    cpu = TorchBackend(checkpoint.load(model.path), "cpu")
+    auto, passed = select(Request(model, engines_dir=os.environ.get("UNET_BATCH_ENGINES", "engines")))
+    # `auto` is open, and stays so: this process is about to end.
+    steps = {step.name: (step.reason, step.fix.removeprefix("build one: ")) for step in passed}
+    return {"auto": f"{auto.name} {auto.precision}", "cpu": cpu.precision, "why": cpu.reason, "passed": steps}
+
+
+def _cuda(torch: Any) -> dict[str, str]:
+    """Why PyTorch cannot add two numbers on a GPU; empty when it can."""
+    if torch.version.cuda is None:
+        return {"problem": "built without CUDA"}
+    try:  # `is_available` says yes to a GPU for which this build holds no kernels
+        torch.ones(1, device="cuda").add_(1).item()
+    except Exception as error:  # noqa: BLE001 - it is a report
+        return {"problem": _first_line(error)}
+    return {"problem": ""}
+
+
+def _codecs(pil: Any) -> dict[str, bool]:
+    """Formats that Pillow was built with."""
+    check = importlib.import_module("PIL.features").check
+    names = {"PNG": "zlib", "TIFF": "libtiff", "WebP": "webp", "AVIF": "avif", "JPEG 2000": "jpg_2000"}
+    return {name: check(feature) for name, feature in names.items()}
+
+
+_FACTS: dict[str, Callable[[Any], dict[str, Any]]] = {"unet_batch.segmenter": _choice, "torch": _cuda, "PIL": _codecs}
+
+
+# The groups ----------------------------------------------------------------------------------------------------------------
+
+
+def _judge(group: str, name: str, module: str, found: Found, *, wanted: bool = True, note: str = "") -> Check:
+    """A library by itself: installed, and can be imported?"""
+    library, (package, extra) = found[module], _PACKAGES[module]
+    if library.problem:
+        fix = _torch_install() if module == "torch" else f'pip install --force-reinstall "{_requirement(package)}"'
+        return Check(group, name, "broken", f"{library.version}: {library.problem}", fix)
+    if not library.version:
+        fix = f'pip install "unet-batch[{extra}]"' if extra else f'pip install "{_requirement(package)}"'
+        fix = _torch_install() if module == "torch" else fix
+        return Check(group, name, "missing" if wanted else "off", "not installed", fix)
+    return Check(group, name, "ok", library.version + note)
+
+
+def _requirement(package: str) -> str:
+    """`package` with the versions this project accepts, from its own metadata."""
+    with suppress(metadata.PackageNotFoundError):
+        for line in metadata.requires("unet-batch") or ():
+            if re.match(rf"{package}\b(?!-)", line):
+                return line.partition(";")[0].strip()
+    return package
+
+
+def _on_gpu(check: Check, version: str = "") -> Check:
+    """`check`, or why it is of no use without a GPU."""
+    if reason := gpu.missing():
+        return replace(check, status="off", detail=reason + (f"; {version} is installed" if version else ""), fix="")
+    return check
+
+
+def _machine(found: Found) -> list[Check]:
+    group, facts, memory = "machine", found["unet_batch.segmenter"].facts, _memory()
+    return [
+        Check(group, "unet-batch", "ok", __version__),
+        Check(group, "Python", "ok", f"{platform.python_version()}, {sys.executable}"),
+        Check(group, "system", "ok", f"{platform.system()} {platform.release()}, {platform.machine()}"),
+        Check(group, "CPU", "ok", f"{cpu_count()} of {os.cpu_count()} cores" + (f"; {facts['why']}" if facts else "")),
+        Check(group, "memory", "ok" if memory else "off", _gib(memory) if memory else "this system does not tell"),
+    ]
+
+
+def _memory() -> int:
+    """Bytes this process may fill, 0 where the system does not tell; a container may have less than the machine."""
+    total = 0
+    with suppress(OSError, ValueError, AttributeError):  # AttributeError: Windows
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+        total = min(total, int(file.read()))
+    return total
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _gpus() -> list[Check]:
+    group, name, driver = "GPU", "driver", gpu.driver()
+    if driver is None and _nvidia_on_pci():
+        fix = "install the NVIDIA driver; a container must be started with --gpus all"
+        return [Check(group, name, "missing", "an NVIDIA device is built in, but there is no driver", fix)]
+    if driver is None:
+        return [Check(group, name, "off", "no NVIDIA driver: everything runs on the CPU")]
+    newest = "for CUDA up to {}.{}".format(*driver.cuda)
+    if driver.problem:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        fix = "nvidia-smi says more" if hidden is None else f"CUDA_VISIBLE_DEVICES is {hidden!r}: unset it"
+        return [Check(group, name, "broken", f"{newest}, but {driver.problem}", fix)]
+    cards = [Check(group, f"GPU {g.index}", "ok", f"{g.name}, {g.sm}, {_gib(g.memory)}") for g in driver.gpus]
+    return [Check(group, name, "ok", newest), *cards]
+
+
+def _nvidia_on_pci() -> bool:
+    """Whether Linux sees NVIDIA hardware; containers see it too, before anyone has let them use it."""
+    for path in glob.glob("/sys/bus/pci/devices/*/vendor"):
+        with suppress(OSError), open(path, encoding="ascii") as file:
+            if file.read().strip() == "0x10de":
+                return True
+    return False
+
+
+def _torch_install() -> str:
+    """The PyTorch for this machine. pip keeps an installed one, whatever it was built for, unless it is forced."""
+    if (driver := gpu.driver()) is not None and driver.gpus and driver.cuda < (12, 0):
+        return "update the NVIDIA driver: PyTorch needs one for CUDA 12 or newer"
+    return f"pip install --force-reinstall torch -i https://download.pytorch.org/whl/{gpu.torch_wheel()}"
+
+
+def _torch_cuda(group: str, name: str, found: Found) -> Check:
+    torch, fix = found["torch"], _torch_install()
+    check = _judge(group, name, "torch", found)
+    if check.status == "ok" and torch.facts["problem"]:
+        if torch.version.endswith(fix.rpartition("/")[2]):  # installing the same again would change nothing
+            fix = ""
+        check = replace(check, status="broken", detail=f"{torch.version}: {torch.facts['problem']}", fix=fix)
+    return _on_gpu(check)
+
+
+def _tensorrt(group: str, found: Found, note: str = "") -> Check:
+    version = found["tensorrt"].version
+    check = _judge(group, "tensorrt", "tensorrt", found, note=note)
+    if check.status == "ok" and not flavours.is_supported("tensorrt", version):
+        known = ", ".join(flavours.SUPPORTED["tensorrt"])
+        detail, fix = f"{version}: only {known} are supported", f'pip install "{_requirement("tensorrt")}"'
+        check = replace(check, status="broken", detail=detail, fix=fix)
+    return _on_gpu(check, version)
+
+
+def _tensorrt_rtx(group: str, found: Found) -> Check:
+    version, driver = found["tensorrt_rtx"].version, gpu.driver()
+    check = _judge(group, "tensorrt-rtx", "tensorrt_rtx", found)
+    if driver is not None and driver.gpus and driver.gpus[0].compute_capability not in _RTX_TARGETS:
+        card = driver.gpus[0]
+        kind = " (data-centre)" if card.compute_capability in _DATA_CENTRE else ""
+        detail = f"{version or 'not installed'}: it targets RTX GPUs (sm_75 to sm_121), not {card.sm}{kind}"
+        check = replace(check, status="broken" if version else "off", detail=detail, fix="")
+    return _on_gpu(check, version)
+
+
+def _inference(found: Found) -> list[Check]:
+    """What `run` can use, fastest first, and what it takes."""
+    group, segmenter = "inference", found["unet_batch.segmenter"]
+    torch_cuda = _torch_cuda(group, "torch-cuda", found)
+    tensorrt, rtx = _tensorrt(group, found), _tensorrt_rtx(group, found)
+    if torch_cuda.status != "ok" and not found["pycuda.driver"].works:
+        detail = "needs PyTorch with CUDA, or pycuda, for its buffers"
+        tensorrt, rtx = (_lacking(check, detail, torch_cuda.fix) for check in (tensorrt, rtx))
+    if step := segmenter.facts.get("passed", {}).get("tensorrt"):  # the library may be in order, and yet no engine built
+        tensorrt = _lacking(tensorrt, f"{tensorrt.detail}: {step[0]}", step[1])
+    if step := segmenter.facts.get("passed", {}).get("tensorrt-rtx"):
+        rtx = _lacking(rtx, f"{rtx.detail}: {step[0]}", step[1])
+    if tensorrt.status == "ok" and rtx.status == "missing":  # one of them is enough
+        rtx = replace(rtx, status="off", detail="not installed; tensorrt serves", fix="")
+    precision, auto = "", Check(group, "auto", "broken", segmenter.problem)
+    if segmenter.works:
+        precision, auto = f", {segmenter.facts['cpu']}", Check(group, "auto", "ok", segmenter.facts["auto"])
+    return [tensorrt, rtx, torch_cuda, _judge(group, "torch-cpu", "torch", found, note=precision), auto]
+
+
+def _building(found: Found) -> list[Check]:
+    """ONNX from a checkpoint, engines from ONNX."""
+    group, gpu_here = "building engines", not gpu.missing()
+    onnx = [_judge(group, name, name, found, wanted=gpu_here) for name in ("onnx", "onnxscript", "onnxruntime")]
+    tensorrt = _tensorrt(group, found, ": builds for this GPU")
+    note = ": builds for RTX GPUs, needs none itself"
+    rtx = _judge(group, "tensorrt-rtx", "tensorrt_rtx", found, wanted=False, note=note)
+    for need in onnx[:2]:  # onnxruntime only compares results
+        if need.status != "ok":
+            tensorrt, rtx = (_lacking(check, f"needs {need.name}", need.fix) for check in (tensorrt, rtx))
+    return [*onnx, tensorrt, rtx]
+
+
+def _lacking(check: Check, detail: str, fix: str) -> Check:
+    """A library that is in order, but for something else that it needs."""
+    return replace(check, status="missing", detail=detail, fix=fix) if check.status == "ok" else check
+
+
+def _buffers(found: Found) -> list[Check]:
+    """Who owns the memory on the GPU, and the page-locked memory beside it."""
+    torch = _torch_cuda("buffers", "torch.cuda", found)
+    pycuda = _judge("buffers", "pycuda", "pycuda.driver", found)
+    if torch.status == "ok" and pycuda.status == "missing":
+        pycuda = replace(pycuda, status="off", detail="not installed; torch.cuda serves", fix="")
+    return [_on_gpu(pycuda, found["pycuda.driver"].version), torch]
+
+
+def _pictures(found: Found) -> list[Check]:
+    """What reads and writes them."""
+    group, formats = "pictures", found["PIL"].facts
+    pillow = _judge(group, "Pillow", "PIL", found, note=": " + ", ".join(name for name, there in formats.items() if there))
+    if absent := ", ".join(name for name, there in formats.items() if not there):
+        fix = f'pip install --force-reinstall "{_requirement("pillow")}"'
+        pillow = replace(pillow, status="broken", detail=f"{found['PIL'].version}: built without {absent}", fix=fix)
+    return [
+        _judge(group, "simplejpeg", "simplejpeg", found, note=": JPEG through libjpeg-turbo"),
+        pillow,
+        _judge(group, "pillow-heif", "pillow_heif", found, wanted=False, note=": HEIC"),
+        _judge(group, "OpenCV", "cv2", found, note=": resizing, and what is written"),
+        _judge(group, "PyAV", "av", found, note=": video"),
+    ]
