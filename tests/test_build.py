@@ -88,7 +88,7 @@ class TestNetworks:
         assert b"unet_batch" not in plan[-4096:], "nor behind"
         if gpu.missing():
             assert not sidecar.verified_on_gpu
-            assert any("first run on a GPU completes the proof" in note for note in built.notes)
+            assert any("the plan was not run here (no NVIDIA driver)" in note for note in built.notes)
 
     def test_the_bundled_model(self, tmp_path: Path) -> None:
         built = build_engine(options(zoo.resolve(None), tmp_path))
@@ -165,7 +165,6 @@ class TestRequests:
         assert again.engine is not None
         assert built.engine is not None
         assert again.engine.sidecar.recipe == built.engine.sidecar.recipe
-        assert again.engine.sidecar.plan_sha256 == built.engine.sidecar.plan_sha256
 
     def test_onnx_of_another_size(self, small: str, tmp_path: Path) -> None:
         graph = build_engine(options(small, tmp_path, onnx_only=True)).onnx

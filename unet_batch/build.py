@@ -360,7 +360,7 @@ class _Work:
     def _prove_plan(self, plan: bytes, sidecar: Sidecar) -> bool:
         """Run the plan; whether it could be. Raises when it could and its masks are wrong."""
         if reason := gpu.missing():
-            self.notes.append(f"the plan was not run here ({reason}): the first run on a GPU completes the proof")
+            self.notes.append(f"the plan was not run here ({reason})")
             return False
         from unet_batch.backends.tensorrt import execute_proof
 
@@ -369,7 +369,7 @@ class _Work:
         try:
             ran = execute_proof(self.flavour, plan, sidecar, self.reference, self.graph.convolutions)
         except BackendUnavailable as error:
-            self.notes.append(f"the plan was not run here ({error.message}): the first run on a GPU completes the proof")
+            self.notes.append(f"the plan was not run here ({error.message})")
             return False
         self.shares.extend(ran.shares)
         self.notes.extend(ran.notes)

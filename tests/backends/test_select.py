@@ -66,6 +66,14 @@ class TestWithoutADriver:
         ]
         assert all("driver" in step.fix for step in passed)
 
+    @pytest.mark.parametrize("backend", ["auto", "torch"])
+    def test_and_without_pytorch(self, file: CheckpointFile, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Engines run without it, so it may not be there."""
+        monkeypatch.setitem(sys.modules, "unet_batch.backends.torch", None)
+        with pytest.raises(BackendUnavailable, match="no NVIDIA driver; PyTorch is not installed") as caught:
+            select.select(Request(file, backend))
+        assert caught.value.hint == "pip install --force-reinstall torch -i https://download.pytorch.org/whl/cpu"
+
     @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
     def test_an_explicit_choice_never_falls_back(self, file: CheckpointFile, name: str) -> None:
         with pytest.raises(BackendUnavailable, match="no NVIDIA driver") as caught:

@@ -22,6 +22,7 @@ from unet_batch.model.checkpoint import CheckpointFile
 if TYPE_CHECKING:
     from unet_batch.types import Size
 
+_NO_TORCH = "PyTorch is not installed"
 CHOICES = ("auto", *NAMES, "torch")
 
 
@@ -95,7 +96,7 @@ def _automatic(request: Request) -> tuple[Backend, tuple[Step, ...]]:
             passed.append(Step(name, error.message, error.hint))
     try:
         if request.device is None and (reason := missing_gpu()):
-            raise BackendUnavailable(reason, hint=_torch_fix())
+            raise BackendUnavailable(reason, hint=_gpu_fix())
         return _opened(_torch(request, request.device or "cuda", _because(passed))), tuple(passed)
     except BackendUnavailable as error:
         if request.device is not None:
@@ -110,8 +111,10 @@ def missing_gpu() -> str:
     """Why PyTorch cannot use an NVIDIA GPU, in a few words; empty when it can."""
     if reason := gpu.missing():
         return reason
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        return _NO_TORCH
     if not torch.cuda.is_available():
         return "an NVIDIA GPU is present, but this PyTorch was built without CUDA or needs a newer driver"
     return ""
@@ -159,12 +162,14 @@ def _tensorrt(request: Request, name: str, reason: str) -> Backend:
 
 
 def _torch(request: Request, device: str | None, reason: str) -> Backend:
-    from unet_batch.backends.torch import TorchBackend
-
+    try:
+        from unet_batch.backends.torch import TorchBackend
+    except ImportError as error:  # engines run without it, so it may be missing
+        raise BackendUnavailable(f"{reason}; {_NO_TORCH}" if reason else _NO_TORCH, hint=_torch_fix()) from error
     loaded = checkpoint.load(request.model.path)
     backend = TorchBackend(loaded, device, batch_size=request.batch_size, reason=reason, size=request.size)
     if request.require_gpu and backend.name == "torch-cpu":
-        raise BackendUnavailable(f"no GPU can be used: {missing_gpu() or 'not asked for'}", hint=_torch_fix())
+        raise BackendUnavailable(f"no GPU can be used: {missing_gpu() or 'not asked for'}", hint=_gpu_fix())
     return backend
 
 
@@ -184,9 +189,13 @@ def _because(passed: list[Step]) -> str:
     return "; ".join(step.reason if step.name in step.reason else f"{step.name}: {step.reason}" for step in passed)
 
 
-def _torch_fix() -> str:
+def _gpu_fix() -> str:
     if gpu.missing():
         return "install NVIDIA's driver (https://www.nvidia.com/drivers), or run on the CPU without --require-gpu"
+    return _torch_fix()
+
+
+def _torch_fix() -> str:
     return f"pip install --force-reinstall torch -i https://download.pytorch.org/whl/{gpu.torch_wheel()}"
 
 
