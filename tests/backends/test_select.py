@@ -20,7 +20,7 @@ from unet_batch.backends.torch import TorchBackend
 from unet_batch.build import BuildOptions, build_engine
 from unet_batch.engine import flavours, store
 from unet_batch.engine.flavours import Flavour
-from unet_batch.errors import BackendUnavailable, UsageError
+from unet_batch.errors import BackendError, BackendUnavailable, UsageError
 from unet_batch.model import checkpoint
 from unet_batch.model.checkpoint import CheckpointFile
 
@@ -131,6 +131,15 @@ class TestWithAGpu:
         with pytest.raises(BackendUnavailable, match="no CUDA memory"):
             select.select(Request(file, "tensorrt-rtx", engines_dir=str(tmp_path), build=build))
         assert asked == ["tensorrt-rtx"]
+
+    def test_auto_goes_on_when_a_build_or_a_backend_fails(self, file: CheckpointFile, tmp_path: Path) -> None:
+        def build(name: str) -> None:
+            raise BackendError("asked for fp16, but only 3.0% of the arithmetic is fp16")
+
+        backend, passed = select.select(Request(file, engines_dir=str(tmp_path), build=build))
+        with_backend(backend)
+        assert backend.name == "torch-cpu"
+        assert "only 3.0%" in next(step.reason for step in passed if step.name == "tensorrt-rtx")
 
     def test_a_gpu_that_is_not_there(self, file: CheckpointFile) -> None:
         with pytest.raises(BackendUnavailable, match=r"cuda:3: this machine has 1 GPU\(s\)"):

@@ -15,7 +15,7 @@ from unet_batch import gpu
 from unet_batch.backends.base import Backend
 from unet_batch.engine import store
 from unet_batch.engine.flavours import NAMES, Flavour
-from unet_batch.errors import BackendUnavailable, UsageError
+from unet_batch.errors import BackendError, BackendUnavailable, UsageError
 from unet_batch.model import checkpoint, zoo
 from unet_batch.model.checkpoint import CheckpointFile
 
@@ -92,7 +92,7 @@ def _automatic(request: Request) -> tuple[Backend, tuple[Step, ...]]:
     for name in NAMES:
         try:
             return _opened(_tensorrt(request, name, _because(passed))), tuple(passed)
-        except BackendUnavailable as error:
+        except (BackendError, UsageError) as error:  # also one that opens but cannot run, or a build that failed
             passed.append(Step(name, error.message, error.hint))
     try:
         if request.device is None and (reason := missing_gpu()):
