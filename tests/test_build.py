@@ -62,9 +62,12 @@ def built(small: str, tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 def options(model: str, folder: Path, **changes: object) -> BuildOptions:
+    photos = () if model.endswith(".onnx") else tuple(PHOTOS)  # a graph brings its own
     return BuildOptions(
-        model, str(folder), **{"batch": (1, 2, 4), "builder": "tensorrt-rtx", "proof_images": tuple(PHOTOS), **changes}
-    )  # type: ignore[arg-type]
+        model,
+        str(folder),
+        **{"batch": (1, 2, 4), "builder": "tensorrt-rtx", "proof_images": photos, **changes},  # type: ignore[arg-type]
+    )
 
 
 def stages(seen: list[str]) -> object:
@@ -165,6 +168,12 @@ class TestRequests:
         assert again.engine is not None
         assert built.engine is not None
         assert again.engine.sidecar.recipe == built.engine.sidecar.recipe
+
+    def test_onnx_and_pictures_of_ones_own(self, small: str, tmp_path: Path) -> None:
+        graph = build_engine(options(small, tmp_path, onnx_only=True)).onnx
+        assert graph is not None
+        with pytest.raises(UsageError, match="PyTorch's masks of other pictures need the checkpoint"):
+            build_engine(options(graph, tmp_path, proof_images=tuple(PHOTOS)))
 
     def test_onnx_of_another_size(self, small: str, tmp_path: Path) -> None:
         graph = build_engine(options(small, tmp_path, onnx_only=True)).onnx
@@ -325,12 +334,15 @@ class TestCache:
         assert sum("waiting" in out for out, _ in outputs) == 1
 
     def test_killed_while_building(self, small: str, tmp_path: Path) -> None:
+        tmp_path.joinpath(".ub-00000000-1-00000000.part").write_bytes(b"half a plan")
+        os.utime(tmp_path / ".ub-00000000-1-00000000.part", (0, 0))
         process = start(small, tmp_path, KILLED)
         process.communicate(timeout=100)
         assert process.returncode == -signal.SIGKILL
         assert not list(tmp_path.glob("*.json")), "nothing that a later run trusts"
         assert list(tmp_path.glob("*.onnx")), "it was killed after the export"
         assert not build_engine(options(small, tmp_path)).was_there
+        assert not list(tmp_path.glob("*.part")), "halves of files are cleared away"
 
     def test_killed_between_the_plan_and_its_sidecar(self, small: str, built: Built, tmp_path: Path) -> None:
         path = copied(built, tmp_path)

@@ -124,6 +124,13 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
     source = _Source(options.model)
     size = options.size or (source.spec.input_size,) * 3
     profile = Profile(options.batch, size)
+    for each in size:
+        onnx_model.check_size(each, source.spec)
+    if source.onnx is not None and options.proof_images:
+        raise UsageError(
+            f"{options.model} is an ONNX graph: PyTorch's masks of other pictures need the checkpoint",
+            hint="leave --proof-images out, or build from the checkpoint",
+        )
     flavour, missing = (None, None) if options.onnx_only else _builder(options.builder)
     if flavour is None:
         stem = f"{source.spec.name}-{size[1][0]}x{size[1][1]}-{options.precision}"
@@ -224,7 +231,15 @@ class _Work:
         cache_path = options.timing_cache or os.path.join(
             options.engines_dir, f".timing-{recipe.flavour}-{recipe.version}-{recipe.target}.cache"
         )
-        compiler = CompilerOptions(options.precision, options.workspace, options.opt_level, options.hardware_compat)
+        compiler = CompilerOptions(
+            options.precision,
+            options.workspace,
+            options.opt_level,
+            options.hardware_compat,
+            float32=tuple(name for name, found in self.graph.convolutions.items() if found.layer in kept),
+        )
+        if options.timing_cache and flavour.name == "tensorrt-rtx":
+            self.notes.append("tensorrt-rtx keeps no timing cache: it times nothing")
         compiled = compile_plan(
             flavour,
             self.graph.data,
@@ -336,10 +351,11 @@ class _Work:
         from unet_batch import export
 
         low, best, high = self.profile.size
-        for size in (low, best, high):
-            export.check_size(size, self.source.checkpoint.model.stride)
         precision = "fp32" if self.weak else self.options.precision
-        opset = self.options.opset or (self.flavour.max_opset if self.flavour is not None else None)
+        newest = self.flavour.max_opset if self.flavour is not None else None
+        opset = self.options.opset or newest
+        if opset is not None and newest is not None and opset > newest:
+            raise UsageError(f"opset {opset}: {self.flavour} reads up to {newest}", hint=f"use --opset {newest}")
         return export.export(
             self.source.checkpoint, precision=precision, size=best, any_size=low != high, opset=opset, float32=kept
         )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from unet_batch.engine.onnx_model import GRAPH_VERSION, INPUT, KEY, OUTPUT, OnnxModel, parse
+from unet_batch.engine.onnx_model import GRAPH_VERSION, INPUT, KEY, OUTPUT, OnnxModel, check_size, parse
 from unet_batch.engine.proof import MIN_DICE, compare
 from unet_batch.errors import BackendError, BackendUnavailable, UsageError
 from unet_batch.model import spec as spec_json
@@ -71,7 +71,7 @@ def export(
     if not lowest <= opset <= OPSETS[1]:
         raise UsageError(f"opset {opset}: {lowest} to {OPSETS[1]} expected for {precision}")
     size = size or checkpoint.spec.input_size
-    check_size(size, checkpoint.model.stride)
+    check_size(size, checkpoint.spec)
     graph = Graph(checkpoint.model, checkpoint.spec, DTYPES[precision], float32=float32).eval()
     proto = _trace(graph, size, checkpoint.spec.in_channels, checkpoint.model.stride if any_size else None, opset)
     proto.ir_version = _IR.get(opset, proto.ir_version)
@@ -95,17 +95,6 @@ def export(
     except Exception as error:  # onnx's ValidationError and InferenceError share no base
         raise BackendError(f"the exported graph is not valid ONNX: {' '.join(str(error).split())[:300]}") from error
     return parse(proto.SerializeToString())
-
-
-def check_size(size: Size, stride: int) -> None:
-    """Raise UsageError, with the nearest size that fits, for one that the network's levels do not divide."""
-    height, width = size
-    if height % stride or width % stride:
-        fits = tuple(max(stride, round(side / stride) * stride) for side in size)
-        raise UsageError(
-            f"size {height}x{width}: an engine of this network takes heights and widths that {stride} divides",
-            hint=f"use --size {fits[0]}x{fits[1]}",
-        )
 
 
 def reference_maps(checkpoint: Checkpoint, pictures: Pixels, progress: Callable[[int], None] = lambda done: None) -> Pixels:

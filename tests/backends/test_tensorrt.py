@@ -39,13 +39,19 @@ class HostPlan:
     largest = 1000
     inspector = json.dumps({"Layers": []})
 
-    def __init__(self, flavour: SimpleNamespace, data: bytes, memory: HostMemory) -> None:
+    compiled = b""
+
+    def __init__(self, flavour: SimpleNamespace, data: bytes, memory: HostMemory, kernels: bytes = b"") -> None:
         assert data == b"plan"
+        self.given = kernels
         HostPlan.loaded += 1
         self.flavour, self.memory = flavour, memory
 
     def information(self) -> str:
         return self.inspector
+
+    def kernels(self) -> bytes:
+        return self.given or self.compiled
 
     def close(self) -> None:
         HostPlan.loaded -= 1
@@ -176,6 +182,18 @@ class TestRunning:
             ]
             batch = pictures(2, shape=SHAPE)
             assert np.array_equal(opened.infer(batch), brightness(batch))
+
+    def test_what_was_compiled_for_this_gpu_is_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(HostPlan, "compiled", b"kernels")
+        made = engine(tmp_path, verified=True)
+        with backend(made):
+            pass
+        kept = Path(made.path.replace(".plan", "-sm_90.kernels"))
+        assert kept.read_bytes() == b"kernels"
+        kept.write_bytes(b"of an earlier run")
+        monkeypatch.setattr(store.Engine, "write_kernels", lambda *_: pytest.fail("nothing new to keep"))
+        with backend(made) as opened:
+            assert opened.notes == []
 
     def test_nothing_is_left(self, tmp_path: Path) -> None:
         memory = HostMemory()

@@ -82,7 +82,9 @@ class TensorRTBackend(Backend):
         plan = self.engine.read_plan()
         with ExitStack() as undo:
             memory = self.memory or open_memory(self.device)
-            loaded = Plan(self.flavour, plan, memory)
+            target = self._gpu().sm
+            kernels = self.engine.read_kernels(target)
+            loaded = Plan(self.flavour, plan, memory, kernels)
             undo.callback(loaded.close)
             if not self.engine.sidecar.verified_on_gpu:
                 self._complete_proof(loaded)
@@ -100,6 +102,7 @@ class TensorRTBackend(Backend):
             undo.callback(executor.close)
             self._executor = executor
             self.batch_size = executor.batch
+            self._keep(loaded.kernels(), kernels, target)
             self._undo = undo.pop_all()
 
     def _infer(self, pictures: Sequence[Pixels]) -> Pixels:
@@ -118,6 +121,20 @@ class TensorRTBackend(Backend):
         if self._undo is not None:
             self._undo.close()
             self._undo = None
+
+    def _keep(self, kernels: bytes, known: bytes, target: str) -> None:
+        """Save what was compiled while opening, so that the next run opens at once."""
+        if kernels and kernels != known:
+            try:
+                self.engine.write_kernels(target, kernels)
+            except OutputError as error:
+                self.notes.append(f"compiled kernels could not be kept: {error.message}")
+
+    def _gpu(self) -> gpu.Gpu:
+        driver = gpu.driver()
+        if driver is None or self.device >= len(driver.gpus):
+            raise BackendUnavailable(f"{self.name}: {gpu.missing() or f'there is no GPU {self.device}'}")
+        return driver.gpus[self.device]
 
     def _complete_proof(self, plan: Plan) -> None:
         """Prove a plan that was built where no GPU could run it, and record that; refuse one whose masks are wrong."""
@@ -215,6 +232,7 @@ class Plan:
         flavour: that built it.
         data: its bytes, compared with the sidecar before.
         memory: of the GPU it runs on.
+        kernels: that were compiled in an earlier run.
 
     Attributes:
         input, output: names of its tensors.
@@ -223,7 +241,7 @@ class Plan:
         BackendUnavailable: the library refuses it, or it is not pictures in, maps out.
     """
 
-    def __init__(self, flavour: Flavour, data: bytes, memory: CudaMemory) -> None:
+    def __init__(self, flavour: Flavour, data: bytes, memory: CudaMemory, kernels: bytes = b"") -> None:
         self.flavour = flavour
         self.memory = memory
         flavour.errors.clear()
@@ -243,6 +261,21 @@ class Plan:
             if self.engine.get_tensor_dtype(name) != trt.DataType.UINT8:
                 raise BackendUnavailable(f"the plan's tensor {name} is {self.engine.get_tensor_dtype(name)}, not UINT8")
         (self.input,), (self.output,) = inputs, outputs
+        with memory.current():
+            self._config = flavour.runtime_config(self.engine, kernels)
+
+    def context(self) -> Any | None:
+        """A new execution context; None where there was no memory for one."""
+        if self._config is None:
+            return self.engine.create_execution_context()
+        return self.engine.create_execution_context(self._config)
+
+    def kernels(self) -> bytes:
+        """What was compiled for this GPU; empty where the plan holds it all."""
+        if self._config is None:
+            return b""
+        with self.memory.current():
+            return bytes(self._config.get_runtime_cache().serialize())
 
     def information(self) -> str:
         """The engine inspector's JSON."""
@@ -253,7 +286,7 @@ class Plan:
     def close(self) -> None:
         """Unload it; no execution of it may be left."""
         with self.memory.current():
-            self.engine = self._runtime = None
+            self._config = self.engine = self._runtime = None
 
     def error(self, what: str) -> BackendError:
         """What the library just refused, with its own reason."""
@@ -273,7 +306,7 @@ class Program:
         """See `streaming.Program`."""
         plan = self._plan
         plan.flavour.errors.clear()
-        context = plan.engine.create_execution_context()
+        context = plan.context()
         if context is None:
             raise plan.error(f"no execution context for a batch of {batch}")
         if not context.set_input_shape(plan.input, (batch, *self.shape)):

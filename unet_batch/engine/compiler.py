@@ -58,12 +58,14 @@ class CompilerOptions:
         workspace: most bytes of scratch memory a kernel may take; None leaves it to TensorRT.
         opt_level: 0 (quick build) to 5 (best kernels); None leaves TensorRT's own.
         hardware_compat: one of `HARDWARE_COMPAT`.
+        float32: names of convolutions in the graph that stay float32; 8.6 needs to be told.
     """
 
     precision: str = "fp16"
     workspace: int | None = None
     opt_level: int | None = None
     hardware_compat: str = "none"
+    float32: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def compile_plan(
     if config.add_optimization_profile(optimization) < 0:
         raise BackendError(f"{flavour.name} refuses the profile {profile}: {flavour.take_errors()}")
     if not flavour.strongly_typed and options.precision != "fp32":
-        _lower_precision(trt, network, config, options.precision)
+        _lower_precision(trt, network, config, options)
     monitor = flavour.progress_monitor(progress)
     if monitor is not None:
         config.progress_monitor = monitor
@@ -191,15 +193,16 @@ def _set_timing_cache(flavour: Flavour, config: Any, data: bytes | None) -> Any 
     return cache
 
 
-def _lower_precision(trt: Any, network: Any, config: Any, precision: str) -> None:
+def _lower_precision(trt: Any, network: Any, config: Any, options: CompilerOptions) -> None:
     """Weak typing (8.6): the convolutions of the body in half, the head and all behind it in float32."""
-    config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
+    config.set_flag(getattr(trt.BuilderFlag, options.precision.upper()))
+    lower = trt.DataType.HALF if options.precision == "fp16" else trt.DataType.BF16
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
     layers = _layers(network)
     head = max(index for index, layer in enumerate(layers) if _is_convolution(trt, layer))
     for index, layer in enumerate(layers):
         if index < head and _is_convolution(trt, layer):
-            layer.precision = trt.DataType.HALF if precision == "fp16" else trt.DataType.BF16
+            layer.precision = trt.DataType.FLOAT if layer.name in options.float32 else lower
         elif index == head or (index > head and layer.type in (trt.LayerType.ACTIVATION, trt.LayerType.ELEMENTWISE)):
             layer.precision = trt.DataType.FLOAT
 

@@ -69,6 +69,9 @@ class Flavour:
         self.errors: list[str] = []
         self.logger = _logger(self.module, self.errors)
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
     @property
     def strongly_typed(self) -> bool:
         """Whether precision comes from the graph; otherwise a float32 graph and a flag ask for it (8.6)."""
@@ -108,6 +111,24 @@ class Flavour:
         if runtime is None:
             raise BackendUnavailable(f"{self.name} {self.version}: {self.take_errors()}")
         return runtime
+
+    def runtime_config(self, engine: Any, kernels: bytes) -> Any | None:
+        """How execution contexts of an engine are made; None where there is nothing to say.
+
+        TensorRT-RTX compiles kernels when it meets a shape. By default it answers with slower ones until those are ready: masks
+        would then depend on the time, and a CUDA graph would keep the slow ones. `kernels` holds those of an earlier run.
+        """
+        if self.name != "tensorrt-rtx":
+            return None
+        config = engine.create_runtime_config()
+        strategies = getattr(self.module, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is not None:
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        cache = config.create_runtime_cache()
+        if kernels and not cache.deserialize(kernels):
+            self.errors.clear()  # of another GPU or version: they are compiled again
+        config.set_runtime_cache(cache)
+        return config
 
     def progress_monitor(self, step: Callable[[float], None]) -> Any | None:
         """A monitor that reports the share of the build that is done, and stops it when `step` raises; None in 8.6.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError
+from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, UsageError
 from unet_batch.model import spec as spec_json
 from unet_batch.types import ModelSpec, Size
 
@@ -121,6 +121,18 @@ def parse(data: bytes) -> OnnxModel:
         if isinstance(error, CheckpointError) or not type(error).__module__.startswith(("google.", "onnx")):
             raise
         raise CheckpointError(f"not an ONNX graph, or a damaged one ({len(data):,} bytes): {error}", hint=hint) from error
+
+
+def check_size(size: Size, spec: ModelSpec) -> None:
+    """Raise UsageError, with the nearest size that fits, for one that the network's levels do not divide."""
+    stride = 2 ** (len(spec.widths) - 1)
+    height, width = size
+    if height % stride or width % stride:
+        fits = tuple(max(stride, round(side / stride) * stride) for side in size)
+        raise UsageError(
+            f"size {height}x{width}: an engine of this network takes heights and widths that {stride} divides",
+            hint=f"use --size {fits[0]}x{fits[1]}",
+        )
 
 
 def sha256(data: bytes) -> str:

@@ -32,7 +32,7 @@ from unet_batch.engine.onnx_model import GRAPH_VERSION
 from unet_batch.engine.proof import Reference
 from unet_batch.errors import BackendUnavailable, CheckpointError, OutputError
 from unet_batch.model import spec as spec_json
-from unet_batch.sinks import make_folder, write_atomic, write_json
+from unet_batch.sinks import OutputTree, make_folder, write_atomic, write_json
 from unet_batch.types import ModelSpec, Size
 
 if TYPE_CHECKING:
@@ -171,6 +171,18 @@ class Engine:
                 hint=REBUILD,
             )
         return data
+
+    def read_kernels(self, target: str) -> bytes:
+        """Kernels that TensorRT-RTX compiled in an earlier run on a GPU like this, `sm_89`; empty if there are none."""
+        try:
+            with open(_beside(self.path, f"-{target}.kernels"), "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
+
+    def write_kernels(self, target: str, kernels: bytes) -> None:
+        """Keep them for the next run. Raises OutputError."""
+        write_atomic(_beside(self.path, f"-{target}.kernels"), kernels)
 
     def read_reference(self) -> Reference:
         """Pictures and PyTorch's maps.
@@ -343,6 +355,7 @@ def building(folder: str, stem: str, on_wait: Callable[[], None]) -> Iterator[bo
         waited = True
     except OSError as error:
         raise OutputError(f"{lock.lock_file} cannot be locked: {error.strerror or error}", hint="use --engines-dir") from error
+    OutputTree(folder, ()).clean_leftovers()  # halves of files that a killed build left
     try:
         yield waited
     finally:
