@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from unet_batch import gpu
 from unet_batch.cli.errors import printable
 
 if TYPE_CHECKING:
@@ -113,8 +114,9 @@ class Screen(Lines):
             f"sha256 {loaded.sha256[:12]}",
         )
         self.line("backend", f"{backend.name} {backend.precision} ({backend.reason})")
-        for fix in dict.fromkeys(step.fix for step in passed if step.fix):
-            self.line("", f"faster: {fix}")
+        if not gpu.missing():  # what helps a GPU is no advice where there is none
+            for fix in dict.fromkeys(step.fix for step in passed if step.fix):
+                self.line("", f"faster: {fix}")
         for note in backend.notes:
             self.line("note", note)
         self.line(
