@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,10 +18,11 @@ from PIL import Image
 
 from tests.models import confident, overflowing
 from unet_batch import gpu
-from unet_batch.build import BuildOptions, Built, build_engine, proof_pictures
+from unet_batch.build import BuildOptions, Built, build_engine
 from unet_batch.engine import flavours, onnx_model, store
 from unet_batch.engine.compiler import Profile
 from unet_batch.engine.flavours import Flavour
+from unet_batch.engine.pictures import proof_pictures
 from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, OutputError, SourceError, UsageError
 from unet_batch.model import checkpoint, zoo
 from unet_batch.model.checkpoint import Checkpoint
@@ -160,6 +162,17 @@ class TestRequests:
         with pytest.raises(BackendError, match=r"asked for fp16, but only 0\.0% of the convolutions' arithmetic is fp16"):
             build_engine(options(graph, tmp_path))
         assert not list(tmp_path.glob("*.plan"))
+
+    def test_a_graph_that_float16_breaks_is_mended_without_a_builder_too(self, tmp_path: Path) -> None:
+        built = build_engine(options(saved(tmp_path, overflowing(confident(size=SIZE))), tmp_path, onnx_only=True))
+        assert built.onnx is not None
+        assert onnx_model.read(built.onnx).float32 == ("down.1.0", "down.1.3")
+
+    @pytest.mark.parametrize("name", ["../../evil", "/etc/x", "..", "a b/ü\n\x1b[31m", "C:\\x", "n" * 300])
+    def test_a_models_name_leads_nowhere(self, name: str, built: Built) -> None:
+        assert built.engine is not None
+        stem = built.engine.sidecar.recipe.stem(replace(built.engine.sidecar.spec, name=name))
+        assert re.fullmatch(r"[\w-][\w.-]{0,100}", stem, re.ASCII)
 
     def test_from_onnx_without_the_checkpoint(self, small: str, built: Built, tmp_path: Path) -> None:
         graph = build_engine(options(small, tmp_path / "here", onnx_only=True)).onnx

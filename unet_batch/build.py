@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from unet_batch import gpu
 from unet_batch.engine import onnx_model, proof, store
 from unet_batch.engine.compiler import CompilerOptions, Profile, check_can_build, compile_plan
@@ -23,7 +21,7 @@ from unet_batch.engine.flavours import NAMES, Flavour, install_line
 from unet_batch.engine.onnx_model import GRAPH_VERSION, OnnxModel, OnnxRunner
 from unet_batch.engine.proof import Reference
 from unet_batch.engine.store import Engine, Recipe, Sidecar
-from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, UnetBatchError, UsageError
+from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, UsageError
 from unet_batch.model import checkpoint
 from unet_batch.model.checkpoint import CheckpointFile
 from unet_batch.sinks import make_folder, write_atomic
@@ -36,10 +34,6 @@ if TYPE_CHECKING:
 
 BUILDERS = ("auto", *NAMES)
 DEFAULT_BATCH = (1, 32, 32)
-# Pictures of the proof when nobody gives any: drawn scenes, which the bundled model knows.
-SCENES = 16
-FIRST_SCENE = 3_000_000  # far from the seeds of training, tests and demonstrations
-MAX_PROOF_PICTURES = 100
 # ONNX Runtime on a CPU holds all activations of a batch: so many pixels in a batch are enough to prove it.
 _ONNX_PIXELS = 64 * 160 * 240
 
@@ -132,41 +126,30 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
             hint="leave --proof-images out, or build from the checkpoint",
         )
     flavour, missing = (None, None) if options.onnx_only else _builder(options.builder)
-    if flavour is None:
-        stem = f"{source.spec.name}-{size[1][0]}x{size[1][1]}-{options.precision}"
-        with store.building(options.engines_dir, stem, lambda: progress("another process builds this; waiting", 0)):
-            work = _Work(options, source, profile, None, progress)
-            work.export(())
-            return Built(
-                onnx=work.write_onnx(),
-                proofs=work.proofs,
-                shares=work.shares,
-                notes=work.notes,
-                missing=missing.message if missing else "",
-                fix=missing.hint if missing else "",
-            )
-    recipe = _recipe(options, source, profile, flavour)
-    if not options.force and (engine := _existing(options.engines_dir, recipe, source.spec)):
+    recipe = None if flavour is None else _recipe(options, source, profile, flavour)
+    if recipe and not options.force and (engine := _existing(options.engines_dir, recipe, source.spec)):
         return Built(engine=engine, was_there=True)
 
     def waiting() -> None:
-        progress("another process builds this engine; waiting", 0)
+        progress("another process builds this; waiting", 0)
 
-    with store.building(options.engines_dir, recipe.stem(source.spec), waiting) as waited:
-        if waited and (engine := _existing(options.engines_dir, recipe, source.spec)):
+    stem = recipe.stem(source.spec) if recipe else f"{store.file_name(source.spec)}-{source.sha256[:8]}"
+    with store.building(options.engines_dir, stem, waiting) as waited:
+        if recipe and waited and (engine := _existing(options.engines_dir, recipe, source.spec)):
             return Built(engine=engine, was_there=True)
-        work = _Work(options, source, profile, flavour, progress)
+        work = _Work(options, source, profile, flavour, recipe, progress)
         try:
-            return work.build(recipe, ())
+            built = work.build(())
         except _Imprecise as failed:
             kept = work.offenders()
             if not kept:
                 raise failed.error from None
             work.notes.append(f"{options.precision} breaks {', '.join(kept)}: kept in float32 ({failed.error.message})")
             try:
-                return work.build(recipe, kept)
+                built = work.build(kept)
             except _Imprecise as again:
                 raise again.error from None
+    return built if missing is None else replace(built, missing=missing.message, fix=missing.hint)
 
 
 class _Imprecise(Exception):
@@ -205,12 +188,19 @@ class _Work:
     """One build: the graph, its proof, the plan, its proof."""
 
     def __init__(
-        self, options: BuildOptions, source: _Source, profile: Profile, flavour: Flavour | None, progress: Progress
+        self,
+        options: BuildOptions,
+        source: _Source,
+        profile: Profile,
+        flavour: Flavour | None,
+        recipe: Recipe | None,
+        progress: Progress,
     ) -> None:
         self.options = options
         self.source = source
         self.profile = profile
         self.flavour = flavour
+        self.recipe = recipe
         self.progress = progress
         self.notes: list[str] = []
         self.proofs: dict[str, Any] = {}
@@ -223,11 +213,13 @@ class _Work:
         """TensorRT 8.6 takes a float32 graph and is told to use half."""
         return self.flavour is not None and not self.flavour.strongly_typed
 
-    def build(self, recipe: Recipe, kept: Sequence[str]) -> Built:
-        options, flavour = self.options, self.flavour
-        assert flavour is not None
+    def build(self, kept: Sequence[str]) -> Built:
+        """All of it; the graph alone where nothing compiles it."""
+        options, flavour, recipe = self.options, self.flavour, self.recipe
         self.export(kept)
         onnx_path = self.write_onnx()
+        if flavour is None or recipe is None:
+            return Built(onnx=onnx_path, proofs=self.proofs, shares=self.shares, notes=self.notes)
         cache_path = options.timing_cache or os.path.join(
             options.engines_dir, f".timing-{recipe.flavour}-{recipe.version}-{recipe.target}.cache"
         )
@@ -307,8 +299,8 @@ class _Work:
         height, width = self.profile.size[1]
         free = "" if self.graph.size else "-any"
         opset = f"-opset{self.graph.opset}" if self.options.opset or self.weak else ""
-        name = f"{self.source.spec.name}-{height}x{width}{free}-{self.graph.precision}{opset}-{self.source.sha256[:8]}.onnx"
-        path = os.path.join(self.options.engines_dir, name)
+        kind = f"{height}x{width}{free}-{self.graph.precision}{opset}-{self.source.sha256[:8]}"
+        path = os.path.join(self.options.engines_dir, f"{store.file_name(self.source.spec)}-{kind}.onnx")
         make_folder(self.options.engines_dir)
         write_atomic(os.path.splitext(path)[0] + ".npz", store.pack(self.reference))
         write_atomic(path, self.graph.data, sync=True)
@@ -330,7 +322,9 @@ class _Work:
             if self.source.onnx is not None:
                 self._reference = store.unpack(os.path.splitext(self.source.path)[0] + ".npz")
             else:
+                # Imported here: a graph brings its own pictures, and is built where no decoder and no PyTorch are installed.
                 from unet_batch import export
+                from unet_batch.engine.pictures import proof_pictures
 
                 pictures, note = proof_pictures(self.options.proof_images, self.source.spec, self.profile.size[1])
                 count = len(pictures)
@@ -391,44 +385,6 @@ class _Work:
         self.notes.extend(ran.notes)
         self._judge(ran.gpu, ran.parities)
         return True
-
-
-def proof_pictures(paths: Sequence[str], spec: ModelSpec, size: Size) -> tuple[Pixels, str]:
-    """Pictures to prove an engine on, uint8 (N, H, W, 3), and a sentence about files that could not be read.
-
-    Args:
-        paths: sources as `run` takes them, of which up to a hundred are read, spread evenly; none draws scenes.
-        spec: of the model.
-        size: (height, width) of its input.
-
-    Raises:
-        SourceError: a source holds no pictures.
-        UsageError: the model does not take RGB, or no picture can be read.
-    """
-    if spec.in_channels != 3:
-        raise UsageError(f"{spec.name} takes {spec.in_channels} channels, pictures are read as RGB (3)")
-    # Imported here: an engine can be built from an ONNX graph, which brings its own pictures, where no decoder is installed.
-    from unet_batch import geometry, images, scenes
-    from unet_batch.sources import collect
-
-    if not paths:
-        # Twice the network's size, as photos are larger than what the network sees.
-        at = (min(1024, max(128, 2 * size[0])), min(1536, max(192, 2 * size[1])))
-        drawn = [scenes.draw(FIRST_SCENE + number, at)[0] for number in range(SCENES)]
-        return np.stack([geometry.to_network(photo, geometry.place(at, size)) for photo in drawn]), ""
-    items = collect(paths, is_picture=images.is_supported).items
-    chosen = [items[round(number)] for number in np.linspace(0, len(items) - 1, min(len(items), MAX_PROOF_PICTURES))]
-    pictures, failures = [], []
-    for item in chosen:
-        try:
-            picture = images.read(item.path)
-            pictures.append(geometry.to_network(picture.pixels, geometry.place(picture.size, size)))
-        except UnetBatchError as error:
-            failures.append(error.message)
-    if not pictures:
-        raise UsageError(f"none of the {len(chosen)} proof pictures can be read, for example: {failures[0]}")
-    note = f"{len(failures)} of {len(chosen)} proof pictures cannot be read, for example: {failures[0]}" if failures else ""
-    return np.stack(pictures), note
 
 
 def _builder(name: str) -> tuple[Flavour | None, BackendUnavailable | None]:

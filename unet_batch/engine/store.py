@@ -93,10 +93,9 @@ class Recipe:
 
     def stem(self, spec: ModelSpec) -> str:
         """Name of its files, without their suffixes."""
-        name = re.sub(r"[^\w.-]+", "-", spec.name, flags=re.ASCII).strip(".-")[:60] or "model"
         low, best, high = self.profile.size
         size = f"{best[0]}x{best[1]}" if low == high else f"{low[0]}x{low[1]}-{high[0]}x{high[1]}"
-        return f"{name}-{size}-{self.precision}-{self.key[:8]}"
+        return f"{file_name(spec)}-{size}-{self.precision}-{self.key[:8]}"
 
 
 @dataclass(frozen=True)
@@ -207,6 +206,11 @@ class Engine:
 
 
 REBUILD = "build it again: unet-batch build-engine --force, or run with --build"
+
+
+def file_name(spec: ModelSpec) -> str:
+    """The model's name as part of a file name: whatever a checkpoint calls itself, it stays in the folder."""
+    return re.sub(r"[^\w.-]+", "-", spec.name, flags=re.ASCII).strip(".-")[:60] or "model"
 
 
 def load(path: str) -> Engine:

@@ -1,0 +1,55 @@
+"""Pictures to prove an engine on: the user's own, else drawn scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unet_batch import geometry, images, scenes
+from unet_batch.errors import UnetBatchError, UsageError
+from unet_batch.sources import collect
+from unet_batch.types import ModelSpec, Size
+
+if TYPE_CHECKING:
+    from unet_batch.types import Pixels
+
+# Pictures of the proof when nobody gives any: drawn scenes, which the bundled model knows.
+SCENES = 16
+FIRST_SCENE = 3_000_000  # far from the seeds of training, tests and demonstrations
+MAX_PROOF_PICTURES = 100
+
+
+def proof_pictures(paths: Sequence[str], spec: ModelSpec, size: Size) -> tuple[Pixels, str]:
+    """Pictures to prove an engine on, uint8 (N, H, W, 3), and a sentence about files that could not be read.
+
+    Args:
+        paths: sources as `run` takes them, of which up to a hundred are read, spread evenly; none draws scenes.
+        spec: of the model.
+        size: (height, width) of its input.
+
+    Raises:
+        SourceError: a source holds no pictures.
+        UsageError: the model does not take RGB, or no picture can be read.
+    """
+    if spec.in_channels != 3:
+        raise UsageError(f"{spec.name} takes {spec.in_channels} channels, pictures are read as RGB (3)")
+    if not paths:
+        # Twice the network's size, as photos are larger than what the network sees.
+        at = (min(1024, max(128, 2 * size[0])), min(1536, max(192, 2 * size[1])))
+        drawn = [scenes.draw(FIRST_SCENE + number, at)[0] for number in range(SCENES)]
+        return np.stack([geometry.to_network(photo, geometry.place(at, size)) for photo in drawn]), ""
+    items = collect(paths, is_picture=images.is_supported).items
+    chosen = [items[round(number)] for number in np.linspace(0, len(items) - 1, min(len(items), MAX_PROOF_PICTURES))]
+    pictures, failures = [], []
+    for item in chosen:
+        try:
+            picture = images.read(item.path)
+            pictures.append(geometry.to_network(picture.pixels, geometry.place(picture.size, size)))
+        except UnetBatchError as error:
+            failures.append(error.message)
+    if not pictures:
+        raise UsageError(f"none of the {len(chosen)} proof pictures can be read, for example: {failures[0]}")
+    note = f"{len(failures)} of {len(chosen)} proof pictures cannot be read, for example: {failures[0]}" if failures else ""
+    return np.stack(pictures), note
