@@ -142,6 +142,10 @@ class TestShare:
         assert share.overall == pytest.approx(0.9)
         share.check()
 
+    def test_of_nothing_nothing_is_proven(self) -> None:
+        with pytest.raises(BackendError):
+            proof.share({}, "fp16", (), {}, "engine").check()
+
     def test_what_nobody_names_is_not_in_the_precision(self) -> None:
         assert proof.share(CONVOLUTIONS, "fp16", (), {}, "engine").body == 0
 

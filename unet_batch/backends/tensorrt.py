@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from unet_batch import gpu
 from unet_batch.backends.base import Backend
-from unet_batch.backends.cuda_memory import CudaMemory, open_memory
+from unet_batch.backends.cuda_memory import CudaMemory, Resource, open_memory
 from unet_batch.backends.streaming import StreamingExecutor
 from unet_batch.engine import proof
 from unet_batch.engine.flavours import Flavour
@@ -266,9 +266,7 @@ class Plan:
 
     def context(self) -> Any | None:
         """A new execution context; None where there was no memory for one."""
-        if self._config is None:
-            return self.engine.create_execution_context()
-        return self.engine.create_execution_context(self._config)
+        return self.flavour.create_context(self.engine, self._config)
 
     def kernels(self) -> bytes:
         """What was compiled for this GPU; empty where the plan holds it all."""
@@ -318,15 +316,21 @@ class Program:
             raise BackendError(f"the plan's maps are {found}, {expected} expected")
         if not (context.set_tensor_address(plan.input, pictures) and context.set_tensor_address(plan.output, maps)):
             raise plan.error("the plan's buffers cannot be set")
-        return Execution(plan, context)
+        if not plan.flavour.lends_memory:
+            return Execution(plan, context, None)
+        # As much as this batch needs, not what the profile's largest would: else no smaller batch could ever save memory.
+        scratch = plan.memory.device(max(1, context.update_device_memory_size_for_shapes()))
+        context.set_device_memory(scratch.address, scratch.nbytes)
+        return Execution(plan, context, scratch)
 
 
 class Execution:
     """An execution context with its shape and addresses; a `streaming.Execution`."""
 
-    def __init__(self, plan: Plan, context: Any) -> None:
+    def __init__(self, plan: Plan, context: Any, scratch: Resource | None) -> None:
         self._plan = plan
         self._context = context
+        self._scratch = scratch
 
     def enqueue(self, stream: int) -> None:
         """See `streaming.Execution`."""
@@ -336,6 +340,8 @@ class Execution:
     def close(self) -> None:
         """See `streaming.Execution`."""
         self._context = None
+        if self._scratch is not None:
+            self._plan.memory.free(self._scratch)
 
 
 def _basename(path: str) -> str:

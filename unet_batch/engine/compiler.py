@@ -118,6 +118,8 @@ def compile_plan(
         BackendError: TensorRT cannot parse the graph or build it; the message is TensorRT's.
     """
     check_can_build(flavour)
+    if options.precision == "bf16" and not flavour.strongly_typed:
+        raise UsageError(f"{flavour} knows no bf16", hint="use --precision fp16")
     trt = flavour.module
     begun = time.perf_counter()
     flavour.errors.clear()
@@ -169,6 +171,9 @@ def _configure(flavour: Flavour, config: Any, options: CompilerOptions) -> None:
     config.max_aux_streams = 0
     # Names and formats of layers in the plan, so that their precision can be read from it.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if not flavour.strongly_typed:  # TensorRT's own kernels: cuDNN and cuBLAS, which 8.6 would use as well, may be missing
+        own = trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS
+        config.set_tactic_sources(sum(1 << int(source) for source in own))
     if options.hardware_compat == "none":
         return
     level = getattr(getattr(trt, "HardwareCompatibilityLevel", None), _COMPAT_MEMBERS[options.hardware_compat], None)

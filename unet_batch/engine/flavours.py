@@ -112,6 +112,21 @@ class Flavour:
             raise BackendUnavailable(f"{self.name} {self.version}: {self.take_errors()}")
         return runtime
 
+    @property
+    def lends_memory(self) -> bool:
+        """Whether a context can be given memory for the shapes it runs; 8.6 takes what its largest profile would need."""
+        return hasattr(self.module, "ExecutionContextAllocationStrategy")
+
+    def create_context(self, engine: Any, config: Any | None) -> Any | None:
+        """An execution context, without memory of its own where the flavour `lends_memory`; None if it cannot be made."""
+        if not self.lends_memory:
+            return engine.create_execution_context()
+        strategy = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if config is None:
+            return engine.create_execution_context(strategy)
+        config.set_execution_context_allocation_strategy(strategy)
+        return engine.create_execution_context(config)
+
     def runtime_config(self, engine: Any, kernels: bytes) -> Any | None:
         """How execution contexts of an engine are made; None where there is nothing to say.
 

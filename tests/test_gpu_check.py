@@ -1,0 +1,530 @@
+"""`scripts/gpu_check.py` without a GPU: what it says, what it survives, and what it measures in host memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.backends.host import Brightness, HostBackend, brightness
+from tests.conftest import ROOT
+from unet_batch import gpu
+from unet_batch.engine import onnx_model, store
+from unet_batch.engine.proof import Reference
+from unet_batch.testing import FakeBackend, HostMemory, fake_spec
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import _gpu_check_measure as measure
+import _gpu_check_report as report
+import _gpu_check_sections as sections
+import gpu_check
+from gpu_check import Section
+
+pytestmark = pytest.mark.timeout(60)
+SHAPE = (32, 48, 3)
+H200 = gpu.Driver((13, 0), (gpu.Gpu(0, "NVIDIA H200", (9, 0), 150_000_000_000),))
+OTHER = gpu.Driver((13, 0), (gpu.Gpu(0, "NVIDIA L4", (8, 9), 24_000_000_000),))
+
+
+@pytest.fixture
+def reference() -> Reference:
+    pictures = np.random.default_rng(3).integers(0, 256, (5, *SHAPE), dtype=np.uint8)
+    return Reference(pictures, brightness(pictures))
+
+
+# The command ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_lists_the_sections_and_why_some_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sections, "present", lambda module: module in ("torch", "tensorrt_rtx", "simplejpeg", "PIL", "cv2"))
+    assert gpu_check.main(["--dry-run", "--models", "bundled,31m"]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert "tensorrt-rtx" in lines["libraries"]
+    assert lines["build tensorrt bundled"] == "skipped: tensorrt is not installed"
+    assert lines["buffers tensorrt-rtx pycuda"] == "skipped: pycuda is not installed"
+    assert all(lines[name].startswith("at most") for name in ("environment", "tests", "build tensorrt-rtx 31m", "run bundled"))
+    assert "build tensorrt-rtx 4class" not in lines
+
+
+def test_with_onnx_files_nothing_runs_that_needs_pytorch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sections, "present", lambda module: module in ("tensorrt", "pycuda"))
+    assert gpu_check.main(["--dry-run", "--quick", "--onnx", "somewhere"]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    runs = {name.rsplit(" ", 1)[0] if name.startswith("build") else name for name in lines if lines[name].startswith("at most")}
+    assert runs == {
+        "environment",
+        "build tensorrt",
+        "buffers tensorrt pycuda",
+        "throughput tensorrt",
+        "memory tensorrt pycuda",
+        "out of memory tensorrt",
+    }
+
+
+def test_without_a_gpu_it_says_so_and_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu, "missing", lambda: "no NVIDIA driver")
+    assert gpu_check.main(["-o", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "Nothing was run: no NVIDIA driver.\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--models", "huge"], ["--seconds", "soon"]])
+def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        gpu_check.main(arguments)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, out: Path, outcomes: dict[str, Any], *arguments: str) -> int:
+    """The whole command on a GPU that is pretended, with sections whose outcomes are given; one may be raised."""
+
+    def outcome(section: Section, seconds: float, folder: str) -> dict[str, Any]:
+        found = outcomes[section.name]
+        if isinstance(found, BaseException):
+            raise found
+        return {"name": section.name, "status": "ok", "reason": "", "seconds": 1.0, "data": {}, "output": [], **found}
+
+    monkeypatch.setattr(gpu, "missing", lambda: "")
+    monkeypatch.setattr(gpu, "driver", lambda: OTHER)
+    monkeypatch.setattr(gpu_check, "plan", lambda options, work: [Section(name, "none", 9) for name in outcomes])
+    monkeypatch.setattr(gpu_check, "run_section", outcome)
+    return gpu_check.main(["-o", str(out), *arguments])
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    result = json.loads((out / "gpu_check.json").read_text())
+    assert result["gpu"] == "NVIDIA L4"
+    found: list[dict[str, Any]] = result["sections"]
+    return found
+
+
+def test_results_are_written_after_every_section(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, tmp_path, {"a": {"data": {"x": 1}}, "b": KeyboardInterrupt()})
+    assert [(found["name"], found["data"]) for found in read(tmp_path)] == [("a", {"x": 1})]
+    assert "| a | ok |" in (tmp_path / "gpu_check.md").read_text()
+
+
+@pytest.mark.parametrize(("status", "expected"), [("ok", 0), ("skipped", 0), ("failed", 1), ("crashed", 1), ("timeout", 1)])
+def test_the_exit_status_tells_whether_all_went_well(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: str, expected: int
+) -> None:
+    assert run(monkeypatch, tmp_path, {"a": {"status": status}}) == expected
+
+
+def test_when_time_is_up_the_rest_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert run(monkeypatch, tmp_path, {"a": {}, "b": {}}, "--seconds", "1") == 0
+    assert all(found["status"] == "skipped" and found["reason"] for found in read(tmp_path))
+
+
+def test_providers_that_differ_are_found() -> None:
+    def buffers(provider: str, *digests: str) -> dict[str, Any]:
+        entries = [
+            {"model": "m", "profile": [1, 32, 32], "graphs": graphs, "digest": digest}
+            for graphs, digest in zip((True, False), digests, strict=True)
+        ]
+        return {"name": f"buffers tensorrt {provider}", "data": {"entries": entries}}
+
+    same = gpu_check.agreement([buffers("pycuda", "a", "a"), buffers("torch", "a", "a")])
+    assert (same["status"], list(same["data"]["digests"])) == ("ok", ["tensorrt m, batch 32"])
+    assert gpu_check.agreement([buffers("pycuda", "a", "a"), buffers("torch", "b", "b")])["status"] == "failed"
+    assert gpu_check.agreement([buffers("pycuda", "a", "a")])["status"] == "skipped"
+
+
+# A process for each section ------------------------------------------------------------------------------------------------
+
+SCRIPT = f"""
+import os, signal, subprocess, sys, time
+sys.path[:0] = [{str(ROOT / "scripts")!r}, {str(ROOT)!r}]
+import gpu_check
+from _gpu_check_sections import Skip
+from unet_batch.errors import BackendError
+
+def fine(data, save, number):
+    data["number"] = number
+
+def dies(data, save):
+    data["half"] = 1
+    save()
+    data["lost"] = 2
+    print("the last words", flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+def exits(data, save):
+    os._exit(7)
+
+def dies_at_the_end(data, save):
+    import atexit
+    atexit.register(os.kill, os.getpid(), signal.SIGABRT)
+
+def hangs(data, save, pid_file):
+    child = subprocess.Popen(["sleep", "60"])
+    with open(pid_file, "w") as file:
+        file.write(str(child.pid))
+    data["half"] = 1
+    save()
+    time.sleep(60)
+
+def raises(data, save):
+    {{}}["what is not there"]
+
+def fails(data, save):
+    raise BackendError("the masks are wrong", hint="look at them")
+
+def skips(data, save):
+    raise Skip("no such library")
+
+if __name__ == "__main__":
+    sys.exit(gpu_check.child(sys.argv[2], globals()))
+"""
+
+
+@pytest.fixture
+def section(tmp_path: Path) -> Any:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+
+    def run(function: str, seconds: float = 30, **arguments: Any) -> dict[str, Any]:
+        return gpu_check.run_section(Section("it", function, 1, arguments), seconds, str(tmp_path), str(script))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "reason"),
+    [
+        ("dies", "crashed", "SIGSEGV ended the process"),
+        ("exits", "crashed", "exit status 7 ended the process"),
+        ("dies_at_the_end", "crashed", "SIGABRT when it ended, after all was measured"),
+        ("raises", "failed", "KeyError: 'what is not there'"),
+        ("fails", "failed", "the masks are wrong"),
+        ("skips", "skipped", "no such library"),
+    ],
+)
+def test_what_becomes_of_a_section_is_recorded(section: Any, function: str, status: str, reason: str) -> None:
+    found = section(function)
+    assert (found["name"], found["status"], found["reason"]) == ("it", status, reason)
+    if function == "dies":
+        assert found["data"] == {"half": 1}
+        assert found["output"] == ["the last words"]
+    if function == "raises":
+        assert any("Traceback" in line for line in found["output"])
+
+
+def test_a_section_that_ends_well_has_its_data_and_no_output(section: Any) -> None:
+    found = section("fine", number=4)
+    assert (found["status"], found["data"], found["output"]) == ("ok", {"number": 4}, [])
+
+
+def test_a_section_that_hangs_is_killed_with_all_it_started(section: Any, tmp_path: Path) -> None:
+    begun = time.perf_counter()
+    found = section("hangs", seconds=2.5, pid_file=str(tmp_path / "pid"))
+    assert time.perf_counter() - begun < 30
+    assert (found["status"], found["data"]) == ("timeout", {"half": 1})
+    pid = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(pid)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_an_older_result_is_not_taken_for_this_one(section: Any) -> None:
+    assert section("fine", number=4)["data"]
+    assert section("exits")["data"] == {}
+
+
+# Markdown ------------------------------------------------------------------------------------------------------------------
+
+
+def hand_made() -> dict[str, Any]:
+    rate = {"median": 8123.4, "min": 8000.0, "max": 8200.0, "rounds": [8000.0, 8123.4, 8200.0]}
+    parity = {"pictures": 48, "dice": 0.99987, "worst": 0.99, "pixels": 0.0001, "largest": 0.01, "foreground": 0.4}
+    built = {
+        "model": "31m",
+        "batch": [1, 32, 32],
+        "was_there": False,
+        "compile_seconds": 41.26,
+        "plan_bytes": 2**26,
+        "shares": [{"source": "network", "body": 1.0}],
+        "proofs": {"NVIDIA H200": {"batch 32 and 16": parity}, "onnxruntime 1.31": {"batch 1": parity | {"dice": 0.5}}},
+        "verified_on_gpu": True,
+        "notes": [],
+        "inspector": {"reason": "it does not say"},
+    }
+    refused = {"model": "4class", "batch": [1, 32, 32], "failed": "cannot build | really"}
+    speed = {"images_per_s": rate, "ms_per_batch": rate, "tflops": 458.6, "share_of_h200_floor": 0.606, "clock": "events"}
+    throughput = {
+        "backend": "tensorrt 10.13",
+        "model": "31m",
+        "batch": 32,
+        "engine": {"plain": speed, "graph": {"reason": "no CUDA graphs"}},
+        "pipeline": {"torch": speed | {"share_of_h200_floor": None, "threads": 3}},
+    }
+
+    def section(name: str, data: dict[str, Any], status: str = "ok", output: tuple[str, ...] = ()) -> dict[str, Any]:
+        return {"name": name, "status": status, "reason": "", "seconds": 1.25, "data": data, "output": list(output)}
+
+    return {
+        **gpu_check.header(["python", "scripts/gpu_check.py", "--quick"]),
+        "gpu": "NVIDIA H200",
+        "driver_cuda": "13.0",
+        "sections": [
+            section("tests", {"passed": 7, "failed": ["a::b"], "skipped": 1, "output": []}, "failed", ("E  assert",)),
+            section("build tensorrt 31m", {"version": "10.13", "engines": [built, refused]}),
+            section("throughput tensorrt", {"entries": [throughput]}),
+            section("throughput torch", {"entries": [throughput | {"backend": "torch 2.11"}]}),
+            section("memory tensorrt torch", {}, "crashed"),
+        ],
+    }
+
+
+def test_markdown_shows_what_was_measured_and_a_dash_for_the_rest() -> None:
+    text = report.markdown([hand_made()])
+    assert text.startswith("# NVIDIA H200, driver for CUDA 13.0, ")
+    assert "`python scripts/gpu_check.py --quick`" in text
+    assert "7 passed, 1 failed, 1 skipped; failed: `a::b`" in text
+    assert "| tensorrt 10.13 | 31m | 1,32,32 | 41.3 | 64.0 MiB | network 100.0 % | - of -/- | 0.99987 | yes | - |" in text
+    assert "**failed**: cannot build \\| really" in text
+    assert "| engine, plain | 8,123 (8,000 to 8,200) | 8,123.400 (8,000.000 to 8,200.000) | 458.6 | 60.6 % | events |" in text
+    assert "| engine, graph | - | - | - | - | no CUDA graphs |" in text
+    assert "| memory tensorrt torch | crashed | 1.2 |" in text
+    assert "None" not in text
+    assert "```\nE  assert\n```" in text
+
+
+def test_every_row_has_the_cells_of_its_head() -> None:
+    cells = 0
+    for line in report.markdown([hand_made(), hand_made()]).splitlines():
+        count = line.replace("\\|", "").count("|")
+        assert not (cells and count) or count == cells, line
+        cells = count
+    # Sections of one kind share one table, whose head comes once in each document.
+    assert report.markdown([hand_made()]).count("| backend | model |") == 1
+
+
+def test_several_results_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("NVIDIA H200", "NVIDIA L4"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(hand_made() | {"gpu": name}))
+    assert gpu_check.main(["--merge", *map(str, sorted(tmp_path.glob("*.json")))]) == 0
+    out = capsys.readouterr().out
+    assert out.index("# NVIDIA H200") < out.index("# NVIDIA L4")
+
+
+@pytest.mark.parametrize(
+    ("driver", "widths", "share"),
+    [
+        (H200, (64, 128, 256, 512, 1024), 0.5),
+        (OTHER, (64, 128, 256, 512, 1024), None),
+        (None, (64, 128, 256, 512, 1024), None),
+        (H200, (64, 128, 256), None),
+        (H200, (8, 16, 32, 64, 128), None),
+    ],
+)
+def test_a_share_of_the_floor_is_given_only_where_the_floor_is_known(
+    monkeypatch: pytest.MonkeyPatch, driver: gpu.Driver | None, widths: tuple[int, ...], share: float | None
+) -> None:
+    monkeypatch.setattr(gpu, "driver", lambda: driver)
+    rates = {"images_per_s": measure.spread([13_399 / 2])}
+    found = sections.speed(rates, widths, 10**9)
+    assert found["share_of_h200_floor"] == share
+    assert found["tflops"] == pytest.approx(13_399 / 2 / 1000)
+    assert sections.speed(rates, widths, None)["tflops"] is None
+
+
+# Models --------------------------------------------------------------------------------------------------------------------
+
+
+def test_export_writes_graphs_that_can_be_built_without_pytorch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(sections, "MODELS", {"4class": (4, (4, 8, 16))})
+    monkeypatch.setattr(sections, "SIZE", SHAPE[:2])
+    folder = tmp_path / "with [brackets]"
+    assert gpu_check.main(["--export", str(folder), "--models", "4class"]) == 0
+    (model, forms), *others = sections.graphs(str(folder)).items()
+    assert (model, others, sorted(forms)) == ("4class", [], ["fp16", "fp32"])
+    typed, weak = onnx_model.read(forms["fp16"]), onnx_model.read(forms["fp32"])
+    assert (typed.precision, typed.opset) == ("fp16", 18)
+    assert (weak.precision, weak.opset, weak.ir_version) == ("fp32", 17, 8)
+    assert typed.spec.name == weak.spec.name == "4class"
+    for path in forms.values():
+        assert store.unpack(os.path.splitext(path)[0] + ".npz").pictures.shape[1:] == SHAPE
+    # The arithmetic is counted alike in the network and in its graph: throughput of both is told in TFLOP/s.
+    import _gpu_check_torch as with_torch
+
+    assert with_torch._flops(with_torch._load("4class", str(folder))) == sections.flops_of("4class", str(folder)) > 10**6
+    assert sections.flops_of("31m", str(folder)) is None
+
+
+# On a GPU made of host memory ----------------------------------------------------------------------------------------------
+
+
+class Backend(HostBackend):
+    """A `HostBackend` in memory that others use, too."""
+
+    def __init__(self, memory: HostMemory, batch_size: int = 8) -> None:
+        super().__init__(fake_spec(SHAPE[:2]), batch_size=batch_size)
+        self.memory = memory
+        self.program = Brightness(memory, SHAPE)
+
+
+def test_right_masks_have_no_problems(reference: Reference) -> None:
+    memory = HostMemory()
+    with measure.counted_launches(memory) as launches, Backend(memory) as backend:
+        found = measure.exercise(backend, reference)
+    assert measure.problems(found, 0.999) == []
+    assert set(found["ragged"]) == {"1", "2", "3", "4", "7", "8"}
+    assert launches[0] == memory.launches > 0
+    assert found["parity"]["pictures"] == 20
+    with Backend(memory) as backend:
+        assert measure.exercise(backend, reference, rounds=1)["digest"] == found["digest"]
+    assert launches[0] < memory.launches  # counted inside the block only
+
+
+def wrong_values(pictures: np.ndarray) -> np.ndarray:
+    return 255 - brightness(pictures)
+
+
+def by_position(pictures: np.ndarray) -> np.ndarray:
+    return brightness(pictures) + np.arange(len(pictures), dtype=np.uint8)[:, None, None] // 4
+
+
+class Astray(FakeBackend):
+    """Gives another's maps to whoever is not the first thread."""
+
+    def _infer(self, pictures: Any) -> np.ndarray:
+        maps = brightness(pictures)
+        return maps if threading.current_thread() is threading.main_thread() else np.roll(maps, 1, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("backend", "problem"),
+    [
+        (FakeBackend(fake_spec(SHAPE[:2]), wrong_values, batch_size=8), "Dice"),
+        (FakeBackend(fake_spec(SHAPE[:2]), by_position, batch_size=8), "batches of 1, 2, 3, 4, 7 give other bytes"),
+        (Astray(fake_spec(SHAPE[:2]), batch_size=8), "maps differ with 3 threads"),
+    ],
+)
+def test_wrong_masks_are_found(reference: Reference, backend: FakeBackend, problem: str) -> None:
+    with backend:
+        found = measure.problems(measure.exercise(backend, reference), 0.999)
+    assert any(problem in each for each in found), found
+
+
+def test_an_error_in_a_thread_is_raised(reference: Reference) -> None:
+    with Backend(HostMemory()) as backend:
+        pictures, _ = measure.repeated(reference, 9)  # one too many
+        with pytest.raises(Exception, match="1 to 8 pictures"):
+            measure.hammer(backend, pictures, 6)
+
+
+def test_all_batches_are_run(reference: Reference) -> None:
+    backend = FakeBackend(fake_spec(SHAPE[:2]), batch_size=4)
+    with backend:
+        found = measure.pipelined(backend, reference, rounds=2, batches=10)
+        assert backend.batches == [4] * (2 * 10 + 3)
+    assert found["images_per_s"]["min"] <= found["images_per_s"]["median"] <= found["images_per_s"]["max"]
+    assert found["images_per_s"]["median"] == pytest.approx(4000 / found["ms_per_batch"]["median"], rel=0.5)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_the_engine_alone_is_timed_and_leaves_nothing_behind(reference: Reference, graphs: bool) -> None:
+    memory = HostMemory(graphs=graphs)
+    program = Brightness(memory, SHAPE)
+    runs: list[int] = []
+    program.kernel = lambda pictures: runs.append(len(pictures)) or brightness(pictures)  # type: ignore[func-returns-value]
+    found = measure.engine_only(memory, program, SHAPE, reference, 6, rounds=2, batches=10)
+    assert set(found) == {"graph", "plain", "graph_late"}
+    assert (found["plain"]["clock"], found["plain"]["batch"]) == ("wall", 6)
+    assert ("images_per_s" in found["graph"], "reason" in found["graph"]) == (graphs, not graphs)
+    assert runs == [6] * (1 + 22 * (3 if graphs else 1))
+    assert not memory.alive
+    assert program.open == 0
+
+
+def test_growth_has_three_points(reference: Reference) -> None:
+    memory = HostMemory(2**24)
+    with Backend(memory) as backend:
+        points = measure.growth(backend, memory, reference, 40)
+    assert [point["batches"] for point in points] == [4, 20, 40]
+    assert len({point["gpu_free"] for point in points}) == 1
+    assert all(point["resident"] > 10**7 for point in points)
+
+
+def test_resident_memory_is_known_without_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_psutil = measure.resident()
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    without = measure.resident()
+    if not os.path.exists("/proc/self/status"):
+        assert without is None
+    else:
+        assert without == pytest.approx(with_psutil, rel=0.2)
+
+
+def test_starving_shows_smaller_batches_and_refusals_and_gives_all_back(
+    monkeypatch: pytest.MonkeyPatch, reference: Reference
+) -> None:
+    monkeypatch.setattr(measure, "_LEAST_PIECE", 1024)
+    memory = HostMemory(2**23)
+    found = measure.starve(lambda: Backend(memory, 64), memory, reference, (0.6, 0.3, 0.001))
+    slot = 64 * (32 * 48 * 4)
+    assert found["needed"] == 3 * slot
+    assert [entry.get("batch") for entry in found["starved"]] == [32, 16, None]
+    assert len(found["starved"][0]["notes"]) == 1
+    assert found["starved"][2]["kind"] == "DeviceOutOfMemory"
+    assert found["starved"][0]["digest"] == found["alone"]["digest"] == found["after"]["digest"]
+    assert found["free_after"] == found["free_before"] == 2**23
+    assert not memory.alive
+    sections.judge_starved(found)
+
+
+def starved(**changes: Any) -> dict[str, Any]:
+    entry = {"asked": 32, "batch": 32, "dice": 0.9999, "digest": "a", "notes": []}
+    return {"alone": entry, "starved": [entry | changes], "after": entry}
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (starved(), "memory never ran out"),
+        (starved(batch=16, dice=0.9), "Dice 0.90000"),
+        (starved(refused="no", kind="DeviceOutOfMemory"), "no smaller batch was ever taken"),
+        (starved(refused="no context", kind="BackendError"), "BackendError: no context"),
+        (starved(batch=16) | {"after": {"refused": "still none"}}, "after it the maps are not what they were"),
+    ],
+)
+def test_bad_ends_of_starving_are_named(data: dict[str, Any], problem: str) -> None:
+    with pytest.raises(Exception, match=problem):
+        sections.judge_starved(data)
+
+
+def test_held_memory_is_given_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_LEAST_PIECE", 1024)
+    memory = HostMemory(10_000)
+
+    def hold() -> None:
+        with measure.held(memory, 50_000) as taken:
+            assert 10_000 - 2048 < taken == memory.used
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        hold()
+    assert memory.used == 0
