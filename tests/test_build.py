@@ -103,6 +103,18 @@ class TestNetworks:
         assert list(proof) == ["batch 1", "batch 2 and 1", "batch 4 and 2"]
 
     @pytest.mark.slow
+    def test_a_hundred_real_photos(self, data: Path, tmp_path: Path) -> None:
+        """ONNX Runtime against PyTorch in float32; the numbers are in the sidecar."""
+        changes = {"batch": (1, 1, 1), "proof_images": (str(data / "carvana" / "images"),)}
+        built = build_engine(options(zoo.resolve(None), tmp_path, **changes))
+        assert built.engine is not None
+        (proof,) = store.load(built.engine.path).sidecar.proofs.values()
+        assert proof["batch 1"]["pictures"] == 100
+        assert proof["batch 1"]["dice"] >= 0.9995
+        assert proof["batch 1"]["worst"] >= 0.999
+        assert 0.1 < proof["batch 1"]["foreground"] < 0.4
+
+    @pytest.mark.slow
     def test_31_million_parameters(self, tmp_path: Path) -> None:
         model = confident(1, (64, 128, 256, 512, 1024), SIZE)
         assert sum(parameter.numel() for parameter in model.model.parameters()) == pytest.approx(31.04e6, rel=0.001)
