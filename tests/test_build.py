@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from tests.models import confident, overflowing
-from unet_batch import gpu
+from unet_batch import build, gpu
 from unet_batch.build import BuildOptions, Built, build_engine
 from unet_batch.engine import flavours, onnx_model, store
-from unet_batch.engine.compiler import Profile
+from unet_batch.engine.compiler import Compiled, Profile, compile_plan
 from unet_batch.engine.flavours import Flavour
 from unet_batch.engine.pictures import proof_pictures
 from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, OutputError, SourceError, UsageError
@@ -246,6 +246,45 @@ class TestRequests:
         assert not list(tmp_path.glob("*.plan"))
         assert not list(tmp_path.glob("*.json"))
 
+    def test_ctrl_c_is_not_lost_in_callbacks(self, small: str, tmp_path: Path) -> None:
+        """The handler runs in whichever line of Python comes next, mostly in TensorRT's log: raised there it would vanish."""
+        for moment in (0.02, 0.3, 0.7):
+            pressed = []
+
+            def interrupt(stage: str, share: float, moment: float = moment, pressed: list[int] = pressed) -> None:
+                if stage.startswith("build with") and share > moment and not pressed:
+                    pressed.append(1)
+                    signal.raise_signal(signal.SIGINT)
+
+            before = signal.getsignal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                build_engine(options(small, tmp_path), interrupt)
+            assert signal.getsignal(signal.SIGINT) is before
+            assert not list(tmp_path.glob("*.plan"))
+
+    def test_a_timing_cache_that_cannot_be_kept_costs_nothing_else(
+        self, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def compiled(*arguments: object, **options: object) -> Compiled:
+            return replace(compile_plan(*arguments, **options), timing_cache=b"timings")  # type: ignore[arg-type]
+
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr(build, "compile_plan", compiled)
+        built = build_engine(options(small, tmp_path, timing_cache=str(tmp_path / "file" / "x.cache")))
+        assert built.engine is not None
+        assert any("the timing cache was not kept" in note for note in built.notes)
+
+    def test_without_pytorch_a_checkpoint_is_a_sentence(
+        self, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def missing(path: str) -> None:
+            raise ModuleNotFoundError("No module named 'torch'")
+
+        monkeypatch.setattr(checkpoint, "load", missing)
+        with pytest.raises(BackendUnavailable, match="needs PyTorch: No module named 'torch'") as caught:
+            build_engine(options(small, tmp_path))
+        assert "--onnx-only" in caught.value.hint
+
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_folder_that_cannot_be_written(self, small: str, tmp_path: Path) -> None:
         tmp_path.chmod(0o500)
@@ -254,8 +293,9 @@ class TestRequests:
 
     def test_a_file_in_the_place_of_the_folder(self, small: str, tmp_path: Path) -> None:
         (tmp_path / "engines").write_text("")
-        with pytest.raises(OutputError, match="engines"):
+        with pytest.raises(OutputError, match="engines") as caught:
             build_engine(options(small, tmp_path / "engines"))
+        assert caught.value.hint == "choose another folder with --engines-dir"
 
 
 class TestProofPictures:
@@ -308,7 +348,7 @@ class TestCache:
         assert second.engine.sidecar.plan_sha256 == first.engine.sidecar.plan_sha256
         assert not build_engine(options(small, tmp_path, force=True)).was_there
 
-    @pytest.mark.parametrize("damage", ["byte", "cut", "no sidecar", "no pictures", "half a sidecar", "another key"])
+    @pytest.mark.parametrize("damage", ["byte", "cut", "no plan", "no sidecar", "no pictures", "half a sidecar", "another key"])
     def test_what_is_damaged_is_built_again(self, small: str, built: Built, tmp_path: Path, damage: str) -> None:
         harm(copied(built, tmp_path), damage)
         again = build_engine(options(small, tmp_path))
@@ -397,6 +437,8 @@ def harm(path: str, how: str) -> None:
         plan.write_bytes(plan.read_bytes()[:-1])
     elif how == "no sidecar":
         sidecar.unlink()
+    elif how == "no plan":
+        plan.unlink()
     elif how == "no pictures":
         plan.with_suffix(".npz").unlink()
     elif how == "half a sidecar":

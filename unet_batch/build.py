@@ -21,7 +21,7 @@ from unet_batch.engine.flavours import NAMES, Flavour, install_line
 from unet_batch.engine.onnx_model import GRAPH_VERSION, OnnxModel, OnnxRunner
 from unet_batch.engine.proof import Reference
 from unet_batch.engine.store import Engine, Recipe, Sidecar
-from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, UsageError
+from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, OutputError, UsageError
 from unet_batch.model import checkpoint
 from unet_batch.model.checkpoint import CheckpointFile
 from unet_batch.sinks import make_folder, write_atomic
@@ -178,7 +178,11 @@ class _Source:
     @property
     def checkpoint(self) -> Checkpoint:
         if self._checkpoint is None:
-            self._checkpoint = checkpoint.load(self.path)
+            try:
+                self._checkpoint = checkpoint.load(self.path)
+            except (ImportError, OSError) as error:
+                hint = "pip install torch, or build from an .onnx graph exported elsewhere: build-engine --onnx-only"
+                raise BackendUnavailable(f"exporting {self.path} needs PyTorch: {error}", hint=hint) from error
             if self._checkpoint.sha256 != self.sha256:
                 raise CheckpointError(f"{self.path}: changed while it was read", hint="run the command again")
         return self._checkpoint
@@ -241,7 +245,10 @@ class _Work:
             progress=lambda share: self.progress(f"build with {flavour.name} {flavour.version}", share),
         )
         if compiled.timing_cache:
-            write_atomic(cache_path, compiled.timing_cache)
+            try:
+                write_atomic(cache_path, compiled.timing_cache)
+            except OutputError as error:  # what it would save is no reason to lose what was built
+                self.notes.append(f"the timing cache was not kept: {error.message}")
         if compiled.precisions:
             self._count(compiled.precisions, "network")
         sidecar = Sidecar(
@@ -322,26 +329,26 @@ class _Work:
             if self.source.onnx is not None:
                 self._reference = store.unpack(os.path.splitext(self.source.path)[0] + ".npz")
             else:
+                loaded = self.source.checkpoint  # first of all: it says so where PyTorch is missing
                 # Imported here: a graph brings its own pictures, and is built where no decoder and no PyTorch are installed.
                 from unet_batch import export
                 from unet_batch.engine.pictures import proof_pictures
 
                 pictures, note = proof_pictures(self.options.proof_images, self.source.spec, self.profile.size[1])
                 count = len(pictures)
-                maps = export.reference_maps(
-                    self.source.checkpoint, pictures, lambda done: self.progress("PyTorch in float32", done / count)
-                )
+                maps = export.reference_maps(loaded, pictures, lambda done: self.progress("PyTorch in float32", done / count))
                 self._reference = Reference(pictures, maps)
                 self.notes.extend([note] if note else [])
-            foreground = proof.compare(self._reference.maps, self._reference.maps, self.source.spec).foreground
-            if not 0.001 < foreground < 0.999:
+            itself = proof.compare(self._reference.maps, self._reference.maps, self.source.spec)
+            if itself.is_weak:
                 self.notes.append(
-                    f"the proof is weak: {foreground:.1%} of its pictures' pixels are foreground to this model; "
+                    f"the proof is weak: {itself.foreground:.1%} of its pictures' pixels are foreground to this model; "
                     "give pictures of your own with --proof-images"
                 )
         return self._reference
 
     def _export(self, kept: Sequence[str]) -> OnnxModel:
+        loaded = self.source.checkpoint  # first of all: it says so where PyTorch is missing
         from unet_batch import export
 
         low, best, high = self.profile.size
@@ -350,9 +357,7 @@ class _Work:
         opset = self.options.opset or newest
         if opset is not None and newest is not None and opset > newest:
             raise UsageError(f"opset {opset}: {self.flavour} reads up to {newest}", hint=f"use --opset {newest}")
-        return export.export(
-            self.source.checkpoint, precision=precision, size=best, any_size=low != high, opset=opset, float32=kept
-        )
+        return export.export(loaded, precision=precision, size=best, any_size=low != high, opset=opset, float32=kept)
 
     def _count(self, precisions: Mapping[str, str], where: str) -> None:
         counted = proof.share(self.graph.convolutions, self.options.precision, self.graph.float32, precisions, where)
@@ -379,6 +384,8 @@ class _Work:
         try:
             ran = execute_proof(self.flavour, plan, sidecar, self.reference, self.graph.convolutions)
         except BackendUnavailable as error:
+            if self.weak:  # nothing else says whether 8.6 used half precision at all
+                raise
             self.notes.append(f"the plan was not run here ({error.message})")
             return False
         self.shares.extend(ran.shares)
@@ -432,7 +439,7 @@ def _existing(folder: str, recipe: Recipe, spec: ModelSpec) -> Engine | None:
     """The engine of this very recipe, if it is whole."""
     try:
         engine = store.load(os.path.join(folder, recipe.stem(spec) + ".plan"))
-        if engine.sidecar.recipe.key != recipe.key or "refused" in engine.sidecar.proofs:
+        if engine.sidecar.recipe.key != recipe.key or engine.sidecar.refused:
             return None
         engine.read_plan()
         engine.read_reference()

@@ -19,8 +19,9 @@ from unet_batch.backends.tensorrt import TensorRTBackend
 from unet_batch.backends.torch import TorchBackend
 from unet_batch.build import BuildOptions, build_engine
 from unet_batch.engine import flavours, store
+from unet_batch.engine.compiler import Profile
 from unet_batch.engine.flavours import Flavour
-from unet_batch.errors import BackendError, BackendUnavailable, UsageError
+from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, UsageError
 from unet_batch.model import checkpoint
 from unet_batch.model.checkpoint import CheckpointFile
 
@@ -70,7 +71,7 @@ class TestWithoutADriver:
     def test_and_without_pytorch(self, file: CheckpointFile, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Engines run without it, so it may not be there."""
         monkeypatch.setitem(sys.modules, "unet_batch.backends.torch", None)
-        with pytest.raises(BackendUnavailable, match="no NVIDIA driver; PyTorch is not installed") as caught:
+        with pytest.raises(BackendUnavailable, match="no NVIDIA driver; PyTorch is not installed or does not load") as caught:
             select.select(Request(file, backend))
         assert caught.value.hint == "pip install --force-reinstall torch -i https://download.pytorch.org/whl/cpu"
 
@@ -119,6 +120,30 @@ class TestWithAGpu:
             f"build one: unet-batch build-engine {file.path} --builder tensorrt-rtx --size 32x48 "
             f"--engines-dir {tmp_path} --batch 8"
         )
+
+    def test_a_gpu_that_is_not_the_first_is_not_built_for(
+        self, file: CheckpointFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        two = gpu.Driver((13, 0), (H200.gpus[0], replace(H200.gpus[0], index=1)))
+        monkeypatch.setattr(gpu, "driver", lambda: two)
+        with pytest.raises(BackendUnavailable, match="built on the first GPU") as caught:
+            select.select(Request(file, "tensorrt-rtx", "cuda:1", engines_dir=str(tmp_path), build=pytest.fail))
+        assert caught.value.hint == "CUDA_VISIBLE_DEVICES=1 and --device cuda"
+
+    def test_auto_goes_on_when_pytorch_cannot_open_the_gpu(self, file: CheckpointFile, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another program may have filled it."""
+
+        def full(request: Request, device: str | None, reason: str) -> TorchBackend:
+            if device == "cuda":
+                raise DeviceOutOfMemory("CUDA out of memory")
+            return TorchBackend(checkpoint.load(request.model.path), device, reason=reason)
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(select, "_torch", full)
+        backend, passed = select.select(Request(file))
+        with_backend(backend)
+        assert backend.name == "torch-cpu"
+        assert passed[-1].reason == "CUDA out of memory"
 
     def test_it_is_built_when_told(self, file: CheckpointFile, tmp_path: Path, engine: store.Engine) -> None:
         """And then only the machine is missing."""
@@ -190,7 +215,9 @@ class TestEnginesThatDoNotFit:
         ("damage", "message"),
         [
             ("byte", "not the plan that was built: its sha256 differs"),
-            ("cut", "not the plan that was built: its sha256 differs"),
+            ("cut", " bytes, "),
+            ("no plan", "is missing"),
+            ("no pictures", "the pictures to prove it on are missing"),
             ("no sidecar", "has no sidecar"),
             ("half a sidecar", "not the sidecar of an engine"),
             ("another key", "not the sidecar of an engine: its key does not belong to its recipe"),
@@ -216,7 +243,7 @@ class TestEnginesThatDoNotFit:
 
     def test_that_was_run_and_refused(self, file: CheckpointFile, folder: Path) -> None:
         (plan,) = folder.glob("*.plan")
-        store.load(str(plan)).refused("Dice 0.4")
+        store.load(str(plan)).refuse("NVIDIA H200", "Dice 0.4")
         assert "was run and refused: Dice 0.4" in self.refusal(file, folder)
 
     def test_auto_steps_down_and_says_why(self, file: CheckpointFile, folder: Path) -> None:
@@ -227,13 +254,32 @@ class TestEnginesThatDoNotFit:
         assert backend.name == "torch-cpu"
         assert "not the plan that was built" in next(step.reason for step in passed if step.name == "tensorrt-rtx")
 
+    def test_what_was_proven_here_comes_before_what_is_newer(self, engine: store.Engine, tmp_path: Path) -> None:
+        recipe = engine.sidecar.recipe
+        wide = Profile((1, 2, 4), ((32, 48), (32, 48), (128, 192)))
+        for at, proofs, profile in (
+            (1.0, {}, recipe.profile),
+            (2.0, {"NVIDIA H200": {"batch 1": {}}}, recipe.profile),
+            (3.0, {"NVIDIA RTX 4090": {"batch 1": {}}}, recipe.profile),
+            (4.0, {}, wide),
+        ):
+            made = replace(recipe, profile=profile, options={"opt_level": int(at)})
+            sidecar = replace(engine.sidecar, recipe=made, built={"at": at}, proofs=proofs, plan_bytes=4)
+            store.install(str(tmp_path), sidecar, b"plan", engine.read_reference())
+        common = {"size": SIZE, "flavour": recipe.flavour, "version": recipe.version}
+        found = [
+            store.find(str(tmp_path), recipe.source_sha256, gpu=replace(H200.gpus[0], name=name), **common).sidecar.built["at"]
+            for name in ("NVIDIA H200", "NVIDIA A100")
+        ]
+        assert found == [2.0, 3.0], "then what is tuned for the size, then the newest"
+
     def test_the_best_of_several(self, engine: store.Engine, tmp_path: Path) -> None:
         """fp16 before fp32, then the newest; and an engine for another GPU is not among them."""
         for index, (precision, target, at) in enumerate(
             [("fp32", "any", 9.0), ("fp16", "any", 1.0), ("fp16", "any", 2.0), ("fp16", "sm_80", 3.0)]
         ):
             recipe = replace(engine.sidecar.recipe, precision=precision, target=target, options={"opt_level": index})
-            sidecar = replace(engine.sidecar, recipe=recipe, built={"at": at})
+            sidecar = replace(engine.sidecar, recipe=recipe, built={"at": at}, plan_bytes=4)
             store.install(str(tmp_path), sidecar, b"plan", engine.read_reference())
         recipe = engine.sidecar.recipe
         found = store.find(
@@ -263,6 +309,7 @@ class TestRequests:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
+            ({"backend": "tensorrt", "device": "cudafoo"}, "'cudafoo' is not known"),
             ({"backend": "tensorrt", "device": "cpu"}, "runs on NVIDIA GPUs, not on cpu"),
             ({"device": "cpu", "require_gpu": True}, "--require-gpu contradicts --device cpu"),
         ],

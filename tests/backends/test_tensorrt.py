@@ -23,7 +23,7 @@ from unet_batch.engine import onnx_model, store
 from unet_batch.engine.compiler import Profile
 from unet_batch.engine.proof import Reference
 from unet_batch.engine.store import Engine, Recipe, Sidecar
-from unet_batch.errors import BackendError, BackendUnavailable
+from unet_batch.errors import BackendError, BackendUnavailable, OutputError
 from unet_batch.testing import HostMemory, fake_spec
 
 SIZE = (32, 48)
@@ -82,7 +82,7 @@ def engine(folder: Path, *, right: bool = True, verified: bool = False) -> Engin
         plan_bytes=4,
         float32=(),
         shares=(),
-        proofs={},
+        proofs={"NVIDIA H200": {f"batch {batch}": {} for batch in (1, 4, 8)}} if verified else {},
         verified_on_gpu=verified,
         built={"at": 1.0},
     )
@@ -106,9 +106,39 @@ class TestTheFirstRun:
             assert any("its masks are PyTorch's, Dice 1.00000" in note for note in opened.notes)
         recorded = store.load(made.path).sidecar
         assert recorded.verified_on_gpu
-        assert list(recorded.proofs["NVIDIA H200"]) == ["batch 1", "batch 4 and 2", "batch 8 and 4"]
+        assert sorted(recorded.proofs["NVIDIA H200"]) == ["batch 1", "batch 4 and 2", "batch 8 and 4"]
         with backend(store.load(made.path)) as again:
             assert again.notes == [], "once is enough"
+
+    def test_another_gpu_and_another_batch_prove_it_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """TensorRT-RTX compiles for each of them."""
+        made = engine(tmp_path, verified=True)
+        with backend(made, batch_size=5) as opened:
+            assert any("first run on this GPU" in note for note in opened.notes)
+        assert "batch 5 and 2" in store.load(made.path).sidecar.proofs["NVIDIA H200"]
+        other = gpu.Driver((13, 0), (gpu.Gpu(0, "NVIDIA RTX 5090", (12, 0), 32_000_000_000),))
+        monkeypatch.setattr(gpu, "driver", lambda: other)
+        with backend(store.load(made.path)) as opened:
+            assert any("first run on this GPU" in note for note in opened.notes)
+        assert list(store.load(made.path).sidecar.proofs) == ["NVIDIA H200", "NVIDIA RTX 5090"]
+
+    def test_a_proof_that_comes_too_late_leaves_the_newer_engine_alone(self, tmp_path: Path) -> None:
+        old = engine(tmp_path)
+        newer = replace(old.sidecar, plan_sha256=onnx_model.sha256(b"newer"), plan_bytes=5)
+        store.install(str(tmp_path), newer, b"newer", old.read_reference())
+        old.verified("NVIDIA H200", {})
+        assert store.load(old.path).read_plan() == b"newer"
+
+    def test_where_the_refusal_cannot_be_written_the_masks_are_what_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise OutputError("the disk is full")
+
+        made = engine(tmp_path, right=False)
+        monkeypatch.setattr(store, "write_json", full)
+        with pytest.raises(BackendUnavailable, match="the masks differ"):
+            backend(made).__enter__()
 
     def test_refuses_a_plan_whose_masks_are_wrong(self, tmp_path: Path) -> None:
         made = engine(tmp_path, right=False)
@@ -119,7 +149,7 @@ class TestTheFirstRun:
         assert not memory.alive
         recorded = store.load(made.path).sidecar
         assert not recorded.verified_on_gpu
-        assert "the masks differ" in recorded.proofs["refused"]
+        assert "the masks differ" in recorded.refused["NVIDIA H200"]
         with pytest.raises(BackendUnavailable, match=r"was run and refused: .*the masks differ"):
             store.find(str(tmp_path), "5" * 64, size=SIZE, flavour="tensorrt", version="10.9", gpu=H200.gpus[0])
 
@@ -144,12 +174,12 @@ class TestTheFirstRun:
         convolutions = {"conv": onnx_model.Convolution(10, "fp32", False, "down.0.0")}
         plan = HostPlan(SimpleNamespace(name="tensorrt", strongly_typed=False), b"plan", HostMemory())
         with pytest.raises(BackendError, match="names 0 of 1 convolutions"):
-            tensorrt._execute(plan, made.sidecar, made.read_reference(), convolutions, 0)  # type: ignore[arg-type]
+            tensorrt._execute(plan, made.sidecar, made.read_reference(), convolutions, (1,))  # type: ignore[arg-type]
         plan.inspector = json.dumps({"Layers": [{"Name": "conv", "Inputs": [{"Format/Datatype": "FP32 NCHW"}]}]})
         with pytest.raises(BackendError, match=r"asked for fp16, but only 0\.0% .* in the engine"):
-            tensorrt._execute(plan, made.sidecar, made.read_reference(), convolutions, 0)  # type: ignore[arg-type]
+            tensorrt._execute(plan, made.sidecar, made.read_reference(), convolutions, (1,))  # type: ignore[arg-type]
         plan.inspector = json.dumps({"Layers": [{"Name": "conv", "Inputs": [{"Format/Datatype": "Half NHWC8"}]}]})
-        ran = tensorrt._execute(plan, made.sidecar, made.read_reference(), convolutions, 0)  # type: ignore[arg-type]
+        ran = tensorrt._execute(plan, made.sidecar, made.read_reference(), convolutions, (1,))  # type: ignore[arg-type]
         assert ran.shares[0]["body"] == 1
         plan.close()
 

@@ -86,6 +86,15 @@ class TestParity:
         with pytest.raises(BackendError, match=f"Dice {dice:.5f} over 16 pictures"):
             parity.check(precision, "it")
 
+    def test_where_masks_are_empty_the_probability_decides(self) -> None:
+        """What overflows to nothing where nothing is expected has a Dice of 1."""
+        weak = proof.Parity(16, 1.0, 1.0, 0.0, 0.27, 0.0)
+        assert weak.is_weak
+        with pytest.raises(BackendError, match=r"the probability is off by 0\.27"):
+            weak.check("fp16", "it")
+        proof.Parity(16, 1.0, 1.0, 0.0, 0.05, 0.0).check("fp16", "it")
+        proof.Parity(16, 0.9999, 0.99, 0.0, 0.27, 0.3).check("fp16", "it")
+
     def test_a_proof_of_nothing_does_not_pass(self) -> None:
         with pytest.raises(BackendError):
             proof.Parity(16, float("nan"), 0, 0, 0, 0).check("fp16", "it")
@@ -171,6 +180,10 @@ class TestShare:
             "conv_b": "fp16",
             "conv_c": "fp32",
         }
+
+    @pytest.mark.parametrize("answer", ["", "None", "[]", "3", "{"])
+    def test_an_inspector_that_tells_nothing(self, answer: str) -> None:
+        assert proof.inspected_precisions(answer, CONVOLUTIONS) == {}
 
     def test_an_inspector_that_tells_names_only(self) -> None:
         assert proof.inspected_precisions(json.dumps({"Layers": ["conv_a", "conv_b"]}), CONVOLUTIONS) == {}

@@ -266,7 +266,7 @@ class TorchMemory(CudaMemory):
     def __init__(self, device: int = 0) -> None:
         try:
             self._torch: Any = importlib.import_module("torch")
-        except ImportError as error:
+        except (ImportError, OSError) as error:
             raise BackendUnavailable(f"PyTorch: {error}", hint="pip install torch") from error
         if not self._torch.cuda.is_available():
             why = "built without CUDA" if self._torch.version.cuda is None else "cannot use this GPU or driver"

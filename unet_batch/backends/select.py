@@ -6,6 +6,7 @@ reason and the command that would have helped. An explicit choice never falls ba
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from unet_batch import gpu
 from unet_batch.backends.base import Backend
 from unet_batch.engine import store
 from unet_batch.engine.flavours import NAMES, Flavour
+from unet_batch.engine.onnx_model import check_size
 from unet_batch.errors import BackendError, BackendUnavailable, UsageError
 from unet_batch.model import checkpoint, zoo
 from unet_batch.model.checkpoint import CheckpointFile
@@ -22,7 +24,7 @@ from unet_batch.model.checkpoint import CheckpointFile
 if TYPE_CHECKING:
     from unet_batch.types import Size
 
-_NO_TORCH = "PyTorch is not installed"
+_NO_TORCH = "PyTorch is not installed or does not load"
 CHOICES = ("auto", *NAMES, "torch")
 
 
@@ -76,6 +78,8 @@ def select(request: Request) -> tuple[Backend, tuple[Step, ...]]:
     if request.backend not in CHOICES:
         raise UsageError(f"backend {request.backend!r} is not known", hint=f"choose from: {', '.join(CHOICES)}")
     on_cuda = request.device is None or request.device.startswith("cuda")
+    if on_cuda:
+        _index(request.device)
     if request.backend in NAMES and not on_cuda:
         raise UsageError(f"--backend {request.backend} runs on NVIDIA GPUs, not on {request.device}", hint="leave --device out")
     if request.require_gpu and request.device == "cpu":
@@ -98,7 +102,7 @@ def _automatic(request: Request) -> tuple[Backend, tuple[Step, ...]]:
         if request.device is None and (reason := missing_gpu()):
             raise BackendUnavailable(reason, hint=_gpu_fix())
         return _opened(_torch(request, request.device or "cuda", _because(passed))), tuple(passed)
-    except BackendUnavailable as error:
+    except BackendError as error:
         if request.device is not None:
             raise
         passed.append(Step("torch-cuda", error.message, error.hint))
@@ -113,7 +117,7 @@ def missing_gpu() -> str:
         return reason
     try:
         import torch
-    except ImportError:
+    except (ImportError, OSError):
         return _NO_TORCH
     if not torch.cuda.is_available():
         return "an NVIDIA GPU is present, but this PyTorch was built without CUDA or needs a newer driver"
@@ -128,6 +132,7 @@ def _tensorrt(request: Request, name: str, reason: str) -> Backend:
     flavour = Flavour(name)
     found = gpu.driver()
     index = _index(request.device)
+    check_size(request.size or request.model.spec.input_size, request.model.spec)
     if found is None or index >= len(found.gpus):
         raise BackendUnavailable(f"cuda:{index}: this machine has {len(found.gpus) if found else 0} GPU(s), counted from 0")
 
@@ -147,6 +152,11 @@ def _tensorrt(request: Request, name: str, reason: str) -> Backend:
     except BackendUnavailable as error:
         if request.build is None:
             raise BackendUnavailable(error.message, hint=_build_command(request, name)) from error
+        if index:
+            raise BackendUnavailable(
+                f"{error.message}; engines are built on the first GPU that is visible",
+                hint=f"CUDA_VISIBLE_DEVICES={index} and --device cuda",
+            ) from error
         request.build(name)
         engine = find()
     from unet_batch.backends.tensorrt import TensorRTBackend
@@ -164,7 +174,7 @@ def _tensorrt(request: Request, name: str, reason: str) -> Backend:
 def _torch(request: Request, device: str | None, reason: str) -> Backend:
     try:
         from unet_batch.backends.torch import TorchBackend
-    except ImportError as error:  # engines run without it, so it may be missing
+    except (ImportError, OSError) as error:  # engines run without it, so it may be missing
         raise BackendUnavailable(f"{reason}; {_NO_TORCH}" if reason else _NO_TORCH, hint=_torch_fix()) from error
     loaded = checkpoint.load(request.model.path)
     backend = TorchBackend(loaded, device, batch_size=request.batch_size, reason=reason, size=request.size)
@@ -214,5 +224,7 @@ def _build_command(request: Request, name: str) -> str:
 
 
 def _index(device: str | None) -> int:
-    _, _, index = (device or "").partition(":")
-    return int(index) if index.isdecimal() else 0
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", device or "cuda")
+    if match is None:
+        raise UsageError(f"device {device!r} is not known", hint="use cpu, cuda, cuda:N or mps")
+    return int(match[1] or 0)

@@ -1,13 +1,13 @@
 """TensorRT and TensorRT-RTX: plans from `engine.store`, run by `streaming`.
 
-Imports no PyTorch. A plan that was never run on a GPU is proven before its first use: its masks against PyTorch's, which lie
-beside it, and the precision of its layers as the engine inspector tells it.
+Imports no PyTorch. A plan that was never run on this GPU is proven before its first use: its masks against PyTorch's, which lie
+beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,12 +82,11 @@ class TensorRTBackend(Backend):
         plan = self.engine.read_plan()
         with ExitStack() as undo:
             memory = self.memory or open_memory(self.device)
-            target = self._gpu().sm
-            kernels = self.engine.read_kernels(target)
+            card = self._gpu()
+            kernels = self.engine.read_kernels(card.sm)
             loaded = Plan(self.flavour, plan, memory, kernels)
             undo.callback(loaded.close)
-            if not self.engine.sidecar.verified_on_gpu:
-                self._complete_proof(loaded)
+            self._complete_proof(loaded, card.name)
             program = Program(loaded, (*self.input_size, self.spec.in_channels))
             executor = StreamingExecutor(
                 memory,
@@ -102,7 +101,7 @@ class TensorRTBackend(Backend):
             undo.callback(executor.close)
             self._executor = executor
             self.batch_size = executor.batch
-            self._keep(loaded.kernels(), kernels, target)
+            self._keep(loaded.kernels(), kernels, card.sm)
             self._undo = undo.pop_all()
 
     def _infer(self, pictures: Sequence[Pixels]) -> Pixels:
@@ -136,21 +135,32 @@ class TensorRTBackend(Backend):
             raise BackendUnavailable(f"{self.name}: {gpu.missing() or f'there is no GPU {self.device}'}")
         return driver.gpus[self.device]
 
-    def _complete_proof(self, plan: Plan) -> None:
-        """Prove a plan that was built where no GPU could run it, and record that; refuse one whose masks are wrong."""
+    def _complete_proof(self, plan: Plan, card: str) -> None:
+        """Prove a plan on a GPU that has not run it at this batch, and record that; refuse one whose masks are wrong.
+
+        TensorRT-RTX compiles kernels for each GPU and batch, so that a proof on another says nothing.
+        """
         sidecar = self.engine.sidecar
-        ran = _execute(plan, sidecar, self.engine.read_reference(), {}, self.device)
+        if self.input_size != sidecar.recipe.profile.size[1]:
+            best, here = ("{}x{}".format(*size) for size in (sidecar.recipe.profile.size[1], self.input_size))
+            self.notes.append(f"the engine is proven at {best}; at {here} its masks were not compared")
+        proven = {name.split()[1] for name in sidecar.proofs.get(card, ())}
+        batches = [batch for batch in (*sidecar.recipe.profile.batch, self.batch_size) if str(batch) not in proven]
+        if not batches:
+            return
+        ran = _execute(plan, sidecar, self.engine.read_reference(), {}, batches)
         try:
             for batch, parity in ran.parities.items():
-                parity.check(self.precision, f"{_basename(self.engine.path)} on {ran.gpu}, {batch}")
+                parity.check(self.precision, f"{_basename(self.engine.path)} on {card}, {batch}")
         except BackendError as error:
-            self.engine = self.engine.refused(error.message)
+            with suppress(OutputError):  # that it is wrong matters more than where that is written down
+                self.engine = self.engine.refuse(card, error.message)
             raise BackendUnavailable(error.message, hint=REBUILD) from error
-        numbers = {batch: proof.as_dict(parity) for batch, parity in ran.parities.items()}
         dice = min(parity.dice for parity in ran.parities.values())
-        self.notes.append(f"the engine's first run on a GPU: its masks are PyTorch's, Dice {dice:.5f}")
+        weak = ", but its pictures show next to nothing" if any(parity.is_weak for parity in ran.parities.values()) else ""
+        self.notes.append(f"the engine's first run on this GPU: its masks are PyTorch's, Dice {dice:.5f}{weak}")
         try:
-            self.engine = self.engine.verified(ran.gpu, numbers, ran.shares)
+            self.engine = self.engine.verified(card, {batch: proof.as_dict(parity) for batch, parity in ran.parities.items()})
         except OutputError as error:  # proven all the same, and proven again next time
             self.notes.append(f"the proof could not be recorded: {error.message}")
 
@@ -181,7 +191,7 @@ def execute_proof(
     """
     loaded = Plan(flavour, plan, open_memory(device))
     try:
-        return _execute(loaded, sidecar, reference, convolutions, device)
+        return _execute(loaded, sidecar, reference, convolutions, sidecar.recipe.profile.batch, device)
     finally:
         loaded.close()
 
@@ -191,20 +201,21 @@ def _execute(
     sidecar: Sidecar,
     reference: Reference,
     convolutions: Mapping[str, Convolution],
-    device: int,
+    batches: Iterable[int],
+    device: int = 0,
 ) -> Executed:
-    low, best, high = sidecar.recipe.profile.batch
+    least = sidecar.recipe.profile.batch[0]
     notes: list[str] = []
     program = Program(plan, (*sidecar.recipe.profile.size[1], sidecar.spec.in_channels))
     parities: dict[str, Parity] = {}
-    for batch in dict.fromkeys((low, best, high)):
+    for batch in dict.fromkeys(batches):
         executor = StreamingExecutor(
-            plan.memory, program, program.shape, batch=batch, least=low, slots=1, pictures=0, graphs=False, notes=notes
+            plan.memory, program, program.shape, batch=batch, least=least, slots=STREAMS, pictures=0, graphs=False, notes=notes
         )
         with closing(executor):
             parities |= _parities(executor, reference, sidecar.spec)
     shares = []
-    found = proof.inspected_precisions(plan.information(), convolutions)
+    found = proof.inspected_precisions(plan.information(), convolutions) if convolutions else {}
     counted = proof.share(convolutions, sidecar.recipe.precision, sidecar.float32, found, "engine")
     if convolutions and len(found) == len(convolutions):
         counted.check()
@@ -262,7 +273,9 @@ class Plan:
                 raise BackendUnavailable(f"the plan's tensor {name} is {self.engine.get_tensor_dtype(name)}, not UINT8")
         (self.input,), (self.output,) = inputs, outputs
         with memory.current():
-            self._config = flavour.runtime_config(self.engine, kernels)
+            settings = flavour.runtime_config(self.engine, kernels)
+        self._config: Any = settings[0] if settings else None
+        self._cache: Any = settings[1] if settings else None
 
     def context(self) -> Any | None:
         """A new execution context; None where there was no memory for one."""
@@ -270,10 +283,10 @@ class Plan:
 
     def kernels(self) -> bytes:
         """What was compiled for this GPU; empty where the plan holds it all."""
-        if self._config is None:
+        if self._cache is None:
             return b""
         with self.memory.current():
-            return bytes(self._config.get_runtime_cache().serialize())
+            return bytes(self._cache.serialize())
 
     def information(self) -> str:
         """The engine inspector's JSON."""
@@ -284,7 +297,7 @@ class Plan:
     def close(self) -> None:
         """Unload it; no execution of it may be left."""
         with self.memory.current():
-            self._config = self.engine = self._runtime = None
+            self._config = self._cache = self.engine = self._runtime = None
 
     def error(self, what: str) -> BackendError:
         """What the library just refused, with its own reason."""
@@ -302,11 +315,22 @@ class Program:
 
     def prepare(self, batch: int, pictures: int, maps: int) -> Execution:
         """See `streaming.Program`."""
+        self._plan.flavour.errors.clear()
+        try:
+            return self._prepare(batch, pictures, maps)
+        except RuntimeError as error:  # the bindings' own, for shapes that do not fit together
+            raise self._plan.error(f"a batch of {batch} pictures of {self.shape}: {error}") from error
+
+    def _prepare(self, batch: int, pictures: int, maps: int) -> Execution:
         plan = self._plan
-        plan.flavour.errors.clear()
         context = plan.context()
         if context is None:
             raise plan.error(f"no execution context for a batch of {batch}")
+        if context.active_optimization_profile != 0:  # 8.6 gives it to the first context only
+            stream = plan.memory.stream()
+            context.set_optimization_profile_async(0, stream.address)
+            plan.memory.synchronize(stream)
+            plan.memory.free(stream)
         if not context.set_input_shape(plan.input, (batch, *self.shape)):
             raise plan.error(f"the plan does not take a batch of {batch} pictures of {self.shape}")
         if missing := context.infer_shapes():

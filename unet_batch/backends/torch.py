@@ -65,6 +65,8 @@ class TorchBackend(Backend):
         with self._errors():
             graph = Graph(self._checkpoint.model, self.spec, DTYPES[self.precision]).eval()
             self._graph = graph.to(self.device)
+        if self.device.type == "cuda":  # a GPU for which this PyTorch holds no kernels takes weights, and fails on pictures
+            self._infer([np.zeros((*self.input_size, self.spec.in_channels), np.uint8)])
 
     def _infer(self, pictures: Sequence[Pixels]) -> Pixels:
         assert self._graph is not None

@@ -27,7 +27,7 @@ def doctor(as_json: bool) -> None:
     """Say what can run on this machine, why not, and the command that would change it.
 
     Looks at the processor, the NVIDIA driver and its GPUs, and at every library that a run or an engine may need; each is
-    imported in a process of its own, so that a broken one can be named. Nothing is installed or written.
+    imported in a process of its own, so that a broken one can be named. Nothing is installed.
 
     \b
     Examples:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,10 +143,19 @@ def compile_plan(
         raise BackendError(f"{flavour.name} refuses the profile {profile}: {flavour.take_errors()}")
     if not flavour.strongly_typed and options.precision != "fp32":
         _lower_precision(trt, network, config, options)
-    monitor = flavour.progress_monitor(progress)
-    if monitor is not None:
-        config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
+    with _interrupts() as pressed:
+
+        def step(share: float) -> None:
+            if pressed:
+                raise KeyboardInterrupt
+            progress(share)
+
+        monitor = flavour.progress_monitor(step)
+        if monitor is not None:
+            config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
+    if pressed:
+        raise KeyboardInterrupt
     if monitor is not None and monitor.stopped_by is not None:
         raise monitor.stopped_by
     if plan is None:
@@ -159,6 +171,23 @@ def compile_plan(
     return Compiled(bytes(plan), precisions, time.perf_counter() - begun, new_cache)
 
 
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Yields a list that fills when Ctrl-C is pressed.
+
+    TensorRT calls Python for every line of its log, and its bindings swallow what is raised there: an interrupt would be lost.
+    """
+    pressed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
+
+
 def _configure(flavour: Flavour, config: Any, options: CompilerOptions) -> None:
     trt = flavour.module
     if options.workspace is not None:
@@ -171,6 +200,10 @@ def _configure(flavour: Flavour, config: Any, options: CompilerOptions) -> None:
     config.max_aux_streams = 0
     # Names and formats of layers in the plan, so that their precision can be read from it.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # 8.6 lets one context use a profile unless asked, later releases any number; 10.10 gives memory back for small batches.
+    for feature in ("PROFILE_SHARING_0806", "RUNTIME_ACTIVATION_RESIZE_10_10"):
+        if (member := getattr(trt.PreviewFeature, feature, None)) is not None:
+            config.set_preview_feature(member, True)
     if not flavour.strongly_typed:  # TensorRT's own kernels: cuDNN and cuBLAS, which 8.6 would use as well, may be missing
         own = trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS
         config.set_tactic_sources(sum(1 << int(source) for source in own))

@@ -14,6 +14,7 @@ Members are looked up with a default, because each release removes some: 11 rais
 from __future__ import annotations
 
 import importlib
+from collections import deque
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
@@ -66,7 +67,7 @@ class Flavour:
         if not is_supported(name, self.version):
             known = ", ".join(f"{release}.x" for release in SUPPORTED[name])
             raise BackendUnavailable(f"{name} {self.version} is installed, this program knows {known}", hint=install_line(name))
-        self.errors: list[str] = []
+        self.errors: deque[str] = deque(maxlen=20)  # nobody may ask for a whole night
         self.logger = _logger(self.module, self.errors)
 
     def __str__(self) -> str:
@@ -89,7 +90,7 @@ class Flavour:
 
     def take_errors(self) -> str:
         """What went wrong, on one line, and forget it."""
-        text = "; ".join(" ".join(message.split())[:300] for message in self.errors[:3])
+        text = "; ".join(" ".join(message.split())[:300] for message in list(self.errors)[:3])
         self.errors.clear()
         return text or "no reason given"
 
@@ -115,7 +116,8 @@ class Flavour:
     @property
     def lends_memory(self) -> bool:
         """Whether a context can be given memory for the shapes it runs; 8.6 takes what its largest profile would need."""
-        return hasattr(self.module, "ExecutionContextAllocationStrategy")
+        context = self.module.IExecutionContext
+        return hasattr(context, "update_device_memory_size_for_shapes") and hasattr(context, "set_device_memory")
 
     def create_context(self, engine: Any, config: Any | None) -> Any | None:
         """An execution context, without memory of its own where the flavour `lends_memory`; None if it cannot be made."""
@@ -127,8 +129,8 @@ class Flavour:
         config.set_execution_context_allocation_strategy(strategy)
         return engine.create_execution_context(config)
 
-    def runtime_config(self, engine: Any, kernels: bytes) -> Any | None:
-        """How execution contexts of an engine are made; None where there is nothing to say.
+    def runtime_config(self, engine: Any, kernels: bytes) -> tuple[Any, Any] | None:
+        """How execution contexts of an engine are made, and their cache of kernels; None where there is nothing to say.
 
         TensorRT-RTX compiles kernels when it meets a shape. By default it answers with slower ones until those are ready: masks
         would then depend on the time, and a CUDA graph would keep the slow ones. `kernels` holds those of an earlier run.
@@ -143,7 +145,7 @@ class Flavour:
         if kernels and not cache.deserialize(kernels):
             self.errors.clear()  # of another GPU or version: they are compiled again
         config.set_runtime_cache(cache)
-        return config
+        return config, cache
 
     def progress_monitor(self, step: Callable[[float], None]) -> Any | None:
         """A monitor that reports the share of the build that is done, and stops it when `step` raises; None in 8.6.
@@ -204,7 +206,7 @@ def installed_version(name: str) -> str | None:
     return None
 
 
-def _logger(module: Any, errors: list[str]) -> Any:
+def _logger(module: Any, errors: deque[str]) -> Any:
     base = module.ILogger
 
     class Log(base):  # type: ignore[misc, valid-type]

@@ -3,7 +3,7 @@
     engines/cars-160x240-fp16-1f0c9a7b.plan    what trtexec or C++ loads, nothing added
     engines/cars-160x240-fp16-1f0c9a7b.json    the sidecar: for what, by what, proven how, and the plan's sha256
     engines/cars-160x240-fp16-1f0c9a7b.npz     pictures and PyTorch's maps, so that the proof can be repeated on the GPU
-    engines/cars-160x240-fp16-1f0c9a7b.onnx    the graph it was compiled from
+    engines/cars-160x240-fp16-82c1da8a.onnx    the graph it was compiled from, named by the checkpoint's sha256
 
 The sidecar is written last. What has none, or one that does not match the plan's bytes, is never loaded: a build that was
 killed, a copy that was cut off and a file that was edited all look alike.
@@ -20,9 +20,9 @@ import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,8 +108,9 @@ class Sidecar:
         plan_sha256: of the plan's bytes, and `plan_bytes` their number.
         float32: names of the layers that were kept in float32 because half precision broke them.
         shares: of the arithmetic in the precision asked for, one entry for each source that could be counted.
-        proofs: parity with PyTorch float32, by what ran: `onnxruntime 1.31`, `NVIDIA H200`, each with its numbers.
-        verified_on_gpu: the plan itself was run and found equal.
+        proofs: parity with PyTorch float32, by what ran: `onnxruntime 1.31`, `NVIDIA H200`, each with its numbers by batch.
+        refused: GPUs on which the plan was run and its masks were wrong, with the reason.
+        verified_on_gpu: the plan itself was run on some GPU and found equal; another GPU proves it again.
         built: when, by what, on what GPU, in how many seconds.
     """
 
@@ -122,6 +123,7 @@ class Sidecar:
     proofs: Mapping[str, Any]
     verified_on_gpu: bool
     built: Mapping[str, Any]
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; the first two keys say what it is."""
@@ -135,6 +137,7 @@ class Sidecar:
             "float32": list(self.float32),
             "shares": [dict(share) for share in self.shares],
             "proofs": dict(self.proofs),
+            "refused": dict(self.refused),
             "built": dict(self.built),
             "spec": json.loads(spec_json.dumps(self.spec)),
         }
@@ -191,21 +194,26 @@ class Engine:
         """
         return unpack(_beside(self.path, ".npz"))
 
-    def verified(self, name: str, proof: Mapping[str, Any], shares: Sequence[Mapping[str, Any]]) -> Engine:
-        """Record in the sidecar that the plan itself was run and found equal, by the GPU of this name."""
-        proofs = {**self.sidecar.proofs, name: proof}
-        return self._rewrite(replace(self.sidecar, proofs=proofs, shares=(*self.sidecar.shares, *shares), verified_on_gpu=True))
+    def verified(self, gpu: str, proof: Mapping[str, Any]) -> Engine:
+        """Record in the sidecar that the plan itself was run on a GPU of this name, and found equal."""
+        proofs = {**self.sidecar.proofs, gpu: {**self.sidecar.proofs.get(gpu, {}), **proof}}
+        return self._rewrite(replace(self.sidecar, proofs=proofs, verified_on_gpu=True))
 
-    def refused(self, reason: str) -> Engine:
-        """Record in the sidecar that the plan was run and is not to be used."""
-        return self._rewrite(replace(self.sidecar, proofs={**self.sidecar.proofs, "refused": reason}, verified_on_gpu=False))
+    def refuse(self, gpu: str, reason: str) -> Engine:
+        """Record in the sidecar that the plan was run on a GPU of this name, and is not to be used there."""
+        return self._rewrite(replace(self.sidecar, refused={**self.sidecar.refused, gpu: reason}))
 
     def _rewrite(self, sidecar: Sidecar) -> Engine:
+        try:
+            if load(self.path).sidecar.plan_sha256 != sidecar.plan_sha256:
+                return self  # it was built again meanwhile: what was found out concerns a plan that is gone
+        except CheckpointError:
+            return self
         write_json(_beside(self.path, ".json"), sidecar.as_dict(), sync=True)
         return replace(self, sidecar=sidecar)
 
 
-REBUILD = "build it again: unet-batch build-engine --force, or run with --build"
+REBUILD = "build it again: unet-batch build-engine --force"
 
 
 def file_name(spec: ModelSpec) -> str:
@@ -263,7 +271,10 @@ def find(
     gpu: Gpu,
     batch_size: int | None = None,
 ) -> Engine:
-    """The engine to run a checkpoint with: of those that fit, fp16 before bf16 before fp32, then the newest.
+    """The engine to run a checkpoint with.
+
+    Of those that fit, fp16 comes before bf16 before fp32, then what was proven on this GPU, what is tuned for this size, and
+    the newest.
 
     Args:
         folder: with the engines.
@@ -280,13 +291,13 @@ def find(
     misfits: list[tuple[int, str, Engine]] = []
     fitting: list[Engine] = []
     for engine in engines:
-        reason = _misfit(engine.sidecar, source_sha256, size, flavour, version, gpu, batch_size)
+        reason = _misfit(engine, source_sha256, size, flavour, version, gpu, batch_size)
         if reason is None:
             fitting.append(engine)
         else:
             misfits.append((*reason, engine))
     if fitting:
-        return min(fitting, key=lambda e: (_ORDER.index(e.sidecar.recipe.precision), -_seconds(e.sidecar.built.get("at"))))
+        return min(fitting, key=lambda engine: _rank(engine.sidecar, size, gpu))
     hint = "build one: unet-batch build-engine, or run with --build"
     closest = max(misfits, key=lambda misfit: misfit[0], default=None)
     if problems and (closest is None or closest[0] == 0):  # a damaged engine may have been the one; another model's was not
@@ -296,10 +307,17 @@ def find(
     raise BackendUnavailable(f"no engine in {folder}", hint=hint)
 
 
+def _rank(sidecar: Sidecar, size: Size, gpu: Gpu) -> tuple[int, bool, bool, float]:
+    recipe = sidecar.recipe
+    other_size = recipe.profile.size != (size, size, size)
+    return _ORDER.index(recipe.precision), gpu.name not in sidecar.proofs, other_size, -_seconds(sidecar.built.get("at"))
+
+
 def _misfit(
-    sidecar: Sidecar, source_sha256: str, size: Size, flavour: str, version: str, gpu: Gpu, batch_size: int | None
+    engine: Engine, source_sha256: str, size: Size, flavour: str, version: str, gpu: Gpu, batch_size: int | None
 ) -> tuple[int, str] | None:
     """How close an engine comes (higher is closer), and why it does not fit; None if it does."""
+    sidecar = engine.sidecar
     recipe = sidecar.recipe
     here = Recipe.system
     if recipe.source_sha256 != source_sha256:
@@ -319,8 +337,13 @@ def _misfit(
     low, _, high = recipe.profile.batch
     if batch_size is not None and not low <= batch_size <= high:
         return 7, f"takes {recipe.profile}, not a batch of {batch_size}"
-    if "refused" in sidecar.proofs:
-        return 8, f"was run and refused: {sidecar.proofs['refused']}"
+    if gpu.name in sidecar.refused:
+        return 8, f"was run and refused: {sidecar.refused[gpu.name]}"
+    there = os.path.getsize(engine.path) if os.path.isfile(engine.path) else None
+    if there != sidecar.plan_bytes:  # read and compared byte by byte when it is loaded; this is what `--build` can mend
+        return 9, "is missing" if there is None else f"has {there:,} bytes, {sidecar.plan_bytes:,} were built"
+    if gpu.name not in sidecar.proofs and not os.path.isfile(_beside(engine.path, ".npz")):
+        return 10, "was never run on this GPU, and the pictures to prove it on are missing"
     return None
 
 
@@ -346,9 +369,14 @@ def building(folder: str, stem: str, on_wait: Callable[[], None]) -> Iterator[bo
     Raises:
         OutputError: the folder cannot be written.
     """
-    from filelock import FileLock, Timeout
-
-    make_folder(folder)
+    try:
+        from filelock import FileLock, Timeout
+    except ImportError as error:
+        raise BackendUnavailable("filelock is not installed", hint="pip install filelock") from error
+    try:
+        make_folder(folder)
+    except OutputError as error:
+        raise OutputError(error.message, hint="choose another folder with --engines-dir") from error
     lock = FileLock(os.path.join(folder, f".{stem}.lock"))
     try:
         lock.acquire(timeout=0)
@@ -357,8 +385,10 @@ def building(folder: str, stem: str, on_wait: Callable[[], None]) -> Iterator[bo
         on_wait()
         lock.acquire()
         waited = True
-    except OSError as error:
-        raise OutputError(f"{lock.lock_file} cannot be locked: {error.strerror or error}", hint="use --engines-dir") from error
+    except (OSError, NotImplementedError) as error:  # file systems without locks
+        raise OutputError(
+            f"{lock.lock_file} cannot be locked: {error}", hint="choose another folder with --engines-dir"
+        ) from error
     OutputTree(folder, ()).clean_leftovers()  # halves of files that a killed build left
     try:
         yield waited
@@ -382,7 +412,9 @@ def install(folder: str, sidecar: Sidecar, plan: bytes, reference: Reference) ->
 def pack(reference: Reference) -> bytes:
     """A reference as the bytes of an `.npz` file, shortened to what a repetition of the proof needs."""
     arrays = io.BytesIO()
-    few = slice(REFERENCE_PICTURES)
+    # Those that show most, in their order: empty pictures prove little.
+    busy = np.argsort(-reference.maps.reshape(len(reference.maps), -1).astype(np.float32).std(axis=1), kind="stable")
+    few = np.sort(busy[:REFERENCE_PICTURES])
     np.savez_compressed(arrays, pictures=reference.pictures[few], maps=reference.maps[few])
     return arrays.getvalue()
 
@@ -436,6 +468,7 @@ def _from_dict(data: Any) -> Sidecar:
         float32=tuple(map(str, data["float32"])),
         shares=tuple(data["shares"]),
         proofs=dict(data["proofs"]),
+        refused={str(gpu): str(reason) for gpu, reason in data["refused"].items()},
         verified_on_gpu=data["verified_on_gpu"] is True,
         built=dict(data["built"]),
     )
