@@ -134,21 +134,74 @@ def read(path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXEL
         ImageTooLarge: the header asks for more than `max_pixels`.
         ImageError: no such file, not a picture, truncated, damaged, or of a kind that is not supported.
     """
+    with _decoding(path) as (file, name):
+        if name == "JPEG":
+            return _read_jpeg(path, file.read(), at_least, max_pixels)
+        if name == "TIFF":
+            pixels = _read_tiff(path, file, max_pixels)
+        elif name == "PNG":
+            pixels = _finished(_open_png(path, file.read(), max_pixels))
+        else:
+            pixels = _finished(_opened(path, file, name, max_pixels))
+        return Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+
+
+def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[Any], str]:
+    """Decode a mask: the numbers that are stored, not what a person sees. Upright, like everything from this room.
+
+    Returns:
+        The values and what they are: "grey" (uint8 or uint16, h x w; 1-bit pixels are 0 and 1), "index" (uint8, h x w: places
+        in a palette, whatever its colours), "colour" (RGB uint8, h x w x 3; black where alpha is 0), "jpeg" (uint8, h x w:
+        grey levels that the compression has blurred).
+
+    Raises:
+        ImageTooLarge: the header asks for more than `max_pixels`.
+        ImageError: as for `read`; or the values are fractions, negative, or above 65535.
+    """
+    with _decoding(path) as (file, name):
+        if name == "JPEG":
+            return cv2.cvtColor(_read_jpeg(path, file.read(), None, max_pixels).pixels, cv2.COLOR_RGB2GRAY), "jpeg"
+        data = file.read() if name == "PNG" else b""
+        image = _open_png(path, data, max_pixels) if data else _opened(path, file, name, max_pixels)
+        image.load()
+        if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
+            values: NDArray[Any] = np.array(image)
+            if values.dtype.kind != "u":  # bits, and 16-bit numbers that Pillow holds in 32
+                if values.min() < 0 or values.max() > 65535:
+                    raise ValueError(f"its values, {values.min()} to {values.max()}, cannot be ids: 0 to 65535 expected")
+                values = values.astype(np.uint8 if image.mode == "1" else np.uint16)
+            if data and image.mode == "L" and data[24] in (2, 4):  # Pillow stretches 2 and 4 bits of grey over 0..255
+                values //= 255 // (2 ** data[24] - 1)
+        elif image.mode in ("F", "LAB"):
+            raise ImageError(f"{path}: pixels of type {image.mode} cannot be ids", hint="save the mask as an 8-bit grey PNG")
+        elif image.has_transparency_data:
+            rgba = np.array(image.convert("RGBA"))
+            values = np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(0))
+        else:
+            values = np.array(image.convert("RGB"))
+        kind = "index" if image.mode == "P" else "grey" if values.ndim == 2 else "colour"
+        return _upright(values, _orientation(image)), kind
+
+
+def orientation(path: str) -> int:
+    """EXIF orientation of a picture, 1 to 8: the turn that `read` has undone; 1 where it is absent or unreadable.
+
+    Raises:
+        ImageError: no such file, or not a picture.
+    """
+    with _decoding(path) as (file, name):
+        return _orientation(JpegImageFile(file) if name == "JPEG" else _opened(path, file, name, MAX_PIXELS))
+
+
+@contextmanager
+def _decoding(path: str) -> Iterator[tuple[BinaryIO, str]]:
+    """Open a picture, name its format, and turn whatever its decoder raises into an ImageError."""
     name = "picture"
     try:
         with _open(path) as file, _pillow_warnings_ignored():
-            head = file.read(_HEAD)
-            name = _format_of(path, head)
+            name = _format_of(path, file.read(_HEAD))
             file.seek(0)
-            if name == "JPEG":
-                return _read_jpeg(path, file.read(), at_least, max_pixels)
-            if name == "TIFF":
-                pixels = _read_tiff(path, file, max_pixels)
-            elif name == "PNG":
-                pixels = _read_png(path, file.read(), max_pixels)
-            else:
-                pixels = _finished(_opened(path, file, name, max_pixels))
-            return Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+            yield file, name
     except ImageError:
         raise
     except MemoryError as error:
@@ -314,7 +367,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Apply an EXIF orientation (1..8) to (h, w, c). cv2 takes 1 ms for 1280x1918, numpy 11 to 25 ms."""
+    """Apply an EXIF orientation (1..8) to (h, w, c) or (h, w). cv2 takes 1 ms for 1280x1918, numpy 11 to 25 ms."""
     turned: Any = pixels
     if orientation in (3, 6, 8):
         turns = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
@@ -347,7 +400,7 @@ def _finished(image: ImageFile) -> Pixels:
     return _upright(_to_rgb(image), _orientation(image))
 
 
-def _read_png(path: str, data: bytes, max_pixels: int) -> Pixels:
+def _open_png(path: str, data: bytes, max_pixels: int) -> ImageFile:
     """Decode with Pillow (23 ms for 1280x1918, cv2 24) what makes the pixels: critical chunks, transparency, orientation.
 
     Pillow checks no checksum of pixel data, gives up on a large text or profile that nobody asked for, and leaves rows black
@@ -375,7 +428,7 @@ def _read_png(path: str, data: bytes, max_pixels: int) -> Pixels:
     tail = np.asarray(image.crop((0, max(0, image.height - 2), image.width, image.height)))
     if not tail.reshape(len(tail), -1).any(axis=1).all():  # two rows: the last one of an interlaced PNG may not come last
         _check_png_rows(keep[1], stream)
-    return _finished(image)
+    return image
 
 
 def _check_png_rows(header: memoryview, stream: list[memoryview]) -> None:

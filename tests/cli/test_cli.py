@@ -22,7 +22,7 @@ from unet_batch.cli.errors import printable
 from unet_batch.cli.screen import clock, left_out, plural
 from unet_batch.version import __version__
 
-COMMANDS = [[], ["run"], ["sample"], ["doctor"], ["build-engine"], ["inspect"]]
+COMMANDS = [[], ["run"], ["sample"], ["doctor"], ["build-engine"], ["inspect"], ["import-weights"], ["check-data"]]
 
 
 def unet_batch(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -80,8 +80,9 @@ def test_a_truncated_file_says_so(tmp_path_factory: pytest.TempPathFactory, keep
 def test_a_foreign_safetensors_file(tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     path.write_bytes(save_tensors({"weight": torch.zeros(3)}))
-    with pytest.raises(CheckpointError, match="not a checkpoint of unet-batch"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of unet-batch") as caught:
         checkpoint.load(str(path))
+    assert "unet-batch import-weights FILE.safetensors -o MODEL.safetensors" in caught.value.hint
 
 
 def test_text_is_not_a_checkpoint(tmp_path: Path) -> None:
@@ -105,8 +106,9 @@ def test_a_pickle_is_recognised_and_never_opened(tmp_path: Path, kind: str) -> N
         buffer = io.BytesIO()
         torch.save({"weight": torch.zeros(3), "bomb": Bomb()}, buffer)
         path.write_bytes(buffer.getvalue())
-    with pytest.raises(CheckpointError, match="a pickled PyTorch file"):
+    with pytest.raises(CheckpointError, match="a pickled PyTorch file") as caught:
         checkpoint.load(str(path))
+    assert "unet-batch import-weights FILE.pth -o MODEL.safetensors" in caught.value.hint
 
 
 def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import sys
 
 import click
 
+from unet_batch.cli.check_data import check_data
 from unet_batch.cli.doctor import doctor
 from unet_batch.cli.engine import build_engine, inspect
+from unet_batch.cli.import_weights import import_weights
 from unet_batch.cli.run import run
 from unet_batch.cli.sample import sample
 from unet_batch.version import __version__
@@ -33,5 +35,7 @@ def main() -> None:
 main.add_command(run)
 main.add_command(build_engine)
 main.add_command(inspect)
+main.add_command(import_weights)
+main.add_command(check_data)
 main.add_command(sample)
 main.add_command(doctor)

@@ -159,7 +159,7 @@ def _spec(path: str, metadata: dict[str, str]) -> ModelSpec:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: a safetensors file, but not a checkpoint of unet-batch",
-            hint="write one with unet_batch.model.checkpoint.save",
+            hint="a public U-Net's weights become one with: unet-batch import-weights FILE.safetensors -o MODEL.safetensors",
         )
     version = metadata.get("version", "")
     if not version.isdecimal() or int(version) > VERSION:
@@ -184,7 +184,7 @@ def _refuse_pickle(path: str) -> None:
     if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         raise CheckpointError(
             f"{path}: a pickled PyTorch file; reading one can run code hidden in it",
-            hint="only .safetensors checkpoints are read; convert a file you trust with unet_batch.model.checkpoint.save",
+            hint="a public U-Net's weights become a checkpoint with: unet-batch import-weights FILE.pth -o MODEL.safetensors",
         )
 
 

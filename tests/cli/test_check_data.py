@@ -1,0 +1,112 @@
+"""`unet-batch check-data` as a person meets it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_cli import unet_batch
+from tests.training.test_dataset import ids, mask, photo
+from unet_batch import images
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for index, name in enumerate(("a_0", "a_1", "b_0", "b_1")):
+        photo(tmp_path / f"my data/images/{name}.png", index)
+        mask(tmp_path / f"my data/masks/{name}.png", ids(0, 255))
+    return tmp_path / "my data"
+
+
+def test_fine(root: Path) -> None:
+    done = unet_batch("check-data", root)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("dataset   ")
+    assert "4 of 4 images have a mask" in done.stdout
+    assert "2 groups by what stands before" in done.stdout
+    assert re.search(r"^  foreground +50\.00% +4$", done.stdout, re.MULTILINE)
+    assert lines[-1] == "4 pairs are ready for training."
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", done.stdout)
+
+
+def test_wrong(root: Path) -> None:
+    for index in range(6):
+        photo(root / f"images/c\x1b[31m_{index}.png", 10 + index)
+        mask(root / f"masks/c\x1b[31m_{index}.png", ids(0, 255, size=(5, 5)))
+    done = unet_batch("check-data", root)
+    assert done.returncode == 1
+    assert "error     size mismatch" in done.stdout
+    assert "the image is 24x32, the mask 5x5" in done.stdout
+    assert "and 2 more (--json lists them)" in done.stdout
+    assert "fix: export masks from the picture" in done.stdout
+    assert done.stdout.splitlines()[-1] == "A training on these 10 pairs would be wrong: 1 error."
+    assert "\x1b" not in done.stdout + done.stderr, "a file name must not steer the terminal"
+
+
+def test_splits(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("a_0\nb_0\n")
+    (tmp_path / "val.txt").write_text("a_1.png\n")
+    done = unet_batch("check-data", root, "--split", tmp_path / "train.txt", "--split", tmp_path / "val.txt")
+    assert done.returncode == 1
+    assert "2 images in 2 groups are in train" in done.stdout
+    assert "group 'a' is in train and val" in done.stdout
+    own = unet_batch(
+        "check-data", root, "--split", tmp_path / "train.txt", "--split", tmp_path / "val.txt", "--group-by", "(.+)"
+    )
+    assert own.returncode == 0
+
+
+def test_json_and_sheet(root: Path, tmp_path: Path) -> None:
+    done = unet_batch("check-data", root, "--json", "--sheet", tmp_path / "new/sheet.jpg")
+    report = json.loads(done.stdout)
+    assert (report["ok"], report["pairs"], report["groups"], report["findings"]) == (True, 4, 2, [])
+    assert report["classes"][1] == {"name": "foreground", "pixels": 0.5, "images": 4}
+    assert done.stderr == ""
+    assert images.read(str(tmp_path / "new/sheet.jpg")).size[1] > 900
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "error: nowhere: no such folder"),
+        (["{root}", "--masks", "typo"], "typo: no such folder"),
+        (["{root}", "--group-by", "("], "is not a regular expression"),
+        (["{root}", "--split", "none.txt"], "none.txt: cannot be read"),
+        ([], "Missing argument 'DATASET'"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(root: Path, arguments: list[str], message: str) -> None:
+    done = unet_batch("check-data", *(part.format(root=root) for part in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_parts_of_one_name(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("a_0\n")
+    done = unet_batch("check-data", root, "--split", tmp_path / "val.txt", "--split", tmp_path / "val.txt")
+    assert done.returncode == 2
+    assert "two parts are called val" in done.stderr
+
+
+def test_imports_no_torch(root: Path) -> None:
+    code = (
+        "import sys\nfrom unet_batch.cli import main\n"
+        f"try: main(['check-data', {str(root)!r}])\nexcept SystemExit as e: assert not e.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("name", "count"), [("camvid", 367), ("dsb2018", 332), ("isbi2012", 24)])
+def test_real_data(data: Path, name: str, count: int) -> None:
+    done = unet_batch("check-data", data / name)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1] == f"{count} pairs are ready for training."

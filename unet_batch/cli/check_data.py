@@ -1,0 +1,152 @@
+"""`unet-batch check-data`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from unet_batch.cli.errors import printable, reported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from unet_batch.cli.screen import Lines
+    from unet_batch.training.check import Report
+    from unet_batch.training.dataset import Dataset, Pair
+
+_STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+_SHOWN = 4  # cases of each finding that are printed
+
+
+@click.command(
+    "check-data",
+    short_help="Say what a folder of images and masks holds, and what would spoil a training.",
+    epilog="Exit codes: 0 fine, 1 a training would be wrong, 2 the folder could not be understood.",
+)
+@click.argument("folder", metavar="DATASET")
+@click.option("--images", metavar="DIR", help="Folder of images, if not DATASET/images or the like.")
+@click.option("--masks", metavar="DIR", help="Folder of masks, if not DATASET/masks or the like.")
+@click.option(
+    "--group-by", metavar="REGEX", help="What in a name tells which images belong together: '^(.+)_' for <car>_<view>."
+)
+@click.option(
+    "--split", "split_files", metavar="FILE", multiple=True, help="A list of names, one part; give it once for each part."
+)
+@click.option("--sheet", metavar="FILE", help="Write a JPEG that shows images and masks, the suspicious ones first.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
+@reported
+def check_data(
+    folder: str,
+    images: str | None,
+    masks: str | None,
+    group_by: str | None,
+    split_files: tuple[str, ...],
+    sheet: str | None,
+    as_json: bool,
+) -> None:
+    """Say what a folder of images and masks holds, and what would spoil a training.
+
+    Finds pairs by their names, works out what the values in the masks mean, and reads every file: sizes that differ, values
+    without a meaning, duplicates on both sides of a split, classes that never occur. Nothing in DATASET is written.
+
+    \b
+    Examples:
+      unet-batch check-data cars
+      unet-batch check-data cars --split train.txt --split val.txt --sheet cars.jpg
+    """
+    from unet_batch.cli.screen import Lines, console
+    from unet_batch.errors import UsageError
+    from unet_batch.training.check import check
+    from unet_batch.training.dataset import find_dataset, read_split
+
+    out = Lines(quiet=as_json, to_stderr=as_json)
+    with console(stderr=True).status("looking at the masks ..."):  # on terminals only
+        dataset = find_dataset(folder, images=images, masks=masks, group_by=group_by)
+    splits: dict[str, tuple[Pair, ...]] = {}
+    for file in split_files:
+        name = os.path.splitext(os.path.basename(file))[0]
+        if name in splits:
+            raise UsageError(f"two parts are called {name}", hint="give the files of --split different names")
+        splits[name] = read_split(file, dataset.pairs)
+    _understood(out, dataset, splits)
+    report = _checked(dataset, splits, check)
+    if sheet is not None:
+        from unet_batch.sinks import write_atomic
+        from unet_batch.training.sheet import contact_sheet
+
+        write_atomic(os.path.abspath(sheet), contact_sheet(dataset, report))
+    if as_json:
+        _print_json(dataset, splits, report)
+    else:
+        _print(out, report, sheet)
+    raise SystemExit(0 if report.ok else 1)
+
+
+def _checked(dataset: Dataset, splits: Mapping[str, Sequence[Pair]], check: Callable[..., Report]) -> Report:
+    from unet_batch.cli.screen import Lines, staged
+
+    total = len(dataset.pairs)
+    with staged(Lines(quiet=not sys.stderr.isatty(), to_stderr=True)) as progress:
+        return check(dataset, splits=splits or None, progress=lambda done: progress(f"checking {total:,} pairs", done / total))
+
+
+def _understood(out: Lines, dataset: Dataset, splits: Mapping[str, Sequence[Pair]]) -> None:
+    from unet_batch.cli.screen import shown
+
+    out.line("dataset", shown(dataset.root))
+    for reason in dataset.reasons:
+        out.line("", reason)
+    for name, pairs in splits.items():
+        out.line("", f"{len(pairs):,} images in {len({pair.group for pair in pairs}):,} groups are in {name}")
+
+
+def _print(lines: Lines, report: Report, sheet: str | None) -> None:
+    from unet_batch.cli.screen import plural, shown
+
+    out = lines.out
+    width = max(len("classes"), *(2 + len(printable(share.name)) for share in report.classes))
+    out.print(f"\n{'classes':<{width}}  {'pixels':>8}  {'images':>8}", style="bold cyan")
+    for share in report.classes:
+        out.print(f"{'  ' + printable(share.name):<{width}}  {share.pixels:>8.2%}  {share.images:>8,}")
+    if report.void:
+        out.print(f"{'  void':<{width}}  {report.void:>8.2%}", style="dim")
+    for finding in report.findings:
+        out.print(f"\n{finding.severity:<10}", style=_STYLES[finding.severity], end="")
+        out.print(finding.kind, style="bold")
+        lines.line("", finding.message)
+        for case in finding.files[:_SHOWN]:
+            out.print(f"            {printable(case)}", style="dim")
+        if len(finding.files) > _SHOWN:
+            out.print(f"            and {len(finding.files) - _SHOWN:,} more (--json lists them)", style="dim")
+        lines.line("", f"fix: {finding.fix}" if finding.severity != "note" else finding.fix)
+    out.print()
+    if sheet is not None:
+        lines.line("sheet", shown(os.path.abspath(sheet)))
+    counts = {level: sum(finding.severity == level for finding in report.findings) for level in ("error", "warning")}
+    found = " and ".join(f"{count} {plural(count, level)}" for level, count in counts.items() if count)
+    if counts["error"]:
+        out.print(f"A training on these {report.pairs:,} pairs would be wrong: {found}.", style="bold red")
+    else:
+        out.print(f"{report.pairs:,} pairs are ready for training{': ' + found if found else ''}.", style="bold green")
+
+
+def _print_json(dataset: Dataset, splits: Mapping[str, Sequence[Pair]], report: Report) -> None:
+    import json
+    from dataclasses import asdict
+
+    document = {
+        "ok": report.ok,
+        "root": dataset.root,
+        "pairs": report.pairs,
+        "groups": len({pair.group for pair in dataset.pairs}),
+        "reasons": dataset.reasons,
+        "splits": {name: [pair.key for pair in pairs] for name, pairs in splits.items()},
+        "classes": [asdict(share) for share in report.classes],
+        "void": report.void,
+        "findings": [asdict(finding) for finding in report.findings],
+    }
+    json.dump(document, sys.stdout, indent=2)
+    sys.stdout.write("\n")

@@ -1,0 +1,137 @@
+"""`unet-batch import-weights`."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unet_batch.cli.engine import Size, parse_size
+from unet_batch.cli.errors import reported
+
+if TYPE_CHECKING:
+    from unet_batch.cli.screen import Lines
+    from unet_batch.model.importer import Imported
+
+
+def _size(context: click.Context, option: click.Parameter, value: str | None) -> Size | None:
+    return None if value is None else parse_size(value)
+
+
+def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """`background,car` -> ("background", "car")."""
+    names = () if value is None else tuple(part.strip() for part in value.split(","))
+    if not all(names):
+        raise click.BadParameter(f"{value!r} names an empty class, expected for example background,car")
+    return names
+
+
+def _channels(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...]:
+    """`0.5,0.5,0.5` -> (0.5, 0.5, 0.5)."""
+    try:
+        numbers = () if value is None else tuple(float(part) for part in value.split(","))
+    except ValueError:
+        numbers = (math.nan,)
+    if len(numbers) not in (0, 3) or not all(map(math.isfinite, numbers)):
+        raise click.BadParameter(f"{value!r}: one number for each of red, green and blue, for example 0.485,0.456,0.406")
+    if numbers and option.name == "std" and min(numbers) <= 0:
+        raise click.BadParameter(f"{value!r}: deviations are above 0")
+    return numbers
+
+
+@click.command("import-weights", short_help="Make a checkpoint of a public U-Net's weights.")
+@click.argument("source", metavar="FILE")
+@click.option("-o", "--output", required=True, metavar="MODEL.safetensors", help="The checkpoint to write; must not exist.")
+@click.option(
+    "--arch",
+    type=click.Choice(("auto", "milesial", "plain")),
+    default="auto",
+    show_default=True,
+    help="Which network it is: milesial/Pytorch-UNet, or the tutorials' with downs, ups, bottleneck and final_conv.",
+)
+@click.option(
+    "--size",
+    metavar="HxW",
+    callback=_size,
+    help="Input the network was trained at.  [default: milesial 640x960, plain 160x240]",
+)
+@click.option("--classes", metavar="NAME,...", callback=_names, help="Names of the outputs.  [default: those of Carvana]")
+@click.option("--mean", metavar="R,G,B", callback=_channels, help="Subtracted from pixels of 0 to 1.  [default: 0,0,0]")
+@click.option("--std", metavar="R,G,B", callback=_channels, help="Pixels are then divided by this.  [default: 1,1,1]")
+@click.option("--name", default="", help="What the model calls itself.  [default: the name of FILE]")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found and proven as JSON on stdout.")
+@reported
+def import_weights(source: str, output: str, as_json: bool, **options: Any) -> None:
+    """Make a checkpoint of the weights of a public U-Net, and prove that it computes the same.
+
+    FILE is a state dict (.pth or .safetensors) of milesial/Pytorch-UNet or of the tutorials' U-Net, both with transposed
+    convolutions. Only tensors are read: a file that needs Python code is refused. The checkpoint is written only if its logits
+    are those of the original network.
+
+    \b
+    Examples:
+      unet-batch import-weights unet_carvana_scale0.5_epoch2.pth -o cars.safetensors
+      unet-batch import-weights unet_carvana_scale1.0_epoch2.pth -o cars.safetensors --size 1280x1920
+      unet-batch import-weights roads.pth -o roads.safetensors --size 512x1024 --classes background,road
+    """
+    from unet_batch.cli.screen import Lines
+    from unet_batch.model import importer
+
+    found = importer.import_weights(source, output, **options)
+    if as_json:
+        json.dump(_as_dict(found), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    _show(Lines(quiet=False, to_stderr=as_json), found)
+
+
+def _as_dict(found: Imported) -> dict[str, Any]:
+    spec = found.spec
+    return {
+        "path": found.path,
+        "name": spec.name,
+        "arch": found.arch,
+        "widths": list(spec.widths),
+        "input_size": list(spec.input_size),
+        "classes": list(spec.classes.names),
+        "output": spec.output,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "biases_folded": found.folded,
+        "assumed": list(found.assumed),
+        "difference": found.difference,
+        "stored_difference": found.stored_difference,
+    }
+
+
+def _show(lines: Lines, found: Imported) -> None:
+    from unet_batch.cli.screen import shown
+
+    spec = found.spec
+    names, (height, width) = spec.classes.names, spec.input_size
+    lines.line("found", f"{found.arch} U-Net of widths {', '.join(map(str, spec.widths))}", f"{height}x{width}")
+    if len(names) == 1:
+        lines.line("classes", names[0], "the map holds the probability of it")
+    else:
+        lines.line("classes", ", ".join(names), f"the map holds ids 0 to {len(names) - 1}, of the largest output")
+    lines.line("pixels", f"0 to 1, mean {_numbers(spec.mean)}, std {_numbers(spec.std)}")
+    if found.folded:
+        lines.line("note", "biases of convolutions went into the BatchNorm after them")
+    if found.assumed:
+        options = ", ".join(f"--{field}" for field in found.assumed)
+        lines.line("note", f"the weights do not say, so this is assumed, and can be given: {options}")
+    lines.line(
+        "proven",
+        f"logits differ from the original's by {found.difference:.1e} of the largest in float32",
+        f"by {found.stored_difference:.1e} as stored in float16",
+    )
+    path = shown(found.path)
+    lines.line("written", path)
+    lines.line("next", f"unet-batch run ./photos -m {shlex.quote(path)}")
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,1 @@
+"""Data to train on: found, checked and split; figures of quality with their uncertainty."""

@@ -1,0 +1,356 @@
+"""What is wrong with a dataset, found before a training is spent on it.
+
+Every file is decoded once, on all cores, and of its pixels only digests and a copy of 9 x 8 are kept: memory
+grows by about a kilobyte a pair. An error means that a training would be wrong, a warning that it may be; a note only informs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import cv2
+import numpy as np
+
+from unet_batch import images
+from unet_batch.errors import ImageError
+from unet_batch.training.dataset import Dataset, Pair, leaks, misfit
+from unet_batch.training.encoding import VOID
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from unet_batch.types import Pixels, Size
+
+NEAR = 3
+"""Bits of 64 in which the difference hashes of near duplicates may differ."""
+_CHUNK = 1024  # pairs handed to the threads at a time
+_RARE = 0.001
+# Levels by which 9 x 8 copies of near duplicates differ at most. By their hashes alone, 461 pairs of photos of different cars
+# in Carvana's studio would count; their copies differ by 17 and more.
+_ALIKE = 12
+_PART = 11  # bits of a hash in one of six parts
+_NEIGHBOURS = 64  # bounds the comparisons where thousands of pictures have one hash, as flat ones do
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something a person should know.
+
+    Attributes:
+        severity: "error" if a training would be wrong, "warning" if it may be, "note" otherwise.
+        kind: a short name, the same for all findings of its kind.
+        message: what was found, with numbers.
+        files: one line for each case, beginning with a key or path.
+        fix: what to do.
+        keys: of the pairs concerned, for pictures of them.
+    """
+
+    severity: Literal["error", "warning", "note"]
+    kind: str
+    message: str
+    files: tuple[str, ...]
+    fix: str
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How much there is of a class: share of all pixels that are not void (0..1), and in how many masks it occurs."""
+
+    name: str
+    pixels: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome: findings, errors first; shares of the classes; `void`, the share of all pixels; the number of pairs."""
+
+    findings: tuple[Finding, ...]
+    classes: tuple[Share, ...]
+    void: float
+    pairs: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found that would make a training wrong."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+
+@dataclass(slots=True)
+class _Facts:
+    """What is kept of a pair; the fields from `size` on are set only where both files could be read."""
+
+    pair: Pair
+    problem: tuple[str, str] = ("", "")  # kind and detail
+    size: Size = (0, 0)
+    image: bytes = b""  # digests of the pixels
+    mask: bytes = b""
+    hash: int = 0
+    thumb: bytes = b""
+    soft: str = ""  # strays of a mask whose encoding has a threshold
+
+
+def check(
+    dataset: Dataset, *, splits: Mapping[str, Sequence[Pair]] | None = None, progress: Callable[[int], None] | None = None
+) -> Report:
+    """Decode every pair and look for what would spoil a training.
+
+    Args:
+        dataset: what `find_dataset` found.
+        splits: parts by name, such as `read_split` gives: a picture or group in two of them is an error.
+        progress: called with the number of pairs done, from this thread.
+    """
+    facts: list[_Facts] = []
+    pixels, occurs = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    for done, (fact, counts) in enumerate(_examined(dataset), 1):
+        facts.append(fact)
+        pixels += counts
+        occurs += counts > 0
+        if progress is not None:
+            progress(done)
+    sound = [fact for fact in facts if fact.size != (0, 0)]
+    names = dataset.classes.names if len(dataset.classes.names) > 1 else ("background", *dataset.classes.names)
+    total = max(1, int(pixels[: len(names)].sum()))
+    classes = tuple(Share(name, int(pixels[id]) / total, int(occurs[id])) for id, name in enumerate(names))
+    findings = [*_names(dataset), *_files(facts), *_copies(sound, splits), *_balance(classes), *_sizes(sound)]
+    for group, parts in sorted(leaks(splits or {}).items()):
+        keys = tuple(fact.pair.key for fact in facts if fact.pair.group == group)
+        what = f"group {group!r} is in {' and '.join(parts)}: the score would be that of pictures known from training"
+        findings.append(Finding("error", "leakage", what, keys, "keep all pictures of a group in one part", keys))
+    findings.sort(key=lambda finding: ("error", "warning", "note").index(finding.severity))
+    return Report(tuple(findings), classes, int(pixels[VOID]) / max(1, int(pixels.sum())), len(facts))
+
+
+# One pair ------------------------------------------------------------------------------------------------------------------
+
+
+def _examined(dataset: Dataset) -> Iterator[tuple[_Facts, NDArray[np.int64]]]:
+    """Facts and pixels by id (256,) of every pair, in order."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(dataset.pairs), _CHUNK):  # `map` would queue 100,000 results at once
+            chunk = dataset.pairs[start : start + _CHUNK]
+            yield from pool.map(lambda pair: _examine(dataset, pair), chunk)
+
+
+def _examine(dataset: Dataset, pair: Pair) -> tuple[_Facts, NDArray[np.int64]]:
+    fact, nothing = _Facts(pair), np.zeros(256, np.int64)
+    try:
+        picture = images.read(pair.image).pixels
+    except ImageError as error:
+        fact.problem = "unreadable image", error.message.removeprefix(f"{pair.image}: ")
+        return fact, nothing
+    try:
+        ids, stray = dataset.encoding.decode(pair.mask)
+    except ImageError as error:
+        fact.problem = "unreadable mask", error.message.removeprefix(f"{pair.mask}: ")
+        return fact, nothing
+    if ids.shape != picture.shape[:2]:
+        fact.problem = "size mismatch", misfit((picture.shape[0], picture.shape[1]), ids.shape, pair.image)
+        return fact, nothing
+    counts = np.bincount(ids.ravel(), minlength=256)
+    if dataset.encoding.softened(stray, ids.size):
+        fact.soft = f"{sum(stray.values()):,} of {ids.size:,} pixels"
+    elif stray:
+        fact.problem = "unexpected mask values", dataset.encoding.spelled(stray)
+    elif not counts[1 if len(dataset.classes.names) == 1 else 0 : VOID].any():
+        fact.problem = "empty masks", "all void" if counts[VOID] else "nothing but background"
+    elif _same_regions(picture, ids):
+        fact.problem = "images that are masks", "as many colours as its mask has ids, in the same places"
+    fact.size = (picture.shape[0], picture.shape[1])
+    fact.image, fact.mask = _digest(picture), _digest(ids)
+    small = cv2.resize(picture, (9, 8), interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    fact.hash = int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
+    fact.thumb = small.tobytes()
+    return fact, counts
+
+
+def _digest(pixels: Pixels) -> bytes:
+    """16 bytes that tell these pixels, and their shape, from all others."""
+    return hashlib.sha256(repr(pixels.shape).encode() + b"\0" + np.ascontiguousarray(pixels).data).digest()[:16]
+
+
+def _same_regions(picture: Pixels, ids: Pixels) -> bool:
+    """Whether the picture is flat where its mask is, and differs where the mask does: then it is a mask itself."""
+    step = max(1, max(ids.shape) // 256)
+    colour = picture[::step, ::step].reshape(-1, 3).astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    region = ids[::step, ::step].ravel()
+    count = len(np.unique(region))
+    return 1 < count == len(np.unique(colour)) == len(np.unique(colour * 256 + region))
+
+
+# All of them ---------------------------------------------------------------------------------------------------------------
+
+_KINDS: dict[str, tuple[Literal["error", "warning"], str, str]] = {
+    "unreadable image": ("error", "cannot be decoded", "restore the file, or take the pair out"),
+    "unreadable mask": ("error", "cannot be decoded", "save the mask again as an 8-bit grey PNG"),
+    "size mismatch": (
+        "error",
+        "not as large as the image, upright",
+        "export masks from the picture as it is seen (EXIF applied), at its full size",
+    ),
+    "unexpected mask values": (
+        "error",
+        "values that stand for no class",
+        "name every value in classes.toml (or as void), or correct the masks",
+    ),
+    "images that are masks": ("error", "the image shows the regions of its mask and no more", "put the photo in its place"),
+    "empty masks": ("warning", "nothing is marked", "fine if there is nothing to find; else draw them again, or take them out"),
+}
+
+
+def _files(facts: Sequence[_Facts]) -> Iterator[Finding]:
+    """What is wrong with single files."""
+    cases: defaultdict[str, list[_Facts]] = defaultdict(list)
+    for fact in facts:
+        cases[fact.problem[0]].append(fact)
+    for kind, (severity, what, fix) in _KINDS.items():
+        if found := cases.get(kind):
+            lines = tuple(f"{_file(fact.pair, kind)}: {fact.problem[1]}" for fact in found)
+            yield Finding(severity, kind, f"{_pairs(len(found))}: {what}", lines, fix, tuple(fact.pair.key for fact in found))
+    if soft := [fact for fact in facts if fact.soft]:
+        lines = tuple(f"{_file(fact.pair, 'mask')}: {fact.soft} between 0 and 255" for fact in soft)
+        what = f"{_pairs(len(soft))}: edges in between 0 and 255, counted as foreground from 128"
+        fix = "save masks as PNG, without anti-aliasing, for exact edges"
+        yield Finding("warning", "anti-aliased masks", what, lines, fix, tuple(fact.pair.key for fact in soft))
+
+
+def _names(dataset: Dataset) -> Iterator[Finding]:
+    """What has no partner, or too many."""
+
+    def shown(path: str) -> str:
+        return os.path.relpath(path, dataset.root)
+
+    if dataset.ambiguous:
+        lines = tuple(f"{shown(image)}: {', '.join(map(shown, others))}" for image, others in dataset.ambiguous.items())
+        what = f"{len(dataset.ambiguous):,} names: several files for one image and one mask, none of them is used"
+        yield Finding("error", "ambiguous match", what, lines, "keep one image and one mask of each name")
+    for kind, files, what, fix in (
+        ("missing mask", dataset.unmatched_images, "without a mask, left out", "add the masks, or ignore this"),
+        ("extra mask", dataset.unmatched_masks, "without an image, left out", "add the images, or ignore this"),
+    ):
+        if files:
+            many = len(files) > len(dataset.pairs)  # so many are seldom meant
+            yield Finding("error" if many else "warning", kind, f"{len(files):,} {what}", tuple(map(shown, files)), fix)
+
+
+def _copies(facts: Sequence[_Facts], splits: Mapping[str, Sequence[Pair]] | None) -> Iterator[Finding]:
+    """The same picture twice, or nearly so."""
+    part = {pair.key: name for name, pairs in (splits or {}).items() for pair in pairs}
+    same: defaultdict[bytes, list[_Facts]] = defaultdict(list)
+    for fact in facts:
+        same[fact.image].append(fact)
+    twins = [copies for copies in same.values() if len(copies) > 1]
+
+    def across(copies: Sequence[_Facts]) -> bool:
+        return len({part[fact.pair.key] for fact in copies if fact.pair.key in part}) > 1
+
+    def contradict(copies: Sequence[_Facts]) -> bool:
+        return len({fact.mask for fact in copies}) > 1
+
+    distinct = list({fact.image: fact for fact in facts if not splits or fact.pair.key in part}.values())
+    near = _near(distinct, [part[fact.pair.key] if splits else fact.pair.group for fact in distinct])
+    harmless = [copies for copies in twins if not across(copies) and not contradict(copies)]
+    apart = "in different parts" if splits else "but in different groups, which a split may part"
+    cases: tuple[tuple[Literal["error", "warning"], str, str, list[list[_Facts]], str], ...] = (
+        (
+            "error",
+            "different masks for one image",
+            "the same pixels with different masks",
+            list(filter(contradict, twins)),
+            "keep the right mask",
+        ),
+        (
+            "error",
+            "duplicates across splits",
+            "the same pixels in different parts",
+            list(filter(across, twins)),
+            "keep one of each",
+        ),
+        ("warning", "duplicates", "the same pixels", harmless, "keep one of each"),
+        ("warning", "near duplicates", f"hardly different, {apart}", near, "put them into one group (--group-by), or keep one"),
+    )
+    for severity, kind, what, found, fix in cases:
+        if found:
+            keys = [[fact.pair.key for fact in copies] for copies in found]
+            lines = tuple(" = ".join(k[:4]) + (f" and {len(k) - 4} more" if len(k) > 4 else "") for k in keys)
+            message = f"{len(found):,} set{'s' * (len(found) > 1)} of {sum(map(len, keys)):,} images: {what}"
+            yield Finding(severity, kind, message, lines, fix, tuple(itertools.chain(*keys)))
+
+
+def _near(facts: Sequence[_Facts], sides: Sequence[str]) -> list[list[_Facts]]:
+    """Clusters of pictures on different sides whose hashes differ in up to NEAR bits, and whose small copies are alike.
+
+    Of six parts of two such hashes at least three are the same. So for each choice of three, hashes are sorted by these 32
+    bits, and only neighbours that share them are compared: about n log n, where all against all would be n².
+    """
+    if not facts:
+        return []
+    hashes = np.array([fact.hash for fact in facts], np.uint64)
+    thumbs = np.frombuffer(b"".join(fact.thumb for fact in facts), np.uint8).reshape(len(facts), -1)
+    side = np.unique(np.array(sides, object), return_inverse=True)[1]
+    parent = list(range(len(facts)))
+
+    def top(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]
+        return index
+
+    parts = [((1 << min(_PART, 64 - at)) - 1) << at for at in range(0, 64, _PART)]
+    for chosen in itertools.combinations(parts, len(parts) - NEAR):
+        key = hashes & np.uint64(sum(chosen))
+        order = np.argsort(key, kind="stable")
+        key, first = key[order], np.arange(len(key))
+        for step in range(1, _NEIGHBOURS + 1):
+            first = first[first + step < len(key)]
+            first = first[key[first] == key[first + step]]
+            one, other = order[first], order[first + step]
+            bits = np.unpackbits((hashes[one] ^ hashes[other]).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
+            close = (bits <= NEAR) & (side[one] != side[other])
+            one, other = one[close], other[close]
+            alike = np.abs(thumbs[one].astype(np.int16) - thumbs[other]).max(axis=1, initial=0) <= _ALIKE
+            for left, right in zip(one[alike].tolist(), other[alike].tolist(), strict=True):
+                parent[max(top(left), top(right))] = min(top(left), top(right))
+    clusters: defaultdict[int, list[_Facts]] = defaultdict(list)
+    for index, fact in enumerate(facts):
+        clusters[top(index)].append(fact)
+    return [cluster for cluster in clusters.values() if len(cluster) > 1]
+
+
+def _balance(classes: Sequence[Share]) -> Iterator[Finding]:
+    """Classes that are missing or rare."""
+    if sum(share.images > 0 for share in classes) < 2:
+        yield Finding("error", "nothing to learn", "all masks together hold one class only", (), "mark something in the masks")
+    absent = tuple(share.name for share in classes if not share.images)
+    rare = tuple(f"{s.name}: {s.pixels:.3%} of the pixels, in {s.images:,} masks" for s in classes if 0 < s.pixels < _RARE)
+    if absent:
+        fix = "leave them out of classes.toml, or add pictures that show them"
+        yield Finding("warning", "classes that never occur", f"{len(absent)} of {len(classes)} classes", absent, fix)
+    if rare:
+        fix = "add pictures that show them, or expect little of these classes"
+        yield Finding("warning", "rare classes", f"{len(rare)} of {len(classes)} classes: under 0.1 % of the pixels", rare, fix)
+
+
+def _sizes(facts: Sequence[_Facts]) -> Iterator[Finding]:
+    sizes = Counter(fact.size for fact in facts)
+    if len(sizes) > 1:
+        lines = tuple(f"{height}x{width}: {count:,}" for (height, width), count in sizes.most_common())
+        ratios = sorted(width / height for height, width in sizes)
+        what = f"{len(sizes):,} sizes (height x width), {ratios[0]:.2f} to {ratios[-1]:.2f} times as wide as high"
+        yield Finding("note", "mixed sizes", what, lines, "nothing to do: pictures keep their shape, and are padded")
+
+
+def _file(pair: Pair, kind: str) -> str:
+    return os.path.basename(pair.mask if "mask" in kind and not kind.startswith("images") else pair.image)
+
+
+def _pairs(count: int) -> str:
+    return f"{count:,} pair{'s' * (count != 1)}"
