@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_batch.errors import UsageError
-from unet_batch.training.metrics import VOID, Counts, count, interval, scores
+from unet_batch.training.encoding import VOID
+from unet_batch.training.metrics import Counts, count, interval, scores
 
 
 def masks(seed: int, classes: int, pictures: int = 3, void: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:

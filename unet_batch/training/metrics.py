@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from unet_batch.errors import UsageError
+from unet_batch.training.encoding import VOID
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-VOID = 255
 # Of the picture's diagonal: how far apart two boundaries may be and still agree (Csurka et al., BMVC 2013).
 BOUNDARY_TOLERANCE = 0.0075
 
