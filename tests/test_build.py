@@ -217,6 +217,9 @@ class TestRequests:
         ("changes", "message"),
         [
             ({"batch": (0, 1, 1)}, "batch 0,1,1"),
+            ({"precision": "int8"}, "precision 'int8' is not known"),
+            ({"builder": "trtexec"}, "builder 'trtexec' is not known"),
+            ({"hardware_compat": "all"}, "hardware_compat 'all' is not known"),
             ({"batch": (4, 2, 8)}, "batch 4,2,8"),
             ({"size": ((64, 96), (32, 48), (64, 96))}, "size 64x96,32x48,64x96"),
             ({"size": ((64, 90),) * 3}, "4 divides"),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from unet_batch import gpu
 from unet_batch.engine import onnx_model, proof, store
-from unet_batch.engine.compiler import CompilerOptions, Profile, check_can_build, compile_plan
+from unet_batch.engine.compiler import HARDWARE_COMPAT, CompilerOptions, Profile, check_can_build, compile_plan
 from unet_batch.engine.flavours import NAMES, Flavour, install_line
 from unet_batch.engine.onnx_model import GRAPH_VERSION, OnnxModel, OnnxRunner
 from unet_batch.engine.proof import Reference
@@ -115,6 +115,13 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
         BackendError: the graph or the engine failed to build, or failed its proof.
         OutputError: the folder cannot be written.
     """
+    for what, value, known in (
+        ("precision", options.precision, tuple(proof.MIN_DICE)),
+        ("builder", options.builder, BUILDERS),
+        ("hardware_compat", options.hardware_compat, HARDWARE_COMPAT),
+    ):
+        if value not in known:
+            raise UsageError(f"{what} {value!r} is not known", hint=f"choose from: {', '.join(known)}")
     source = _Source(options.model)
     size = options.size or (source.spec.input_size,) * 3
     profile = Profile(options.batch, size)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from unet_batch.types import Pixels
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-PRECISIONS = tuple(DTYPES)
 # 17 is the newest that TensorRT 8.6 reads; convolutions have bfloat16 only since 22.
 OPSETS = (17, 22)
 DEFAULT_OPSET = {"fp32": 18, "fp16": 18, "bf16": 22}

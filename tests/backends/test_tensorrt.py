@@ -122,6 +122,15 @@ class TestTheFirstRun:
             assert any("first run on this GPU" in note for note in opened.notes)
         assert list(store.load(made.path).sidecar.proofs) == ["NVIDIA H200", "NVIDIA RTX 5090"]
 
+    def test_a_batch_that_does_not_fit_is_not_asked_for_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The profile's largest was too much for this GPU: a run that does not need it opens at once."""
+        monkeypatch.setattr(HostPlan, "largest", 4)
+        made = engine(tmp_path)
+        with backend(made) as opened:
+            assert any("first run on this GPU" in note for note in opened.notes)
+        with backend(store.load(made.path)) as again:
+            assert again.notes == []
+
     def test_a_proof_that_comes_too_late_leaves_the_newer_engine_alone(self, tmp_path: Path) -> None:
         old = engine(tmp_path)
         newer = replace(old.sidecar, plan_sha256=onnx_model.sha256(b"newer"), plan_bytes=5)

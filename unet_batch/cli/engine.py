@@ -42,6 +42,11 @@ def parse_size(text: str) -> Size:
     return int(match[1]), int(match[2])
 
 
+def optional_size(context: click.Context, option: click.Parameter, value: str | None) -> Size | None:
+    """The callback of an option that takes one size."""
+    return None if value is None else parse_size(value)
+
+
 def _sizes(context: click.Context, option: click.Parameter, value: str | None) -> tuple[Size, Size, Size] | None:
     """`160x240` three times over, or `160x240,320x480,640x960`."""
     if value is None:

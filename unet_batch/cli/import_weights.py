@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unet_batch.cli.engine import Size, parse_size
+from unet_batch.cli.engine import optional_size
 from unet_batch.cli.errors import reported
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines
     from unet_batch.model.importer import Imported
-
-
-def _size(context: click.Context, option: click.Parameter, value: str | None) -> Size | None:
-    return None if value is None else parse_size(value)
 
 
 def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -56,7 +52,7 @@ def _channels(context: click.Context, option: click.Parameter, value: str | None
 @click.option(
     "--size",
     metavar="HxW",
-    callback=_size,
+    callback=optional_size,
     help="Input the network was trained at.  [default: milesial 640x960, plain 160x240]",
 )
 @click.option("--classes", metavar="NAME,...", callback=_names, help="Names of the outputs.  [default: those of Carvana]")

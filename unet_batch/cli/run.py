@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unet_batch.cli.engine import engines_dir_option, parse_size
+from unet_batch.cli.engine import engines_dir_option, optional_size
 from unet_batch.cli.errors import reported
 from unet_batch.types import KINDS
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.run import RunReport
-
-
-def _size(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    return None if value is None else parse_size(value)
 
 
 def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
@@ -60,7 +56,9 @@ def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple
 @click.option("--require-gpu", is_flag=True, help="Refuse to run on the CPU.")
 @engines_dir_option
 @click.option("--build", is_flag=True, help="Build the engine first where none fits, as `unet-batch build-engine` does.")
-@click.option("--size", metavar="HxW", callback=_size, help="Height and width of the network's input.  [default: the model's]")
+@click.option(
+    "--size", metavar="HxW", callback=optional_size, help="Height and width of the network's input.  [default: the model's]"
+)
 @click.option(
     "--batch-size", type=click.IntRange(1, 4096), help="Most pictures in one pass of the network.  [default: fits the device]"
 )
