@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from unet_batch.cli.datasets import dataset_options, opened, understood
 from unet_batch.cli.errors import printable, reported
 
 if TYPE_CHECKING:
@@ -27,26 +28,14 @@ _SHOWN = 4  # cases of each finding that are printed
     epilog="Exit codes: 0 fine, 1 a training would be wrong, 2 the folder could not be understood.",
 )
 @click.argument("folder", metavar="DATASET")
-@click.option("--images", metavar="DIR", help="Folder of images, if not DATASET/images or the like.")
-@click.option("--masks", metavar="DIR", help="Folder of masks, if not DATASET/masks or the like.")
-@click.option(
-    "--group-by", metavar="REGEX", help="What in a name tells which images belong together: '^(.+)_' for <car>_<view>."
-)
+@dataset_options
 @click.option(
     "--split", "split_files", metavar="FILE", multiple=True, help="A list of names, one part; give it once for each part."
 )
 @click.option("--sheet", metavar="FILE", help="Write a JPEG that shows images and masks, the suspicious ones first.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
 @reported
-def check_data(
-    folder: str,
-    images: str | None,
-    masks: str | None,
-    group_by: str | None,
-    split_files: tuple[str, ...],
-    sheet: str | None,
-    as_json: bool,
-) -> None:
+def check_data(folder: str, split_files: tuple[str, ...], sheet: str | None, as_json: bool, **options: Any) -> None:
     """Say what a folder of images and masks holds, and what would spoil a training.
 
     Finds pairs by their names, works out what the values in the masks mean, and reads every file: sizes that differ, values
@@ -57,14 +46,13 @@ def check_data(
       unet-batch check-data cars
       unet-batch check-data cars --split train.txt --split val.txt --sheet cars.jpg
     """
-    from unet_batch.cli.screen import Lines, console
+    from unet_batch.cli.screen import Lines
     from unet_batch.errors import UsageError
     from unet_batch.training.check import check
-    from unet_batch.training.dataset import find_dataset, read_split
+    from unet_batch.training.dataset import read_split
 
     out = Lines(quiet=as_json, to_stderr=as_json)
-    with console(stderr=True).status("looking at the masks ..."):  # on terminals only
-        dataset = find_dataset(folder, images=images, masks=masks, group_by=group_by)
+    dataset = opened(folder, **options)
     splits: dict[str, tuple[Pair, ...]] = {}
     for file in split_files:
         name = os.path.splitext(os.path.basename(file))[0]
@@ -94,11 +82,7 @@ def _checked(dataset: Dataset, splits: Mapping[str, Sequence[Pair]], check: Call
 
 
 def _understood(out: Lines, dataset: Dataset, splits: Mapping[str, Sequence[Pair]]) -> None:
-    from unet_batch.cli.screen import shown
-
-    out.line("dataset", shown(dataset.root))
-    for reason in dataset.reasons:
-        out.line("", reason)
+    understood(out, dataset)
     for name, pairs in splits.items():
         out.line("", f"{len(pairs):,} images in {len({pair.group for pair in pairs}):,} groups are in {name}")
 
