@@ -5,6 +5,7 @@ UnetBatchError                 base: a message with the numbers, and a hint with
 │   ├── SourceError            a source does not exist, or holds nothing to segment
 │   └── OutputError            the output folder cannot be used (missing rights, disk full)
 ├── CheckpointError            a model file is damaged, foreign, or newer than this program
+├── TrainingError              a training cannot go on: it diverged, or its saved state does not fit
 ├── BackendError               an inference backend failed while running
 │   ├── BackendUnavailable     the backend asked for cannot run on this machine
 │   └── DeviceOutOfMemory      the GPU's memory does not hold the batch
@@ -51,6 +52,10 @@ class OutputError(UsageError):
 
 class CheckpointError(UnetBatchError):
     """A model file is damaged, foreign, or newer than this program."""
+
+
+class TrainingError(UnetBatchError):
+    """A training cannot go on: the loss is not finite, or the saved state belongs to another training."""
 
 
 class BackendError(UnetBatchError):

@@ -51,9 +51,9 @@ class TorchBackend(Backend):
     ) -> None:
         self.spec = checkpoint.spec
         self.input_size = size or checkpoint.spec.input_size
-        self.device = _device(device)
+        self.device = pick_device(device)
         self.name = f"torch-{self.device.type}"
-        self.precision, why = _precision(self.device)
+        self.precision, why = pick_precision(self.device)
         self.reason = "; ".join(part for part in (reason, why) if part)
         on_cpu = self.device.type == "cpu"
         self.batch_size = batch_size or (1 if on_cpu else CUDA_BATCH)
@@ -116,7 +116,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _device(name: str | None) -> torch.device:
+def pick_device(name: str | None) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -135,7 +135,7 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _precision(device: torch.device) -> tuple[str, str]:
+def pick_precision(device: torch.device) -> tuple[str, str]:
     """Precision of the body, and why."""
     if device.type == "cuda":
         return "fp16", "fp16 on tensor cores"

@@ -1,0 +1,186 @@
+"""Augmentation: image and mask moved together, colour changed in the image alone.
+
+What happens to a sample is drawn from (seed, epoch, its number in the dataset) and from nothing else: not from the batch it is in,
+the process that loads it or the samples before it. So a resumed training, and one on several processes, sees the same
+samples. The arithmetic is kornia's, on whole batches and on the device that trains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import kornia.enhance
+import kornia.filters
+import kornia.geometry.transform
+import numpy as np
+import torch
+from torch import Tensor
+
+from unet_batch.geometry import PAD_VALUE
+from unet_batch.training.encoding import VOID
+
+if TYPE_CHECKING:
+    from unet_batch.types import Size
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How far samples are changed; all deviations are of normal distributions around "not at all".
+
+    Attributes:
+        move: share of the samples that are zoomed, turned or shifted; the rest look as they will at run time.
+        zoom, aspect: deviation of the logarithm of the scale, and of the ratio of height to width.
+        turn: deviation in degrees.
+        shift: deviation as a share of the height and width; with zoom it is what others call a random crop.
+        colour: share of the samples whose brightness, contrast, saturation and tint change.
+        blur, noise: shares of the samples.
+    """
+
+    move: float = 0.0
+    zoom: float = 0.0
+    aspect: float = 0.0
+    turn: float = 0.0
+    shift: float = 0.0
+    colour: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+
+
+PRESETS = {
+    "none": Preset(),
+    "light": Preset(move=0.7, zoom=0.05, aspect=0.015, turn=1.0, shift=0.015, colour=0.7, blur=0.05, noise=0.1),
+    "strong": Preset(move=0.8, zoom=0.15, aspect=0.05, turn=6.0, shift=0.05, colour=0.8, blur=0.15, noise=0.25),
+}
+FLIPS = ("none", "horizontal", "any")
+"""`any`: also upside down and by quarter turns, as suits what has no up: slides, aerial photos."""
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What is done to one sample.
+
+    Attributes:
+        matrix: float64 (2, 3), from pixels of the stored sample to pixels of the network's input (x, y).
+        gain: of each channel; contrast and tint.
+        lift: added to the pixels, as a share of full scale.
+        saturation: 1 leaves colours alone.
+        blur: deviation of a Gaussian in pixels; 0 for none.
+        noise: deviation as a share of full scale; 0 for none.
+        seed: of the noise.
+    """
+
+    matrix: np.ndarray
+    gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    lift: float = 0.0
+    saturation: float = 1.0
+    blur: float = 0.0
+    noise: float = 0.0
+    seed: int = 0
+
+
+def draw(preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[int]) -> Change:
+    """Decide what to do with one sample.
+
+    Args:
+        preset: how far to go.
+        flip: one of FLIPS.
+        stored, network: size of the sample as it is kept, and of the network's input.
+        key: integers that the draw depends on, such as (seed, epoch, number).
+    """
+    random = np.random.default_rng(tuple(key))
+    zoom = aspect = 1.0
+    angle, shift = 0.0, np.zeros(2)
+    mirror = flip != "none" and random.random() < 0.5
+    quarter = int(random.integers(4)) if flip == "any" else 0
+    if random.random() < preset.move:
+        zoom = math.exp(random.normal(0, preset.zoom))
+        aspect = math.exp(random.normal(0, preset.aspect))
+        angle = math.radians(random.normal(0, preset.turn))
+        shift = random.normal(0, preset.shift, 2) * network[::-1]
+    scale = np.diag([network[1] / stored[1], network[0] / stored[0]])
+    turned = np.linalg.matrix_power(np.array([[0.0, -1.0], [1.0, 0.0]]), quarter)
+    if quarter % 2:  # what is wide becomes tall: it is stretched into the same place
+        turned = np.diag(network[::-1]) @ turned @ np.diag([1 / network[1], 1 / network[0]])
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    linear = np.diag([zoom * aspect, zoom / aspect]) @ rotation @ turned @ np.diag([-1.0 if mirror else 1.0, 1.0]) @ scale
+    # Pixel centres lie at +0.5: the middle of the stored sample goes to the middle of the input, plus the shift.
+    middle, target = (np.array([size[1] / 2 - 0.5, size[0] / 2 - 0.5]) for size in (stored, network))
+    matrix = np.hstack([linear, (target + shift - linear @ middle)[:, None]])
+    gain, lift, saturation = (1.0, 1.0, 1.0), 0.0, 1.0
+    if random.random() < preset.colour:
+        contrast = random.uniform(0.75, 1.3)
+        red, green, blue = contrast * random.uniform(0.92, 1.08, 3)
+        gain, lift, saturation = (red, green, blue), random.uniform(-0.08, 0.08), random.uniform(0.5, 1.5)
+    blurred, noisy = random.random() < preset.blur, random.random() < preset.noise
+    return Change(
+        matrix,
+        gain,
+        lift,
+        saturation,
+        blur=random.uniform(0.4, 1.2) if blurred else 0.0,
+        noise=random.uniform(0.004, 0.03) if noisy else 0.0,
+        seed=int(random.integers(2**62)),
+    )
+
+
+def apply(pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Change], network: Size) -> tuple[Tensor, Tensor]:
+    """Carry out one change for each sample.
+
+    Args:
+        pictures: uint8 (N, h, w, 3), RGB.
+        targets: uint8 (N, h, w): ids with VOID, or, where `known` says so, coverage 0..255 of the only class.
+        known: uint8 (N, h, w), 255 where the target counts; empty for targets that are ids.
+        changes: N of them.
+        network: (H, W) of the result.
+
+    Returns:
+        float32 pictures (N, 3, H, W), 0..1, channels_last, PAD_VALUE outside of the stored sample; and the targets: int64 ids
+        (N, H, W) with VOID outside, or float32 (N, 2, H, W), coverage 0..1 and how far it is known, 0 outside.
+    """
+    device = pictures.device
+    matrix = torch.from_numpy(np.array([change.matrix for change in changes], np.float32)).to(device)
+
+    def warp(values: Tensor, outside: float, mode: str = "bilinear") -> Tensor:
+        # kornia pads with zeros; so zero is made to be what shall lie outside.
+        moved: Tensor = kornia.geometry.transform.warp_affine(
+            values - outside, matrix, network, mode=mode, padding_mode="zeros", align_corners=True
+        )
+        return moved + outside
+
+    x = warp(pictures.permute(0, 3, 1, 2).float(), PAD_VALUE) / 255
+    if known.numel():
+        y = warp(torch.stack((targets, known), 1).float(), 0.0) / 255
+    else:
+        y = warp(targets[:, None].float(), VOID, "nearest")[:, 0].round().long()
+    return _recolour(x, changes).contiguous(memory_format=torch.channels_last), y
+
+
+def _recolour(x: Tensor, changes: Sequence[Change]) -> Tensor:
+    """Colour, blur and noise, each for the samples that have it; float (N, 3, H, W), 0..1."""
+    device = x.device
+
+    def some(values: Sequence[bool]) -> Tensor:
+        return torch.tensor([index for index, value in enumerate(values) if value], device=device)
+
+    coloured = [change for change in changes if change.saturation != 1]
+    if coloured:
+        which = some([change.saturation != 1 for change in changes])
+        gain = torch.tensor([change.gain for change in coloured], dtype=torch.float32, device=device).view(-1, 3, 1, 1)
+        lift = torch.tensor([change.lift for change in coloured], dtype=torch.float32, device=device)
+        saturation = torch.tensor([change.saturation for change in coloured], dtype=torch.float32, device=device)
+        part = kornia.enhance.adjust_brightness(x[which] * gain, lift)
+        x = x.index_copy(0, which, kornia.enhance.adjust_saturation_with_gray_subtraction(part, saturation))
+    if blurred := [change.blur for change in changes if change.blur]:
+        which = some([change.blur > 0 for change in changes])
+        sigma = torch.tensor(blurred, dtype=torch.float32, device=device)[:, None].repeat(1, 2)
+        x = x.index_copy(0, which, kornia.filters.gaussian_blur2d(x[which], (7, 7), sigma))
+    if noisy := [change for change in changes if change.noise]:
+        which = some([change.noise > 0 for change in changes])
+        grain = [  # drawn on the CPU: the same on every device
+            change.noise * torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(change.seed)) for change in noisy
+        ]
+        x = x.index_copy(0, which, (x[which] + torch.stack(grain).to(device)).clamp(0, 1))
+    return x

@@ -1,0 +1,316 @@
+"""What a training will do, decided before it begins: every choice with its reason.
+
+A `Plan` is complete: the loop reads nothing else. So it can be shown (`--dry-run`), compared with that of an interrupted
+training, and written into the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from unet_batch import images
+from unet_batch.backends.torch import pick_device, pick_precision
+from unet_batch.errors import ImageError, UsageError
+from unet_batch.model import checkpoint, zoo
+from unet_batch.model.unet import DEFAULT_WIDTHS, UNet
+from unet_batch.training.augment import FLIPS, PRESETS
+from unet_batch.training.dataset import Dataset, Pair, read_split, require_apart, split
+from unet_batch.types import ModelSpec
+
+if TYPE_CHECKING:
+    from unet_batch.types import Size
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's photos, the field's habit
+_AREA = 256 * 256  # pixels of the network's input where nobody says
+_LOOKED_AT = 64  # pictures whose shape that choice rests on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a person may choose; None leaves it to the plan.
+
+    Attributes:
+        size: (height, width) of the network's input.
+        widths: channels of each level, finest first.
+        epochs: passes over the training pictures.
+        batch_size: samples in a step, over all processes.
+        lr: learning rate after warm-up, from which it falls to nearly nothing along a cosine.
+        seed: of weights, order and augmentation; not of the split.
+        init: a checkpoint, or the name of a bundled model, to start from.
+        train_list, val_list: files that name the pictures of each part, see `read_split`.
+        val_fraction: share of the pictures kept for validation where no list names them.
+        augment: one of augment.PRESETS.
+        flip: one of augment.FLIPS.
+        class_weights: "auto" makes rare classes count more where there are several; "none" does not.
+        keep: "best" keeps the epoch that validates best, "last" the last one.
+        patience: epochs without improvement after which training stops; 0 for never.
+        weight_decay: of AdamW, on convolution weights.
+        clip: longest gradient, over all weights together.
+        device: "cpu", "cuda", "cuda:1", "mps".
+        precision: "fp32", "bf16" or "fp16" of the arithmetic; weights and sums stay float32.
+        deterministic: the same weights from the same seed on a GPU too, at some cost; a CPU always repeats itself.
+    """
+
+    size: Size | None = None
+    widths: tuple[int, ...] | None = None
+    epochs: int = 40
+    batch_size: int = 16
+    lr: float | None = None
+    seed: int = 0
+    init: str | None = None
+    train_list: str | None = None
+    val_list: str | None = None
+    val_fraction: float = 0.2
+    augment: str = "light"
+    flip: str = "horizontal"
+    class_weights: Literal["auto", "none"] = "auto"
+    keep: Literal["best", "last"] = "best"
+    patience: int = 0
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    device: str | None = None
+    precision: str | None = None
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        wrong = {
+            "size": self.size is not None and min(self.size) < 1,
+            "widths": self.widths is not None and (not self.widths or min(self.widths) < 1),
+            "epochs": self.epochs < 1,
+            "batch_size": self.batch_size < 1,
+            "lr": self.lr is not None and not 0 < self.lr < 10,
+            "seed": self.seed < 0,
+            "val_fraction": not 0 < self.val_fraction < 1,
+            "augment": self.augment not in PRESETS,
+            "flip": self.flip not in FLIPS,
+            "class_weights": self.class_weights not in ("auto", "none"),
+            "keep": self.keep not in ("best", "last"),
+            "patience": self.patience < 0,
+            "weight_decay": self.weight_decay < 0,
+            "clip": self.clip <= 0,
+            "precision": self.precision not in (None, "fp32", "bf16", "fp16"),
+        }
+        for name, bad in wrong.items():
+            if bad:
+                raise UsageError(f"{name} {getattr(self, name)!r}: out of range", hint="unet-batch train --help says what fits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A training, decided.
+
+    Attributes:
+        output: the model to write, absolute.
+        options: as they were given.
+        dataset: where pictures and masks come from.
+        train, val: the pictures of each part.
+        spec: of the model, its `training` still empty.
+        lr: learning rate.
+        batch_size: samples in a step, over all processes.
+        device: where it runs.
+        precision: "fp32", "bf16" or "fp16", and why in `reasons`.
+        init: the file to start from, or "".
+        new_head: whether the last layer of `init` is replaced.
+        reasons: a sentence for each automatic choice.
+    """
+
+    output: str
+    options: Options
+    dataset: Dataset = field(repr=False)
+    train: tuple[Pair, ...] = field(repr=False)
+    val: tuple[Pair, ...] = field(repr=False)
+    spec: ModelSpec
+    lr: float
+    batch_size: int
+    device: torch.device
+    precision: str
+    init: str = ""
+    new_head: bool = False
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch; samples that do not fill a batch wait for the next epoch's order."""
+        return len(self.train) // self.batch_size
+
+    @property
+    def folder(self) -> str:
+        """Where everything but the model and its card goes: `cars.training/` beside `cars.safetensors`."""
+        return os.path.splitext(self.output)[0] + ".training"
+
+    @property
+    def card(self) -> str:
+        """The model card: `cars.md`."""
+        return os.path.splitext(self.output)[0] + ".md"
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What must not change between a training and its continuation."""
+        digest = hashlib.sha256()
+        for part, pairs in (("train", self.train), ("val", self.val)):
+            for pair in pairs:
+                sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path in (pair.image, pair.mask)]
+                digest.update(f"{part}\0{pair.key}\0{pair.group}\0{sizes}\n".encode("utf-8", "surrogatepass"))
+        chosen = dataclasses.asdict(self.options)
+        for key in ("device", "train_list", "val_list"):  # the lists count by what they name; a GPU may have another number
+            del chosen[key]
+        chosen |= {"size": self.spec.input_size, "widths": self.spec.widths, "lr": self.lr, "precision": self.precision}
+        return {
+            **{key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()},
+            "classes": list(self.spec.classes.names),
+            "pictures": digest.hexdigest(),
+        }
+
+    @cached_property
+    def weights_bytes(self) -> int:
+        """Bytes of weights, gradients, two moments and the averaged weights."""
+        return 5 * 4 * sum(parameter.numel() for parameter in self._meta().parameters())
+
+    @cached_property
+    def activation_bytes(self) -> int:
+        """Bytes that one sample keeps for the backward pass, counted in a run without data."""
+        kept = 0
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += 0 if isinstance(tensor, nn.Parameter) else tensor.nbytes
+            return tensor
+
+        height, width = self.spec.input_size
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self._meta()(torch.empty(1, self.spec.in_channels, height, width, device="meta"))
+        return kept // (1 if self.precision == "fp32" else 2)
+
+    def _meta(self) -> UNet:
+        with torch.device("meta"):
+            return UNet(self.spec.in_channels, len(self.spec.classes.names), self.spec.widths)
+
+
+def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int = 1) -> Plan:
+    """Decide everything.
+
+    Args:
+        dataset: what `find_dataset` found.
+        output: the model to write.
+        options: what was asked for.
+        processes: how many train together.
+
+    Raises:
+        UsageError: the options cannot be carried out with this dataset; a group is in both parts.
+        CheckpointError: the file of `init` cannot be read, or has other widths.
+        BackendUnavailable: the device does not exist.
+    """
+    if not output.endswith(".safetensors"):
+        raise UsageError(f"{output}: a model is a .safetensors file", hint=f"-o {output}.safetensors")
+    train, val, why_parts = _parts(dataset, options)
+    require_apart({"training": train, "validation": val})
+    reasons = [why_parts]
+    start = checkpoint.identify(zoo.resolve(options.init)) if options.init else None
+    widths = options.widths or (start.spec.widths if start else DEFAULT_WIDTHS)
+    if start is not None:
+        if start.spec.widths != widths or start.spec.in_channels != 3:
+            raise UsageError(
+                f"{options.init} has widths {_listed(start.spec.widths)}, asked for are {_listed(widths)}",
+                hint="leave out --widths, or train without --init",
+            )
+        reasons.append(f"starts from {start.spec.name}, sha256 {start.sha256[:12]}")
+    names, known = dataset.classes.names, start.spec.classes.names if start else ()
+    new_head = start is not None and (len(names) != len(known) or (len(names) > 1 and names != known))
+    if new_head:
+        reasons.append(f"new head: {len(names)} classes here, {len(known)} other ones there")
+    size, why_size = (options.size, "") if options.size else (start.spec.input_size, "") if start else _size(train)
+    reasons += [why_size] if why_size else []
+    batch_size = min(options.batch_size, len(train))
+    if batch_size % processes:
+        raise UsageError(
+            f"a batch of {batch_size} cannot be shared by {processes} processes",
+            hint=f"--batch-size {max(1, batch_size // processes) * processes}",
+        )
+    device = pick_device(options.device)
+    precision, why = pick_precision(device)
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        precision, why = "bf16", "bf16: float32's range, so that losses need no scaling"
+    if options.precision:
+        precision, why = options.precision, f"{options.precision}: asked for"
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("fp16 on a CPU: gradients vanish, and nothing is faster", hint="--precision bf16 or fp32")
+    reasons.append(why)
+    return Plan(
+        output=os.path.abspath(output),
+        options=options,
+        dataset=dataset,
+        train=train,
+        val=val,
+        spec=ModelSpec(
+            name=os.path.splitext(os.path.basename(output))[0],
+            widths=widths,
+            in_channels=3,
+            input_size=size,
+            mean=start.spec.mean if start else MEAN,
+            std=start.spec.std if start else STD,
+            classes=dataset.classes,
+            output="probability" if len(names) == 1 else "class_ids",
+        ),
+        lr=options.lr or (3e-4 if start else 1e-3),
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        init=start.path if start else "",
+        new_head=new_head,
+        reasons=tuple(reasons),
+    )
+
+
+def _parts(dataset: Dataset, options: Options) -> tuple[tuple[Pair, ...], tuple[Pair, ...], str]:
+    pairs = dataset.pairs
+    if options.train_list or options.val_list:
+        val = read_split(options.val_list, pairs) if options.val_list else ()
+        train = read_split(options.train_list, pairs) if options.train_list else ()
+        chosen = {pair.key for pair in (*train, *val)}
+        rest = tuple(pair for pair in pairs if pair.key not in chosen)
+        if not options.train_list:
+            train = rest
+        elif not options.val_list:
+            val = rest
+        why = "by list"
+    else:
+        fraction = options.val_fraction
+        # Not by `seed`: a second training that starts from the first must not validate on what that one has seen.
+        parts = split(pairs, {"train": 1 - fraction, "val": fraction})
+        train, val, why = parts["train"], parts["val"], f"by group, {fraction:.0%} for validation"
+    if not train or not val:
+        empty = "training" if not train else "validation"
+        raise UsageError(f"no picture is left for {empty}: {len(pairs):,} in all", hint="name fewer in the other list")
+    groups = [len({pair.group for pair in part}) for part in (train, val)]
+    why = f"{len(train):,} pictures of {groups[0]:,} groups train, {len(val):,} of {groups[1]:,} validate ({why})"
+    return train, val, why
+
+
+def _size(pairs: Sequence[Pair]) -> tuple[Size, str]:
+    """A size of the pictures' shape."""
+    ratios, largest = [], (1, 1)
+    for pair in pairs[:: -(-len(pairs) // _LOOKED_AT)]:
+        try:
+            height, width = images.read(pair.image, at_least=(1, 1)).size
+        except ImageError:
+            continue  # the check of the dataset names it
+        ratios.append(width / height)
+        largest = max(largest, (height, width), key=lambda size: size[0] * size[1])
+    ratio = float(np.median(ratios)) if ratios else 1.0
+    area = min(_AREA, largest[0] * largest[1])
+    size = max(32, round((area / ratio) ** 0.5 / 16) * 16), max(32, round((area * ratio) ** 0.5 / 16) * 16)
+    return size, f"{size[0]}x{size[1]}: of the pictures' shape (the commonest is {ratio:.2f} times as wide as high)"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))

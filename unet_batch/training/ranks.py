@@ -1,0 +1,89 @@
+"""Processes that train together, as torchrun starts them; one process alone is the same with nobody to talk to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from unet_batch.errors import UsageError
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `count`; number 0 leads: it alone writes and prints."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, values: Sequence[Value]) -> Sequence[Value]:
+        """The part of `values` that is this process's: stretches of equal length, as far as that goes."""
+        return values[self.rank * len(values) // self.count : (self.rank + 1) * len(values) // self.count]
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes."""
+        if self.count > 1 and tensors:
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
+            dist.all_reduce(flat)
+            flat /= self.count
+            for tensor, mean in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(mean.view_as(tensor))
+
+    def gather(self, values: Sequence[Any]) -> list[Any]:
+        """The values of all processes, in their order."""
+        if self.count == 1:
+            return list(values)
+        parts: list[Any] = [None] * self.count
+        dist.all_gather_object(parts, list(values))
+        return [value for part in parts for value in part]
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether it is so in any process."""
+        if self.count == 1:
+            return flag
+        tensor = torch.tensor(float(flag), device=device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return bool(tensor)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: str | None) -> Iterator[Ranks]:
+    """Join the processes that torchrun started; on GPUs each takes the one of its number.
+
+    Args:
+        device: what --device says.
+
+    Raises:
+        UsageError: several processes are to share one named GPU.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Ranks()
+        return
+    if device is not None and ":" in device:
+        raise UsageError(f"--device {device} for {count} processes", hint="--device cuda: each takes a GPU of its own")
+    on_gpu = (device or "cuda").startswith("cuda") and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

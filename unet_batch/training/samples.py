@@ -1,0 +1,182 @@
+"""Pictures and masks on their way from files to batches.
+
+A sample is decoded, brought to the size it is kept at, and remembered while there is room; what does not fit in memory is
+decoded again in the next epoch. All cores decode ahead of the step that is running.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from unet_batch import geometry, images
+from unet_batch.pipeline import cpu_count
+from unet_batch.training import augment
+from unet_batch.training.dataset import Dataset, Pair
+from unet_batch.training.encoding import VOID
+
+if TYPE_CHECKING:
+    from unet_batch.types import Pixels, Placement, Size
+
+# Kept at twice the network's size, zooming and turning need not invent detail, and sampling at half scale is the 2x2 mean,
+# the same as the area resampling at run time.
+OVERSAMPLING = 2
+_AHEAD = 3  # batches decoded ahead of the one in use
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One pair as it is kept.
+
+    Attributes:
+        picture: RGB uint8 (h, w, 3), letterboxed.
+        target: uint8 (h, w): of one class its coverage, 0..255; of several the ids, VOID where unknown and in the padding.
+        known: uint8 (h, w), of one class: 255 where the coverage counts, 0 in void and padding; of several empty.
+    """
+
+    picture: Pixels
+    target: Pixels
+    known: Pixels
+
+
+class Samples:
+    """The pairs of a dataset, at one size; may be used by several threads.
+
+    Args:
+        dataset: which says how masks are read.
+        pairs: the pairs, numbered from 0.
+        size: (height, width) of the network's input.
+        scale: samples are kept at `scale` times this.
+        budget: bytes that may be remembered.
+    """
+
+    def __init__(self, dataset: Dataset, pairs: Sequence[Pair], size: Size, scale: int, budget: int) -> None:
+        self.dataset, self.pairs, self.size, self.scale = dataset, pairs, size, scale
+        self.stored: Size = (size[0] * scale, size[1] * scale)
+        self._one = len(dataset.classes.names) == 1
+        self._kept: dict[int, Sample] = {}
+        self._room = budget
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, number: int) -> Sample:
+        """Read a sample, or remember it.
+
+        Raises:
+            ImageError: a file cannot be read, or the mask does not fit its picture.
+        """
+        kept = self._kept.get(number)
+        if kept is not None:
+            return kept
+        sample = self._read(self.pairs[number])
+        with self._lock:
+            weight = sample.picture.nbytes + sample.target.nbytes + sample.known.nbytes
+            if number not in self._kept and weight <= self._room:
+                self._room -= weight
+                self._kept[number] = sample
+        return sample
+
+    def _read(self, pair: Pair) -> Sample:
+        picture = images.read(pair.image, at_least=(OVERSAMPLING * self.size[0], OVERSAMPLING * self.size[1]))
+        ids = self.dataset.read_mask(pair, picture.size)
+        placement = self._enlarged(geometry.place(picture.size, self.size))
+        pixels = geometry.to_network(picture.pixels, placement)
+        none = np.empty((0, 0), np.uint8)
+        if not self._one:
+            target = np.full(self.stored, VOID, np.uint8)
+            content = geometry.content_of(target, placement)
+            cv2.resize(ids, placement.content[::-1], dst=content, interpolation=cv2.INTER_NEAREST_EXACT)
+            return Sample(pixels, target, none)
+        target, known = np.zeros(self.stored, np.uint8), np.zeros(self.stored, np.uint8)
+        covered = geometry.resize_map((ids == 1).astype(np.uint8) * 255, placement.content)
+        visible = np.full(placement.content, 255, np.uint8)
+        if self.dataset.void is not None:
+            visible = geometry.resize_map((ids != VOID).astype(np.uint8) * 255, placement.content)
+            share = covered * (255 / np.maximum(visible, 1).astype(np.float32))  # of what is known of the pixel
+            covered = np.where(visible >= 128, np.minimum(share, 255), 0).astype(np.uint8)
+            visible = np.where(visible >= 128, 255, 0).astype(np.uint8)
+        geometry.content_of(target, placement)[:] = covered
+        geometry.content_of(known, placement)[:] = visible
+        return Sample(pixels, target, known)
+
+    def _enlarged(self, placement: Placement) -> Placement:
+        """The same place at `scale` times the network's size."""
+        height, width = placement.content
+        return replace(
+            placement,
+            network=self.stored,
+            top=placement.top * self.scale,
+            left=placement.left * self.scale,
+            content=(height * self.scale, width * self.scale),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples on the training device: pictures and targets as `augment.apply` returns them, and the numbers of the pairs."""
+
+    pictures: Tensor
+    targets: Tensor
+    numbers: tuple[int, ...]
+
+
+def memory_budget() -> int:
+    """Bytes that samples may take: a third of the memory of the machine, or of the container."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 * 2**30
+    with suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+        total = min(total, int(file.read()))
+    return total // 3
+
+
+def batches(
+    samples: Samples,
+    order: Sequence[Sequence[int]],
+    change: Callable[[int], augment.Change],
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Load, move and augment batch after batch.
+
+    Args:
+        samples: where they come from.
+        order: numbers of the samples of each batch.
+        change: what is done to the sample of a number.
+        device: where the batches go.
+
+    Raises:
+        ImageError: of the first sample that cannot be read, when its turn comes.
+    """
+    waiting: deque[list[Future[Sample]]] = deque()
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # cv2's own threads would fight for the cores that the pool fills already
+    pool = ThreadPoolExecutor(cpu_count(), thread_name_prefix="load")
+    try:
+        ahead = iter(order)
+        for numbers in order:
+            while len(waiting) < _AHEAD and (later := next(ahead, None)) is not None:
+                waiting.append([pool.submit(samples.__getitem__, number) for number in later])
+            loaded = [future.result() for future in waiting.popleft()]
+            parts = (
+                torch.from_numpy(np.stack([getattr(sample, part) for sample in loaded]))
+                for part in ("picture", "target", "known")
+            )
+            if device.type == "cuda":
+                parts = (part.pin_memory().to(device, non_blocking=True) for part in parts)
+            pictures, targets, known = parts
+            changes = [change(number) for number in numbers]
+            yield Batch(*augment.apply(pictures, targets, known, changes, samples.size), tuple(numbers))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        cv2.setNumThreads(threads)

@@ -1,0 +1,121 @@
+"""A training as it can be taken up again: one .safetensors file, written whole or not at all.
+
+Tensors are the weights (`model.`), their running mean (`mean.`) and AdamW's two moments (`first.`, `second.`), all as the
+training holds them, unrounded; the rest is JSON in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+
+from unet_batch.errors import TrainingError
+from unet_batch.sinks import write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unet_batch.model.unet import UNet
+
+VERSION = 1
+
+
+@dataclass
+class Progress:
+    """Where a training stands.
+
+    Attributes:
+        step: steps done, from the first epoch on.
+        updates: steps that changed the weights; fewer where the scaled gradients of fp16 overflowed.
+        loss: sum of the losses of the epoch that is running.
+        seconds: spent so far, over all runs.
+        scale: of the gradients of fp16.
+        history: a record of each epoch that is over.
+    """
+
+    step: int
+    updates: int
+    loss: float
+    seconds: float
+    scale: float
+    history: list[dict[str, Any]]
+
+
+def save(
+    path: str, model: UNet, mean: UNet, optimizer: torch.optim.Optimizer, progress: Progress, fingerprint: Mapping[str, Any]
+) -> None:
+    """Write the state.
+
+    Raises:
+        OutputError: it cannot be written; an earlier state is left as it was.
+    """
+    tensors = {
+        f"{kind}.{name}": value
+        for kind, each in (("model", model), ("mean", mean))
+        for name, value in each.state_dict().items()
+    }
+    for name, parameter in model.named_parameters():
+        if moments := optimizer.state.get(parameter):
+            tensors[f"first.{name}"], tensors[f"second.{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
+    metadata = {
+        "format": "unet-batch training state",
+        "version": str(VERSION),
+        "progress": json.dumps(asdict(progress)),
+        "fingerprint": json.dumps(fingerprint, sort_keys=True),
+    }
+    write_atomic(
+        path, save_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata), sync=True
+    )
+
+
+def load(path: str, model: UNet, mean: UNet, optimizer: torch.optim.Optimizer, fingerprint: Mapping[str, Any]) -> Progress:
+    """Take up a state: fills `model`, `mean` and `optimizer`.
+
+    Raises:
+        TrainingError: there is none, it is damaged, or it belongs to a training with other options or pictures.
+    """
+    if not os.path.exists(path):
+        raise TrainingError(f"{path}: no training to resume", hint="leave out --resume to begin one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        version, then = metadata["version"], json.loads(metadata["fingerprint"])
+        progress = Progress(**json.loads(metadata["progress"]))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"{path}: damaged, or not a training's state: {error}", hint="begin again with --overwrite"
+        ) from error
+    if version != str(VERSION):
+        raise TrainingError(
+            f"{path}: a state of version {version}, this program reads {VERSION}", hint="begin again with --overwrite"
+        )
+    now = json.loads(json.dumps(fingerprint))
+    if changed := [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]:
+        what = ", ".join(
+            key if key == "pictures" else f"{key} (then {then.get(key)!r}, now {now.get(key)!r})" for key in changed
+        )
+        raise TrainingError(
+            f"{path}: another training: {what} changed", hint="give the same options and data, or begin again with --overwrite"
+        )
+    for kind, each in (("model", model), ("mean", mean)):
+        each.load_state_dict({name[len(kind) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{kind}.")})
+    state = {}
+    places = {
+        parameter: place for place, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
+    }
+    for name, parameter in model.named_parameters():
+        if f"first.{name}" in tensors:
+            # Laid out in memory like the weights: the fused AdamW goes through both byte by byte.
+            kinds = {"exp_avg": "first", "exp_avg_sq": "second"}
+            moments = {key: torch.empty_like(parameter).copy_(tensors[f"{kind}.{name}"]) for key, kind in kinds.items()}
+            state[places[parameter]] = {"step": torch.tensor(float(progress.updates)), **moments}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return progress
