@@ -76,8 +76,8 @@ class _Trainee:
     network: nn.Module  # `model` as it is called in a step
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    weights: Tensor | None  # of the classes
-    progress: state.Progress = field(default_factory=lambda: state.Progress(0, 0, 0.0, 0.0, 65536.0, []))
+    weights: Tensor | None = None  # of the classes
+    progress: state.Progress = field(default_factory=state.Progress)
 
     @property
     def state_file(self) -> str:
@@ -91,17 +91,17 @@ def train(
     ranks: Ranks | None = None,
     resume: bool = False,
     on_step: Callable[[StepReport], None] | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: Callable[[Sequence[dict[str, Any]]], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Train, and write the model whenever an epoch makes it better.
 
     Args:
         plan: what to do.
-        shares: of the classes in the pixels, for their weights; empty for equal weights.
+        shares: of the classes in the pixels, for their weights; empty for equal weights. A training that is taken up keeps its.
         ranks: this process among others.
         resume: take up the state that an interrupted training left.
-        on_step, on_epoch: hear of the progress; the latter gets the epoch's record.
+        on_step, on_epoch: hear of the progress; the latter gets the records of all epochs that are over.
         stop: asked after each step; True saves the state and ends.
 
     Raises:
@@ -113,17 +113,20 @@ def train(
     if plan.device.type == "cuda":
         torch.cuda.set_device(plan.device if plan.device.index is not None else torch.cuda.current_device())
     with _deterministic(plan):
-        trainee = _prepare(plan, ranks, shares)
+        trainee = _prepare(plan, ranks)
+        trainee.progress.shares = list(shares)
         if resume:
             trainee.progress = state.load(trainee.state_file, trainee.model, trainee.mean, trainee.optimizer, plan.fingerprint)
             if trainee.scaler.is_enabled():
                 trainee.scaler.load_state_dict({**trainee.scaler.state_dict(), "scale": trainee.progress.scale})
         elif ranks.leads:
             make_folder(plan.folder)
+        if len(plan.spec.classes.names) > 1 and trainee.progress.shares and plan.options.class_weights == "auto":
+            trainee.weights = losses.class_weights(trainee.progress.shares).to(plan.device)
         return _run(trainee, on_step, on_epoch, stop)
 
 
-def _prepare(plan: Plan, ranks: Ranks, shares: Sequence[float]) -> _Trainee:
+def _prepare(plan: Plan, ranks: Ranks) -> _Trainee:
     options, device = plan.options, plan.device
     torch.manual_seed(options.seed)
     model = UNet(plan.spec.in_channels, len(plan.spec.classes.names), plan.spec.widths)
@@ -144,8 +147,7 @@ def _prepare(plan: Plan, ranks: Ranks, shares: Sequence[float]) -> _Trainee:
     if ranks.count > 1:
         network = nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
-    weights = losses.class_weights(list(shares)).to(device) if len(shares) > 2 and options.class_weights == "auto" else None
-    return _Trainee(plan, ranks, model, mean, network, optimizer, scaler, weights)
+    return _Trainee(plan, ranks, model, mean, network, optimizer, scaler)
 
 
 class _Mixed(nn.Module):
@@ -172,7 +174,7 @@ class _Mixed(nn.Module):
 def _run(
     trainee: _Trainee,
     on_step: Callable[[StepReport], None] | None,
-    on_epoch: Callable[[dict[str, Any]], None] | None,
+    on_epoch: Callable[[Sequence[dict[str, Any]]], None] | None,
     stop: Callable[[], bool],
 ) -> Outcome:
     plan, ranks, progress, options = trainee.plan, trainee.ranks, trainee.progress, trainee.plan.options
@@ -207,7 +209,7 @@ def _run(
             write_atomic(os.path.join(plan.folder, "metrics.jsonl"), lines.encode())
         save()  # last: a training killed before repeats the epoch, and writes the same files again
         if ranks.leads and on_epoch is not None:
-            on_epoch(progress.history[-1])
+            on_epoch(progress.history)
     ranks.wait()
     kept = len(progress.history) if options.keep == "last" else best_epoch(plan, progress.history)
     return Outcome(tuple(progress.history), kept, ended, progress.seconds)
@@ -222,7 +224,8 @@ def _epoch(
 ) -> bool:
     """What is left of the epoch; False if it was stopped."""
     plan, ranks, progress = trainee.plan, trainee.ranks, trainee.progress
-    epoch, done = divmod(progress.step, plan.steps)
+    epoch = len(progress.history)
+    done = progress.step - epoch * plan.steps  # all of them, if it was stopped before its validation
     total = torch.tensor(progress.loss, dtype=torch.float64)
     if plan.device.type != "mps":  # which has no float64
         total = total.to(plan.device)
@@ -344,6 +347,24 @@ def _record(trainee: _Trainee, counts: Sequence[metrics.Counts], loss: float, se
         "seconds": round(seconds, 1),
         "total_seconds": round(since, 1),
     }
+
+
+def seconds_per_step(plan: Plan, steps: int = 3) -> float:
+    """Time a few steps on noise, apart from loading; the median. For an estimate before the training."""
+    trainee = _prepare(plan, Ranks())
+    height, width = plan.spec.input_size
+    names = plan.spec.classes.names
+    pictures = torch.rand(plan.batch_size, 3, height, width).contiguous(memory_format=torch.channels_last)
+    shape = (plan.batch_size, 2, height, width) if len(names) == 1 else (plan.batch_size, height, width)
+    targets = torch.ones(shape) if len(names) == 1 else torch.zeros(shape, dtype=torch.int64)
+    batch = Batch(pictures.to(plan.device), targets.to(plan.device), ())
+    trainee.model.train()
+    taken = []
+    for _ in range(steps + 1):
+        begun = time.monotonic()
+        _step(trainee, batch).item()  # waits for the GPU
+        taken.append(time.monotonic() - begun)
+    return float(np.median(taken[1:]))  # the first one warms up
 
 
 def judged_by(plan: Plan) -> str:

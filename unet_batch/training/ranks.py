@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -82,7 +83,8 @@ def joined(device: str | None) -> Iterator[Ranks]:
     on_gpu = (device or "cuda").startswith("cuda") and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    # The first may check a large dataset while the others wait for it.
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=1))
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:

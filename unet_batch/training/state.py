@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,15 +37,17 @@ class Progress:
         loss: sum of the losses of the epoch that is running.
         seconds: spent so far, over all runs.
         scale: of the gradients of fp16.
+        shares: of the classes in the pixels, from which their weights follow.
         history: a record of each epoch that is over.
     """
 
-    step: int
-    updates: int
-    loss: float
-    seconds: float
-    scale: float
-    history: list[dict[str, Any]]
+    step: int = 0
+    updates: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    scale: float = 65536.0
+    shares: list[float] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save(

@@ -1,0 +1,249 @@
+"""The training loop: it learns, it repeats itself to the bit, and it can be stopped anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT
+from unet_batch.errors import ImageError, OutputError, TrainingError
+from unet_batch.model import checkpoint
+from unet_batch.training import loop, state
+from unet_batch.training.dataset import find_dataset
+from unet_batch.training.plan import Options, Plan, make_plan
+
+TINY: dict[str, Any] = {"size": (40, 56), "widths": (4, 8), "batch_size": 4, "precision": "fp32"}
+
+
+def plan_of(folder: Path, output: Path, **options: Any) -> Plan:
+    return make_plan(find_dataset(str(folder)), str(output), Options(**{**TINY, "epochs": 3, **options}))
+
+
+def weights(plan: Plan) -> dict[str, torch.Tensor]:
+    """Everything that a training ends with, unrounded."""
+    return load_file(os.path.join(plan.folder, "state.safetensors"))
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class After:
+    """A `stop` that says yes when asked for the n-th time."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+class TestTrain:
+    def test_learns_what_a_disc_is(self, shapes: Path, tmp_path: Path) -> None:
+        plan = plan_of(shapes, tmp_path / "m.safetensors", epochs=12, lr=1e-2)
+        outcome = loop.train(plan)
+        assert outcome.history[-1]["val_dice"] > 0.9
+        assert outcome.history[-1]["loss"] < 0.5 * outcome.history[0]["loss"]
+        assert outcome.ended == "all epochs"
+        loaded = checkpoint.load(plan.output)
+        assert loaded.spec.input_size == (40, 56)
+        assert loaded.spec.training["epoch"] == outcome.best
+
+    def test_learns_several_classes(self, two_kinds: Path, tmp_path: Path) -> None:
+        plan = plan_of(two_kinds, tmp_path / "m.safetensors", epochs=14, lr=1e-2)
+        outcome = loop.train(plan, shares=(0.8, 0.15, 0.05))
+        assert outcome.history[-1]["val_iou"] > 0.75
+        assert checkpoint.load(plan.output).spec.output == "class_ids"
+
+    def test_same_seed_same_weights_other_seed_others(self, shapes: Path, tmp_path: Path) -> None:
+        plans = [plan_of(shapes, tmp_path / f"{n}.safetensors", seed=seed) for n, seed in enumerate((5, 5, 6))]
+        for plan in plans:
+            loop.train(plan)
+        first, second, third = map(weights, plans)
+        assert same(first, second)
+        assert not same(first, third)
+
+    def test_fine_tuning_starts_from_the_given_weights(self, shapes: Path, tmp_path: Path) -> None:
+        first = plan_of(shapes, tmp_path / "a.safetensors", epochs=8, lr=1e-2)
+        loop.train(first)
+        second = plan_of(shapes, tmp_path / "b.safetensors", epochs=1, lr=1e-4, init=first.output, widths=None, size=None)
+        assert loop.train(second).history[0]["val_dice"] > 0.85
+
+    def test_a_new_head_is_trained_where_the_classes_differ(self, shapes: Path, two_kinds: Path, tmp_path: Path) -> None:
+        first = plan_of(shapes, tmp_path / "a.safetensors", epochs=1)
+        loop.train(first)
+        second = plan_of(two_kinds, tmp_path / "b.safetensors", epochs=1, init=first.output, widths=None)
+        assert second.new_head
+        loop.train(second)
+        assert checkpoint.load(second.output).model.out_channels == 3
+
+    def test_the_model_holds_the_best_epoch_or_the_last(self, shapes: Path, tmp_path: Path) -> None:
+        for keep in ("best", "last"):
+            plan = plan_of(shapes, tmp_path / f"{keep}.safetensors", epochs=6, keep=keep, lr=3e-2)
+            outcome = loop.train(plan)
+            scores = [record["val_dice"] for record in outcome.history]
+            assert outcome.best == (6 if keep == "last" else scores.index(max(scores)) + 1)
+            assert checkpoint.load(plan.output).spec.training["epoch"] == outcome.best
+
+    def test_stops_without_improvement(self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        records = iter([0.5, 0.6, 0.6, 0.55, 0.7])
+        real = loop._record
+        monkeypatch.setattr(loop, "_record", lambda *values: {**real(*values), "val_dice": next(records)})
+        outcome = loop.train(plan_of(shapes, tmp_path / "m.safetensors", epochs=9, patience=2))
+        assert outcome.ended == "no improvement"
+        assert (len(outcome.history), outcome.best) == (4, 2)
+
+    def test_metrics_are_written_line_by_line(self, shapes: Path, tmp_path: Path) -> None:
+        plan = plan_of(shapes, tmp_path / "m.safetensors")
+        outcome = loop.train(plan)
+        lines = Path(plan.folder, "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == list(outcome.history)
+        assert [record["epoch"] for record in outcome.history] == [1, 2, 3]
+        assert outcome.history[-1]["lr"] < 0.2 * plan.lr
+
+    def test_a_loss_that_is_not_finite_ends_it_with_a_hint(self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loop.losses, "loss_of", lambda logits, *rest: logits.sum() * float("nan"))
+        with pytest.raises(TrainingError, match="nan.*diverged") as caught:
+            loop.train(plan_of(shapes, tmp_path / "m.safetensors"))
+        assert "--lr" in caught.value.hint
+        assert not (tmp_path / "m.safetensors").exists()
+
+    def test_a_file_that_vanished_is_named(self, shapes: Path, tmp_path: Path, no_thread_is_left: None) -> None:
+        plan = plan_of(shapes, tmp_path / "m.safetensors")
+        gone = plan.train[3]
+        object.__setattr__(gone, "image", str(tmp_path / "gone.png"))
+        with pytest.raises(ImageError, match=r"gone\.png"):
+            loop.train(plan)
+        object.__setattr__(gone, "image", str(shapes / "images" / f"{gone.key}.png"))
+
+    def test_a_full_disk_leaves_the_state_before(self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        plan = plan_of(shapes, tmp_path / "m.safetensors")
+        loop.train(plan, stop=After(6))
+        before = weights(plan)
+
+        def full(*rest: object, **more: object) -> None:
+            raise OutputError("disk full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(state, "write_atomic", full)
+            with pytest.raises(OutputError):
+                loop.train(plan, resume=True)
+        assert same(weights(plan), before)
+        loop.train(plan, resume=True)
+        whole = plan_of(shapes, tmp_path / "whole.safetensors")
+        loop.train(whole)
+        assert same(weights(plan), weights(whole))
+
+
+class TestResume:
+    @pytest.mark.parametrize("augment", ["none", "strong"])
+    def test_stopped_after_any_step_ends_the_same(self, shapes: Path, tmp_path: Path, augment: str) -> None:
+        whole = plan_of(shapes, tmp_path / "whole.safetensors", augment=augment)
+        loop.train(whole)
+        wanted, steps = weights(whole), 3 * whole.steps
+        for count in (1, whole.steps - 1, whole.steps, whole.steps + 1, steps - 1):
+            plan = plan_of(shapes, tmp_path / f"{count}.safetensors", augment=augment)
+            assert loop.train(plan, stop=After(count)).ended == "interrupted"
+            outcome = loop.train(plan, resume=True)
+            assert outcome.ended == "all epochs"
+            assert same(weights(plan), wanted), f"stopped after {count} of {steps} steps"
+            assert checkpoint.load(plan.output).spec.training["epoch"] == outcome.best
+
+    def test_of_several_classes_keeps_their_weights(self, two_kinds: Path, tmp_path: Path) -> None:
+        whole, plan = (plan_of(two_kinds, tmp_path / f"{name}.safetensors") for name in ("whole", "part"))
+        loop.train(whole, shares=(0.8, 0.15, 0.05))
+        loop.train(plan, shares=(0.8, 0.15, 0.05), stop=After(4))
+        loop.train(plan, resume=True)
+        assert same(weights(plan), weights(whole))
+
+    def test_a_finished_training_is_left_as_it_is(self, shapes: Path, tmp_path: Path) -> None:
+        plan = plan_of(shapes, tmp_path / "m.safetensors")
+        first = loop.train(plan)
+        before = weights(plan)
+        assert loop.train(plan, resume=True).history == first.history
+        assert same(weights(plan), before)
+
+    def test_other_options_are_refused_by_name(self, shapes: Path, tmp_path: Path) -> None:
+        loop.train(plan_of(shapes, tmp_path / "m.safetensors"), stop=After(2))
+        with pytest.raises(TrainingError, match=r"epochs \(then 3, now 4\)"):
+            loop.train(plan_of(shapes, tmp_path / "m.safetensors", epochs=4), resume=True)
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(420)
+    def test_killed_at_ten_random_moments_ends_with_the_same_weights(self, shapes: Path, tmp_path: Path) -> None:
+        """Each process is killed while it trains, writes the state or writes the model; the next one goes on."""
+        options = "--size 40x56 --widths 4,8,16 --batch-size 4 --epochs 60 --augment strong --precision fp32".split()
+
+        def start(output: Path, *more: str) -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-m", "unet_batch", "train", str(shapes), "-o", str(output), *options, *more]
+            return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+        whole = start(tmp_path / "whole.safetensors")
+        assert whole.wait() == 0, whole.stderr.read() if whole.stderr else ""
+        choose = random.Random(1)
+        output, saved = tmp_path / "killed.safetensors", tmp_path / "killed.training" / "state.safetensors"
+        kills, epochs = 0, set()
+        while True:
+            before = saved.stat().st_mtime_ns if saved.exists() else 0
+            process = start(output, *(["--resume"] if saved.exists() else ["--overwrite"]))
+            if kills < 10:  # wait until it trains, so that every kill hits something
+                while process.poll() is None and not (saved.exists() and saved.stat().st_mtime_ns > before):
+                    time.sleep(0.005)
+                time.sleep(choose.uniform(0, 0.12))
+                process.send_signal(signal.SIGKILL)
+            code = process.wait()
+            if code != -signal.SIGKILL:
+                break
+            kills += 1
+            epochs.add(json.loads(Path(tmp_path / "killed.training" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"])
+        assert code == 0, process.stderr.read() if process.stderr else ""
+        assert kills == 10
+        assert len(epochs) > 5, "the kills should fall on different epochs"
+        one, other = (load_file(tmp_path / f"{name}.training" / "state.safetensors") for name in ("whole", "killed"))
+        assert same(one, other)
+        assert same(load_file(tmp_path / "whole.safetensors"), load_file(output))
+
+
+class TestSeveralProcesses:
+    @pytest.mark.slow
+    @pytest.mark.timeout(300)
+    def test_two_reach_the_loss_of_one(self, shapes: Path, tmp_path: Path) -> None:
+        """BatchNorm sees half a batch in each of two processes on a CPU, so the curves agree closely, not exactly."""
+        options = "--size 40x56 --widths 4,8 --batch-size 8 --epochs 8 --lr 0.01 --precision fp32 --augment light".split()
+        curves = []
+        for count in (1, 2):
+            output = tmp_path / f"{count}.safetensors"
+            command = [sys.executable, "-m"]
+            command += ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m"] * (count > 1)
+            command += ["unet_batch", "train", str(shapes), "-o", str(output), *options]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            assert done.returncode == 0, done.stderr
+            lines = (tmp_path / f"{count}.training" / "metrics.jsonl").read_text().splitlines()
+            curves.append([json.loads(line) for line in lines])
+            assert done.stdout.count("kept epoch") == 1, "only the first process speaks"
+        for one, two in zip(*curves, strict=True):
+            assert two["loss"] == pytest.approx(one["loss"], rel=0.1)
+        assert curves[1][-1]["val_dice"] == pytest.approx(curves[0][-1]["val_dice"], abs=0.03)
+        assert curves[0][-1]["loss"] < 0.6 * curves[0][0]["loss"]
+
+
+class TestRate:
+    def test_warms_up_and_falls_to_nearly_nothing(self) -> None:
+        rates = [loop.rate(step, 1000) for step in range(1000)]
+        top = rates.index(max(rates))
+        assert rates[:top] == sorted(rates[:top])
+        assert rates[top:] == sorted(rates[top:], reverse=True)
+        assert max(rates) == 1.0
+        assert 0 < rates[-1] < 0.01

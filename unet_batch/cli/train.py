@@ -1,0 +1,392 @@
+"""`unet-batch train`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unet_batch.cli.datasets import dataset_options, opened, understood
+from unet_batch.cli.engine import optional_size
+from unet_batch.cli.errors import printable, reported
+
+if TYPE_CHECKING:
+    from unet_batch.cli.screen import Lines
+    from unet_batch.training.check import Report
+    from unet_batch.training.loop import Outcome, StepReport
+    from unet_batch.training.plan import Plan
+    from unet_batch.training.ranks import Ranks
+    from unet_batch.training.report import Results
+
+
+def _widths(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """`16,32,64` -> (16, 32, 64)."""
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}: numbers with commas expected, such as 32,64,128,256,512") from error
+
+
+def _config(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    """Make the values of a file the defaults of the options; what the command line says comes first."""
+    if value is None:
+        return
+    from unet_batch.errors import UsageError
+    from unet_batch.training.encoding import load_toml
+
+    try:
+        document = load_toml(value)
+    except (OSError, ValueError, UsageError) as error:
+        raise click.BadParameter(f"{value}: {getattr(error, 'strerror', None) or error}") from error
+    names = sorted(p.name for p in context.command.params if p.name and p.name not in ("config", "folder", "help"))
+    defaults = {}
+    for key, entry in document.items():
+        name = key.replace("-", "_")
+        if name not in names:
+            raise click.BadParameter(f"{value}: {key!r} is not an option of train; there are {', '.join(names)}")
+        if isinstance(entry, list):
+            entry = ("x" if name == "size" else ",").join(map(str, entry))
+        defaults[name] = entry
+    context.default_map = defaults
+
+
+@click.command(
+    "train",
+    short_help="Train a U-Net on images and masks.",
+    epilog="Exit codes: 0 trained, 1 the dataset would spoil the training, 2 wrong usage or the training failed, 130 interrupted.",
+)
+@click.argument("folder", metavar="DATASET")
+@click.option("-o", "--output", metavar="FILE", required=True, help="The model to write: MODEL.safetensors.")
+@click.option(
+    "--config", metavar="FILE", is_eager=True, expose_value=False, callback=_config,
+    help="A TOML file of options: epochs = 60. The command line comes first.",
+)  # fmt: skip
+@dataset_options
+@click.option("--train-list", metavar="FILE", help="Names of the images to train on, one a line.  [default: all others]")
+@click.option("--val-list", metavar="FILE", help="Names of the images to validate on.  [default: whole groups, by --val-fraction]")
+@click.option("--val-fraction", type=float, default=0.2, show_default=True, help="Share of the images to validate on.")
+@click.option(
+    "--size", metavar="HxW", callback=optional_size, help="Height and width of the network's input.  [default: the images' shape]"
+)
+@click.option("--widths", metavar="N,N,...", callback=_widths, help="Channels of each level.  [default: 32,64,128,256,512]")
+@click.option("--epochs", type=click.IntRange(1), default=40, show_default=True, help="Passes over the training images.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images in a step, over all processes.")
+@click.option("--lr", type=float, help="Learning rate at its height.  [default: 0.001, with --init 0.0003]")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, order and augmentation.")
+@click.option("--init", metavar="MODEL", help="A checkpoint to start from, or the name of a bundled model.")
+@click.option(
+    "--augment", type=click.Choice(("none", "light", "strong")), default="light", show_default=True,
+    help="Zoom, turns, shifts, colours, blur and noise.",
+)  # fmt: skip
+@click.option(
+    "--flip", type=click.Choice(("none", "horizontal", "any")), default="horizontal", show_default=True,
+    help="any, also by quarter turns, suits slides and aerial photos.",
+)  # fmt: skip
+@click.option(
+    "--class-weights", type=click.Choice(("auto", "none")), default="auto", show_default=True,
+    help="auto: of several classes, rare ones count more.",
+)  # fmt: skip
+@click.option(
+    "--keep", type=click.Choice(("best", "last")), default="best", show_default=True,
+    help="The weights of which epoch the model holds; best is judged on the validation images.",
+)  # fmt: skip
+@click.option("--patience", type=click.IntRange(0), default=0, help="Epochs without improvement after which to stop.  [default: never]")
+@click.option("--weight-decay", type=float, default=0.01, show_default=True, help="Of AdamW, on the convolutions.")
+@click.option("--clip", type=float, default=1.0, show_default=True, help="Longest gradient.")
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]")
+@click.option("--precision", type=click.Choice(("fp32", "bf16", "fp16")), help="Of the arithmetic.  [default: what the device does best]")
+@click.option("--deterministic", is_flag=True, help="The same weights from the same seed on a GPU too; a CPU does anyhow.")
+@click.option("--tensorboard", is_flag=True, help="Also write the curves for TensorBoard.")
+@click.option("--resume", is_flag=True, help="Go on where an interrupted training stopped; give the same options.")
+@click.option("--overwrite", is_flag=True, help="Begin again, even though there is a model or a training of this name.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, with estimates of memory and time, and write nothing.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@reported
+def train(
+    folder: str,
+    output: str,
+    images: str | None,
+    masks: str | None,
+    group_by: str | None,
+    tensorboard: bool,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    quiet: bool,
+    coco: str | None = None,
+    **options: Any,
+) -> None:
+    """Train a U-Net on images and masks.
+
+    DATASET holds images/ and masks/ of the same names (_mask and the like may be added); `unet-batch check-data` says how it is
+    understood. Images of one group, such as the photos of one car, stay on one side of the split. A training that was
+    interrupted or killed goes on with --resume, and ends with the same weights. On several GPUs:
+    torchrun --nproc-per-node 4 -m unet_batch train ...
+
+    \b
+    Examples:
+      unet-batch train ./cars -o cars.safetensors
+      unet-batch train ./cars -o cars.safetensors --init default --epochs 20
+      unet-batch train ./slides -o cells.safetensors --size 512x512 --augment strong --flip any
+      unet-batch train ./cars -o cars.safetensors --resume
+    """
+    from unet_batch.cli.screen import Lines
+    from unet_batch.errors import UsageError
+
+    _require_extra()
+    from unet_batch.training import report
+    from unet_batch.training.plan import Options, make_plan
+    from unet_batch.training.ranks import joined
+
+    if resume and overwrite:
+        raise UsageError("--resume goes on, --overwrite begins again", hint="give one of them")
+    with joined(options["device"]) as ranks:
+        lines = Lines(quiet=quiet or not ranks.leads, to_stderr=False)
+        dataset = opened(folder, images=images, masks=masks, group_by=group_by, **({"coco": coco} if coco else {}))
+        plan = make_plan(dataset, output, Options(**options), processes=ranks.count)
+        understood(lines, dataset)
+        _planned(lines, plan, ranks)
+        if dry_run:
+            _estimated(lines, plan)
+            return
+        _refuse_existing(plan, resume=resume, overwrite=overwrite)
+        with report.locked(plan, ranks):
+            checked = None if resume else _checked(lines, plan, ranks)
+            outcome = _trained(lines, plan, ranks, checked, resume=resume, tensorboard=tensorboard)
+            if not ranks.leads:
+                return
+            if outcome.ended == "interrupted":
+                click.echo(f"interrupted after {len(outcome.history)} epochs; the same command with --resume goes on", err=True)
+                raise SystemExit(130)
+            _finished(lines, plan, outcome)
+
+
+def _require_extra() -> None:
+    from importlib.util import find_spec
+
+    from unet_batch.errors import UsageError
+
+    if missing := [name for name in ("kornia", "matplotlib") if find_spec(name) is None]:
+        raise UsageError(f"training needs {' and '.join(missing)}", hint='pip install "unet-batch[train]"')
+
+
+def _planned(lines: Lines, plan: Plan, ranks: Ranks) -> None:
+    spec, options = plan.spec, plan.options
+    height, width = spec.input_size
+    names = spec.classes.names
+    for reason in plan.reasons:
+        lines.line("", reason)
+    lines.line(
+        "model",
+        f"widths {', '.join(map(str, spec.widths))}",
+        f"{plan.weights_bytes / 20 / 1e6:.1f} M parameters",
+        f"{height}x{width}",
+        names[0] if len(names) == 1 else f"{len(names)} classes",
+    )
+    lines.line(
+        "training",
+        f"{options.epochs} epochs of {plan.steps:,} steps, {plan.batch_size} images each",
+        f"learning rate {plan.lr:g}",
+        f"augment {options.augment}, flip {options.flip}",
+        f"seed {options.seed}",
+    )
+    left = len(plan.train) % plan.batch_size
+    if left > plan.batch_size // 2 and plan.steps < 8:
+        lines.line("note", f"{left} of {len(plan.train)} images are left out of each epoch, others each time: --batch-size fits better?")
+    lines.line("device", f"{plan.device} {plan.precision}", f"{ranks.count} processes" if ranks.count > 1 else "")
+
+
+def _estimated(lines: Lines, plan: Plan) -> None:
+    from unet_batch.cli.screen import clock
+    from unet_batch.training.loop import seconds_per_step
+    from unet_batch.training.samples import OVERSAMPLING, memory_budget
+
+    height, width = plan.spec.input_size
+    stored = height * width * (4 * OVERSAMPLING**2 * len(plan.train) + 4 * len(plan.val))
+    activations = plan.batch_size * plan.activation_bytes
+    lines.line(
+        "memory",
+        f"{_gigabytes(plan.weights_bytes + activations)} to train",
+        f"weights and their moments {_gigabytes(plan.weights_bytes)}, a batch {_gigabytes(activations)}",
+    )
+    kept = min(stored, memory_budget())
+    lines.line("", f"{_gigabytes(stored)} of samples, {kept / stored:.0%} of them kept in memory, the rest is decoded again each epoch")
+    taken = seconds_per_step(plan)
+    # A validation picture costs a third of a training picture: it has no backward pass.
+    epoch = taken * (plan.steps + len(plan.val) / plan.batch_size / 3)
+    lines.line("time", f"about {clock(epoch)} an epoch, {clock(epoch * plan.options.epochs)} in all", f"{taken:.2f} s a step, on noise")
+    lines.line("dry run", "nothing was written")
+
+
+def _refuse_existing(plan: Plan, *, resume: bool, overwrite: bool) -> None:
+    from unet_batch.cli.screen import shown
+    from unet_batch.errors import UsageError
+
+    if resume or overwrite:
+        return
+    if os.path.exists(os.path.join(plan.folder, "state.safetensors")):
+        raise UsageError(
+            f"{shown(plan.folder)}: holds a training", hint="--resume goes on with it, --overwrite begins again, or choose another -o"
+        )
+    if os.path.exists(plan.output):
+        raise UsageError(f"{shown(plan.output)}: exists", hint="--overwrite replaces it, or choose another -o")
+
+
+def _checked(lines: Lines, plan: Plan, ranks: Ranks) -> list[float]:
+    """Shares of the classes; exits where the dataset would spoil the training."""
+    from dataclasses import replace
+
+    from unet_batch.cli.screen import plural, staged
+    from unet_batch.training.check import check
+
+    told: list[tuple[bool, list[float]]] = []
+    if ranks.leads:
+        dataset = replace(plan.dataset, pairs=(*plan.train, *plan.val))
+        total = len(dataset.pairs)
+        with staged(lines) as progress:
+            report = check(
+                dataset,
+                splits={"training": plan.train, "validation": plan.val},
+                progress=lambda done: progress(f"checking {total:,} pairs", done / total),
+            )
+        _found(lines, report)
+        warnings = sum(finding.severity == "warning" for finding in report.findings)
+        if report.ok:
+            more = f"{warnings} {plural(warnings, 'warning')}, unet-batch check-data shows them" if warnings else ""
+            lines.line("checked", f"{total:,} pairs are fit for training", more)
+        told = [(report.ok, [share.pixels for share in report.classes])]
+    ok, shares = ranks.gather(told)[0]
+    if not ok:
+        raise SystemExit(1)
+    return list(shares)
+
+
+def _found(lines: Lines, report: Report) -> None:
+    """The errors, whatever `quiet` says."""
+    errors = [finding for finding in report.findings if finding.severity == "error"]
+    for finding in errors:
+        click.echo(f"error: {finding.kind}: {printable(finding.message)}", err=True)
+        for case in finding.files[:3]:
+            click.echo(f"       {printable(case)}", err=True)
+        click.echo(f" hint: {printable(finding.fix)}", err=True)
+    if errors:
+        click.echo("not trained; `unet-batch check-data` shows every case", err=True)
+
+
+def _trained(
+    lines: Lines, plan: Plan, ranks: Ranks, shares: list[float] | None, *, resume: bool, tensorboard: bool
+) -> Outcome:
+    from unet_batch.training.loop import train as run
+    from unet_batch.training.report import Curves
+
+    with _until_signalled() as stop, _progress(lines, plan) as (on_step, on_epoch), Curves(plan, tensorboard) as curves:
+
+        def over(history: Sequence[dict[str, Any]]) -> None:
+            curves.add(history)
+            on_epoch(history)
+
+        return run(plan, shares=shares or (), ranks=ranks, resume=resume, on_step=on_step, on_epoch=over, stop=stop)
+
+
+@contextmanager
+def _until_signalled() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM end the training after the step that runs, with its state saved; a second Ctrl-C ends it at once."""
+    signalled = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal signalled
+        if signalled and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        signalled = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: signalled
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(lines: Lines, plan: Plan) -> Iterator[tuple[Callable[[StepReport], None], Callable[[Sequence[dict[str, Any]]], None]]]:
+    """A bar for the epoch that runs, a line for each that is over."""
+    import time
+
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from unet_batch.cli.screen import clock
+    from unet_batch.training.loop import best_epoch
+
+    headed = False
+    epochs = plan.options.epochs
+    live = not lines.quiet and lines.out.is_terminal
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[state]}"),
+        console=lines.out,
+        disable=not live,
+        expand=True,
+        transient=True,
+    )
+    task = bar.add_task("", total=plan.steps, state="reading the first images")
+    begun, first = time.monotonic(), 0
+
+    def on_step(report: StepReport) -> None:
+        nonlocal first
+        done = (report.epoch - 1) * plan.steps + report.step
+        first = first or done - 1  # where this run took up
+        left = (time.monotonic() - begun) / (done - first) * (epochs * plan.steps - done)
+        bar.update(
+            task,
+            description=f"epoch {report.epoch}/{epochs}",
+            completed=report.step,
+            state=f"loss {report.loss:.4f} · {report.speed:.1f} images/s · {clock(left)} left",
+        )
+
+    def on_epoch(history: Sequence[dict[str, Any]]) -> None:
+        nonlocal headed
+        record, best = history[-1], best_epoch(plan, history) == len(history)
+        if not headed and not lines.quiet:
+            headed = True
+            heading = f"{'epoch':>9}  {'loss':>7}  {'val loss':>8}  {'Dice':>6}  {'IoU':>6}  {'accuracy':>8}  {'time':>8}"
+            lines.out.print(heading, style="bold cyan")
+        if not lines.quiet:
+            row = (
+                f"{record['epoch']:>5}/{epochs:<3}  {record['loss']:>7.4f}  {record['val_loss']:>8.4f}  {record['val_dice']:>6.4f}  "
+                f"{record['val_iou']:>6.4f}  {record['val_accuracy']:>8.2%}  {clock(record['seconds']):>8}"
+            )
+            lines.out.print(row + ("  best" if best else ""), style="" if best else "dim")
+
+    with bar:
+        yield on_step, on_epoch
+
+
+def _finished(lines: Lines, plan: Plan, outcome: Outcome) -> None:
+    from unet_batch.cli.screen import clock, shown, staged
+    from unet_batch.training import report
+
+    with staged(lines) as progress:
+        results = report.finish(plan, outcome, progress)
+    why = f"no improvement for {plan.options.patience} epochs" if outcome.ended == "no improvement" else ""
+    lines.line("trained", f"{len(outcome.history)} epochs in {clock(outcome.seconds)}", why, f"kept epoch {outcome.best}")
+    _figures(lines, results)
+    lines.line("written", shown(plan.output), shown(plan.card), shown(plan.folder) + os.sep)
+    lines.line("next", f"unet-batch run ./photos -m {shown(plan.output)} --overlay")
+
+
+def _figures(lines: Lines, results: Results) -> None:
+    for label, text in results.lines():
+        lines.line(label, text)
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
