@@ -335,12 +335,13 @@ def _new_report(plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], pass
         },
         found=len(plan.sources.items),
         skipped=plan.skipped,
-        versions=_versions(),
+        versions=versions(),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of what results depend on, as far as it is installed."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         with suppress(metadata.PackageNotFoundError):  # an engine runs without PyTorch, PyTorch without TensorRT

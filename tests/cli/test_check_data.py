@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,11 +72,72 @@ def test_json_and_sheet(root: Path, tmp_path: Path) -> None:
     assert images.read(str(tmp_path / "new/sheet.jpg")).size[1] > 900
 
 
+class TestCoco:
+    @pytest.fixture
+    def root(self, root: Path) -> Path:
+        """The pictures of before, cars and wheels drawn in COCO's way, and no masks."""
+        shutil.rmtree(root / "masks")
+        names = ("a_0", "a_1", "b_0", "b_1")
+        shapes = ([[4, 2, 20, 2, 20, 20, 4, 20]], [[6, 12, 10, 12, 10, 16, 6, 16]])
+        document = {
+            "images": [{"id": i, "file_name": f"{name}.png", "height": 24, "width": 32} for i, name in enumerate(names)],
+            "categories": [{"id": 1, "name": "car"}, {"id": 2, "name": "wheel"}],
+            "annotations": [
+                {"id": 2 * i + k, "image_id": i, "category_id": k + 1, "segmentation": shape, "iscrowd": 0}
+                for i in range(4)
+                for k, shape in enumerate(shapes)
+            ],
+        }
+        (root / "annotations").mkdir()
+        (root / "annotations/instances_all.json").write_text(json.dumps(document))
+        return root
+
+    @pytest.mark.parametrize("named", [[], ["--coco", "annotations/instances_all.json"]])
+    def test_fine(self, root: Path, tmp_path: Path, named: list[str]) -> None:
+        done = unet_batch("check-data", root, *named, "--sheet", tmp_path / "sheet.jpg")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "annotations are in annotations/instances_all.json" in done.stdout
+        assert "2 groups by what stands before" in done.stdout
+        assert re.search(r"^  wheel +2\.08% +4$", done.stdout, re.MULTILINE)
+        assert done.stdout.splitlines()[-1] == "4 pairs are ready for training."
+        assert images.read(str(tmp_path / "sheet.jpg")).size[1] > 900
+
+    def test_wrong(self, root: Path, tmp_path: Path) -> None:
+        file = root / "annotations/instances_all.json"
+        document = json.loads(file.read_text())
+        document["annotations"][1]["segmentation"] = [[1, 2, 3, 4, 5, 6, 7]]
+        document["images"][1]["width"] = 640
+        document["images"].append({"id": 9, "file_name": "gone.png", "height": 24, "width": 32})
+        file.write_text(json.dumps(document))
+        (tmp_path / "train.txt").write_text("a_0\nb_0\n")
+        (tmp_path / "val.txt").write_text("b_1.png\n")
+        done = unet_batch("check-data", root, "--split", tmp_path / "train.txt", "--split", tmp_path / "val.txt")
+        assert done.returncode == 1
+        assert "instances_all.json: a_0.png: annotation 1: a polygon of 7 values" in done.stdout
+        assert "the image is 24x32, the mask 24x640" in done.stdout
+        assert "annotations/instances_all.json: gone.png" in done.stdout
+        assert "group 'b' is in train and val" in done.stdout
+        assert done.stdout.splitlines()[-1] == "A training on these 4 pairs would be wrong: 3 errors and 1 warning."
+
+    def test_two_files(self, root: Path) -> None:
+        (root / "annotations/instances_val.json").write_text("{}")
+        done = unet_batch("check-data", root)
+        assert done.returncode == 2
+        assert "2 files may hold COCO annotations" in done.stderr
+        assert "hint: name one of them with --coco" in done.stderr
+
+    def test_torch_is_not_needed(self, root: Path) -> None:
+        test_imports_no_torch(root)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere"], "error: nowhere: no such folder"),
         (["{root}", "--masks", "typo"], "typo: no such folder"),
+        (["{root}", "--coco", "typo.json"], "typo.json: no such file"),
+        (["{root}", "--coco", "images/a_0.png"], "images/a_0.png: is not JSON"),
+        (["{root}", "--coco", "c.json", "--masks", "masks"], "both masks (masks) and COCO annotations (c.json) are named"),
         (["{root}", "--group-by", "("], "is not a regular expression"),
         (["{root}", "--split", "none.txt"], "none.txt: cannot be read"),
         ([], "Missing argument 'DATASET'"),

@@ -10,9 +10,11 @@ import click
 from unet_batch.cli.check_data import check_data
 from unet_batch.cli.doctor import doctor
 from unet_batch.cli.engine import build_engine, inspect
+from unet_batch.cli.evaluate import evaluate
 from unet_batch.cli.import_weights import import_weights
 from unet_batch.cli.run import run
 from unet_batch.cli.sample import sample
+from unet_batch.cli.train import train
 from unet_batch.version import __version__
 
 
@@ -37,5 +39,7 @@ main.add_command(build_engine)
 main.add_command(inspect)
 main.add_command(import_weights)
 main.add_command(check_data)
+main.add_command(train)
+main.add_command(evaluate)
 main.add_command(sample)
 main.add_command(doctor)

@@ -38,12 +38,14 @@ _SHOWN = 4  # cases of each finding that are printed
 def check_data(folder: str, split_files: tuple[str, ...], sheet: str | None, as_json: bool, **options: Any) -> None:
     """Say what a folder of images and masks holds, and what would spoil a training.
 
-    Finds pairs by their names, works out what the values in the masks mean, and reads every file: sizes that differ, values
-    without a meaning, duplicates on both sides of a split, classes that never occur. Nothing in DATASET is written.
+    Finds pairs by their names, or in a file of COCO annotations, works out what the values in the masks mean, and reads every
+    file: sizes that differ, values without a meaning, duplicates on both sides of a split, classes that never occur. Nothing in
+    DATASET is written.
 
     \b
     Examples:
       unet-batch check-data cars
+      unet-batch check-data cars --coco cars/annotations/instances_train.json
       unet-batch check-data cars --split train.txt --split val.txt --sheet cars.jpg
     """
     from unet_batch.cli.screen import Lines

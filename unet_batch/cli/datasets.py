@@ -17,19 +17,22 @@ _OPTIONS = (
     click.option("--images", metavar="DIR", help="Folder of images, if not DATASET/images or the like."),
     click.option("--masks", metavar="DIR", help="Folder of masks, if not DATASET/masks or the like."),
     click.option(
+        "--coco", metavar="FILE.json", help="COCO annotations in place of a folder of masks; DATASET holds the images."
+    ),
+    click.option(
         "--group-by", metavar="REGEX", help="What in a name tells which images belong together: '^(.+)_' for <car>_<view>."
     ),
 )
 
 
 def dataset_options(command: Command) -> Command:
-    """Add --images, --masks and --group-by; the command hands them to `opened` as they are."""
+    """Add --images, --masks, --coco and --group-by; the command hands them to `opened` as they are."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
-def opened(folder: str, *, images: str | None, masks: str | None, group_by: str | None) -> Dataset:
+def opened(folder: str, *, images: str | None, masks: str | None, coco: str | None, group_by: str | None) -> Dataset:
     """Find the dataset that the options name.
 
     Raises:
@@ -39,7 +42,7 @@ def opened(folder: str, *, images: str | None, masks: str | None, group_by: str 
     from unet_batch.training.dataset import find_dataset
 
     with console(stderr=True).status("looking at the masks ..."):  # on terminals only
-        return find_dataset(folder, images=images, masks=masks, group_by=group_by)
+        return find_dataset(folder, images=images, masks=masks, coco=coco, group_by=group_by)
 
 
 def understood(out: Lines, dataset: Dataset) -> None:

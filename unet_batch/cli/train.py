@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from unet_batch.training.loop import Outcome, StepReport
     from unet_batch.training.plan import Plan
     from unet_batch.training.ranks import Ranks
-    from unet_batch.training.report import Results
 
 
 def _widths(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -60,7 +59,7 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
 @click.command(
     "train",
     short_help="Train a U-Net on images and masks.",
-    epilog="Exit codes: 0 trained, 1 the dataset would spoil the training, 2 wrong usage or the training failed, 130 interrupted.",
+    epilog="Exit codes: 0 trained, 1 the dataset would spoil the training, 2 wrong usage or failure, 130 interrupted.",
 )
 @click.argument("folder", metavar="DATASET")
 @click.option("-o", "--output", metavar="FILE", required=True, help="The model to write: MODEL.safetensors.")
@@ -70,14 +69,21 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
 )  # fmt: skip
 @dataset_options
 @click.option("--train-list", metavar="FILE", help="Names of the images to train on, one a line.  [default: all others]")
-@click.option("--val-list", metavar="FILE", help="Names of the images to validate on.  [default: whole groups, by --val-fraction]")
+@click.option(
+    "--val-list", metavar="FILE", help="Names of the images to validate on.  [default: whole groups, by --val-fraction]"
+)
 @click.option("--val-fraction", type=float, default=0.2, show_default=True, help="Share of the images to validate on.")
 @click.option(
-    "--size", metavar="HxW", callback=optional_size, help="Height and width of the network's input.  [default: the images' shape]"
+    "--size",
+    metavar="HxW",
+    callback=optional_size,
+    help="Height and width of the network's input.  [default: the images' shape]",
 )
 @click.option("--widths", metavar="N,N,...", callback=_widths, help="Channels of each level.  [default: 32,64,128,256,512]")
 @click.option("--epochs", type=click.IntRange(1), default=40, show_default=True, help="Passes over the training images.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images in a step, over all processes.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images in a step, over all processes."
+)
 @click.option("--lr", type=float, help="Learning rate at its height.  [default: 0.001, with --init 0.0003]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, order and augmentation.")
 @click.option("--init", metavar="MODEL", help="A checkpoint to start from, or the name of a bundled model.")
@@ -97,11 +103,15 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
     "--keep", type=click.Choice(("best", "last")), default="best", show_default=True,
     help="The weights of which epoch the model holds; best is judged on the validation images.",
 )  # fmt: skip
-@click.option("--patience", type=click.IntRange(0), default=0, help="Epochs without improvement after which to stop.  [default: never]")
+@click.option(
+    "--patience", type=click.IntRange(0), default=0, help="Epochs without improvement after which to stop.  [default: never]"
+)
 @click.option("--weight-decay", type=float, default=0.01, show_default=True, help="Of AdamW, on the convolutions.")
 @click.option("--clip", type=float, default=1.0, show_default=True, help="Longest gradient.")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]")
-@click.option("--precision", type=click.Choice(("fp32", "bf16", "fp16")), help="Of the arithmetic.  [default: what the device does best]")
+@click.option(
+    "--precision", type=click.Choice(("fp32", "bf16", "fp16")), help="Of the arithmetic.  [default: what the device does best]"
+)
 @click.option("--deterministic", is_flag=True, help="The same weights from the same seed on a GPU too; a CPU does anyhow.")
 @click.option("--tensorboard", is_flag=True, help="Also write the curves for TensorBoard.")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted training stopped; give the same options.")
@@ -114,13 +124,13 @@ def train(
     output: str,
     images: str | None,
     masks: str | None,
+    coco: str | None,
     group_by: str | None,
     tensorboard: bool,
     resume: bool,
     overwrite: bool,
     dry_run: bool,
     quiet: bool,
-    coco: str | None = None,
     **options: Any,
 ) -> None:
     """Train a U-Net on images and masks.
@@ -149,7 +159,7 @@ def train(
         raise UsageError("--resume goes on, --overwrite begins again", hint="give one of them")
     with joined(options["device"]) as ranks:
         lines = Lines(quiet=quiet or not ranks.leads, to_stderr=False)
-        dataset = opened(folder, images=images, masks=masks, group_by=group_by, **({"coco": coco} if coco else {}))
+        dataset = opened(folder, images=images, masks=masks, coco=coco, group_by=group_by)
         plan = make_plan(dataset, output, Options(**options), processes=ranks.count)
         understood(lines, dataset)
         _planned(lines, plan, ranks)
@@ -199,7 +209,10 @@ def _planned(lines: Lines, plan: Plan, ranks: Ranks) -> None:
     )
     left = len(plan.train) % plan.batch_size
     if left > plan.batch_size // 2 and plan.steps < 8:
-        lines.line("note", f"{left} of {len(plan.train)} images are left out of each epoch, others each time: --batch-size fits better?")
+        lines.line(
+            "note",
+            f"{left} of {len(plan.train)} images are left out of each epoch, others each time: --batch-size fits better?",
+        )
     lines.line("device", f"{plan.device} {plan.precision}", f"{ranks.count} processes" if ranks.count > 1 else "")
 
 
@@ -217,11 +230,15 @@ def _estimated(lines: Lines, plan: Plan) -> None:
         f"weights and their moments {_gigabytes(plan.weights_bytes)}, a batch {_gigabytes(activations)}",
     )
     kept = min(stored, memory_budget())
-    lines.line("", f"{_gigabytes(stored)} of samples, {kept / stored:.0%} of them kept in memory, the rest is decoded again each epoch")
+    lines.line(
+        "", f"{_gigabytes(stored)} of samples, {kept / stored:.0%} of them kept in memory, the rest is decoded again each epoch"
+    )
     taken = seconds_per_step(plan)
     # A validation picture costs a third of a training picture: it has no backward pass.
     epoch = taken * (plan.steps + len(plan.val) / plan.batch_size / 3)
-    lines.line("time", f"about {clock(epoch)} an epoch, {clock(epoch * plan.options.epochs)} in all", f"{taken:.2f} s a step, on noise")
+    lines.line(
+        "time", f"about {clock(epoch)} an epoch, {clock(epoch * plan.options.epochs)} in all", f"{taken:.2f} s a step, on noise"
+    )
     lines.line("dry run", "nothing was written")
 
 
@@ -233,7 +250,8 @@ def _refuse_existing(plan: Plan, *, resume: bool, overwrite: bool) -> None:
         return
     if os.path.exists(os.path.join(plan.folder, "state.safetensors")):
         raise UsageError(
-            f"{shown(plan.folder)}: holds a training", hint="--resume goes on with it, --overwrite begins again, or choose another -o"
+            f"{shown(plan.folder)}: holds a training",
+            hint="--resume goes on with it, --overwrite begins again, or choose another -o",
         )
     if os.path.exists(plan.output):
         raise UsageError(f"{shown(plan.output)}: exists", hint="--overwrite replaces it, or choose another -o")
@@ -280,9 +298,7 @@ def _found(lines: Lines, report: Report) -> None:
         click.echo("not trained; `unet-batch check-data` shows every case", err=True)
 
 
-def _trained(
-    lines: Lines, plan: Plan, ranks: Ranks, shares: list[float] | None, *, resume: bool, tensorboard: bool
-) -> Outcome:
+def _trained(lines: Lines, plan: Plan, ranks: Ranks, shares: list[float] | None, *, resume: bool, tensorboard: bool) -> Outcome:
     from unet_batch.training.loop import train as run
     from unet_batch.training.report import Curves
 
@@ -315,7 +331,9 @@ def _until_signalled() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _progress(lines: Lines, plan: Plan) -> Iterator[tuple[Callable[[StepReport], None], Callable[[Sequence[dict[str, Any]]], None]]]:
+def _progress(
+    lines: Lines, plan: Plan
+) -> Iterator[tuple[Callable[[StepReport], None], Callable[[Sequence[dict[str, Any]]], None]]]:
     """A bar for the epoch that runs, a line for each that is over."""
     import time
 
@@ -360,11 +378,12 @@ def _progress(lines: Lines, plan: Plan) -> Iterator[tuple[Callable[[StepReport],
             heading = f"{'epoch':>9}  {'loss':>7}  {'val loss':>8}  {'Dice':>6}  {'IoU':>6}  {'accuracy':>8}  {'time':>8}"
             lines.out.print(heading, style="bold cyan")
         if not lines.quiet:
-            row = (
-                f"{record['epoch']:>5}/{epochs:<3}  {record['loss']:>7.4f}  {record['val_loss']:>8.4f}  {record['val_dice']:>6.4f}  "
-                f"{record['val_iou']:>6.4f}  {record['val_accuracy']:>8.2%}  {clock(record['seconds']):>8}"
+            loss, val_loss, dice, iou, right = (
+                record[key] for key in ("loss", "val_loss", "val_dice", "val_iou", "val_accuracy")
             )
-            lines.out.print(row + ("  best" if best else ""), style="" if best else "dim")
+            row = f"{record['epoch']:>5}/{epochs:<3}  {loss:>7.4f}  {val_loss:>8.4f}  {dice:>6.4f}  {iou:>6.4f}  {right:>8.2%}"
+            row += f"  {clock(record['seconds']):>8}" + ("  best" if best else "")
+            lines.out.print(row, style="" if best else "dim")
 
     with bar:
         yield on_step, on_epoch
@@ -375,17 +394,15 @@ def _finished(lines: Lines, plan: Plan, outcome: Outcome) -> None:
     from unet_batch.training import report
 
     with staged(lines) as progress:
-        results = report.finish(plan, outcome, progress)
+        found = report.finish(plan, outcome, progress)
     why = f"no improvement for {plan.options.patience} epochs" if outcome.ended == "no improvement" else ""
     lines.line("trained", f"{len(outcome.history)} epochs in {clock(outcome.seconds)}", why, f"kept epoch {outcome.best}")
-    _figures(lines, results)
+    for place, text, over in report.figures(found):
+        lines.line("validated", place, text, over)
+    for failure in found.failures[:3]:
+        lines.warn(failure.message, failure.hint)
     lines.line("written", shown(plan.output), shown(plan.card), shown(plan.folder) + os.sep)
     lines.line("next", f"unet-batch run ./photos -m {shown(plan.output)} --overlay")
-
-
-def _figures(lines: Lines, results: Results) -> None:
-    for label, text in results.lines():
-        lines.line(label, text)
 
 
 def _gigabytes(count: float) -> str:

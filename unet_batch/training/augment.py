@@ -1,7 +1,7 @@
 """Augmentation: image and mask moved together, colour changed in the image alone.
 
-What happens to a sample is drawn from (seed, epoch, its number in the dataset) and from nothing else: not from the batch it is in,
-the process that loads it or the samples before it. So a resumed training, and one on several processes, sees the same
+What happens to a sample is drawn from (seed, epoch, its number in the dataset) and from nothing else: not from the batch it
+is in, the process that loads it or the samples before it. So a resumed training, and one on several processes, sees the same
 samples. The arithmetic is kornia's, on whole batches and on the device that trains.
 """
 
@@ -152,7 +152,9 @@ def apply(pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Ch
 
     x = warp(pictures.permute(0, 3, 1, 2).float(), PAD_VALUE) / 255
     if known.numel():
-        y = warp(torch.stack((targets, known), 1).float(), 0.0) / 255
+        covered, seen = (warp(torch.stack((targets, known), 1).float(), 0.0) / 255).unbind(1)
+        # Of what is known of a pixel: what lies beyond the edge of it is not background.
+        y = torch.stack(((covered / seen.clamp(min=1e-6)).clamp(max=1), seen), 1)
     else:
         y = warp(targets[:, None].float(), VOID, "nearest")[:, 0].round().long()
     return _recolour(x, changes).contiguous(memory_format=torch.channels_last), y
@@ -176,7 +178,7 @@ def _recolour(x: Tensor, changes: Sequence[Change]) -> Tensor:
     if blurred := [change.blur for change in changes if change.blur]:
         which = some([change.blur > 0 for change in changes])
         sigma = torch.tensor(blurred, dtype=torch.float32, device=device)[:, None].repeat(1, 2)
-        x = x.index_copy(0, which, kornia.filters.gaussian_blur2d(x[which], (7, 7), sigma))
+        x = x.index_copy(0, which, kornia.filters.gaussian_blur2d(x[which], (7, 7), sigma, "replicate"))
     if noisy := [change for change in changes if change.noise]:
         which = some([change.noise > 0 for change in changes])
         grain = [  # drawn on the CPU: the same on every device

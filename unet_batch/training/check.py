@@ -21,7 +21,7 @@ import numpy as np
 from unet_batch import images
 from unet_batch.errors import ImageError
 from unet_batch.training.dataset import Dataset, Pair, leaks, misfit
-from unet_batch.training.encoding import VOID
+from unet_batch.training.encoding import NO_PIXELS, SOFT, VOID
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,7 +95,7 @@ class _Facts:
     mask: bytes = b""
     hash: int = 0
     thumb: bytes = b""
-    soft: str = ""  # strays of a mask whose encoding has a threshold
+    remark: tuple[str, str] = ("", "")  # see `Mask`
 
 
 def check(
@@ -148,18 +148,18 @@ def _examine(dataset: Dataset, pair: Pair) -> tuple[_Facts, NDArray[np.int64]]:
         fact.problem = "unreadable image", error.message.removeprefix(f"{pair.image}: ")
         return fact, nothing
     try:
-        ids, stray = dataset.encoding.decode(pair.mask)
+        mask = dataset.masks.decode(pair.mask)
     except ImageError as error:
         fact.problem = "unreadable mask", error.message.removeprefix(f"{pair.mask}: ")
         return fact, nothing
+    ids = mask.ids
     if ids.shape != picture.shape[:2]:
         fact.problem = "size mismatch", misfit((picture.shape[0], picture.shape[1]), ids.shape, pair.image)
         return fact, nothing
     counts = np.bincount(ids.ravel(), minlength=256)
-    if dataset.encoding.softened(stray, ids.size):
-        fact.soft = f"{sum(stray.values()):,} of {ids.size:,} pixels"
-    elif stray:
-        fact.problem = "unexpected mask values", dataset.encoding.spelled(stray)
+    fact.remark = mask.remark
+    if mask.unexpected:
+        fact.problem = "unexpected mask values", mask.unexpected
     elif not counts[1 if len(dataset.classes.names) == 1 else 0 : VOID].any():
         fact.problem = "empty masks", "all void" if counts[VOID] else "nothing but background"
     elif _same_regions(picture, ids):
@@ -191,7 +191,11 @@ def _same_regions(picture: Pixels, ids: Pixels) -> bool:
 
 _KINDS: dict[str, tuple[Literal["error", "warning"], str, str]] = {
     "unreadable image": ("error", "cannot be decoded", "restore the file, or take the pair out"),
-    "unreadable mask": ("error", "cannot be decoded", "save the mask again as an 8-bit grey PNG"),
+    "unreadable mask": (
+        "error",
+        "cannot be decoded",
+        "save the mask again as an 8-bit grey PNG, or correct the annotation that is named",
+    ),
     "size mismatch": (
         "error",
         "not as large as the image, upright",
@@ -205,6 +209,16 @@ _KINDS: dict[str, tuple[Literal["error", "warning"], str, str]] = {
     "images that are masks": ("error", "the image shows the regions of its mask and no more", "put the photo in its place"),
     "empty masks": ("warning", "nothing is marked", "fine if there is nothing to find; else draw them again, or take them out"),
 }
+_REMARKS = {
+    SOFT: (
+        "edges in between 0 and 255, counted as foreground from 128",
+        "save masks as PNG, without anti-aliasing, for exact edges",
+    ),
+    NO_PIXELS: (
+        "objects that cover not one pixel: too thin, or outside the image",
+        "fine if they are specks; else draw them again",
+    ),
+}
 
 
 def _files(facts: Sequence[_Facts]) -> Iterator[Finding]:
@@ -216,11 +230,11 @@ def _files(facts: Sequence[_Facts]) -> Iterator[Finding]:
         if found := cases.get(kind):
             lines = tuple(f"{_file(fact.pair, kind)}: {fact.problem[1]}" for fact in found)
             yield Finding(severity, kind, f"{_pairs(len(found))}: {what}", lines, fix, tuple(fact.pair.key for fact in found))
-    if soft := [fact for fact in facts if fact.soft]:
-        lines = tuple(f"{_file(fact.pair, 'mask')}: {fact.soft} between 0 and 255" for fact in soft)
-        what = f"{_pairs(len(soft))}: edges in between 0 and 255, counted as foreground from 128"
-        fix = "save masks as PNG, without anti-aliasing, for exact edges"
-        yield Finding("warning", "anti-aliased masks", what, lines, fix, tuple(fact.pair.key for fact in soft))
+    for kind, (what, fix) in _REMARKS.items():
+        if noted := [fact for fact in facts if fact.remark[0] == kind]:
+            lines = tuple(f"{_file(fact.pair, 'mask')}: {fact.remark[1]}" for fact in noted)
+            keys = tuple(fact.pair.key for fact in noted)
+            yield Finding("warning", kind, f"{_pairs(len(noted))}: {what}", lines, fix, keys)
 
 
 def _names(dataset: Dataset) -> Iterator[Finding]:
@@ -238,7 +252,8 @@ def _names(dataset: Dataset) -> Iterator[Finding]:
         ("extra mask", dataset.unmatched_masks, "without an image, left out", "add the images, or ignore this"),
     ):
         if files:
-            many = len(files) > len(dataset.pairs)  # so many are seldom meant
+            meant = kind == "missing mask" and dataset.masks.lists_images
+            many = len(files) > len(dataset.pairs) and not meant  # so many are seldom meant
             yield Finding("error" if many else "warning", kind, f"{len(files):,} {what}", tuple(map(shown, files)), fix)
 
 
@@ -332,7 +347,7 @@ def _balance(classes: Sequence[Share]) -> Iterator[Finding]:
     absent = tuple(share.name for share in classes if not share.images)
     rare = tuple(f"{s.name}: {s.pixels:.3%} of the pixels, in {s.images:,} masks" for s in classes if 0 < s.pixels < _RARE)
     if absent:
-        fix = "leave them out of classes.toml, or add pictures that show them"
+        fix = "leave them out of the list of classes, or add pictures that show them"
         yield Finding("warning", "classes that never occur", f"{len(absent)} of {len(classes)} classes", absent, fix)
     if rare:
         fix = "add pictures that show them, or expect little of these classes"

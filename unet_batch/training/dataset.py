@@ -1,4 +1,4 @@
-"""A folder of pictures and masks, understood: which belong together, what the values mean, what must stay together.
+"""A folder of pictures and their masks, understood: which belong together, what the values mean, what must stay together.
 
 | what                | is recognised by                                                                               |
 |---------------------|------------------------------------------------------------------------------------------------|
@@ -6,7 +6,11 @@
 | folder of masks     | masks, mask, labels, annotations, SegmentationClass, train_masks                               |
 | a pair              | the same path below both folders but for the extension, and for a suffix of the mask's name:   |
 |                     | _mask _masks _label _labels _labelIds _gt _seg _segmentation _L (also with -)                  |
-| classes and void    | classes.toml beside the folders: `encoding.py` says how to write it; else the values  |
+| classes and void    | classes.toml beside the folders: `encoding.py` says how to write it; else the values           |
+| COCO annotations    | the only .json whose name has the word annotations, instances or coco, in the folder itself,   |
+|                     | in annotations/ or among the pictures, if there is no folder of masks: see `coco.py`           |
+| their pictures      | `file_name` below the folder of pictures, which may be the folder itself; else files whose     |
+|                     | paths end in `file_name`                                                                       |
 | a group             | what stands before the last _ or - of the names, else their folder; or a pattern of your own   |
 
 Every guess is a sentence in `Dataset.reasons`.
@@ -16,31 +20,38 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from unet_batch import images as pictures
 from unet_batch.errors import ImageError, SourceError, UsageError
 from unet_batch.sources import collect
-from unet_batch.training.encoding import VOID, Encoding, understand
+from unet_batch.training.coco import Coco
+from unet_batch.training.coco import load as load_coco
+from unet_batch.training.encoding import VOID, Masks, understand
 from unet_batch.types import ClassTable
 
 if TYPE_CHECKING:
-    from unet_batch.types import Pixels, Size
+    from unet_batch.types import Item, Pixels, Size
 
 _IMAGES = ("images", "image", "imgs", "img", "jpegimages", "photos", "train")
 _MASKS = ("masks", "mask", "labels", "annotations", "segmentationclass", "train_masks")
 _SUFFIX = re.compile(r"[_-](masks?|labels?|labelids|gt|seg|segmentation|l)$", re.IGNORECASE)
+_COCO = re.compile(r"(.*[_.-])?(annotations?|instances|coco)([_.-].*)?\.json", re.IGNORECASE)
 _BY_NAME, _BY_FOLDER = re.compile(r"(.*[^/_-])[_-][^/_-]+"), re.compile(r"(.+)/[^/]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A picture and its mask: absolute paths, the picture's key (see `Item`), and what it must stay together with."""
+    """A picture and its mask: absolute paths, the picture's key (see `Item`), and what it must stay together with.
+
+    A mask in a file of annotations is named by both: `/data/annotations.json: car_01.jpg`.
+    """
 
     image: str
     mask: str
@@ -57,9 +68,9 @@ class Dataset:
         pairs: what belongs together.
         classes: one name: ids are 0 (background) and 1; several: ids 0, 1, ... in this order.
         void: 255 if masks may hold pixels of no class, else None.
-        encoding: how the files spell ids.
+        masks: reads them; `read_mask` also says no to those that cannot be used.
         reasons: a sentence for everything that was guessed.
-        unmatched_images, unmatched_masks: files without a partner.
+        unmatched_images, unmatched_masks: files without a partner, and annotations of no image.
         ambiguous: pictures with several masks, and masks that several pictures claim; not among the pairs.
     """
 
@@ -67,7 +78,7 @@ class Dataset:
     pairs: tuple[Pair, ...]
     classes: ClassTable
     void: int | None
-    encoding: Encoding
+    masks: Masks
     reasons: tuple[str, ...]
     unmatched_images: tuple[str, ...] = ()
     unmatched_masks: tuple[str, ...] = ()
@@ -83,31 +94,50 @@ class Dataset:
         Raises:
             ImageError: the mask cannot be read, is of another size, or holds values without a meaning.
         """
-        ids, stray = self.encoding.decode(pair.mask)
-        if stray and not self.encoding.softened(stray, ids.size):
-            raise ImageError(f"{pair.mask}: {self.encoding.spelled(stray)}", hint="name every value in classes.toml")
-        if size is not None and ids.shape != size:
-            why = misfit(size, ids.shape, pair.image)
+        mask = self.masks.decode(pair.mask)
+        if mask.unexpected:
+            raise ImageError(f"{pair.mask}: {mask.unexpected}", hint="name every value in classes.toml")
+        if size is not None and mask.ids.shape != size:
+            why = misfit(size, mask.ids.shape, pair.image)
             raise ImageError(f"{pair.mask}: {why}", hint="export the mask from the upright picture")
-        return ids
+        return mask.ids
 
 
-def find_dataset(folder: str, *, images: str | None = None, masks: str | None = None, group_by: str | None = None) -> Dataset:
+def find_dataset(
+    folder: str,
+    *,
+    images: str | None = None,
+    masks: str | None = None,
+    coco: str | None = None,
+    group_by: str | None = None,
+) -> Dataset:
     """Find pairs, and work out what the masks hold, by the rules at the top of this module.
 
     Args:
         folder: holds classes.toml, if any, and both folders unless they are named.
         images, masks: the two folders; relative names start at `folder`, if they exist there.
+        coco: a file of COCO annotations in place of masks; named like the folders.
         group_by: a regular expression searched in each key; its group named `group`, or its first one, names the group.
 
     Raises:
         SourceError: a folder is missing or holds no pictures, or no mask fits a picture.
-        UsageError: classes.toml or `group_by` is wrong, or the values of the masks cannot be guessed.
+        UsageError: classes.toml, the annotations or `group_by` are wrong, there are several files of annotations, or the values
+            of the masks cannot be guessed.
         ImageError: not one of the masks can be read.
     """
     root = os.path.abspath(folder)
     if not os.path.isdir(root):
         raise SourceError(f"{folder}: no such folder", hint="name the folder that holds images and masks")
+    if coco is not None and masks is not None:
+        raise UsageError(f"both masks ({masks}) and COCO annotations ({coco}) are named", hint="name one of them")
+    if coco is not None:
+        return _from_coco(root, _named(root, coco, os.path.isfile, "the file of annotations"), "", images, group_by)
+    if masks is None and _known(root, _MASKS, besides=_holds_json_only) is None and (only := _only_coco(root, images)):
+        return _from_coco(root, only, ": no folder of masks, and no other COCO file", images, group_by)
+    return _from_folders(root, images, masks, group_by)
+
+
+def _from_folders(root: str, images: str | None, masks: str | None, group_by: str | None) -> Dataset:
     image_folder, mask_folder = _subfolder(root, images, _IMAGES, "images"), _subfolder(root, masks, _MASKS, "masks")
     if os.path.samefile(image_folder, mask_folder):
         raise SourceError(f"{image_folder}: images and masks in one folder cannot be told apart", hint="use two folders")
@@ -144,19 +174,98 @@ def find_dataset(folder: str, *, images: str | None = None, masks: str | None = 
         f"{len(matched):,} of {len(image_files):,} images have a mask of the same name, with {used}",
     )
     classes, encoding, why_classes = understand(os.path.join(root, "classes.toml"), sorted(mask for _, _, mask in matched))
-    groups, why_groups = _groups([key for _, key, _ in matched], group_by)
-    pairs = [Pair(image, mask, key, group) for (image, key, mask), group in zip(matched, groups, strict=True)]
+    pairs, why_groups = _pairs(matched, group_by)
     return Dataset(
         root=root,
-        pairs=tuple(sorted(pairs, key=lambda pair: pair.key.split("/"))),
+        pairs=pairs,
         classes=classes,
         void=VOID if VOID in encoding.table.values() else None,
-        encoding=encoding,
+        masks=encoding,
         reasons=(*reasons, why_classes, why_groups),
         unmatched_images=tuple(sorted(unmatched)),
         unmatched_masks=tuple(sorted(lonely)),
         ambiguous=ambiguous,
     )
+
+
+def _from_coco(root: str, file: str, why: str, images: str | None, group_by: str | None) -> Dataset:
+    coco = load_coco(file)
+    if images is not None:
+        folders = [_subfolder(root, images, _IMAGES, "images")]
+    else:
+        folders = [folder for folder in (_known(root, _IMAGES), root) if folder is not None]
+    found = _claims(coco, folders[0])
+    if found.missing and len(folders) > 1 and len((other := _claims(coco, root)).missing) < len(found.missing):
+        found = other
+    takers = Counter(item.path for items in found.claims.values() for item in items)
+    matched: list[tuple[str, str, str]] = []
+    ambiguous: dict[str, tuple[str, ...]] = {}
+    for mask, (item, *others) in found.claims.items():
+        if others or takers[item.path] > 1:
+            ambiguous[item.path] = (*ambiguous.get(item.path, ()), *(other.path for other in others), mask)
+        else:
+            matched.append((item.path, item.key, mask))
+    if not matched:
+        example = next(iter(coco.entries.values())).file_name if coco.entries else "none with a file_name"
+        raise SourceError(
+            f"{file}: none of its {len(coco.entries):,} images is in {found.folder}, such as {example}",
+            hint="name the folder with --images: file_name is the path below it",
+        )
+    bare = sum(not coco.entries[mask].annotations for _, _, mask in matched)
+    reasons = [
+        f"annotations are in {os.path.relpath(file, root)}{why}; images are in {os.path.relpath(found.folder, root)}",
+        f"{len(matched):,} of {len(coco.entries):,} images in the file are there"
+        + (f", {found.deeper:,} in folders that file_name does not name" if found.deeper else "")
+        + (f"; {bare:,} without annotations are all background" if bare else ""),
+        *coco.reasons,
+    ]
+    if os.path.exists(os.path.join(root, "classes.toml")):
+        reasons.append("classes.toml is not used: the file of annotations names the classes")
+    pairs, why_groups = _pairs(matched, group_by)
+    return Dataset(
+        root=root,
+        pairs=pairs,
+        classes=coco.classes,
+        void=VOID if coco.void else None,
+        masks=coco,
+        reasons=(*reasons, why_groups),
+        unmatched_images=tuple(sorted(item.path for item in found.items if item.path not in takers)),
+        unmatched_masks=(*sorted(found.missing), *coco.lost),
+        ambiguous=ambiguous,
+    )
+
+
+class _Claims(NamedTuple):
+    """The pictures in a folder, those that each mask may belong to, how many were found by the end of their path, and the masks
+    of none."""
+
+    folder: str
+    items: Sequence[Item]
+    claims: dict[str, list[Item]]
+    deeper: int
+    missing: list[str]
+
+
+def _claims(coco: Coco, folder: str) -> _Claims:
+    items = collect([folder], is_picture=pictures.is_supported).items
+    exact = {_slashed(os.path.relpath(item.path, folder)): item for item in items}
+    by_name: defaultdict[str, list[tuple[str, Item]]] = defaultdict(list)
+    for item in items:
+        path = _slashed(item.path)
+        by_name[posixpath.basename(path)].append((path, item))
+    names = {mask: posixpath.normpath(_slashed(entry.file_name.replace("\\", "/"))) for mask, entry in coco.entries.items()}
+    claims = {mask: [exact[name]] for mask, name in names.items() if name in exact}
+    taken, straight, missing = {item.path for (item,) in claims.values()}, len(claims), []
+    for mask, name in names.items():
+        if mask in claims:
+            continue
+        end = "/" + name.lstrip("/")  # never cut: val/1.jpg is not train/1.jpg
+        near = [item for path, item in by_name[posixpath.basename(name)] if path.endswith(end) and item.path not in taken]
+        if near:
+            claims[mask] = near
+        else:
+            missing.append(mask)
+    return _Claims(folder, items, claims, len(claims) - straight, missing)
 
 
 def split(pairs: Sequence[Pair], fractions: Mapping[str, float], seed: int = 0) -> dict[str, tuple[Pair, ...]]:
@@ -257,21 +366,72 @@ def misfit(image: Size, mask: tuple[int, ...], path: str) -> str:
 
 def _subfolder(root: str, given: str | None, known: Sequence[str], what: str) -> str:
     if given is not None:
-        for path in (os.path.join(root, given), os.path.abspath(given)):
-            if os.path.isdir(path):
-                return path
-        raise SourceError(f"{given}: no such folder, neither here nor in {root}", hint=f"name the folder of {what}")
+        return _named(root, given, os.path.isdir, f"the folder of {what}")
+    if (found := _known(root, known, besides=_holds_json_only)) is not None:
+        return found
+    here = ", ".join(sorted(entry.name.lower() for entry in os.scandir(root) if entry.is_dir()))
+    hint = f"name it with --{what} (looked for {', '.join(known)}), or a COCO file with --coco"
+    raise SourceError(f"{root}: no folder of {what}; there is {here or 'no folder at all'}", hint=hint)
+
+
+def _named(root: str, given: str, exists: Callable[[str], bool], what: str) -> str:
+    for path in (os.path.join(root, given), os.path.abspath(given)):
+        if exists(path):
+            return path
+    kind = what.split()[1]
+    raise SourceError(f"{given}: no such {kind}, neither here nor in {root}", hint=f"name {what}")
+
+
+def _known(root: str, names: Sequence[str], besides: Callable[[str], bool] = lambda path: False) -> str | None:
+    """The first folder in `root` that has one of these names, in any case, leaving some out."""
     here = {entry.name.lower(): entry.path for entry in os.scandir(root) if entry.is_dir()}
-    for name in known:
-        if name in here:
-            return here[name]
-    hint = f"name it with --{what} (looked for {', '.join(known)})"
-    raise SourceError(f"{root}: no folder of {what}; there is {', '.join(sorted(here)) or 'no folder at all'}", hint=hint)
+    return next((here[name] for name in names if name in here and not besides(here[name])), None)
+
+
+def _holds_json_only(folder: str) -> bool:
+    """Whether a folder, called annotations perhaps, holds .json but no picture and no folder: then it holds no masks."""
+    found = False
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if pictures.is_supported(entry.name) or entry.is_dir():
+                return False
+            found = found or entry.name.lower().endswith(".json")
+    return found
+
+
+def _only_coco(root: str, images: str | None) -> str | None:
+    """The file of COCO annotations, by its name, if there is one.
+
+    Raises:
+        UsageError: there are several.
+    """
+    places = [root, _known(root, ("annotations",)), _known(root, _IMAGES) if images is None else os.path.join(root, images)]
+    found: dict[str, None] = {}
+    for place in places:
+        if place is not None and os.path.isdir(place):
+            found.update((os.path.join(place, name), None) for name in sorted(os.listdir(place)) if _COCO.fullmatch(name))
+    if len(found) > 1:
+        names = [os.path.relpath(path, root) for path in found]
+        shown = ", ".join(names[:4]) + ", ..." * (len(names) > 4)
+        raise UsageError(
+            f"{root}: {len(names):,} files may hold COCO annotations, {shown}", hint="name one of them with --coco"
+        )
+    return next(iter(found), None)
 
 
 def _stem(path: str, folder: str) -> str:
-    relative = os.path.splitext(os.path.relpath(path, folder))[0].replace(os.sep, "/")
-    return unicodedata.normalize("NFC", relative)  # a Mac writes é as two characters
+    return _slashed(os.path.splitext(os.path.relpath(path, folder))[0])
+
+
+def _slashed(path: str) -> str:
+    return unicodedata.normalize("NFC", path.replace(os.sep, "/"))  # a Mac writes é as two characters
+
+
+def _pairs(matched: Sequence[tuple[str, str, str]], group_by: str | None) -> tuple[tuple[Pair, ...], str]:
+    """Pairs of (image, key, mask) in the order of their keys, and why they are grouped as they are."""
+    groups, why = _groups([key for _, key, _ in matched], group_by)
+    pairs = [Pair(image, mask, key, group) for (image, key, mask), group in zip(matched, groups, strict=True)]
+    return tuple(sorted(pairs, key=lambda pair: pair.key.split("/"))), why
 
 
 def _groups(keys: Sequence[str], group_by: str | None) -> tuple[list[str], str]:

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -39,19 +39,57 @@ if TYPE_CHECKING:
 
 VOID = 255
 """The id of pixels of no class."""
+SOFT = "anti-aliased masks"
+NO_PIXELS = "objects without pixels"
+"""Kinds of remarks on a mask that can be used."""
 _SAMPLE = 256  # masks that a guess rests on
 _STRAY = 254  # stands for values that have no meaning
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Mask:
+    """A mask as it was read.
+
+    Attributes:
+        ids: uint8 (H, W), VOID where void.
+        unexpected: what has no meaning, in words; such a mask can be looked at, not used. Else "".
+        remark: kind (SOFT or NO_PIXELS) and details of what a person should know; else two empty strings.
+    """
+
+    ids: Pixels
+    unexpected: str = ""
+    remark: tuple[str, str] = ("", "")
+
+
+class Masks(Protocol):
+    """Where the masks of a dataset come from.
+
+    Attributes:
+        lists_images: whether this also says which pictures count, so that others may lie beside them.
+    """
+
+    lists_images: ClassVar[bool]
+
+    def decode(self, mask: str) -> Mask:
+        """Read one; `mask` is that of a `Pair`. Safe to call from many threads.
+
+        Raises:
+            ImageError: it cannot be read; the message begins with `mask`.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Encoding:
-    """How masks spell ids.
+    """How mask files spell ids.
 
     Attributes:
         kind: "grey" for values (palette indices among them), "colour" for RGB.
         table: id, or VOID, by stored value; a colour is the number 0xRRGGBB.
         threshold: of two-valued masks, the value from which others count as the class, as blurred edges need; else None.
     """
+
+    lists_images: ClassVar[bool] = False
 
     kind: Literal["grey", "colour"]
     table: Mapping[int, int]
@@ -64,33 +102,35 @@ class Encoding:
         lut[list(self.table)] = list(self.table.values())
         return lut
 
-    def decode(self, path: str) -> tuple[Pixels, dict[int, int]]:
-        """Read the ids of a mask, uint8 (H, W), and how many pixels hold each value without a meaning.
+    def decode(self, mask: str) -> Mask:
+        """Read a mask file.
 
         Raises:
-            ImageError: the mask cannot be read, or is coloured where the others hold ids.
+            ImageError: it cannot be read, or is coloured where the others hold ids.
         """
-        values, kind = _values(path)
+        values, kind = _values(mask)
         if kind == "colour" and self.kind == "grey":
-            raise ImageError(f"{path}: is coloured, other masks hold ids", hint="save it as a grey PNG of ids")
+            raise ImageError(f"{mask}: is coloured, other masks hold ids", hint="save it as a grey PNG of ids")
         if kind != "colour" and self.kind == "colour":
             values = np.minimum(values, 255).astype(np.int32) * 0x010101
         ids: Pixels = self.lut[values]
-        stray: dict[int, int] = {}
         unknown = ids == _STRAY
-        if unknown.any():
-            stray = _counts(values[unknown])
-            if self.threshold is not None:
-                ids[unknown] = values[unknown] >= self.threshold
-        return ids, stray
+        if not unknown.any():
+            return Mask(ids)
+        stray = _counts(values[unknown])
+        if self.threshold is not None:
+            ids[unknown] = values[unknown] >= self.threshold
+        if self._softened(stray, ids.size):
+            return Mask(ids, remark=(SOFT, f"{sum(stray.values()):,} of {ids.size:,} pixels between 0 and 255"))
+        return Mask(ids, self._spelled(stray))
 
-    def softened(self, stray: Mapping[int, int], pixels: int) -> bool:
+    def _softened(self, stray: Mapping[int, int], pixels: int) -> bool:
         """Whether stray values are the soft edges of a mask of 0 and 255, which `threshold` settles: not ids among them."""
         if self.threshold is None or len(stray) < 3 or max(stray) < self.threshold:
             return False
         return sum(count for value, count in stray.items() if 16 <= value < 240) < 0.1 * pixels
 
-    def spelled(self, stray: Mapping[int, int]) -> str:
+    def _spelled(self, stray: Mapping[int, int]) -> str:
         """`value 7 in 31 pixels, ...`: at most four, the commonest first."""
         common = sorted(stray.items(), key=lambda entry: (-entry[1], entry[0]))
         text = ", ".join(f"{_shown(value, self.kind)} in {count:,}" for value, count in common[:4])
@@ -200,7 +240,7 @@ def _from_toml(path: str, files: Sequence[Counter[int]], kinds: Container[str]) 
     colour = "colour" in kinds
     hint = '[[class]] name = "road" color = [128, 64, 128] id = 3, each on a line of its own; void = 255 above them'
     try:
-        document = _load_toml(path)
+        document = load_toml(path)
         entries = document["class"]
         names = tuple(str(entry["name"]) for entry in entries)
         colours = tuple(_colour(entry.get("color", chosen)) for entry, chosen in zip(entries, palette(len(names)), strict=True))
@@ -230,7 +270,7 @@ def _from_toml(path: str, files: Sequence[Counter[int]], kinds: Container[str]) 
     return classes, Encoding("grey", {**encoding.table, **voids}, encoding.threshold), f"{why}: {guess}"
 
 
-def _load_toml(path: str) -> dict[str, Any]:
+def load_toml(path: str) -> dict[str, Any]:
     with open(path, encoding="utf-8") as file:
         text = file.read()
     for name in ("tomllib", "tomli"):  # the first came with Python 3.11

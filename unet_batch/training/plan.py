@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from unet_batch import images
 from unet_batch.backends.torch import pick_device, pick_precision
 from unet_batch.errors import ImageError, UsageError
 from unet_batch.model import checkpoint, zoo
+from unet_batch.model.spec import MAX_LEVELS, MAX_SIDE, MAX_WIDTH
 from unet_batch.model.unet import DEFAULT_WIDTHS, UNet
 from unet_batch.training.augment import FLIPS, PRESETS
 from unet_batch.training.dataset import Dataset, Pair, read_split, require_apart, split
@@ -84,8 +86,10 @@ class Options:
 
     def __post_init__(self) -> None:
         wrong = {
-            "size": self.size is not None and min(self.size) < 1,
-            "widths": self.widths is not None and (not self.widths or min(self.widths) < 1),
+            # What no checkpoint may hold would be found out only once it is trained.
+            "size": self.size is not None and not 1 <= min(self.size) <= max(self.size) <= MAX_SIDE,
+            "widths": self.widths is not None
+            and not (1 <= len(self.widths) <= MAX_LEVELS and 1 <= min(self.widths) <= max(self.widths) <= MAX_WIDTH),
             "epochs": self.epochs < 1,
             "batch_size": self.batch_size < 1,
             "lr": self.lr is not None and not 0 < self.lr < 10,
@@ -96,8 +100,8 @@ class Options:
             "class_weights": self.class_weights not in ("auto", "none"),
             "keep": self.keep not in ("best", "last"),
             "patience": self.patience < 0,
-            "weight_decay": self.weight_decay < 0,
-            "clip": self.clip <= 0,
+            "weight_decay": not 0 <= self.weight_decay < math.inf,
+            "clip": not self.clip > 0,
             "precision": self.precision not in (None, "fp32", "bf16", "fp16"),
         }
         for name, bad in wrong.items():
@@ -179,17 +183,17 @@ class Plan:
     @cached_property
     def activation_bytes(self) -> int:
         """Bytes that one sample keeps for the backward pass, counted in a run without data."""
-        kept = 0
+        kept: dict[int, int] = {}  # by storage: what one layer makes and the next one reads is there once
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
-            nonlocal kept
-            kept += 0 if isinstance(tensor, nn.Parameter) else tensor.nbytes
+            if not isinstance(tensor, nn.Parameter):
+                kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
             return tensor
 
         height, width = self.spec.input_size
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             self._meta()(torch.empty(1, self.spec.in_channels, height, width, device="meta"))
-        return kept // (1 if self.precision == "fp32" else 2)
+        return sum(kept.values()) // (1 if self.precision == "fp32" else 2)
 
     def _meta(self) -> UNet:
         with torch.device("meta"):
@@ -206,8 +210,8 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
         processes: how many train together.
 
     Raises:
-        UsageError: the options cannot be carried out with this dataset; a group is in both parts.
-        CheckpointError: the file of `init` cannot be read, or has other widths.
+        UsageError: the options cannot be carried out with this dataset, or with `init`; a group is in both parts.
+        CheckpointError: the file of `init` cannot be read.
         BackendUnavailable: the device does not exist.
     """
     if not output.endswith(".safetensors"):
@@ -235,6 +239,11 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
         raise UsageError(
             f"a batch of {batch_size} cannot be shared by {processes} processes",
             hint=f"--batch-size {max(1, batch_size // processes) * processes}",
+        )
+    if batch_size == processes and max(size) <= 2 ** (len(widths) - 1):
+        raise UsageError(
+            f"{size[0]}x{size[1]} at {len(widths)} levels, one picture at a time, leaves BatchNorm one value a channel",
+            hint="a larger --size or --batch-size, or fewer --widths",
         )
     device = pick_device(options.device)
     precision, why = pick_precision(device)

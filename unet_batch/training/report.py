@@ -19,20 +19,22 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import filelock
 import numpy as np
+import torch
 
+import unet_batch
 from unet_batch.errors import TrainingError, UsageError
 from unet_batch.model import checkpoint
 from unet_batch.sinks import make_folder, write_atomic, write_json
+from unet_batch.training.evaluate import Evaluation, comparison, evaluate
 from unet_batch.training.loop import Outcome, judged_by
 from unet_batch.training.plan import Plan
 from unet_batch.training.ranks import Ranks
+from unet_batch.training.sheet import comparison_sheet
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
@@ -158,18 +160,172 @@ def finish(plan: Plan, outcome: Outcome, progress: Callable[[str, float], None] 
         TrainingError: not one validation picture could be judged.
         OutputError: a file cannot be written.
     """
-    with unet_batch.load(plan.output, device=plan.device.type) as segmenter:
-        total = len(plan.val)
+    total = len(plan.val)
+    with unet_batch.load(plan.output, backend="torch", device=plan.device.type) as segmenter:
         found = evaluate(
-            plan.dataset, plan.val, segmenter, progress=lambda done: progress(f"judging {total:,} pictures", done / total)
+            plan.dataset, plan.val, segmenter, progress=lambda done: progress(f"judging {total:,} images", done / total)
         )
-        if not found.photo:
-            raise TrainingError(f"none of {total:,} validation pictures could be judged: {found.failures[0].message}")
-        rows = [comparison(plan.dataset, pair, segmenter, caption) for pair, caption in _chosen(plan, found)]
-    write_atomic(os.path.join(plan.folder, "sheet.jpg"), comparison_sheet(rows, plan.dataset.classes))
-    facts = _facts(plan, outcome, found)
+        if not found.photo.counts:
+            raise TrainingError(f"none of {total:,} validation images could be judged: {found.failures[0].message}")
+        pairs = {pair.key: pair for pair in plan.val}
+        rows = [comparison(plan.dataset, pairs[key], segmenter, caption) for key, caption in _chosen(found)]
+        backend = f"{segmenter.backend.name} {segmenter.backend.precision}"
+    if rows:
+        write_atomic(os.path.join(plan.folder, "sheet.jpg"), comparison_sheet(rows, plan.dataset.classes))
+    facts = _facts(plan, outcome, found, backend)
     loaded = checkpoint.load(plan.output)
     checkpoint.save(plan.output, loaded.model, dataclasses.replace(loaded.spec, training=facts))
-    write_json(os.path.join(plan.folder, "results.json"), facts)
-    write_atomic(plan.card, card(plan, outcome, found).encode())
+    write_json(os.path.join(plan.folder, "results.json"), {**facts, "evaluation": found.as_dict()})
+    write_atomic(plan.card, card(plan, outcome, found, bool(rows)).encode())
     return found
+
+
+def figures(found: Evaluation) -> list[tuple[str, str, str]]:
+    """The headline at each size: where, the figures with their intervals, and over what."""
+    rows = []
+    for which, part, size in (("photo", found.photo, None), ("network", found.network, found.size)):
+        if part is None:
+            continue
+        one = len(part.judged) == 1
+        name, key = ("Dice", "dice_per_picture") if one else ("mean IoU", "iou")
+        value = part.mean("dice", per_picture=True) if one else part.mean("iou")
+        shown = f"{name} {_within(value, part.intervals.get(key), 4)}"
+        accuracy = f"accuracy {_within(100 * part.scores.accuracy, part.intervals.get('accuracy'), 2, 100)} %"
+        place = "at the images' own size" if which == "photo" else f"at the network's {size[0]}x{size[1]}" if size else ""
+        rows.append((place, f"{shown}, {accuracy}", f"{len(part.counts):,} images of {part.groups:,} groups"))
+    return rows
+
+
+def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) -> str:
+    """The model card, as Markdown: what was trained on what, how good it is, and how far that can be trusted."""
+    spec, options, folder = plan.spec, plan.options, os.path.basename(plan.folder)
+    height, width = spec.input_size
+    names = spec.classes.names
+    task = f"{names[0]} against everything else" if len(names) == 1 else f"{len(names)} classes: {', '.join(names)}"
+    kept = f"epoch {outcome.best} of {len(outcome.history)}"
+    lines = [
+        f"# Model card: `{spec.name}`",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| task | {task} |",
+        f"| network | U-Net, widths {', '.join(map(str, spec.widths))}, {plan.weights_bytes / 20 / 1e6:.2f} M parameters |",
+        f"| input | RGB, {height}x{width} (height x width), letterboxed |",
+        f"| training | {kept}, {_duration(outcome.seconds)} on {plan.device.type} in {plan.precision}; {outcome.ended} |",
+        f"| versions | unet-batch {__version__}, torch {torch.__version__}, Python {platform.python_version()} |",
+        "",
+        "## Results",
+        "",
+        "On validation images, which took no part in training; 95 % intervals, by drawing whole groups anew.",
+        "",
+        "| | | over |",
+        "|---|---|---|",
+        *(f"| {place} | {text} | {over} |" for place, text, over in figures(found)),
+        "",
+        *_per_class(found),
+    ]
+    if found.failures:
+        lines += [f"{len(found.failures)} images could not be judged, such as {found.failures[0].message}", ""]
+    if found.photo.groups < 2:
+        lines += ["All validation images are of one group: how far the figures would vary with another one cannot be told.", ""]
+    if options.keep == "best":
+        lines += [
+            f"The same images chose {kept}, so these figures flatter a little; `unet-batch evaluate` on others does not.",
+            "",
+        ]
+    lines += [f"![Curves]({folder}/curves.png)", ""]
+    if sheet:
+        lines += [f"![Best, middle and worst validation images]({folder}/sheet.jpg)", ""]
+    lines += ["## Data", "", f"`{os.path.basename(plan.dataset.root)}`:", ""]
+    lines += [f"* {reason}" for reason in (*plan.dataset.reasons, *plan.reasons)]
+    lines += [
+        "",
+        "## Options",
+        "",
+        f"* {options.epochs} epochs of {plan.steps:,} steps, {plan.batch_size} images each; seed {options.seed}",
+        f"* learning rate {plan.lr:g}, warmed up, then falling along a cosine",
+        f"* augmentation {options.augment}, flips {options.flip}; class weights {options.class_weights}; keep {options.keep}",
+        f"* AdamW, weight decay {options.weight_decay:g}, gradients clipped at {options.clip:g}; averaged weights",
+        "",
+        "## Limits",
+        "",
+        "The figures hold for images like those it was trained on. Nothing is known of others.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _per_class(found: Evaluation) -> list[str]:
+    """A table of the classes, at the images' own size; nothing for one class."""
+    part = found.photo
+    if len(part.judged) == 1:
+        return []
+    keys = ("iou", "dice", "precision", "recall", "boundary_f1")
+    table = ["| class | IoU | Dice | precision | recall | boundary F1 |", "|---|---|---|---|---|---|"]
+    for id in part.judged:
+        values = (part.scores.pooled[key][id] for key in keys)
+        table.append(f"| {part.names[id]} | " + " | ".join("-" if np.isnan(v) else f"{v:.3f}" for v in values) + " |")
+    table.append("| **mean** | " + " | ".join(f"**{part.mean(key):.3f}**" for key in keys) + " |")
+    return [*table, ""]
+
+
+def _chosen(found: Evaluation) -> list[tuple[str, str]]:
+    """Keys and captions of the best, the middle and the worst images, none twice."""
+    ranked = found.ranked()
+    middle = max(0, (len(ranked) - _SHOWN) // 2)
+    parts = (("best", ranked[-_SHOWN:][::-1]), ("middle", ranked[middle : middle + _SHOWN]), ("worst", ranked[:_SHOWN][::-1]))
+    rows: dict[str, str] = {}
+    for name, entries in parts:
+        for key, dice in entries:
+            rows.setdefault(key, f"{name}, Dice {dice:.4f}")
+    return list(rows.items())
+
+
+def _facts(plan: Plan, outcome: Outcome, found: Evaluation, backend: str) -> dict[str, Any]:
+    """What the model says of its own training."""
+    metrics: dict[str, Any] = {"backend": backend}
+    for part in (found.network, found.photo):
+        if part is None:
+            continue
+        where = "photo" if part is found.photo else "network"
+        metrics[where] = {
+            "dice": _number(part.mean("dice", per_picture=True)),
+            "iou": _number(part.mean("iou")),
+            "accuracy": _number(part.scores.accuracy),
+            "images": len(part.counts),
+            "groups": part.groups,
+            "intervals": {name: list(map(_number, ends)) for name, ends in part.intervals.items() if " " not in name},
+        }
+    return {
+        "data": os.path.basename(plan.dataset.root),
+        "reasons": [*plan.dataset.reasons, *plan.reasons],
+        "train_images": len(plan.train),
+        "val_images": len(plan.val),
+        "epoch": outcome.best,
+        "epochs": len(outcome.history),
+        "ended": outcome.ended,
+        "seconds": round(outcome.seconds, 1),
+        "options": {key: value for key, value in plan.fingerprint.items() if key != "pictures"},
+        "images_sha256": plan.fingerprint["pictures"],
+        "metrics": metrics,
+        "versions": {"unet-batch": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _within(value: float, ends: tuple[float, float] | None, digits: int, factor: float = 1.0) -> str:
+    text = f"{value:.{digits}f}"
+    return f"{text} ({factor * ends[0]:.{digits}f} to {factor * ends[1]:.{digits}f})" if ends else text
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds / 3600:.1f} hours"
+        if seconds >= 5400
+        else f"{seconds / 60:.0f} minutes"
+        if seconds >= 90
+        else f"{seconds:.0f} s"
+    )

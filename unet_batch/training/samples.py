@@ -106,7 +106,7 @@ class Samples:
         if self.dataset.void is not None:
             visible = geometry.resize_map((ids != VOID).astype(np.uint8) * 255, placement.content)
             share = covered * (255 / np.maximum(visible, 1).astype(np.float32))  # of what is known of the pixel
-            covered = np.where(visible >= 128, np.minimum(share, 255), 0).astype(np.uint8)
+            covered = np.where(visible >= 128, np.rint(share).clip(max=255), 0).astype(np.uint8)
             visible = np.where(visible >= 128, 255, 0).astype(np.uint8)
         geometry.content_of(target, placement)[:] = covered
         geometry.content_of(known, placement)[:] = visible

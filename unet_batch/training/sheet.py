@@ -1,7 +1,9 @@
-"""One picture that shows a dataset: images beside their masks, what is suspicious first."""
+"""One picture that shows a dataset, images beside their masks, or what a model makes of it, masks beside the true ones."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import cv2
@@ -9,13 +11,21 @@ import numpy as np
 
 from unet_batch import images, render
 from unet_batch.errors import ImageError
+from unet_batch.training.encoding import VOID
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from unet_batch.training.check import Report
     from unet_batch.training.dataset import Dataset, Pair
-    from unet_batch.types import ClassTable, Pixels
+    from unet_batch.types import ClassTable, Colour, Pixels, Size
 
 _HEIGHT, _WIDTH, _CAPTION, _GAP, _COLUMNS = 150, 220, 22, 12, 3
+_PANEL, _BETWEEN = (280, 320), 6  # the largest panel of a comparison, and what is between two
+_LEGEND = 24  # height of one of its lines
+_GREY, _INK = (90, 90, 90), (40, 40, 40)
+# Far apart for colour-blind eyes, too, and on grey.
+_MISSED, _INVENTED, _CONFUSED, _UNKNOWN = (235, 90, 0), (0, 100, 235), (150, 30, 160), (150, 150, 150)
 
 
 def contact_sheet(dataset: Dataset, report: Report, count: int = 24) -> bytes:
@@ -49,7 +59,7 @@ def _cell(dataset: Dataset, pair: Pair, reason: str) -> Pixels:
     picture = mask = None
     try:
         picture = images.read(pair.image, at_least=(_HEIGHT, _WIDTH))
-        mask = dataset.encoding.decode(pair.mask)[0]
+        mask = dataset.masks.decode(pair.mask).ids
     except ImageError:
         pass  # the report says so; its place stays grey
     left = right = np.full((_HEIGHT, _WIDTH, 3), 225, np.uint8)
@@ -62,8 +72,7 @@ def _cell(dataset: Dataset, pair: Pair, reason: str) -> Pixels:
     cell = np.full((_HEIGHT + _CAPTION + _GAP, 2 * _WIDTH + 4 + _GAP, 3), 255, np.uint8)
     cell[:_HEIGHT, :_WIDTH] = left
     cell[:_HEIGHT, _WIDTH + 4 : 2 * _WIDTH + 4] = right
-    caption = pair.key if len(pair.key) <= 30 else f"{pair.key[:14]}...{pair.key[-13:]}"
-    text = caption.encode("ascii", "replace").decode()  # the letters that cv2 can draw
+    text = _drawable(_shortened(pair.key, 30))
     for part, at, colour in ((text, 2, (60, 60, 60)), (reason, 2 + _WIDTH + 4, (200, 30, 20))):
         cv2.putText(cell, part, (at, _HEIGHT + 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
     return cell
@@ -83,3 +92,152 @@ def _fitted(pixels: Pixels, mask: Pixels | None = None, classes: ClassTable | No
     top, left = (_HEIGHT - small.shape[0]) // 2, (_WIDTH - small.shape[1]) // 2
     out[top : top + small.shape[0], left : left + small.shape[1]] = small
     return out
+
+
+# Comparisons ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A picture with its true mask and one that was found.
+
+    Attributes:
+        key: what the row is called.
+        caption: a few words on it, such as its Dice.
+        pixels: RGB uint8 (h, w, 3), the whole picture at any scale; None where there is none.
+        truth: ids, uint8 (height, width), VOID where nothing is known.
+        found: ids, uint8 (height, width).
+    """
+
+    key: str
+    caption: str
+    pixels: Pixels | None
+    truth: Pixels
+    found: Pixels
+
+
+def comparison_sheet(rows: Sequence[Comparison], classes: ClassTable) -> bytes:
+    """Draw picture, truth, prediction and error of each row, as a JPEG.
+
+    Args:
+        rows: at least one; 100 make a sheet of some 30,000 lines, and a JPEG has room for 65,535.
+        classes: of one name: ids are 0 and 1.
+    """
+    titles = ("picture", "truth", "prediction", "error")
+    drawn = [_compared(row, classes) for row in rows]
+    width = max(panels[0].shape[1] for panels in drawn)
+    full = len(titles) * (width + _BETWEEN) - _BETWEEN
+    lines = [_text_line([(title, None, _INK) for title in titles], full, width + _BETWEEN)]
+    for row, panels in zip(rows, drawn, strict=True):
+        lines.append(np.full((_BETWEEN, full, 3), 255, np.uint8))
+        line = np.full((panels[0].shape[0], full, 3), 255, np.uint8)
+        for place, panel in enumerate(panels):
+            left = place * (width + _BETWEEN)
+            line[:, left : left + panel.shape[1]] = panel
+        lines += [line, _text_line([(_shortened(row.key, 60), None, _GREY), (row.caption, None, _INK)], full)]
+    lines.append(np.full((_GAP, full, 3), 255, np.uint8))
+    lines += _legend(rows, classes, full)
+    sheet = np.pad(np.vstack(lines), ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)
+    return images.encode_jpeg(sheet)
+
+
+def _compared(row: Comparison, classes: ClassTable) -> list[Pixels]:
+    """The four panels of a row, RGB, all of one size."""
+    height, width = row.truth.shape
+    scale = min(_PANEL[0] / height, _PANEL[1] / width)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    blank: Pixels = np.full((*size, 3), 235, np.uint8)
+    photo = blank if row.pixels is None else _resized(row.pixels, size)
+    masks = []
+    for ids in (row.truth, row.found):
+        small = cast("Pixels", cv2.resize(ids, size[::-1], interpolation=cv2.INTER_NEAREST))
+        regions = (small == 1).astype(np.uint8) * 255 if len(classes.names) == 1 else small
+        masks.append(render.overlay(photo, regions, classes))
+    grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)[..., None] * np.float32(0.35) + np.float32(255 * 0.65)
+    error = np.repeat(grey, 3, axis=2)
+    for wrong, colour in _errors(row.truth, row.found, classes):
+        share = _resized(wrong.astype(np.uint8) * np.uint8(255), size)[..., None] / np.float32(255)
+        error += np.minimum(1, 2.5 * share) * (np.array(colour, np.float32) - error)  # so that thin errors can be seen
+    return [photo, *masks, error.round().astype(np.uint8)]
+
+
+def _errors(truth: Pixels, found: Pixels, classes: ClassTable) -> list[tuple[NDArray[np.bool_], Colour]]:
+    """Where a mask is wrong, and how that is drawn; the order is that of `_legend`."""
+    unknown = truth == VOID
+    wrong = (truth != found) & ~unknown
+    ground = _ground(classes)
+    missed, invented = wrong & (found == ground), wrong & (truth == ground)
+    return [
+        (missed, _MISSED),
+        (invented, _INVENTED),
+        (wrong & ~missed & ~invented, _CONFUSED),
+        (unknown, _UNKNOWN),
+    ]
+
+
+def _ground(classes: ClassTable) -> int:
+    """The id of the background; VOID where all classes are something."""
+    if len(classes.names) == 1:
+        return 0
+    return next((id for id, name in enumerate(classes.names) if name.lower() == "background"), VOID)
+
+
+def _legend(rows: Sequence[Comparison], classes: ClassTable, width: int) -> list[Pixels]:
+    """Lines that say what the colours mean: those that can occur."""
+    ground, several = _ground(classes), len(classes.names) > 1
+    entries: list[tuple[str, Colour | None, Colour]] = [("error:", None, _INK)]
+    if ground != VOID:
+        entries += [("missed", _MISSED, _INK), ("invented", _INVENTED, _INK)]
+    if several:
+        entries.append(("another class", _CONFUSED, _INK))
+    if any((row.truth == VOID).any() for row in rows):
+        entries.append(("not judged (void)", _UNKNOWN, _INK))
+    if several:
+        entries.append(("   classes:", None, _INK))
+    shown = [(name, colour, _INK) for id, (name, colour) in enumerate(zip(*_named(classes), strict=True)) if id != ground]
+    lines, left = [], 0
+    line: list[tuple[str, Colour | None, Colour]] = []
+    for entry in [*entries, *shown]:
+        need = _entry_width(entry)
+        if line and left + need > width:
+            lines.append(_text_line(line, width))
+            line, left = [], 0
+        line.append(entry)
+        left += need
+    return [*lines, _text_line(line, width)]
+
+
+def _named(classes: ClassTable) -> tuple[Sequence[str], Sequence[Colour]]:
+    return ([_shortened(name, 24) for name in classes.names], classes.colours) if len(classes.names) > 1 else ((), ())
+
+
+def _entry_width(entry: tuple[str, Colour | None, Colour]) -> int:
+    text, colour, _ = entry
+    return int(cv2.getTextSize(_drawable(text), cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0]) + (20 if colour else 0) + 18
+
+
+def _text_line(entries: Sequence[tuple[str, Colour | None, Colour]], width: int, step: int = 0) -> Pixels:
+    """Words in a row, with a square of colour before those that have one; `step` apart, or as they come."""
+    line: Pixels = np.full((_LEGEND, width, 3), 255, np.uint8)
+    left = 0
+    for number, (text, square, ink) in enumerate(entries):
+        at = number * step if step else left
+        left += _entry_width((text, square, ink))
+        if square:
+            cv2.rectangle(line, (at, 6), (at + 13, 19), square, cv2.FILLED)
+            at += 20
+        cv2.putText(line, _drawable(text), (at, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, ink, 1, cv2.LINE_AA)
+    return line
+
+
+def _resized(pixels: Pixels, size: Size) -> Pixels:
+    smaller = size[0] <= pixels.shape[0] and size[1] <= pixels.shape[1]
+    return cast("Pixels", cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_NEAREST))
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length // 2 - 2]}...{text[-(length // 2 - 1) :]}"
+
+
+def _drawable(text: str) -> str:
+    return text.encode("ascii", "replace").decode()  # the letters that cv2 can draw

@@ -89,16 +89,17 @@ def load(path: str, model: UNet, mean: UNet, optimizer: torch.optim.Optimizer, f
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        version, then = metadata["version"], json.loads(metadata["fingerprint"])
+        version = metadata["version"]
+        if version != str(VERSION):
+            raise TrainingError(
+                f"{path}: a state of version {version}, this program reads {VERSION}", hint="begin again with --overwrite"
+            )
+        then = json.loads(metadata["fingerprint"])
         progress = Progress(**json.loads(metadata["progress"]))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(
             f"{path}: damaged, or not a training's state: {error}", hint="begin again with --overwrite"
         ) from error
-    if version != str(VERSION):
-        raise TrainingError(
-            f"{path}: a state of version {version}, this program reads {VERSION}", hint="begin again with --overwrite"
-        )
     now = json.loads(json.dumps(fingerprint))
     if changed := [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]:
         what = ", ".join(

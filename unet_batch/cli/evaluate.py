@@ -1,0 +1,361 @@
+"""`unet-batch evaluate`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from math import nan
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+from click.core import ParameterSource
+
+from unet_batch.cli.datasets import dataset_options, opened, understood
+from unet_batch.cli.engine import engines_dir_option, optional_size
+from unet_batch.cli.errors import printable, reported
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from unet_batch.cli.screen import Lines
+    from unet_batch.segmenter import Segmenter
+    from unet_batch.training.dataset import Dataset, Pair
+    from unet_batch.training.evaluate import Evaluation, Figures
+    from unet_batch.training.predictions import Predictions
+
+_SHOWN = 10  # failures that are printed
+_FEW = 10  # groups below which an interval is a guess
+_FILES = ("evaluation.json", "pictures.csv")
+_OF_MODELS = ("model", "threshold", "backend", "device", "require_gpu", "engines_dir", "size", "batch_size")
+_COLUMNS = (("dice", "Dice"), ("iou", "IoU"), ("precision", "precision"), ("recall", "recall"), ("boundary_f1", "boundary F1"))
+
+
+class _Outcome(NamedTuple):
+    """What was found; what by: a model and its backend, or predictions; and the sheet."""
+
+    evaluation: Evaluation
+    model: Mapping[str, Any] | None
+    backend: Mapping[str, Any] | None
+    predictions: Mapping[str, Any] | None
+    sheet: bytes | None
+
+
+@click.command(
+    short_help="Say how good a model is on images with masks, or how good predicted masks are.",
+    epilog="Exit codes: 0 all pictures judged, 1 some could not be, 2 wrong usage or nothing could be done, 130 interrupted.",
+)
+@click.argument("folder", metavar="DATASET")
+@dataset_options
+@click.option(
+    "--split", "split_file", metavar="FILE", help="A list of names: judge these only, such as those kept from training."
+)
+@click.option(
+    "--predictions", metavar="DIR", help="Judge the masks in this folder, or in the output of a run, instead of a model's."
+)
+@click.option(
+    "-m", "--model", metavar="FILE", help="A checkpoint (.safetensors) or a bundled model.  [default: the bundled one]"
+)
+@click.option("--threshold", type=float, help="Probability from which a pixel counts.  [default: the model's, mostly 0.5]")
+@click.option(
+    "--backend",
+    type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "torch")),
+    default="auto",
+    show_default=True,
+    help="What runs the network; as for `run`.",
+)
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]")
+@click.option("--require-gpu", is_flag=True, help="Refuse to run on the CPU.")
+@engines_dir_option
+@click.option(
+    "--size", metavar="HxW", callback=optional_size, help="Height and width of the network's input.  [default: the model's]"
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1, 4096), help="Most pictures in one pass of the network.  [default: fits the device]"
+)
+@click.option("--workers", type=click.IntRange(1, 256), help="Threads for each of decode and compare.  [default: the cores]")
+@click.option("-o", "--output", metavar="DIR", help="Write evaluation.json and pictures.csv, a row for each picture, here.")
+@click.option("--sheet", metavar="FILE", help="Write a JPEG of the worst pictures: image, truth, prediction, error.")
+@click.option("--worst", type=click.IntRange(1, 150), default=12, show_default=True, help="How many the sheet shows.")
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON on stdout.")
+@reported
+def evaluate(
+    folder: str,
+    split_file: str | None,
+    predictions: str | None,
+    output: str | None,
+    sheet: str | None,
+    worst: int,
+    as_json: bool,
+    images: str | None,
+    masks: str | None,
+    coco: str | None,
+    group_by: str | None,
+    **options: Any,
+) -> None:
+    """Say how good a model is on images with masks, or how good predicted masks are.
+
+    Dice, IoU, precision, recall, boundary F1 and pixel accuracy, at the photos' own size (the masks that `run` writes) and at
+    the network's, with 95 % intervals from whole groups: photos of one car say little of other cars. Nothing in DATASET is
+    written.
+
+    \b
+    Examples:
+      unet-batch evaluate cars --split val.txt -m mine.safetensors
+      unet-batch evaluate cars --split val.txt --sheet worst.jpg -o figures
+      unet-batch evaluate cars --predictions photos-segmented
+      unet-batch evaluate cars/masks --predictions others
+    """
+    from unet_batch.cli.screen import Lines
+    from unet_batch.errors import UsageError
+    from unet_batch.sinks import make_folder
+    from unet_batch.training.dataset import read_split
+    from unet_batch.training.predictions import find_masks, is_mask_folder
+
+    if predictions is not None and (given := [name for name in _OF_MODELS if _is_given(name)]):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{names}: there is no model where --predictions are judged", hint="leave one of them out")
+    started, begun = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
+    out = Lines(quiet=as_json, to_stderr=as_json)
+    if predictions is not None and not (images or masks or coco) and is_mask_folder(folder):
+        dataset = find_masks(folder, group_by=group_by)
+    else:
+        dataset = opened(folder, images=images, masks=masks, coco=coco, group_by=group_by)
+    pairs = dataset.pairs if split_file is None else read_split(split_file, dataset.pairs)
+    understood(out, dataset)
+    if split_file is not None:
+        out.line("", f"{len(pairs):,} images in {len({pair.group for pair in pairs}):,} groups are in {split_file}")
+    elif left_out := len(dataset.unmatched_images) + len(dataset.ambiguous):
+        out.line("note", f"{left_out:,} images without one mask of their own are left out: `unet-batch check-data` lists them")
+    for place in (output, sheet and os.path.dirname(os.path.abspath(sheet))):  # to fail before the work rather than after
+        if place:
+            make_folder(os.path.abspath(place))
+    count = worst if sheet is not None else 0
+    if predictions is None:
+        outcome = _judged(out, dataset, pairs, count, **options)
+    else:
+        outcome = _compared(out, dataset, pairs, count, predictions, options["workers"])
+    asked = {"split": split_file, "group_by": group_by, **options}
+    document = {
+        **_document(dataset, pairs, outcome, asked),
+        "seconds": round(time.perf_counter() - begun, 3),
+        "started": started,
+    }
+    _write(outcome, document, pairs, output, sheet)
+    if as_json:
+        json.dump(document, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        _print(out, outcome.evaluation, output, sheet)
+    raise SystemExit(1 if outcome.evaluation.failures else 0)
+
+
+def _is_given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _judged(out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, **options: Any) -> _Outcome:
+    """Run a model over the pairs."""
+    from unet_batch.cli.screen import Screen
+    from unet_batch.model import checkpoint, zoo
+    from unet_batch.training.evaluate import agreed, evaluate
+
+    file = checkpoint.identify(zoo.resolve(options["model"]))
+    agreed(dataset.classes, file.spec.classes)  # before the seconds that loading torch takes
+    from unet_batch.backends.select import Request, select
+    from unet_batch.segmenter import Segmenter
+
+    asked = {name: options[name] for name in ("backend", "device", "batch_size", "size", "engines_dir", "require_gpu")}
+    chosen, passed = select(Request(file, **asked))
+    with Segmenter(chosen, threshold=options["threshold"], workers=options["workers"]) as segmenter:
+        Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(file, segmenter, passed)
+        with _progress("segmenting", len(pairs)) as progress:
+            evaluation = evaluate(dataset, pairs, segmenter, progress=progress)
+        sheet = _sheet(dataset, pairs, evaluation, worst, segmenter)
+    backend = {
+        "name": chosen.name,
+        "reason": chosen.reason,
+        "precision": chosen.precision,
+        "input_size": list(chosen.input_size),
+        "passed_over": [asdict(step) for step in passed],
+        "batch_size": chosen.batch_size,
+        "threshold": segmenter.threshold,
+        "notes": list(chosen.notes),
+    }
+    return _Outcome(evaluation, file.as_dict(), backend, None, sheet)
+
+
+def _compared(
+    out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, predictions: str, workers: int | None
+) -> _Outcome:
+    """Judge masks that are there."""
+    from unet_batch.cli.screen import shown
+    from unet_batch.training.evaluate import compare
+    from unet_batch.training.predictions import find_predictions
+
+    found = find_predictions(dataset, pairs, predictions)
+    out.line("judged", shown(found.folder))
+    for reason in found.reasons:
+        out.line("", reason)
+    with _progress("comparing", len(pairs)) as progress:
+        evaluation = compare(dataset, pairs, found, workers=workers, progress=progress)
+    document = {"folder": found.folder, "reasons": list(found.reasons)}
+    return _Outcome(evaluation, None, None, document, _sheet(dataset, pairs, evaluation, worst, found))
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    from unet_batch.cli.screen import Lines, plural, staged
+
+    stage = f"{what} {total:,} {plural(total, 'picture')}"
+    with staged(Lines(quiet=not sys.stderr.isatty(), to_stderr=True)) as advance:
+        yield lambda done: advance(stage, done / total)
+
+
+def _sheet(
+    dataset: Dataset, pairs: Sequence[Pair], evaluation: Evaluation, worst: int, source: Segmenter | Predictions
+) -> bytes | None:
+    """The worst pictures, read and segmented once more: their pixels were not kept."""
+    from unet_batch.training.evaluate import comparison
+    from unet_batch.training.sheet import comparison_sheet
+
+    by_key = {pair.key: pair for pair in pairs}
+    rows = [
+        comparison(dataset, by_key[key], source, f"Dice {dice:.4f}")
+        for key, dice in (evaluation.ranked()[:worst] if worst else ())
+    ]
+    return comparison_sheet(rows, dataset.classes) if rows else None
+
+
+# What comes out ------------------------------------------------------------------------------------------------------------
+
+
+def _document(dataset: Dataset, pairs: Sequence[Pair], outcome: _Outcome, asked: Mapping[str, Any]) -> dict[str, Any]:
+    from unet_batch.run import versions
+    from unet_batch.version import __version__
+
+    return {
+        "unet_batch": __version__,
+        "ok": not outcome.evaluation.failures,
+        "dataset": dataset.root,
+        "reasons": list(dataset.reasons),
+        "pairs": len(pairs),
+        "groups": len({pair.group for pair in pairs}),
+        "model": outcome.model,
+        "backend": outcome.backend,
+        "predictions": outcome.predictions,
+        **outcome.evaluation.as_dict(),
+        "options": dict(asked),
+        "versions": versions(),
+    }
+
+
+def _write(
+    outcome: _Outcome, document: Mapping[str, Any], pairs: Sequence[Pair], output: str | None, sheet: str | None
+) -> None:
+    from unet_batch.sinks import write_atomic, write_json
+
+    if output is not None:
+        write_json(os.path.join(os.path.abspath(output), "evaluation.json"), document)
+        write_atomic(os.path.join(os.path.abspath(output), "pictures.csv"), _csv(outcome.evaluation, pairs))
+    if sheet is not None and outcome.sheet is not None:
+        write_atomic(os.path.abspath(sheet), outcome.sheet)
+
+
+def _csv(evaluation: Evaluation, pairs: Sequence[Pair]) -> bytes:
+    """A row for each picture, also for those that failed, in the order of the pairs; what has no figure is empty."""
+    from unet_batch.training.metrics import singly
+
+    sizes = {"photo": evaluation.photo, "network": evaluation.network}
+    header = ["key", "group", "error"]
+    cells: dict[str, list[str]] = {pair.key: [] for pair in pairs}
+    errors = {failure.key: failure.message for failure in evaluation.failures}
+    for size, figures in sizes.items():
+        if figures is None:
+            continue
+        header.append(f"{size}_accuracy")
+        header += [f"{size}_{metric}_{figures.names[id]}" for id in figures.judged for metric, _ in _COLUMNS]
+        accuracy, values = singly(figures.counts)
+        for row, each in enumerate(figures.counts):
+            found = [accuracy[row], *(values[metric][row, id] for id in figures.judged for metric, _ in _COLUMNS)]
+            cells[each.key] += ["" if value != value else f"{value:.6f}" for value in found]  # nan is not itself
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for pair in pairs:
+        line = [pair.key, pair.group, errors.get(pair.key, ""), *cells[pair.key]]
+        writer.writerow(line + [""] * (len(header) - len(line)))
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _print(lines: Lines, evaluation: Evaluation, output: str | None, sheet: str | None) -> None:
+    from unet_batch.cli.screen import plural, shown
+
+    out = lines.out
+    for note in evaluation.notes:
+        lines.line("note", note)
+    for failure in evaluation.failures[:_SHOWN]:
+        lines.err.print("failed    ", style="bold red", end="")
+        lines.err.print(printable(failure.message) + (f"  ({printable(failure.hint)})" if failure.hint else ""))
+    if len(evaluation.failures) > _SHOWN:
+        lines.err.print(f"          and {len(evaluation.failures) - _SHOWN:,} more (--json and -o list them)")
+    failed, judged = len(evaluation.failures), len(evaluation.photo.counts)
+    if not judged:
+        out.print(f"Not one of {failed:,} {plural(failed, 'picture')} could be judged.", style="bold red")
+        return
+    height, width = evaluation.size or (0, 0)
+    _print_figures(out, "at the photos' own size", evaluation.photo)
+    if evaluation.network is not None:
+        _print_figures(out, f"at the network's size, {height}x{width}", evaluation.network)
+    out.print()
+    groups = evaluation.photo.groups
+    if groups < 2:
+        lines.line("note", "no intervals: all pictures are of one group, which says nothing of others")
+    elif groups < _FEW:
+        lines.line("note", f"with {groups} groups only, intervals are rough, and rather too narrow")
+    if sheet is not None:
+        lines.line("sheet", shown(os.path.abspath(sheet)))
+    if output is not None:
+        lines.line("written", *(shown(os.path.join(os.path.abspath(output), name)) for name in _FILES))
+    figures = f"{judged:,} {plural(judged, 'picture')} in {groups:,} {plural(groups, 'group')}"
+    if failed:
+        out.print(
+            f"{failed:,} of {failed + judged:,} pictures could not be judged: the figures are over the others.",
+            style="bold red",
+        )
+    else:
+        out.print(f"Judged on {figures}.", style="bold green")
+
+
+def _print_figures(out: Console, title: str, figures: Figures) -> None:
+    several = len(figures.judged) > 1
+    head = {
+        "accuracy": ("accuracy", figures.scores.accuracy),
+        "dice": ("mean Dice" if several else "Dice", figures.mean("dice")),
+        "iou": ("mean IoU" if several else "IoU", figures.mean("iou")),
+        "dice_per_picture": ("Dice, mean per picture", figures.mean("dice", per_picture=True)),
+    }
+    out.print(f"\n{title}", style="bold cyan")
+    for key, (label, value) in head.items():
+        low, high = figures.intervals.get(key, (nan, nan))
+        between = f"   95 % between {_figure(low).strip()} and {_figure(high).strip()}" if low == low else ""
+        out.print(f"  {label:<22}  {_figure(value)}{between}")
+    names = {id: printable(figures.names[id]) for id in figures.judged}
+    width = max(22, *(len(name) for name in names.values()))
+    out.print(f"  {'':<{width}}" + "".join(f"  {label:>{max(6, len(label))}}" for _, label in _COLUMNS), style="dim")
+    rows = [(name, [figures.scores.pooled[metric][id] for metric, _ in _COLUMNS]) for id, name in names.items()]
+    if several:
+        rows.append(("mean", [figures.mean(metric) for metric, _ in _COLUMNS]))
+    for name, values in rows:
+        cells = (f"  {_figure(value):>{max(6, len(label))}}" for value, (_, label) in zip(values, _COLUMNS, strict=True))
+        out.print(f"  {name:<{width}}" + "".join(cells), style="bold" if several and name == "mean" else "")
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if value == value else "     -"  # nan is not itself

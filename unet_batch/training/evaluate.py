@@ -1,0 +1,391 @@
+"""How good a model is, or masks that somebody predicted: figures against the true masks.
+
+| at                  | the truth                                   | what was found                                |
+|---------------------|---------------------------------------------|-----------------------------------------------|
+| the photo's size    | the mask                                    | the mask that `unet-batch run` would write    |
+| the network's size  | the class that covers most of the pixel     | the network's map, cut at the threshold       |
+
+The first is what a user gets, the second what the network was trained for; padding counts in neither. A network's pixel of
+which half or more is void is void, else what is known of it decides. Of a model of one class the figures are that class's, of
+one of several their mean over the classes that occur.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from unet_batch import geometry, images, postprocess
+from unet_batch.errors import BackendError, EncodeError, OutputError, UnetBatchError, UsageError
+from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
+from unet_batch.segmenter import Segmenter, as_error, item_of
+from unet_batch.training import metrics
+from unet_batch.training.encoding import VOID
+from unet_batch.training.predictions import Predictions
+from unet_batch.training.sheet import Comparison
+from unet_batch.types import Item, Prediction
+
+if TYPE_CHECKING:
+    from unet_batch.training.dataset import Dataset, Pair
+    from unet_batch.training.metrics import Counts, Scores
+    from unet_batch.types import ClassTable, ModelSpec, Pixels, Placement, Size
+
+METRICS = ("dice", "iou", "precision", "recall", "boundary_f1")
+# So many inference failures in a row are the device's fault, not the pictures'.
+BROKEN_DEVICE = 8
+_UNNAMED = re.compile(r"class\d+|foreground")
+_SHOWN = (480, 720)  # pixels that a sheet needs of a photo
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that could not be judged: its key and path, the message, and a hint."""
+
+    key: str
+    path: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """What is said of a set of pictures at one size.
+
+    Attributes:
+        counts: of each picture that could be judged.
+        names: of the ids, background included.
+        judged: the ids that count: 1 of a model of one class, all of several.
+    """
+
+    counts: tuple[Counts, ...]
+    names: tuple[str, ...]
+    judged: tuple[int, ...]
+
+    @cached_property
+    def scores(self) -> Scores:
+        """The figures of all pictures.
+
+        Raises:
+            UsageError: not one picture could be judged.
+        """
+        return metrics.scores(self.counts)
+
+    @cached_property
+    def groups(self) -> int:
+        """How many groups the pictures are from."""
+        return len({each.group or each.key for each in self.counts})
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals over groups; empty if there are fewer than two.
+
+        Of "accuracy", of "dice", "iou" and "dice_per_picture" (means over the classes that count), and of "dice NAME" and
+        "iou NAME" for each of these classes.
+        """
+        if self.groups < 2:
+            return {}
+        figures: dict[str, Callable[[Scores], float]] = {
+            "accuracy": lambda found: found.accuracy,
+            "dice_per_picture": lambda found: found.mean("dice", self.judged, per_picture=True),
+        }
+        for metric in ("dice", "iou"):
+            figures[metric] = partial(metrics.Scores.mean, metric=metric, ids=self.judged)
+            for id in self.judged:
+                figures[f"{metric} {self.names[id]}"] = partial(metrics.Scores.mean, metric=metric, ids=(id,))
+        return metrics.intervals(self.counts, figures)
+
+    def mean(self, metric: str, *, per_picture: bool = False) -> float:
+        """The mean of one of METRICS over the classes that count; see `Scores.mean`."""
+        return self.scores.mean(metric, self.judged, per_picture=per_picture)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; nan becomes null."""
+        mean = {metric: self.mean(metric) for metric in METRICS}
+        for metric in ("dice", "iou"):
+            mean[f"{metric}_per_picture"] = self.mean(metric, per_picture=True)
+        ends = {name: [_number(end) for end in ends] for name, ends in self.intervals.items()}
+        intervals: dict[str, Any] = {"accuracy": ends.pop("accuracy", None), "mean": {}, "pooled": {}}
+        for name, pair in ends.items():
+            metric, _, of_class = name.partition(" ")
+            place = intervals["pooled"].setdefault(metric, {}) if of_class else intervals["mean"]
+            place[of_class or metric] = pair
+        return {
+            "groups": self.groups,
+            **self.scores.as_dict(self.names),
+            "mean": {metric: _number(value) for metric, value in mean.items()},
+            "intervals": intervals,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What `evaluate` or `compare` found.
+
+    Attributes:
+        photo: at the photos' own size.
+        network: at the network's; None where there was none.
+        size: (height, width) of the network's input, or None.
+        failures: pictures that could not be judged: the figures are over the others.
+        notes: what a person should know.
+        seconds: it took.
+    """
+
+    photo: Figures
+    network: Figures | None
+    size: Size | None
+    failures: tuple[Failure, ...]
+    notes: tuple[str, ...]
+    seconds: float
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """Keys with their Dice at the photo's size (mean over the classes that count), worst first; where nothing is marked and
+        nothing was found, there is none."""
+        if not self.photo.counts:
+            return []
+        dice = metrics.singly(self.photo.counts)[1]["dice"][:, list(self.photo.judged)]
+        some = ~np.isnan(dice)
+        found = [
+            (each.key, float(np.where(row, values, 0).sum() / row.sum()))
+            for each, values, row in zip(self.photo.counts, dice, some, strict=True)
+            if row.any()
+        ]
+        return sorted(found, key=lambda entry: entry[1])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; nan becomes null, and figures are null where not one picture could be judged."""
+        figures = {"photo": self.photo, "network": self.network}
+        return {
+            "judged": len(self.photo.counts),
+            "failed": len(self.failures),
+            "classes": list(self.photo.names),
+            "counted": [self.photo.names[id] for id in self.photo.judged],
+            "network_size": None if self.size is None else list(self.size),
+            **{name: found.as_dict() if found and found.counts else None for name, found in figures.items()},
+            "failures": [asdict(failure) for failure in self.failures],
+            "notes": list(self.notes),
+            "seconds": self.seconds,
+        }
+
+
+def evaluate(
+    dataset: Dataset, pairs: Sequence[Pair], segmenter: Segmenter, *, progress: Callable[[int], None] | None = None
+) -> Evaluation:
+    """Segment pictures as `unet-batch run` does, and compare the masks with the true ones.
+
+    Args:
+        dataset: says how the true masks are read.
+        pairs: what to judge; of the dataset.
+        segmenter: open; stays open.
+        progress: called with the number of pictures done, from this thread.
+
+    Raises:
+        UsageError: the classes of model and dataset are not the same.
+        BackendError: the backend fails for one picture after the other.
+    """
+    names, notes = agreed(dataset.classes, segmenter.spec.classes)
+    by_key = {pair.key: pair for pair in pairs}
+    one = segmenter.spec.output == "probability"
+
+    def judge(prediction: Prediction) -> _Judged:
+        item, placement = prediction.frame.item, prediction.frame.placement
+        pair = by_key[item.key]
+        truth = dataset.read_mask(pair, placement.source)
+        content = geometry.content_of(prediction.map, placement)
+        small = np.greater_equal(content, postprocess.cut(segmenter.threshold)).view(np.uint8) if one else content
+        small_truth = at_network(truth, placement, ties_to_class=one)
+        found = _as_ids(segmenter.mask(prediction), segmenter.spec)
+        return _Judged(item, _count(found, truth, pair, names), _count(small, small_truth, pair, names))
+
+    begun = time.perf_counter()
+    items = [Item(pair.image, pair.key) for pair in pairs]
+    with segmenter.pipeline(items, [("compare", judge)], keep_pixels=False) as outcomes:
+        judged, failures = _consumed(outcomes, progress)
+    figures = [
+        Figures(counts, names, _that_count(names, dataset.classes))
+        for counts in (tuple(each.photo for each in judged), tuple(each.network for each in judged if each.network))
+    ]
+    seconds = time.perf_counter() - begun
+    return Evaluation(figures[0], figures[1], segmenter.backend.input_size, failures, notes, seconds)
+
+
+def compare(
+    dataset: Dataset,
+    pairs: Sequence[Pair],
+    predictions: Predictions,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Compare masks that somebody predicted with the true ones; photos are not looked at.
+
+    Args:
+        dataset: says how the true masks are read.
+        pairs: what to judge; of the dataset, each with a prediction.
+        predictions: see `find_predictions`.
+        workers: threads; None takes one for each core.
+        progress: called with the number of pictures done, from this thread.
+    """
+    names = _id_names(dataset.classes.names)
+    by_key = {pair.key: pair for pair in pairs}
+
+    def judge(item: Item) -> _Judged:
+        pair = by_key[item.key]
+        truth = dataset.read_mask(pair)
+        found = predictions.read(pair, (truth.shape[0], truth.shape[1]))
+        return _Judged(item, _count(found, truth, pair, names), None)
+
+    begun = time.perf_counter()
+    workers = workers or cpu_count()
+    stage = Stage("compare", judge, workers, isolate=lambda error: not isinstance(error, OutputError))
+    items = (Item(pair.mask, pair.key) for pair in pairs)
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # its own threads would fight for the cores that the workers fill already
+    try:
+        with closing(items), Pipeline(items, [stage], in_flight=4 * workers) as outcomes:
+            judged, failures = _consumed(outcomes, progress)
+    finally:
+        cv2.setNumThreads(threads)
+    figures = Figures(tuple(each.photo for each in judged), names, _that_count(names, dataset.classes))
+    return Evaluation(figures, None, None, failures, (), time.perf_counter() - begun)
+
+
+def agreed(dataset: ClassTable, model: ClassTable) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the ids, and notes, if model and dataset know the same classes.
+
+    Raises:
+        UsageError: they do not; names that were made up for want of any fit all others.
+    """
+    ours, theirs = dataset.names, model.names
+    real = [names for names in (ours, theirs) if not all(map(_UNNAMED.fullmatch, names))]
+    both = f"the dataset has {_listed(ours)}, the model {_listed(theirs)}"
+    if (len(ours) == 1) != (len(theirs) == 1):
+        hint = "name both ids in classes.toml, if background is one of the model's classes" if len(theirs) == 2 else ""
+        raise UsageError(f"other classes: {both}", hint=hint or "choose the model that was trained for these masks")
+    if len(ours) != len(theirs) or (len(ours) > 1 and len(real) == 2 and ours != theirs):
+        raise UsageError(f"other classes: {both}", hint="the same classes in the same order are needed; see classes.toml")
+    names = real[0] if real else ours
+    notes = () if ours == theirs else (f"taken as the same: {both}",)
+    return _id_names(names), notes
+
+
+def at_network(ids: Pixels, placement: Placement, *, ties_to_class: bool = False) -> Pixels:
+    """The true mask as the network could know it: of each pixel the class that covers most of what is known of it.
+
+    Args:
+        ids: uint8 (height, width) at the source's size, VOID where nothing is known.
+        placement: where the picture lies.
+        ties_to_class: of classes that cover the same, take the highest id, as one class cut at one half does; else the lowest.
+
+    Returns:
+        uint8 (h, w) at the size of the placement's content; VOID where half of the pixel or more is void.
+    """
+    size, occurs = placement.content, np.bincount(ids.reshape(-1), minlength=256)
+    known, void = [int(id) for id in np.flatnonzero(occurs[:VOID])], bool(occurs[VOID])
+    out: Pixels = np.full(size, known[0] if known else VOID, np.uint8)
+    if len(known) == 2 and not void:  # the first has what the second leaves
+        share = _covered(ids, known[1], size)
+        out[share >= postprocess.HALF if ties_to_class else share > postprocess.HALF] = known[1]
+    elif len(known) > 1:
+        best = np.zeros(size, np.uint16)
+        for id in known:
+            share = _covered(ids, id, size)
+            out[share >= best if ties_to_class else share > best] = id
+            np.maximum(best, share, out=best)
+    if void and known:
+        out[_covered(ids, VOID, size) >= postprocess.HALF] = VOID
+    return out
+
+
+def comparison(dataset: Dataset, pair: Pair, source: Segmenter | Predictions, caption: str = "") -> Comparison:
+    """What `sheet.comparison_sheet` draws of a pair: picture, true mask, and the one that a model or somebody finds.
+
+    Args:
+        dataset: says how the true mask is read.
+        pair: which; its picture, of which the whole mask and a part of the pixels stay in memory, is read again.
+        source: what finds the mask.
+        caption: a few words, such as its Dice.
+
+    Raises:
+        ImageError: a file cannot be read.
+        BackendError: inference failed.
+    """
+    found = source.read(pair) if isinstance(source, Predictions) else _as_ids(source(pair.image), source.spec)
+    pixels = None if pair.image == pair.mask else images.read(pair.image, at_least=_SHOWN).pixels
+    return Comparison(pair.key, caption, pixels, dataset.read_mask(pair), found)
+
+
+# Parts of the above --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """What is kept of a picture; of its pixels nothing."""
+
+    item: Item
+    photo: Counts
+    network: Counts | None
+
+
+def _consumed(outcomes: Iterable[Any], progress: Callable[[int], None] | None) -> tuple[list[_Judged], tuple[Failure, ...]]:
+    judged: list[_Judged] = []
+    failures: list[Failure] = []
+    broken = 0
+    for done, outcome in enumerate(outcomes, 1):
+        if isinstance(outcome, Failed):
+            error, item = _error_of(outcome), item_of(outcome)
+            failures.append(Failure(item.key, item.path, error.message, error.hint))
+            broken = broken + 1 if outcome.stage == "infer" else broken
+            if broken >= BROKEN_DEVICE:
+                raise error if isinstance(error, BackendError) else BackendError(error.message, hint=error.hint)
+        else:
+            judged.append(outcome)
+            broken = 0
+        if progress is not None:
+            progress(done)
+    return judged, tuple(failures)
+
+
+def _error_of(failed: Failed) -> UnetBatchError:
+    error = as_error(failed)
+    if isinstance(error, EncodeError) and error is not failed.error:
+        error.hint = "unexpected; please report it with picture and mask"
+    return error
+
+
+def _as_ids(mask: Pixels, spec: ModelSpec) -> Pixels:
+    return mask & np.uint8(1) if spec.output == "probability" else mask  # 255 is 1
+
+
+def _count(found: Pixels, truth: Pixels, pair: Pair, names: Sequence[str]) -> Counts:
+    return metrics.count(found, truth, len(names), key=pair.key, group=pair.group)
+
+
+def _covered(ids: Pixels, id: int, size: Size) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    """How much of every pixel at another size a class covers: uint16 `size`, 0..postprocess.SHARE."""
+    return geometry.resize_map((ids == id).astype(np.uint16) * np.uint16(postprocess.SHARE), size)
+
+
+def _id_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    return names if len(names) > 1 else ("background", *names)
+
+
+def _that_count(names: Sequence[str], classes: ClassTable) -> tuple[int, ...]:
+    return (1,) if len(classes.names) == 1 else tuple(range(len(names)))
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"one class ({names[0]})"
+    return f"{len(names)} classes ({', '.join(names)})"
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
