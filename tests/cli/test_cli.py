@@ -22,7 +22,17 @@ from unet_batch.cli.errors import printable
 from unet_batch.cli.screen import clock, left_out, plural
 from unet_batch.version import __version__
 
-COMMANDS = [[], ["run"], ["sample"], ["doctor"], ["build-engine"], ["inspect"], ["import-weights"], ["check-data"]]
+COMMANDS = [
+    [],
+    ["run"],
+    ["sample"],
+    ["doctor"],
+    ["build-engine"],
+    ["inspect"],
+    ["import-weights"],
+    ["check-data"],
+    ["evaluate"],
+]
 
 
 def unet_batch(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -245,7 +245,7 @@ class TestAgreed:
         ],
     )
     def test_others_are_refused_with_both_lists(self, dataset: tuple[str, ...], model: tuple[str, ...]) -> None:
-        with pytest.raises(UsageError, match="other classes: the dataset has .+, the model ") as caught:
+        with pytest.raises(UsageError, match=r"other classes: the dataset has .+, the model ") as caught:
             agreed(self.table(*dataset), self.table(*model))
         assert caught.value.hint
         assert all(name in caught.value.message for name in (*dataset, *model))

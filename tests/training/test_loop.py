@@ -25,6 +25,8 @@ from unet_batch.training.plan import Options, Plan, make_plan
 
 TINY: dict[str, Any] = {"size": (40, 56), "widths": (4, 8), "batch_size": 4, "precision": "fp32"}
 
+COMMAND = ["--size", "40x56", "--precision", "fp32"]
+
 
 def plan_of(folder: Path, output: Path, **options: Any) -> Plan:
     return make_plan(find_dataset(str(folder)), str(output), Options(**{**TINY, "epochs": 3, **options}))
@@ -113,9 +115,11 @@ class TestTrain:
         assert [record["epoch"] for record in outcome.history] == [1, 2, 3]
         assert outcome.history[-1]["lr"] < 0.2 * plan.lr
 
-    def test_a_loss_that_is_not_finite_ends_it_with_a_hint(self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_loss_that_is_not_finite_ends_it_with_a_hint(
+        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(loop.losses, "loss_of", lambda logits, *rest: logits.sum() * float("nan"))
-        with pytest.raises(TrainingError, match="nan.*diverged") as caught:
+        with pytest.raises(TrainingError, match=r"nan.*diverged") as caught:
             loop.train(plan_of(shapes, tmp_path / "m.safetensors"))
         assert "--lr" in caught.value.hint
         assert not (tmp_path / "m.safetensors").exists()
@@ -184,7 +188,7 @@ class TestResume:
     @pytest.mark.timeout(420)
     def test_killed_at_ten_random_moments_ends_with_the_same_weights(self, shapes: Path, tmp_path: Path) -> None:
         """Each process is killed while it trains, writes the state or writes the model; the next one goes on."""
-        options = "--size 40x56 --widths 4,8,16 --batch-size 4 --epochs 60 --augment strong --precision fp32".split()
+        options = [*COMMAND, "--widths", "4,8,16", "--batch-size", "4", "--epochs", "60", "--augment", "strong"]
 
         def start(output: Path, *more: str) -> subprocess.Popen[bytes]:
             command = [sys.executable, "-m", "unet_batch", "train", str(shapes), "-o", str(output), *options, *more]
@@ -221,7 +225,7 @@ class TestSeveralProcesses:
     @pytest.mark.timeout(300)
     def test_two_reach_the_loss_of_one(self, shapes: Path, tmp_path: Path) -> None:
         """BatchNorm sees half a batch in each of two processes on a CPU, so the curves agree closely, not exactly."""
-        options = "--size 40x56 --widths 4,8 --batch-size 8 --epochs 8 --lr 0.01 --precision fp32 --augment light".split()
+        options = [*COMMAND, "--widths", "4,8", "--batch-size", "8", "--epochs", "8", "--lr", "0.01"]
         curves = []
         for count in (1, 2):
             output = tmp_path / f"{count}.safetensors"

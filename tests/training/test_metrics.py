@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from unet_batch.errors import UsageError
 from unet_batch.training.encoding import VOID
-from unet_batch.training.metrics import Counts, count, interval, scores
+from unet_batch.training.metrics import BOUNDARY_TOLERANCE, Counts, count, interval, intervals, scores, singly
 
 
 def masks(seed: int, classes: int, pictures: int = 3, void: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -128,6 +128,35 @@ class TestBoundary:
         found[50:90, 90:120] = 1  # only where nothing is known
         assert self.f1(found, truth) == pytest.approx(1, abs=0.03)
 
+    @settings(max_examples=40, deadline=None)
+    @given(st.integers(0, 2**32 - 1), st.floats(0.005, 0.3), st.booleans())
+    def test_is_what_measuring_every_distance_gives(self, seed: int, tolerance: float, void: bool) -> None:
+        random = np.random.default_rng(seed)
+        size = tuple(int(side) for side in random.integers(1, 60, 2))
+        (found, truth), known = random.random((2, *size)) < random.random((2, 1, 1)), np.ones(size, bool)
+        if void:
+            known = random.random(size) < 0.9
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("unet_batch.training.metrics.BOUNDARY_TOLERANCE", tolerance)
+            counted = count(found.astype(np.uint8), np.where(known, truth, VOID).astype(np.uint8), 2).boundary
+        limit = max(1.0, tolerance * float(np.hypot(*size))) ** 2 * (1 + 1e-9)
+        for id in range(2):
+            edges = []
+            for mask in (found == id, truth == id):
+                outside = np.pad(known & ~mask, 1)
+                beside = [np.roll(outside, (y, x), (0, 1))[1:-1, 1:-1] for y in (-1, 0, 1) for x in (-1, 0, 1)]
+                edges.append(np.argwhere(mask & known & np.any(beside, axis=0)))
+            distances = ((edges[0][:, None] - edges[1][None]) ** 2).sum(-1)
+            near = [int((distances.min(axis, initial=10**9) <= limit).sum()) for axis in (1, 0)]
+            assert counted[id].tolist() == [len(edges[0]), near[0], len(edges[1]), near[1]]
+
+    def test_a_reach_that_rounds_to_just_below_a_whole_number(self) -> None:
+        """0.75 % of the diagonal of 240x320 are 3 pixels."""
+        assert pytest.approx(3) == BOUNDARY_TOLERANCE * 400
+        truth, found = np.zeros((2, 240, 320), np.uint8)
+        truth[:, 100:] = found[:, 103:] = 1
+        assert count(found, truth, 2).boundary[1].tolist() == [240, 240, 240, 240]
+
 
 class TestInterval:
     def counts(self, groups: int, each: int, spread: float, seed: int = 0) -> list[Counts]:
@@ -169,6 +198,55 @@ class TestInterval:
     def test_is_the_same_for_the_same_seed(self) -> None:
         counts = self.counts(6, 2, 30)
         assert interval(counts, lambda found: found.accuracy) == interval(counts, lambda found: found.accuracy)
+
+    def test_is_that_of_pictures_drawn_group_by_group(self) -> None:
+        counts = [count(*pair, 3, key=str(index), group=str(index % 5)) for index, pair in enumerate(masks(1, 3, pictures=14))]
+        figures = {
+            "accuracy": lambda found: found.accuracy,
+            "iou": lambda found: found.pooled["iou"][2],
+            "boundary": lambda found: found.pooled["boundary_f1"][0],
+            "mean": lambda found: found.mean("dice", range(3), per_picture=True),
+        }
+        random = np.random.default_rng(0)
+        drawn = []
+        for draw in random.integers(0, 5, (40, 5)):
+            found = scores([each for group in draw for each in counts if each.group == str(group)])
+            drawn.append([figure(found) for figure in figures.values()])
+        expected = np.quantile(drawn, [0.025, 0.975], axis=0).T
+        for name, ends in zip(figures, expected, strict=True):
+            assert intervals(counts, figures, samples=40)[name] == pytest.approx(tuple(ends))
+
+    def test_a_class_that_few_pictures_show(self) -> None:
+        """Samples without it say nothing of it; where none has it, there is no interval, and no warning."""
+        empty, rare = np.zeros((8, 8), np.uint8), np.eye(8, dtype=np.uint8)
+        counts = [count(rare if index < 2 else empty, rare if index < 2 else empty, 3, key=str(index)) for index in range(9)]
+        found = intervals(counts, {str(id): lambda scored, id=id: scored.pooled["dice"][id] for id in range(3)}, samples=99)
+        assert found["1"] == (1, 1)
+        assert np.isnan(found["2"]).all()
+
+    def test_ten_thousand_pictures_in_seconds(self) -> None:
+        boundary = np.ones((4, 4), np.int64)
+        counts = [Counts(str(index), "", np.eye(4, dtype=np.int64) * index, boundary) for index in range(10_000)]
+        figures = {str(id): lambda found, id=id: found.pooled["dice"][id % 4] for id in range(12)}
+        assert intervals(counts, figures)["11"] == (1, 1)
+
+
+def test_singly() -> None:
+    counts = [count(found, truth, 3) for found, truth in masks(0, 3)]
+    accuracy, figures = singly(counts)
+    for row, each in enumerate(counts):
+        alone = scores([each])
+        assert accuracy[row] == alone.accuracy
+        for metric, values in alone.pooled.items():
+            assert figures[metric][row] == pytest.approx(values, nan_ok=True)
+    assert singly([])[1] == {}
+
+
+def test_mean_leaves_out_what_has_no_figure() -> None:
+    empty = np.zeros((4, 4), np.uint8)
+    found = scores([count(empty, empty, 3)])
+    assert found.mean("dice", range(3)) == 1
+    assert np.isnan(found.mean("dice", (1, 2)))
 
 
 @pytest.mark.parametrize(

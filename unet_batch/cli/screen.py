@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.run import Failure, Plan, RunReport
     from unet_batch.segmenter import Segmenter
+    from unet_batch.training.loop import StepReport
+    from unet_batch.training.plan import Plan as TrainingPlan
     from unet_batch.types import Item
 
 # So many failures are printed as they happen; a folder of ten thousand broken files should not scroll everything away.
@@ -303,3 +305,57 @@ def drawing(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     with Progress(console=console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("drawing", total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def training(
+    lines: Lines, plan: TrainingPlan
+) -> Iterator[tuple[Callable[[StepReport], None], Callable[[Sequence[dict[str, Any]]], None]]]:
+    """A bar for the epoch that runs, a line for each that is over."""
+    from unet_batch.training.loop import best_epoch  # needs torch
+
+    headed = False
+    epochs = plan.options.epochs
+    live = not lines.quiet and lines.out.is_terminal
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[state]}"),
+        console=lines.out,
+        disable=not live,
+        expand=True,
+        transient=True,
+    )
+    task = bar.add_task("", total=plan.steps, state="reading the first images")
+    begun, first = time.monotonic(), 0
+
+    def on_step(report: StepReport) -> None:
+        nonlocal first
+        done = (report.epoch - 1) * plan.steps + report.step
+        first = first or done - 1  # where this run took up
+        left = (time.monotonic() - begun) / (done - first) * (epochs * plan.steps - done)
+        bar.update(
+            task,
+            description=f"epoch {report.epoch}/{epochs}",
+            completed=report.step,
+            state=f"loss {report.loss:.4f} · {report.speed:.1f} images/s · {clock(left)} left",
+        )
+
+    def on_epoch(history: Sequence[dict[str, Any]]) -> None:
+        nonlocal headed
+        record, best = history[-1], best_epoch(plan, history) == len(history)
+        if not headed and not lines.quiet:
+            headed = True
+            heading = f"{'epoch':>9}  {'loss':>7}  {'val loss':>8}  {'Dice':>6}  {'IoU':>6}  {'accuracy':>8}  {'time':>8}"
+            lines.out.print(heading, style="bold cyan")
+        if not lines.quiet:
+            loss, val_loss, dice, iou, right = (
+                record[key] for key in ("loss", "val_loss", "val_dice", "val_iou", "val_accuracy")
+            )
+            row = f"{record['epoch']:>5}/{epochs:<3}  {loss:>7.4f}  {val_loss:>8.4f}  {dice:>6.4f}  {iou:>6.4f}  {right:>8.2%}"
+            row += f"  {clock(record['seconds']):>8}" + ("  best" if best else "")
+            lines.out.print(row, style="" if best else "dim")
+
+    with bar:
+        yield on_step, on_epoch

@@ -18,7 +18,7 @@ from unet_batch.cli.errors import printable, reported
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines
     from unet_batch.training.check import Report
-    from unet_batch.training.loop import Outcome, StepReport
+    from unet_batch.training.loop import Outcome
     from unet_batch.training.plan import Plan
     from unet_batch.training.ranks import Ranks
 
@@ -299,10 +299,11 @@ def _found(lines: Lines, report: Report) -> None:
 
 
 def _trained(lines: Lines, plan: Plan, ranks: Ranks, shares: list[float] | None, *, resume: bool, tensorboard: bool) -> Outcome:
+    from unet_batch.cli.screen import training
     from unet_batch.training.loop import train as run
     from unet_batch.training.report import Curves
 
-    with _until_signalled() as stop, _progress(lines, plan) as (on_step, on_epoch), Curves(plan, tensorboard) as curves:
+    with _until_signalled() as stop, training(lines, plan) as (on_step, on_epoch), Curves(plan, tensorboard) as curves:
 
         def over(history: Sequence[dict[str, Any]]) -> None:
             curves.add(history)
@@ -328,65 +329,6 @@ def _until_signalled() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _progress(
-    lines: Lines, plan: Plan
-) -> Iterator[tuple[Callable[[StepReport], None], Callable[[Sequence[dict[str, Any]]], None]]]:
-    """A bar for the epoch that runs, a line for each that is over."""
-    import time
-
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    from unet_batch.cli.screen import clock
-    from unet_batch.training.loop import best_epoch
-
-    headed = False
-    epochs = plan.options.epochs
-    live = not lines.quiet and lines.out.is_terminal
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[state]}"),
-        console=lines.out,
-        disable=not live,
-        expand=True,
-        transient=True,
-    )
-    task = bar.add_task("", total=plan.steps, state="reading the first images")
-    begun, first = time.monotonic(), 0
-
-    def on_step(report: StepReport) -> None:
-        nonlocal first
-        done = (report.epoch - 1) * plan.steps + report.step
-        first = first or done - 1  # where this run took up
-        left = (time.monotonic() - begun) / (done - first) * (epochs * plan.steps - done)
-        bar.update(
-            task,
-            description=f"epoch {report.epoch}/{epochs}",
-            completed=report.step,
-            state=f"loss {report.loss:.4f} · {report.speed:.1f} images/s · {clock(left)} left",
-        )
-
-    def on_epoch(history: Sequence[dict[str, Any]]) -> None:
-        nonlocal headed
-        record, best = history[-1], best_epoch(plan, history) == len(history)
-        if not headed and not lines.quiet:
-            headed = True
-            heading = f"{'epoch':>9}  {'loss':>7}  {'val loss':>8}  {'Dice':>6}  {'IoU':>6}  {'accuracy':>8}  {'time':>8}"
-            lines.out.print(heading, style="bold cyan")
-        if not lines.quiet:
-            loss, val_loss, dice, iou, right = (
-                record[key] for key in ("loss", "val_loss", "val_dice", "val_iou", "val_accuracy")
-            )
-            row = f"{record['epoch']:>5}/{epochs:<3}  {loss:>7.4f}  {val_loss:>8.4f}  {dice:>6.4f}  {iou:>6.4f}  {right:>8.2%}"
-            row += f"  {clock(record['seconds']):>8}" + ("  best" if best else "")
-            lines.out.print(row, style="" if best else "dim")
-
-    with bar:
-        yield on_step, on_epoch
 
 
 def _finished(lines: Lines, plan: Plan, outcome: Outcome) -> None:

@@ -163,7 +163,9 @@ class Plan:
         digest = hashlib.sha256()
         for part, pairs in (("train", self.train), ("val", self.val)):
             for pair in pairs:
-                sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path in (pair.image, pair.mask)]
+                # The mask of a COCO dataset is named "FILE.json: NAME".
+                mask = pair.mask if os.path.exists(pair.mask) else pair.mask.partition(".json: ")[0] + ".json"
+                sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path in (pair.image, mask)]
                 digest.update(f"{part}\0{pair.key}\0{pair.group}\0{sizes}\n".encode("utf-8", "surrogatepass"))
         chosen = dataclasses.asdict(self.options)
         for key in ("device", "train_list", "val_list"):  # the lists count by what they name; a GPU may have another number
@@ -283,14 +285,12 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
 def _parts(dataset: Dataset, options: Options) -> tuple[tuple[Pair, ...], tuple[Pair, ...], str]:
     pairs = dataset.pairs
     if options.train_list or options.val_list:
-        val = read_split(options.val_list, pairs) if options.val_list else ()
-        train = read_split(options.train_list, pairs) if options.train_list else ()
-        chosen = {pair.key for pair in (*train, *val)}
-        rest = tuple(pair for pair in pairs if pair.key not in chosen)
-        if not options.train_list:
-            train = rest
-        elif not options.val_list:
-            val = rest
+        listed = [set(read_split(file, pairs)) if file else None for file in (options.train_list, options.val_list)]
+        named = set().union(*filter(None, listed))
+        # In the dataset's order, whatever the lists' is; a part without a list is what the other one leaves.
+        train, val = (
+            tuple(pair for pair in pairs if (pair in chosen if chosen is not None else pair not in named)) for chosen in listed
+        )
         why = "by list"
     else:
         fraction = options.val_fraction

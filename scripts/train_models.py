@@ -1,0 +1,182 @@
+"""Train the bundled models, and the ones whose figures the README gives, with `unet-batch train`.
+
+    python scripts/train_models.py TARGET [--work DIR] [--data DIR] [--dry-run]
+
+Each target is one or several trainings; the commands are printed before they run, and an interrupted one goes on where it was.
+
+| target    | what                                                                                            |
+|-----------|-------------------------------------------------------------------------------------------------|
+| default   | cars at 160x240: Carvana by car, and drawn scenes                                               |
+| fast      | the same with half the widths: a quarter of the arithmetic                                      |
+| fine      | the widths of fast at 320x480                                                                   |
+| random48  | the widths of default, Carvana with 48 validation photos drawn at random, as others measure     |
+| camvid    | eleven classes of street scenes, one sequence kept out                                          |
+| dsb2018   | nuclei                                                                                          |
+| isbi2012  | membranes, 19 slices for training                                                               |
+| few       | sixteen drawn photos of a kind the bundled model has not seen: from it, and from scratch        |
+
+The photos are expected below the data folder (`UNET_BATCH_DATA`, else ../shared/data), each set with images/ and masks/.
+`default`, `fast` and `fine` are copied to unet_batch/model/weights only by hand, after `scripts/eval_default.py -m FILE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import carvana
+
+from unet_batch.scenes import write_samples
+
+SCENES, SCENE_SEED = 160, 1  # the demo draws with seed 0, the evaluation with 2: no scene is in two sets
+FULL, HALF = "32,64,128,256,512", "16,32,64,128,256"
+
+CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+
+
+def cars(work: Path, data: Path) -> Path:
+    """Carvana's photos and drawn scenes in one folder, with the lists of each protocol."""
+    folder = work / "cars"
+    photos = carvana.photos(data)
+    training, held_out = carvana.split(photos)
+    scenes = [Path(path) for path in write_samples(str(work / "scenes"), SCENES, seed=SCENE_SEED)]
+    link(folder, [(photo.image, photo.mask) for photo in photos])
+    link(folder, [(path, Path(str(path).replace("/photos/", "/masks/")).with_suffix(".png")) for path in scenes])
+    (folder / "classes.toml").write_text('[[class]]\nname = "car"\n')
+    by_car = {photo.image.stem for photo in held_out}
+    at_random = {photo.image.stem for photo in random.Random(48).sample(photos, 48)}
+    names = {photo.image.stem for photo in photos}
+    drawn = {path.stem for path in scenes}
+    lists = {
+        "by-car": names - by_car | drawn,
+        "by-car-val": by_car,
+        "random48": names - at_random,
+        "random48-val": at_random,
+        # For a first phase that both protocols may go on from.
+        "both": names - by_car - at_random | drawn,
+    }
+    assert {photo.car for photo in training}.isdisjoint(photo.car for photo in held_out)
+    for name, members in lists.items():
+        (folder / f"{name}.txt").write_text("".join(f"{member}\n" for member in sorted(members)))
+    return folder
+
+
+def link(folder: Path, pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Images and masks as links below `folder`."""
+    for part, files in zip(("images", "masks"), zip(*pairs, strict=True), strict=True):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            target = folder / part / file.name
+            if not target.is_symlink():
+                target.symlink_to(file.resolve())
+
+
+def whole(work: Path, data: Path, name: str, classes: str = "") -> Path:
+    """A set as it is, with its classes.toml."""
+    folder = work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("images", "masks"):
+        if not (folder / part).is_symlink():
+            (folder / part).symlink_to((data / name / part).resolve())
+    if classes:
+        (folder / "classes.toml").write_text(classes)
+    return folder
+
+
+class Trainings:
+    """Runs `unet-batch train`, one after the other."""
+
+    def __init__(self, work: Path, dry_run: bool) -> None:
+        self.work, self.dry_run = work, dry_run
+
+    def __call__(self, name: str, dataset: Path, options: str) -> Path:
+        """Train, unless the model card says that it is done; the model."""
+        output = self.work / f"{name}.safetensors"
+        arguments = [str(dataset), "-o", str(output), *shlex.split(options.format(lists=dataset, work=self.work))]
+        print("unet-batch train " + shlex.join(arguments), flush=True)
+        if not self.dry_run and not output.with_suffix(".md").exists():
+            again = ["--resume"] if output.with_suffix(".training").joinpath("state.safetensors").exists() else ["--overwrite"]
+            command = [sys.executable, "-m", "unet_batch", "train", *arguments, *again]
+            subprocess.run(command, check=True, cwd=Path(__file__).resolve().parents[1])
+        return output
+
+
+def coarse(train: Trainings, folder: Path) -> None:
+    """Coarse features cost a quarter at half the size. Shared by both protocols: it has seen the validation photos of neither."""
+    train(
+        "coarse",
+        folder,
+        "--train-list {lists}/both.txt --val-list {lists}/by-car-val.txt --keep last"
+        f" --size 80x120 --widths {FULL} --epochs 16 --batch-size 16 --lr 1.2e-3 --seed 1",
+    )
+
+
+def main() -> None:
+    targets = ("default", "fast", "fine", "random48", "camvid", "dsb2018", "isbi2012", "few")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", choices=targets)
+    parser.add_argument("--work", type=Path, default=Path("build/models"), help="where datasets are linked and models written")
+    parser.add_argument("--data", type=Path, default=carvana.data_folder())
+    parser.add_argument("--dry-run", action="store_true", help="print the commands")
+    options = parser.parse_args()
+    work = options.work.resolve()
+    train = Trainings(work, options.dry_run)
+    by_car = "--train-list {lists}/by-car.txt --val-list {lists}/by-car-val.txt --keep last"
+    if options.target in ("default", "fast", "fine", "random48"):
+        folder = cars(work, options.data)
+        if options.target == "default":
+            coarse(train, folder)
+            train(
+                "default",
+                folder,
+                f"{by_car} --init {{work}}/coarse.safetensors --size 160x240 --epochs 12 --batch-size 8 --lr 8e-4 --seed 2",
+            )
+        elif options.target == "random48":
+            coarse(train, folder)
+            lists = "--train-list {lists}/random48.txt --val-list {lists}/random48-val.txt --keep last"
+            # Views of one car lie on both sides: that is how the references measure. So each photo is its own group here.
+            lists += " --group-by '^(.+)$'"
+            train(
+                "random48",
+                folder,
+                f"{lists} --init {{work}}/coarse.safetensors --size 160x240 --epochs 20 --batch-size 8 --lr 8e-4 --seed 5",
+            )
+        else:
+            train("fast", folder, f"{by_car} --size 160x240 --widths {HALF} --epochs 16 --batch-size 16 --lr 1.5e-3 --seed 3")
+        if options.target == "fine":
+            train(
+                "fine",
+                folder,
+                f"{by_car} --init {{work}}/fast.safetensors --size 320x480 --epochs 8 --batch-size 8 --lr 1e-3 --seed 4",
+            )
+    elif options.target == "camvid":
+        # Ids 0..10 in the order of the names; 11 is void. The default split keeps out one of the three sequences.
+        classes = "void = 11\n" + "".join(f'[[class]]\nname = "{name}"\n' for name in CAMVID)
+        folder = whole(work, options.data, "camvid", classes)
+        train("camvid", folder, f"--size 240x320 --widths {HALF} --epochs 45 --batch-size 8 --lr 2e-3 --augment strong")
+    elif options.target == "dsb2018":
+        folder = whole(work, options.data, "dsb2018", '[[class]]\nname = "nucleus"\n')
+        train(
+            "dsb2018",
+            folder,
+            f"--size 256x256 --widths {HALF} --epochs 20 --batch-size 8 --lr 1.5e-3 --augment strong --flip any",
+        )
+    elif options.target == "isbi2012":
+        folder = whole(work, options.data, "isbi2012", '[[class]]\nname = "cell"\n')
+        train(
+            "isbi2012",
+            folder,
+            f"--size 512x512 --widths {HALF} --epochs 60 --batch-size 2 --lr 1e-3 --augment strong --flip any",
+        )
+    else:
+        raise SystemExit("few: not written yet")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""`unet-batch evaluate` as a person meets it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.cli.test_cli import unet_batch
+from tests.tiny import tiny_model, tiny_spec
+from tests.training.test_dataset import ids, mask, photo
+from unet_batch import images
+from unet_batch.cli import main
+from unet_batch.model import checkpoint
+from unet_batch.training.encoding import VOID
+from unet_batch.version import __version__
+
+CPU = ("--device", "cpu", "--workers", "2")
+
+
+def invoked(*arguments: str | Path) -> Result:
+    """In this process: a new one would spend seconds on loading torch."""
+    return CliRunner().invoke(main, ["evaluate", *map(str, arguments)], catch_exceptions=False)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for index, name in enumerate(("a_0", "a_1", "b_0", "b_1", "c_0", "c_1")):
+        photo(tmp_path / f"my data/images/{name}.png", index, (40, 50))
+        mask(tmp_path / f"my data/masks/{name}.png", ids(0, 255, size=(40, 50)))
+    return tmp_path / "my data"
+
+
+class TestModel:
+    def test_says_what_it_found(self, root: Path, tiny: str) -> None:
+        done = unet_batch("evaluate", root, "-m", tiny, *CPU)
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = done.stdout.splitlines()
+        assert lines[0].startswith("dataset   ")
+        assert "model     tiny" in done.stdout
+        assert "note      taken as the same: the dataset has one class (foreground), the model one class (class0)" in lines
+        number = r"[01]\.\d{4}"
+        assert "at the photos' own size" in lines
+        assert "at the network's size, 32x48" in lines
+        for label in ("accuracy", "Dice", "IoU", "Dice, mean per picture"):
+            pattern = rf"^  {label} +{number}   95 % between {number} and {number}$"
+            assert len(re.findall(pattern, done.stdout, re.MULTILINE)) == 2, label
+        assert len(re.findall(rf"^  foreground +({number} +){{4}}{number}$", done.stdout, re.MULTILINE)) == 2
+        assert "with 3 groups only" in done.stdout
+        assert lines[-1] == "Judged on 6 pictures in 3 groups."
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", done.stdout)
+
+    def test_files_and_json(self, root: Path, tiny: str, tmp_path: Path) -> None:
+        photo(root / "images/c_1.png", 9, (7, 7))  # now its mask does not fit
+        (tmp_path / "val.txt").write_text("a_0\nb_0\nb_1\nc_1\n")
+        sheet = tmp_path / "new/worst.jpg"
+        done = invoked(
+            root, "-m", tiny, *CPU, "--split", tmp_path / "val.txt", "-o", tmp_path / "out/x", "--json", "--sheet", sheet,
+            "--worst", 2,
+        )  # fmt: skip
+        assert done.exit_code == 1
+        report = json.loads(done.stdout)
+        assert report == json.loads((tmp_path / "out/x/evaluation.json").read_text())
+        assert next(iter(report)) == "unet_batch"
+        assert report["unet_batch"] == __version__
+        assert (report["ok"], report["pairs"], report["judged"], report["failed"]) == (False, 4, 3, 1)
+        assert report["failures"][0]["key"] == "c_1"
+        assert "the image is 7x7, the mask 40x50" in report["failures"][0]["message"]
+        assert report["model"]["sha256"] == checkpoint.identify(tiny).sha256
+        assert report["backend"]["name"] == "torch-cpu"
+        assert report["backend"]["threshold"] == 0.5
+        assert report["options"]["split"].endswith("val.txt")
+        assert report["versions"]["torch"]
+        assert report["photo"]["groups"] == 2
+        assert report["photo"]["intervals"]["mean"].keys() == {"dice", "iou", "dice_per_picture"}
+        rows = list(csv.DictReader((tmp_path / "out/x/pictures.csv").read_text().splitlines()))
+        assert [(row["key"], row["group"]) for row in rows] == [("a_0", "a"), ("b_0", "b"), ("b_1", "b"), ("c_1", "c")]
+        assert "the mask 40x50" in rows[3]["error"]
+        assert rows[3]["photo_dice_foreground"] == rows[3]["network_accuracy"] == ""
+        for size in ("photo", "network"):
+            dice = [float(row[f"{size}_dice_foreground"]) for row in rows[:3]]
+            assert np.mean(dice) == pytest.approx(report[size]["per_picture"]["dice"]["foreground"], abs=1e-6)
+        assert images.read(str(sheet)).size[1] > 1200
+
+    def test_a_failure_is_named_and_the_rest_is_judged(self, root: Path, tiny: str) -> None:
+        (root / "images/esc\x1b[31m_0.png").write_bytes(b"")
+        mask(root / "masks/esc\x1b[31m_0.png", ids(0, 255))
+        done = invoked(root, "-m", tiny, *CPU)
+        assert done.exit_code == 1
+        assert "an empty file" in done.stderr
+        assert done.stdout.splitlines()[-1] == "1 of 7 pictures could not be judged: the figures are over the others."
+        assert "\x1b" not in done.stdout + done.stderr, "a file name must not steer the terminal"
+
+    def test_several_classes(self, root: Path, tmp_path: Path) -> None:
+        for path in (root / "masks").iterdir():
+            mask(path, ids(0, 1, 2, size=(40, 50)))
+        spec = tiny_spec(3)
+        checkpoint.save(str(tmp_path / "three.safetensors"), tiny_model(spec), spec)
+        done = invoked(root, "-m", tmp_path / "three.safetensors", *CPU)
+        assert done.exit_code == 0, done.stderr
+        assert "  mean IoU " in done.stdout
+        assert len(re.findall(r"^  (class[012]|mean) +[01]\.", done.stdout, re.MULTILINE)) == 8
+
+    def test_classes_must_agree(self, root: Path, tiny: str) -> None:
+        mask(root / "masks/a_0.png", ids(0, 1, 2, size=(40, 50)))
+        for path in list((root / "masks").iterdir())[1:]:
+            mask(path, ids(0, 1, 2, size=(40, 50)))
+        done = invoked(root, "-m", tiny, *CPU)
+        assert done.exit_code == 2
+        assert (
+            "error: other classes: the dataset has 3 classes (class0, class1, class2), the model one class (class0)"
+            in done.stderr
+        )
+
+    def test_images_left_out_are_counted(self, root: Path, tiny: str) -> None:
+        photo(root / "images/z.png")
+        assert "1 images without one mask of their own are left out" in invoked(root, "-m", tiny, *CPU).stdout
+
+
+class TestPredictions:
+    def test_the_output_of_a_run_is_as_good_as_the_run(self, root: Path, tiny: str, tmp_path: Path) -> None:
+        run = CliRunner().invoke(main, ["run", str(root / "images"), "-o", str(tmp_path / "out"), "-m", tiny, *CPU])
+        assert run.exit_code == 0
+        direct = json.loads(invoked(root, "-m", tiny, *CPU, "--json").stdout)
+        for folder in ("out", "out/masks"):
+            later = json.loads(invoked(root, "--predictions", tmp_path / folder, "--json").stdout)
+            assert later["network"] is None
+            assert later["model"] is None
+            assert later["predictions"]["folder"] == str(tmp_path / "out/masks")
+            assert later["photo"] == direct["photo"], "to the last digit"
+
+    @pytest.mark.parametrize("classes", [2, 5])
+    def test_agrees_with_torchmetrics(self, tmp_path: Path, classes: int) -> None:
+        torch = pytest.importorskip("torch")
+        functional = pytest.importorskip("torchmetrics.functional.classification", reason="needs torchmetrics")
+        random = np.random.default_rng(classes)
+        found, truth = random.integers(0, classes, (2, 6, 30, 41)).astype(np.uint8)
+        truth = np.where(random.random(truth.shape) < 0.7, found, truth).astype(np.uint8)
+        truth[random.random(truth.shape) < 0.1] = VOID
+        for index in range(6):
+            mask(tmp_path / f"true/p{index}.png", truth[index])
+            mask(tmp_path / f"found/p{index}_mask.png", found[index])
+        done = invoked(tmp_path / "true", "--predictions", tmp_path / "found", "--json")
+        assert done.exit_code == 0, done.stderr
+        report = json.loads(done.stdout)["photo"]
+        tensors = [torch.from_numpy(each.astype(np.int64)) for each in (found, truth)]
+        common = {"num_classes": classes, "ignore_index": VOID}
+        for metric, theirs in (
+            ("iou", functional.multiclass_jaccard_index),
+            ("dice", functional.multiclass_f1_score),
+            ("precision", functional.multiclass_precision),
+            ("recall", functional.multiclass_recall),
+        ):
+            expected = theirs(*tensors, **common, average="none").numpy()
+            assert list(report["pooled"][metric].values()) == pytest.approx(expected, abs=1e-6), metric
+            mean = expected[1] if classes == 2 else expected.mean()  # two ids are one class and background
+            assert report["mean"][metric] == pytest.approx(mean, abs=1e-6), metric
+        accuracy = functional.multiclass_accuracy(*tensors, **common, average="micro")
+        assert report["accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
+
+    def test_needs_neither_photos_nor_torch(self, root: Path, tmp_path: Path) -> None:
+        for path in (root / "masks").iterdir():
+            mask(tmp_path / "found" / path.name, ids(0, 1, size=(40, 50)))
+        arguments = [
+            "evaluate",
+            str(root / "masks"),
+            "--predictions",
+            str(tmp_path / "found"),
+            "--sheet",
+            str(tmp_path / "s.jpg"),
+        ]
+        code = (
+            f"import sys\nfrom unet_batch.cli import main\ntry: main({arguments!r})\n"
+            "except SystemExit as e: assert not e.code\n"
+            "assert 'torch' not in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "6 masks, no pictures" in done.stdout
+        assert "predictions hold 0 and 1 (6 of 6 looked at fit)" in done.stdout
+        assert "at the network's size" not in done.stdout
+        assert (tmp_path / "s.jpg").is_file()
+
+    def test_not_one_fits(self, root: Path, tmp_path: Path) -> None:
+        for path in (root / "masks").iterdir():
+            mask(tmp_path / "found" / path.name, ids(0, 1, size=(4, 5)))
+        done = invoked(root, "--predictions", tmp_path / "found", "--sheet", tmp_path / "s.jpg", "-o", tmp_path / "out")
+        assert done.exit_code == 1
+        assert done.stdout.splitlines()[-1] == "Not one of 6 pictures could be judged."
+        assert json.loads((tmp_path / "out/evaluation.json").read_text())["photo"] is None
+        assert not (tmp_path / "s.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "error: nowhere: no such folder"),
+        (["{root}", "-m", "none.safetensors"], "error: none.safetensors: no such model file"),
+        (["{root}", "--predictions", "none"], "error: none: no such folder"),
+        (
+            ["{root}", "--predictions", "{root}/images", "-m", "x", "--size", "32x32"],
+            "error: --model, --size: there is no model",
+        ),
+        (["{root}", "--split", "none.txt"], "none.txt: cannot be read"),
+        (["{root}", "--threshold", "2", "--device", "cpu"], "threshold 2.0: above 0 and up to 1"),
+        ([], "Missing argument 'DATASET'"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(root: Path, arguments: list[str], message: str) -> None:
+    done = invoked(*(part.format(root=root) for part in arguments))
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,210 @@
+"""`unet-batch train`, as a person meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from tests.conftest import ROOT
+from tests.training.conftest import write_shapes
+from unet_batch.cli import main
+from unet_batch.model import checkpoint
+
+TINY = ["--size", "40x56", "--widths", "4,8", "--batch-size", "4", "--epochs", "2", "--precision", "fp32"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Layers this small take longer to share between cores than to compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("shapes"), 20)
+
+
+def train(dataset: Path, output: Path, *more: str, tiny: bool = True) -> Result:
+    return CliRunner().invoke(main, ["train", str(dataset), "-o", str(output), *(TINY if tiny else []), *more])
+
+
+def test_leaves_model_card_curves_sheet_and_figures(shapes: Path, tmp_path: Path) -> None:
+    result = train(shapes, tmp_path / "discs.safetensors", "--epochs", "6", "--lr", "0.02")
+    assert result.exit_code == 0, result.output
+    for text in (
+        "16 pictures of 8 groups train, 4 of 2 validate",
+        "at the network's 40x56",
+        "kept epoch",
+        "unet-batch run ./photos -m",
+    ):
+        assert text in result.output
+    folder = tmp_path / "discs.training"
+    written = {path.name for path in folder.iterdir()}
+    assert written == {"curves.png", "lock", "metrics.jsonl", "results.json", "sheet.jpg", "state.safetensors"}
+    assert cv2.imread(str(folder / "curves.png")).shape[1] > 800
+    assert cv2.imread(str(folder / "sheet.jpg")).std() > 10
+    card = (tmp_path / "discs.md").read_text()
+    for text in ("# Model card: `discs`", "Dice 0.", "flatter a little", "](discs.training/curves.png)", "seed 0"):
+        assert text in card
+    facts = checkpoint.identify(str(tmp_path / "discs.safetensors")).spec.training
+    results = json.loads((folder / "results.json").read_text())
+    assert facts["metrics"] == results["metrics"]
+    low, high = facts["metrics"]["photo"]["intervals"]["dice_per_picture"]
+    assert low <= facts["metrics"]["photo"]["dice"] <= high
+    assert (facts["train_images"], facts["val_images"]) == (16, 4)
+
+
+def test_the_model_runs(shapes: Path, tmp_path: Path) -> None:
+    assert train(shapes, tmp_path / "m.safetensors", "--epochs", "6", "--lr", "0.02").exit_code == 0
+    arguments = ["run", str(shapes / "images"), "-m", str(tmp_path / "m.safetensors"), "-o", str(tmp_path / "out")]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    mask = cv2.imread(str(tmp_path / "out" / "masks" / "set00_0.png"), cv2.IMREAD_UNCHANGED)
+    truth = cv2.imread(str(shapes / "masks" / "set00_0.png"), cv2.IMREAD_UNCHANGED)
+    assert 2 * np.sum((mask > 0) & (truth > 0)) / (np.sum(mask > 0) + np.sum(truth > 0)) > 0.8
+
+
+def test_dry_run_says_what_it_would_take_and_writes_nothing(shapes: Path, tmp_path: Path) -> None:
+    result = train(shapes, tmp_path / "m.safetensors", "--dry-run")
+    assert result.exit_code == 0, result.output
+    for text in ("2 epochs of 4 steps, 4 images each", "to train", "an epoch", "nothing was written"):
+        assert text in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_misaligned_masks_are_never_trained_on(shapes: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(shapes, bad)
+    mask = bad / "masks" / "set03_1.png"
+    cv2.imwrite(str(mask), cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)[:-4])
+    result = train(bad, tmp_path / "m.safetensors")
+    assert result.exit_code == 1
+    for text in ("set03_1.png: the image is 40x56, the mask 36x56", "hint: export masks", "not trained"):
+        assert text in result.output
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_a_copy_on_the_other_side_of_the_split_is_refused(shapes: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(shapes, bad)
+    for part in ("images", "masks"):
+        shutil.copy(bad / part / "set00_0.png", bad / part / "other_0.png")
+    (tmp_path / "val.txt").write_text("other_0\nset05_0\nset05_1\n")
+    result = train(bad, tmp_path / "m.safetensors", "--val-list", str(tmp_path / "val.txt"))
+    assert result.exit_code == 1
+    assert "duplicates across splits" in result.output
+
+
+def test_a_group_in_both_lists_is_refused(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("set05_0\n")
+    result = train(shapes, tmp_path / "m.safetensors", "--val-list", str(tmp_path / "val.txt"))
+    assert result.exit_code == 2
+    assert "group 'set05' is in training and validation" in result.output
+
+
+def test_what_exists_is_not_overwritten_unasked(shapes: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.safetensors"
+    assert train(shapes, output).exit_code == 0
+    first = output.read_bytes()
+    refused = train(shapes, output)
+    assert refused.exit_code == 2
+    assert "--resume goes on with it, --overwrite begins again" in refused.output
+    assert output.read_bytes() == first
+    assert train(shapes, output, "--overwrite", "--seed", "3").exit_code == 0
+    assert output.read_bytes() != first
+    shutil.rmtree(tmp_path / "m.training")
+    assert "exists" in train(shapes, output).output
+    assert "no training to resume" in train(shapes, output, "--resume").output
+
+
+def test_options_from_a_file_give_way_to_the_command_line(shapes: Path, tmp_path: Path) -> None:
+    config = tmp_path / "train.toml"
+    config.write_text('size = [40, 56]\nwidths = [4, 8]\nbatch-size = 4\nepochs = 9\nkeep = "last"\nseed = 4\n')
+    result = train(shapes, tmp_path / "m.safetensors", "--config", str(config), "--epochs", "1", "--dry-run", tiny=False)
+    assert result.exit_code == 0, result.output
+    for text in ("widths 4, 8", "1 epochs of 4 steps, 4 images each", "40x56", "seed 4"):
+        assert text in result.output
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("epoch = 3", "'epoch' is not an option of train; there are augment, batch_size"),
+        ("epochs = 0", "0 is not in the range x>=1"),
+        ('widths = "a,b"', "numbers with commas expected"),
+        ("epochs = ", "train.toml"),
+    ],
+)
+def test_a_wrong_file_of_options_is_explained(shapes: Path, tmp_path: Path, line: str, complaint: str) -> None:
+    config = tmp_path / "train.toml"
+    config.write_text(line + "\n")
+    result = train(shapes, tmp_path / "m.safetensors", "--config", str(config), tiny=False)
+    assert result.exit_code == 2
+    assert complaint in " ".join(result.output.split())
+
+
+def test_tensorboard_gets_the_curves(shapes: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    assert train(shapes, tmp_path / "m.safetensors", "--tensorboard").exit_code == 0
+    assert list((tmp_path / "m.training" / "tensorboard").glob("events.*"))
+
+
+def test_two_trainings_do_not_share_their_files(shapes: Path, tmp_path: Path) -> None:
+    import filelock
+
+    (tmp_path / "m.training").mkdir()
+    with filelock.FileLock(tmp_path / "m.training" / "lock"):
+        result = train(shapes, tmp_path / "m.safetensors")
+    assert result.exit_code == 2
+    assert "another training writes here" in result.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process that gets SIGTERM")
+def test_a_signal_saves_the_state_and_says_how_to_go_on(shapes: Path, tmp_path: Path, number: signal.Signals) -> None:
+    output, metrics = tmp_path / "m.safetensors", tmp_path / "m.training" / "metrics.jsonl"
+    command = [sys.executable, "-m", "unet_batch", "train", str(shapes), "-o", str(output), *TINY, "--epochs", "5000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    begun = time.monotonic()
+    while not metrics.exists() and process.poll() is None and time.monotonic() - begun < 90:
+        time.sleep(0.05)
+    process.send_signal(number)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, errors
+    assert "--resume goes on" in errors
+    before = len(metrics.read_text().splitlines())
+    process = subprocess.Popen(
+        [*command, "--resume"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    while len(metrics.read_text().splitlines()) <= before and process.poll() is None and time.monotonic() - begun < 90:
+        time.sleep(0.05)
+    process.send_signal(number)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, errors
+    epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
+    assert epochs == list(range(1, len(epochs) + 1))
+    assert len(epochs) > before
+
+
+def test_help_shows_examples_and_loads_no_torch() -> None:
+    code = "import sys; from unet_batch.cli import main; main(['train', '--help'], standalone_mode=False); "
+    code += "sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "unet-batch train ./cars -o cars.safetensors --resume" in done.stdout
