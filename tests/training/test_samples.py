@@ -108,10 +108,9 @@ class TestLayout:
         for pair, small, large in zip(dataset.pairs, samples_of(dataset, 1), samples_of(dataset), strict=True):
             assert large.picture.shape == (64, 96, 3)
             apart = np.abs(large.picture.reshape(32, 2, 48, 2, 3).mean((1, 3)) - small.picture)
-            print(images.read(pair.image).size, apart.mean(), apart.max())
-            # Factors that are not whole go by way of a halving first.
-            assert apart.mean() < 100
-            assert apart.max() <= 1 or images.read(pair.image).size != (128, 192)
+            halved_first = images.read(pair.image).size == (160, 240)  # by 5 at once, but by 2.5 where it is kept
+            assert apart.mean() < (0.8 if halved_first else 0.4)
+            assert apart.max() <= (3 if halved_first else 1.5)
 
     @pytest.mark.parametrize("scale", [1, 2])
     def test_void_and_padding_are_unknown_and_nothing_else_is(self, dataset: Dataset, scale: int) -> None:

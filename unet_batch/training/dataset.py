@@ -144,12 +144,12 @@ def _from_folders(root: str, images: str | None, masks: str | None, group_by: st
     image_files, mask_files = (collect([name], is_picture=pictures.is_supported).items for name in (image_folder, mask_folder))
     by_stem: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)  # (path, key) of the pictures
     for item in image_files:
-        by_stem[_stem(item.path, image_folder)].append((item.path, item.key))
+        by_stem[stem_of(item.path, image_folder)].append((item.path, item.key))
     found: defaultdict[str, list[str]] = defaultdict(list)
     lonely, suffixes = [], Counter[str]()
     for item in mask_files:
-        stem = _stem(item.path, mask_folder)
-        short = stem if stem in by_stem else _SUFFIX.sub("", stem)  # a picture may itself be called car_gt
+        stem = stem_of(item.path, mask_folder)
+        short = stem if stem in by_stem else without_suffix(stem)  # a picture may itself be called car_gt
         if short in by_stem:
             found[short].append(item.path)
             suffixes[stem[len(short) :]] += 1
@@ -174,7 +174,7 @@ def _from_folders(root: str, images: str | None, masks: str | None, group_by: st
         f"{len(matched):,} of {len(image_files):,} images have a mask of the same name, with {used}",
     )
     classes, encoding, why_classes = understand(os.path.join(root, "classes.toml"), sorted(mask for _, _, mask in matched))
-    pairs, why_groups = _pairs(matched, group_by)
+    pairs, why_groups = paired(matched, group_by)
     return Dataset(
         root=root,
         pairs=pairs,
@@ -221,7 +221,7 @@ def _from_coco(root: str, file: str, why: str, images: str | None, group_by: str
     ]
     if os.path.exists(os.path.join(root, "classes.toml")):
         reasons.append("classes.toml is not used: the file of annotations names the classes")
-    pairs, why_groups = _pairs(matched, group_by)
+    pairs, why_groups = paired(matched, group_by)
     return Dataset(
         root=root,
         pairs=pairs,
@@ -419,15 +419,21 @@ def _only_coco(root: str, images: str | None) -> str | None:
     return next(iter(found), None)
 
 
-def _stem(path: str, folder: str) -> str:
+def stem_of(path: str, folder: str) -> str:
+    """The name of a file below a folder, `/`-separated, without its extension: what tells which files belong together."""
     return _slashed(os.path.splitext(os.path.relpath(path, folder))[0])
+
+
+def without_suffix(stem: str) -> str:
+    """The stem of the picture that a mask is called after."""
+    return _SUFFIX.sub("", stem)
 
 
 def _slashed(path: str) -> str:
     return unicodedata.normalize("NFC", path.replace(os.sep, "/"))  # a Mac writes é as two characters
 
 
-def _pairs(matched: Sequence[tuple[str, str, str]], group_by: str | None) -> tuple[tuple[Pair, ...], str]:
+def paired(matched: Sequence[tuple[str, str, str]], group_by: str | None) -> tuple[tuple[Pair, ...], str]:
     """Pairs of (image, key, mask) in the order of their keys, and why they are grouped as they are."""
     groups, why = _groups([key for _, key, _ in matched], group_by)
     pairs = [Pair(image, mask, key, group) for (image, key, mask), group in zip(matched, groups, strict=True)]

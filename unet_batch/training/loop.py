@@ -251,9 +251,14 @@ def _epoch(
     return True
 
 
+def epoch_order(plan: Plan, epoch: int) -> list[int]:
+    """Numbers of the training samples in the order of an epoch, counted from 0."""
+    return [int(number) for number in np.random.default_rng((plan.options.seed, epoch)).permutation(len(plan.train))]
+
+
 def _training_batches(plan: Plan, ranks: Ranks, samples: Samples, epoch: int, done: int) -> Iterator[Batch]:
     options, preset = plan.options, augment.PRESETS[plan.options.augment]
-    order = np.random.default_rng((options.seed, epoch)).permutation(len(samples)).tolist()
+    order = epoch_order(plan, epoch)
     whole = [order[step * plan.batch_size : (step + 1) * plan.batch_size] for step in range(done, plan.steps)]
 
     def change(number: int) -> augment.Change:

@@ -20,7 +20,7 @@ from unet_batch import images
 from unet_batch.errors import ImageError, SourceError
 from unet_batch.sinks import LAYOUT
 from unet_batch.sources import collect
-from unet_batch.training.dataset import _SUFFIX, Dataset, Pair, _pairs, _stem
+from unet_batch.training.dataset import Dataset, Pair, paired, stem_of, without_suffix
 from unet_batch.training.encoding import VOID, Encoding, understand
 
 if TYPE_CHECKING:
@@ -116,14 +116,14 @@ def find_masks(folder: str, *, group_by: str | None = None) -> Dataset:
     """
     root = os.path.abspath(folder)
     paths = [item.path for item in collect([root], is_picture=images.is_supported).items]
-    stems = [_stem(path, root) for path in paths]
-    short = [_SUFFIX.sub("", stem) for stem in stems]
+    stems = [stem_of(path, root) for path in paths]
+    short = [without_suffix(stem) for stem in stems]
     keys = short if len(set(short)) == len(short) else stems
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise SourceError(f"{root}: several masks are called {twice}", hint="keep one mask of each name")
     classes, encoding, why_classes = understand(os.path.join(root, "classes.toml"), sorted(paths))
-    pairs, why_groups = _pairs(list(zip(paths, keys, paths, strict=True)), group_by)
+    pairs, why_groups = paired(list(zip(paths, keys, paths, strict=True)), group_by)
     return Dataset(
         root=root,
         pairs=pairs,
@@ -138,9 +138,9 @@ def _matched(pairs: Sequence[Pair], paths: Sequence[str], root: str) -> dict[str
     """The prediction of each pair, by its key."""
     tables: list[defaultdict[str, list[str]]] = [defaultdict(list) for _ in range(4)]
     for path in paths:
-        stem = _stem(path, root)
+        stem = stem_of(path, root)
         base = posixpath.basename(stem)
-        for table, name in zip(tables, (stem, _SUFFIX.sub("", stem), base, _SUFFIX.sub("", base)), strict=True):
+        for table, name in zip(tables, (stem, without_suffix(stem), base, without_suffix(base)), strict=True):
             table[name].append(path)
 
     def fits(pair: Pair) -> Iterator[list[str]]:

@@ -1,0 +1,379 @@
+"""The plan: every choice checked, with its reason, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import ROOT
+from tests.tiny import tiny_model, tiny_spec
+from unet_batch.errors import BackendUnavailable, CheckpointError, UsageError
+from unet_batch.model import checkpoint
+from unet_batch.model.unet import UNet
+from unet_batch.training.dataset import Dataset, find_dataset
+from unet_batch.training.plan import Options, Plan, make_plan
+from unet_batch.types import ClassTable
+
+
+def plan_of(dataset: Dataset, processes: int = 1, output: str = "m.safetensors", **options: Any) -> Plan:
+    return make_plan(dataset, output, Options(**{"device": "cpu", "widths": (4, 8), **options}), processes=processes)
+
+
+def listed(path: Path, *names: str) -> str:
+    path.write_text("\n".join(names))
+    return str(path)
+
+
+def pictures(root: Path, *sizes: tuple[int, int]) -> Dataset:
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for index, size in enumerate(sizes):
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(root / f"images/p{index}.png")
+        Image.fromarray(np.eye(*size, dtype=np.uint8) * 255).save(root / f"masks/p{index}.png")
+    return find_dataset(str(root))
+
+
+def start(path: Path, **changes: object) -> str:
+    spec = tiny_spec(**changes)  # type: ignore[arg-type]
+    checkpoint.save(str(path), tiny_model(spec), spec)
+    return str(path)
+
+
+@pytest.fixture
+def dataset(shapes: Path) -> Dataset:
+    return find_dataset(str(shapes))
+
+
+@pytest.fixture
+def three_classes(two_kinds: Path) -> Dataset:
+    return find_dataset(str(two_kinds))
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [
+            ("size", [(0, 32), (32, -1), (32, 20_000)]),
+            ("widths", [(), (8, 0), (8, 5000), (4,) * 9]),
+            ("epochs", [0, -3]),
+            ("batch_size", [0]),
+            ("lr", [0.0, -1.0, 10.0, math.nan, math.inf]),
+            ("seed", [-1]),
+            ("val_fraction", [0.0, 1.0, math.nan]),
+            ("augment", ["heavy", ""]),
+            ("flip", ["vertical"]),
+            ("class_weights", ["sqrt"]),
+            ("keep", ["all"]),
+            ("patience", [-1]),
+            ("weight_decay", [-0.1, math.nan, math.inf]),
+            ("clip", [0.0, -1.0, math.nan]),
+            ("precision", ["fp8", ""]),
+        ],
+    )
+    def test_out_of_range_are_named(self, name: str, values: list[object]) -> None:
+        for value in values:
+            with pytest.raises(UsageError, match=rf"^{name} .*: out of range") as error:
+                Options(**{name: value})  # type: ignore[arg-type]
+            assert "--help" in error.value.hint
+
+    def test_a_checkpoint_of_the_largest_network_can_be_read_again(self, tmp_path: Path) -> None:
+        spec = tiny_spec(widths=Options(widths=(1,) * 8).widths, size=(16384, 16384))
+        path = str(tmp_path / "m.safetensors")
+        checkpoint.save(path, UNet(3, 1, spec.widths), spec)
+        assert checkpoint.load(path).spec == spec
+
+    def test_a_device_that_is_none(self, dataset: Dataset) -> None:
+        for name in ("tpu9", "abacus"):
+            with pytest.raises(BackendUnavailable, match=name):
+                plan_of(dataset, device=name)
+
+
+class TestParts:
+    def test_groups_are_dealt_whole(self, dataset: Dataset) -> None:
+        plan = plan_of(dataset, val_fraction=0.25)
+        assert {*plan.train, *plan.val} == set(dataset.pairs)
+        assert (len(plan.train), len(plan.val)) == (18, 6)
+        assert not {pair.group for pair in plan.train} & {pair.group for pair in plan.val}
+        assert "18 pictures of 9 groups train, 6 of 3 validate (by group, 25% for validation)" in plan.reasons
+
+    def test_another_seed_keeps_the_parts(self, dataset: Dataset) -> None:
+        assert plan_of(dataset, seed=5).val == plan_of(dataset).val
+
+    def test_lists_name_one_part_or_both(self, dataset: Dataset, tmp_path: Path) -> None:
+        val, train = listed(tmp_path / "val", "set00_0", "set00_1"), listed(tmp_path / "train", "set05_0.png", "set05_1")
+        plan = plan_of(dataset, val_list=val)
+        assert [pair.key for pair in plan.val] == ["set00_0", "set00_1"]
+        assert len(plan.train) == 22
+        plan = plan_of(dataset, train_list=train)
+        assert [pair.key for pair in plan.train] == ["set05_0", "set05_1"]
+        assert len(plan.val) == 22
+        plan = plan_of(dataset, train_list=train, val_list=val)
+        assert (len(plan.train), len(plan.val)) == (2, 2)
+        assert any("by list" in reason for reason in plan.reasons)
+
+    def test_a_group_in_both_is_an_error(self, dataset: Dataset, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="group 'set00' is in training and validation"):
+            plan_of(dataset, val_list=listed(tmp_path / "val", "set00_0"))
+
+    def test_an_empty_part_is_an_error(self, dataset: Dataset, tmp_path: Path) -> None:
+        everything = listed(tmp_path / "all", *(pair.key for pair in dataset.pairs))
+        with pytest.raises(UsageError, match="no picture is left for training: 24 in all"):
+            plan_of(dataset, val_list=everything)
+        with pytest.raises(UsageError, match="no picture is left for validation"):
+            plan_of(dataset, train_list=everything)
+
+
+class TestSize:
+    @pytest.mark.parametrize(
+        ("sizes", "expected"),
+        [
+            ([(1280, 1918)] * 3, (208, 320)),
+            ([(500, 500)] * 2, (256, 256)),
+            ([(90, 64)] * 2, (96, 64)),  # not enlarged to 256 x 256
+            ([(8, 8)] * 2, (32, 32)),
+            ([(300, 600), (300, 600), (600, 300)], (176, 368)),
+        ],
+    )
+    def test_has_the_pictures_shape(self, tmp_path: Path, sizes: list[tuple[int, int]], expected: tuple[int, int]) -> None:
+        plan = plan_of(pictures(tmp_path / "d", *sizes))
+        assert plan.spec.input_size == expected
+        assert any(reason.startswith(f"{expected[0]}x{expected[1]}: of the pictures' shape") for reason in plan.reasons)
+
+    def test_is_the_one_asked_for_else_that_of_the_start(self, dataset: Dataset, tmp_path: Path) -> None:
+        init = start(tmp_path / "s.safetensors", size=(24, 40))
+        assert plan_of(dataset, size=(33, 47), init=init, widths=None).spec.input_size == (33, 47)
+        assert plan_of(dataset, init=init, widths=None).spec.input_size == (24, 40)
+
+    def test_one_value_a_channel_is_too_few_for_batchnorm(self, dataset: Dataset) -> None:
+        with pytest.raises(UsageError, match="8x7 at 4 levels") as error:
+            plan_of(dataset, size=(8, 7), widths=(4, 4, 4, 4), batch_size=1)
+        assert "--batch-size" in error.value.hint
+        for fine in ({"size": (9, 7)}, {"widths": (4, 4, 4)}, {"batch_size": 2}):
+            assert plan_of(dataset, **{"size": (8, 7), "widths": (4, 4, 4, 4), "batch_size": 1, **fine}).steps  # type: ignore[arg-type]
+
+
+class TestStart:
+    def test_from_nothing(self, dataset: Dataset) -> None:
+        plan = plan_of(dataset, widths=None)
+        assert (plan.init, plan.new_head, plan.lr) == ("", False, 1e-3)
+        assert plan.spec.widths == (32, 64, 128, 256, 512)
+        assert plan.spec.output == "probability"
+        assert plan.spec.name == "m"
+
+    def test_from_a_checkpoint(self, dataset: Dataset, tmp_path: Path) -> None:
+        init = start(tmp_path / "s.safetensors")
+        plan = plan_of(dataset, init=init, widths=None)
+        assert (plan.init, plan.lr, plan.spec.widths) == (init, 3e-4, (4, 8, 16))
+        assert (plan.spec.mean, plan.spec.std) == (tiny_spec().mean, tiny_spec().std)  # what the weights are used to
+        assert any(reason.startswith("starts from tiny, sha256 ") for reason in plan.reasons)
+        assert plan_of(dataset, init=init, widths=None, lr=0.01).lr == 0.01
+
+    def test_from_the_bundled_model(self, dataset: Dataset) -> None:
+        assert os.path.exists(plan_of(dataset, init="default", widths=None).init)
+
+    def test_other_widths_are_an_error(self, dataset: Dataset, tmp_path: Path) -> None:
+        init = start(tmp_path / "s.safetensors")
+        with pytest.raises(UsageError, match=r"has widths 4,8,16, asked for are 4,8$") as error:
+            plan_of(dataset, init=init)
+        assert "--widths" in error.value.hint
+        assert plan_of(dataset, init=init, widths=(4, 8, 16)).init
+
+    def test_no_such_file(self, dataset: Dataset) -> None:
+        with pytest.raises(CheckpointError, match="nowhere"):
+            plan_of(dataset, init="nowhere.safetensors")
+
+    @pytest.mark.parametrize(
+        ("here", "there", "new"),
+        [
+            ("a", "b", False),  # one class against background: the head means the same
+            ("abc", "abc", False),
+            ("abc", "acb", True),
+            ("abc", "abcd", True),
+            ("a", "ab", True),
+            ("ab", "a", True),
+        ],
+    )
+    def test_a_head_of_other_classes_is_replaced(
+        self, dataset: Dataset, tmp_path: Path, here: str, there: str, new: bool
+    ) -> None:
+        table = {text: ClassTable(tuple(text), ((1, 2, 3),) * len(text)) for text in (here, there)}
+        output = "class_ids" if len(there) > 1 else "probability"
+        init = start(tmp_path / "s.safetensors", classes=len(there))
+        loaded = checkpoint.load(init)
+        checkpoint.save(init, loaded.model, replace(loaded.spec, classes=table[there], output=output))  # type: ignore[arg-type]
+        plan = plan_of(replace(dataset, classes=table[here]), init=init, widths=None)
+        assert plan.new_head == new == any("new head" in reason for reason in plan.reasons)
+        assert plan.spec.classes == table[here]
+        assert plan.spec.output == ("class_ids" if len(here) > 1 else "probability")
+
+
+class TestBatches:
+    def test_are_no_larger_than_the_part(self, dataset: Dataset) -> None:
+        plan = plan_of(dataset, batch_size=100)
+        assert (plan.batch_size, plan.steps) == (len(plan.train), 1)
+
+    def test_leave_the_rest_for_another_epoch(self, dataset: Dataset) -> None:
+        plan = plan_of(dataset, batch_size=4, val_fraction=0.25)
+        assert plan.steps == 4
+
+    def test_are_shared_by_the_processes(self, dataset: Dataset) -> None:
+        assert plan_of(dataset, 4, batch_size=8).batch_size == 8
+        with pytest.raises(UsageError, match="a batch of 8 cannot be shared by 3 processes") as error:
+            plan_of(dataset, 3, batch_size=8)
+        assert error.value.hint == "--batch-size 6"
+        with pytest.raises(UsageError, match="a batch of 2 cannot be shared by 4 processes") as error:
+            plan_of(dataset, 4, batch_size=2)
+        assert error.value.hint == "--batch-size 4"
+
+
+class TestPrecision:
+    def test_is_the_devices_or_the_one_asked_for(self, dataset: Dataset) -> None:
+        plan = plan_of(dataset)
+        assert plan.precision in ("fp32", "bf16")
+        assert any(plan.precision in reason or "float32" in reason for reason in plan.reasons)
+        assert plan_of(dataset, precision="bf16").precision == "bf16"
+
+    def test_half_is_refused_on_a_cpu(self, dataset: Dataset) -> None:
+        with pytest.raises(UsageError, match="fp16 on a CPU"):
+            plan_of(dataset, precision="fp16")
+
+
+class TestPaths:
+    def test_lie_beside_the_model(self, dataset: Dataset, tmp_path: Path) -> None:
+        plan = plan_of(dataset, output=str(tmp_path / "a.b" / "cars.v2.safetensors"))
+        assert plan.folder == str(tmp_path / "a.b" / "cars.v2.training")
+        assert plan.card == str(tmp_path / "a.b" / "cars.v2.md")
+        assert plan.spec.name == "cars.v2"
+
+    def test_a_model_is_a_safetensors_file(self, dataset: Dataset) -> None:
+        with pytest.raises(UsageError, match="a model is a .safetensors file") as error:
+            plan_of(dataset, output="cars.pt")
+        assert error.value.hint == "-o cars.pt.safetensors"
+
+
+class TestFingerprint:
+    def test_is_json_and_the_same_each_time(self, dataset: Dataset) -> None:
+        prints = [plan_of(dataset, size=(16, 24)).fingerprint for _ in range(2)]
+        assert prints[0] == prints[1] == json.loads(json.dumps(prints[0]))
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("size", (40, 48)),
+            ("widths", (4, 16)),
+            ("epochs", 41),
+            ("batch_size", 4),
+            ("lr", 0.02),
+            ("seed", 1),
+            ("val_fraction", 0.4),
+            ("augment", "strong"),
+            ("flip", "any"),
+            ("class_weights", "none"),
+            ("weight_decay", 0.1),
+            ("clip", 2.0),
+            ("precision", "bf16"),
+            ("deterministic", True),
+        ],
+    )
+    def test_changes_with_each_option_that_matters(self, dataset: Dataset, key: str, value: object) -> None:
+        base = {"size": (32, 48), "precision": "fp32"}
+        one, other = plan_of(dataset, **base).fingerprint, plan_of(dataset, **{**base, key: value}).fingerprint
+        changed = {name for name in one if one[name] != other[name]}
+        assert key in changed <= {key, "pictures"}
+
+    def test_says_nothing_of_device_lists_and_output(self, dataset: Dataset, tmp_path: Path) -> None:
+        plan = plan_of(dataset, size=(16, 24))
+        lists = {
+            name: listed(tmp_path / name, *(pair.key for pair in part))
+            for name, part in (("train_list", plan.train), ("val_list", plan.val))
+        }
+        same = plan_of(dataset, output=str(tmp_path / "n.safetensors"), size=(16, 24), **lists)  # type: ignore[arg-type]
+        assert same.fingerprint == plan.fingerprint
+        elsewhere = replace(plan, device=torch.device("cuda:1"), options=replace(plan.options, device="cuda:1"))
+        assert elsewhere.fingerprint == plan.fingerprint
+
+    def test_what_was_chosen_for_a_person_counts_like_what_a_person_chose(self, dataset: Dataset) -> None:
+        plan = plan_of(dataset)
+        spelled = plan_of(dataset, size=plan.spec.input_size, lr=plan.lr, precision=plan.precision)
+        assert spelled.fingerprint == plan.fingerprint
+
+    def test_sees_pictures_come_go_change_and_swap_sides(self, tmp_path: Path) -> None:
+        dataset = pictures(tmp_path / "d", *[(20, 24)] * 6)
+
+        def print_of(pairs: Dataset) -> str:
+            return str(plan_of(pairs, size=(16, 24), val_list=listed(tmp_path / "v", "p0")).fingerprint["pictures"])
+
+        first = print_of(dataset)
+        assert print_of(find_dataset(str(tmp_path / "d"))) == first
+        assert print_of(replace(dataset, pairs=dataset.pairs[:-1])) != first
+        assert plan_of(dataset, size=(16, 24), val_list=listed(tmp_path / "v", "p1")).fingerprint["pictures"] != first
+        for path in (dataset.pairs[3].image, dataset.pairs[3].mask):
+            before = Path(path).read_bytes()
+            Path(path).write_bytes(before + b"\0")
+            assert print_of(dataset) != first
+            Path(path).write_bytes(before)
+        assert print_of(dataset) == first
+
+    def test_does_not_hang_on_where_the_dataset_lies(self, tmp_path: Path) -> None:
+        prints = [
+            plan_of(pictures(tmp_path / name / "d", *[(20, 24)] * 4), size=(16, 24)).fingerprint for name in ("here", "there")
+        ]
+        assert prints[0] == prints[1]
+
+    def test_is_the_same_in_another_process(self, shapes: Path, dataset: Dataset) -> None:
+        code = (
+            "import sys, json\n"
+            "from unet_batch.training.dataset import find_dataset\n"
+            "from unet_batch.training.plan import Options, make_plan\n"
+            "options = Options(device='cpu', widths=(4, 8), size=(16, 24))\n"
+            "print(json.dumps(make_plan(find_dataset(sys.argv[1]), 'm.safetensors', options).fingerprint))\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code, str(shapes)], capture_output=True, text=True, check=True, cwd=ROOT)
+        assert json.loads(done.stdout) == plan_of(dataset, size=(16, 24)).fingerprint
+
+
+class TestMemory:
+    @staticmethod
+    def kept(plan: Plan, samples: int) -> int:
+        """Bytes of activations that a forward pass on real numbers holds on to."""
+        found: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            if not isinstance(tensor, torch.nn.Parameter):
+                found[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        model = UNet(3, len(plan.spec.classes.names), plan.spec.widths)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            logits = model(torch.rand(samples, 3, *plan.spec.input_size))
+        del logits
+        return sum(found.values())
+
+    @pytest.mark.parametrize("size", [(64, 96), (50, 33)])
+    def test_activations_are_those_of_a_real_pass(self, dataset: Dataset, size: tuple[int, int]) -> None:
+        plan = plan_of(dataset, size=size, widths=(4, 8, 16), precision="fp32")
+        each = (self.kept(plan, 3) - self.kept(plan, 1)) / 2
+        assert plan.activation_bytes == pytest.approx(each, rel=0.05)
+
+    def test_activations_grow_with_the_pixels_and_halve_with_the_bits(self, dataset: Dataset) -> None:
+        small, large, bits = (
+            plan_of(dataset, size=size, precision=precision).activation_bytes
+            for size, precision in (((64, 64), "fp32"), ((128, 256), "fp32"), ((64, 64), "bf16"))
+        )
+        assert large == pytest.approx(8 * small, rel=0.02)
+        assert bits == pytest.approx(small / 2, rel=0.02)
+
+    def test_weights_are_counted_five_times(self, three_classes: Dataset) -> None:
+        plan = plan_of(three_classes)
+        assert plan.weights_bytes == 5 * 4 * sum(p.numel() for p in UNet(3, 3, (4, 8)).parameters())
