@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import ROOT
 from tests.tiny import tiny_model, tiny_spec
 from unet_batch.errors import BackendUnavailable, CheckpointError, UsageError
 from unet_batch.model import checkpoint
@@ -138,11 +135,11 @@ class TestSize:
     @pytest.mark.parametrize(
         ("sizes", "expected"),
         [
-            ([(1280, 1918)] * 3, (208, 320)),
+            ([(640, 959)] * 2, (208, 320)),
             ([(500, 500)] * 2, (256, 256)),
             ([(90, 64)] * 2, (96, 64)),  # not enlarged to 256 x 256
             ([(8, 8)] * 2, (32, 32)),
-            ([(300, 600), (300, 600), (600, 300)], (176, 368)),
+            ([(300, 600)] * 4 + [(600, 300)], (176, 368)),
         ],
     )
     def test_has_the_pictures_shape(self, tmp_path: Path, sizes: list[tuple[int, int]], expected: tuple[int, int]) -> None:
@@ -257,7 +254,7 @@ class TestPaths:
         assert plan.spec.name == "cars.v2"
 
     def test_a_model_is_a_safetensors_file(self, dataset: Dataset) -> None:
-        with pytest.raises(UsageError, match="a model is a .safetensors file") as error:
+        with pytest.raises(UsageError, match=r"a model is a \.safetensors file") as error:
             plan_of(dataset, output="cars.pt")
         assert error.value.hint == "-o cars.pt.safetensors"
 
@@ -330,17 +327,6 @@ class TestFingerprint:
             plan_of(pictures(tmp_path / name / "d", *[(20, 24)] * 4), size=(16, 24)).fingerprint for name in ("here", "there")
         ]
         assert prints[0] == prints[1]
-
-    def test_is_the_same_in_another_process(self, shapes: Path, dataset: Dataset) -> None:
-        code = (
-            "import sys, json\n"
-            "from unet_batch.training.dataset import find_dataset\n"
-            "from unet_batch.training.plan import Options, make_plan\n"
-            "options = Options(device='cpu', widths=(4, 8), size=(16, 24))\n"
-            "print(json.dumps(make_plan(find_dataset(sys.argv[1]), 'm.safetensors', options).fingerprint))\n"
-        )
-        done = subprocess.run([sys.executable, "-c", code, str(shapes)], capture_output=True, text=True, check=True, cwd=ROOT)
-        assert json.loads(done.stdout) == plan_of(dataset, size=(16, 24)).fingerprint
 
 
 class TestMemory:

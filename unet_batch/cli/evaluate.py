@@ -152,7 +152,7 @@ def evaluate(
         json.dump(document, sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:
-        _print(out, outcome.evaluation, output, sheet)
+        _print(out, outcome.evaluation, output, sheet if outcome.sheet else None)  # none where nothing is marked or found
     raise SystemExit(1 if outcome.evaluation.failures else 0)
 
 

@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -119,11 +119,26 @@ def train(
             trainee.progress = state.load(trainee.state_file, trainee.model, trainee.mean, trainee.optimizer, plan.fingerprint)
             if trainee.scaler.is_enabled():
                 trainee.scaler.load_state_dict({**trainee.scaler.state_dict(), "scale": trainee.progress.scale})
+            if trainee.progress.history and not os.path.exists(plan.output):
+                raise TrainingError(f"{plan.output}: is gone; it held the weights to keep", hint="--overwrite begins again")
         elif ranks.leads:
             make_folder(plan.folder)
+            for file in (
+                trainee.state_file,
+                plan.card,
+            ):  # of an earlier training: nothing may be taken up from it, or said of it
+                with suppress(FileNotFoundError):
+                    os.unlink(file)
         if len(plan.spec.classes.names) > 1 and trainee.progress.shares and plan.options.class_weights == "auto":
             trainee.weights = losses.class_weights(trainee.progress.shares).to(plan.device)
-        return _run(trainee, on_step, on_epoch, stop)
+        try:
+            return _run(trainee, on_step, on_epoch, stop)
+        except torch.OutOfMemoryError as error:
+            height, width = plan.spec.input_size
+            raise TrainingError(
+                f"{plan.device}: its memory does not hold a batch of {plan.batch_size // ranks.count} at {height}x{width}",
+                hint=f"--batch-size {max(ranks.count, plan.batch_size // 2)}, a smaller --size, or narrower --widths",
+            ) from error
 
 
 def _prepare(plan: Plan, ranks: Ranks) -> _Trainee:
@@ -339,15 +354,16 @@ def _record(trainee: _Trainee, counts: Sequence[metrics.Counts], loss: float, se
     plan, progress = trainee.plan, trainee.progress
     found = metrics.scores(counts)
     one = len(plan.spec.classes.names) == 1
-    dice, iou = (found.per_picture[key][1] if one else np.nanmean(found.pooled[key]) for key in ("dice", "iou"))
+    ids = (1,) if one else range(len(plan.spec.classes.names))
+    dice, iou = (found.mean(key, ids, per_picture=one) for key in ("dice", "iou"))
     return {
         "epoch": len(progress.history) + 1,
         "step": progress.step,
         "loss": progress.loss / plan.steps,
         "val_loss": loss,
-        "val_dice": float(dice),
-        "val_iou": float(iou),
-        "val_accuracy": found.accuracy,
+        "val_dice": None if math.isnan(dice) else dice,
+        "val_iou": None if math.isnan(iou) else iou,
+        "val_accuracy": None if math.isnan(found.accuracy) else found.accuracy,
         "lr": plan.lr * rate(progress.step - 1, plan.steps * plan.options.epochs),
         "seconds": round(seconds, 1),
         "total_seconds": round(since, 1),
@@ -378,8 +394,8 @@ def judged_by(plan: Plan) -> str:
 
 
 def best_epoch(plan: Plan, history: Sequence[dict[str, Any]]) -> int:
-    """The first epoch, from 1, with the best figure; 0 before the first."""
-    scores = [record[judged_by(plan)] for record in history]
+    """The first epoch, from 1, with the best figure, or where there is none with the lowest loss; 0 before the first."""
+    scores = [(record[judged_by(plan)] or 0.0, -record["val_loss"]) for record in history]
     return scores.index(max(scores)) + 1 if scores else 0
 
 
@@ -404,7 +420,11 @@ def _finite(plan: Plan, loss: float) -> float:
 @contextmanager
 def _deterministic(plan: Plan) -> Iterator[None]:
     """A GPU's fastest kernels add in any order; a CPU's do not."""
-    if not (plan.options.deterministic and plan.device.type == "cuda"):
+    if plan.device.type != "cuda":
+        yield
+        return
+    if not plan.options.deterministic:
+        torch.backends.cudnn.benchmark = True  # all batches have one shape: the search for the fastest kernels pays
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -318,7 +318,7 @@ def _size(pairs: Sequence[Pair]) -> tuple[Size, str]:
     ratio = float(np.median(ratios)) if ratios else 1.0
     area = min(_AREA, largest[0] * largest[1])
     size = max(32, round((area / ratio) ** 0.5 / 16) * 16), max(32, round((area * ratio) ** 0.5 / 16) * 16)
-    return size, f"{size[0]}x{size[1]}: of the pictures' shape (the commonest is {ratio:.2f} times as wide as high)"
+    return size, f"{size[0]}x{size[1]}: of the pictures' shape (the median is {ratio:.2f} times as wide as high)"
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -17,7 +17,7 @@ import dataclasses
 import io
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from unet_batch.errors import TrainingError, UsageError
 from unet_batch.model import checkpoint
 from unet_batch.sinks import make_folder, write_atomic, write_json
 from unet_batch.training.evaluate import Evaluation, comparison, evaluate
-from unet_batch.training.loop import Outcome, judged_by
+from unet_batch.training.loop import Outcome, best_epoch, judged_by
 from unet_batch.training.plan import Plan
 from unet_batch.training.ranks import Ranks
 from unet_batch.training.sheet import comparison_sheet
@@ -93,7 +93,7 @@ class Curves:
         if self._board is not None:
             self._board.close()
 
-    def add(self, history: Sequence[Mapping[str, Any]]) -> None:
+    def add(self, history: Sequence[dict[str, Any]]) -> None:
         """Take note of the last of the epochs."""
         record = history[-1]
         write_atomic(os.path.join(self.plan.folder, "curves.png"), draw_curves(self.plan, history))
@@ -104,7 +104,7 @@ class Curves:
             self._board.flush()
 
 
-def draw_curves(plan: Plan, history: Sequence[Mapping[str, Any]]) -> bytes:
+def draw_curves(plan: Plan, history: Sequence[dict[str, Any]]) -> bytes:
     """Loss on the left, the figure that decides on the right, the kept epoch marked; a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -125,14 +125,12 @@ def draw_curves(plan: Plan, history: Sequence[Mapping[str, Any]]) -> bytes:
     left.set_title("loss", loc="left", fontsize=11)
     left.legend(frameon=False)
     key = judged_by(plan)
-    values = [record[key] for record in history]
+    values = [np.nan if record[key] is None else record[key] for record in history]
     right.plot(epochs, values, color=orange, marker=marker, ms=3)
-    kept = len(values) - 1 if plan.options.keep == "last" else int(np.nanargmax(values))
+    kept = (len(values) if plan.options.keep == "last" else best_epoch(plan, history)) - 1
     right.plot(epochs[kept], values[kept], marker="o", ms=8, mfc="none", mec=grey, mew=1.5)
     what = "Dice" if key == "val_dice" else "mean IoU"
     right.set_title(f"validation {what}, kept: {values[kept]:.4f} of epoch {epochs[kept]}", loc="left", fontsize=11)
-    low = min(values)
-    right.set_ylim(max(0, low - 0.1 * (max(values) - low) - 0.002), None)
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.set_xlim(0.5, max(plan.options.epochs, len(epochs)) + 0.5)
