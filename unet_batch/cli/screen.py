@@ -347,11 +347,13 @@ def training(
         record, best = history[-1], best_epoch(plan, history) == len(history)
         if not headed and not lines.quiet:
             headed = True
-            heading = f"{'epoch':>9}  {'loss':>7}  {'val loss':>8}  {'Dice':>6}  {'IoU':>6}  {'right':>6}  {'time':>8}"
+            heading = f"{'epoch':>9}  {'loss':>7}  {'val loss':>8}  {'Dice':>6}  {'IoU':>6}  {'accuracy':>8}  {'time':>8}"
             lines.out.print(heading, style="bold cyan")
         if not lines.quiet:
             loss, val_loss, *shares = (record[key] for key in ("loss", "val_loss", "val_dice", "val_iou", "val_accuracy"))
-            figures = "".join(f"  {'-' if share is None else f'{share:.4f}':>6}" for share in shares)
+            figures = "".join(
+                f"  {'-' if share is None else f'{share:.4f}':>{width}}" for share, width in zip(shares, (6, 6, 8), strict=True)
+            )
             row = f"{record['epoch']:>5}/{epochs:<3}  {loss:>7.4f}  {val_loss:>8.4f}{figures}"
             row += f"  {clock(record['seconds']):>8}" + ("  best" if best else "")
             lines.out.print(row, style="" if best else "dim")

@@ -394,8 +394,9 @@ def judged_by(plan: Plan) -> str:
 
 
 def best_epoch(plan: Plan, history: Sequence[dict[str, Any]]) -> int:
-    """The first epoch, from 1, with the best figure, or where there is none with the lowest loss; 0 before the first."""
-    scores = [(record[judged_by(plan)] or 0.0, -record["val_loss"]) for record in history]
+    """The first epoch, from 1, with the best figure; 0 before the first. Nothing to find and nothing found is perfect."""
+    figures = [record[judged_by(plan)] for record in history]
+    scores = [1.0 if figure is None else figure for figure in figures]
     return scores.index(max(scores)) + 1 if scores else 0
 
 
