@@ -16,7 +16,7 @@ Each target is one or several trainings; the commands are printed before they ru
 | few       | sixteen drawn photos of a kind the bundled model has not seen: from it, and from scratch        |
 
 The photos are expected below the data folder (`UNET_BATCH_DATA`, else ../shared/data), each set with images/ and masks/.
-`default`, `fast` and `fine` are copied to unet_batch/model/weights only by hand, after `scripts/eval_default.py -m FILE`.
+`default`, `fast` and `fine` are copied to unet_batch/model/weights only by hand, after `scripts/eval_models.py FILE`.
 """
 
 from __future__ import annotations

@@ -314,7 +314,10 @@ class TestFingerprint:
         first = print_of(dataset)
         assert print_of(find_dataset(str(tmp_path / "d"))) == first
         assert print_of(replace(dataset, pairs=dataset.pairs[:-1])) != first
-        assert plan_of(dataset, size=(16, 24), val_list=listed(tmp_path / "v", "p1")).fingerprint["pictures"] != first
+        sides = [
+            plan_of(dataset, size=(16, 24), val_list=listed(tmp_path / "v", *names)) for names in (["p5"], ["p4", "p5"], ["p1"])
+        ]
+        assert len({first, *(plan.fingerprint["pictures"] for plan in sides)}) == 4
         for path in (dataset.pairs[3].image, dataset.pairs[3].mask):
             before = Path(path).read_bytes()
             Path(path).write_bytes(before + b"\0")

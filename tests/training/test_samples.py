@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -231,8 +232,11 @@ class TestBatches:
 
     @pytest.mark.usefixtures("no_thread_is_left")
     @pytest.mark.parametrize("taken", [0, 1, 3])
-    def test_stopping_early_leaves_nothing_behind(self, dataset: Dataset, taken: int) -> None:
-        stream = self.stream(samples_of(dataset), [[number] for number in range(7)])
+    def test_stopping_early_leaves_nothing_behind(self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+        some = samples_of(dataset)
+        read = some._read
+        monkeypatch.setattr(some, "_read", lambda pair: (time.sleep(0.1), read(pair))[1])
+        stream = self.stream(some, [[number] for number in range(7)])
         for _ in range(taken):
             next(stream)
             assert cv2.getNumThreads() == 1

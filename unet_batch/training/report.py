@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _SHOWN = 4  # pictures of each kind on the sheet
+_GROUPS = 200  # names of groups that a model carries
 
 
 @contextmanager
@@ -299,6 +300,8 @@ def _facts(plan: Plan, outcome: Outcome, found: Evaluation, backend: str) -> dic
         "reasons": [*plan.dataset.reasons, *plan.reasons],
         "train_images": len(plan.train),
         "val_images": len(plan.val),
+        # What was kept out, so that figures of other pictures can be told from it; a hundred thousand names would be no card.
+        "val_groups": sorted({pair.group for pair in plan.val})[:_GROUPS],
         "epoch": outcome.best,
         "epochs": len(outcome.history),
         "ended": outcome.ended,
