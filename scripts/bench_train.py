@@ -2,8 +2,8 @@
 
     python scripts/bench_train.py [--size 160x240] [--widths 32,64,128,256,512] [--batch-size 8] [--steps 12] [--rounds 5]
 
-Rounds alternate in one process, so that a noisy neighbour meets both. "remembered" are samples of a second epoch, "decoded" those
-of a first one, whose photos and masks are read from their files. Carvana's photos if they are there, else drawn ones.
+Rounds alternate in one process, so that a noisy neighbour meets both. "remembered" are samples of a second epoch, "decoded"
+those of a first one, whose photos and masks are read from their files. Carvana's photos if they are there, else drawn ones.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import carvana
 
+from unet_batch.datasets.find import find_dataset
 from unet_batch.scenes import write_samples
 from unet_batch.training import loop
-from unet_batch.training.dataset import find_dataset
 from unet_batch.training.plan import Options, Plan, make_plan
 from unet_batch.training.ranks import Ranks
 from unet_batch.training.samples import OVERSAMPLING, Samples, memory_budget

@@ -3,7 +3,8 @@
     python scripts/eval_models.py [MODEL ...] [--size HxW] [--json FILE] [--plot FILE]
 
 MODEL is a bundled name or a checkpoint; the default is all bundled ones. The pictures go through the same code as
-`unet-batch evaluate`: masks as `run` would write them, and the network's own map. Milliseconds are of the network alone, here. Exits with 1 if a bundled model is worse than its card promises.
+`unet-batch evaluate`: masks as `run` would write them, and the network's own map. Milliseconds are of the network alone, on
+this machine. Exits with 1 if a bundled model is worse than its card promises.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import carvana
 
 import unet_batch
+from unet_batch.datasets.find import Dataset, Pair, find_dataset
+from unet_batch.evaluation.evaluate import evaluate
 from unet_batch.model import zoo
 from unet_batch.scenes import write_samples
 from unet_batch.segmenter import Segmenter
-from unet_batch.training.dataset import Dataset, Pair, find_dataset
-from unet_batch.training.evaluate import evaluate
 
 SCENE_SEED, SCENES = 2, 50  # training draws with seed 1, the demo with seed 0
 # Dice at the photos' own size, and of the scenes.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_cli import unet_batch
-from tests.training.test_dataset import ids, mask, photo
+from tests.datasets.test_find import ids, mask, photo
 from unet_batch import images
 
 

@@ -14,12 +14,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.cli.test_cli import unet_batch
+from tests.datasets.test_find import ids, mask, photo
 from tests.tiny import tiny_model, tiny_spec
-from tests.training.test_dataset import ids, mask, photo
 from unet_batch import images
 from unet_batch.cli import main
+from unet_batch.datasets.encoding import VOID
 from unet_batch.model import checkpoint
-from unet_batch.training.encoding import VOID
 from unet_batch.version import __version__
 
 CPU = ("--device", "cpu", "--workers", "2")

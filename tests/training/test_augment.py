@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from unet_batch.datasets.encoding import VOID
 from unet_batch.geometry import PAD_VALUE
 from unet_batch.training.augment import FLIPS, PRESETS, Change, Preset, apply, draw
-from unet_batch.training.encoding import VOID
 
 NETWORK = (32, 48)
 ALL = Preset(move=1, zoom=0.15, aspect=0.05, turn=6, shift=0.05, colour=1, blur=1, noise=1)

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
+from unet_batch.datasets.find import find_dataset
 from unet_batch.errors import ImageError, OutputError, TrainingError
 from unet_batch.model import checkpoint
 from unet_batch.training import loop, state
-from unet_batch.training.dataset import find_dataset
 from unet_batch.training.plan import Options, Plan, make_plan
 
 TINY: dict[str, Any] = {"size": (40, 56), "widths": (4, 8), "batch_size": 4, "precision": "fp32"}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unet_batch.training.encoding import VOID
+from unet_batch.datasets.encoding import VOID
 from unet_batch.training.losses import class_weights, loss_of
 
 SHAPE = (3, 7, 9)  # samples, rows, columns

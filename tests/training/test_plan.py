@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from tests.tiny import tiny_model, tiny_spec
+from unet_batch.datasets.find import Dataset, find_dataset
 from unet_batch.errors import BackendUnavailable, CheckpointError, UsageError
 from unet_batch.model import checkpoint
 from unet_batch.model.unet import UNet
-from unet_batch.training.dataset import Dataset, find_dataset
 from unet_batch.training.plan import Options, Plan, make_plan
 from unet_batch.types import ClassTable
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from unet_batch.cli.screen import Lines
-    from unet_batch.training.check import Report
-    from unet_batch.training.dataset import Dataset, Pair
+    from unet_batch.datasets.check import Report
+    from unet_batch.datasets.find import Dataset, Pair
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _SHOWN = 4  # cases of each finding that are printed
@@ -49,9 +49,9 @@ def check_data(folder: str, split_files: tuple[str, ...], sheet: str | None, as_
       unet-batch check-data cars --split train.txt --split val.txt --sheet cars.jpg
     """
     from unet_batch.cli.screen import Lines
+    from unet_batch.datasets.check import check
+    from unet_batch.datasets.find import read_split
     from unet_batch.errors import UsageError
-    from unet_batch.training.check import check
-    from unet_batch.training.dataset import read_split
 
     out = Lines(quiet=as_json, to_stderr=as_json)
     dataset = opened(folder, **options)
@@ -64,8 +64,8 @@ def check_data(folder: str, split_files: tuple[str, ...], sheet: str | None, as_
     _understood(out, dataset, splits)
     report = _checked(dataset, splits, check)
     if sheet is not None:
+        from unet_batch.datasets.sheet import contact_sheet
         from unet_batch.sinks import write_atomic
-        from unet_batch.training.sheet import contact_sheet
 
         write_atomic(os.path.abspath(sheet), contact_sheet(dataset, report))
     if as_json:

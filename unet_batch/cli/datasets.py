@@ -9,7 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines
-    from unet_batch.training.dataset import Dataset
+    from unet_batch.datasets.find import Dataset
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -39,7 +39,7 @@ def opened(folder: str, *, images: str | None, masks: str | None, coco: str | No
         UnetBatchError: see `find_dataset`.
     """
     from unet_batch.cli.screen import console
-    from unet_batch.training.dataset import find_dataset
+    from unet_batch.datasets.find import find_dataset
 
     with console(stderr=True).status("looking at the masks ..."):  # on terminals only
         return find_dataset(folder, images=images, masks=masks, coco=coco, group_by=group_by)

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from unet_batch.cli.screen import Lines
+    from unet_batch.datasets.find import Dataset, Pair
+    from unet_batch.evaluation.evaluate import Evaluation, Figures
+    from unet_batch.evaluation.predictions import Predictions
     from unet_batch.segmenter import Segmenter
-    from unet_batch.training.dataset import Dataset, Pair
-    from unet_batch.training.evaluate import Evaluation, Figures
-    from unet_batch.training.predictions import Predictions
 
 _SHOWN = 10  # failures that are printed
 _FEW = 10  # groups below which an interval is a guess
@@ -113,10 +113,10 @@ def evaluate(
       unet-batch evaluate cars/masks --predictions others
     """
     from unet_batch.cli.screen import Lines
+    from unet_batch.datasets.find import read_split
     from unet_batch.errors import UsageError
+    from unet_batch.evaluation.predictions import find_masks, is_mask_folder
     from unet_batch.sinks import make_folder
-    from unet_batch.training.dataset import read_split
-    from unet_batch.training.predictions import find_masks, is_mask_folder
 
     if predictions is not None and (given := [name for name in _OF_MODELS if _is_given(name)]):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -163,8 +163,8 @@ def _is_given(name: str) -> bool:
 def _judged(out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, **options: Any) -> _Outcome:
     """Run a model over the pairs."""
     from unet_batch.cli.screen import Screen
+    from unet_batch.evaluation.evaluate import agreed, evaluate
     from unet_batch.model import checkpoint, zoo
-    from unet_batch.training.evaluate import agreed, evaluate
 
     file = checkpoint.identify(zoo.resolve(options["model"]))
     agreed(dataset.classes, file.spec.classes)  # before the seconds that loading torch takes
@@ -196,8 +196,8 @@ def _compared(
 ) -> _Outcome:
     """Judge masks that are there."""
     from unet_batch.cli.screen import shown
-    from unet_batch.training.evaluate import compare
-    from unet_batch.training.predictions import find_predictions
+    from unet_batch.evaluation.evaluate import compare
+    from unet_batch.evaluation.predictions import find_predictions
 
     found = find_predictions(dataset, pairs, predictions)
     out.line("judged", shown(found.folder))
@@ -222,8 +222,8 @@ def _sheet(
     dataset: Dataset, pairs: Sequence[Pair], evaluation: Evaluation, worst: int, source: Segmenter | Predictions
 ) -> bytes | None:
     """The worst pictures, read and segmented once more: their pixels were not kept."""
-    from unet_batch.training.evaluate import comparison
-    from unet_batch.training.sheet import comparison_sheet
+    from unet_batch.datasets.sheet import comparison_sheet
+    from unet_batch.evaluation.evaluate import comparison
 
     by_key = {pair.key: pair for pair in pairs}
     rows = [
@@ -270,7 +270,7 @@ def _write(
 
 def _csv(evaluation: Evaluation, pairs: Sequence[Pair]) -> bytes:
     """A row for each picture, also for those that failed, in the order of the pairs; what has no figure is empty."""
-    from unet_batch.training.metrics import singly
+    from unet_batch.evaluation.metrics import singly
 
     sizes = {"photo": evaluation.photo, "network": evaluation.network}
     header = ["key", "group", "error"]

@@ -17,7 +17,7 @@ from unet_batch.cli.errors import printable, reported
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines
-    from unet_batch.training.check import Report
+    from unet_batch.datasets.check import Report
     from unet_batch.training.loop import Outcome
     from unet_batch.training.plan import Plan
     from unet_batch.training.ranks import Ranks
@@ -37,8 +37,8 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
     """Make the values of a file the defaults of the options; what the command line says comes first."""
     if value is None:
         return
+    from unet_batch.datasets.encoding import load_toml
     from unet_batch.errors import UsageError
-    from unet_batch.training.encoding import load_toml
 
     try:
         document = load_toml(value)
@@ -262,7 +262,7 @@ def _checked(lines: Lines, plan: Plan, ranks: Ranks) -> list[float]:
     from dataclasses import replace
 
     from unet_batch.cli.screen import plural, staged
-    from unet_batch.training.check import check
+    from unet_batch.datasets.check import check
 
     told: list[tuple[bool, list[float]]] = []
     if ranks.leads:

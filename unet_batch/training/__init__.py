@@ -1,1 +1,1 @@
-"""Data to train on: found, checked and split; figures of quality with their uncertainty."""
+"""Training: from a dataset to a checkpoint with its model card."""

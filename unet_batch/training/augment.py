@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unet_batch.datasets.encoding import VOID
 from unet_batch.geometry import PAD_VALUE
-from unet_batch.training.encoding import VOID
 
 if TYPE_CHECKING:
     from unet_batch.types import Size

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unet_batch.datasets.encoding import VOID
 from unet_batch.errors import TrainingError
+from unet_batch.evaluation import metrics
 from unet_batch.model import checkpoint
 from unet_batch.model.unet import UNet
 from unet_batch.sinks import make_folder, write_atomic
-from unet_batch.training import augment, losses, metrics, state
-from unet_batch.training.encoding import VOID
+from unet_batch.training import augment, losses, state
 from unet_batch.training.plan import Plan
 from unet_batch.training.ranks import Ranks
 from unet_batch.training.samples import OVERSAMPLING, Batch, Samples, batches, memory_budget

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unet_batch.training.encoding import VOID
+from unet_batch.datasets.encoding import VOID
 
 
 def loss_of(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -27,14 +27,14 @@ import numpy as np
 import torch
 
 import unet_batch
+from unet_batch.datasets.sheet import comparison_sheet
 from unet_batch.errors import TrainingError, UsageError
+from unet_batch.evaluation.evaluate import Evaluation, comparison, evaluate
 from unet_batch.model import checkpoint
 from unet_batch.sinks import make_folder, write_atomic, write_json
-from unet_batch.training.evaluate import Evaluation, comparison, evaluate
 from unet_batch.training.loop import Outcome, best_epoch, judged_by
 from unet_batch.training.plan import Plan
 from unet_batch.training.ranks import Ranks
-from unet_batch.training.sheet import comparison_sheet
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:

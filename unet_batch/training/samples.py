@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from unet_batch import geometry, images
+from unet_batch.datasets.encoding import VOID
+from unet_batch.datasets.find import Dataset, Pair
 from unet_batch.pipeline import cpu_count
 from unet_batch.training import augment
-from unet_batch.training.dataset import Dataset, Pair
-from unet_batch.training.encoding import VOID
 
 if TYPE_CHECKING:
     from unet_batch.types import Pixels, Placement, Size

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.test_dataset import ids, mask, photo
+from tests.datasets.test_find import ids, mask, photo
 from unet_batch import images
+from unet_batch.datasets.check import Finding, Report, _Facts, _near, check
+from unet_batch.datasets.find import Pair, find_dataset, read_split
+from unet_batch.datasets.sheet import contact_sheet
 from unet_batch.errors import ImageError
-from unet_batch.training.check import Finding, Report, _Facts, _near, check
-from unet_batch.training.dataset import Pair, find_dataset, read_split
-from unet_batch.training.sheet import contact_sheet
 
 
 @pytest.fixture

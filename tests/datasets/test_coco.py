@@ -16,12 +16,12 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from tests.training.test_dataset import SIZE, ids, mask, photo, reason
+from tests.datasets.test_find import SIZE, ids, mask, photo, reason
+from unet_batch.datasets.check import Report, check
+from unet_batch.datasets.coco import load
+from unet_batch.datasets.find import Dataset, find_dataset
+from unet_batch.datasets.sheet import contact_sheet
 from unet_batch.errors import ImageError, SourceError, UsageError
-from unet_batch.training.check import Report, check
-from unet_batch.training.coco import load
-from unet_batch.training.dataset import Dataset, find_dataset
-from unet_batch.training.sheet import contact_sheet
 
 HEIGHT, WIDTH = SIZE
 CAR = {"id": 3, "name": "car"}

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 import cv2
 import numpy as np
 
+from unet_batch.datasets.encoding import VOID
 from unet_batch.errors import UsageError
-from unet_batch.training.encoding import VOID
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

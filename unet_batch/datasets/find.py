@@ -29,11 +29,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from unet_batch import images as pictures
+from unet_batch.datasets.coco import Coco
+from unet_batch.datasets.coco import load as load_coco
+from unet_batch.datasets.encoding import VOID, Masks, understand
 from unet_batch.errors import ImageError, SourceError, UsageError
 from unet_batch.sources import collect
-from unet_batch.training.coco import Coco
-from unet_batch.training.coco import load as load_coco
-from unet_batch.training.encoding import VOID, Masks, understand
 from unet_batch.types import ClassTable
 
 if TYPE_CHECKING:

@@ -24,18 +24,18 @@ import cv2
 import numpy as np
 
 from unet_batch import geometry, images, postprocess
+from unet_batch.datasets.encoding import VOID
+from unet_batch.datasets.sheet import Comparison
 from unet_batch.errors import BackendError, EncodeError, OutputError, UnetBatchError, UsageError
+from unet_batch.evaluation import metrics
+from unet_batch.evaluation.predictions import Predictions
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
 from unet_batch.segmenter import Segmenter, as_error, item_of
-from unet_batch.training import metrics
-from unet_batch.training.encoding import VOID
-from unet_batch.training.predictions import Predictions
-from unet_batch.training.sheet import Comparison
 from unet_batch.types import Item, Prediction
 
 if TYPE_CHECKING:
-    from unet_batch.training.dataset import Dataset, Pair
-    from unet_batch.training.metrics import Counts, Scores
+    from unet_batch.datasets.find import Dataset, Pair
+    from unet_batch.evaluation.metrics import Counts, Scores
     from unet_batch.types import ClassTable, ModelSpec, Pixels, Placement, Size
 
 METRICS = ("dice", "iou", "precision", "recall", "boundary_f1")

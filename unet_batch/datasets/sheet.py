@@ -10,14 +10,14 @@ import cv2
 import numpy as np
 
 from unet_batch import images, render
+from unet_batch.datasets.encoding import VOID
 from unet_batch.errors import ImageError
-from unet_batch.training.encoding import VOID
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from unet_batch.training.check import Report
-    from unet_batch.training.dataset import Dataset, Pair
+    from unet_batch.datasets.check import Report
+    from unet_batch.datasets.find import Dataset, Pair
     from unet_batch.types import ClassTable, Colour, Pixels, Size
 
 _HEIGHT, _WIDTH, _CAPTION, _GAP, _COLUMNS = 150, 220, 22, 12, 3

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from unet_batch.datasets.find import Dataset, Pair, find_dataset, leaks, read_split, require_apart, split
 from unet_batch.errors import ImageError, SourceError, UsageError
-from unet_batch.training.dataset import Dataset, Pair, find_dataset, leaks, read_split, require_apart, split
 
 SIZE = (24, 32)
 

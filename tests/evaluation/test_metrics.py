@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unet_batch.datasets.encoding import VOID
 from unet_batch.errors import UsageError
-from unet_batch.training.encoding import VOID
-from unet_batch.training.metrics import BOUNDARY_TOLERANCE, Counts, count, interval, intervals, scores, singly
+from unet_batch.evaluation.metrics import BOUNDARY_TOLERANCE, Counts, count, interval, intervals, scores, singly
 
 
 def masks(seed: int, classes: int, pictures: int = 3, void: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -137,7 +137,7 @@ class TestBoundary:
         if void:
             known = random.random(size) < 0.9
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("unet_batch.training.metrics.BOUNDARY_TOLERANCE", tolerance)
+            patch.setattr("unet_batch.evaluation.metrics.BOUNDARY_TOLERANCE", tolerance)
             counted = count(found.astype(np.uint8), np.where(known, truth, VOID).astype(np.uint8), 2).boundary
         limit = max(1.0, tolerance * float(np.hypot(*size))) ** 2 * (1 + 1e-9)
         for id in range(2):

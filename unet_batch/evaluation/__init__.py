@@ -1,0 +1,1 @@
+"""How good masks are, and how far the figures can be trusted."""
