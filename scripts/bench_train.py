@@ -34,7 +34,7 @@ def seconds(trainee: object, plan: Plan, samples: Samples, epoch: int, steps: in
     for _ in range(steps):
         loop._step(trainee, next(stream)).item()  # type: ignore[arg-type]
     taken = (time.perf_counter() - begun) / steps
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     return taken
 
 

@@ -192,27 +192,32 @@ class TestResume:
 
         def start(output: Path, *more: str) -> subprocess.Popen[bytes]:
             command = [sys.executable, "-m", "unet_batch", "train", str(shapes), "-o", str(output), *options, *more]
-            return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            with open(tmp_path / "errors.txt", "ab") as errors:
+                return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
 
         whole = start(tmp_path / "whole.safetensors")
-        assert whole.wait() == 0, whole.stderr.read() if whole.stderr else ""
+        assert whole.wait() == 0, (tmp_path / "errors.txt").read_text()
         choose = random.Random(1)
         output, saved = tmp_path / "killed.safetensors", tmp_path / "killed.training" / "state.safetensors"
         kills, epochs = 0, set()
         while True:
             before = saved.stat().st_mtime_ns if saved.exists() else 0
             process = start(output, *(["--resume"] if saved.exists() else ["--overwrite"]))
-            if kills < 10:  # wait until it trains, so that every kill hits something
-                while process.poll() is None and not (saved.exists() and saved.stat().st_mtime_ns > before):
-                    time.sleep(0.005)
-                time.sleep(choose.uniform(0, 0.12))
-                process.send_signal(signal.SIGKILL)
-            code = process.wait()
+            try:
+                if kills < 10:  # wait until it trains, so that every kill hits something
+                    while process.poll() is None and not (saved.exists() and saved.stat().st_mtime_ns > before):
+                        time.sleep(0.005)
+                    time.sleep(choose.uniform(0, 0.12))
+                    process.send_signal(signal.SIGKILL)
+                code = process.wait()
+            finally:
+                process.kill()
             if code != -signal.SIGKILL:
                 break
             kills += 1
             epochs.add(json.loads(Path(tmp_path / "killed.training" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"])
-        assert code == 0, process.stderr.read() if process.stderr else ""
+        assert code == 0, (tmp_path / "errors.txt").read_text()
         assert kills == 10
         assert len(epochs) > 5, "the kills should fall on different epochs"
         one, other = (load_file(tmp_path / f"{name}.training" / "state.safetensors") for name in ("whole", "killed"))

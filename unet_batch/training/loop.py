@@ -12,8 +12,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -119,7 +119,7 @@ def train(
         if resume:
             trainee.progress = state.load(trainee.state_file, trainee.model, trainee.mean, trainee.optimizer, plan.fingerprint)
             if trainee.scaler.is_enabled():
-                trainee.scaler.load_state_dict({**trainee.scaler.state_dict(), "scale": trainee.progress.scale})
+                trainee.scaler.load_state_dict(trainee.progress.scaler)
             if trainee.progress.history and not os.path.exists(plan.output):
                 raise TrainingError(f"{plan.output}: is gone; it held the weights to keep", hint="--overwrite begins again")
         elif ranks.leads:
@@ -202,8 +202,7 @@ def _run(
 
     def save() -> None:
         progress.seconds = time.monotonic() - begun
-        if trainee.scaler.is_enabled():
-            progress.scale = trainee.scaler.get_scale()
+        progress.scaler = trainee.scaler.state_dict()
         if ranks.leads:
             state.save(trainee.state_file, trainee.model, trainee.mean, trainee.optimizer, progress, plan.fingerprint)
 
@@ -247,22 +246,24 @@ def _epoch(
         total = total.to(plan.device)
     saved = reported = begun = time.monotonic()
     trainee.model.train()
-    for position, batch in enumerate(_training_batches(plan, ranks, samples, epoch, done), done + 1):
-        loss = _step(trainee, batch)
-        ranks.average([loss])
-        total += loss.to(total.device)
-        progress.step += 1
-        now = time.monotonic()
-        if on_step is not None and ranks.leads and (now - reported > _REPORT_SECONDS or position == plan.steps):
-            reported = now
-            speed = (position - done) * plan.batch_size / (now - begun)
-            on_step(StepReport(epoch + 1, position, plan.steps, total.item() / position, speed))
-        stopping = ranks.any(stop(), plan.device)
-        if stopping or (ranks.leads and now - saved > _SAVE_SECONDS):
-            saved, progress.loss = now, _finite(plan, total.item())
-            save()
-        if stopping:
-            return False
+    # Closed here, also where a step fails: its threads end, and cv2 gets its own back.
+    with closing(_training_batches(plan, ranks, samples, epoch, done)) as stream:
+        for position, batch in enumerate(stream, done + 1):
+            loss = _step(trainee, batch)
+            ranks.average([loss])
+            total += loss.to(total.device)
+            progress.step += 1
+            now = time.monotonic()
+            if on_step is not None and ranks.leads and (now - reported > _REPORT_SECONDS or position == plan.steps):
+                reported = now
+                speed = (position - done) * plan.batch_size / (now - begun)
+                on_step(StepReport(epoch + 1, position, plan.steps, total.item() / position, speed))
+            stopping = ranks.any(stop(), plan.device)
+            if stopping or (ranks.leads and now - saved > _SAVE_SECONDS):
+                saved, progress.loss = now, _finite(plan, total.item())
+                save()
+            if stopping:
+                return False
     progress.loss = _finite(plan, total.item())
     return True
 
@@ -272,7 +273,7 @@ def epoch_order(plan: Plan, epoch: int) -> list[int]:
     return [int(number) for number in np.random.default_rng((plan.options.seed, epoch)).permutation(len(plan.train))]
 
 
-def _training_batches(plan: Plan, ranks: Ranks, samples: Samples, epoch: int, done: int) -> Iterator[Batch]:
+def _training_batches(plan: Plan, ranks: Ranks, samples: Samples, epoch: int, done: int) -> Generator[Batch, None, None]:
     options, preset = plan.options, augment.PRESETS[plan.options.augment]
     order = epoch_order(plan, epoch)
     whole = [order[step * plan.batch_size : (step + 1) * plan.batch_size] for step in range(done, plan.steps)]
@@ -332,8 +333,8 @@ def _validate(trainee: _Trainee, samples: Samples) -> tuple[list[metrics.Counts]
     ids = max(2, len(plan.spec.classes.names))
     counts: list[metrics.Counts] = []
     lost: list[float] = []
-    with torch.inference_mode():
-        for batch in batches(samples, order, lambda _: still, plan.device):
+    with torch.inference_mode(), closing(batches(samples, order, lambda _: still, plan.device)) as stream:
+        for batch in stream:
             logits = network(batch.pictures)
             loss = losses.loss_of(logits, batch.targets, trainee.weights)
             lost += [loss.item()] * len(batch.numbers)

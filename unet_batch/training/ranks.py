@@ -72,7 +72,7 @@ def joined(device: str | None) -> Iterator[Ranks]:
         device: what --device says.
 
     Raises:
-        UsageError: several processes are to share one named GPU.
+        UsageError: there are more processes than GPUs, or several are to share one named GPU.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -82,7 +82,12 @@ def joined(device: str | None) -> Iterator[Ranks]:
         raise UsageError(f"--device {device} for {count} processes", hint="--device cuda: each takes a GPU of its own")
     on_gpu = (device or "cuda").startswith("cuda") and torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= gpus:
+            raise UsageError(
+                f"process {local + 1} of this machine has no GPU, there are {gpus}", hint=f"--nproc-per-node {gpus}"
+            )
+        torch.cuda.set_device(local)
     # The first may check a large dataset while the others wait for it.
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=1))
     try:

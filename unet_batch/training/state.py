@@ -36,7 +36,7 @@ class Progress:
         updates: steps that changed the weights; fewer where the scaled gradients of fp16 overflowed.
         loss: sum of the losses of the epoch that is running.
         seconds: spent so far, over all runs.
-        scale: of the gradients of fp16.
+        scaler: state of the scale of fp16's gradients; empty for other precisions.
         shares: of the classes in the pixels, from which their weights follow.
         history: a record of each epoch that is over.
     """
@@ -45,7 +45,7 @@ class Progress:
     updates: int = 0
     loss: float = 0.0
     seconds: float = 0.0
-    scale: float = 65536.0
+    scaler: dict[str, Any] = field(default_factory=dict)
     shares: list[float] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
 
