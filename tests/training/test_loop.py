@@ -235,7 +235,7 @@ class TestSeveralProcesses:
         for count in (1, 2):
             output = tmp_path / f"{count}.safetensors"
             command = [sys.executable, "-m"]
-            command += ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m"] * (count > 1)
+            command += ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"] * (count > 1)
             command += ["unet_batch", "train", str(shapes), "-o", str(output), *options]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
             assert done.returncode == 0, done.stderr

@@ -161,7 +161,7 @@ def _prepare(plan: Plan, ranks: Ranks) -> _Trainee:
     optimizer = torch.optim.AdamW(groups, lr=plan.lr, fused=device.type in ("cpu", "cuda"))
     network: nn.Module = _Mixed(model, plan)
     if ranks.count > 1:
-        network = nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+        network = nn.parallel.DistributedDataParallel(network)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
     return _Trainee(plan, ranks, model, mean, network, optimizer, scaler)
 
