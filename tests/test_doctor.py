@@ -268,7 +268,7 @@ class TestProbe:
 def test_this_machine() -> None:
     checks = doctor.examine()
     assert list(dict.fromkeys(check.group for check in checks)) == [
-        "machine", "GPU", "inference", "building engines", "buffers", "pictures",
+        "machine", "GPU", "inference", "building engines", "buffers", "pictures", "training",
     ]  # fmt: skip
     assert all(check.detail and "\n" not in check.detail + check.fix for check in checks)
     assert doctor.chosen(checks).status == "ok", "these tests run where the program does"

@@ -90,6 +90,10 @@ _PACKAGES = {
     "pillow_heif": ("pillow-heif", "heic"),
     "cv2": ("opencv-python-headless", ""),
     "av": ("av", ""),
+    "kornia": ("kornia", "train"),
+    "matplotlib": ("matplotlib", "train"),
+    "pycocotools": ("pycocotools", "coco"),
+    "tensorboard": ("tensorboard", "tensorboard"),
 }
 _RTX_TARGETS = {(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}  # the names in TensorRT-RTX 1.7's ComputeCapability
 _DATA_CENTRE = {(9, 0), (10, 0), (10, 3)}
@@ -99,7 +103,15 @@ def examine() -> tuple[Check, ...]:
     """Look at everything; never raises for what it finds. Takes a few seconds: PyTorch has to be loaded."""
     with ThreadPoolExecutor(cpu_count()) as pool:
         found = dict(zip(_PACKAGES, pool.map(probe, _PACKAGES), strict=True))
-    groups = (_machine(found), _gpus(), _inference(found), _building(found), _buffers(found), _pictures(found))
+    groups = (
+        _machine(found),
+        _gpus(),
+        _inference(found),
+        _building(found),
+        _buffers(found),
+        _pictures(found),
+        _training(found),
+    )
     return tuple(check for group in groups for check in group)
 
 
@@ -389,3 +401,14 @@ def _pictures(found: Found) -> list[Check]:
         _judge(group, "OpenCV", "cv2", found, note=": resizing, and what is written"),
         _judge(group, "PyAV", "av", found, note=": video"),
     ]
+
+
+def _training(found: Found) -> list[Check]:
+    """What `unet-batch train` needs, and what it can use."""
+    wants = (
+        ("kornia", "augmentation"),
+        ("matplotlib", "curves"),
+        ("pycocotools", "COCO annotations"),
+        ("tensorboard", "--tensorboard"),
+    )
+    return [_judge("training", module, module, found, wanted=False, note=f": {what}") for module, what in wants]

@@ -222,7 +222,8 @@ def _estimated(lines: Lines, plan: Plan) -> None:
     from unet_batch.training.samples import OVERSAMPLING, memory_budget
 
     height, width = plan.spec.input_size
-    stored = height * width * (4 * OVERSAMPLING**2 * len(plan.train) + 4 * len(plan.val))
+    bytes_each = 5 if len(plan.spec.classes.names) == 1 else 4  # colours, and coverage with how far it is known, or ids
+    stored = height * width * bytes_each * (OVERSAMPLING**2 * len(plan.train) + len(plan.val))
     activations = plan.batch_size * plan.activation_bytes
     lines.line(
         "memory",

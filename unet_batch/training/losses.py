@@ -55,4 +55,4 @@ def class_weights(shares: list[float]) -> Tensor:
     """
     share = torch.tensor(shares, dtype=torch.float32)
     weights = torch.where(share > 0, share.clamp(min=1e-12).rsqrt(), 0)
-    return (weights / (weights * share).sum()).clamp(max=10)
+    return (weights / (weights * share).sum().clamp(min=1e-12)).clamp(max=10)

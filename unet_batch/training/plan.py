@@ -123,7 +123,7 @@ class Plan:
         batch_size: samples in a step, over all processes.
         device: where it runs.
         precision: "fp32", "bf16" or "fp16", and why in `reasons`.
-        init: the file to start from, or "".
+        init, init_sha256: the file to start from and what it holds, or "".
         new_head: whether the last layer of `init` is replaced.
         reasons: a sentence for each automatic choice.
     """
@@ -139,6 +139,7 @@ class Plan:
     device: torch.device
     precision: str
     init: str = ""
+    init_sha256: str = ""
     new_head: bool = False
     reasons: tuple[str, ...] = ()
 
@@ -171,6 +172,10 @@ class Plan:
         for key in ("device", "train_list", "val_list"):  # the lists count by what they name; a GPU may have another number
             del chosen[key]
         chosen |= {"size": self.spec.input_size, "widths": self.spec.widths, "lr": self.lr, "precision": self.precision}
+        chosen["init"] = self.init_sha256
+        # What the values of masks mean; the JSON of COCO is among the files above.
+        table = getattr(self.dataset.masks, "table", {})
+        chosen["mask_values"] = {str(value): id for value, id in sorted(table.items())}
         return {
             **{key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()},
             "classes": list(self.spec.classes.names),
@@ -237,6 +242,8 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     size, why_size = (options.size, "") if options.size else (start.spec.input_size, "") if start else _size(train)
     reasons += [why_size] if why_size else []
     batch_size = min(options.batch_size, len(train))
+    if len(train) < processes:
+        raise UsageError(f"{len(train)} training pictures are too few for {processes} processes", hint="start fewer of them")
     if batch_size % processes:
         raise UsageError(
             f"a batch of {batch_size} cannot be shared by {processes} processes",
@@ -277,6 +284,7 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
         device=device,
         precision=precision,
         init=start.path if start else "",
+        init_sha256=start.sha256 if start else "",
         new_head=new_head,
         reasons=tuple(reasons),
     )
