@@ -200,29 +200,48 @@ class OutputTree:
                     os.unlink(temporary)
 
     def clean_leftovers(self) -> int:
-        """Remove the temporary files of runs that were killed, and return how many; those of live runs stay.
-
-        A run on this machine lives while its process does. One elsewhere cannot be asked: its files go after a day.
-        """
-        removed = 0
-        ours = {folder for folder, _ in LAYOUT.values()}
-        stack = [self.folder]
+        """Remove the temporary files of runs that were killed, and return how many; see `clean_leftovers`."""
+        removed = clean_leftovers(self.folder)
+        stack = [os.path.join(self.folder, folder) for folder, _ in LAYOUT.values()]
         while stack:
             folder = stack.pop()
-            entries: list[os.DirEntry[str]] = []
-            with contextlib.suppress(OutputError):  # what we cannot tidy up is no reason not to work
-                entries = _scan(folder)
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    if entry.is_dir(follow_symlinks=False):
-                        if folder != self.folder or entry.name in ours:
-                            stack.append(entry.path)
-                    elif (name := _TEMPORARY.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
-                        dead = name[1] == _here() and not _is_alive(int(name[2]))
-                        if dead or time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY:
-                            os.unlink(entry.path)
-                            removed += 1
+            removed += clean_leftovers(folder)
+            with contextlib.suppress(OutputError, OSError):  # what we cannot tidy up is no reason not to work
+                stack += [entry.path for entry in _scan(folder) if entry.is_dir(follow_symlinks=False)]
         return removed
+
+
+def clean_leftovers(folder: str) -> int:
+    """Remove the temporary files of killed processes from a folder, not from those below, and return how many.
+
+    A process on this machine is asked whether it lives. One elsewhere cannot be asked: its files go after a day.
+    """
+    removed = 0
+    entries: list[os.DirEntry[str]] = []
+    with contextlib.suppress(OutputError):
+        entries = _scan(folder)
+    for entry in entries:
+        with contextlib.suppress(OSError):
+            if (name := _TEMPORARY.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
+                dead = name[1] == _here() and not _is_alive(int(name[2]))
+                if dead or time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY:
+                    os.unlink(entry.path)
+                    removed += 1
+    return removed
+
+
+def remove(paths: Iterable[str]) -> None:
+    """Remove files that may be there.
+
+    Raises:
+        OutputError: one cannot be removed.
+    """
+    for path in paths:
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        except OSError as error:
+            raise _translate(error, path, 0) from error
 
 
 def _open_temporary(folder: str) -> tuple[str, int]:

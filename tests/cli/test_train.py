@@ -56,13 +56,18 @@ def test_leaves_model_card_curves_sheet_and_figures(shapes: Path, tmp_path: Path
         assert text in result.output
     folder = tmp_path / "discs.training"
     written = {path.name for path in folder.iterdir()}
-    assert written == {"curves.png", "lock", "metrics.jsonl", "results.json", "sheet.jpg", "state.safetensors"}
+    assert written == {"curves.png", "lock", "metrics.jsonl", "results.json", "sheet.jpg", "state.safetensors", "val.txt"}
     assert cv2.imread(str(folder / "curves.png")).shape[1] > 800
     assert cv2.imread(str(folder / "sheet.jpg")).std() > 10
+    listed = (folder / "val.txt").read_text().split()
+    again = ["evaluate", str(shapes), "-m", str(tmp_path / "discs.safetensors"), "--split", str(folder / "val.txt"), "--json"]
+    judged = json.loads(CliRunner().invoke(main, again).stdout)
+    assert judged["judged"] == len(listed) == 4
     card = (tmp_path / "discs.md").read_text()
     for text in ("# Model card: `discs`", "Dice 0.", "flatter a little", "](discs.training/curves.png)", "seed 0"):
         assert text in card
     facts = checkpoint.identify(str(tmp_path / "discs.safetensors")).spec.training
+    assert judged["photo"]["mean"]["dice_per_picture"] == pytest.approx(facts["metrics"]["photo"]["dice"], abs=1e-4)
     results = json.loads((folder / "results.json").read_text())
     assert facts["metrics"] == results["metrics"]
     low, high = facts["metrics"]["photo"]["intervals"]["dice_per_picture"]
@@ -129,7 +134,46 @@ def test_what_exists_is_not_overwritten_unasked(shapes: Path, tmp_path: Path) ->
     assert output.read_bytes() != first
     shutil.rmtree(tmp_path / "m.training")
     assert "exists" in train(shapes, output).output
+    output.unlink()
+    assert "m.md: exists" in train(shapes, output).output, "somebody's notes, for all we know"
     assert "no training to resume" in train(shapes, output, "--resume").output
+
+
+def test_what_nobody_trains_on_spoils_nothing(shapes: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    shutil.copytree(shapes, more)
+    for number in range(30):
+        shutil.copy(more / "images" / "set00_0.png", more / "images" / f"unmarked{number}_0.png")
+    result = train(more, tmp_path / "m.safetensors", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert "30 files without a partner, or with several, are left out" in result.output
+
+
+def test_a_model_is_not_trained_over_itself(shapes: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.safetensors"
+    assert train(shapes, output, "--epochs", "1").exit_code == 0
+    result = train(shapes, output, "--init", str(output), "--overwrite")
+    assert result.exit_code == 2
+    assert "is where the training starts from" in result.output
+
+
+def test_nothing_to_find_in_validation_is_said(shapes: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    shutil.copytree(shapes, empty)
+    for name in ("set05_0", "set05_1"):
+        mask = empty / "masks" / f"{name}.png"
+        cv2.imwrite(str(mask), np.zeros_like(cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)))
+    (tmp_path / "val.txt").write_text("set05_0\nset05_1\n")
+    result = train(empty, tmp_path / "m.safetensors", "--val-list", str(tmp_path / "val.txt"), "--epochs", "1")
+    assert result.exit_code == 1
+    assert "not one validation mask holds foreground" in result.output
+
+
+def test_a_folder_that_cannot_be_locked_is_explained(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.training" / "lock").mkdir(parents=True)
+    result = train(shapes, tmp_path / "m.safetensors")
+    assert result.exit_code == 2
+    assert "cannot be locked" in result.output
 
 
 def test_options_from_a_file_give_way_to_the_command_line(shapes: Path, tmp_path: Path) -> None:

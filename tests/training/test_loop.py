@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from unet_batch.datasets.find import find_dataset
-from unet_batch.errors import ImageError, OutputError, TrainingError
+from unet_batch.errors import ImageError, OutputError, TrainingError, UnetBatchError
 from unet_batch.model import checkpoint
 from unet_batch.training import loop, state
 from unet_batch.training.plan import Options, Plan, make_plan
@@ -119,7 +120,9 @@ class TestTrain:
         self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(loop.losses, "loss_of", lambda logits, *rest: logits.sum() * float("nan"))
-        with pytest.raises(TrainingError, match=r"nan.*diverged") as caught:
+        with pytest.raises(
+            TrainingError, match=r"nan in epoch 1, step \d+: the training diverged|nan after epoch 1: the training diverged"
+        ) as caught:
             loop.train(plan_of(shapes, tmp_path / "m.safetensors"))
         assert "--lr" in caught.value.hint
         assert not (tmp_path / "m.safetensors").exists()
@@ -178,6 +181,37 @@ class TestResume:
         before = weights(plan)
         assert loop.train(plan, resume=True).history == first.history
         assert same(weights(plan), before)
+
+    @pytest.mark.parametrize(("damage", "complaint"), [("gone", "is gone"), ("empty", "0 bytes"), ("other", "holds epoch 7")])
+    def test_another_model_beside_the_state_is_noticed(self, shapes: Path, tmp_path: Path, damage: str, complaint: str) -> None:
+        plan = plan_of(shapes, tmp_path / "m.safetensors")
+        loop.train(plan, stop=After(plan.steps + 2))
+        if damage == "gone":
+            os.unlink(plan.output)
+        elif damage == "empty":
+            Path(plan.output).write_bytes(b"")
+        else:
+            loaded = checkpoint.load(plan.output)
+            checkpoint.save(plan.output, loaded.model, replace(loaded.spec, training={"epoch": 7}))
+        with pytest.raises(UnetBatchError, match=complaint):
+            loop.train(plan, resume=True)
+
+    def test_stopped_during_validation_it_ends_after_it(
+        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = []
+        real = loop._validate
+        monkeypatch.setattr(loop, "_validate", lambda *values: (asked.append(1), real(*values))[1])
+        plan = plan_of(shapes, tmp_path / "m.safetensors")
+        outcome = loop.train(plan, stop=lambda: len(asked) == 2)
+        assert (outcome.ended, len(outcome.history)) == ("interrupted", 2)
+
+    def test_begun_again_leaves_nothing_of_the_training_before(self, shapes: Path, tmp_path: Path) -> None:
+        plan = plan_of(shapes, tmp_path / "m.safetensors")
+        loop.train(plan)
+        loop.train(plan, stop=After(1))
+        assert {path.name for path in Path(plan.folder).iterdir()} == {"state.safetensors", "val.txt"}
+        assert loop.train(plan, resume=True).ended == "all epochs"
 
     def test_other_options_are_refused_by_name(self, shapes: Path, tmp_path: Path) -> None:
         loop.train(plan_of(shapes, tmp_path / "m.safetensors"), stop=After(2))

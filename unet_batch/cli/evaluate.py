@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from unet_batch.segmenter import Segmenter
 
 _SHOWN = 10  # failures that are printed
-_FEW = 10  # groups below which an interval is a guess
 _FILES = ("evaluation.json", "pictures.csv")
 _OF_MODELS = ("model", "threshold", "backend", "device", "require_gpu", "engines_dir", "size", "batch_size")
 _COLUMNS = (("dice", "Dice"), ("iou", "IoU"), ("precision", "precision"), ("recall", "recall"), ("boundary_f1", "boundary F1"))
@@ -296,6 +295,7 @@ def _csv(evaluation: Evaluation, pairs: Sequence[Pair]) -> bytes:
 
 def _print(lines: Lines, evaluation: Evaluation, output: str | None, sheet: str | None) -> None:
     from unet_batch.cli.screen import plural, shown
+    from unet_batch.evaluation.metrics import FEW_GROUPS
 
     out = lines.out
     for note in evaluation.notes:
@@ -317,7 +317,7 @@ def _print(lines: Lines, evaluation: Evaluation, output: str | None, sheet: str 
     groups = evaluation.photo.groups
     if groups < 2:
         lines.line("note", "no intervals: all pictures are of one group, which says nothing of others")
-    elif groups < _FEW:
+    elif groups < FEW_GROUPS:
         lines.line("note", f"with {groups} groups only, intervals are rough, and rather too narrow")
     if sheet is not None:
         lines.line("sheet", shown(os.path.abspath(sheet)))

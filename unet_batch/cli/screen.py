@@ -328,19 +328,21 @@ def training(
         transient=True,
     )
     task = bar.add_task("", total=plan.steps, state="reading the first images")
-    begun, first = time.monotonic(), 0
+    first: tuple[int, float] | None = None  # steps done and the time, when this run took up
+    spoken = time.monotonic()
 
     def on_step(report: StepReport) -> None:
-        nonlocal first
-        done = (report.epoch - 1) * plan.steps + report.step
-        first = first or done - 1  # where this run took up
-        left = (time.monotonic() - begun) / (done - first) * (epochs * plan.steps - done)
-        bar.update(
-            task,
-            description=f"epoch {report.epoch}/{epochs}",
-            completed=report.step,
-            state=f"loss {report.loss:.4f} · {report.speed:.1f} images/s · {clock(left)} left",
+        nonlocal first, spoken
+        done, now = (report.epoch - 1) * plan.steps + report.step, time.monotonic()
+        first = first or (done, now)
+        left = (
+            f" · {clock((now - first[1]) / (done - first[0]) * (epochs * plan.steps - done))} left" if done > first[0] else ""
         )
+        text = f"loss {report.loss:.4f} · {report.speed:.1f} images/s{left}"
+        bar.update(task, description=f"epoch {report.epoch}/{epochs}", completed=report.step, state=text)
+        if not live and not lines.quiet and now - spoken >= QUIET_SECONDS:
+            spoken = now
+            lines.line("...", f"epoch {report.epoch}/{epochs}, step {report.step:,} of {report.steps:,}", text)
 
     def on_epoch(history: Sequence[dict[str, Any]]) -> None:
         nonlocal headed

@@ -254,20 +254,25 @@ def _refuse_existing(plan: Plan, *, resume: bool, overwrite: bool) -> None:
             f"{shown(plan.folder)}: holds a training",
             hint="--resume goes on with it, --overwrite begins again, or choose another -o",
         )
-    if os.path.exists(plan.output):
-        raise UsageError(f"{shown(plan.output)}: exists", hint="--overwrite replaces it, or choose another -o")
+    for path in (plan.output, plan.card):
+        if os.path.exists(path):
+            raise UsageError(f"{shown(path)}: exists", hint="--overwrite replaces it, or choose another -o")
 
 
 def _checked(lines: Lines, plan: Plan, ranks: Ranks) -> list[float]:
     """Shares of the classes; exits where the dataset would spoil the training."""
     from dataclasses import replace
 
-    from unet_batch.cli.screen import plural, staged
+    from unet_batch.cli.screen import shown, staged
     from unet_batch.datasets.check import check
 
     told: list[tuple[bool, list[float]]] = []
     if ranks.leads:
-        dataset = replace(plan.dataset, pairs=(*plan.train, *plan.val))
+        left_out = plan.dataset.unmatched_images + plan.dataset.unmatched_masks + tuple(plan.dataset.ambiguous)
+        if left_out:  # nobody trains on them, so they spoil nothing
+            lines.line("note", f"{len(left_out):,} files without a partner, or with several, are left out", shown(left_out[0]))
+        pairs = (*plan.train, *plan.val)
+        dataset = replace(plan.dataset, pairs=pairs, unmatched_images=(), unmatched_masks=(), ambiguous={})
         total = len(dataset.pairs)
         with staged(lines) as progress:
             report = check(
@@ -276,15 +281,28 @@ def _checked(lines: Lines, plan: Plan, ranks: Ranks) -> list[float]:
                 progress=lambda done: progress(f"checking {total:,} pairs", done / total),
             )
         _found(lines, report)
-        warnings = sum(finding.severity == "warning" for finding in report.findings)
+        empty = report.ok and not _anything(plan)
+        if empty:
+            names = " or ".join(plan.spec.classes.names)
+            click.echo(f"error: not one validation mask holds {names}: nothing could be judged by them", err=True)
+            click.echo(" hint: name other images with --val-list", err=True)
+        for finding in report.findings:
+            if finding.severity == "warning":
+                more = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
+                lines.line("warning", f"{finding.kind}: {finding.message}", more)
         if report.ok:
-            more = f"{warnings} {plural(warnings, 'warning')}, unet-batch check-data shows them" if warnings else ""
-            lines.line("checked", f"{total:,} pairs are fit for training", more)
-        told = [(report.ok, [share.pixels for share in report.classes])]
+            lines.line("checked", f"{total:,} pairs are fit for training")
+        told = [(report.ok and not empty, [share.pixels for share in report.classes])]
     ok, shares = ranks.gather(told)[0]
     if not ok:
         raise SystemExit(1)
     return list(shares)
+
+
+def _anything(plan: Plan) -> bool:
+    """Whether a validation mask holds a class; the first that does answers."""
+    lowest = 1 if len(plan.spec.classes.names) == 1 else 0
+    return any(bool(((ids >= lowest) & (ids != 255)).any()) for ids in map(plan.dataset.read_mask, plan.val))
 
 
 def _found(lines: Lines, report: Report) -> None:
@@ -323,8 +341,10 @@ def _until_signalled() -> Iterator[Callable[[], bool]]:
         if signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
         signalled = True
+        os.write(2, b"stopping after this step; Ctrl-C again to stop at once\n")  # a signal may come while print is at work
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]  # of a lost terminal
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield lambda: signalled
     finally:
@@ -345,6 +365,7 @@ def _finished(lines: Lines, plan: Plan, outcome: Outcome) -> None:
     for failure in found.failures[:3]:
         lines.warn(failure.message, failure.hint)
     lines.line("written", shown(plan.output), shown(plan.card), shown(plan.folder) + os.sep)
+    lines.line("", f"{shown(plan.folder)}/val.txt names the images that took no part: unet-batch evaluate DATASET --split ...")
     lines.line("next", f"unet-batch run ./photos -m {shown(plan.output)} --overlay")
 
 

@@ -268,41 +268,46 @@ def _claims(coco: Coco, folder: str) -> _Claims:
     return _Claims(folder, items, claims, len(claims) - straight, missing)
 
 
-def split(pairs: Sequence[Pair], fractions: Mapping[str, float], seed: int = 0) -> dict[str, tuple[Pair, ...]]:
-    """Deal whole groups to parts, the same way on every machine.
+def split(pairs: Sequence[Pair], fraction: float) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """Keep whole groups out of training: the same ones on every machine, and still the same ones when others come to them.
 
-    Groups come in the order of a hash of (seed, group), after those that are larger than the smallest part; each goes to the
-    part that is furthest below its share. No part exceeds its share by more than the largest group, and none is empty.
+    A group validates if a hash of its name falls below the fraction, whatever other groups there are: a model can be trained
+    further on a dataset that has grown, and no picture that it was trained on is among those that judge it. Where that misses
+    the fraction by a factor of two, as it may with a few groups, those are kept out, in the order of their hashes, that bring
+    the share closer to it.
 
     Args:
         pairs: what to split; the order within a part is theirs.
-        fractions: share of the pictures by name of the part; positive, adding up to 1.
-        seed: another one gives another split.
+        fraction: about so many of the pictures are kept out; above 0, below 1.
+
+    Returns:
+        What is for training, and what is kept out; neither is empty.
 
     Raises:
-        UsageError: the fractions are wrong, or there are fewer groups than parts.
+        UsageError: the fraction is out of range, or there is a single group.
     """
-    if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
-        raise UsageError(f"fractions {dict(fractions)}: positive numbers that add up to 1 expected")
+    if not 0 < fraction < 1:
+        raise UsageError(f"a fraction of {fraction} cannot be kept out: above 0 and below 1 expected")
     sizes = Counter(pair.group for pair in pairs)
-    if len(sizes) < len(fractions):
-        hint = "choose another group_by, or fewer parts"
-        raise UsageError(f"{len(sizes)} groups cannot be split into {len(fractions)} parts ({', '.join(fractions)})", hint=hint)
-    room = {part: fraction * len(pairs) for part, fraction in fractions.items()}
-    smallest = min(room.values())
+    if len(sizes) < 2:
+        hint = "choose another --group-by, or name the pictures of each part in a list"
+        raise UsageError(f"{len(sizes)} group cannot be on both sides of a split", hint=hint)
 
-    def place(group: str) -> tuple[int, bytes]:
-        digest = hashlib.sha256(f"{seed}\0{group}".encode("utf-8", "surrogatepass")).digest()
-        return (-sizes[group] if sizes[group] > smallest else 0), digest
+    def place(group: str) -> float:
+        return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
 
-    order = sorted(sizes, key=place)
-    home: dict[str, str] = {}
-    for left, group in zip(range(len(order), 0, -1), order, strict=True):
-        empty = [part for part in fractions if part not in home.values()] if left <= len(fractions) else []
-        part = max(empty if len(empty) == left else fractions, key=lambda name: room[name])
-        home[group] = part
-        room[part] -= sizes[group]
-    return {part: tuple(pair for pair in pairs if home[pair.group] == part) for part in fractions}
+    kept_out = {group for group in sizes if place(group) < fraction}
+    share = sum(sizes[group] for group in kept_out) / len(pairs)
+    if not fraction / 2 <= share <= min(2 * fraction, (1 + fraction) / 2):
+        kept_out, taken, wanted = set(), 0, fraction * len(pairs)
+        for group in sorted(sizes, key=place):
+            if abs(taken + sizes[group] - wanted) < abs(taken - wanted):
+                kept_out.add(group)
+                taken += sizes[group]
+        if not 0 < len(kept_out) < len(sizes):
+            kept_out = {min(sizes, key=lambda group: (sizes[group], place(group)))}
+    training, out = ([pair for pair in pairs if (pair.group in kept_out) is side] for side in (False, True))
+    return tuple(training), tuple(out)
 
 
 def read_split(file: str, pairs: Sequence[Pair]) -> tuple[Pair, ...]:

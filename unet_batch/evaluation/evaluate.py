@@ -7,7 +7,7 @@
 
 The first is what a user gets, the second what the network was trained for; padding counts in neither. A network's pixel of
 which half or more is void is void, else what is known of it decides. Of a model of one class the figures are that class's, of
-one of several their mean over the classes that occur.
+one of several their mean over the classes that occur or were found.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # Of the picture's diagonal: how far apart two boundaries may be and still agree (Csurka et al., BMVC 2013).
 BOUNDARY_TOLERANCE = 0.0075
+FEW_GROUPS = 10
+"""Below so many groups an interval is a guess, and rather too narrow."""
 _BATCH = 64  # samples of a bootstrap that are added up at once
 
 

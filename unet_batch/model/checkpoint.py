@@ -75,8 +75,8 @@ class Checkpoint:
     path: str
 
 
-def save(path: str, model: UNet, spec: ModelSpec) -> None:
-    """Write a checkpoint atomically.
+def save(path: str, model: UNet, spec: ModelSpec, *, sync: bool = False) -> None:
+    """Write a checkpoint atomically; with `sync`, wait until it is on the disk.
 
     Raises:
         CheckpointError: the spec does not describe this network.
@@ -93,7 +93,7 @@ def save(path: str, model: UNet, spec: ModelSpec) -> None:
         for name, tensor in model.state_dict().items()
     }
     metadata = {"format": FORMAT, "version": str(VERSION), "spec": spec_json.dumps(spec)}
-    write_atomic(path, save_tensors(tensors, metadata))
+    write_atomic(path, save_tensors(tensors, metadata), sync=sync)
 
 
 def identify(path: str) -> CheckpointFile:

@@ -11,9 +11,10 @@ import json
 import math
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from unet_batch.errors import TrainingError
 from unet_batch.evaluation import metrics
 from unet_batch.model import checkpoint
 from unet_batch.model.unet import UNet
-from unet_batch.sinks import make_folder, write_atomic
+from unet_batch.sinks import clean_leftovers, make_folder, remove, write_atomic
 from unet_batch.training import augment, losses, state
 from unet_batch.training.plan import Plan
 from unet_batch.training.ranks import Ranks
@@ -120,26 +121,57 @@ def train(
             trainee.progress = state.load(trainee.state_file, trainee.model, trainee.mean, trainee.optimizer, plan.fingerprint)
             if trainee.scaler.is_enabled():
                 trainee.scaler.load_state_dict(trainee.progress.scaler)
-            if trainee.progress.history and not os.path.exists(plan.output):
-                raise TrainingError(f"{plan.output}: is gone; it held the weights to keep", hint="--overwrite begins again")
+            _require_kept(plan, trainee.progress)
         elif ranks.leads:
-            make_folder(plan.folder)
-            for file in (
-                trainee.state_file,
-                plan.card,
-            ):  # of an earlier training: nothing may be taken up from it, or said of it
-                with suppress(FileNotFoundError):
-                    os.unlink(file)
+            _begin(plan)
         if len(plan.spec.classes.names) > 1 and trainee.progress.shares and plan.options.class_weights == "auto":
             trainee.weights = losses.class_weights(trainee.progress.shares).to(plan.device)
-        try:
+        with _memory(plan, ranks):
             return _run(trainee, on_step, on_epoch, stop)
-        except torch.OutOfMemoryError as error:
-            height, width = plan.spec.input_size
-            raise TrainingError(
-                f"{plan.device}: its memory does not hold a batch of {plan.batch_size // ranks.count} at {height}x{width}",
-                hint=f"--batch-size {max(ranks.count, plan.batch_size // 2)}, a smaller --size, or narrower --widths",
-            ) from error
+
+
+def _begin(plan: Plan) -> None:
+    """Make the folder, without what an earlier training left there: nothing may be taken up from it, or said of it."""
+    make_folder(plan.folder)
+    names = ("state.safetensors", "metrics.jsonl", "results.json", "curves.png", "sheet.jpg", "val.txt")
+    remove([plan.card, *(os.path.join(plan.folder, name) for name in names)])
+    shutil.rmtree(os.path.join(plan.folder, "tensorboard"), ignore_errors=True)
+    clean_leftovers(plan.folder)
+    listed = "".join(f"{pair.key}\n" for pair in plan.val)
+    write_atomic(os.path.join(plan.folder, "val.txt"), listed.encode("utf-8", "surrogateescape"))
+
+
+def _require_kept(plan: Plan, progress: state.Progress) -> None:
+    """The model beside a state holds the epoch that the state says, or the one that will be done again.
+
+    Raises:
+        TrainingError: it does not, or is gone.
+        CheckpointError: it is damaged.
+    """
+    clean_leftovers(plan.folder)
+    if not progress.history:
+        return
+    hint = "--overwrite begins again"
+    if not os.path.exists(plan.output):
+        raise TrainingError(f"{plan.output}: is gone; it held the weights to keep", hint=hint)
+    holds, kept = checkpoint.identify(plan.output).spec.training.get("epoch"), kept_epoch(plan, progress.history)
+    if holds not in (kept, len(progress.history) + 1):
+        raise TrainingError(f"{plan.output}: holds epoch {holds}, the training kept epoch {kept}", hint=hint)
+
+
+@contextmanager
+def _memory(plan: Plan, ranks: Ranks) -> Iterator[None]:
+    """Say what helps where the memory does not suffice."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):
+            raise
+        height, width = plan.spec.input_size
+        raise TrainingError(
+            f"{plan.device}: its memory does not hold a batch of {plan.batch_size // ranks.count} at {height}x{width}",
+            hint=f"--batch-size {max(ranks.count, plan.batch_size // 2)}, a smaller --size, or narrower --widths",
+        ) from error
 
 
 def _prepare(plan: Plan, ranks: Ranks) -> _Trainee:
@@ -213,8 +245,9 @@ def _run(
             break
         epoch_begun = time.monotonic()
         if not _epoch(trainee, training, on_step, stop, save):
-            return Outcome(tuple(progress.history), best_epoch(plan, progress.history), "interrupted", progress.seconds)
+            return Outcome(tuple(progress.history), kept_epoch(plan, progress.history), "interrupted", progress.seconds)
         counts, loss = _validate(trainee, validation)
+        _finite(plan, loss, progress)
         progress.history.append(_record(trainee, counts, loss, time.monotonic() - epoch_begun, time.monotonic() - begun))
         progress.loss = 0.0
         if ranks.leads:
@@ -225,9 +258,11 @@ def _run(
         save()  # last: a training killed before repeats the epoch, and writes the same files again
         if ranks.leads and on_epoch is not None:
             on_epoch(progress.history)
+        if ranks.any(stop(), plan.device):
+            ended = "interrupted"
+            break
     ranks.wait()
-    kept = len(progress.history) if options.keep == "last" else best_epoch(plan, progress.history)
-    return Outcome(tuple(progress.history), kept, ended, progress.seconds)
+    return Outcome(tuple(progress.history), kept_epoch(plan, progress.history), ended, progress.seconds)
 
 
 def _epoch(
@@ -260,11 +295,11 @@ def _epoch(
                 on_step(StepReport(epoch + 1, position, plan.steps, total.item() / position, speed))
             stopping = ranks.any(stop(), plan.device)
             if stopping or (ranks.leads and now - saved > _SAVE_SECONDS):
-                saved, progress.loss = now, _finite(plan, total.item())
+                saved, progress.loss = now, _finite(plan, total.item(), progress)
                 save()
             if stopping:
                 return False
-    progress.loss = _finite(plan, total.item())
+    progress.loss = _finite(plan, total.item(), progress)
     return True
 
 
@@ -383,10 +418,11 @@ def seconds_per_step(plan: Plan, steps: int = 3) -> float:
     batch = Batch(pictures.to(plan.device), targets.to(plan.device), ())
     trainee.model.train()
     taken = []
-    for _ in range(steps + 1):
-        begun = time.monotonic()
-        _step(trainee, batch).item()  # waits for the GPU
-        taken.append(time.monotonic() - begun)
+    with _memory(plan, Ranks()):
+        for _ in range(steps + 1):
+            begun = time.monotonic()
+            _step(trainee, batch).item()  # waits for the GPU
+            taken.append(time.monotonic() - begun)
     return float(np.median(taken[1:]))  # the first one warms up
 
 
@@ -395,9 +431,17 @@ def judged_by(plan: Plan) -> str:
     return "val_dice" if len(plan.spec.classes.names) == 1 else "val_iou"
 
 
+def kept_epoch(plan: Plan, history: Sequence[dict[str, Any]]) -> int:
+    """The epoch, from 1, whose weights the model holds; 0 before the first."""
+    return len(history) if plan.options.keep == "last" else best_epoch(plan, history)
+
+
 def best_epoch(plan: Plan, history: Sequence[dict[str, Any]]) -> int:
-    """The first epoch, from 1, with the best figure; 0 before the first. Nothing to find and nothing found is perfect."""
+    """The first epoch, from 1, with the best figure; 0 before the first. Nothing to find and nothing found is perfect, but if
+    there never was anything to find, the last epoch is as good as any."""
     figures = [record[judged_by(plan)] for record in history]
+    if all(figure is None for figure in figures):
+        return len(history)
     scores = [1.0 if figure is None else figure for figure in figures]
     return scores.index(max(scores)) + 1 if scores else 0
 
@@ -411,12 +455,17 @@ def _write_model(plan: Plan, mean: UNet, history: Sequence[dict[str, Any]]) -> N
         "validation": {key: value for key, value in history[-1].items() if key.startswith("val_")},
         "versions": {"unet-batch": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    checkpoint.save(plan.output, mean, replace(plan.spec, training=training))
+    # On the disk before the state that rests on it is.
+    checkpoint.save(plan.output, mean, replace(plan.spec, training=training), sync=True)
 
 
-def _finite(plan: Plan, loss: float) -> float:
+def _finite(plan: Plan, loss: float, progress: state.Progress) -> float:
     if not math.isfinite(loss):
-        raise TrainingError(f"the loss is {loss}: the training diverged", hint=f"--lr {plan.lr / 3:.1g}, or --precision fp32")
+        epoch, step = divmod(progress.step, plan.steps)
+        when = f"in epoch {epoch + 1}, step {step:,}" if step else f"after epoch {epoch}"
+        held = f"; {plan.output} holds epoch {kept_epoch(plan, progress.history)}" if progress.history else ""
+        hint = f"--lr {plan.lr / 3:.1g}, or --precision fp32"
+        raise TrainingError(f"the loss is {loss} {when}: the training diverged{held}", hint=hint)
     return loss
 
 

@@ -227,6 +227,8 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     require_apart({"training": train, "validation": val})
     reasons = [why_parts]
     start = checkpoint.identify(zoo.resolve(options.init)) if options.init else None
+    if start is not None and os.path.exists(output) and os.path.samefile(start.path, output):
+        raise UsageError(f"{output}: is where the training starts from", hint="write to another file with -o")
     widths = options.widths or (start.spec.widths if start else DEFAULT_WIDTHS)
     if start is not None:
         if start.spec.widths != widths or start.spec.in_channels != 3:
@@ -256,7 +258,7 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
         )
     device = pick_device(options.device)
     precision, why = pick_precision(device)
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         precision, why = "bf16", "bf16: float32's range, so that losses need no scaling"
     if options.precision:
         precision, why = options.precision, f"{options.precision}: asked for"
@@ -303,8 +305,8 @@ def _parts(dataset: Dataset, options: Options) -> tuple[tuple[Pair, ...], tuple[
     else:
         fraction = options.val_fraction
         # Not by `seed`: a second training that starts from the first must not validate on what that one has seen.
-        parts = split(pairs, {"train": 1 - fraction, "val": fraction})
-        train, val, why = parts["train"], parts["val"], f"by group, {fraction:.0%} for validation"
+        train, val = split(pairs, fraction)
+        why = f"by a hash of the group, about {fraction:.0%} for validation"
     if not train or not val:
         empty = "training" if not train else "validation"
         raise UsageError(f"no picture is left for {empty}: {len(pairs):,} in all", hint="name fewer in the other list")

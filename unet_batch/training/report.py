@@ -7,6 +7,7 @@
 | `cars.training/metrics.jsonl`| a record of each epoch                                                     |
 | `cars.training/curves.png`   | loss and Dice or IoU, epoch by epoch                                       |
 | `cars.training/sheet.jpg`    | image, truth, prediction, error: the best, middle and worst of validation  |
+| `cars.training/val.txt`      | names of the validation images, for `unet-batch evaluate --split`          |
 | `cars.training/results.json` | figures with their intervals                                               |
 | `cars.training/state.safetensors` | what --resume needs; may be deleted when the training is over         |
 """
@@ -28,11 +29,12 @@ import torch
 
 import unet_batch
 from unet_batch.datasets.sheet import comparison_sheet
-from unet_batch.errors import TrainingError, UsageError
+from unet_batch.errors import OutputError, TrainingError, UsageError
 from unet_batch.evaluation.evaluate import Evaluation, comparison, evaluate
+from unet_batch.evaluation.metrics import FEW_GROUPS
 from unet_batch.model import checkpoint
 from unet_batch.sinks import make_folder, write_atomic, write_json
-from unet_batch.training.loop import Outcome, best_epoch, judged_by
+from unet_batch.training.loop import Outcome, judged_by, kept_epoch
 from unet_batch.training.plan import Plan
 from unet_batch.training.ranks import Ranks
 from unet_batch.version import __version__
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _SHOWN = 4  # pictures of each kind on the sheet
-_GROUPS = 200  # names of groups that a model carries
 
 
 @contextmanager
@@ -50,6 +51,7 @@ def locked(plan: Plan, ranks: Ranks) -> Iterator[None]:
 
     Raises:
         UsageError: one is running.
+        OutputError: this file system cannot lock, or there is no right to.
     """
     if not ranks.leads:
         yield
@@ -58,7 +60,9 @@ def locked(plan: Plan, ranks: Ranks) -> Iterator[None]:
     lock = filelock.FileLock(os.path.join(plan.folder, "lock"), timeout=0)
     try:
         lock.acquire()
-    except filelock.Timeout as error:
+    except (OSError, NotImplementedError) as error:
+        if not isinstance(error, filelock.Timeout):
+            raise OutputError(f"{lock.lock_file} cannot be locked: {error}", hint="choose another -o") from error
         raise UsageError(f"{plan.folder}: another training writes here", hint="wait for it, or choose another -o") from error
     try:
         yield
@@ -79,13 +83,14 @@ class Curves:
 
     def __init__(self, plan: Plan, tensorboard: bool = False) -> None:
         self.plan = plan
-        self._board: Any = None
+        self._writer: Any = None  # the class
+        self._board: Any = None  # one of it, from the first epoch on: the folder is cleared before
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise UsageError("TensorBoard is not installed", hint="pip install tensorboard") from error
-            self._board = SummaryWriter(os.path.join(plan.folder, "tensorboard"))
+                raise UsageError("TensorBoard is not installed", hint='pip install "unet-batch[tensorboard]"') from error
+            self._writer = SummaryWriter
 
     def __enter__(self) -> Self:
         return self
@@ -98,9 +103,10 @@ class Curves:
         """Take note of the last of the epochs."""
         record = history[-1]
         write_atomic(os.path.join(self.plan.folder, "curves.png"), draw_curves(self.plan, history))
-        if self._board is not None:
+        if self._writer is not None:
+            self._board = self._board or self._writer(os.path.join(self.plan.folder, "tensorboard"))
             for key, value in record.items():
-                if isinstance(value, (int, float)) and key not in ("epoch", "step", "best"):
+                if isinstance(value, (int, float)) and key not in ("epoch", "step"):
                     self._board.add_scalar(key.replace("val_", "validation/"), value, record["step"])
             self._board.flush()
 
@@ -128,7 +134,7 @@ def draw_curves(plan: Plan, history: Sequence[dict[str, Any]]) -> bytes:
     key = judged_by(plan)
     values = [np.nan if record[key] is None else record[key] for record in history]
     right.plot(epochs, values, color=orange, marker=marker, ms=3)
-    kept = (len(values) if plan.options.keep == "last" else best_epoch(plan, history)) - 1
+    kept = kept_epoch(plan, history) - 1
     right.plot(epochs[kept], values[kept], marker="o", ms=8, mfc="none", mec=grey, mew=1.5)
     what = "Dice" if key == "val_dice" else "mean IoU"
     right.set_title(f"validation {what}, kept: {values[kept]:.4f} of epoch {epochs[kept]}", loc="left", fontsize=11)
@@ -160,7 +166,7 @@ def finish(plan: Plan, outcome: Outcome, progress: Callable[[str, float], None] 
         OutputError: a file cannot be written.
     """
     total = len(plan.val)
-    with unet_batch.load(plan.output, backend="torch", device=plan.device.type) as segmenter:
+    with unet_batch.load(plan.output, backend="torch", device=str(plan.device)) as segmenter:
         found = evaluate(
             plan.dataset, plan.val, segmenter, progress=lambda done: progress(f"judging {total:,} images", done / total)
         )
@@ -227,7 +233,9 @@ def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) ->
         lines += [f"{len(found.failures)} images could not be judged, such as {found.failures[0].message}", ""]
     if found.photo.groups < 2:
         lines += ["All validation images are of one group: how far the figures would vary with another one cannot be told.", ""]
-    if options.keep == "best":
+    elif found.photo.groups < FEW_GROUPS:
+        lines += [f"The intervals rest on {found.photo.groups} groups: they are rough, and rather too narrow.", ""]
+    if options.keep == "best" or options.patience:
         lines += [
             f"The same images chose {kept}, so these figures flatter a little; `unet-batch evaluate` on others does not.",
             "",
@@ -300,8 +308,6 @@ def _facts(plan: Plan, outcome: Outcome, found: Evaluation, backend: str) -> dic
         "reasons": [*plan.dataset.reasons, *plan.reasons],
         "train_images": len(plan.train),
         "val_images": len(plan.val),
-        # What was kept out, so that figures of other pictures can be told from it; a hundred thousand names would be no card.
-        "val_groups": sorted({pair.group for pair in plan.val})[:_GROUPS],
         "epoch": outcome.best,
         "epochs": len(outcome.history),
         "ended": outcome.ended,
@@ -318,7 +324,8 @@ def _number(value: float) -> float | None:
 
 
 def _within(value: float, ends: tuple[float, float] | None, digits: int, factor: float = 1.0) -> str:
-    text = f"{value:.{digits}f}"
+    text = "unknown" if np.isnan(value) else f"{value:.{digits}f}"
+    ends = None if np.isnan(value) else ends
     return f"{text} ({factor * ends[0]:.{digits}f} to {factor * ends[1]:.{digits}f})" if ends else text
 
 

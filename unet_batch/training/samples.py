@@ -134,11 +134,28 @@ class Batch:
 
 
 def memory_budget() -> int:
-    """Bytes that samples may take: a third of the memory of the machine, or of the container."""
+    """Bytes that samples may take: a third of the memory of the machine or the job, at most half of what is free."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 * 2**30
-    with suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-        total = min(total, int(file.read()))
-    return total // 3
+    free = total
+    with suppress(OSError, ValueError), open("/proc/meminfo", encoding="ascii") as file:
+        free = next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    for limit in _job_limits():
+        with suppress(OSError, ValueError), open(limit, encoding="ascii") as file:  # "max": no limit
+            total = min(total, int(file.read()))
+    return min(total // 3, free // 2)
+
+
+def _job_limits() -> list[str]:
+    """Files that may hold the limit of a container, or of a job of a batch system: its control group's and those above."""
+    files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+    with suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as file:
+        for line in file:
+            _, kinds, path = line.rstrip("\n").split(":", 2)
+            root, name = ("/sys/fs/cgroup", "memory.max") if not kinds else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            if not kinds or "memory" in kinds.split(","):
+                parts = [part for part in path.split("/") if part]
+                files += ["/".join([root, *parts[:depth], name]) for depth in range(1, len(parts) + 1)]
+    return files
 
 
 def batches(
