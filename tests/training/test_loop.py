@@ -277,8 +277,8 @@ class TestSeveralProcesses:
             curves.append([json.loads(line) for line in lines])
             assert done.stdout.count("kept epoch") == 1, "only the first process speaks"
         for one, two in zip(*curves, strict=True):
-            assert two["loss"] == pytest.approx(one["loss"], rel=0.1)
-        assert curves[1][-1]["val_dice"] == pytest.approx(curves[0][-1]["val_dice"], abs=0.03)
+            assert two["loss"] == pytest.approx(one["loss"], rel=0.03)
+        assert curves[1][-1]["val_dice"] == pytest.approx(curves[0][-1]["val_dice"], abs=0.04)
         assert curves[0][-1]["loss"] < 0.6 * curves[0][0]["loss"]
 
 
