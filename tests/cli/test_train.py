@@ -63,6 +63,8 @@ def test_leaves_model_card_curves_sheet_and_figures(shapes: Path, tmp_path: Path
     again = ["evaluate", str(shapes), "-m", str(tmp_path / "discs.safetensors"), "--split", str(folder / "val.txt"), "--json"]
     judged = json.loads(CliRunner().invoke(main, again).stdout)
     assert judged["judged"] == len(listed) == 4
+    everything = CliRunner().invoke(main, again[:4])
+    assert "trained on 16 images of a folder of this name" in everything.output
     card = (tmp_path / "discs.md").read_text()
     for text in ("# Model card: `discs`", "Dice 0.", "flatter a little", "](discs.training/curves.png)", "seed 0"):
         assert text in card

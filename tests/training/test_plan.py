@@ -102,7 +102,9 @@ class TestParts:
         assert {*plan.train, *plan.val} == set(dataset.pairs)
         assert (len(plan.train), len(plan.val)) == (20, 4)
         assert not {pair.group for pair in plan.train} & {pair.group for pair in plan.val}
-        assert "20 pictures of 10 groups train, 4 of 2 validate (by a hash of the group, about 25% for validation)" in plan.reasons
+        assert (
+            "20 pictures of 10 groups train, 4 of 2 validate (by a hash of the group, about 25% for validation)" in plan.reasons
+        )
 
     def test_another_seed_keeps_the_parts(self, dataset: Dataset) -> None:
         assert plan_of(dataset, seed=5).val == plan_of(dataset).val

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from unet_batch.datasets.find import Dataset, Pair
     from unet_batch.evaluation.evaluate import Evaluation, Figures
     from unet_batch.evaluation.predictions import Predictions
+    from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.segmenter import Segmenter
 
 _SHOWN = 10  # failures that are printed
@@ -167,6 +168,7 @@ def _judged(out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, **o
 
     file = checkpoint.identify(zoo.resolve(options["model"]))
     agreed(dataset.classes, file.spec.classes)  # before the seconds that loading torch takes
+    _warn_of_known(out, dataset, pairs, file)
     from unet_batch.backends.select import Request, select
     from unet_batch.segmenter import Segmenter
 
@@ -188,6 +190,18 @@ def _judged(out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, **o
         "notes": list(chosen.notes),
     }
     return _Outcome(evaluation, file.as_dict(), backend, None, sheet)
+
+
+def _warn_of_known(out: Lines, dataset: Dataset, pairs: Sequence[Pair], file: CheckpointFile) -> None:
+    """Say so where the pictures are probably those that the model was trained on; only their number and folder tell."""
+    trained = file.spec.training
+    seen, kept_out = trained.get("train_images"), trained.get("val_images")
+    if not (isinstance(seen, int) and isinstance(kept_out, int)):
+        return
+    if trained.get("data") == os.path.basename(dataset.root) and len(pairs) == seen + kept_out:
+        listed = f"--split {os.path.splitext(file.path)[0]}.training/val.txt"
+        what = f"the model was trained on {seen:,} images of a folder of this name, which flatter it"
+        out.line("note", what, f"{listed} takes the {kept_out:,} others")
 
 
 def _compared(
