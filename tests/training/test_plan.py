@@ -173,7 +173,7 @@ class TestStart:
     def test_from_a_checkpoint(self, dataset: Dataset, tmp_path: Path) -> None:
         init = start(tmp_path / "s.safetensors")
         plan = plan_of(dataset, init=init, widths=None)
-        assert (plan.init, plan.lr, plan.spec.widths) == (init, 3e-4, (4, 8, 16))
+        assert (plan.init, plan.lr, plan.spec.widths) == (init, 1e-3, (4, 8, 16))
         assert (plan.spec.mean, plan.spec.std) == (tiny_spec().mean, tiny_spec().std)  # what the weights are used to
         assert any(reason.startswith("starts from tiny, sha256 ") for reason in plan.reasons)
         assert plan_of(dataset, init=init, widths=None, lr=0.01).lr == 0.01

@@ -84,7 +84,7 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
 @click.option(
     "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images in a step, over all processes."
 )
-@click.option("--lr", type=float, help="Learning rate at its height.  [default: 0.001, with --init 0.0003]")
+@click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate at its height.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, order and augmentation.")
 @click.option("--init", metavar="MODEL", help="A checkpoint to start from, or the name of a bundled model.")
 @click.option(

@@ -67,7 +67,7 @@ class Options:
     widths: tuple[int, ...] | None = None
     epochs: int = 40
     batch_size: int = 16
-    lr: float | None = None
+    lr: float = 1e-3
     seed: int = 0
     init: str | None = None
     train_list: str | None = None
@@ -92,7 +92,7 @@ class Options:
             and not (1 <= len(self.widths) <= MAX_LEVELS and 1 <= min(self.widths) <= max(self.widths) <= MAX_WIDTH),
             "epochs": self.epochs < 1,
             "batch_size": self.batch_size < 1,
-            "lr": self.lr is not None and not 0 < self.lr < 10,
+            "lr": not 0 < self.lr < 10,
             "seed": self.seed < 0,
             "val_fraction": not 0 < self.val_fraction < 1,
             "augment": self.augment not in PRESETS,
@@ -281,7 +281,7 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
             classes=dataset.classes,
             output="probability" if len(names) == 1 else "class_ids",
         ),
-        lr=options.lr or (3e-4 if start else 1e-3),
+        lr=options.lr,
         batch_size=batch_size,
         device=device,
         precision=precision,
