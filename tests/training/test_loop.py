@@ -127,6 +127,22 @@ class TestTrain:
         assert "--lr" in caught.value.hint
         assert not (tmp_path / "m.safetensors").exists()
 
+    def test_too_little_memory_names_the_batch_and_what_helps(
+        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(text: str) -> None:
+            def step(*rest: object) -> None:
+                raise RuntimeError(text)
+
+            monkeypatch.setattr(loop, "_step", step)
+            loop.train(plan_of(shapes, tmp_path / "m.safetensors"))
+
+        with pytest.raises(TrainingError, match="does not hold a batch of 4 at 40x56") as caught:
+            fail("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+        assert "--batch-size 2" in caught.value.hint
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            fail("CUDA error: an illegal memory access was encountered")
+
     def test_a_file_that_vanished_is_named(self, shapes: Path, tmp_path: Path, no_thread_is_left: None) -> None:
         plan = plan_of(shapes, tmp_path / "m.safetensors")
         gone = plan.train[3]

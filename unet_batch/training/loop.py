@@ -164,8 +164,10 @@ def _memory(plan: Plan, ranks: Ranks) -> Iterator[None]:
     """Say what helps where the memory does not suffice."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        # On a CPU it is a RuntimeError like any other.
+        known = any(text in str(error) for text in ("out of memory", "allocate memory", "not enough memory"))
+        if not known and not isinstance(error, (MemoryError, torch.OutOfMemoryError)):
             raise
         height, width = plan.spec.input_size
         raise TrainingError(
