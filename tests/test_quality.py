@@ -98,7 +98,8 @@ def test_reduced_decoding_keeps_the_masks_of_drawn_photos(segmenter: Segmenter, 
         for number, size in enumerate([(1280, 1918), (1920, 1280), (2560, 3840)])
         for score in compare_with_full_decode(segmenter, write_samples(str(tmp_path / str(number)), 2, size, UNSEEN, False))
     ]
-    assert min(scores) >= 0.999, scores
+    assert np.mean(scores) >= 0.9995, scores
+    assert min(scores) >= 0.998, scores
 
 
 def test_reduced_decoding_keeps_the_masks_of_real_photos(data: Path, segmenter: Segmenter) -> None:
@@ -115,4 +116,4 @@ def test_a_portrait_photo_keeps_its_shape(segmenter: Segmenter, tmp_path: Path) 
     assert found.shape == (1080, 720)
     truth = np.zeros((1080, 720), bool)
     truth[300:780] = read_mask(tmp_path / "masks/scene_0000.png")
-    assert dice(found > 0, truth) > 0.9
+    assert dice(found > 0, truth) > 0.85, "squeezed to 160x240 it would be half as tall"

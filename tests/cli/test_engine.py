@@ -139,7 +139,10 @@ class TestInspect:
         said = labelled(result.stdout)
         assert said["model"].startswith("default · U-Net of widths 32, 64, 128, 256, 512 · 160x240")
         assert said["weights"].startswith("7,763,041 parameters")
-        assert "160x240 dice 0.9915" in result.stdout
+        assert "metrics network: dice 0.9918" in result.stdout
+        assert str(Path.home()) not in result.stdout.partition("\n")[2], (
+            "a checkpoint names no folder of the machine that made it"
+        )
 
     def test_a_graph_and_an_engine(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (graph,), (plan,) = (home / "engines").glob("*.onnx"), (home / "engines").glob("*.plan")

@@ -295,7 +295,7 @@ class TestSeveralProcesses:
         for one, two in zip(*curves, strict=True):
             assert two["loss"] == pytest.approx(one["loss"], rel=0.03)
         assert curves[1][-1]["val_dice"] == pytest.approx(curves[0][-1]["val_dice"], abs=0.04)
-        assert curves[0][-1]["loss"] < 0.6 * curves[0][0]["loss"]
+        assert curves[0][-1]["loss"] < 0.8 * curves[0][0]["loss"], "there was something to agree on"
 
 
 class TestRate:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -241,9 +241,8 @@ def inspect(file: str, as_json: bool) -> None:
 
 def _show_checkpoint(lines: Lines, found: CheckpointFile) -> dict[str, Any]:
     lines.line("weights", f"{found.parameters:,} parameters", f"sha256 {found.sha256[:12]}")
-    for name, value in found.spec.training.items():
-        shown = ", ".join(f"{key} {_short(part)}" for key, part in value.items()) if isinstance(value, dict) else _short(value)
-        lines.line("", f"{name.replace('_', ' ')}: {shown}")
+    for name, text in _facts(found.spec.training):
+        lines.line("", f"{name.replace('_', ' ')}: {text}")
     return {**found.as_dict(), "training": dict(found.spec.training)}
 
 
@@ -309,6 +308,20 @@ def _show_proof(lines: Lines, shares: Sequence[Mapping[str, Any]], proofs: Mappi
         )
         counts = ", ".join(f"{parity['pictures']} pictures at {batch}" for batch, parity in proof.items())
         lines.line("", f"{name}: {counts}")
+
+
+def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a training says of itself, a line each: lists and their like are opened, what lies deeper is for --json."""
+    for name, value in facts.items():
+        if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
+            yield from _facts({f"{name} {key}": part for key, part in value.items()})
+        elif isinstance(value, dict):
+            flat = {key: part for key, part in value.items() if part is not None and not isinstance(part, (dict, list))}
+            yield name, ", ".join(f"{key} {_short(part)}" for key, part in flat.items())
+        elif isinstance(value, list):
+            yield from ((name, _short(part)) for part in value)
+        else:
+            yield name, _short(value)
 
 
 def _short(value: object) -> str:
