@@ -139,7 +139,7 @@ class TestInspect:
         said = labelled(result.stdout)
         assert said["model"].startswith("default · U-Net of widths 32, 64, 128, 256, 512 · 160x240")
         assert said["weights"].startswith("7,763,041 parameters")
-        assert "metrics network: dice 0.9918" in result.stdout
+        assert "metrics network: accuracy 0.9965, dice 0.9918" in result.stdout
         assert str(Path.home()) not in result.stdout.partition("\n")[2], (
             "a checkpoint names no folder of the machine that made it"
         )

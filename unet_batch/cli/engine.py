@@ -311,13 +311,13 @@ def _show_proof(lines: Lines, shares: Sequence[Mapping[str, Any]], proofs: Mappi
 
 
 def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a training says of itself, a line each: lists and their like are opened, what lies deeper is for --json."""
+    """What a training says of itself, a line each: lists and what is nested are opened; lists in the latter are for --json."""
     for name, value in facts.items():
-        if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
-            yield from _facts({f"{name} {key}": part for key, part in value.items()})
-        elif isinstance(value, dict):
+        if isinstance(value, dict):
             flat = {key: part for key, part in value.items() if part is not None and not isinstance(part, (dict, list))}
-            yield name, ", ".join(f"{key} {_short(part)}" for key, part in flat.items())
+            if flat:
+                yield name, ", ".join(f"{key} {_short(part)}" for key, part in flat.items())
+            yield from _facts({f"{name} {key}": part for key, part in value.items() if isinstance(part, dict)})
         elif isinstance(value, list):
             yield from ((name, _short(part)) for part in value)
         else:
