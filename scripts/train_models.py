@@ -177,7 +177,7 @@ def main() -> None:
             train(
                 "fine",
                 folder,
-                f"{by_car} --init {{work}}/fast.safetensors --size 320x480 --epochs 8 --batch-size 8 --lr 1e-3 --seed 4",
+                f"{by_car} --init {{work}}/fast.safetensors --size 320x480 --epochs 10 --batch-size 8 --lr 1e-3 --seed 4",
             )
     elif options.target == "camvid":
         # Ids 0..10 in the order of the names; 11 is void. The split keeps out one of the three sequences, 0006R0.
