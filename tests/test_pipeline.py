@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -497,14 +498,17 @@ def test_thread_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    shape=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), max_size=4),
+    shape=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)) | st.none(), max_size=4),
     count=st.integers(0, 40),
     in_flight=st.integers(1, 12),
     budget=st.none() | st.integers(0, 20),
     bad=st.sets(st.integers(0, 39), max_size=5),
     seed=st.integers(0, 2**32),
 )
-def test_order(shape: list[tuple[int, int]], count: int, in_flight: int, budget: int | None, bad: set[int], seed: int) -> None:
+def test_order(
+    shape: list[tuple[int, int] | None], count: int, in_flight: int, budget: int | None, bad: set[int], seed: int
+) -> None:
+    """Whatever the stages are like; None stands for one that takes its values in order."""
     delays = random.Random(seed)
 
     def one(value: int) -> int:
@@ -516,9 +520,17 @@ def test_order(shape: list[tuple[int, int]], count: int, in_flight: int, budget:
     def some(values: list[int]) -> list[int]:
         return [one(value) for value in values]
 
+    seen: dict[int, list[int]] = {number: [] for number, like in enumerate(shape) if like is None}
+
+    def note(number: int, value: int) -> int:
+        seen[number].append(value)
+        return one(value)
+
     stages = [
-        Stage(f"s{number}", one if batch == 1 else some, workers=workers, batch=batch, isolate=is_work_error)
-        for number, (workers, batch) in enumerate(shape)
+        Stage(f"s{number}", partial(note, number), isolate=is_work_error, ordered=True)
+        if like is None
+        else Stage(f"s{number}", one if like[1] == 1 else some, workers=like[0], batch=like[1], isolate=is_work_error)
+        for number, like in enumerate(shape)
     ]
     flight = Flight()
     weigh = None if budget is None else lambda value: value % 7
@@ -531,6 +543,8 @@ def test_order(shape: list[tuple[int, int]], count: int, in_flight: int, budget:
     assert [result.value for result in results if isinstance(result, Failed)] == sorted(
         value for value in bad if shape and value < count
     )
+    for number, values in seen.items():  # what failed before is left out
+        assert values == [value for value in range(count) if number == 0 or value not in bad]
     assert flight.most <= in_flight + 1
     assert pipeline._weight == 0
     for stats in pipeline.stats[:2]:
@@ -853,6 +867,8 @@ def test_misuse_is_refused() -> None:
         Stage("a", same, workers=0)
     with pytest.raises(ValueError, match="batch=0"):
         Stage("a", same, batch=0)
+    with pytest.raises(ValueError, match="one worker"):
+        Stage("a", same, workers=2, ordered=True)
     with pytest.raises(ValueError, match="in_flight=0"):
         Pipeline([], [], in_flight=0)
     with pytest.raises(PipelineError, match="with"):

@@ -11,7 +11,8 @@ Why it cannot deadlock. Everything is bounded in one place: a value is read from
 others are on their way. Hence the queues need no bounds of their own, handing a value on never blocks, and there are just
 two kinds of wait: for a value, and for room. The oldest value on its way never waits for room; and as the first queue is
 filled and emptied in the source's order, no worker that waits there for room can stand before it. So the oldest value
-always moves on until the consumer has it, and the next one is the oldest.
+always moves on until the consumer has it, and the next one is the oldest. (A stage that takes its values in order waits for
+the one whose turn it is. If that is not the oldest value, the oldest is further on, and moves.)
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Stage:
             and the run goes on. Any other exception ends the run; by default that is every one. Values that shared a
             batch are tried again one by one, so that only the culprit fails.
         enter: makes a context that each worker enters, in its thread, before its first value, and leaves after its last.
+        ordered: give the values to the only worker in the source's order, for work that remembers what came before.
     """
 
     name: str
@@ -63,10 +65,13 @@ class Stage:
     batch: int = 1
     isolate: Callable[[Exception], bool] = _nothing
     enter: Callable[[], AbstractContextManager[object]] = nullcontext
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.batch < 1:
             raise ValueError(f"stage {self.name!r}: workers={self.workers} and batch={self.batch} must be at least 1")
+        if self.ordered and (self.workers, self.batch) != (1, 1):
+            raise ValueError(f"stage {self.name!r}: in order there is one worker and one value at a time")
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +199,9 @@ class Pipeline(Iterator[Any]):
         # Queue i feeds stage i, the last one the consumer. SimpleQueue is atomic even where Ctrl-C strikes.
         self._queues: list[SimpleQueue[_Slot]] = [SimpleQueue() for _ in range(len(self._stages) + 1)]
         self._early: dict[int, _Slot] = {}  # finished, but it is not their turn yet
+        # The same for each stage that takes values in order: what came too early, and whose turn it is.
+        self._waiting: list[dict[int, _Slot]] = [{} for _ in self._stages]
+        self._turns = [0 for _ in self._stages]
 
         # A bare lock, not `with condition`: its `__enter__` is Python, where Ctrl-C could leave it locked.
         self._lock = Lock()
@@ -306,7 +314,7 @@ class Pipeline(Iterator[Any]):
     def _step(self, position: int, stage: Stage, tally: StageStats) -> bool:
         begun = time.perf_counter()
         queue = self._queues[position]
-        slots = [queue.get()]
+        slots = [self._next_in_order(position) if stage.ordered else queue.get()]
         if stage.batch > 1:
             with suppress(Empty):
                 while len(slots) < stage.batch:
@@ -316,17 +324,36 @@ class Pipeline(Iterator[Any]):
         if self._halted:
             queue.put(_WAKE)  # for the next worker
             return False
+        if isinstance(slots[0].value, Failed):  # it comes by so that the others are not waited for in vain
+            self._queues[self._after(position, slots[0].value)].put(slots[0])
+            return True
         ready, cpu = time.perf_counter(), time.thread_time()
         results = self._apply(stage, [slot.value for slot in slots])
         tally._add(len(slots), begun, ready, cpu)
         for slot, result in zip(slots, results, strict=True):
             slot.value = result
-            if isinstance(result, Failed):  # it holds the value, and weighs what the value did
-                self._queues[-1].put(slot)
-            else:
+            if not isinstance(result, Failed):  # which holds the value, and weighs what the value did
                 self._update_weight(slot)
-                self._queues[position + 1].put(slot)
+            self._queues[self._after(position, result)].put(slot)
         return True
+
+    def _next_in_order(self, position: int) -> _Slot:
+        early, turn = self._waiting[position], self._turns[position]
+        while turn not in early:
+            slot = self._queues[position].get()
+            if slot is _WAKE:
+                return slot
+            early[slot.index] = slot
+        self._turns[position] += 1
+        return early.pop(turn)
+
+    def _after(self, position: int, value: Any) -> int:
+        """The queue where a value goes next; one that failed skips the stages that keep no order."""
+        position += 1
+        if isinstance(value, Failed):
+            while position < len(self._stages) and not self._stages[position].ordered:
+                position += 1
+        return position
 
     def _apply(self, stage: Stage, values: list[Any]) -> list[Any]:
         try:
@@ -392,6 +419,8 @@ class Pipeline(Iterator[Any]):
         # What was on its way must not live as long as the pipeline, which may be kept for its statistics.
         self._queues = [SimpleQueue() for _ in self._queues]
         self._early.clear()
+        for waiting in self._waiting:
+            waiting.clear()
 
 
 def _note(error: BaseException, note: str) -> None:
