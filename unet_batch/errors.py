@@ -4,6 +4,8 @@ UnetBatchError                 base: a message with the numbers, and a hint with
 ├── UsageError                 the request cannot be carried out as given (exit code 2)
 │   ├── SourceError            a source does not exist, or holds nothing to segment
 │   └── OutputError            the output folder cannot be used (missing rights, disk full)
+│       ├── FolderInUse        another run is writing there
+│       └── ManifestError      what is in it cannot be continued: of another model, or of a newer version
 ├── CheckpointError            a model file is damaged, foreign, or newer than this program
 ├── TrainingError              a training cannot go on: it diverged, or its saved state does not fit
 ├── BackendError               an inference backend failed while running
@@ -11,7 +13,9 @@ UnetBatchError                 base: a message with the numbers, and a hint with
 │   └── DeviceOutOfMemory      the GPU's memory does not hold the batch
 └── ItemError                  belongs to one item; the run reports it and goes on (exit code 1)
     ├── ImageError             a picture cannot be decoded
-    │   └── ImageTooLarge      its header asks for more pixels than the limit
+    │   ├── ImageTooLarge      its header asks for more pixels than the limit
+    │   └── DecoderCrashed     decoding it ended the decoder's process, or took too long (`isolation.py`)
+    ├── VideoError             a clip cannot be opened, decoded or encoded
     └── EncodeError            a result cannot be encoded
 
 Foreign exceptions (cv2.error, OSError, safetensors' own) are translated where they enter the program, so that a caller who
@@ -50,6 +54,14 @@ class OutputError(UsageError):
     """The output folder cannot be created or written: rights, a full disk, a file in the way."""
 
 
+class FolderInUse(OutputError):
+    """Another run is writing to the output folder; the message names its owner."""
+
+
+class ManifestError(OutputError):
+    """What an output folder holds cannot be continued: another model made it, or a newer version, or nobody knows who."""
+
+
 class CheckpointError(UnetBatchError):
     """A model file is damaged, foreign, or newer than this program."""
 
@@ -74,12 +86,24 @@ class ItemError(UnetBatchError):
     """Belongs to one item: the run records it and goes on."""
 
 
+class SourceVanished(ItemError):
+    """A source was there when the run began, and was gone when its turn came."""
+
+
 class ImageError(ItemError):
     """A picture cannot be decoded: unreadable, truncated, corrupt, or of an unknown format."""
 
 
 class ImageTooLarge(ImageError):
     """The header of a picture asks for more pixels than the limit allows."""
+
+
+class DecoderCrashed(ImageError):
+    """A picture ended the process that decoded it, or took too long: not worth another try with the same file."""
+
+
+class VideoError(ItemError):
+    """A clip cannot be opened, holds no frame that decodes, or cannot be encoded."""
 
 
 class EncodeError(ItemError):

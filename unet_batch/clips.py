@@ -1,0 +1,606 @@
+"""One clip: from a video to its masks, its overlay and its timeline, in parts that a killed run leaves behind whole.
+
+    decode ──▶ convert ──▶ infer ──▶ (smooth) ──▶ render ──▶ encode overlay ──▶ encode mask ──▶ record
+    Reader     RGB, place   batches   in order     in threads   in order, each with its own threads
+
+Outputs are encoded in parts of `PART` frames, below `OUT/unfinished/<key>/`. A part is closed in all outputs, then recorded in
+`journal.json`; a killed run loses what came after the last record, and the next one decodes from there. At the end the parts
+are put together without coding anything anew, the sound is copied beside them, and the folder goes. Each part begins with a key
+frame and depends on no other, so the final file has the same frames and timestamps however often it was interrupted.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from unet_batch import geometry, images, postprocess, render, video
+from unet_batch.errors import UsageError, VideoError
+from unet_batch.pipeline import Pipeline, Stage, StageStats
+from unet_batch.segmenter import PIXEL_BUDGET, Segmenter
+from unet_batch.sinks import make_folder, remove, replacing, write_atomic, write_json
+from unet_batch.smoothing import Smoother
+from unet_batch.types import Frame, Item, Prediction
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+    from numpy.typing import NDArray
+
+    from unet_batch.types import Pixels
+
+PART = 300
+"""Frames of a part: ten seconds of most clips, and what a killed run does again at most."""
+
+UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a clip: seconds from its beginning, or a number of frames."""
+
+    seconds: Fraction | None = None
+    frame: int | None = None
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """What to read of clips, and how to write them; see `unet-batch run --help`.
+
+    Attributes:
+        codec: of overlays, a name of `video.CODECS`.
+        quality: in the codec's own measure; None takes its default.
+        start, end: the range to read; the output then begins at time 0.
+        every: take one frame of so many.
+        max_frames: stop after so many frames taken.
+        smooth: time constant in seconds of the mean over time; 0 takes each frame by itself.
+        hardware: device that decodes, "cuda"; None for the processor.
+    """
+
+    codec: str = "h264"
+    quality: int | None = None
+    start: Position | None = None
+    end: Position | None = None
+    every: int = 1
+    max_frames: int | None = None
+    smooth: float = 0.0
+    hardware: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.quality is not None:
+            option, _, lowest, highest = video.CODECS[self.codec].quality
+            if not option:
+                raise UsageError(
+                    f"--quality {self.quality}: {self.codec} is lossless", hint="leave it out, or take --codec h264"
+                )
+            if not lowest <= self.quality <= highest:
+                raise UsageError(f"--quality {self.quality}: {self.codec} takes {lowest} to {highest}")
+        if self.smooth < 0:
+            raise UsageError(f"--smooth {self.smooth}: seconds, 0 or more expected")
+
+
+@dataclass
+class ClipResult:
+    """What became of a clip.
+
+    Attributes:
+        frames: written to the outputs, of which `resumed` were there from an earlier run.
+        damaged: packets that did not decode.
+        notes: what else a person should know.
+        files: the outputs of each kind, absolute paths; empty while the clip is not finished.
+        complete: the end was reached; if not, the next run goes on.
+        stages: work of each stage.
+    """
+
+    frames: int = 0
+    resumed: int = 0
+    damaged: int = 0
+    notes: list[str] = field(default_factory=list)
+    files: dict[str, list[str]] = field(default_factory=dict)
+    complete: bool = False
+    stages: list[StageStats] = field(default_factory=list)
+
+
+class Layout:
+    """Where the outputs of clips go.
+
+    Args:
+        folder: the output folder.
+        kinds: what is wanted: any of "mask", "overlay", "frames".
+        codec: of overlays.
+    """
+
+    KINDS = ("mask", "overlay", "frames")
+
+    def __init__(self, folder: str, kinds: Sequence[str], codec: video.Codec) -> None:
+        self.folder = folder
+        self.kinds = tuple(kind for kind in self.KINDS if kind in kinds)
+        self.codec = codec
+
+    def path(self, kind: str, key: str) -> str:
+        """The file of a kind; for "frames" the folder."""
+        steps = key.split("/")
+        name, suffix = {
+            "mask": ("masks", video.MASKS.suffix),
+            "overlay": ("overlays", self.codec.suffix),
+            "frames": ("frames", ""),
+            "timeline": ("timelines", ".csv"),
+        }[kind]
+        return os.path.join(self.folder, name, *steps) + suffix
+
+    def unfinished(self, key: str) -> str:
+        """The folder of a clip's parts."""
+        return os.path.join(self.folder, UNFINISHED, *key.split("/"))
+
+    def codec_of(self, kind: str) -> video.Codec:
+        """How an output is encoded."""
+        return video.MASKS if kind == "mask" else self.codec
+
+
+def segment(
+    item: Item,
+    segmenter: Segmenter,
+    layout: Layout,
+    options: VideoOptions,
+    fingerprint: str,
+    on_frame: Callable[[int, int | None], None] = lambda done, total: None,
+    on_start: Callable[[Callable[[], None]], None] = lambda stop: None,
+) -> ClipResult:
+    """Segment a clip, going on where an earlier run was interrupted.
+
+    Args:
+        item: the clip.
+        segmenter: open.
+        layout: where the outputs go.
+        options: what to read and how to write.
+        fingerprint: of all that decides the outputs' contents; parts made with another are made anew.
+        on_frame: called in this thread with the number of frames done, and how many there may be.
+        on_start: given a function that makes it stop early, with all that is in flight recorded; safe in a signal handler.
+
+    Raises:
+        VideoError: the clip cannot be opened, nothing of it decodes, or it cannot be encoded.
+        BackendError: inference failed.
+        OutputError: an output cannot be written.
+    """
+    with video.Reader(item.path, hardware=options.hardware) as reader:
+        work = _Work(item, segmenter, layout, options, fingerprint, reader)
+        result = work.run(on_frame, on_start)
+        if result.complete:
+            work.finish(result)
+    return result
+
+
+@dataclass(eq=False)
+class _Moment:
+    """A frame on its way through the stages; what is no longer needed is dropped.
+
+    Attributes:
+        index: among the frames of the range read, from 0.
+        number: among the frames taken, from 0, over all runs.
+        part: the part it belongs to; `last` if it is the last one of it.
+        pts, duration: in ticks.
+        row: its line of the timeline.
+        state: of the smoother after it.
+    """
+
+    index: int
+    number: int
+    part: int
+    last: bool
+    pts: int
+    duration: int
+    shot: video.Shot | None
+    frame: Frame | None = None
+    prediction: Prediction | None = None
+    outputs: dict[str, VideoFrame] = field(default_factory=dict)
+    row: tuple[Any, ...] = ()
+    state: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def weight(self) -> int:
+        """Bytes of pixels it holds."""
+        total = sum(plane.buffer_size for frame in self.outputs.values() for plane in frame.planes)
+        if self.shot is not None:
+            total += sum(plane.buffer_size for plane in self.shot.frame.planes)
+        if self.frame is not None:
+            total += self.frame.tensor.nbytes + (self.frame.pixels.nbytes if self.frame.pixels is not None else 0)
+        return total
+
+
+class _Work:
+    """The stages of one clip, and what they share."""
+
+    def __init__(
+        self, item: Item, segmenter: Segmenter, layout: Layout, options: VideoOptions, fingerprint: str, reader: video.Reader
+    ) -> None:
+        self.item, self.segmenter, self.layout, self.options, self.reader = item, segmenter, layout, options, reader
+        self.clip, self.classes = reader.clip, segmenter.spec.classes
+        self.videos = tuple(kind for kind in layout.kinds if kind != "frames")
+        self.journal = _Journal(layout.unfinished(item.key), fingerprint)
+        self.smoother = Smoother(options.smooth, len(self.classes.names)) if options.smooth else None
+        if self.smoother is not None:
+            self.smoother.resume(self.journal.state())
+        self.begin = self.journal.begin  # tick at which the range begins
+        self.exhausted = False
+        self.writers: dict[str, video.Writer] = {}
+        self.moments_of_part: list[_Moment] = []
+
+    def run(self, on_frame: Callable[[int, int | None], None], on_start: Callable[[Callable[[], None]], None]) -> ClipResult:
+        """Segment what is left, up to the end or until told to stop."""
+        segmenter, journal = self.segmenter, self.journal
+        backend, workers = segmenter.backend, segmenter.workers
+        batch = backend.batch_size
+
+        def infer(moments: Any) -> Any:
+            return self.infer(moments) if batch > 1 else self.infer([moments])[0]
+
+        stages = [
+            Stage("convert", self.convert, workers),
+            Stage("infer", infer, backend.streams, batch, enter=backend.thread),
+            *([Stage("smooth", self.smooth, ordered=True)] if self.smoother else []),
+            Stage("render", self.render, workers),
+            *(Stage(f"encode {kind}", partial(self.encode, kind), ordered=True) for kind in self.videos),
+            Stage("record", self.record, ordered=True),
+        ]
+        result = ClipResult(frames=journal.frames, resumed=journal.frames)
+        total = self.expected()
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            with Pipeline(
+                self.source(),
+                stages,
+                in_flight=2 * (batch * backend.streams + 2 * workers + len(self.videos)),
+                weigh=_Moment.weight,
+                budget=PIXEL_BUDGET,
+                describe=lambda moment: f"{self.item.path}, frame {moment.index}",
+            ) as moments:
+                on_start(moments.stop)
+                try:
+                    for moment in moments:
+                        result.frames = moment.number + 1
+                        on_frame(result.frames, total)
+                finally:
+                    result.stages = moments.stats
+            self.close_part()
+        except BaseException:
+            for writer in self.writers.values():  # what is in them plays, but is not counted
+                with suppress(Exception):
+                    writer.close()
+            raise
+        finally:
+            cv2.setNumThreads(threads)
+        result.damaged = journal.damaged
+        result.notes = list(self.reader.notes)
+        if result.damaged:
+            result.notes.insert(0, f"{result.damaged} damaged {'packet' if result.damaged == 1 else 'packets'} left out")
+        result.complete = self.exhausted
+        if result.complete and not result.frames:
+            raise VideoError(
+                f"{self.item.path}: no frame lies in the range asked for", hint="look at --start, --end and --every"
+            )
+        return result
+
+    def expected(self) -> int | None:
+        """How many frames will be taken; a guess, for the progress."""
+        clip, options = self.clip, self.options
+        if clip.frames is None:
+            return options.max_frames
+        rate = clip.rate or Fraction(25)
+
+        def frame(position: Position | None, default: int) -> int:
+            if position is None:
+                return default
+            return position.frame if position.frame is not None else round((position.seconds or 0) * rate)
+
+        within = max(0, min(clip.frames, frame(options.end, clip.frames)) - frame(options.start, 0))
+        taken = -(-within // options.every)
+        return taken if options.max_frames is None else min(taken, options.max_frames)
+
+    # The source, in a thread of its own.
+
+    def source(self) -> Iterator[_Moment]:
+        """The frames to take, from where the journal ends."""
+        yield from self.moments()
+        self.exhausted = True
+
+    def moments(self) -> Iterator[_Moment]:
+        options, clip, journal = self.options, self.clip, self.journal
+        start, end = _ticks(options.start, clip), _ticks(options.end, clip)
+        first = (options.start.frame or 0) if options.start is not None else 0
+        stop = options.end.frame if options.end is not None else None
+        if self.begin is None:
+            self.begin = start
+        taken = journal.frames
+        index = 0 if journal.last is None else journal.last[0] + 1
+        if taken == options.max_frames:
+            return
+        for shot in self.reader.shots(start if journal.last is None else journal.last[1] + 1, end):
+            if stop is not None and index >= stop:
+                return
+            if index >= first and (index - first) % options.every == 0:
+                if self.begin is None and first:
+                    self.begin = shot.pts
+                part, place = divmod(taken - journal.frames_before, PART)
+                part += journal.parts_before
+                yield _Moment(index, taken, part, place == PART - 1, shot.pts, shot.duration, shot)
+                taken += 1
+                if taken == options.max_frames:
+                    return
+            index += 1
+
+    # The stages.
+
+    def convert(self, moment: _Moment) -> _Moment:
+        assert moment.shot is not None
+        pixels = self.reader.rgb(moment.shot)
+        moment.shot = None
+        moment.frame = self.segmenter.frame(self.item, pixels, self.clip.size, keep_pixels="overlay" in self.videos)
+        return moment
+
+    def infer(self, moments: Sequence[_Moment]) -> list[_Moment]:
+        frames = [moment.frame for moment in moments if moment.frame is not None]
+        for moment, prediction in zip(moments, self.segmenter.infer(frames), strict=True):
+            moment.prediction = prediction
+        return list(moments)
+
+    def smooth(self, moment: _Moment) -> _Moment:
+        prediction = moment.prediction
+        assert self.smoother is not None
+        assert prediction is not None
+        steady = self.smoother(prediction.frame.tensor, prediction.map, moment.pts * self.clip.time_base)
+        moment.prediction = Prediction(prediction.frame, steady)
+        moment.state = self.smoother.state()
+        return moment
+
+    def render(self, moment: _Moment) -> _Moment:
+        prediction = moment.prediction
+        assert prediction is not None
+        mask = self.segmenter.mask(prediction)
+        moment.row = self.measure(moment, prediction, mask)
+        look = video.written_look(self.clip)
+        for kind in self.videos:
+            pixels: Pixels = mask
+            if kind == "overlay":
+                assert prediction.frame.pixels is not None
+                pixels = render.overlay(prediction.frame.pixels, mask, self.classes)
+            moment.outputs[kind] = video.prepared(pixels, video.pixel_format(self.layout.codec_of(kind), self.clip.size), look)
+        if "frames" in self.layout.kinds:
+            write_atomic(self.frame_file(moment.index), images.encode_mask(mask))
+        moment.frame = moment.prediction = None
+        return moment
+
+    def encode(self, kind: str, moment: _Moment) -> _Moment:
+        writer = self.writers.get(kind)
+        if writer is None:
+            make_folder(self.journal.folder)
+            quality = self.options.quality if kind == "overlay" else None
+            path = self.journal.file(kind, moment.part, self.layout.codec_of(kind).suffix)
+            writer = self.writers[kind] = video.Writer(path, self.layout.codec_of(kind), self.clip, quality=quality)
+        writer.write(moment.outputs.pop(kind), moment.pts)
+        if moment.last:
+            del self.writers[kind]
+            writer.close()
+        return moment
+
+    def record(self, moment: _Moment) -> _Moment:
+        """The last stage: here a frame has passed all the others, and so have those before it."""
+        self.moments_of_part.append(moment)
+        if moment.last:
+            self.record_part()
+        return moment
+
+    # Parts.
+
+    def close_part(self) -> None:
+        """Close and record what the last part has, at the end or on the way."""
+        for kind in list(self.writers):
+            self.writers.pop(kind).close()
+        if self.moments_of_part:
+            self.record_part()
+
+    def record_part(self) -> None:
+        moments, self.moments_of_part = self.moments_of_part, []
+        files = {kind: self.journal.file(kind, moments[-1].part, self.layout.codec_of(kind).suffix) for kind in self.videos}
+        self.journal.record(
+            [moment.row for moment in moments], files, moments[-1].state, self.begin, moments[-1], self.reader.damaged
+        )
+
+    def finish(self, result: ClipResult) -> None:
+        """Put the parts together, under the names of the outputs."""
+        journal, key = self.journal, self.item.key
+        rows = journal.rows()
+        times = [(int(row[1]), int(row[2])) for row in rows]
+        cut = self.options.start is not None or self.options.end is not None or self.options.max_frames is not None
+        pts, duration = times[-1]
+        step = duration or (times[-1][0] - times[-2][0] if len(times) > 1 else 1)
+        for kind in self.videos:
+            path = self.layout.path(kind, key)
+            with replacing(path) as temporary:
+                result.notes += video.assemble(
+                    temporary,
+                    journal.paths(kind),
+                    times,
+                    self.clip,
+                    sound=kind == "overlay",
+                    span=(self.begin or times[0][0], pts + step) if cut else None,
+                )
+            result.files[kind] = [path]
+        header = ("frame", "pts", "duration", "seconds", *(f"area_{name}" for name in self.classes.names))
+        path = self.layout.path("timeline", key)
+        write_atomic(path, _csv([(*header, "components", "confidence"), *rows]).encode())
+        result.files["timeline"] = [path]
+        if "frames" in self.layout.kinds:
+            result.files["frames"] = [self.frame_file(int(row[0])) for row in rows]
+        journal.discard(self.layout.folder)
+
+    def frame_file(self, index: int) -> str:
+        return os.path.join(self.layout.path("frames", self.item.key), f"{index:06d}.png")
+
+    def measure(self, moment: _Moment, prediction: Prediction, mask: Pixels) -> tuple[Any, ...]:
+        """A line of the timeline: when, how much of the picture each class covers, in how many regions, how sure."""
+        seconds = float(moment.pts * self.clip.time_base)
+        content = geometry.content_of(prediction.map, prediction.frame.placement)
+        if self.segmenter.spec.output == "probability":
+            areas = [cv2.countNonZero(mask) / mask.size]
+            regions = [np.greater_equal(content, postprocess.cut(self.segmenter.threshold))]
+            confidence = f"{float(np.maximum(content, 255 - content).mean()) / 255:.4f}"
+        else:
+            names = self.classes.names
+            areas = list(np.bincount(mask.reshape(-1), minlength=len(names)) / mask.size)
+            regions = [content == id for id, name in enumerate(names) if name.lower() != "background"]
+            confidence = ""  # ids say nothing of it
+        components = sum(cv2.connectedComponents(region.astype(np.uint8))[0] - 1 for region in regions)
+        shares = (f"{area:.6f}" for area in areas)
+        return (moment.index, moment.pts, moment.duration, f"{seconds:.6f}", *shares, components, confidence)
+
+
+class _Journal:
+    """Which parts of a clip are done: `journal.json` beside them, replaced whole after each.
+
+    Args:
+        folder: of the parts.
+        fingerprint: of all that decides what is in them; what another one made is removed.
+    """
+
+    def __init__(self, folder: str, fingerprint: str) -> None:
+        self.folder, self.fingerprint = folder, fingerprint
+        self.parts: list[dict[str, Any]] = []
+        with suppress(OSError, ValueError):
+            with open(os.path.join(folder, "journal.json"), encoding="utf-8") as file:
+                found = json.load(file)
+            if isinstance(found, dict) and found.get("fingerprint") == fingerprint:
+                self.parts = self._whole(found["parts"])
+        if not self.parts:
+            shutil.rmtree(folder, ignore_errors=True)
+        # Parts keep their numbers while a run adds to them.
+        self.parts_before, self.frames_before = len(self.parts), self.frames
+
+    def file(self, kind: str, part: int, suffix: str) -> str:
+        """Where a part of an output goes."""
+        return os.path.join(self.folder, f"{kind}-{part:05d}{suffix}")
+
+    @property
+    def frames(self) -> int:
+        """How many frames are recorded."""
+        return sum(part["frames"] for part in self.parts)
+
+    @property
+    def last(self) -> tuple[int, int] | None:
+        """(index, pts) of the last frame recorded."""
+        return (self.parts[-1]["last"][0], self.parts[-1]["last"][1]) if self.parts else None
+
+    @property
+    def begin(self) -> int | None:
+        """Tick at which the range begins, if one was asked for."""
+        return self.parts[-1]["begin"] if self.parts else None
+
+    @property
+    def damaged(self) -> int:
+        """Packets that did not decode, up to the last frame recorded."""
+        return sum(part["damaged"] for part in self.parts)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Of the smoother after the last frame recorded."""
+        if not self.parts or "state" not in self.parts[-1]["files"]:
+            return {}
+        with np.load(self._path(self.parts[-1]["files"]["state"][0]), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def rows(self) -> list[list[str]]:
+        """All lines of the timeline."""
+        rows: list[list[str]] = []
+        for part in self.parts:
+            with open(self._path(part["files"]["timeline"][0]), encoding="utf-8", newline="") as file:
+                rows += csv.reader(file)
+        return rows
+
+    def paths(self, kind: str) -> list[str]:
+        """The parts of an output, in order."""
+        return [self._path(part["files"][kind][0]) for part in self.parts]
+
+    def record(
+        self,
+        rows: Sequence[tuple[Any, ...]],
+        videos: dict[str, str],
+        state: dict[str, NDArray[Any]],
+        begin: int | None,
+        last: _Moment,
+        damaged: int,
+    ) -> None:
+        """Add a part whose videos are closed."""
+        make_folder(self.folder)
+        files = dict(videos)
+        files["timeline"] = self.file("timeline", last.part, ".csv")
+        write_atomic(files["timeline"], _csv(rows).encode())
+        if state:
+            files["state"] = self.file("state", last.part, ".npz")
+            buffer = io.BytesIO()
+            np.savez(buffer, **state)  # type: ignore[arg-type]
+            write_atomic(files["state"], buffer.getvalue())
+        old = self.parts[-1]["files"].pop("state", None) if self.parts else None
+        self.parts.append(
+            {
+                "frames": len(rows),
+                "last": [last.index, last.pts],
+                "begin": begin,
+                "damaged": damaged - sum(part["damaged"] for part in self.parts[self.parts_before :]),
+                "files": {kind: [os.path.basename(path), os.path.getsize(path)] for kind, path in files.items()},
+            }
+        )
+        # On the disk before it counts: a power cut must not leave a journal of parts that are not there.
+        write_json(os.path.join(self.folder, "journal.json"), {"fingerprint": self.fingerprint, "parts": self.parts}, sync=True)
+        if old:
+            remove([self._path(old[0])])
+
+    def discard(self, above: str) -> None:
+        """Remove the parts, and the folders they made empty, up to the output folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        folder = os.path.dirname(self.folder)
+        with suppress(OSError):
+            while os.path.realpath(folder) != os.path.realpath(above):
+                os.rmdir(folder)
+                folder = os.path.dirname(folder)
+
+    def _whole(self, parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The parts up to the first one whose files are not as they were recorded."""
+        whole = []
+        for part in parts:
+            if any(_size(self._path(name)) != size for name, size in part["files"].values()):
+                break
+            whole.append(part)
+        return whole
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.folder, os.path.basename(name))
+
+
+def _ticks(position: Position | None, clip: video.Clip) -> int | None:
+    """A place given in seconds as a tick, rounded up; None where frames are counted."""
+    if position is None or position.seconds is None:
+        return None
+    return math.ceil((clip.start + position.seconds) / clip.time_base)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return -1
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,714 @@
+"""Video files to frames and back: the only room that knows PyAV.
+
+What a `Reader` gives is RGB uint8 as a person sees the clip: rotated and mirrored as its display matrix says, its matrix and
+range of colours undone, more than 8 bits rounded to 8, transparency laid over white as for pictures. What says nothing of its
+matrix is taken as BT.709 from 720 lines on, else as BT.601, as players do. HDR stays as it is coded: nothing is tone-mapped,
+and what is written carries the marks of its source, so that both look alike.
+
+Timestamps are integers in the time base of the source, never seconds in floating point. What is written has no B-frames: in the
+order of decoding as in that of showing, so that a file can be put together from parts without a timestamp being invented. MP4
+and QuickTime keep the time base; Matroska, which FFV1 needs, rounds to milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from heapq import merge
+from typing import TYPE_CHECKING, Any, cast
+
+import av
+import av.error
+import cv2
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from unet_batch.errors import VideoError
+from unet_batch.sinks import translate
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+    from av.container import InputContainer, OutputContainer
+    from av.packet import Packet
+    from av.sidedata.sidedata import SideData
+    from av.stream import Stream
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+    from unet_batch.types import Pixels, Size
+
+_NAMES = "mp4 m4v mov qt mkv webm avi mpg mpeg m2v ts mts m2ts wmv asf flv f4v 3gp 3g2 ogv mxf vob divx dv y4m ivf nut"
+EXTENSIONS = frozenset(_NAMES.split())
+"""Extensions of the files that are taken for clips, lower case, without the dot."""
+
+_709, _601, _RGB = 1, 5, 0  # AVCOL_SPC_*, the numbers of ITU-T H.273
+_LIMITED, _FULL = 1, 2  # AVCOL_RANGE_*
+# What swscale calls them: BT.601 has two numbers, and BT.2020 two ways of which it knows one.
+_SWS = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
+# swscale's quick way from YUV to RGB is off by 3 levels on average and does not come back: 10 ms instead of 1 ms for 1080p buy
+# 0.4 levels, and at most 2 after the way back.
+_EXACT = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
+_DAMAGED = "the file is damaged or not a video: restore it from its source, or leave it out"
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How a kind of video is written.
+
+    Attributes:
+        encoder: name in FFmpeg.
+        suffix: of the file; decides the container.
+        formats: pixel formats of even sides, and of odd ones, which 4:2:0 and 4:2:2 do not have.
+        quality: name of the option that sets the quality, its default and its range; "" if there is none.
+        options: fixed ones.
+    """
+
+    encoder: str
+    suffix: str
+    formats: tuple[str, str]
+    quality: tuple[str, int, int, int] = ("", 0, 0, 0)
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+CODECS: Mapping[str, Codec] = {
+    "h264": Codec("libx264", ".mp4", ("yuv420p", "yuv444p"), ("crf", 20, 0, 51), {"preset": "veryfast"}),
+    "h264_nvenc": Codec("h264_nvenc", ".mp4", ("yuv420p", "yuv444p"), ("cq", 22, 0, 51), {"preset": "p4", "rc": "vbr"}),
+    "h265": Codec(
+        "libx265",
+        ".mp4",
+        ("yuv420p", "yuv444p"),
+        ("crf", 24, 0, 51),
+        {"preset": "veryfast", "x265-params": "log-level=none:bframes=0"},
+    ),
+    "vp9": Codec(
+        "libvpx-vp9",
+        ".mp4",
+        ("yuv420p", "yuv444p"),
+        ("crf", 30, 0, 63),
+        {"b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1"},
+    ),
+    "ffv1": Codec("ffv1", ".mkv", ("yuv444p", "yuv444p"), options={"level": "3", "g": "1", "slicecrc": "1"}),
+    "prores": Codec("prores_ks", ".mov", ("yuv422p10le", "yuv444p10le"), ("profile", 3, 0, 5)),
+}
+MASKS = Codec("ffv1", ".mkv", ("gray", "gray"), options=CODECS["ffv1"].options)
+"""Masks are lossless: FFV1 in Matroska, 8-bit grey."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the samples of a clip become colours; numbers as in ITU-T H.273.
+
+    Attributes:
+        matrix: 1 BT.709, 5 or 6 BT.601, 9 BT.2020, 0 RGB; what is unspecified has been decided.
+        range: 1 limited (16..235), 2 full.
+        primaries, transfer: as marked in the source, 2 if not.
+    """
+
+    matrix: int
+    range: int
+    primaries: int
+    transfer: int
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a file says of its video.
+
+    Attributes:
+        path: the file.
+        size: (height, width) in pixels as displayed, after rotation.
+        rate: frames a second, on average; None if the file does not say.
+        time_base: seconds of one tick of its timestamps.
+        start: seconds at which the clip begins.
+        duration: seconds; None if the file does not say.
+        frames: how many, by the file's own account or by rate and duration; None if unknown.
+        aspect: width of a displayed pixel over its height.
+        turned: (transposed, mirrored left to right, mirrored top to bottom), in this order, from stored to displayed.
+        look: its colours.
+        codec: what it is coded in.
+        depth: bits of a sample.
+        others: the streams beside the video: "audio aac", "subtitle mov_text", ...
+    """
+
+    path: str
+    size: Size
+    rate: Fraction | None
+    time_base: Fraction
+    start: Fraction
+    duration: Fraction | None
+    frames: int | None
+    aspect: Fraction
+    turned: tuple[bool, bool, bool]
+    look: Look
+    codec: str
+    depth: int
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """A decoded frame, not yet converted.
+
+    Attributes:
+        index: its number in what is read, from 0.
+        pts: when it is shown, in ticks of the clip's time base.
+        duration: for how long, in ticks; 0 if unknown.
+        frame: PyAV's frame.
+    """
+
+    index: int
+    pts: int
+    duration: int
+    frame: VideoFrame
+
+
+def is_clip(name: str) -> bool:
+    """Tell from its extension whether a file is a video."""
+    return os.path.splitext(name)[1][1:].lower() in EXTENSIONS
+
+
+# Reading.
+
+
+class Reader:
+    """A video, open until `close`. It is read once, by one thread.
+
+    Args:
+        path: a file.
+        hardware: decode on a device that FFmpeg knows, such as "cuda"; None on the processor.
+
+    Attributes:
+        clip: what the file says.
+        damaged: packets so far that did not decode; their frames are missing, the others keep their times.
+        notes: what else was strange, in words.
+
+    Raises:
+        VideoError: no such file, not a video, no video stream in it, or none of its frames decodes.
+    """
+
+    def __init__(self, path: str, *, hardware: str | None = None) -> None:
+        self.path = path
+        self.damaged = 0
+        self.notes: list[str] = []
+        self._hardware = hardware
+        self._open()
+        try:
+            self._decoding = self._decoded()
+            first = next(self._decoding, None)
+            if first is None:
+                raise VideoError(f"{path}: no frame of its video decodes ({self.damaged} damaged packets)", hint=_DAMAGED)
+            self._first: VideoFrame | None = first
+            self._stored = first.width, first.height
+            self.clip = _describe(path, self._container, self._stream, first)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._container.close()
+
+    def shots(self, start: int | None = None, end: int | None = None) -> Iterator[Shot]:
+        """Decode frame after frame, in the order they are shown.
+
+        Args:
+            start: leave out what is shown before, in ticks of the clip's time base.
+            end: leave out what is shown from here on.
+        """
+        count, last = 0, None
+        for frame in self._from(start):
+            pts = frame.pts
+            if pts is None or (last is not None and pts <= last):
+                # Encoders take no two frames at one time, and a frame is not dropped for its clock.
+                pts = 0 if last is None else last + self._step
+                self._note("some frames have no time of their own: they were set behind the ones before them")
+            last = pts
+            if start is not None and pts < start:
+                continue
+            if end is not None and pts >= end:
+                return
+            if (frame.width, frame.height) != self._stored:
+                self._note("the size changes on the way: later frames are fitted to the first one's size")
+            yield Shot(count, pts, int(frame.duration or 0), frame)
+            count += 1
+        self._check_end(last)
+
+    def rgb(self, shot: Shot) -> Pixels:
+        """The frame as displayed: RGB uint8 (height, width, 3). May be called from many threads; releases the GIL."""
+        alpha = any(component.is_alpha for component in shot.frame.format.components)
+        look = self.clip.look
+        converted = _reformatter().reformat(
+            shot.frame,
+            *self._stored,
+            "rgba" if alpha else "rgb24",
+            src_colorspace=_SWS.get(look.matrix),
+            src_color_range=look.range,
+            dst_color_range=_FULL,
+            interpolation=_EXACT,
+            threads=1,
+        )
+        pixels = cast("Pixels", converted.to_ndarray())
+        return upright(_over_white(pixels) if alpha else pixels, self.clip.turned)
+
+    @property
+    def _step(self) -> int:
+        """Ticks between two frames, on average."""
+        rate, base = self._stream.average_rate, self._stream.time_base
+        return max(1, round(1 / (rate * base))) if rate and base else 1
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _open(self) -> None:
+        accelerator = None
+        if self._hardware:
+            from av.codec.hwaccel import HWAccel
+
+            accelerator = HWAccel(self._hardware, allow_software_fallback=False)
+        self._container = _opened(self.path, accelerator)
+        try:
+            self._stream = _video_stream(self.path, self._container)
+        except BaseException:
+            self._container.close()
+            raise
+        self._stream.thread_type = "AUTO"
+        # FFmpeg's own VP8 and VP9 decoders leave the alpha plane out.
+        name = self._stream.codec_context.name
+        self._own: Any = None
+        if self._stream.metadata.get("alpha_mode") == "1" and name in ("vp8", "vp9"):
+            self._own = av.CodecContext.create("libvpx-vp9" if name == "vp9" else "libvpx", "r")
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        """Frames from where the container stands; what does not decode is counted."""
+        decode = self._own.decode if self._own else self._stream.codec_context.decode
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.error.FFmpegError as error:
+                self._note(f"the file cannot be read to its end: {_reason(error)}")
+                return
+            if packet is None:
+                return
+            try:
+                yield from decode(packet)
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError:
+                self.damaged += 1
+
+    def _from(self, start: int | None) -> Iterator[VideoFrame]:
+        """Frames that contain all from `start` on; earlier ones may come first."""
+        first, self._first = self._first, None
+        if first is not None and start is not None and first.pts is not None and first.pts < start:
+            seen = self.damaged
+            with suppress(av.error.FFmpegError):
+                self._container.seek(start, stream=self._stream, backward=True)
+                if self._own:
+                    self._own.flush_buffers()
+                self._decoding = self._decoded()
+                found = next(self._decoding, None)
+                if found is not None and found.pts is not None and found.pts <= start:
+                    yield found
+                    yield from self._decoding
+                    return
+            # An index that leads astray: from the beginning, then.
+            self.close()
+            self.damaged = seen
+            self._open()
+            self._decoding, first = self._decoded(), None
+        if first is not None:
+            yield first
+        yield from self._decoding
+
+    def _check_end(self, last: int | None) -> None:
+        promised, base = self.clip.duration, self.clip.time_base
+        if last is None or promised is None:
+            return
+        seconds = (last + self._step) * base - self.clip.start
+        if promised - seconds > max(Fraction(1, 2), 3 * self._step * base):
+            self._note(
+                f"the video ends after {float(seconds):.2f} s, {float(promised):.2f} s are promised: the file is cut short"
+            )
+
+
+def upright(pixels: Pixels, turned: tuple[bool, bool, bool]) -> Pixels:
+    """Turn a picture: (transposed, then mirrored left to right, then top to bottom); a C-contiguous (h, w, c) or (h, w)."""
+    transposed, left_right, top_bottom = turned
+    if transposed:
+        pixels = cv2.transpose(pixels)  # type: ignore[assignment]
+    if left_right or top_bottom:
+        pixels = cv2.flip(pixels, -1 if left_right and top_bottom else int(left_right))  # type: ignore[assignment]
+    return np.ascontiguousarray(pixels)
+
+
+def _opened(path: str, accelerator: Any = None) -> InputContainer:
+    try:
+        if os.path.isfile(path) and not os.path.getsize(path):
+            raise VideoError(f"{path}: the file is empty", hint=_DAMAGED)
+        return av.open(path, "r", hwaccel=accelerator, metadata_errors="replace")
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path}: cannot be opened as a video: {_reason(error)}", hint=_DAMAGED) from error
+
+
+def _video_stream(path: str, container: InputContainer) -> VideoStream:
+    pictures = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not streams:
+        kinds = ", ".join(_name(stream) for stream in container.streams) or "no streams at all"
+        raise VideoError(f"{path}: there is no video in it, only {kinds}", hint="leave it out")
+    best = container.streams.best("video")
+    stream = next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
+    if stream.codec_context is None:
+        raise VideoError(f"{path}: its video is in a format that this FFmpeg does not know", hint="convert it to H.264")
+    return stream
+
+
+def _describe(path: str, container: InputContainer, stream: VideoStream, first: VideoFrame) -> Clip:
+    base = stream.time_base or Fraction(1, 1000)
+    rate = stream.average_rate or stream.guessed_rate
+    duration = stream.duration * base if stream.duration else None
+    if duration is None and container.duration:
+        duration = Fraction(container.duration, av.time_base)
+    turned = _turned(first)
+    transposed = turned[0]
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    frames = stream.frames or (round(duration * rate) if duration and rate else None)
+    return Clip(
+        path=path,
+        size=(first.width, first.height) if transposed else (first.height, first.width),
+        rate=rate,
+        time_base=base,
+        start=(first.pts or 0) * base,
+        duration=duration,
+        frames=frames,
+        aspect=1 / aspect if transposed else aspect,
+        turned=turned,
+        look=_look(first),
+        codec=stream.codec_context.name,
+        depth=max(component.bits for component in first.format.components),
+        others=tuple(_name(other) for other in container.streams if other.index != stream.index),
+    )
+
+
+def _name(stream: Stream) -> str:
+    codec = stream.codec_context.name if stream.codec_context is not None else ""
+    return f"{stream.type} {codec}".strip()
+
+
+def _turned(frame: VideoFrame) -> tuple[bool, bool, bool]:
+    """What the display matrix asks for, in quarter turns; anything between is not done."""
+    sides = cast("Iterable[SideData]", frame.side_data)  # declared as a mapping, which iterates over its values
+    data = next((side for side in sides if side.type == SideDataType.DISPLAYMATRIX), None)
+    if data is None:
+        return False, False, False
+    # Stored (p, q) is displayed at (a p + c q, b p + d q), x to the right and y down.
+    a, b, _, c, d, *_ = np.frombuffer(bytes(data)[:36], "<i4").tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, c < 0, b < 0
+    return False, a < 0, d < 0
+
+
+def _look(frame: VideoFrame) -> Look:
+    matrix, span = int(frame.colorspace), int(frame.color_range)
+    if frame.format.is_rgb:
+        matrix, span = _RGB, _FULL
+    elif matrix not in _SWS:
+        matrix = _709 if frame.width >= 1280 or frame.height > 576 else _601
+    if span not in (_LIMITED, _FULL):
+        span = _FULL if frame.format.name.startswith("yuvj") else _LIMITED
+    return Look(matrix, span, int(frame.color_primaries), int(frame.color_trc))
+
+
+def _over_white(rgba: Pixels) -> Pixels:
+    alpha = rgba[..., 3:].astype(np.uint16)
+    mixed: Pixels = ((rgba[..., :3] * alpha + np.uint16(255) * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return mixed
+
+
+_threads = threading.local()
+
+
+def _reformatter() -> VideoReformatter:
+    """swscale's state is set up once for each thread; for each frame it would cost 8 ms."""
+    if not hasattr(_threads, "reformatter"):
+        _threads.reformatter = VideoReformatter()
+    found: VideoReformatter = _threads.reformatter
+    return found
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+# Writing.
+
+
+class Writer:
+    """Encodes pictures into a file that plays up to its last second even if it is never closed.
+
+    Args:
+        path: the file; its suffix is the codec's.
+        codec: from `CODECS`, or `MASKS`.
+        clip: whose time base, rate, aspect and colours are taken.
+        quality: in the codec's own measure; None takes its default.
+        threads: of the encoder.
+
+    Raises:
+        OutputError: the file cannot be written.
+        VideoError: the encoder refuses.
+    """
+
+    def __init__(self, path: str, codec: Codec, clip: Clip, *, quality: int | None = None, threads: int = 0) -> None:
+        self.path, self.codec, self.look = path, codec, written_look(clip)
+        height, width = clip.size
+        self.format = pixel_format(codec, clip.size)
+        self._first: int | None = None
+        self._base = clip.time_base
+        with _writing(path):
+            self._container = _created(path, {"movflags": "frag_keyframe+empty_moov+default_base_moof"})
+            try:
+                rate = clip.rate or Fraction(25)
+                option, default, _, _ = codec.quality
+                options = {**codec.options, **({option: str(default if quality is None else quality)} if option else {})}
+                stream = self._container.add_stream(codec.encoder, rate=rate, options=options)
+                assert isinstance(stream, av.VideoStream)
+                stream.width, stream.height, stream.pix_fmt = width, height, self.format
+                context = stream.codec_context
+                context.time_base = stream.time_base = clip.time_base
+                context.sample_aspect_ratio = clip.aspect
+                context.max_b_frames = 0
+                context.thread_count = threads
+                if "g" not in options:
+                    context.gop_size = max(1, round(2 * rate))  # seeking lands within two seconds
+                if self.format == "gray":
+                    context.color_range = _FULL
+                else:
+                    context.colorspace, context.color_range = self.look.matrix, self.look.range
+                    context.color_primaries, context.color_trc = self.look.primaries, self.look.transfer
+                context.open()
+            except BaseException:
+                self._container.close()
+                raise
+        self._stream = stream
+
+    def write(self, frame: VideoFrame, pts: int) -> None:
+        """Encode a prepared frame, shown at `pts` in ticks of the clip's time base.
+
+        Raises:
+            OutputError, VideoError: as above.
+        """
+        self._first = pts if self._first is None else self._first
+        frame.pts, frame.time_base = pts - self._first, self._base
+        with _writing(self.path):
+            self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        """Encode what is left and finish the file."""
+        with _writing(self.path):
+            try:
+                if self._first is not None:
+                    self._container.mux(self._stream.encode(None))
+            finally:
+                self._container.close()
+
+
+def pixel_format(codec: Codec, size: Size) -> str:
+    """FFmpeg's name of how samples are stored in pictures of (height, width)."""
+    return codec.formats[bool(size[0] % 2 or size[1] % 2)]
+
+
+def prepared(pixels: Pixels, format: str, look: Look) -> VideoFrame:
+    """Convert RGB uint8 (h, w, 3) or grey uint8 (h, w) to a frame of a pixel format; releases the GIL."""
+    if pixels.ndim == 2:
+        grey = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "gray")
+        grey.color_range = _FULL
+        return grey
+    rgb = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), "rgb24")
+    frame = _reformatter().reformat(
+        rgb,
+        format=format,
+        dst_colorspace=_SWS[look.matrix],
+        src_color_range=_FULL,
+        dst_color_range=look.range,
+        interpolation=_EXACT,
+        threads=1,
+    )
+    frame.colorspace, frame.color_range = look.matrix, look.range
+    frame.color_primaries, frame.color_trc = look.primaries, look.transfer
+    return frame
+
+
+def written_look(clip: Clip) -> Look:
+    """The marks of what is written for a clip: its own; RGB becomes limited YUV."""
+    look = clip.look
+    if look.matrix != _RGB:
+        return look
+    return Look(_709 if clip.size[0] > 576 else _601, _LIMITED, look.primaries, look.transfer)
+
+
+def assemble(
+    path: str,
+    parts: Sequence[str],
+    times: Iterable[tuple[int, int]],
+    clip: Clip,
+    *,
+    sound: bool,
+    span: tuple[int, int] | None = None,
+) -> list[str]:
+    """Put parts together, without coding anything anew, with the sound, subtitles, chapters and metadata of their source.
+
+    Args:
+        path: the file to write, under whatever name; its container is that of the parts.
+        parts: files of a `Writer`, in order.
+        times: (pts, duration) of each frame of the parts, in ticks of the clip's time base.
+        clip: the source.
+        sound: take along the other streams of the source.
+        span: (begin, end) of what was read of the source, in ticks, if it was not the whole: the other streams are cut alike,
+            and time begins anew at 0.
+
+    Returns:
+        What could not be taken along, or only by coding it anew, in words.
+
+    Raises:
+        OutputError: the file cannot be written.
+        VideoError: a part or the source cannot be read any more.
+    """
+    notes: list[str] = []
+    suffix = os.path.splitext(parts[0])[1]
+    with ExitStack() as stack:
+        with _writing(path):
+            out = stack.enter_context(_created(path, {"movflags": "faststart"} if suffix != ".mkv" else {}, suffix))
+        with _opened(parts[0]) as sample:
+            video = out.add_stream_from_template(sample.streams.video[0])
+        video.time_base = clip.time_base
+        source = stack.enter_context(_opened(clip.path))
+        kept = _carry_over(source, out, video, _video_stream(clip.path, source), sound, notes)
+        base = clip.time_base
+        streams = [_video_packets(parts, times, video, base, 0 if span is None else span[0])]
+        if kept:
+            streams.append(_other_packets(source, kept, None if span is None else (span[0] * base, span[1] * base)))
+        with _writing(path):
+            for _, packet in merge(*streams, key=lambda timed: timed[0]):
+                out.mux(packet)
+    return notes
+
+
+def _carry_over(
+    source: InputContainer, out: OutputContainer, video: Stream, shown: Stream, sound: bool, notes: list[str]
+) -> dict[int, tuple[Stream, bool]]:
+    """Metadata, chapters, and a stream in `out` for each that can be copied: by index, with whether it must be coded anew."""
+    technical = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "rotate", "alpha_mode"}
+
+    def metadata(owner: Any) -> dict[str, str]:
+        return {key: value for key, value in owner.metadata.items() if key.lower() not in technical}
+
+    out.metadata.update(metadata(source))
+    video.metadata.update(metadata(shown))
+    kept: dict[int, tuple[Stream, bool]] = {}
+    for stream in source.streams if sound else ():
+        if stream.index == shown.index:
+            continue
+        copy, anew = None, False
+        if stream.type in ("audio", "subtitle") and stream.codec_context is not None:
+            with suppress(ValueError, av.error.FFmpegError):
+                copy = out.add_stream_from_template(stream)
+            if copy is None and stream.type == "audio":
+                anew = True
+                copy = out.add_stream("aac", rate=stream.codec_context.sample_rate, layout=stream.codec_context.layout.name)  # type: ignore[attr-defined]
+                notes.append(f"{_name(stream)} was coded anew as AAC: the container does not hold it")
+        if copy is None:
+            notes.append(f"{_name(stream)} was left out: the container does not hold it")
+            continue
+        copy.metadata.update(metadata(stream))
+        with suppress(AttributeError, ValueError):
+            copy.disposition = stream.disposition
+        kept[stream.index] = copy, anew
+    if chapters := source.chapters():
+        out.set_chapters(chapters)
+    return kept
+
+
+def _video_packets(
+    parts: Sequence[str], times: Iterable[tuple[int, int]], stream: Stream, base: Fraction, begin: int
+) -> Iterator[tuple[Fraction, Packet[Any]]]:
+    clock = iter(times)
+    for part in parts:
+        with _opened(part) as container:
+            for packet in container.demux(container.streams.video[0]):
+                if not packet.size:
+                    continue
+                timed = next(clock, None)
+                if timed is None:
+                    raise VideoError(f"{part} holds more frames than were recorded", hint="run again with --overwrite")
+                packet.stream, packet.time_base = stream, base
+                packet.pts = packet.dts = timed[0] - begin
+                packet.duration = timed[1]
+                yield packet.pts * base, packet
+    if next(clock, None) is not None:
+        raise VideoError(f"{parts[-1]} holds fewer frames than were recorded", hint="run again with --overwrite")
+
+
+def _other_packets(
+    source: InputContainer, kept: Mapping[int, tuple[Stream, bool]], span: tuple[Fraction, Fraction] | None
+) -> Iterator[tuple[Fraction, Packet[Any]]]:
+    last = Fraction(0)
+    for packet in source.demux([source.streams[index] for index in kept]):
+        if not packet.size or packet.dts is None:
+            continue
+        stream, anew = kept[packet.stream.index]
+        base = packet.time_base
+        if span is not None:
+            shown = (packet.dts if packet.pts is None else packet.pts) * base
+            if shown + (packet.duration or 0) * base <= span[0] or shown >= span[1]:
+                continue
+        shift = 0 if span is None else round(span[0] / base)
+        last = (packet.dts - shift) * base
+        if anew:
+            with suppress(av.error.FFmpegError):  # sound that does not decode is silence
+                for frame in cast("list[AudioFrame]", packet.decode()):
+                    frame.pts = None if frame.pts is None else frame.pts - shift
+                    for made in stream.encode(frame):  # type: ignore[attr-defined]
+                        yield last, made
+            continue
+        packet.dts -= shift
+        packet.pts = None if packet.pts is None else packet.pts - shift
+        packet.stream = stream
+        yield last, packet
+    for stream, anew in kept.values():
+        if anew:
+            for made in stream.encode(None):  # type: ignore[attr-defined]
+                yield last, made
+
+
+_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+
+
+def _created(path: str, options: Mapping[str, str], suffix: str = "") -> OutputContainer:
+    suffix = suffix or os.path.splitext(path)[1]
+    return av.open(path, "w", format=_FORMATS[suffix], container_options=dict(options) if suffix != ".mkv" else {})
+
+
+@contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """What FFmpeg says of a file that is written, in our words."""
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise translate(error, path, 0) from error
+        raise VideoError(f"{path}: cannot be encoded: {_reason(error)}", hint="try another --codec") from error
+    except OSError as error:
+        raise translate(error, path, 0) from error
