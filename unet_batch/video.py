@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+    from numpy.typing import NDArray
 
     from unet_batch.types import Pixels, Size
 
@@ -344,6 +346,18 @@ class Reader:
             )
 
 
+def new_clip(size: Size, rate: Fraction) -> Clip:
+    """The description of a clip to be made: square pixels, BT.709, limited range; a tick is a 1/1000 of a frame's time.
+
+    Args:
+        size: (height, width).
+        rate: frames a second.
+    """
+    look = Look(_709, _LIMITED, _709, _709)
+    upright = (False, False, False)
+    return Clip("", size, rate, 1 / (1000 * rate), Fraction(0), None, None, Fraction(1), upright, look, "", 8, ())
+
+
 def upright(pixels: Pixels, turned: tuple[bool, bool, bool]) -> Pixels:
     """Turn a picture: (transposed, then mirrored left to right, then top to bottom); a C-contiguous (h, w, c) or (h, w)."""
     transposed, left_right, top_bottom = turned
@@ -457,7 +471,7 @@ def _reason(error: Exception) -> str:
 
 
 class Writer:
-    """Encodes pictures into a file that plays up to its last second even if it is never closed.
+    """Encodes pictures into a file.
 
     Args:
         path: the file; its suffix is the codec's.
@@ -465,20 +479,34 @@ class Writer:
         clip: whose time base, rate, aspect and colours are taken.
         quality: in the codec's own measure; None takes its default.
         threads: of the encoder.
+        fragments: write MP4 so that it plays up to its last two seconds even if it is never closed. Such a file cannot say
+            that its sound begins before its picture, as AAC does.
 
     Raises:
         OutputError: the file cannot be written.
         VideoError: the encoder refuses.
     """
 
-    def __init__(self, path: str, codec: Codec, clip: Clip, *, quality: int | None = None, threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: str,
+        codec: Codec,
+        clip: Clip,
+        *,
+        quality: int | None = None,
+        threads: int = 0,
+        fragments: bool = True,
+    ) -> None:
         self.path, self.codec, self.look = path, codec, written_look(clip)
         height, width = clip.size
         self.format = pixel_format(codec, clip.size)
         self._first: int | None = None
         self._base = clip.time_base
+        self._sound: deque[Packet[Any]] = deque()
+        self._step = max(1, round(1 / ((clip.rate or 25) * clip.time_base)))
         with _writing(path):
-            self._container = _created(path, {"movflags": "frag_keyframe+empty_moov+default_base_moof"})
+            flags = "frag_keyframe+empty_moov+default_base_moof" if fragments else "faststart"
+            self._container = _created(path, {"movflags": flags})
             try:
                 rate = clip.rate or Fraction(25)
                 option, default, _, _ = codec.quality
@@ -504,6 +532,27 @@ class Writer:
                 raise
         self._stream = stream
 
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add_sound(self, samples: NDArray[np.int16], rate: int) -> None:
+        """Give the clip a sound, before its first frame.
+
+        Args:
+            samples: int16 (n, channels), 1 or 2 channels, from the time of the first frame on.
+            rate: samples a second.
+        """
+        with _writing(self.path):
+            layout = "stereo" if samples.shape[1] == 2 else "mono"
+            stream = self._container.add_stream("aac", rate=rate, layout=layout)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples).reshape(1, -1), "s16", layout)
+            frame.sample_rate, frame.pts = rate, 0
+            assert isinstance(stream, av.AudioStream)
+            self._sound = deque([*stream.encode(frame), *stream.encode(None)])
+
     def write(self, frame: VideoFrame, pts: int) -> None:
         """Encode a prepared frame, shown at `pts` in ticks of the clip's time base.
 
@@ -513,14 +562,22 @@ class Writer:
         self._first = pts if self._first is None else self._first
         frame.pts, frame.time_base = pts - self._first, self._base
         with _writing(self.path):
-            self._container.mux(self._stream.encode(frame))
+            while self._sound and (self._sound[0].dts or 0) * self._sound[0].time_base <= frame.pts * self._base:
+                self._container.mux(self._sound.popleft())
+            self._mux(self._stream.encode(frame))
+
+    def _mux(self, packets: Sequence[Packet[Any]]) -> None:
+        for packet in packets:
+            packet.duration = packet.duration or self._step  # or the last one would be shown for no time
+            self._container.mux(packet)
 
     def close(self) -> None:
         """Encode what is left and finish the file."""
         with _writing(self.path):
             try:
                 if self._first is not None:
-                    self._container.mux(self._stream.encode(None))
+                    self._mux(self._stream.encode(None))
+                    self._container.mux(list(self._sound))
             finally:
                 self._container.close()
 

@@ -6,7 +6,8 @@ camera) and the size only frames it, so one seed shows the same car at every siz
 
 from __future__ import annotations
 
+from unet_batch.scenes.clip import write_clip
 from unet_batch.scenes.compose import draw
 from unet_batch.scenes.samples import write_samples
 
-__all__ = ["draw", "write_samples"]
+__all__ = ["draw", "write_clip", "write_samples"]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from unet_batch.scenes.car import Rgb
     from unet_batch.scenes.shapes import Floats
+    from unet_batch.types import Size
 
 _TILE = 512  # noise repeats after so many pixels, which nobody sees, and which keeps it cheap
 _STRIP = 512  # rows developed at once: bounds the memory that a very large picture takes
@@ -54,20 +55,32 @@ def roll(rng: np.random.Generator) -> Lens:
     )
 
 
+def softness(lens: Lens, size: Size) -> float:
+    """Standard deviation of the lens's blur in a picture of `size`, in pixels; 0 where it would not show."""
+    # A larger picture of the same scene is also a sharper one.
+    sigma = lens.blur * float(np.sqrt(max(size) / 960))
+    return sigma if sigma > 0.3 else 0.0
+
+
+def grain(lens: Lens, rng: np.random.Generator) -> Floats:
+    """A tile of the sensor's noise, float32 (512, 512, 3), of 0..255."""
+    tile = rng.standard_normal((_TILE, _TILE, 3), dtype=np.float32)
+    tile += tile.mean(axis=2, keepdims=True) * 1.2  # luminance noise is stronger than colour noise
+    tile *= np.float32(lens.grain * 0.65)
+    return tile
+
+
 def develop(picture: Floats, lens: Lens, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Turns light into a photo: RGB float32 (h, w, 3), 0..1, which is overwritten, into RGB uint8 of the same size."""
     height, width = picture.shape[:2]
-    # A larger picture of the same scene is also a sharper one.
-    sigma = lens.blur * float(np.sqrt(max(height, width) / 960))
-    if sigma > 0.3:
+    sigma = softness(lens, (height, width))
+    if sigma:
         cv2.GaussianBlur(picture, (0, 0), sigma, dst=picture)
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None]
     uneven = cv2.resize(noise(rng, (24, 24), (2, 2), 2), (width, 1 if height == 1 else height), interpolation=cv2.INTER_CUBIC)
     bright = (np.array(lens.balance, np.float32) * np.float32(255 * lens.exposure))[None, None]
-    grain = rng.standard_normal((_TILE, _TILE, 3), dtype=np.float32)
-    grain += grain.mean(axis=2, keepdims=True) * 1.2  # luminance noise is stronger than colour noise
-    grain *= np.float32(lens.grain * 0.65)
+    tile = grain(lens, rng)
     photo = np.empty((height, width, 3), np.uint8)
     across = np.arange(width) % _TILE
     for top in range(0, height, _STRIP):
@@ -78,6 +91,6 @@ def develop(picture: Floats, lens: Lens, rng: np.random.Generator) -> NDArray[np
         strip = picture[rows]
         strip *= gain[..., None]
         strip *= bright
-        strip += grain[np.arange(rows.start, rows.stop) % _TILE][:, across]
+        strip += tile[np.arange(rows.start, rows.stop) % _TILE][:, across]
         photo[rows] = cv2.convertScaleAbs(np.clip(strip, 0, 255))
     return photo

@@ -100,10 +100,10 @@ def render(seed: int, size: Size, *, with_car: bool = True) -> tuple[Pixels, Flo
     dice, texture, sensor = (np.random.default_rng(stream) for stream in np.random.SeedSequence(seed).spawn(3))
     scene = plan(dice)
     view, matrix = frame(scene, size)
-    picture = _backdrop(scene, view, texture)
-    colour, cover = _car(scene, size, matrix)
-    _shade(picture, scene, matrix, cover)
-    _reflect(picture, scene, matrix, colour, cover)
+    picture = scenery(scene, view, texture)
+    colour, cover = car_layer(scene, size, matrix)
+    shade(picture, scene, matrix, cover)
+    reflect(picture, scene, matrix, colour, cover)
     if with_car:
         picture *= (1 - cover)[..., None]
         picture += colour
@@ -137,7 +137,8 @@ def frame(scene: Scene, size: Size) -> tuple[View, Path]:
     return view, move @ turn @ lens @ metres
 
 
-def _backdrop(scene: Scene, view: View, rng: np.random.Generator) -> Floats:
+def scenery(scene: Scene, view: View, rng: np.random.Generator) -> Floats:
+    """The backdrop without anything on it, RGB float32 (h, w, 3), 0..1."""
     height, width = view.size
     factor = min(1.0, float(np.sqrt(_BACKDROP_PIXELS / (height * width))))
     if factor == 1.0:
@@ -146,7 +147,7 @@ def _backdrop(scene: Scene, view: View, rng: np.random.Generator) -> Floats:
     return resized(scene.place.draw(view.resized(factor, small), rng), view.size)
 
 
-def _car(scene: Scene, size: Size, matrix: Path) -> tuple[Floats, Floats]:
+def car_layer(scene: Scene, size: Size, matrix: Path, *, wheels: bool = True) -> tuple[Floats, Floats]:
     """The car alone: premultiplied RGB float32 (h, w, 3) and coverage float32 (h, w), over the whole picture."""
     height, width = size
     length, tall = scene.car.length + 0.1, scene.car.height + 0.2
@@ -154,10 +155,10 @@ def _car(scene: Scene, size: Size, matrix: Path) -> tuple[Floats, Floats]:
     corners = corners[:, :2] / corners[:, 2:]
     left, top = np.maximum(np.floor(corners.min(axis=0)).astype(int) - 2, 0)
     right, bottom = np.minimum(np.ceil(corners.max(axis=0)).astype(int) + 2, (width, height))
-    times = int(np.clip(round(_CAR_PIXELS / (right - left)), 1, 4))
+    times = finer(int(right - left))
     zoom = np.array([[times, 0, -times * left], [0, times, -times * top], [0, 0, 1.0]])
     canvas = Canvas(((bottom - top) * times, (right - left) * times), zoom @ matrix)
-    draw_car(canvas, scene.car, scene.place.light)
+    draw_car(canvas, scene.car, scene.place.light, wheels=wheels)
     colour = np.zeros((height, width, 3), np.float32)
     cover = np.zeros((height, width), np.float32)
     window, area = (bottom - top, right - left), (slice(top, bottom), slice(left, right))
@@ -166,7 +167,12 @@ def _car(scene: Scene, size: Size, matrix: Path) -> tuple[Floats, Floats]:
     return colour, cover
 
 
-def _shade(picture: Floats, scene: Scene, matrix: Path, cover: Floats) -> None:
+def finer(width: int) -> int:
+    """How many times finer a car `width` pixels wide is drawn than it is shown."""
+    return int(np.clip(round(_CAR_PIXELS / width), 1, 4))
+
+
+def shade(picture: Floats, scene: Scene, matrix: Path, cover: Floats) -> None:
     """Darkens the ground around the car: deep under the tyres, softer below the body, and the sun's shadow."""
     height, width = picture.shape[:2]
     step = max(1, width // 700)
@@ -208,7 +214,7 @@ def _moved(layer: Floats, matrix: Path, change: Path, step: int = 1) -> Floats:
     return cast("Floats", cv2.warpPerspective(source, warp, small[::-1], flags=cv2.INTER_LINEAR))
 
 
-def _reflect(picture: Floats, scene: Scene, matrix: Path, colour: Floats, cover: Floats) -> None:
+def reflect(picture: Floats, scene: Scene, matrix: Path, colour: Floats, cover: Floats) -> None:
     """Mirrors the car in the floor, fading with the distance from the tyres."""
     strength = scene.place.mirror if isinstance(scene.place, Studio) else scene.place.wet
     if strength < 0.01:

@@ -41,8 +41,12 @@ class Light:
     power: float
 
 
-def draw_car(canvas: Canvas, car: Car, light: Light) -> None:
-    """Draws the car onto the canvas; afterwards `canvas.alpha` is its silhouette."""
+def draw_car(canvas: Canvas, car: Car, light: Light, *, wheels: bool = True) -> None:
+    """Draws the car onto the canvas; afterwards `canvas.alpha` is its silhouette.
+
+    Args:
+        wheels: False leaves the wheel houses empty (see `draw_wheel`).
+    """
     body = smooth(car.shape(car.style.outline), 14)
     _extras(canvas, car)
     canvas.put(body, (0.0, 0.0, 0.0), new=True)
@@ -56,7 +60,9 @@ def draw_car(canvas: Canvas, car: Car, light: Light) -> None:
     _doors(canvas, car)
     _lamps(canvas, car)
     for axle, turned in zip(car.axles, car.turned, strict=True):
-        _wheel(canvas, car, light, axle, turned)
+        _wheel_house(canvas, car, axle)
+        if wheels:
+            draw_wheel(canvas, car, light, axle, turned)
     _mirror(canvas, car, light)
 
 
@@ -421,11 +427,16 @@ def _lamps(canvas: Canvas, car: Car) -> None:
     )
 
 
-def _wheel(canvas: Canvas, car: Car, light: Light, x: float, turned: float) -> None:
-    """Wheel house, tyre, rim, brake and hub around the axle at (x, radius)."""
+def _wheel_house(canvas: Canvas, car: Car, x: float) -> None:
+    """The dark opening around the axle at (x, radius)."""
     r = car.radius
     canvas.put(ellipse(x, r, r * 1.165), (0, 0, 0), opacity=0.3, blur=0.012)
     canvas.put(ellipse(x, r, r * 1.14), (0.012, 0.012, 0.014))
+
+
+def draw_wheel(canvas: Canvas, car: Car, light: Light, x: float, turned: float) -> None:
+    """Draws tyre, rim, brake and hub around the axle at (x, radius), turned by an angle in radians."""
+    r = car.radius
 
     def tyre(u: Floats, v: Floats) -> Floats:
         level = 0.045 + 0.035 * np.clip(v / np.float32(2 * r), 0, 1) * np.float32(light.power)
