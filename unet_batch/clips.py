@@ -67,6 +67,7 @@ class VideoOptions:
         max_frames: stop after so many frames taken.
         smooth: time constant in seconds of the mean over time; 0 takes each frame by itself.
         hardware: device that decodes, "cuda"; None for the processor.
+        latest: of a live source, drop the frames that there is no time for.
     """
 
     codec: str = "h264"
@@ -77,6 +78,7 @@ class VideoOptions:
     max_frames: int | None = None
     smooth: float = 0.0
     hardware: str | None = None
+    latest: bool = False
 
     def __post_init__(self) -> None:
         if self.quality is not None:
@@ -174,12 +176,20 @@ def segment(
         BackendError: inference failed.
         OutputError: an output cannot be written.
     """
-    with video.Reader(item.path, hardware=options.hardware) as reader:
+    with _reader(item.path, options) as reader:
         work = _Work(item, segmenter, layout, options, fingerprint, reader)
         result = work.run(on_frame, on_start)
         if result.complete:
             work.finish(result)
     return result
+
+
+def _reader(path: str, options: VideoOptions) -> video.Reader:
+    if not video.is_live(path):
+        return video.Reader(path, hardware=options.hardware)
+    if wrong := [name for name in ("start", "end") if getattr(options, name) is not None]:
+        raise UsageError(f"{path}: a live source has no --{wrong[0]}", hint="--max-frames ends it, or Ctrl-C")
+    return video.LiveReader(path, latest=options.latest)
 
 
 @dataclass(eq=False)
@@ -232,7 +242,7 @@ class _Work:
         if self.smoother is not None:
             self.smoother.resume(self.journal.state())
         self.begin = self.journal.begin  # tick at which the range begins
-        self.exhausted = False
+        self.exhausted = isinstance(reader, video.LiveReader)  # which has ended whenever it is told to
         self.writers: dict[str, video.Writer] = {}
         self.moments_of_part: list[_Moment] = []
 

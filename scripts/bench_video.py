@@ -1,0 +1,79 @@
+"""Measure how close a clip with overlay comes to its floor.
+
+    python scripts/bench_video.py [CLIP ...] [--rounds 3] [--smooth SECONDS]
+
+Without clips: car-detection.mp4 of the data folder, if there, and 60 seconds of 1080x1920 as `unet-batch sample --video` draws
+them. The floor is what is left when nothing waits: the seconds of the network alone for as many frames, plus the processor
+seconds of all else (decoder, conversions, encoders and their own threads) divided by the cores. Start-up is left out, a short
+run warms up, figures are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import carvana
+from bench_run import engine_only
+
+from unet_batch import clips, video
+from unet_batch.backends.torch import TorchBackend
+from unet_batch.model import checkpoint, zoo
+from unet_batch.pipeline import bottleneck, cpu_count
+from unet_batch.scenes import write_clip
+from unet_batch.segmenter import Segmenter
+from unet_batch.types import Item
+
+
+def one_round(segmenter: Segmenter, path: str, out: str, options: clips.VideoOptions) -> tuple[clips.ClipResult, float, float]:
+    """(what became of it, wall seconds, processor seconds of all but the network) of one run."""
+    layout = clips.Layout(out, ("mask", "overlay"), video.CODECS[options.codec])
+    begun, cpu = time.perf_counter(), time.process_time()
+    result = clips.segment(Item(path, "clip"), segmenter, layout, options, "bench")
+    wall, total = time.perf_counter() - begun, time.process_time() - cpu
+    network = next(stage.cpu for stage in result.stages if stage.name == "infer")
+    return result, wall, total - network
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clips", nargs="*")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=60, help="length of the drawn clip")
+    parser.add_argument("--smooth", type=float, default=0.0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, Segmenter(TorchBackend(checkpoint.load(zoo.resolve(None)))) as segmenter:
+        paths = list(options.clips)
+        if not paths:
+            real = carvana.data_folder() / "videos" / "car-detection.mp4"
+            paths = [str(real)] if real.is_file() else []
+            paths.append(write_clip(folder, options.seconds, (1080, 1920)))
+        what = clips.VideoOptions(smooth=options.smooth)
+        one_round(segmenter, paths[0], folder, clips.VideoOptions(max_frames=50))
+        for path in paths:
+            walls, floors = [], []
+            for _ in range(options.rounds):
+                result, wall, others = one_round(segmenter, path, folder, what)
+                network = engine_only(segmenter.backend, result.frames)
+                walls.append(wall)
+                floors.append(network + others / cpu_count())
+                print(
+                    f"  {Path(path).name}: {wall:.2f} s, network alone {network:.2f} s, the rest {others:.2f} processor s; "
+                    + ", ".join(f"{stage.name} {stage.busy / stage.workers / wall:.0%}" for stage in result.stages),
+                    flush=True,
+                )
+            ratio = statistics.median(a / b for a, b in zip(walls, floors, strict=True))
+            print(
+                f"{Path(path).name}: {result.frames} frames, {result.frames / statistics.median(walls):.1f} frames/s, "
+                f"wall/floor {ratio:.3f}, bottleneck {bottleneck(result.stages).name}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
