@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ import pytest
 from unet_batch import clips, video
 from unet_batch.errors import UsageError, VideoError
 from unet_batch.segmenter import Segmenter
+from unet_batch.sources import collect
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
 
@@ -79,6 +81,27 @@ def test_names_of_live_sources(name: str) -> None:
 @pytest.mark.parametrize("name", ["clip.mp4", "webcam:front", "webcam:0.mp4", "a/rtsp://b", "file:///x.mp4", ""])
 def test_other_names(name: str) -> None:
     assert not video.is_live(name)
+
+
+def test_a_name_for_the_outputs_of_an_address() -> None:
+    name = video.live_name("rtsp://admin:secret@10.0.0.5:554/cam/1?token=abc")
+    assert name is not None
+    assert re.fullmatch(r"10\.0\.0\.5-554-cam-1-\d{8}-\d{6}\.live", name)
+    assert video.live_name("clip.mp4") is None
+    assert (video.live_name("webcam:0") or "").startswith("webcam-0-2")
+
+
+def test_an_address_beside_files(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    found = collect(
+        [str(tmp_path), "rtsp://h/s"],
+        is_picture=lambda name: name.endswith(".jpg"),
+        live=lambda source: "s.live" if "://" in source else None,
+    )
+    assert found.items == (Item(str(tmp_path / "a.jpg"), "a"), Item("rtsp://h/s", "s"))
+    alone = collect(["rtsp://h/s"], is_picture=bool, live=lambda source: "s.live", cwd=str(tmp_path))
+    assert alone.items == (Item("rtsp://h/s", "s"),)
+    assert alone.root == str(tmp_path / "live")
 
 
 def test_a_connection_that_breaks_is_made_anew(tmp_path: Path) -> None:

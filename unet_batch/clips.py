@@ -16,6 +16,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -53,6 +54,21 @@ class Position:
 
     seconds: Fraction | None = None
     frame: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """Read `90` or `90.5` (seconds), `1:30` or `0:01:30.25` (hours, minutes, seconds), or `2250f` (frames).
+
+        Raises:
+            UsageError: it is none of these.
+        """
+        if match := re.fullmatch(r"(\d{1,12})f", text):
+            return cls(frame=int(match[1]))
+        match = re.fullmatch(r"(?:(?:(\d{1,6}):)?([0-5]?\d):(?=[0-5]?\d(?:\.|$)))?(\d{1,9}(?:\.\d{1,9})?)", text)
+        if match is None:
+            raise UsageError(f"{text!r} is no place in a clip", hint="90.5, 1:30, 0:01:30.25, or 2250f for a number of frames")
+        hours, minutes, seconds = (Fraction(part or 0) for part in match.groups())
+        return cls(3600 * hours + 60 * minutes + seconds)
 
 
 @dataclass(frozen=True)

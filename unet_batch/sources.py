@@ -1,7 +1,7 @@
-"""Which pictures to segment, and what their outputs will be called.
+"""Which pictures and clips to segment, and what their outputs will be called.
 
 Only names are looked at here, never pixels. What a person named is taken as it is; what a folder holds is taken if it is
-called like a picture. Whatever cannot be taken is counted or listed in the result: nothing is lost without a word.
+called like a picture or clip. Whatever cannot be taken is counted or listed in the result: nothing is lost without a word.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Sources:
     """What a request names.
 
     Attributes:
-        items: the pictures, in the order of their keys' components.
+        items: the pictures and clips, in the order of their keys' components.
         root: absolute common folder of the sources; keys are relative to it.
         ignored: how many other files the folders hold, by lower-case extension ("" for none).
         skipped_folders: folders left out because they hold outputs.
@@ -47,13 +47,19 @@ class Sources:
 
 
 def collect(
-    sources: Sequence[str], *, is_picture: Callable[[str], bool], exclude: Sequence[str] = (), cwd: str | None = None
+    sources: Sequence[str],
+    *,
+    is_picture: Callable[[str], bool],
+    live: Callable[[str], str | None] = lambda source: None,
+    exclude: Sequence[str] = (),
+    cwd: str | None = None,
 ) -> Sources:
-    """Find the pictures that `sources` name: files, folders (recursively), glob patterns, and `@lists` of files and folders.
+    """Find what `sources` name: files, folders (recursively), glob patterns, and `@lists` of files and folders.
 
     Args:
         sources: what the user named; relative names start at `cwd`.
-        is_picture: says from its name whether a file found in a folder is a picture.
+        is_picture: says from its name whether a file found in a folder is to be segmented.
+        live: gives a name to a source that is no file but a camera or an address; None to all others.
         exclude: folders to leave out wherever they appear, the output folder above all.
         cwd: where relative names start; the current folder if None.
 
@@ -61,21 +67,22 @@ def collect(
         SourceError: a source does not exist, cannot be read, or holds no pictures; or the sources have no common folder.
     """
     try:
-        search = _Search(is_picture, exclude, os.path.abspath(cwd or os.getcwd()))
+        search = _Search(is_picture, live, exclude, os.path.abspath(cwd or os.getcwd()))
     except OSError as error:
         raise SourceError(f"the current folder is gone: {_reason(error)}", hint="change to one that exists") from error
     for source in sources:
         search.add(source)
-    if not search.found:
+    if not search.found and not search.addresses:
         why = f": {len(search.skipped)} folder(s) hold outputs, such as {min(search.skipped)}" if search.skipped else ""
         why += "".join(f"; {path} {reason}" for path, reason in itertools.islice(search.unreadable.items(), 1))
         raise SourceError(f"no pictures to segment{why}", hint="name a file or folder with pictures that are not outputs")
     try:
-        root = os.path.commonpath(list(search.bases))
+        root = os.path.commonpath(list(search.bases) or [os.path.join(search.cwd, "live")])
     except ValueError as error:  # Windows only
         raise SourceError("the sources lie on different drives", hint="run once for each drive") from error
     below = len(root if root.endswith(os.sep) else root + os.sep)
     paths = {path[below:].replace(os.sep, "/"): path for path in search.found}
+    paths.update(search.addresses)
     items = [Item(paths[name], key) for name, key in assign_keys(paths).items()]
     items.sort(key=lambda item: item.key.split("/"))
     return Sources(
@@ -103,9 +110,12 @@ def default_output(root: str) -> str:
 class _Search:
     """What was found so far; see `Sources` for the meaning of its attributes."""
 
-    def __init__(self, is_picture: Callable[[str], bool], exclude: Sequence[str], cwd: str) -> None:
-        self.is_picture, self.cwd = is_picture, cwd
+    def __init__(
+        self, is_picture: Callable[[str], bool], live: Callable[[str], str | None], exclude: Sequence[str], cwd: str
+    ) -> None:
+        self.is_picture, self.live, self.cwd = is_picture, live, cwd
         self.found: dict[str, None] = {}
+        self.addresses: dict[str, str] = {}  # by name
         self.bases: set[str] = set()
         self.ignored: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by folder: one visited twice counts once
         self.skipped: set[str] = set()
@@ -121,6 +131,9 @@ class _Search:
             raise SourceError("a source has an empty name")
         if source.startswith("@"):
             return self.add_list(source[1:])
+        if name := self.live(source):
+            self.addresses[name] = source
+            return None
         path = _absolute(source, self.cwd)
         try:
             is_folder = stat.S_ISDIR(os.stat(path).st_mode)

@@ -474,6 +474,14 @@ def is_live(source: str) -> bool:
     return bool(_LIVE.match(source))
 
 
+def live_name(source: str) -> str | None:
+    """What the outputs of a camera or an address are called: where it is, without its password, and when; None for a file."""
+    if not is_live(source):
+        return None
+    place = re.sub(r"^[^:]*://(?:[^/@]*@)?", "", source.partition("?")[0])
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", place).strip("-.") + time.strftime("-%Y%m%d-%H%M%S") + ".live"
+
+
 def _opened_live(source: str) -> InputContainer:
     options, form, name = {}, None, source
     if source.lower().startswith("webcam:"):
