@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,12 @@ from hypothesis import strategies as st
 
 from unet_batch.datasets.encoding import VOID
 from unet_batch.errors import UsageError
-from unet_batch.evaluation.metrics import BOUNDARY_TOLERANCE, Counts, count, interval, intervals, scores, singly
+from unet_batch.evaluation.metrics import BOUNDARY_TOLERANCE, Counts, Scores, count, intervals, scores, singly
+
+
+def interval(counts: list[Counts], figure: Callable[[Scores], float], samples: int = 1000) -> tuple[float, float]:
+    """The interval of one figure."""
+    return intervals(counts, {"": figure}, samples=samples)[""]
 
 
 def masks(seed: int, classes: int, pictures: int = 3, void: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -192,13 +192,6 @@ def intervals(
     return ends
 
 
-def interval(
-    counts: Sequence[Counts], figure: Callable[[Scores], float], *, samples: int = 1000, confidence: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """The interval of one figure; see `intervals`."""
-    return intervals(counts, {"": figure}, samples=samples, confidence=confidence, seed=seed)[""]
-
-
 # Eleven numbers of each class that add up over pictures: pixels found right, true, found; the boundary's four; and of the
 # picture's own Dice and IoU the value and whether there is one. All but those two values are whole, and exact up to 2^53.
 _HITS, _TRUE, _FOUND, _EDGE, _DICE, _IOU = 0, 1, 2, slice(3, 7), slice(7, 9), slice(9, 11)
