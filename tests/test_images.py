@@ -590,6 +590,30 @@ def test_limit_is_checked_before_decoding(tmp_path: Path, photo: Image.Image) ->
         read_bytes(tmp_path, png(10_000, 10_000, 8, 0, b"\0"))
 
 
+def test_limit_holds_for_what_is_inside(tmp_path: Path) -> None:
+    """Headers that announce 16x16 and hold more: refused before anything is decoded."""
+    inner = png(3000, 2000, 8, 0, b"")
+    bitmap = struct.pack("<IiiHHIIiiII", 40, 3000, -4000, 1, 1, 0, 0, 0, 0, 0, 0)
+    core = struct.pack("<IHHHH", 12, 3000, 4000, 1, 1)
+    for picture in (inner, bitmap, core):
+        entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 1, len(picture), 22)
+        with pytest.raises(ImageTooLarge, match=r"2000x3000 .* the limit is 5,999,999"):
+            read_bytes(tmp_path, struct.pack("<HHH", 0, 1, 1) + entry + picture, max_pixels=5_999_999)
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 3008, 323: 2000, 324: 200, 325: 8}
+    tiff = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags))
+    tiff += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    with pytest.raises(ImageTooLarge, match="2000x3008"):
+        read_bytes(tmp_path, tiff.ljust(200, b"\0") + zlib.compress(b""), max_pixels=6_000_000)
+
+
+def test_icons_are_read_whatever_their_kind(tmp_path: Path, photo: Image.Image) -> None:
+    for kind in ("bmp", "png"):
+        data = encoded(photo, "ICO", sizes=[(16, 16), (48, 48)], bitmap_format=kind)
+        side = read_bytes(tmp_path, data, max_pixels=48 * 48).shape[0]  # of the one that Pillow prefers
+        with pytest.raises(ImageTooLarge):
+            read_bytes(tmp_path, data, max_pixels=side * side - 1)
+
+
 def test_out_of_memory_is_an_image_error(tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError

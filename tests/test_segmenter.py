@@ -7,16 +7,18 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 import unet_batch
 from unet_batch import segmenter as segmenter_module
-from unet_batch.errors import BackendUnavailable, CheckpointError, ImageError, UsageError
+from unet_batch.errors import BackendUnavailable, CheckpointError, DecoderCrashed, ImageError, ImageTooLarge, UsageError
 from unet_batch.segmenter import Segmenter
 from unet_batch.testing import FakeBackend, fake_spec
 
@@ -67,7 +69,7 @@ def test_threshold(photo: Path) -> None:
         assert segmenter.threshold == 0.5
 
 
-@pytest.mark.parametrize("bad", [{"threshold": 0}, {"threshold": 1.5}, {"workers": 0}])
+@pytest.mark.parametrize("bad", [{"threshold": 0}, {"threshold": 1.5}, {"workers": 0}, {"max_pixels": 0}])
 def test_arguments_out_of_range(bad: dict[str, int]) -> None:
     backend = FakeBackend()
     with pytest.raises(UsageError, match="expected"):
@@ -187,6 +189,47 @@ def test_pictures_in_flight_are_bounded_by_their_pixels(photo: Path, monkeypatch
         list(segmenter.stream([photo]))
     tensor = 32 * 48 * 3
     assert weights == [0, tensor, tensor, 0]
+
+
+def test_limit_of_pixels(photo: Path) -> None:
+    for isolate in (False, True):
+        with Segmenter(FakeBackend(), max_pixels=64 * 96 - 1, isolate=isolate) as segmenter:
+            with pytest.raises(ImageTooLarge, match=r"64x96 .* the limit is 6,143"):
+                segmenter(photo)
+            assert isinstance(next(segmenter.stream([photo])).error, ImageTooLarge)
+        with Segmenter(FakeBackend(), max_pixels=64 * 96, isolate=isolate) as segmenter:
+            assert segmenter(photo).shape == (64, 96)
+
+
+def test_isolated_decoding_survives_a_crash(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="tests.readers:obey"))
+    crash = tmp_path / "crash.jpg"
+    crash.write_text("segfault\n")
+    paths = [photo] * 6 + [crash] + [photo] * 5
+    with Segmenter(FakeBackend()) as segmenter:
+        right = segmenter(photo)
+    with Segmenter(FakeBackend(), workers=2, isolate=True) as segmenter:
+        results = list(segmenter.stream(paths))
+        with pytest.raises(DecoderCrashed, match="SIGSEGV"):
+            segmenter(crash)
+    assert [result.path for result in results] == [str(path) for path in paths]
+    for result in results:
+        if result.path == str(crash):
+            assert isinstance(result.error, DecoderCrashed)
+        else:
+            assert result.mask is not None
+            assert np.array_equal(result.mask, right)
+    assert not [child for child in psutil.Process().children() if "_serve" in " ".join(child.cmdline())]
+
+
+def test_decoders_that_cannot_start_end_the_run(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or each picture of a hundred thousand would fail for the same reason."""
+    monkeypatch.setattr(segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="nowhere:read"))
+    with (
+        Segmenter(FakeBackend(), workers=2, isolate=True) as segmenter,
+        pytest.raises(UsageError, match="cannot start a decoder"),
+    ):
+        list(segmenter.stream([photo] * 50))
 
 
 def test_load_takes_a_path(tiny: str, photo: Path) -> None:

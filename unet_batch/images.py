@@ -58,7 +58,9 @@ if TYPE_CHECKING:
     from unet_batch.types import Pixels, Size
 
 MAX_PIXELS = 200_000_000
-"""Default limit, checked before decoding: 600 MB as RGB. Pillow allows TIFF, GIF and WebP no more than 178,956,970."""
+"""Default limit, checked before decoding: 600 MB as RGB. Pillow allows TIFF, GIF and WebP no more than 178,956,970.
+
+An AVIF or HEIC whose inner stream is larger than its header says is held by its library's own limit (libavif: 268,435,456)."""
 
 _NAMES = "jpg jpeg jpe jfif mpo png apng webp tif tiff bmp dib gif avif avifs heic heif hif ppm pgm pbm pnm tga ico psd jp2 j2k"
 EXTENSIONS = frozenset(_NAMES.split())
@@ -389,9 +391,25 @@ def _opened(path: str, file: BinaryIO, name: str, max_pixels: int) -> ImageFile:
         opener = getattr(importlib.import_module(module), plugin)
     except ImportError as error:
         raise ImageError(f"{path}: {name} needs the package pillow-heif", hint="pip install 'unet-batch[heic]'") from error
+    if name == "ICO":
+        _check_icons(path, file, max_pixels)
     image = cast("ImageFile", opener(file))
     _check_size(path, image.height, image.width, max_pixels)
     return image
+
+
+def _check_icons(path: str, file: BinaryIO, max_pixels: int) -> None:
+    """Check what the pictures inside an ICO say of their sizes: Pillow decodes one on opening, whatever its directory says."""
+    directory = file.read(6 + 16 * 65535)
+    for entry in range(6, min(len(directory), 6 + 16 * int.from_bytes(directory[4:6], "little")) - 15, 16):
+        file.seek(int.from_bytes(directory[entry + 12 : entry + 16], "little"))
+        head = file.read(24)
+        png = head.startswith(b"\x89PNG")
+        layout = ">16xII" if png else "<4xHH" if head.startswith(b"\x0c\0\0\0") else "<4xii"
+        if len(head) >= struct.calcsize(layout):
+            width, height = struct.unpack_from(layout, head)
+            _check_size(path, abs(height) // (1 if png else 2), abs(width), max_pixels)  # a bitmap counts its mask's rows, too
+    file.seek(0)
 
 
 def _finished(image: ImageFile) -> Pixels:
@@ -464,6 +482,8 @@ def _read_tiff(path: str, file: BinaryIO, max_pixels: int) -> Pixels:
     tags = cast("Any", image).tag_v2
     if tags.get(284) == 2 and max(tags.get(258, (1,))) > 8:  # Pillow reads planes of 16 bits as if they had 8
         raise ImageError(f"{path}: TIFF in separate planes of more than 8 bits is not supported", hint=hint)
+    if 322 in tags and 323 in tags:  # tiles, which are decoded whole, however much larger than the picture they are
+        _check_size(path, tags[323], tags[322], max_pixels)
     return _finished(image)
 
 

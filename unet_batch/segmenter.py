@@ -22,7 +22,8 @@ import numpy as np
 
 from unet_batch import geometry, images, postprocess
 from unet_batch.backends.base import Backend
-from unet_batch.errors import BackendError, EncodeError, ImageError, ItemError, OutputError, UnetBatchError, UsageError
+from unet_batch.errors import BackendError, EncodeError, ImageError, ItemError, UnetBatchError, UsageError
+from unet_batch.isolation import Decoders
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
 from unet_batch.types import Frame, Item, ModelSpec, Prediction
 
@@ -74,20 +75,34 @@ class Segmenter:
         backend: opened here unless it is open; from then on the segmenter's, which closes it, also where it refuses it.
         threshold: probability from which a pixel counts; None takes the model's own.
         workers: threads for each of decoding, rendering and writing; None takes one for each core.
+        max_pixels: largest height x width of a picture that is decoded.
+        isolate: decode in as many processes, so that a picture that crashes its decoder fails alone; see `isolation.py`.
 
     Raises:
-        UsageError: the threshold lies outside (0, 1], workers is below 1, or the model does not take RGB.
+        UsageError: the threshold lies outside (0, 1], workers or max_pixels is below 1, or the model does not take RGB.
     """
 
-    def __init__(self, backend: Backend, *, threshold: float | None = None, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        threshold: float | None = None,
+        workers: int | None = None,
+        max_pixels: int = images.MAX_PIXELS,
+        isolate: bool = False,
+    ) -> None:
         self.backend = backend
         self.threshold = backend.spec.threshold if threshold is None else threshold
         self.workers = cpu_count() if workers is None else workers
+        self.max_pixels = max_pixels
+        self._decoders: Decoders | None = None
         try:
             if not 0 < self.threshold <= 1:
                 raise UsageError(f"threshold {self.threshold}: above 0 and up to 1 expected")
             if self.workers < 1:
                 raise UsageError(f"workers {workers}: 1 or more expected")
+            if max_pixels < 1:
+                raise UsageError(f"max_pixels {max_pixels}: 1 or more expected")
             if (channels := backend.spec.in_channels) != 3:
                 raise UsageError(f"{backend.spec.name} takes {channels} channels, pictures are read as RGB (3)")
             if not backend.is_open:
@@ -96,6 +111,8 @@ class Segmenter:
             if backend.is_open:
                 self.close()
             raise
+        if isolate:
+            self._decoders = Decoders(self.workers)
 
     @property
     def spec(self) -> ModelSpec:
@@ -103,14 +120,18 @@ class Segmenter:
         return self.backend.spec
 
     def close(self) -> None:
-        """Release the backend."""
-        self.backend.__exit__(None, None, None)
+        """Release the backend, and end the decoders if they have processes of their own."""
+        self.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.backend.__exit__(kind, error, traceback)
+        try:
+            if self._decoders is not None:
+                self._decoders.close()
+        finally:
+            self.backend.__exit__(kind, error, traceback)
 
     def __call__(self, picture: str | os.PathLike[str] | NDArray[Any]) -> Pixels:
         """Segment one picture.
@@ -124,6 +145,7 @@ class Segmenter:
         Raises:
             ImageError: the file cannot be decoded, or the array is not a picture.
             BackendError: inference failed.
+            UsageError: decoding is isolated, and no decoder can be started.
         """
         if isinstance(picture, np.ndarray):
             pixels = _as_rgb(picture)
@@ -139,6 +161,7 @@ class Segmenter:
 
         Raises:
             BackendError: the backend fails for one picture after the other.
+            UsageError: decoding is isolated, and no decoder can be started.
         """
 
         def finish(prediction: Prediction) -> Result:
@@ -155,7 +178,8 @@ class Segmenter:
         """Read a picture; at reduced scale where nobody needs its pixels at full size."""
         height, width = self.backend.input_size
         at_least = None if keep_pixels else (OVERSAMPLING * height, OVERSAMPLING * width)
-        picture = images.read(item.path, at_least=at_least)
+        read = images.read if self._decoders is None else self._decoders.read
+        picture = read(item.path, at_least=at_least, max_pixels=self.max_pixels)
         return self.frame(item, picture.pixels, picture.size, keep_pixels=keep_pixels)
 
     def frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool = False) -> Frame:
@@ -182,7 +206,8 @@ class Segmenter:
     ) -> Iterator[Pipeline]:
         """Decode and infer, then the stages of `finish`, each a name and a function; delivers results and `Failed`s in order.
 
-        What concerns one picture is isolated. An `OutputError` ends the run, since the next write would fail as well.
+        What concerns one picture is isolated. A `UsageError` ends the run: the next write, or the start of the next decoder,
+        would fail as well.
         """
         batch = self.backend.batch_size
 
@@ -238,7 +263,7 @@ def as_error(failed: Failed) -> UnetBatchError:
 
 
 def _concerns_one_item(error: Exception) -> bool:
-    return not isinstance(error, OutputError)
+    return not isinstance(error, UsageError)
 
 
 def _is_backend_error(error: Exception) -> bool:

@@ -1,0 +1,410 @@
+"""Decoders in processes of their own: nothing that one does, or that is done to it, spoils anything but its picture."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from unet_batch import images, isolation
+from unet_batch.errors import DecoderCrashed, ImageError, ImageTooLarge, UnetBatchError, UsageError
+from unet_batch.isolation import Decoders
+
+pytestmark = [
+    pytest.mark.timeout(60),
+    pytest.mark.usefixtures("no_thread_is_left", "no_process_is_left"),
+    pytest.mark.skipif(os.name != "posix", reason="sends signals"),
+]
+ROOT = Path(__file__).resolve().parents[1]
+OBEY = "tests.readers:obey"
+
+
+@pytest.fixture
+def no_process_is_left() -> Any:
+    yield
+    assert [child.cmdline() for child in psutil.Process().children() if "_serve" in " ".join(child.cmdline())] == []
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "good.jpg"
+    y, x = np.mgrid[:240, :320]
+    Image.fromarray(np.stack([x * 255 // 319, y * 255 // 239, (x + y) % 256], axis=-1).astype(np.uint8)).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> Callable[[str], str]:
+    """Makes a "picture" that tells the reader what to do."""
+
+    def write(command: str) -> str:
+        path = tmp_path / f"{command.replace(' ', '-')}.jpg"
+        path.write_text(command + "\n")
+        return str(path)
+
+    return write
+
+
+def pid_of(decoders: Decoders, path: str) -> int:
+    with pytest.raises(ImageError) as caught:
+        decoders.read(path)
+    return int(caught.value.message)
+
+
+def ended(pid: int, seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+# The same as images.read ---------------------------------------------------------------------------------------------------
+
+
+def outcome(read: Callable[..., images.Picture], path: str, **options: Any) -> Any:
+    try:
+        found = read(path, **options)
+    except UnetBatchError as error:
+        return type(error), error.message, error.hint
+    assert found.pixels.dtype == np.uint8
+    assert found.pixels.flags.c_contiguous
+    assert found.pixels.flags.writeable
+    return found.size, found.pixels.shape, found.pixels.tobytes()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["file", "pipe"])
+def test_pixels_and_errors_are_the_same(
+    picture: str, tmp_path: Path, shared: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(isolation, "_SHARED", shared)
+    monkeypatch.setattr(isolation, "_KEEP", 100_000)
+    names = ["ab.png", "café\n-ü.jpg", os.fsdecode(b"not\xffutf8.jpg"), "empty.jpg", "text.jpg", "cut.jpg"]
+    paths = [str(tmp_path / name) for name in names]
+    Image.fromarray(np.arange(3 * 5 * 7, dtype=np.uint8).reshape(5, 7, 3)).save(paths[0])
+    whole = Path(picture).read_bytes()
+    for path, data in zip(paths[1:], (whole, whole, b"", b"no picture", whole[:900]), strict=True):
+        Path(path).write_bytes(data)
+    options: list[dict[str, Any]] = [{}, {"at_least": (50, 70)}, {"max_pixels": 240 * 320 - 1}]
+    with Decoders(1) as decoders:
+        for path in [picture, *paths, str(tmp_path), str(tmp_path / "none.jpg"), "a\0b"]:
+            for option in options:
+                assert outcome(decoders.read, path, **option) == outcome(images.read, path, **option)
+        with pytest.raises(ImageTooLarge):
+            decoders.read(picture, max_pixels=10)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_odd_files_are_the_same(data: Path) -> None:
+    paths = sorted(str(path) for path in (data / "awkward").iterdir())
+    with Decoders(2) as decoders, ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda path: outcome(decoders.read, path), paths))
+    for path, result in zip(paths, found, strict=True):
+        assert result == outcome(images.read, path), path
+
+
+def test_what_the_system_says_of_a_file_arrives() -> None:
+    """So that a caller can tell what is worth another try."""
+    with Decoders(1, reader="tests.readers:refuse") as decoders, pytest.raises(ImageError) as caught:
+        decoders.read("/mnt/a.jpg")
+    assert (caught.value.message, caught.value.hint) == ("/mnt/a.jpg: cannot be read", "wait")
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == 116
+
+
+def test_an_error_nobody_foresaw(order: Callable[[str], str]) -> None:
+    with Decoders(1, reader=OBEY) as decoders:
+        with pytest.raises(ImageError, match=r"raise-x\.jpg: KeyError: 'x'") as caught:
+            decoders.read(order("raise x"))
+        assert "report it" in caught.value.hint
+        assert pid_of(decoders, order("pid")) == pid_of(decoders, order("pid"))  # it was no reason to end
+
+
+def test_decoders_are_light(order: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")
+    with Decoders(1, reader=OBEY) as decoders:
+        with pytest.raises(ImageError) as caught:
+            decoders.read(order("modules"))
+        pid = pid_of(decoders, order("pid"))
+        assert psutil.Process(pid).num_threads() == 1
+    assert {"numpy", "cv2"} <= set(caught.value.message.split())
+    assert not {"torch", "rich", "click", "unet_batch.segmenter"} & set(caught.value.message.split())
+
+
+def test_what_libraries_print_disturbs_nobody(
+    order: Callable[[str], str], picture: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Decoders(1, reader=OBEY) as decoders:
+        with pytest.raises(ImageError, match=r"noisy, stderr held 606006 bytes"):
+            decoders.read(order("noise"))
+        with pytest.raises(ImageError, match=r"quiet, stderr held 0 bytes"):  # nothing of the picture before: it does not grow
+            decoders.read(order("quiet"))
+        assert decoders.read(picture).size == (240, 320)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_names_mean_the_same_in_utf8_mode(picture: str, tmp_path: Path) -> None:
+    path = tmp_path / "é.jpg"
+    path.write_bytes(Path(picture).read_bytes())
+    script = "import sys; from unet_batch.isolation import Decoders\nwith Decoders(1) as d: print(d.read(sys.argv[1]).size)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-X", "utf8=1", "-c", script, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.stdout, done.stderr) == ("(240, 320)\n", "")
+
+
+# Crashes -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("segfault", r"its decoder crashed \(SIGSEGV\)$"),
+        ("abort", r"its decoder crashed \(SIGABRT\): malloc\(\): corrupted top size$"),
+        ("signal SIGBUS", r"its decoder crashed \(SIGBUS\)$"),
+        ("signal SIGFPE", r"its decoder crashed \(SIGFPE\)$"),
+        ("signal SIGKILL", r"its decoder was killed \(SIGKILL\), as the system does when memory runs out$"),
+        ("exit 0", r"its decoder ended with exit code 0$"),
+        ("exit 3", r"its decoder ended with exit code 3$"),
+    ],
+)
+@pytest.mark.parametrize("used", [False, True])
+def test_a_crash_costs_one_picture(order: Callable[[str], str], picture: str, command: str, says: str, used: bool) -> None:
+    path = order(command)
+    with Decoders(1, reader=OBEY) as decoders:
+        if used:
+            decoders.read(picture)
+        with pytest.raises(DecoderCrashed, match=says) as caught:
+            decoders.read(path)
+        assert caught.value.message.startswith(f"{path}: ")
+        assert caught.value.hint
+        assert decoders.read(picture).size == (240, 320)
+
+
+def test_a_picture_is_not_blamed_for_another(order: Callable[[str], str], picture: str) -> None:
+    """What crashes is the picture after the culprit: in a fresh process it decodes."""
+    with Decoders(1, reader=OBEY) as decoders:
+        with pytest.raises(ImageError, match="damaged"):
+            decoders.read(order("spoil"))
+        assert decoders.read(picture).size == (240, 320)
+
+
+def test_a_decoder_that_died_idle_is_nobodys_fault(order: Callable[[str], str], picture: str) -> None:
+    with Decoders(1, reader=OBEY) as decoders:
+        for _ in range(3):
+            pid = pid_of(decoders, order("pid"))
+            os.kill(pid, signal.SIGKILL)
+            assert ended(pid)
+            assert decoders.read(picture).size == (240, 320)
+
+
+def test_time_limit(order: Callable[[str], str], picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, starts = subprocess.Popen, []
+    monkeypatch.setattr(isolation.subprocess, "Popen", lambda *args, **options: starts.append(args) or real(*args, **options))
+    with Decoders(1, reader=OBEY, time_limit=0.5) as decoders:
+        decoders.read(picture)
+        begun = time.monotonic()
+        with pytest.raises(DecoderCrashed, match=r"hang\.jpg: not decoded within 0\.5 s"):
+            decoders.read(order("hang"))
+        assert 0.4 < time.monotonic() - begun < 5
+        assert len(starts) == 1  # nobody waits twice
+        time.sleep(0.6)  # the limit is one for decoding, not for waiting
+        pid = pid_of(decoders, order("pid"))
+        time.sleep(0.6)
+        assert pid_of(decoders, order("pid")) == pid
+
+
+def test_many_crashes_from_many_threads(order: Callable[[str], str], picture: str) -> None:
+    rng = random.Random(5)
+    paths = [picture] * 190 + [order("segfault"), order("exit 1"), order("abort"), order("signal SIGKILL"), order("spoil")] * 2
+    rng.shuffle(paths)
+    right = images.read(picture).pixels.tobytes()
+
+    def crashed(path: str) -> bool:
+        try:
+            return decoders.read(path).pixels.tobytes() != right
+        except DecoderCrashed as error:
+            return error.message.startswith(f"{path}: ")
+        except ImageError as error:
+            return error.message.endswith("damaged")
+
+    with Decoders(3, reader=OBEY) as decoders, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(crashed, paths))
+        assert len(psutil.Process().children()) <= 3
+    assert found == [path != picture for path in paths]
+
+
+# Starting and ending -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reader", "says"),
+    [
+        ("tests.no_such_module:read", "No module named 'tests.no_such_module'"),
+        ("unet_batch.images:no_such_function", "no_such_function"),
+    ],
+)
+def test_a_decoder_that_cannot_start_is_said_once(picture: str, reader: str, says: str) -> None:
+    with Decoders(2, reader=reader) as decoders, pytest.raises(UsageError, match=says) as caught:
+        decoders.read(picture)
+    assert "cannot start a decoder process" in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("executable", ["/nowhere/python", "/bin/true", "/bin/cat"])
+def test_no_interpreter(picture: str, executable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    with Decoders(1) as decoders, pytest.raises(UsageError, match=rf"cannot start a decoder process \({executable}\): .+"):
+        decoders.read(picture)
+
+
+def test_a_start_that_fails_by_accident_is_tried_again(picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = subprocess.Popen, []
+
+    def flaky(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) < 3:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(isolation.subprocess, "Popen", flaky)
+    with Decoders(1) as decoders:
+        assert decoders.read(picture).size == (240, 320)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("bad", [{"workers": 0}, {"workers": 1, "time_limit": 0}, {"workers": 1, "time_limit": float("nan")}])
+def test_arguments_out_of_range(bad: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        Decoders(**bad)
+
+
+def test_one_thread_needs_one_process(picture: str) -> None:
+    with Decoders(8) as decoders:
+        assert psutil.Process().children() == []
+        for _ in range(5):
+            decoders.read(picture)
+        assert len(psutil.Process().children()) == 1
+
+
+def test_closed_decoders_read_nothing(order: Callable[[str], str], picture: str) -> None:
+    decoders = Decoders(1, reader=OBEY)
+    with ThreadPoolExecutor(2) as pool:
+        at_work = pool.submit(decoders.read, order("sleep 0.7"))
+        while not decoders._busy:
+            time.sleep(0.01)
+        waiting = pool.submit(decoders.read, picture)
+        time.sleep(0.1)
+        decoders.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            waiting.result(5)
+        with pytest.raises(ImageError, match="sleep"):  # what was at work is finished
+            at_work.result(10)
+    with pytest.raises(RuntimeError, match="closed"):
+        decoders.read(picture)
+    decoders.close()
+
+
+def test_ctrl_c_and_sigterm_are_not_for_decoders(order: Callable[[str], str]) -> None:
+    with Decoders(1, reader=OBEY) as decoders, ThreadPoolExecutor(1) as pool:
+        pid = pid_of(decoders, order("pid"))
+        assert os.getsid(pid) == pid  # the terminal does not send it anything
+        reading = pool.submit(pid_of, decoders, order("pid"))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(pid, number)
+        assert reading.result(10) == pid
+        assert pid_of(decoders, order("pid")) == pid
+
+
+def test_ctrl_c_while_waiting_leaves_no_stale_answer(order: Callable[[str], str], picture: str) -> None:
+    with Decoders(1, reader=OBEY) as decoders:
+        pid = pid_of(decoders, order("pid"))
+        slow = order("sleep 30")
+        main = os.getpid()
+        killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.5); os.kill({main}, 2)"])
+        with pytest.raises(KeyboardInterrupt):
+            decoders.read(slow)
+        killer.wait()
+        assert ended(pid)
+        assert decoders.read(picture).size == (240, 320)
+
+
+SCRIPT = """
+import sys, threading
+from unet_batch.isolation import Decoders
+
+decoders = Decoders(3, reader="tests.readers:obey")
+for path in sys.argv[1:]:
+    threading.Thread(target=decoders.read, args=(path,)).start()
+"""
+
+
+def test_decoders_do_not_outlive_their_owner(order: Callable[[str], str], tmp_path: Path) -> None:
+    """A script without a guard for its main part, killed while two decoders are at work: one ends its picture, then itself."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), order("sleep 1"), order("sleep 1.1")]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as owner:
+        family = psutil.Process(owner.pid)
+        deadline = time.monotonic() + 20
+        while len(family.children()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.6)
+        children = [child.pid for child in family.children(recursive=True)]
+        owner.kill()
+    assert len(children) == 2
+    assert all(ended(pid) for pid in children)
+    if os.path.isdir("/dev/shm"):
+        assert set(os.listdir("/dev/shm")) <= before
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors are counted in /proc")
+def test_300_pictures_leak_nothing(order: Callable[[str], str], picture: str, tmp_path: Path) -> None:
+    def held() -> tuple[int, set[str]]:
+        return len(os.listdir("/proc/self/fd")), set(os.listdir("/dev/shm"))
+
+    before = held()
+    with Decoders(2, reader=OBEY) as decoders, ThreadPoolExecutor(2) as pool:
+        list(pool.map(decoders.read, [picture] * 20))
+        working = len(os.listdir("/proc/self/fd"))
+        pids = [child.pid for child in psutil.Process().children()]
+        theirs = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+        list(pool.map(decoders.read, [picture] * 300))
+        assert len(os.listdir("/proc/self/fd")) <= working
+        assert [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids] == theirs
+        decoders._time_limit = 0.3  # of those to be started
+        for command in ("segfault", "exit 1", "hang") * 2:
+            with pytest.raises(DecoderCrashed):
+                decoders.read(order(command))
+        assert len(os.listdir("/proc/self/fd")) <= working
+    assert held() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="pages of a memfd are counted")
+@pytest.mark.parametrize("keep", [1_000_000, 10_000_000])
+def test_a_huge_picture_gives_its_memory_back(keep: int, tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "_KEEP", keep)
+    large = tmp_path / "large.png"
+    Image.fromarray(np.zeros((1000, 1000, 3), np.uint8)).save(large)
+    with Decoders(1) as decoders:
+        for path, kept in ((str(large), 0 if keep < 3_000_000 else 3_000_000), (picture, 240 * 320 * 3)):
+            decoders.read(path)
+            shared = decoders._idle[0]._shared
+            assert shared is not None
+            assert os.fstat(shared.fileno()).st_size == kept
