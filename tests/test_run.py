@@ -63,13 +63,16 @@ def segment(
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """What a person sees: hidden files, such as the lock, left out."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return sorted(str(path.relative_to(folder)) for path in paths)
 
 
 def test_masks_mirror_the_tree_and_lie_beside_the_source(photos: Path) -> None:
     report, heard = segment(photos)
     out = photos.parent / "photos-segmented"
-    assert files(out) == ["masks/a.png", "masks/b.png", "masks/sub/a.png", "masks/sub/deep/c.png", "run.json"]
+    masks = ["masks/a.png", "masks/b.png", "masks/sub/a.png", "masks/sub/deep/c.png"]
+    assert files(out) == ["manifest.jsonl", *masks, "run.json"]
     assert heard == ["a", "b", "sub/a", "sub/deep/c"]
     assert (report.status, report.exit_code, report.found, report.done) == ("done", 0, 4, 4)
     mask = read(out / "masks/a.png")
@@ -80,7 +83,7 @@ def test_masks_mirror_the_tree_and_lie_beside_the_source(photos: Path) -> None:
 def test_every_kind_of_output(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     segment(photos / "a.png", output=out, save=("mask", "overlay", "cutout", "prob"))
-    assert files(out) == ["cutouts/a.png", "masks/a.png", "overlays/a.jpg", "probs/a.png", "run.json"]
+    assert files(out) == ["cutouts/a.png", "manifest.jsonl", "masks/a.png", "overlays/a.jpg", "probs/a.png", "run.json"]
     overlay, cutout, prob = (read(out / name) for name in ("overlays/a.jpg", "cutouts/a.png", "probs/a.png"))
     assert overlay.shape == (64, 96, 3)
     assert overlay[32, 10].max() < 10, "the background is left alone"
@@ -152,11 +155,13 @@ def test_the_error_list_of_an_earlier_run_goes(photos: Path, tmp_path: Path) -> 
 def test_existing_outputs_are_skipped_unless_overwritten(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     segment(photos, output=out)
-    (out / "masks/a.png").write_bytes(b"somebody's edit")
+    write(out / "masks/a.png", np.eye(64, 96, dtype=np.uint8))
+    edit = (out / "masks/a.png").read_bytes()
     (out / "masks/b.png").unlink()
     report, heard = segment(photos, output=out)
     assert (report.done, report.skipped, heard) == (1, 3, ["b"])
-    assert (out / "masks/a.png").read_bytes() == b"somebody's edit"
+    assert report.states == {"edited": 1, "lost": 1, "done": 2}
+    assert (out / "masks/a.png").read_bytes() == edit
     report, _ = segment(photos, output=out, overwrite=True)
     assert (report.done, report.skipped) == (4, 0)
     assert read(out / "masks/a.png").shape == (64, 96)
@@ -220,7 +225,7 @@ def test_ctrl_c_leaves_whole_files_and_a_report(photos: Path, tmp_path: Path) ->
         raise KeyboardInterrupt
 
     with Segmenter(FakeBackend(), workers=1) as segmenter:
-        report = execute(plan, segmenter, {}, interrupt)
+        report = execute(plan, segmenter, {"name": "fake", "sha256": "0"}, interrupt)
     assert (report.status, report.exit_code) == ("interrupted", 130)
     for path in (tmp_path / "out/masks").rglob("*"):
         assert path.is_dir() or read(path).shape == (64, 96)

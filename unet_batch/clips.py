@@ -17,24 +17,24 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from unet_batch import geometry, images, postprocess, render, video
-from unet_batch.errors import UsageError, VideoError
+from unet_batch import geometry, gpu, images, postprocess, render, video
+from unet_batch.errors import OutputError, UsageError, VideoError
 from unet_batch.pipeline import Pipeline, Stage, StageStats
 from unet_batch.segmenter import PIXEL_BUDGET, Segmenter
 from unet_batch.sinks import make_folder, remove, replacing, write_atomic, write_json
 from unet_batch.smoothing import Smoother
-from unet_batch.types import Frame, Item, Prediction
+from unet_batch.types import CLIP_KINDS, Frame, Item, Prediction
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -96,6 +96,20 @@ class VideoOptions:
     hardware: str | None = None
     latest: bool = False
 
+    def names(self, kinds: Sequence[str]) -> tuple[str, ...]:
+        """The outputs by names that tell what decides their contents: the timeline first, then those of `kinds` in order."""
+        place = {"start": self.start, "end": self.end}
+        facts = {
+            name: f"{at.frame}f" if at.frame is not None else str(at.seconds) for name, at in place.items() if at is not None
+        }
+        facts |= {"every": str(self.every)} if self.every > 1 else {}
+        facts |= {"max": str(self.max_frames)} if self.max_frames is not None else {}
+        facts |= {"smooth": f"{self.smooth:g}"} if self.smooth else {}
+        read = "".join(f" {name}={value}" for name, value in facts.items())
+        coded = f" {self.codec}" + (f" quality={self.quality}" if self.quality is not None else "")
+        wanted = ("timeline", *(kind for kind in Layout.KINDS if kind in kinds))
+        return tuple("clip " + kind + (coded if kind == "overlay" else "") + read for kind in wanted)
+
     def __post_init__(self) -> None:
         if self.quality is not None:
             option, _, lowest, highest = video.CODECS[self.codec].quality
@@ -105,7 +119,9 @@ class VideoOptions:
                 )
             if not lowest <= self.quality <= highest:
                 raise UsageError(f"--quality {self.quality}: {self.codec} takes {lowest} to {highest}")
-        if self.smooth < 0:
+        if self.every < 1 or (self.max_frames is not None and self.max_frames < 1):
+            raise UsageError(f"--every {self.every}, --max-frames {self.max_frames}: 1 or more expected")
+        if not self.smooth >= 0:
             raise UsageError(f"--smooth {self.smooth}: seconds, 0 or more expected")
 
 
@@ -114,7 +130,7 @@ class ClipResult:
     """What became of a clip.
 
     Attributes:
-        frames: written to the outputs, of which `resumed` were there from an earlier run.
+        frames: done, of which `resumed` were there from an earlier run.
         damaged: packets that did not decode.
         notes: what else a person should know.
         files: the outputs of each kind, absolute paths; empty while the clip is not finished.
@@ -140,7 +156,7 @@ class Layout:
         codec: of overlays.
     """
 
-    KINDS = ("mask", "overlay", "frames")
+    KINDS = CLIP_KINDS
 
     def __init__(self, folder: str, kinds: Sequence[str], codec: video.Codec) -> None:
         self.folder = folder
@@ -167,6 +183,22 @@ class Layout:
         return video.MASKS if kind == "mask" else self.codec
 
 
+def choose_encoder(name: str) -> tuple[video.Codec, str]:
+    """The encoder for a codec of `--codec`, and why.
+
+    Raises:
+        UsageError: it was asked for by its own name and does not work here.
+    """
+    codec = video.CODECS[name]
+    if name == "h264":
+        graphics = video.CODECS["h264_nvenc"]
+        why_not = gpu.missing() or video.encoder_problem(graphics)
+        return (codec, f"no NVENC: {why_not}") if why_not else (graphics, "the GPU has NVENC")
+    if problem := video.encoder_problem(codec):
+        raise UsageError(f"--codec {name}: {codec.encoder} does not work here: {problem}", hint="take --codec h264")
+    return codec, "as asked"
+
+
 def segment(
     item: Item,
     segmenter: Segmenter,
@@ -185,14 +217,15 @@ def segment(
         options: what to read and how to write.
         fingerprint: of all that decides the outputs' contents; parts made with another are made anew.
         on_frame: called in this thread with the number of frames done, and how many there may be.
-        on_start: given a function that makes it stop early, with all that is in flight recorded; safe in a signal handler.
+        on_start: given a function that makes it stop early, as if killed, but at once and in good order; a live source then has
+            reached its end. Safe in a signal handler.
 
     Raises:
         VideoError: the clip cannot be opened, nothing of it decodes, or it cannot be encoded.
         BackendError: inference failed.
         OutputError: an output cannot be written.
     """
-    with _reader(item.path, options) as reader:
+    with _reader(item.path, options, segmenter.max_pixels) as reader:
         work = _Work(item, segmenter, layout, options, fingerprint, reader)
         result = work.run(on_frame, on_start)
         if result.complete:
@@ -200,9 +233,9 @@ def segment(
     return result
 
 
-def _reader(path: str, options: VideoOptions) -> video.Reader:
+def _reader(path: str, options: VideoOptions, max_pixels: int) -> video.Reader:
     if not video.is_live(path):
-        return video.Reader(path, hardware=options.hardware)
+        return video.Reader(path, hardware=options.hardware, max_pixels=max_pixels)
     if wrong := [name for name in ("start", "end") if getattr(options, name) is not None]:
         raise UsageError(f"{path}: a live source has no --{wrong[0]}", hint="--max-frames ends it, or Ctrl-C")
     return video.LiveReader(path, latest=options.latest)
@@ -215,10 +248,11 @@ class _Moment:
     Attributes:
         index: among the frames of the range read, from 0.
         number: among the frames taken, from 0, over all runs.
-        part: the part it belongs to; `last` if it is the last one of it.
+        part: the part it belongs to; `last` if it fills it.
         pts, duration: in ticks.
+        damaged: packets that did not decode, from where this run began to here.
         row: its line of the timeline.
-        state: of the smoother after it.
+        state: of the smoother after it, if it fills its part.
     """
 
     index: int
@@ -227,6 +261,7 @@ class _Moment:
     last: bool
     pts: int
     duration: int
+    damaged: int
     shot: video.Shot | None
     frame: Frame | None = None
     prediction: Prediction | None = None
@@ -253,11 +288,11 @@ class _Work:
         self.item, self.segmenter, self.layout, self.options, self.reader = item, segmenter, layout, options, reader
         self.clip, self.classes = reader.clip, segmenter.spec.classes
         self.videos = tuple(kind for kind in layout.kinds if kind != "frames")
-        self.journal = _Journal(layout.unfinished(item.key), fingerprint)
         self.smoother = Smoother(options.smooth, len(self.classes.names)) if options.smooth else None
+        self.journal = _Journal(layout.unfinished(item.key), f"{fingerprint}, {PART}", stateful=self.smoother is not None)
         if self.smoother is not None:
             self.smoother.resume(self.journal.state())
-        self.begin = self.journal.begin  # tick at which the range begins
+        self.damaged_before = self.journal.damaged
         self.exhausted = isinstance(reader, video.LiveReader)  # which has ended whenever it is told to
         self.writers: dict[str, video.Writer] = {}
         self.moments_of_part: list[_Moment] = []
@@ -304,14 +339,18 @@ class _Work:
             for writer in self.writers.values():  # what is in them plays, but is not counted
                 with suppress(Exception):
                     writer.close()
+            if not journal.parts:
+                journal.discard(self.layout.folder)
             raise
         finally:
             cv2.setNumThreads(threads)
-        result.damaged = journal.damaged
-        result.notes = list(self.reader.notes)
+        result.frames, result.damaged = journal.frames, journal.damaged
+        result.notes = self.notes()
         if result.damaged:
             result.notes.insert(0, f"{result.damaged} damaged {'packet' if result.damaged == 1 else 'packets'} left out")
         result.complete = self.exhausted
+        if not result.frames:
+            journal.discard(self.layout.folder)
         if result.complete and not result.frames:
             raise VideoError(
                 f"{self.item.path}: no frame lies in the range asked for", hint="look at --start, --end and --every"
@@ -346,21 +385,17 @@ class _Work:
         start, end = _ticks(options.start, clip), _ticks(options.end, clip)
         first = (options.start.frame or 0) if options.start is not None else 0
         stop = options.end.frame if options.end is not None else None
-        if self.begin is None:
-            self.begin = start
         taken = journal.frames
         index = 0 if journal.last is None else journal.last[0] + 1
         if taken == options.max_frames:
             return
-        for shot in self.reader.shots(start if journal.last is None else journal.last[1] + 1, end):
+        begin = start if journal.last is None else journal.last[1] + 1
+        for shot in self.reader.shots(begin, end, seek=journal.timed):
             if stop is not None and index >= stop:
                 return
             if index >= first and (index - first) % options.every == 0:
-                if self.begin is None and first:
-                    self.begin = shot.pts
-                part, place = divmod(taken - journal.frames_before, PART)
-                part += journal.parts_before
-                yield _Moment(index, taken, part, place == PART - 1, shot.pts, shot.duration, shot)
+                part, place = divmod(taken, PART)
+                yield _Moment(index, taken, part, place == PART - 1, shot.pts, shot.duration, shot.damaged, shot)
                 taken += 1
                 if taken == options.max_frames:
                     return
@@ -387,7 +422,8 @@ class _Work:
         assert prediction is not None
         steady = self.smoother(prediction.frame.tensor, prediction.map, moment.pts * self.clip.time_base)
         moment.prediction = Prediction(prediction.frame, steady)
-        moment.state = self.smoother.state()
+        if moment.last:
+            moment.state = self.smoother.state()
         return moment
 
     def render(self, moment: _Moment) -> _Moment:
@@ -395,13 +431,14 @@ class _Work:
         assert prediction is not None
         mask = self.segmenter.mask(prediction)
         moment.row = self.measure(moment, prediction, mask)
-        look = video.written_look(self.clip)
         for kind in self.videos:
             pixels: Pixels = mask
             if kind == "overlay":
                 assert prediction.frame.pixels is not None
                 pixels = render.overlay(prediction.frame.pixels, mask, self.classes)
-            moment.outputs[kind] = video.prepared(pixels, video.pixel_format(self.layout.codec_of(kind), self.clip.size), look)
+            codec = self.layout.codec_of(kind)
+            look = video.written_look(self.clip, codec)
+            moment.outputs[kind] = video.prepared(pixels, video.pixel_format(codec, self.clip.size), look)
         if "frames" in self.layout.kinds:
             write_atomic(self.frame_file(moment.index), images.encode_mask(mask))
         moment.frame = moment.prediction = None
@@ -424,33 +461,51 @@ class _Work:
         """The last stage: here a frame has passed all the others, and so have those before it."""
         self.moments_of_part.append(moment)
         if moment.last:
-            self.record_part()
+            self.record_part(moment.state, moment.damaged)
+            moment.state = {}
         return moment
 
     # Parts.
 
     def close_part(self) -> None:
-        """Close and record what the last part has, at the end or on the way."""
+        """Close what the last part has. It counts if the end was reached: parts of other lengths would be coded otherwise."""
         for kind in list(self.writers):
             self.writers.pop(kind).close()
-        if self.moments_of_part:
-            self.record_part()
+        if self.moments_of_part and self.exhausted:
+            self.record_part(self.smoother.state() if self.smoother is not None else {}, self.reader.damaged)
 
-    def record_part(self) -> None:
+    def record_part(self, state: dict[str, NDArray[Any]], damaged: int) -> None:
         moments, self.moments_of_part = self.moments_of_part, []
-        files = {kind: self.journal.file(kind, moments[-1].part, self.layout.codec_of(kind).suffix) for kind in self.videos}
-        self.journal.record(
-            [moment.row for moment in moments], files, moments[-1].state, self.begin, moments[-1], self.reader.damaged
-        )
+        part, last = moments[-1].part, moments[-1]
+        files = {kind: self.journal.file(kind, part, self.layout.codec_of(kind).suffix) for kind in self.videos}
+        facts = {
+            "frames": len(moments),
+            "last": [last.index, last.pts],
+            "damaged": self.damaged_before + damaged,
+            "timed": self.reader.timed,
+            "notes": self.notes(),
+        }
+        self.journal.record(part, facts, [moment.row for moment in moments], files, state)
+
+    def notes(self) -> list[str]:
+        """What was strange in this run and the earlier ones."""
+        return list(dict.fromkeys([*self.journal.notes, *self.reader.notes]))
 
     def finish(self, result: ClipResult) -> None:
         """Put the parts together, under the names of the outputs."""
-        journal, key = self.journal, self.item.key
+        options, journal, key = self.options, self.journal, self.item.key
         rows = journal.rows()
         times = [(int(row[1]), int(row[2])) for row in rows]
-        cut = self.options.start is not None or self.options.end is not None or self.options.max_frames is not None
         pts, duration = times[-1]
-        step = duration or (times[-1][0] - times[-2][0] if len(times) > 1 else 1)
+        duration = duration or (pts - times[-2][0] if len(times) > 1 else 1)
+        if options.every > 1:  # each is shown until the next one, the last one as long, but not beyond the end
+            times = [(at, then - at) for (at, _), (then, _) in pairwise(times)]
+            duration *= options.every
+            if self.clip.duration is not None:
+                left = math.floor((self.clip.start + self.clip.duration) / self.clip.time_base) - pts
+                duration = max(1, min(duration, left))
+            times.append((pts, duration))
+        cut = options.start is not None or options.end is not None or options.max_frames is not None
         for kind in self.videos:
             path = self.layout.path(kind, key)
             with replacing(path) as temporary:
@@ -460,7 +515,7 @@ class _Work:
                     times,
                     self.clip,
                     sound=kind == "overlay",
-                    span=(self.begin or times[0][0], pts + step) if cut else None,
+                    span=(times[0][0], pts + duration) if cut else None,
                 )
             result.files[kind] = [path]
         header = ("frame", "pts", "duration", "seconds", *(f"area_{name}" for name in self.classes.names))
@@ -498,20 +553,20 @@ class _Journal:
     Args:
         folder: of the parts.
         fingerprint: of all that decides what is in them; what another one made is removed.
+        stateful: go on only where the state of the smoother is known.
     """
 
-    def __init__(self, folder: str, fingerprint: str) -> None:
+    def __init__(self, folder: str, fingerprint: str, *, stateful: bool) -> None:
         self.folder, self.fingerprint = folder, fingerprint
         self.parts: list[dict[str, Any]] = []
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # torn, or not of our making
             with open(os.path.join(folder, "journal.json"), encoding="utf-8") as file:
                 found = json.load(file)
-            if isinstance(found, dict) and found.get("fingerprint") == fingerprint:
+            if found["fingerprint"] == fingerprint:
                 self.parts = self._whole(found["parts"])
-        if not self.parts:
-            shutil.rmtree(folder, ignore_errors=True)
-        # Parts keep their numbers while a run adds to them.
-        self.parts_before, self.frames_before = len(self.parts), self.frames
+        if not self.parts or (stateful and "state" not in self.parts[-1]["files"]):
+            self.parts = []
+            self._clear()
 
     def file(self, kind: str, part: int, suffix: str) -> str:
         """Where a part of an output goes."""
@@ -528,24 +583,37 @@ class _Journal:
         return (self.parts[-1]["last"][0], self.parts[-1]["last"][1]) if self.parts else None
 
     @property
-    def begin(self) -> int | None:
-        """Tick at which the range begins, if one was asked for."""
-        return self.parts[-1]["begin"] if self.parts else None
-
-    @property
     def damaged(self) -> int:
         """Packets that did not decode, up to the last frame recorded."""
-        return sum(part["damaged"] for part in self.parts)
+        return int(self.parts[-1]["damaged"]) if self.parts else 0
+
+    @property
+    def timed(self) -> bool:
+        """Whether all frames so far had times of their own."""
+        return bool(self.parts[-1]["timed"]) if self.parts else True
+
+    @property
+    def notes(self) -> list[str]:
+        """What was strange so far."""
+        return list(self.parts[-1]["notes"]) if self.parts else []
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Of the smoother after the last frame recorded."""
-        if not self.parts or "state" not in self.parts[-1]["files"]:
+        if not self.parts:
             return {}
         with np.load(self._path(self.parts[-1]["files"]["state"][0]), allow_pickle=False) as arrays:
             return dict(arrays)
 
     def rows(self) -> list[list[str]]:
-        """All lines of the timeline."""
+        """All lines of the timeline.
+
+        Raises:
+            OutputError: parts are not there any more.
+        """
+        if len(self._whole(self.parts)) < len(self.parts):
+            raise OutputError(
+                f"{self.folder}: parts of the clip have vanished or changed", hint="run again: they are made anew"
+            )
         rows: list[list[str]] = []
         for part in self.parts:
             with open(self._path(part["files"]["timeline"][0]), encoding="utf-8", newline="") as file:
@@ -558,33 +626,29 @@ class _Journal:
 
     def record(
         self,
+        part: int,
+        facts: dict[str, Any],
         rows: Sequence[tuple[Any, ...]],
         videos: dict[str, str],
         state: dict[str, NDArray[Any]],
-        begin: int | None,
-        last: _Moment,
-        damaged: int,
     ) -> None:
-        """Add a part whose videos are closed."""
-        make_folder(self.folder)
-        files = dict(videos)
-        files["timeline"] = self.file("timeline", last.part, ".csv")
+        """Add a part whose videos are closed.
+
+        Raises:
+            OutputError: it cannot be written, or the videos are not there any more.
+        """
+        files = {**videos, "timeline": self.file("timeline", part, ".csv")}
         write_atomic(files["timeline"], _csv(rows).encode())
         if state:
-            files["state"] = self.file("state", last.part, ".npz")
+            files["state"] = self.file("state", part, ".npz")
             buffer = io.BytesIO()
             np.savez(buffer, **state)  # type: ignore[arg-type]
             write_atomic(files["state"], buffer.getvalue())
+        if missing := [path for path in files.values() if not os.path.exists(path)]:
+            raise OutputError(f"{missing[0]} vanished as it was written", hint="run again to make it anew")
+        sizes = {kind: [os.path.basename(path), _size(path)] for kind, path in files.items()}
         old = self.parts[-1]["files"].pop("state", None) if self.parts else None
-        self.parts.append(
-            {
-                "frames": len(rows),
-                "last": [last.index, last.pts],
-                "begin": begin,
-                "damaged": damaged - sum(part["damaged"] for part in self.parts[self.parts_before :]),
-                "files": {kind: [os.path.basename(path), os.path.getsize(path)] for kind, path in files.items()},
-            }
-        )
+        self.parts.append({**facts, "files": sizes})
         # On the disk before it counts: a power cut must not leave a journal of parts that are not there.
         write_json(os.path.join(self.folder, "journal.json"), {"fingerprint": self.fingerprint, "parts": self.parts}, sync=True)
         if old:
@@ -592,12 +656,19 @@ class _Journal:
 
     def discard(self, above: str) -> None:
         """Remove the parts, and the folders they made empty, up to the output folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        folder = os.path.dirname(self.folder)
+        self._clear()
+        folder = self.folder
         with suppress(OSError):
             while os.path.realpath(folder) != os.path.realpath(above):
                 os.rmdir(folder)
                 folder = os.path.dirname(folder)
+
+    def _clear(self) -> None:
+        """Remove the files, not the folders among them: those are of the clips `a/b`, `a/c` where this is `a`."""
+        with suppress(OSError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
 
     def _whole(self, parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The parts up to the first one whose files are not as they were recorded."""

@@ -1,54 +1,91 @@
 """The composition root of `unet-batch run`: from options to files on disk and a report.
 
-    plan = prepare(options)        # sources, output folder, what is left to do: nothing is written, no model is loaded
-    report = execute(plan, segmenter, on_outcome)
+    plan = prepare(options)        # sources and output folder: nothing is written, no model is loaded
+    report = execute(plan, segmenter, model, on_outcome)
 
-Reading the options back is never needed: what was chosen stands in the plan and the report.
+`execute` holds the folder's lock, compares the sources with the manifest (`resume`, which also stands alone, for a dry run),
+and does what is left. Reading the options back is never needed: what was chosen stands in the plan and the report.
+
+Four things happen to an item: its source is looked at just before it is read, it goes through the pipeline, its outputs are
+renamed into place, and the thread that did that records it. So a record is never ahead of its files, and a source that
+changes while it is read counts as changed next time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
+import json
 import os
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from importlib import metadata
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
-from unet_batch import images, postprocess, render
-from unet_batch.errors import OutputError, UnetBatchError, UsageError
-from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck
+from unet_batch import clips, images, postprocess, render, video
+from unet_batch import report as reports
+from unet_batch.errors import (
+    BackendError,
+    ManifestError,
+    OutputError,
+    SourceError,
+    SourceVanished,
+    UnetBatchError,
+    UsageError,
+    VideoError,
+)
+from unet_batch.manifest import FINISHED, Files, Identity, Listing, Manifest, Recipe, Record, Shard, sha256_of
+from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
+from unet_batch.report import LISTED_FAILURES, Failure, RunReport, run_name, versions
 from unet_batch.segmenter import Segmenter, as_error, item_of
-from unet_batch.sinks import LineLog, OutputTree, write_atomic, write_json
+from unet_batch.sinks import LAYOUT, LineLog, OutputTree, claim, write_atomic, write_json
 from unet_batch.sources import Sources, collect, default_output
-from unet_batch.types import KINDS, Item, Prediction
+from unet_batch.types import CLIP_KINDS, KINDS, Item, Prediction
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
     from unet_batch.backends.select import Step
     from unet_batch.types import Pixels
 
-Status = Literal["running", "done", "failures", "stopped", "interrupted", "aborted"]
+__all__ = [
+    "Failure",
+    "Plan",
+    "RunOptions",
+    "RunReport",
+    "Stop",
+    "execute",
+    "prepare",
+    "recipe_of",
+    "resume",
+    "versions",
+]
 
 # What can only be made from the picture's own pixels.
 NEED_PIXELS = frozenset({"overlay", "cutout"})
 # So many inference failures in a row, with no success between, are the device's fault, not the pictures'.
 BROKEN_DEVICE = 8
-LISTED_FAILURES = 100
-LIBRARIES = (
-    "torch",
-    "tensorrt",
-    "tensorrt-rtx",
-    "pycuda",
-    "numpy",
-    "opencv-python-headless",
-    "pillow",
-    "simplejpeg",
-    "safetensors",
+# Of the recipe: raise it when the same model gives other pixels, as after a change of `geometry` or `postprocess`.
+RULES = 1
+# Seconds before what a disk or network failed to read is tried again, after everything else: it has had that time, too.
+RETRY_PAUSES = (1.0, 5.0, 25.0)
+_PASSING = frozenset(
+    code
+    for name in (
+        *("EIO", "EAGAIN", "EINTR", "EBUSY", "ENFILE", "EMFILE", "ESTALE", "EREMOTEIO", "ENOBUFS", "ETIMEDOUT"),
+        *("ECONNRESET", "ECONNABORTED", "ENOTCONN", "ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH"),
+    )
+    if (code := getattr(errno, name, None)) is not None
 )
+_SAMPLE_SECONDS = 1.0  # between two looks at the queues
+_PROGRESS_SECONDS = 10.0  # between two lines of progress in the log
+_AGAIN = "then run the same command again: what is done stays done"
+
+OnOutcome = Callable[[Item, Failure | None], None]
+OnFrame = Callable[[Item, int, int | None], None]
+Log = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -60,6 +97,11 @@ class RunOptions:
     save: tuple[str, ...] = ("mask",)
     overwrite: bool = False
     fail_fast: bool = False
+    max_errors: int | None = None
+    shard: Shard | None = None
+    wait: bool = False
+    hash_sources: bool = False
+    video: clips.VideoOptions = field(default_factory=clips.VideoOptions)
 
 
 @dataclass(frozen=True)
@@ -70,88 +112,91 @@ class Plan:
         options: as asked.
         sources: what was found.
         outputs: where the results go.
-        todo: the items to segment; the others have all their outputs already.
-        skipped: how many those others are.
+        items: those of the shard; without one, all.
+        todo: the items to segment; all of them until `resume` has compared them with the manifest.
+        states: how many items are in which `manifest.State`; `adopted` were made before there were manifests.
+        manifest: what is done; None before `resume`.
+        records: what to record before the first item.
+        absent: keys of the items whose source could not be looked at.
+        notes: what people should know.
     """
 
     options: RunOptions
     sources: Sources
     outputs: OutputTree
+    items: tuple[Item, ...]
     todo: tuple[Item, ...]
-    skipped: int
+    states: Mapping[str, int] = field(default_factory=dict)
+    manifest: Manifest | None = None
+    records: tuple[Record, ...] = ()
+    absent: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    def kinds(self, item: Item) -> tuple[str, ...]:
+        """What is wanted of an item, as the manifest names it. Of clips, what was asked for is part of the name."""
+        return self.options.video.names(self.options.save) if is_clip(item) else self.outputs.kinds
+
+    def paths(self, item: Item) -> list[str]:
+        """Where the outputs of an item go; for the frames of a clip their folder."""
+        if not is_clip(item):
+            return [self.outputs.path(kind, item.key) for kind in self.outputs.kinds]
+        layout = clips.Layout(self.outputs.folder, self.options.save, video.CODECS[self.options.video.codec])
+        return [layout.path(kind, item.key) for kind in (*layout.kinds, "timeline")]
+
+    @property
+    def skipped(self) -> int:
+        """How many items have all their outputs already."""
+        return len(self.items) - len(self.todo)
+
+    @property
+    def part(self) -> str:
+        """`2-of-8` for a shard, else ""."""
+        return self.options.shard.part if self.options.shard else ""
+
+    def identity(self, item: Item) -> Identity | None:
+        """Look at the source of an item."""
+        root = self.sources.root
+        below = len(root if root.endswith(os.sep) else root + os.sep)
+        return Identity.of(item.path, item.path[below:].replace(os.sep, "/"))
 
 
-@dataclass(frozen=True)
-class Failure:
-    """One item that failed: its path, the stage, the kind of error, the message, and a hint."""
-
-    path: str
-    stage: str
-    error: str
-    message: str
-    hint: str
-
-
-@dataclass
-class RunReport:
-    """What a run did; the same as `OUT/run.json`.
+class Stop:
+    """A wish that a run end soon. Calling it is safe in a signal handler and in any thread.
 
     Attributes:
-        status: `done` (everything), `failures` (some items failed), `stopped` (by fail-fast), `interrupted` (by Ctrl-C),
-            `aborted` (by an error that concerns the whole run); `running` in the file of a run that goes on or was killed.
-        found: items in the sources, of which `done` were segmented now, `failed`, and `skipped` had their outputs already.
-        seconds: wall time from the first decode to the last file, start-up apart.
-        stages: work of each stage.
-        bottleneck: name of the stage whose threads were busiest.
-        failures: the first hundred; all of them stand in `OUT/errors.jsonl`.
+        reason: name of the signal; "" while nobody has asked.
     """
 
-    unet_batch: str
-    status: Status
-    output: str
-    sources: tuple[str, ...]
-    save: tuple[str, ...]
-    model: Mapping[str, Any]
-    backend: Mapping[str, Any]
-    found: int
-    skipped: int
-    done: int = 0
-    failed: int = 0
-    seconds: float = 0.0
-    bottleneck: str = ""
-    stages: list[StageStats] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    started: str = ""
+    def __init__(self) -> None:
+        self.reason = ""
+        self._halt: Callable[[], None] | None = None
 
-    @property
-    def images_per_second(self) -> float:
-        """Items that ended, well or not, for each second of the run."""
-        return (self.done + self.failed) / self.seconds if self.seconds else 0.0
+    def __call__(self, reason: str = "SIGINT") -> None:
+        """Read no more; what is in flight is finished."""
+        self.reason = reason
+        if self._halt is not None:
+            self._halt()
 
-    @property
-    def errors_file(self) -> str:
-        """Where every failure is listed; absent without any."""
-        return os.path.join(self.output, "errors.jsonl")
+    def watch(self, halt: Callable[[], None]) -> None:
+        """Call this when asked to stop, or now if that has happened."""
+        self._halt = halt
+        if self.reason:
+            halt()
 
-    @property
-    def exit_code(self) -> int:
-        """0 everything done, 1 some items failed, 130 interrupted."""
-        return {"done": 0, "interrupted": 130}.get(self.status, 1)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; the first key marks the folder as outputs of this program."""
-        data = dataclasses.asdict(self)
-        return {"unet_batch": data.pop("unet_batch"), **data, "images_per_second": self.images_per_second}
+    def sleep(self, seconds: float) -> None:
+        """Wait, but not once asked to stop."""
+        until = time.monotonic() + seconds
+        while not self.reason and (left := until - time.monotonic()) > 0:
+            time.sleep(min(0.1, left))
 
 
 def prepare(options: RunOptions) -> Plan:
-    """Find the sources and what is left to do. Writes nothing.
+    """Find the sources. Writes nothing, and looks at no output.
 
     Raises:
         SourceError: a source does not exist or holds nothing to segment.
         UsageError: nothing to save, or the output folder is a source.
-        OutputError: an unknown kind of output, or the output folder cannot be listed.
+        OutputError: an unknown kind of output.
     """
     if not options.save:
         raise UsageError("nothing to save was asked for", hint=f"choose from: {', '.join(KINDS)}")
@@ -161,108 +206,550 @@ def prepare(options: RunOptions) -> Plan:
             f"{options.output} is a source and cannot be the output folder as well: results would be read as pictures",
             hint=f"choose another folder, for example -o {default_output(exclude[0])}",
         )
-    sources = collect(options.sources, is_picture=images.is_supported, exclude=exclude)
-    outputs = OutputTree(options.output or default_output(sources.root), options.save)
-    existing = set() if options.overwrite else outputs.existing(sources.items)
-    todo = tuple(item for item in sources.items if item.key not in existing)
-    return Plan(options, sources, outputs, todo, len(sources.items) - len(todo))
+    sources = collect(
+        options.sources,
+        is_picture=lambda name: images.is_supported(name) or video.is_clip(name),
+        live=video.live_name,
+        exclude=exclude,
+    )
+    _check_kinds(options.save, sources.items)
+    outputs = OutputTree(options.output or default_output(sources.root), [kind for kind in options.save if kind in LAYOUT])
+    shard = options.shard
+    items = sources.items if shard is None else tuple(item for item in sources.items if shard.takes(item.key))
+    return Plan(options, sources, outputs, items, items)
+
+
+def is_clip(item: Item) -> bool:
+    """Whether an item is a video, a camera or an address, by its name."""
+    return video.is_clip(item.path) or video.is_live(item.path)
+
+
+def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
+    """See that something of what is wanted can be made of each item."""
+    moving = sum(map(is_clip, items))
+    for count, what, possible in ((moving, "clip", CLIP_KINDS), (len(items) - moving, "picture", tuple(LAYOUT))):
+        if count and not set(kinds).intersection(possible):
+            raise UsageError(
+                f"--save {','.join(kinds)}: none of it can be made of a {what}; the sources hold {count:,}",
+                hint=f"add {' or '.join(possible)}, or leave the {what}s out",
+            )
+
+
+def recipe_of(segmenter: Segmenter, model: Mapping[str, Any]) -> Recipe:
+    """What decides the pixels: the model's bytes, the threshold where it has one, the network's size, our own rules.
+
+    Backend and precision are not in it. A backend is used only after its masks were proven equal to PyTorch's, and a night's
+    work must not begin anew because the GPU was taken in the morning. Batch, streams and threads change nothing at all.
+    """
+    threshold = None if segmenter.spec.output == "class_ids" else segmenter.threshold
+    return _recipe(str(model.get("sha256", "")), threshold, segmenter.backend.input_size, segmenter.spec.name)
+
+
+def _recipe(sha256: str, threshold: float | None, input_size: Sequence[int], name: str) -> Recipe:
+    facts = {"model": sha256, "threshold": threshold, "input_size": list(input_size), "rules": RULES}
+    label = f"{name} (sha256 {sha256[:12]})" + (f", threshold {threshold:g}" if threshold is not None else "")
+    return Recipe(facts, f"{label}, {input_size[0]}x{input_size[1]}")
+
+
+def resume(plan: Plan, recipe: Recipe) -> Plan:
+    """Compare the items with what earlier runs recorded. Writes nothing.
+
+    Returns:
+        The plan, its `todo` what is left.
+
+    Raises:
+        ManifestError: the folder holds outputs of another recipe, of other pictures of the same names, or that nobody
+            vouches for, and overwriting was not asked for; or a newer version has written its manifest.
+        OutputError: the folder cannot be listed.
+    """
+    options = plan.options
+    manifest, listing = Manifest(plan.outputs.folder, plan.part), Listing(plan.outputs.folder)
+    adopted = _adoptable(plan, recipe, listing) if manifest.is_new and not options.overwrite else {}
+    others = manifest.made_otherwise(recipe.digest, listing)
+    if others and not options.overwrite:
+        raise ManifestError(
+            f"{plan.outputs.folder} holds outputs of "
+            + "; ".join(f"{count:,} items by {label}" for label, count in others.most_common())
+            + f". This run would use {recipe.label}",
+            hint="choose another folder with -o, or redo them with --overwrite",
+        )
+    states: Counter[str] = Counter()
+    todo: list[Item] = []
+    records: list[Record] = []
+    absent: list[str] = []
+    namesakes: Counter[str] = Counter()
+    for item in plan.items:
+        identity = plan.identity(item)
+        if identity is None:
+            absent.append(item.key)
+        contents = (lambda path=item.path: sha256_of(path)) if options.hash_sources else None
+        state: str = manifest.state(item.key, identity, recipe.digest, plan.kinds(item), listing, contents)
+        before = manifest.records.get(item.key)
+        if state == "changed" and before is not None and _is_namesake(before, plan.sources.root):
+            namesakes[before.root] += 1
+        if options.overwrite and (state in FINISHED or state == "other"):
+            # On record at once: when this run is cut short, the next one needs no --overwrite to go on.
+            state = "void"
+            records.append(Record(item.key, "void"))
+        elif state == "touched" and before is not None and before.identity is not None and identity is not None:
+            identity = identity._replace(sha256=before.identity.sha256)
+            records.append(before._replace(identity=identity, root=plan.sources.root))
+        elif item.key in adopted and identity is not None:
+            state = "adopted"
+            records.append(Record(item.key, "done", identity, recipe.digest, adopted[item.key], root=plan.sources.root))
+        if state not in FINISHED and state != "adopted":
+            todo.append(item)
+        states[state] += 1
+    if namesakes and not options.overwrite:
+        root, count = namesakes.most_common(1)[0]
+        raise ManifestError(
+            f"{plan.outputs.folder} holds outputs of {count:,} other pictures of the same names, from {root}",
+            hint="choose another folder with -o, or replace them with --overwrite",
+        )
+    notes = []
+    if others:
+        ours = {record.key for record in records} | {item.key for item in plan.sources.items}
+        rest = sum(record.key not in ours and record.recipe != recipe.digest for record in manifest.records.values())
+        if rest:
+            notes.append(f"outputs of {rest:,} items that are not among these sources stay as another model made them")
+    if manifest.damaged:
+        notes.append(f"{manifest.damaged:,} damaged lines in the manifest are ignored, as a power cut leaves them")
+    manifest.keep(item.key for item in todo)
+    return dataclasses.replace(
+        plan,
+        todo=tuple(todo),
+        states=dict(states),
+        manifest=manifest,
+        records=tuple(records),
+        absent=frozenset(absent),
+        notes=tuple(notes),
+    )
+
+
+def _is_namesake(record: Record, root: str) -> bool:
+    """Whether a record is of a picture that still exists elsewhere, under the same name."""
+    if record.identity is None or not record.root or record.root == root:
+        return False
+    return os.path.exists(os.path.join(record.root, *record.identity.source.split("/")))
+
+
+def _adoptable(plan: Plan, recipe: Recipe, listing: Listing) -> dict[str, dict[str, Files]]:
+    """Outputs that were there before there were manifests, by key and kind: taken over if the last run had this recipe."""
+    found: dict[str, dict[str, Files]] = {}
+    for item in plan.items:
+        if is_clip(item):
+            continue
+        files = {kind: plan.outputs.file(kind, item.key) for kind in plan.outputs.kinds}
+        there: dict[str, Files] = {k: ((file, size),) for k, file in files.items() if (size := listing.size(file)) is not None}
+        if there:
+            found[item.key] = there
+    if not found:
+        return {}
+    some = f"{plan.outputs.folder} holds outputs for {len(found):,} of these items"
+    hint = "choose another folder with -o, or replace them with --overwrite"
+    earlier = reports.load(os.path.join(plan.outputs.folder, run_name("")))
+    try:
+        if earlier is None:
+            raise KeyError("run.json")
+        model, backend = earlier["model"], earlier["backend"]
+        threshold = None if len(model["classes"]) > 1 else float(backend["threshold"])
+        last = _recipe(model["sha256"], threshold, backend["input_size"], model["name"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ManifestError(f"{some} of which no manifest tells who made them", hint=hint) from error
+    if last.digest != recipe.digest:
+        raise ManifestError(f"{some}, made by {last.label}. This run would use {recipe.label}", hint=hint)
+    kinds = len(plan.outputs.kinds)
+    return {key: there for key, there in found.items() if len(there) == kinds and all(size for [(_, size)] in there.values())}
 
 
 def execute(
     plan: Plan,
     segmenter: Segmenter,
     model: Mapping[str, Any],
-    on_outcome: Callable[[Item, Failure | None], None],
+    on_outcome: OnOutcome,
     passed_over: Sequence[Step] = (),
+    *,
+    on_start: Callable[[Plan], None] = lambda plan: None,
+    on_wait: Callable[[str], None] = lambda owner: None,
+    on_frame: OnFrame = lambda item, done, total: None,
+    log: Log | None = None,
+    stop: Stop | None = None,
 ) -> RunReport:
-    """Segment everything in the plan.
+    """Segment what is left of the plan.
 
     Args:
         plan: from `prepare`.
         segmenter: open.
-        model: name, path and sha256 of the model, for the report.
-        on_outcome: called in the calling thread for each item, in order.
+        model: name, path and sha256 of the model, for recipe and report.
+        on_outcome: called in the calling thread for each item: in order, but what is tried again comes last.
         passed_over: backends that could not run, for the report.
+        on_start: called with the plan once it is known what is left.
+        on_wait: called with the owner of the folder before waiting for it.
+        on_frame: called in the calling thread for each frame of a clip: how many are done, and of how many, if that is known.
+        log: takes one event after the other, as what JSON can hold.
+        stop: ends the run when it is called.
 
     Returns:
-        The report, which also stands in `OUT/run.json`. After Ctrl-C its status is `interrupted`: what was written is whole,
-        and the next run goes on from there.
+        The report, which also stands in `OUT/run.json`. After Ctrl-C or `stop` its status is `interrupted`: what was written
+        is whole, and the next run goes on from there.
 
     Raises:
-        OutputError: the output folder cannot be written.
+        OutputError: the output folder cannot be written, vanished, is another run's, or holds what must not be mixed.
+        SourceError: the folder of the sources vanished.
         BackendError: the backend fails for one picture after the other.
     """
     writer = _Writer(plan, segmenter)
-    report = _new_report(plan, segmenter, model, passed_over)
+    recipe = recipe_of(segmenter, model)
     plan.outputs.prepare()
-    plan.outputs.clean_leftovers()
-    run_json = os.path.join(plan.outputs.folder, "run.json")
-    errors = LineLog(report.errors_file)
-    write_json(run_json, report.as_dict())
-    for path, reason in plan.sources.unreadable:
-        _record(report, Failure(path, "source", "SourceError", f"{path}: {reason}", ""), errors)
-    begun = time.perf_counter()
-    finish: list[tuple[str, Callable[[Any], Any]]] = [("render", writer.render), ("write", writer.write)]
-    try:
-        with segmenter.pipeline(plan.todo, finish, keep_pixels=bool(NEED_PIXELS.intersection(plan.options.save))) as results:
-            try:
-                _consume(results, report, plan, errors, on_outcome)
-            finally:
-                report.stages = results.stats
-        if report.status == "running":
-            report.status = "failures" if report.failed else "done"
-    except KeyboardInterrupt:
-        report.status = "interrupted"
-    except BaseException:
-        report.status = "aborted"
-        raise
-    finally:
-        report.seconds = time.perf_counter() - begun
-        report.bottleneck = bottleneck(report.stages).name if plan.todo and report.stages else ""
-        errors.close()
-        # What aborted the run is what the caller must hear of, not that its report met the same full disk.
-        with suppress(OutputError) if report.status == "aborted" else nullcontext():
-            write_json(run_json, report.as_dict())
-    return report
-
-
-def _consume(
-    results: Pipeline, report: RunReport, plan: Plan, errors: LineLog, on_outcome: Callable[[Item, Failure | None], None]
-) -> None:
-    infer_failures = 0
-    for outcome in results:
-        failure = None
-        if isinstance(outcome, Failed):
-            error = as_error(outcome)
-            failure = Failure(item_of(outcome).path, outcome.stage, type(error).__name__, error.message, error.hint)
-            _record(report, failure, errors)
-            infer_failures = infer_failures + 1 if outcome.stage == "infer" else infer_failures
-            if infer_failures >= BROKEN_DEVICE:
-                raise error
-            if plan.options.fail_fast:
-                results.stop()
-                report.status = "stopped"
-        else:
-            report.done += 1
-            infer_failures = 0
-        on_outcome(item_of(outcome), failure)
+    with claim(plan.outputs.folder, plan.part, wait=plan.options.wait, on_wait=on_wait) as locked:
+        plan = resume(plan, recipe)
+        if not locked:
+            note = "this file system has no locks: see to it that no other run writes to the same folder"
+            plan = dataclasses.replace(plan, notes=(*plan.notes, note))
+        plan.outputs.clean_leftovers()
+        on_start(plan)
+        report = _new_report(plan, segmenter, model, passed_over)
+        run = _Run(plan, segmenter, recipe, report, on_outcome, on_frame, log or (lambda event: None), stop or Stop())
+        return run.execute(writer)
 
 
 @dataclass(frozen=True, eq=False)
 class _Encoded:
-    """The outputs of one item as files to be: (path, bytes)."""
+    """The outputs of one item as files to be.
+
+    Attributes:
+        item: whose they are.
+        files: (kind, file relative to the output folder, bytes); emptied once they are written.
+        seconds: spent in the stages that know of it.
+    """
 
     item: Item
-    files: tuple[tuple[str, bytes], ...]
+    files: tuple[tuple[str, str, bytes], ...]
+    seconds: dict[str, float]
+
+
+class _Run:
+    """One run, from the opened manifest to the written report."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        segmenter: Segmenter,
+        recipe: Recipe,
+        report: RunReport,
+        on_outcome: OnOutcome,
+        on_frame: OnFrame,
+        log: Log,
+        stop: Stop,
+    ) -> None:
+        assert plan.manifest is not None, "not resumed"
+        self.plan, self.segmenter, self.recipe, self.report = plan, segmenter, recipe, report
+        self.manifest = plan.manifest
+        self.on_outcome, self.on_frame, self.log, self.stop = on_outcome, on_frame, log, stop
+        self.maker = f"{segmenter.backend.name} {segmenter.backend.precision}"
+        self.limit = 1 if plan.options.fail_fast else plan.options.max_errors
+        self.reading: dict[str, tuple[Identity | None, float]] = {}  # of what is in flight: its source, and since when
+        self.stages: dict[str, StageStats] = {}
+        self.backlog = _Backlog()
+        self.infer_failures = 0
+        self.spoken = time.monotonic()
+        self.errors: LineLog
+
+    def execute(self, writer: _Writer) -> RunReport:
+        """Do it; see the function `execute`."""
+        plan, report = self.plan, self.report
+        folder = plan.outputs.folder
+        run_json = os.path.join(folder, run_name(plan.part))
+        if plan.part and not os.path.exists(os.path.join(folder, run_name(""))):
+            write_json(os.path.join(folder, run_name("")), {"unet_batch": __version__, "status": "sharded"})
+        begun, cpu = time.perf_counter(), time.process_time()
+        self.errors = LineLog(report.errors_file)
+        try:
+            write_json(run_json, report.as_dict())
+            self._tell("start", output=folder, shard=report.shard, model=report.model, found=report.found, states=report.states)
+            with self.manifest.writing(self.recipe):
+                self.manifest.record(*plan.records)
+                if plan.options.shard is None or plan.options.shard.number == 1:
+                    report.unreadable = len(plan.sources.unreadable)
+                    for path, reason in plan.sources.unreadable:
+                        self._fail(Failure(path, "source", "SourceError", f"{path}: {reason}", ""))
+                self._segment(writer)
+            if report.status == "running":
+                report.status = "failures" if report.failed else "done"
+            if self.stop.reason and report.left:
+                report.status, report.signal = "interrupted", self.stop.reason
+        except KeyboardInterrupt:
+            report.status = "interrupted"
+        except BaseException as error:
+            report.status = "aborted"
+            if isinstance(error, OutputError | SourceError):
+                error.hint = f"{error.hint}; {_AGAIN}" if error.hint and _AGAIN not in error.hint else error.hint or _AGAIN
+            raise
+        finally:
+            report.seconds = time.perf_counter() - begun
+            report.floor_seconds = self._floor(time.process_time() - cpu)
+            report.stages = list(self.stages.values())
+            report.bottleneck = bottleneck(report.stages).name if plan.todo and report.stages else ""
+            report.backlog = self.backlog.figures()
+            self.errors.close()
+            # What aborted the run is what the caller must hear of, not that its report met the same full disk.
+            with suppress(OutputError) if report.status == "aborted" else nullcontext():
+                if os.path.exists(self.manifest.path):  # or the folder is gone, and would be made again
+                    write_json(run_json, report.as_dict())
+            self._tell("end", status=report.status, done=report.done, failed=report.failed, left=report.left)
+        return report
+
+    def _floor(self, cpu: float) -> float:
+        """Seconds that would do if nothing ever waited: the network's, and the processor's for all else over the cores."""
+        network = self.stages.get("infer")
+        if network is None or self.segmenter.backend.name.endswith("cpu"):
+            return cpu / cpu_count()
+        return network.busy / network.workers + (cpu - network.cpu) / cpu_count()
+
+    def _segment(self, writer: _Writer) -> None:
+        """The pictures: everything once, then what a disk or network failed to read, up to three times more. Then the clips."""
+        self._pictures(writer, [item for item in self.plan.todo if not is_clip(item)])
+        moving = [item for item in self.plan.todo if is_clip(item)]
+        if moving and self.report.status == "running" and not self.stop.reason:
+            codec, reason = clips.choose_encoder(self.plan.options.video.codec)
+            self.report.encoder = {"name": codec.encoder, "reason": reason}
+            layout = clips.Layout(self.plan.outputs.folder, self.plan.options.save, codec)
+            for item in moving:
+                if self.report.status == "running" and not self.stop.reason:
+                    self._clip(item, layout)
+
+    def _pictures(self, writer: _Writer, pending: Sequence[Item]) -> None:
+        for attempt, pause in enumerate((0.0, *RETRY_PAUSES)):
+            if pending and self.report.status == "running":
+                self.stop.sleep(pause)
+            if not pending or self.stop.reason or self.report.status != "running":
+                return
+            self.report.retried += len(pending) if attempt else 0
+            pending = self._pass(pending, writer, last=attempt == len(RETRY_PAUSES))
+
+    def _pass(self, items: Iterable[Item], writer: _Writer, *, last: bool) -> Sequence[Item]:
+        """Send items through the pipeline; returns those that are worth another try."""
+        finish: list[tuple[str, Callable[[Any], Any]]] = [("render", writer.render), ("write", self._write)]
+        keep_pixels = bool(NEED_PIXELS.intersection(self.plan.outputs.kinds))
+        with self.segmenter.pipeline(self._looked_at(items), finish, keep_pixels=keep_pixels) as results:
+            self.stop.watch(results.stop)
+            try:
+                return self._consume(results, last=last)
+            finally:
+                for stage in results.stats:
+                    total = self.stages.setdefault(stage.name, StageStats(stage.name, stage.workers))
+                    reports.add(total, stage)
+
+    def _clip(self, item: Item, layout: clips.Layout) -> None:
+        """Segment one clip: its own pipeline, its own record."""
+        options, identity, begun = self.plan.options.video, self.plan.identity(item), time.perf_counter()
+        self.manifest.check()
+        source = [identity.size, identity.mtime_ns] if identity is not None else []
+        deciding = [self.recipe.digest, layout.codec.encoder, *self.plan.kinds(item), *source]
+        try:
+            result = clips.segment(
+                item,
+                self.segmenter,
+                layout,
+                options,
+                json.dumps(deciding),
+                lambda done, total: self.on_frame(item, done, total),
+                self.stop.watch,
+            )
+        except UsageError:  # an output folder that cannot be written, above all
+            raise
+        except Exception as error:  # noqa: BLE001 - one bad clip costs one clip
+            self._clip_failed(item, identity, error)
+            return
+        for stage in result.stages:
+            reports.add(self.stages.setdefault(stage.name, StageStats(stage.name, stage.workers)), stage)
+        seconds = time.perf_counter() - begun
+        self.report.frames += result.frames - result.resumed
+        self.report.clips.append(
+            {
+                "path": item.path,
+                "frames": result.frames,
+                "resumed": result.resumed,
+                "damaged": result.damaged,
+                "complete": result.complete,
+                "seconds": round(seconds, 3),
+                "notes": result.notes,
+            }
+        )
+        if not result.complete:
+            return
+        folder = self.plan.outputs.folder
+        names = dict(zip(("timeline", *layout.kinds), options.names(self.plan.options.save), strict=True))
+        outputs = {
+            names[kind]: tuple((os.path.relpath(path, folder).replace(os.sep, "/"), os.path.getsize(path)) for path in paths)
+            for kind, paths in result.files.items()
+        }
+        self.infer_failures = 0
+        self.manifest.record(
+            Record(item.key, "done", identity, self.recipe.digest, outputs, self.maker, self.plan.sources.root)
+        )
+        self.report.done += 1
+        self._tell(
+            "item", status="done", key=item.key, path=item.path, frames=result.frames, seconds={"all": round(seconds, 6)}
+        )
+        self.on_outcome(item, None)
+
+    def _clip_failed(self, item: Item, identity: Identity | None, error: Exception) -> None:
+        if not isinstance(error, UnetBatchError):
+            unforeseen = VideoError(
+                f"{item.path}: {type(error).__name__}: {error}", hint="unexpected; please report it with the file"
+            )
+            unforeseen.__cause__, error = error, unforeseen
+        failure = Failure(item.path, "clip", type(error).__name__, error.message, error.hint)
+        if isinstance(error, BackendError):
+            self.infer_failures += 1
+            if self.infer_failures >= BROKEN_DEVICE:
+                raise error
+        self.manifest.record(Record(item.key, "failed", identity, self.recipe.digest, error=f"clip: {failure.error}"))
+        self._fail(failure, item.key)
+        if self.limit is not None and self.report.failed >= self.limit:
+            self.report.status = "stopped"
+        self.on_outcome(item, failure)
+
+    def _looked_at(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Runs in the thread of the source: how each file is just before it is read."""
+        for item in items:
+            self.reading[item.key] = (self.plan.identity(item), time.perf_counter())
+            yield item
+
+    def _write(self, encoded: _Encoded) -> _Encoded:
+        """Runs in the last stage's threads: all files of an item, and then its record."""
+        begun = time.perf_counter()
+        item, folder = encoded.item, self.plan.outputs.folder
+        self.manifest.check()  # a folder that was removed must not come back half empty
+        outputs: dict[str, Files] = {}
+        for kind, file, data in encoded.files:
+            write_atomic(os.path.join(folder, *file.split("/")), data)
+            outputs[kind] = (*outputs.get(kind, ()), (file, len(data)))
+        identity = self.reading[item.key][0]
+        if identity is not None and self.plan.options.hash_sources:
+            digest = sha256_of(item.path)
+            if self.plan.identity(item) == identity:  # else the digest is of something else
+                identity = identity._replace(sha256=digest)
+        self.manifest.record(
+            Record(item.key, "done", identity, self.recipe.digest, outputs, self.maker, self.plan.sources.root)
+        )
+        encoded.seconds["write"] = time.perf_counter() - begun
+        return _Encoded(item, (), encoded.seconds)
+
+    def _consume(self, results: Pipeline, *, last: bool) -> Sequence[Item]:
+        again: list[Item] = []
+        self.backlog.begin()
+        for outcome in results:
+            item = item_of(outcome)
+            identity, since = self.reading.pop(item.key)
+            if isinstance(outcome, Failed):
+                self.backlog.failed[outcome.stage] += 1
+                if not last and outcome.stage == "decode" and _is_passing(outcome.error):
+                    again.append(item)
+                    continue
+                error = self._explained(outcome)
+                failure = Failure(item.path, outcome.stage, type(error).__name__, error.message, error.hint)
+                self._count_infer_failures(outcome, error)
+                self.manifest.record(
+                    Record(item.key, "failed", identity, self.recipe.digest, error=f"{failure.stage}: {failure.error}")
+                )
+                self._fail(failure, item.key)
+                if self.limit is not None and self.report.failed >= self.limit:
+                    results.stop()
+                    self.report.status = "stopped"
+                self.on_outcome(item, failure)
+            else:
+                self.report.done += 1
+                self.infer_failures = 0
+                seconds = {**outcome.seconds, "all": time.perf_counter() - since}
+                self._tell(
+                    "item", status="done", key=item.key, path=item.path, seconds={k: round(v, 6) for k, v in seconds.items()}
+                )
+                self.on_outcome(item, None)
+            self._look_around(results)
+        return again
+
+    def _count_infer_failures(self, outcome: Failed, error: UnetBatchError) -> None:
+        if outcome.stage == "infer":
+            self.infer_failures += 1
+            if self.infer_failures >= BROKEN_DEVICE:
+                raise error
+
+    def _explained(self, outcome: Failed) -> UnetBatchError:
+        """The failure in our own words; a file that is gone is nothing that its decoder could explain.
+
+        Raises:
+            SourceError: the folder that all sources lie in is gone: so would be the next one.
+        """
+        item, root = item_of(outcome), self.plan.sources.root
+        if outcome.stage == "decode" and item.key not in self.plan.absent and not os.path.lexists(item.path):
+            if not os.path.isdir(root):
+                raise SourceError(f"{root} vanished while the run read from it", hint="reconnect its disk")
+            return SourceVanished(
+                f"{item.path}: it was there when the run began, and is gone now", hint="restore it, or leave it out"
+            )
+        return as_error(outcome)
+
+    def _fail(self, failure: Failure, key: str = "") -> None:
+        self.report.failed += 1
+        if len(self.report.failures) < LISTED_FAILURES:
+            self.report.failures.append(failure)
+        self.errors.write(dataclasses.asdict(failure))
+        self._tell("item", status="failed", key=key, **dataclasses.asdict(failure))
+
+    def _look_around(self, results: Pipeline) -> None:
+        now = time.monotonic()
+        if now - self.backlog.seen >= _SAMPLE_SECONDS:
+            self.backlog.look(results.stats, now)
+        if now - self.spoken >= _PROGRESS_SECONDS:
+            self.spoken = now
+            report = self.report
+            self._tell("progress", done=report.done, failed=report.failed, left=report.left, backlog=self.backlog.now)
+
+    def _tell(self, event: str, **values: Any) -> None:
+        self.log({"event": event, "at": round(time.time(), 3), **values})
+
+
+class _Backlog:
+    """How many items wait for each stage or are in it: what entered less what left, looked at now and then."""
+
+    def __init__(self) -> None:
+        self.failed: Counter[str] = Counter()
+        self.now: dict[str, int] = {}
+        self.seen = 0.0
+        self._sum: Counter[str] = Counter()
+        self._most: dict[str, int] = {}
+        self._looks = 0
+
+    def begin(self) -> None:
+        """Begin with a new pipeline."""
+        self.failed.clear()
+        self.seen = 0.0
+
+    def look(self, stats: Sequence[StageStats], now: float) -> None:
+        self.seen = now
+        self._looks += 1
+        for before, stage in pairwise(stats):
+            waiting = max(0, before.items - self.failed[before.name] - stage.items)
+            self.now[stage.name] = waiting
+            self._sum[stage.name] += waiting
+            self._most[stage.name] = max(waiting, self._most.get(stage.name, 0))
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Of each stage, the mean and the most."""
+        return {
+            name: {"mean": round(self._sum[name] / max(1, self._looks), 1), "most": most} for name, most in self._most.items()
+        }
 
 
 class _Writer:
-    """The last two stages: from a prediction to bytes, from bytes to files."""
+    """The stage that turns a prediction into the bytes of its outputs."""
 
     def __init__(self, plan: Plan, segmenter: Segmenter) -> None:
         self.outputs = plan.outputs
         self.segmenter = segmenter
-        self.kinds = plan.options.save
+        self.kinds = plan.outputs.kinds
         self.classes = segmenter.spec.classes
         names = self.classes.names
         if segmenter.spec.output == "class_ids" and (wrong := sorted({"cutout", "prob", "prob16"}.intersection(self.kinds))):
@@ -272,6 +759,7 @@ class _Writer:
             )
 
     def render(self, prediction: Prediction) -> _Encoded:
+        begun = time.perf_counter()
         item, placement = prediction.frame.item, prediction.frame.placement
         mask = self.segmenter.mask(prediction) if {"mask", "overlay"}.intersection(self.kinds) else None
         files = []
@@ -291,13 +779,8 @@ class _Writer:
             except UnetBatchError as error:
                 error.message = f"{item.path}: {kind}: {error.message}"
                 raise
-            files.append((self.outputs.path(kind, item.key), data))
-        return _Encoded(item, tuple(files))
-
-    def write(self, encoded: _Encoded) -> _Encoded:
-        for path, data in encoded.files:
-            write_atomic(path, data)
-        return _Encoded(encoded.item, ())
+            files.append((kind, self.outputs.file(kind, item.key), data))
+        return _Encoded(item, tuple(files), {"render": time.perf_counter() - begun})
 
     @staticmethod
     def _pixels(prediction: Prediction) -> Pixels:
@@ -305,11 +788,13 @@ class _Writer:
         return prediction.frame.pixels
 
 
-def _record(report: RunReport, failure: Failure, errors: LineLog) -> None:
-    report.failed += 1
-    if len(report.failures) < LISTED_FAILURES:
-        report.failures.append(failure)
-    errors.write(dataclasses.asdict(failure))
+def _is_passing(error: BaseException | None) -> bool:
+    """Whether a disk or network failed, and not the file."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _new_report(plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], passed_over: Sequence[Step]) -> RunReport:
@@ -333,17 +818,12 @@ def _new_report(plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], pass
             "workers": segmenter.workers,
             "threshold": segmenter.threshold,
         },
-        found=len(plan.sources.items),
+        found=len(plan.items),
         skipped=plan.skipped,
+        shard=str(plan.options.shard or ""),
+        overwrite=plan.options.overwrite,
+        states=plan.states,
+        notes=plan.notes,
         versions=versions(),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of what results depend on, as far as it is installed."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):  # an engine runs without PyTorch, PyTorch without TensorRT
-            found[name] = metadata.version(name)
-    return found

@@ -1,7 +1,7 @@
 """Where results go: whole files or none at all, in one folder, and errors that say what to do.
 
 A file is written under a temporary name in its own folder and then renamed, so that whoever reads it under its own name,
-or a run that resumes, never sees half of one.
+or a run that resumes, never sees half of one. Whoever writes to a folder holds its lock (`claim`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import secrets
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
-from unet_batch.errors import OutputError
+from unet_batch.errors import FolderInUse, OutputError
 from unet_batch.types import Item
 
 LAYOUT = {  # folder and suffix of each kind of output
@@ -32,9 +33,12 @@ LAYOUT = {  # folder and suffix of each kind of output
     "prob16": ("probs16", ".png"),
 }
 _TEMPORARY = re.compile(r"\.ub-([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{8}\.part")
+_LOCK = re.compile(r"\.run(?:-[0-9]+-of-([0-9]+))?\.lock")
 _DAY = 24 * 3600.0
+_LOOK = 0.5  # seconds; whoever only looks whether a lock is free holds it for some microseconds
 # Worth another try: a folder that vanished under us; on Windows also a file that a virus scanner or viewer holds open.
 _PASSING = (FileNotFoundError, PermissionError) if os.name == "nt" else (FileNotFoundError,)
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT)
 _ELSEWHERE = "choose another output folder with -o"
 
 
@@ -67,8 +71,33 @@ def write_atomic(path: str, data: bytes, *, sync: bool = False) -> None:
             if not isinstance(error, OSError | ValueError):
                 raise
             if pause is None or not isinstance(error, _PASSING):
-                raise _translate(error, path, len(data)) from error
+                raise translate(error, path, len(data)) from error
             time.sleep(pause)
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """Yields a name to write a file under, for those who write it themselves; afterwards it stands under its own.
+
+    Args:
+        path: the file; folders that are missing are made.
+
+    Raises:
+        OutputError: the file cannot be written; whatever else the block raises is passed on, and nothing is left behind.
+    """
+    temporary = ""
+    try:
+        temporary, descriptor = _open_temporary(os.path.dirname(path))
+        os.close(descriptor)
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if not isinstance(error, OSError | ValueError):
+            raise
+        raise translate(error, path, 0) from error
 
 
 def make_folder(path: str) -> None:
@@ -80,7 +109,7 @@ def make_folder(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise _translate(error, path, 0) from error
+        raise translate(error, path, 0) from error
 
 
 def write_json(path: str, value: Any, *, sync: bool = False) -> None:
@@ -109,7 +138,7 @@ class LineLog:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         except OSError as error:
-            raise _translate(error, path, 0) from error
+            raise translate(error, path, 0) from error
 
     def write(self, value: Any) -> None:
         """Add a line."""
@@ -119,7 +148,7 @@ class LineLog:
                 self._file = open(self.path, "w", encoding="ascii", buffering=1)  # noqa: SIM115 - stays open
             self._file.write(line)
         except OSError as error:
-            raise _translate(error, self.path, len(line)) from error
+            raise translate(error, self.path, len(line)) from error
 
     def close(self) -> None:
         """Close the file; a line that a full disk refused is refused here, too, and has been reported."""
@@ -152,11 +181,19 @@ class OutputTree:
         Raises:
             OutputError: it would lie outside the output folder.
         """
+        return os.path.join(self.folder, *self.file(kind, key).split("/"))
+
+    def file(self, kind: str, key: str) -> str:
+        """The same, relative to the output folder and `/`-separated.
+
+        Raises:
+            OutputError: it would lie outside the output folder.
+        """
         steps = re.split(r"[/\\]" if os.name == "nt" else "/", key)
         if "\0" in key or os.path.splitdrive(key)[0] or not {"", os.curdir, os.pardir}.isdisjoint(steps):
             raise OutputError(f"{key!r} would lie outside the output folder {self.folder}")
         folder, suffix = LAYOUT[kind]
-        return os.path.join(self.folder, folder, *steps) + suffix
+        return "/".join((folder, *steps)) + suffix
 
     def existing(self, items: Iterable[Item]) -> set[str]:
         """Return the keys of the items whose outputs, of every kind wanted, are all there.
@@ -193,7 +230,7 @@ class OutputTree:
             with open(descriptor, "wb") as file:
                 file.write(b"\n")
         except (OSError, ValueError) as error:
-            raise _translate(error, self.folder, 1) from error
+            raise translate(error, self.folder, 1) from error
         finally:
             if temporary:
                 with contextlib.suppress(OSError):
@@ -241,7 +278,106 @@ def remove(paths: Iterable[str]) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         except OSError as error:
-            raise _translate(error, path, 0) from error
+            raise translate(error, path, 0) from error
+
+
+@contextmanager
+def claim(
+    folder: str, part: str = "", *, wait: bool = False, on_wait: Callable[[str], None] = lambda owner: None
+) -> Iterator[bool]:
+    """Hold the right to write to an output folder; a process that dies gives it back.
+
+    A run that does everything excludes all others; shards exclude it, themselves, and shards of another count.
+
+    Args:
+        folder: the output folder; must exist.
+        part: of a shard, such as `2-of-8`; "" for everything.
+        wait: wait for the others instead of raising.
+        on_wait: called with the owner, in words, before waiting.
+
+    Yields:
+        Whether this file system can lock. If it cannot, nothing is held.
+
+    Raises:
+        FolderInUse: somebody else holds it.
+        OutputError: there is no right to write there.
+    """
+    from filelock import FileLock  # not at the top: `--help` reaches this module
+
+    stem = f".run-{part}" if part else ".run"
+    lock = FileLock(os.path.join(folder, stem + ".lock"))
+    owner_path = os.path.join(folder, stem + ".owner")
+    told = False
+    while True:
+        try:
+            holder = _blocker(folder, lock, part)
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno in (
+                errno.EACCES,
+                errno.EPERM,
+                errno.EROFS,
+                errno.ENOSPC,
+                errno.ENOENT,
+            ):
+                raise translate(error, lock.lock_file, 0) from error
+            yield False
+            return
+        if holder is None:
+            break
+        if not wait:
+            raise FolderInUse(
+                f"{folder}: {holder} is writing here",
+                hint="wait for it with --wait, choose another -o, or share the work with --shard I/N",
+            )
+        if not told:
+            on_wait(holder)
+            told = True
+        time.sleep(_LOOK)
+    try:
+        write_json(owner_path, {"pid": os.getpid(), "host": platform.node(), "started": time.strftime("%Y-%m-%d %H:%M:%S")})
+        yield True
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(owner_path)
+        lock.release()
+
+
+def _blocker(folder: str, lock: Any, part: str) -> str | None:
+    """Take the lock and return None, or name who is in the way. Two who try at once may both be refused, never both let in."""
+    from filelock import FileLock, Timeout
+
+    try:
+        lock.acquire(timeout=_LOOK)
+    except Timeout:
+        return _owner(lock.lock_file)
+    try:
+        count = part.rpartition("-")[2]
+        for entry in _scan(folder):
+            name = _LOCK.fullmatch(entry.name)
+            if name is None or entry.path == lock.lock_file or (part and name[1] == count):
+                continue
+            try:
+                with FileLock(entry.path).acquire(timeout=_LOOK):
+                    pass
+            except Timeout:
+                lock.release()
+                return _owner(entry.path)
+    except BaseException:
+        lock.release()
+        raise
+    return None
+
+
+def _owner(lock_file: str) -> str:
+    """Who holds a lock, in words."""
+    who = "another run"
+    if name := re.search(r"\.run-([0-9]+)-of-([0-9]+)\.lock$", lock_file):
+        who = f"shard {name[1]}/{name[2]} of another run"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with open(lock_file.removesuffix(".lock") + ".owner", encoding="ascii") as file:
+            owner = json.load(file)
+        who += f" (process {owner['pid']} on {owner['host']}, since {owner['started']})"
+    return who
 
 
 def _open_temporary(folder: str) -> tuple[str, int]:
@@ -255,7 +391,8 @@ def _open_temporary(folder: str) -> tuple[str, int]:
         return path, os.open(path, flags, 0o666)
 
 
-def _translate(error: OSError | ValueError, path: str, size: int) -> OutputError:
+def translate(error: OSError | ValueError, path: str, size: int) -> OutputError:
+    """Say why a file of `size` bytes could not be written, and what helps."""
     code = error.errno if isinstance(error, OSError) else None
     there = path
     while not os.path.lexists(there) and os.path.dirname(there) != there:

@@ -12,6 +12,7 @@ and QuickTime keep the time base; Matroska, which FFV1 needs, rounds to millisec
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from heapq import merge
+from math import lcm
 from typing import TYPE_CHECKING, Any, cast
 
 import av
@@ -37,7 +39,9 @@ from unet_batch.sinks import translate
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
     from av.container import InputContainer, OutputContainer
+    from av.container.core import Chapter
     from av.packet import Packet
     from av.sidedata.sidedata import SideData
     from av.stream import Stream
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
 _NAMES = "mp4 m4v mov qt mkv webm avi mpg mpeg m2v ts mts m2ts wmv asf flv f4v 3gp 3g2 ogv mxf vob divx dv y4m ivf nut"
 EXTENSIONS = frozenset(_NAMES.split())
 """Extensions of the files that are taken for clips, lower case, without the dot."""
+# What such files are. FFmpeg goes by the contents: a playlist or a list of files, whatever its name, would make it open others.
+_CONTAINERS = "mov,matroska,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg,mxf,dv,yuv4mpegpipe,ivf,nut"
 
 _709, _601, _RGB = 1, 5, 0  # AVCOL_SPC_*, the numbers of ITU-T H.273
 _LIMITED, _FULL = 1, 2  # AVCOL_RANGE_*
@@ -58,6 +64,9 @@ _SWS = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 # swscale's quick way from YUV to RGB is off by 3 levels on average and does not come back: 10 ms instead of 1 ms for 1080p buy
 # 0.4 levels, and at most 2 after the way back.
 _EXACT = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
+_LONGEST = 300  # frames between two key frames, whatever a file says of its rate
+_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+_AAC_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 _DAMAGED = "the file is damaged or not a video: restore it from its source, or leave it out"
 
 
@@ -71,6 +80,7 @@ class Codec:
         formats: pixel formats of even sides, and of odd ones, which 4:2:0 and 4:2:2 do not have.
         quality: name of the option that sets the quality, its default and its range; "" if there is none.
         options: fixed ones.
+        limited: it has no mark for full range.
     """
 
     encoder: str
@@ -78,6 +88,7 @@ class Codec:
     formats: tuple[str, str]
     quality: tuple[str, int, int, int] = ("", 0, 0, 0)
     options: Mapping[str, str] = field(default_factory=dict)
+    limited: bool = False
 
 
 CODECS: Mapping[str, Codec] = {
@@ -98,7 +109,7 @@ CODECS: Mapping[str, Codec] = {
         {"b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1"},
     ),
     "ffv1": Codec("ffv1", ".mkv", ("yuv444p", "yuv444p"), options={"level": "3", "g": "1", "slicecrc": "1"}),
-    "prores": Codec("prores_ks", ".mov", ("yuv422p10le", "yuv444p10le"), ("profile", 3, 0, 5)),
+    "prores": Codec("prores_ks", ".mov", ("yuv422p10le", "yuv444p10le"), ("profile", 3, 0, 5), limited=True),
 }
 MASKS = Codec("ffv1", ".mkv", ("gray", "gray"), options=CODECS["ffv1"].options)
 """Masks are lossless: FFV1 in Matroska, 8-bit grey."""
@@ -163,12 +174,14 @@ class Shot:
         index: its number in what is read, from 0.
         pts: when it is shown, in ticks of the clip's time base.
         duration: for how long, in ticks; 0 if unknown.
+        damaged: packets that did not decode, of those that came between the beginning of what is read and this frame.
         frame: PyAV's frame.
     """
 
     index: int
     pts: int
     duration: int
+    damaged: int
     frame: VideoFrame
 
 
@@ -186,21 +199,25 @@ class Reader:
     Args:
         path: a file.
         hardware: decode on a device that FFmpeg knows, such as "cuda"; None on the processor.
+        max_pixels: largest height x width of a clip that is decoded; None sets no limit.
 
     Attributes:
         clip: what the file says.
         damaged: packets so far that did not decode; their frames are missing, the others keep their times.
+        timed: every frame so far had a time of its own; if not, times depend on where decoding began.
         notes: what else was strange, in words.
 
     Raises:
-        VideoError: no such file, not a video, no video stream in it, or none of its frames decodes.
+        VideoError: no such file, not a video, no video stream in it, too large, or none of its frames decodes.
     """
 
-    def __init__(self, path: str, *, hardware: str | None = None) -> None:
+    def __init__(self, path: str, *, hardware: str | None = None, max_pixels: int | None = None) -> None:
         self.path = path
         self.damaged = 0
+        self.timed = True
         self.notes: list[str] = []
         self._hardware = hardware
+        self._max_pixels = max_pixels
         self._open()
         try:
             self._decoding = self._decoded()
@@ -224,28 +241,33 @@ class Reader:
         """Release the file."""
         self._container.close()
 
-    def shots(self, start: int | None = None, end: int | None = None) -> Iterator[Shot]:
+    def shots(self, start: int | None = None, end: int | None = None, *, seek: bool = True) -> Iterator[Shot]:
         """Decode frame after frame, in the order they are shown.
 
         Args:
             start: leave out what is shown before, in ticks of the clip's time base.
             end: leave out what is shown from here on.
+            seek: begin to decode close to `start`; else at the beginning, which takes longer.
         """
-        count, last = 0, None
-        for frame in self._from(start):
+        count, last, before = 0, None, self.damaged
+        for frame in self._from(start if seek else None):
             pts = frame.pts
             if pts is None or (last is not None and pts <= last):
                 # Encoders take no two frames at one time, and a frame is not dropped for its clock.
                 pts = 0 if last is None else last + self._step
+                self.timed = False
                 self._note("some frames have no time of their own: they were set behind the ones before them")
             last = pts
             if start is not None and pts < start:
+                self.damaged = before  # what is missing before the range is not missed
                 continue
             if end is not None and pts >= end:
                 return
+            if frame.is_corrupt:
+                self._note("some frames are damaged: parts of their pictures may be wrong")
             if (frame.width, frame.height) != self._stored:
                 self._note("the size changes on the way: later frames are fitted to the first one's size")
-            yield Shot(count, pts, int(frame.duration or 0), frame)
+            yield Shot(count, pts, int(frame.duration or 0), self.damaged - before, frame)
             count += 1
         self._check_end(last)
 
@@ -276,7 +298,7 @@ class Reader:
         if text not in self.notes:
             self.notes.append(text)
 
-    def _open(self) -> None:
+    def _open(self, *, threads: str = "AUTO") -> None:
         accelerator = None
         if self._hardware:
             from av.codec.hwaccel import HWAccel
@@ -285,34 +307,72 @@ class Reader:
         self._container = _opened(self.path, accelerator)
         try:
             self._stream = _video_stream(self.path, self._container)
+            context = self._stream.codec_context
+            if self._max_pixels is not None and context.width * context.height > self._max_pixels:
+                raise VideoError(
+                    f"{self.path}: {context.width} x {context.height} pixels, at most {self._max_pixels:,} are decoded",
+                    hint="raise --max-pixels if you trust the file",
+                )
         except BaseException:
             self._container.close()
             raise
-        self._stream.thread_type = "AUTO"
+        self._stream.thread_type = threads
         # FFmpeg's own VP8 and VP9 decoders leave the alpha plane out.
-        name = self._stream.codec_context.name
+        name = context.name
         self._own: Any = None
         if self._stream.metadata.get("alpha_mode") == "1" and name in ("vp8", "vp9"):
             self._own = av.CodecContext.create("libvpx-vp9" if name == "vp9" else "libvpx", "r")
+        self._loses_rest = threads == "AUTO" and self._own is None
+
+    def _packets(self) -> Iterator[Packet[Any] | None]:
+        """Packets of the video from where the container stands; then None, which asks the decoder for what it still has."""
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.size:
+                    yield packet
+        except av.error.FFmpegError as error:
+            self._note(f"the file cannot be read to its end: {_reason(error)}")
+        yield None
 
     def _decoded(self) -> Iterator[VideoFrame]:
         """Frames from where the container stands; what does not decode is counted."""
         decode = self._own.decode if self._own else self._stream.codec_context.decode
-        packets = self._container.demux(self._stream)
-        while True:
+        owed, latest, before = 0, None, self.damaged
+        for packet in self._packets():
+            before = self.damaged
+            frames: list[VideoFrame] = []
             try:
-                packet = next(packets, None)
-            except av.error.FFmpegError as error:
-                self._note(f"the file cannot be read to its end: {_reason(error)}")
-                return
-            if packet is None:
-                return
-            try:
-                yield from decode(packet)
+                frames = decode(packet)
             except av.error.EOFError:
-                return
+                pass
             except av.error.FFmpegError:
                 self.damaged += 1
+            if self._container.format.name == "avi":  # knows when a frame is decoded, not when it is shown
+                for frame in frames:
+                    self.timed = self.timed and frame.pts == frame.dts
+                    frame.pts = frame.dts
+            owed += (packet is not None and not packet.is_discard) - len(frames) - (self.damaged - before)
+            if frames and frames[-1].pts is not None:
+                latest = frames[-1].pts if latest is None else max(latest, frames[-1].pts)
+            yield from frames
+        if owed > 0 and latest is not None and self._loses_rest:
+            # A decoder of several threads is some frames behind. If one of them is damaged, those after it are lost as it is
+            # emptied, without an error: they are decoded once more, by a single thread.
+            self.damaged = before
+            yield from self._rest(latest)
+
+    def _rest(self, latest: int) -> Iterator[VideoFrame]:
+        """Frames after that of a time."""
+        before = self.damaged
+        self.close()
+        self._open(threads="SLICE")
+        with suppress(av.error.FFmpegError):
+            self._container.seek(latest, stream=self._stream, backward=True)
+        for frame in self._decoded():
+            if frame.pts is None or frame.pts <= latest:
+                self.damaged = before
+            else:
+                yield frame
 
     def _from(self, start: int | None) -> Iterator[VideoFrame]:
         """Frames that contain all from `start` on; earlier ones may come first."""
@@ -325,7 +385,7 @@ class Reader:
                     self._own.flush_buffers()
                 self._decoding = self._decoded()
                 found = next(self._decoding, None)
-                if found is not None and found.pts is not None and found.pts <= start:
+                if found is not None and found.key_frame and found.pts is not None and found.pts <= start:
                     yield found
                     yield from self._decoding
                     return
@@ -340,7 +400,8 @@ class Reader:
 
     def _check_end(self, last: int | None) -> None:
         promised, base = self.clip.duration, self.clip.time_base
-        if last is None or promised is None:
+        # Of several streams, the longest makes a container's duration.
+        if last is None or promised is None or (self.clip.others and not self._stream.duration):
             return
         seconds = (last + self._step) * base - self.clip.start
         if promised - seconds > max(Fraction(1, 2), 3 * self._step * base):
@@ -379,8 +440,8 @@ class LiveReader(Reader):
         self._ended.set()
         super().close()
 
-    def shots(self, start: int | None = None, end: int | None = None) -> Iterator[Shot]:
-        """Frame after frame until the iterator is closed; `start` and `end` mean nothing here."""
+    def shots(self, start: int | None = None, end: int | None = None, *, seek: bool = True) -> Iterator[Shot]:
+        """Frame after frame until the iterator is closed; the arguments mean nothing here."""
         count, last, shift, seen = 0, -1, None, 0.0
         source = self._newest() if self.latest else self._unending()
         try:
@@ -392,7 +453,7 @@ class LiveReader(Reader):
                     shift = connection, last + max(gap, 1) - (frame.pts or 0)
                 pts = max(last + 1, (frame.pts if frame.pts is not None else last - shift[1] + self._step) + shift[1])
                 last, seen = pts, now
-                yield Shot(count, pts, 0, frame)
+                yield Shot(count, pts, 0, self.damaged, frame)
                 count += 1
         finally:
             source.close()
@@ -401,11 +462,11 @@ class LiveReader(Reader):
             if self.dropped:
                 self._note(f"{self.dropped:,} frames were dropped: there was no time for them, as asked")
 
-    def _open(self) -> None:
+    def _open(self, *, threads: str = "SLICE") -> None:
         self._container = _opened_live(self.path)
         self._stream = _video_stream(self.path, self._container)
-        self._stream.thread_type = "SLICE"  # threads by frame would hold frames back
-        self._own = None
+        self._stream.thread_type = threads  # threads by frame would hold frames back
+        self._own, self._loses_rest = None, False
         self._finite = bool(self._container.duration)  # a file on a server
 
     def _unending(self) -> Generator[tuple[VideoFrame, int], None, None]:
@@ -527,7 +588,12 @@ def _opened(path: str, accelerator: Any = None) -> InputContainer:
     try:
         if os.path.isfile(path) and not os.path.getsize(path):
             raise VideoError(f"{path}: the file is empty", hint=_DAMAGED)
-        return av.open(path, "r", hwaccel=accelerator, metadata_errors="replace")
+        options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+        return av.open(path, "r", options=options, hwaccel=accelerator, metadata_errors="replace")
+    except RuntimeError as error:
+        if accelerator is None:
+            raise
+        raise VideoError(f"{path}: cannot be decoded by the device: {error}", hint="decode on the processor") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: cannot be opened as a video: {_reason(error)}", hint=_DAMAGED) from error
 
@@ -652,16 +718,18 @@ class Writer:
         threads: int = 0,
         fragments: bool = True,
     ) -> None:
-        self.path, self.codec, self.look = path, codec, written_look(clip)
+        self.path, self.codec, self.look = path, codec, written_look(clip, codec)
         height, width = clip.size
         self.format = pixel_format(codec, clip.size)
         self._first: int | None = None
+        self._ended = False
         self._base = clip.time_base
         self._sound: deque[Packet[Any]] = deque()
         self._step = max(1, round(1 / ((clip.rate or 25) * clip.time_base)))
         with _writing(path):
             flags = "frag_keyframe+empty_moov+default_base_moof" if fragments else "faststart"
-            self._container = _created(path, {"movflags": flags})
+            # FFmpeg would keep the last 32 KiB back, which are minutes of a mask.
+            self._container = _created(path, {"movflags": flags, "flush_packets": "1"})
             try:
                 rate = clip.rate or Fraction(25)
                 option, default, _, _ = codec.quality
@@ -675,7 +743,7 @@ class Writer:
                 context.max_b_frames = 0
                 context.thread_count = threads
                 if "g" not in options:
-                    context.gop_size = max(1, round(2 * rate))  # seeking lands within two seconds
+                    context.gop_size = max(1, min(round(2 * rate), _LONGEST))  # seeking lands within two seconds
                 if self.format == "gray":
                     context.color_range = _FULL
                 else:
@@ -717,9 +785,13 @@ class Writer:
         self._first = pts if self._first is None else self._first
         frame.pts, frame.time_base = pts - self._first, self._base
         with _writing(self.path):
-            while self._sound and (self._sound[0].dts or 0) * self._sound[0].time_base <= frame.pts * self._base:
-                self._container.mux(self._sound.popleft())
-            self._mux(self._stream.encode(frame))
+            try:
+                while self._sound and (self._sound[0].dts or 0) * self._sound[0].time_base <= frame.pts * self._base:
+                    self._container.mux(self._sound.popleft())
+                self._mux(self._stream.encode(frame))
+            except BaseException:
+                self._ended = True  # whoever writes to a file whose header could not be written crashes FFmpeg
+                raise
 
     def _mux(self, packets: Sequence[Packet[Any]]) -> None:
         for packet in packets:
@@ -727,14 +799,31 @@ class Writer:
             self._container.mux(packet)
 
     def close(self) -> None:
-        """Encode what is left and finish the file."""
+        """Encode what is left and finish the file; what failed before is only closed."""
         with _writing(self.path):
             try:
-                if self._first is not None:
+                if self._first is not None and not self._ended:
+                    self._ended = True
                     self._mux(self._stream.encode(None))
                     self._container.mux(list(self._sound))
             finally:
                 self._container.close()
+
+
+def encoder_problem(codec: Codec) -> str:
+    """Why an encoder cannot be used on this machine; "" if it can. It is asked to encode a frame."""
+    try:
+        context = av.CodecContext.create(codec.encoder, "w")
+        assert isinstance(context, av.VideoCodecContext)
+        context.width, context.height, context.pix_fmt = 256, 256, codec.formats[0]
+        context.time_base, context.options = Fraction(1, 25), dict(codec.options)
+        frame = av.VideoFrame(256, 256, codec.formats[0])
+        frame.pts = 0
+        context.encode(frame)
+        context.encode(None)
+    except (av.error.FFmpegError, ValueError) as error:
+        return _reason(error)
+    return ""
 
 
 def pixel_format(codec: Codec, size: Size) -> str:
@@ -763,12 +852,12 @@ def prepared(pixels: Pixels, format: str, look: Look) -> VideoFrame:
     return frame
 
 
-def written_look(clip: Clip) -> Look:
-    """The marks of what is written for a clip: its own; RGB becomes limited YUV."""
+def written_look(clip: Clip, codec: Codec) -> Look:
+    """The marks of what is written for a clip: its own; RGB becomes limited YUV, and so does all that a codec cannot mark."""
     look = clip.look
-    if look.matrix != _RGB:
-        return look
-    return Look(_709 if clip.size[0] > 576 else _601, _LIMITED, look.primaries, look.transfer)
+    if look.matrix == _RGB:
+        return Look(_709 if clip.size[0] > 576 else _601, _LIMITED, look.primaries, look.transfer)
+    return replace(look, range=_LIMITED) if codec.limited else look
 
 
 def assemble(
@@ -800,60 +889,119 @@ def assemble(
     """
     notes: list[str] = []
     suffix = os.path.splitext(parts[0])[1]
+    base, origin = clip.time_base, 0 if span is None else span[0]
     with ExitStack() as stack:
+        source = stack.enter_context(_opened(clip.path)) if clip.path else None
+        sample = stack.enter_context(_opened(parts[0]))
         with _writing(path):
-            out = stack.enter_context(_created(path, {"movflags": "faststart"} if suffix != ".mkv" else {}, suffix))
-        with _opened(parts[0]) as sample:
-            video = out.add_stream_from_template(sample.streams.video[0])
-        video.time_base = clip.time_base
-        base = clip.time_base
-        streams = [_video_packets(parts, times, video, base, 0 if span is None else span[0])]
-        if clip.path:
-            source = stack.enter_context(_opened(clip.path))
-            kept = _carry_over(source, out, video, _video_stream(clip.path, source), sound, notes)
-            if kept:
-                streams.append(_other_packets(source, kept, None if span is None else (span[0] * base, span[1] * base)))
-        elif sound and (left := [kind for kind in clip.others if not kind.startswith("video")]):
-            notes.append(f"{', '.join(left)} of a live source was left out")
-        with _writing(path):
-            for _, packet in merge(*streams, key=lambda timed: timed[0]):
-                out.mux(packet)
+            # Where a track does not begin at 0, MP4 says so in ticks of its own clock: milliseconds, unless told.
+            bases = [base, *(one.time_base for one in (source.streams if source else ()) if one.time_base)]
+            clock = lcm(*(one.denominator for one in bases))
+            options = {"movflags": "faststart", "movie_timescale": str(clock if clock < 2**31 else base.denominator)}
+            out = _created(path, options, suffix)
+            try:
+                video = out.add_stream_from_template(sample.streams.video[0])
+                video.time_base = base
+                streams = [_video_packets(parts, times, video, base, origin)]
+                if source is not None:
+                    seconds = None if span is None else (span[0] * base, span[1] * base)
+                    kept = _carry_over(source, out, video, _video_stream(clip.path, source), sound, seconds, notes)
+                    if kept:
+                        streams.append(_other_packets(source, kept, seconds, notes))
+                elif sound and (left := [kind for kind in clip.others if not kind.startswith("video")]):
+                    notes.append(f"{', '.join(left)} of a live source was left out")
+                for _, packet in merge(*streams, key=lambda timed: timed[0]):
+                    out.mux(packet)
+            except BaseException:
+                with suppress(Exception):
+                    out.close()
+                raise
+            out.close()
     return notes
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """A stream on its way into another file; `coder` is there if it has to be coded anew."""
+
+    stream: Any
+    coder: Any = None
+
+
 def _carry_over(
-    source: InputContainer, out: OutputContainer, video: Stream, shown: Stream, sound: bool, notes: list[str]
-) -> dict[int, tuple[Stream, bool]]:
-    """Metadata, chapters, and a stream in `out` for each that can be copied: by index, with whether it must be coded anew."""
-    technical = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "rotate", "alpha_mode"}
-
-    def metadata(owner: Any) -> dict[str, str]:
-        return {key: value for key, value in owner.metadata.items() if key.lower() not in technical}
-
-    out.metadata.update(metadata(source))
-    video.metadata.update(metadata(shown))
-    kept: dict[int, tuple[Stream, bool]] = {}
+    source: InputContainer,
+    out: OutputContainer,
+    video: Stream,
+    shown: Stream,
+    sound: bool,
+    span: tuple[Fraction, Fraction] | None,
+    notes: list[str],
+) -> dict[int, _Copy]:
+    """Metadata, chapters, and a stream in `out` for each that it can hold, by its index in the source."""
+    out.metadata.update(_metadata(source))
+    video.metadata.update(_metadata(shown))
+    kept: dict[int, _Copy] = {}
     for stream in source.streams if sound else ():
         if stream.index == shown.index:
             continue
-        copy, anew = None, False
+        copy = None
         if stream.type in ("audio", "subtitle") and stream.codec_context is not None:
-            with suppress(ValueError, av.error.FFmpegError):
-                copy = out.add_stream_from_template(stream)
-            if copy is None and stream.type == "audio":
-                anew = True
-                copy = out.add_stream("aac", rate=stream.codec_context.sample_rate, layout=stream.codec_context.layout.name)  # type: ignore[attr-defined]
-                notes.append(f"{_name(stream)} was coded anew as AAC: the container does not hold it")
+            if _holds(out.format.name, stream):
+                copy = _Copy(out.add_stream_from_template(stream))
+            elif stream.type == "audio":
+                copy = _anew(out, cast("AudioStream", stream))
+                if copy is not None:
+                    notes.append(f"{_name(stream)} was coded anew as AAC: the container does not hold it")
         if copy is None:
-            notes.append(f"{_name(stream)} was left out: the container does not hold it")
+            # MP4 writes its chapters as a stream of text, too; those are carried over as chapters.
+            if stream.type != "data" or not source.chapters():
+                notes.append(f"{_name(stream)} was left out: the container does not hold it")
             continue
-        copy.metadata.update(metadata(stream))
-        with suppress(AttributeError, ValueError):
-            copy.disposition = stream.disposition
-        kept[stream.index] = copy, anew
-    if chapters := source.chapters():
-        out.set_chapters(chapters)
+        copy.stream.metadata.update(_metadata(stream))
+        copy.stream.disposition = stream.disposition
+        kept[stream.index] = copy
+    if chapters := [_within(chapter, span) for chapter in source.chapters()]:
+        out.set_chapters([chapter for chapter in chapters if chapter is not None])
     return kept
+
+
+def _metadata(owner: Any) -> dict[str, str]:
+    technical = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "rotate", "alpha_mode"}
+    return {key: value for key, value in owner.metadata.items() if key.lower() not in technical}
+
+
+def _within(chapter: Chapter, span: tuple[Fraction, Fraction] | None) -> Chapter | None:
+    """A chapter as it is in a range of the source; None if it lies outside."""
+    if span is None:
+        return chapter
+    base = chapter["time_base"] or Fraction(1)
+    begin, end = (round(seconds / base) for seconds in span)
+    start, stop = max(chapter["start"], begin) - begin, min(chapter["end"], end) - begin
+    return {**chapter, "start": start, "end": stop} if start < stop else None
+
+
+def _holds(format: str, stream: Stream) -> bool:
+    """Tell by trying whether a container takes a stream as it is: some say so only as they write their header."""
+    try:
+        with av.open(io.BytesIO(), "w", format=format) as trial:
+            trial.add_stream_from_template(stream)
+            trial.start_encoding()
+    except (ValueError, av.error.FFmpegError):
+        return False
+    return True
+
+
+def _anew(out: OutputContainer, stream: AudioStream) -> _Copy | None:
+    """A stream in `out` that takes the sound coded as AAC; None if that is not to be had either."""
+    context = stream.codec_context
+    rate = min(_AAC_RATES, key=lambda rate: (abs(rate - context.sample_rate), rate))
+    layout = _AAC_LAYOUTS.get(context.channels, "stereo")
+    try:
+        coder = out.add_stream("aac", rate=rate, layout=layout)
+        coder.codec_context.open()
+    except (ValueError, av.error.FFmpegError):
+        return None
+    return _Copy(coder, coder)
 
 
 def _video_packets(
@@ -877,35 +1025,54 @@ def _video_packets(
 
 
 def _other_packets(
-    source: InputContainer, kept: Mapping[int, tuple[Stream, bool]], span: tuple[Fraction, Fraction] | None
+    source: InputContainer, kept: Mapping[int, _Copy], span: tuple[Fraction, Fraction] | None, notes: list[str]
 ) -> Iterator[tuple[Fraction, Packet[Any]]]:
-    last = Fraction(0)
-    for packet in source.demux([source.streams[index] for index in kept]):
-        if not packet.size or packet.dts is None:
-            continue
-        stream, anew = kept[packet.stream.index]
-        base = packet.time_base
-        if span is not None:
-            shown = (packet.dts if packet.pts is None else packet.pts) * base
-            if shown + (packet.duration or 0) * base <= span[0] or shown >= span[1]:
+    """Packets of the other streams, each with the second at which it is due."""
+    begin, end = (Fraction(0), None) if span is None else span
+    latest: dict[int, int] = {}
+    due = Fraction(0)
+    try:
+        for packet in source.demux([source.streams[index] for index in kept]):
+            index, base = packet.stream.index, packet.time_base
+            copy = kept[index]
+            if packet.dts is None:
+                packet.dts = packet.pts
+            if copy.coder is None and (not packet.size or packet.dts is None):
                 continue
-        shift = 0 if span is None else round(span[0] / base)
-        last = (packet.dts - shift) * base
-        if anew:
-            with suppress(av.error.FFmpegError):  # sound that does not decode is silence
-                for frame in cast("list[AudioFrame]", packet.decode()):
-                    frame.pts = None if frame.pts is None else frame.pts - shift
-                    for made in stream.encode(frame):  # type: ignore[attr-defined]
-                        yield last, made
-            continue
-        packet.dts -= shift
-        packet.pts = None if packet.pts is None else packet.pts - shift
-        packet.stream = stream
-        yield last, packet
-    for stream, anew in kept.values():
-        if anew:
-            for made in stream.encode(None):  # type: ignore[attr-defined]
-                yield last, made
+            if packet.dts is not None:
+                shown = Fraction(packet.dts if packet.pts is None else packet.pts) * base
+                if end is not None and (shown + (packet.duration or 0) * base <= begin or shown >= end):
+                    continue
+                due = packet.dts * base - begin
+            if copy.coder is not None:
+                for made in _coded_anew(packet, copy.coder, begin):
+                    yield due, made
+                continue
+            shift = round(begin / base)
+            at = cast("int", packet.dts) - shift
+            packet.dts, packet.pts = at, None if packet.pts is None else packet.pts - shift
+            if at <= latest.get(index, at - 1):
+                note = f"{_name(packet.stream)}: packets that go back in time were left out"
+                notes += [note] if note not in notes else []
+                continue
+            latest[index] = at
+            packet.stream = copy.stream
+            yield due, packet
+    except av.error.FFmpegError as error:
+        notes.append(f"sound and subtitles end early: the file cannot be read to its end: {_reason(error)}")
+    for copy in kept.values():
+        if copy.coder is not None:
+            for made in copy.coder.encode(None):
+                yield due, made
+
+
+def _coded_anew(packet: Packet[Any], coder: Any, begin: Fraction) -> Iterator[Packet[Any]]:
+    """What does not decode is silence."""
+    with suppress(av.error.FFmpegError):
+        for frame in cast("list[AudioFrame]", packet.decode()):
+            pts, base = frame.pts, frame.time_base
+            frame.pts = pts - round(begin / base) if pts is not None and base else None
+            yield from coder.encode(frame)
 
 
 _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
@@ -913,7 +1080,7 @@ _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 def _created(path: str, options: Mapping[str, str], suffix: str = "") -> OutputContainer:
     suffix = suffix or os.path.splitext(path)[1]
-    return av.open(path, "w", format=_FORMATS[suffix], container_options=dict(options) if suffix != ".mkv" else {})
+    return av.open(path, "w", format=_FORMATS[suffix], container_options=dict(options))
 
 
 @contextmanager

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pty
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +29,7 @@ from unet_batch.version import __version__
 COMMANDS = [
     [],
     ["run"],
+    ["merge"],
     ["sample"],
     ["doctor"],
     ["build-engine"],
@@ -96,6 +101,7 @@ class TestRun:
         assert "3 done" in done.stdout
         assert "<- bottleneck" in done.stdout
         assert lines[-1].startswith("All done. Results in ")
+        assert lines[-1].endswith("; nothing failed, nothing is left.")
         for name in ("masks/scene_0000.png", "overlays/scene_0002.jpg", "run.json"):
             assert (tmp_path / "out" / name).is_file()
 
@@ -198,25 +204,146 @@ class TestRun:
         assert "Traceback" not in done.stderr
         assert not list(tmp_path.iterdir())
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
-    def test_ctrl_c_is_resumable_and_exit_code_130(self, photos: Path, tiny: str, tmp_path: Path) -> None:
-        folder = tmp_path / "many"
-        folder.mkdir()
-        for index in range(3000):
-            (folder / f"{index}.jpg").symlink_to(photos / "scene_0000.jpg")
-        command = [sys.executable, "-m", "unet_batch", "run", str(folder), "-o", str(tmp_path / "out"), "-m", tiny]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            while not list((tmp_path / "out" / "masks").glob("*.png")):
-                time.sleep(0.05)
-                assert process.poll() is None
-            process.send_signal(signal.SIGINT)
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT and SIGTERM")
+    @pytest.mark.parametrize(
+        ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Stopped by")]
+    )
+    def test_ctrl_c_and_sigterm_are_resumable(
+        self, photos: Path, tiny: str, tmp_path: Path, number: signal.Signals, code: int, word: str
+    ) -> None:
+        with started(many(photos, tmp_path, 3000), tmp_path / "out", tiny) as process:
+            process.send_signal(number)
             stdout, stderr = process.communicate(timeout=30)
-        assert process.returncode == 130
+        assert process.returncode == code
         assert "Traceback" not in stderr
-        assert "run the same command to go on" in stdout
-        assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "interrupted"
-        assert 0 < len(list((tmp_path / "out/masks").glob("*.png"))) < 3000
+        assert "what has begun is finished first" in stderr
+        assert re.search(rf"^{word}.*; [\d,]+ left\. .*run the same command to go on", stdout, re.MULTILINE)
+        report = json.loads((tmp_path / "out/run.json").read_text())
+        assert (report["status"], report["signal"]) == ("interrupted", number.name)
+        masks = len(list((tmp_path / "out/masks").glob("*.png")))
+        assert 0 < masks == report["done"] < 3000
         assert not list((tmp_path / "out").rglob("*.part"))
+        done = unet_batch("run", tmp_path / "many", "-o", tmp_path / "out", "-m", tiny, "--dry-run")
+        assert f"{masks:,} already done" in done.stdout, "every mask is on record"
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+    def test_a_second_ctrl_c_quits_at_once(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+        with started(many(photos, tmp_path, 3000), tmp_path / "out", tiny) as process:
+            process.send_signal(signal.SIGSTOP)  # so that nothing can end between the two
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGCONT)
+            _, stderr = process.communicate(timeout=30)
+        assert process.returncode in (130, 143)
+        assert "Traceback" not in stderr
+        assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "running"
+        for path in (tmp_path / "out/masks").glob("*.png"):
+            with Image.open(path) as image:
+                assert np.array(image).shape == (160, 240)
+        assert unet_batch("run", tmp_path / "many", "-o", tmp_path / "out", "-m", tiny, "--dry-run").returncode == 0
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+    def test_a_job_in_the_background_ignores_ctrl_c(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+        folder = many(photos, tmp_path, 100)
+        with started(
+            folder, tmp_path / "out", tiny, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ) as process:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+        assert process.returncode == 0
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(300)
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+    def test_killed_at_random_moments(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+        """The real command with a real network; `tests/test_resume.py` does it fifty times with a fake one."""
+        folder, out, choose = many(photos, tmp_path, 300), tmp_path / "out", random.Random(2)
+        for _ in range(8):
+            with started(folder, out, tiny) as process:
+                time.sleep(choose.uniform(0, 0.1))
+                process.kill()
+        assert 8 <= len(list((out / "masks").glob("*.png"))) < 300, "each kill should hit something"
+        for name in (out, tmp_path / "clean"):
+            assert unet_batch("run", folder, "-o", name, "-m", tiny, "--device", "cpu").returncode == 0
+        masks, clean = (
+            {path.name: path.read_bytes() for path in (name / "masks").iterdir()} for name in (out, tmp_path / "clean")
+        )
+        assert masks == clean
+        lines = [line for line in (out / "manifest.jsonl").read_text().splitlines() if '"status":"done"' in line]
+        assert len(lines) == len({json.loads(line)["key"] for line in lines}) == 300
+
+    def test_says_why_what_is_done_again(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+        (tmp_path / "in").mkdir()
+        for path in photos.iterdir():
+            (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
+        command = ("run", tmp_path / "in", "-o", tmp_path / "out", "-m", tiny)
+        unet_batch(*command)
+        (tmp_path / "out/masks/scene_0000.png").unlink()
+        os.utime(tmp_path / "in/scene_0001.jpg", (1, 1))
+        done = unet_batch(*command)
+        assert re.search(r"^resume +1 changed, 1 with outputs gone or cut short, 1 already done$", done.stdout, re.MULTILINE)
+        refused = unet_batch(*command, "--threshold", "0.9")
+        assert refused.returncode == 2
+        assert re.search(
+            r"^error: .*out holds outputs of 3 items by tiny \(sha256 .{12}\), threshold 0.5, 32x48\. This run would use .*0.9",
+            refused.stderr,
+        )
+        assert re.search(r"^ hint: choose another folder with -o, or redo them with --overwrite$", refused.stderr, re.MULTILINE)
+
+    def test_events_on_stdout(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+        done = unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny, "--log-json", "-")
+        events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+        assert events == ["start", "item", "item", "item", "end"]
+        assert "All done" in done.stderr
+
+    def test_events_in_a_file_are_added(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+        log = tmp_path / "log.jsonl"
+        for _ in range(2):
+            assert unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny, "--log-json", log).returncode == 0
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+        assert [event["event"] for event in events] == ["start", "item", "item", "item", "end", "start", "end"]
+        assert events[5]["states"] == {"done": 3}
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, as Linux has it")
+    def test_events_that_cannot_be_written_do_not_end_the_run(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+        done = unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny, "--log-json", "/dev/full")
+        assert done.returncode == 0
+        assert done.stderr.count("no more events in /dev/full: No space left on device") == 1
+        command = f"{sys.executable} -m unet_batch run {photos} -o {tmp_path / 'two'} -m {tiny} --log-json - | head -n 1"
+        command += "; exit ${PIPESTATUS[0]}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "two/masks/scene_0002.png").exists()
+
+    def test_two_cannot_have_stdout(self, photos: Path, tmp_path: Path) -> None:
+        result = CliRunner().invoke(main, ["run", str(photos), "--json", "--log-json", "-"])
+        assert (result.exit_code, "both want stdout" in result.output) == (2, True)
+        result = CliRunner().invoke(main, ["run", str(photos), "--shard", "9"])
+        assert (result.exit_code, "I/N or slurm expected" in result.output) == (2, True)
+
+
+def many(photos: Path, folder: Path, count: int) -> Path:
+    """A folder of links to one photo."""
+    (folder / "many").mkdir()
+    for index in range(count):
+        (folder / f"many/{index}.jpg").symlink_to(photos / "scene_0000.jpg")
+    return folder / "many"
+
+
+@contextmanager
+def started(folder: Path, out: Path, model: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A run that has written something new."""
+    before = len(list((out / "masks").glob("*.png")))
+    command = [sys.executable, "-m", "unet_batch", "run", str(folder), "-o", str(out), "-m", model, "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+        try:
+            while len(list((out / "masks").glob("*.png"))) <= before:
+                time.sleep(0.02)
+                assert process.poll() is None
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
 
 
 class TestSample:

@@ -12,6 +12,7 @@ from unet_batch.cli.doctor import doctor
 from unet_batch.cli.engine import build_engine, inspect
 from unet_batch.cli.evaluate import evaluate
 from unet_batch.cli.import_weights import import_weights
+from unet_batch.cli.merge import merge
 from unet_batch.cli.run import run
 from unet_batch.cli.sample import sample
 from unet_batch.cli.train import train
@@ -35,6 +36,7 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(merge)
 main.add_command(build_engine)
 main.add_command(inspect)
 main.add_command(import_weights)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from unet_batch.cli.clips import RunCommand, clip_options, video_options
 from unet_batch.cli.engine import engines_dir_option, optional_size
-from unet_batch.cli.errors import reported
+from unet_batch.cli.errors import printable, reported
+from unet_batch.errors import OutputError, UsageError
 from unet_batch.types import KINDS
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
-    from unet_batch.run import RunReport
+    from unet_batch.report import RunReport
+    from unet_batch.run import Log, Plan, Stop
 
 
 def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
@@ -27,8 +35,9 @@ def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple
 
 
 @click.command(
-    short_help="Segment pictures: photos in, masks and overlays out.",
-    epilog="Exit codes: 0 all done, 1 some pictures failed, 2 wrong usage or nothing could be done, 130 interrupted.",
+    cls=RunCommand,
+    short_help="Segment photos and videos: masks and overlays out.",
+    epilog="Exit codes: 0 all done, 1 some failed, 2 wrong usage or nothing could be done, 130 Ctrl-C, 143 SIGTERM.",
 )
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="DIR", help="Output folder.  [default: SOURCE-segmented, beside the source]")
@@ -65,12 +74,28 @@ def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple
 @click.option(
     "--workers", type=click.IntRange(1, 256), help="Threads for each of decode, render and write.  [default: the cores]"
 )
-@click.option("--overwrite", is_flag=True, help="Redo pictures whose outputs exist; without it they are skipped.")
+@click.option("--overwrite", is_flag=True, help="Redo pictures that are done, also those of another model.")
+@click.option(
+    "--hash", "hash_sources", is_flag=True, help="Record the contents of sources: copied or touched ones are not redone."
+)
+@click.option(
+    "--isolate",
+    is_flag=True,
+    help="Decode pictures in processes of their own: a file that crashes its decoder costs itself only.",
+)
+@click.option(
+    "--max-pixels", metavar="N", type=click.IntRange(1), help="Refuse pictures with more pixels.  [default: 200,000,000]"
+)
 @click.option("--fail-fast", is_flag=True, help="Stop at the first picture that fails.")
+@click.option("--max-errors", metavar="N", type=click.IntRange(1), help="Stop once N pictures have failed.")
+@click.option("--shard", metavar="I/N", help="Do only part I of N; `slurm` takes both from the job array.")
+@click.option("--wait", is_flag=True, help="Wait for another run that writes to the same folder.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
 @click.option("-q", "--quiet", is_flag=True, help="Print failures only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print a line for each picture.")
+@click.option("--log-json", metavar="FILE", help="Add a line of JSON for each event; - means stdout.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout, everything else on stderr.")
+@clip_options
 @reported
 def run(
     sources: tuple[str, ...],
@@ -88,45 +113,85 @@ def run(
     batch_size: int | None,
     workers: int | None,
     overwrite: bool,
+    hash_sources: bool,
+    isolate: bool,
+    max_pixels: int | None,
     fail_fast: bool,
+    max_errors: int | None,
+    shard: str | None,
+    wait: bool,
     dry_run: bool,
     quiet: bool,
     verbose: bool,
+    log_json: str | None,
     as_json: bool,
+    clip_arguments: dict[str, Any],
 ) -> None:
-    """Segment pictures: masks as large as each picture, under the same names.
+    """Segment photos and videos: masks as large as each picture, under the same names, overlays with the clip's own sound.
 
-    SOURCE is a picture, a folder (with all below it), a glob pattern in quotes, or @list.txt with one path a line.
+    SOURCE is a picture, a video, a folder (with all below it), a glob pattern in quotes, @list.txt with one path a line,
+    or a camera: webcam:0, rtsp://...
 
     \b
     Examples:
       unet-batch run ./photos --overlay
       unet-batch run car.jpg -o out --save mask,cutout
       unet-batch run "shoots/**/*.jpg" @more.txt -o out
+      unet-batch run clip.mp4 --overlay --start 1:30 --end 2:00
       unet-batch run ./photos --backend tensorrt --build
+
+    The same command again does only what is missing, changed, failed or damaged.
     """
     from unet_batch.cli.screen import Screen
-    from unet_batch.run import RunOptions, execute, prepare
+    from unet_batch.manifest import Shard
+    from unet_batch.run import RunOptions, Stop, execute, prepare, recipe_of, resume
 
-    screen = Screen(quiet=quiet, verbose=verbose, to_stderr=as_json)
+    if as_json and log_json == "-":
+        raise UsageError("--json and --log-json - both want stdout", hint="give --log-json a file")
+    screen = Screen(quiet=quiet, verbose=verbose, to_stderr=as_json or log_json == "-")
     kinds = (*save, "overlay") if overlay and "overlay" not in save else save
-    plan = prepare(RunOptions(sources, output, kinds, overwrite, fail_fast))
+    own = Shard.parse(shard, os.environ) if shard is not None else None
+    clips = video_options(clip_arguments)
+    plan = prepare(RunOptions(sources, output, kinds, overwrite, fail_fast, max_errors, own, wait, hash_sources, clips))
     screen.sources(plan)
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
     from unet_batch.backends.select import Request, select
+    from unet_batch.images import MAX_PIXELS
     from unet_batch.model import checkpoint, zoo
     from unet_batch.segmenter import Segmenter
 
     file = checkpoint.identify(zoo.resolve(model))
     builder = _builder(screen, file.path, engines_dir, size, batch_size) if build else None
     chosen, passed = select(Request(file, backend, device, batch_size, size, engines_dir, require_gpu, builder))
-    with Segmenter(chosen, threshold=threshold, workers=workers) as segmenter:
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    with Segmenter(chosen, threshold=threshold, workers=workers, max_pixels=limit, isolate=isolate) as segmenter:
         screen.model(file, segmenter, passed)
         if dry_run:
+            plan = resume(plan, recipe_of(segmenter, file.as_dict()))
+            screen.todo(plan)
             screen.dry_run(plan)
             return
-        with screen.progress(len(plan.todo)) as advance:
-            report = execute(plan, segmenter, file.as_dict(), advance, passed)
+        with ExitStack() as stack:
+            log = stack.enter_context(_log(log_json, screen))
+            progress = stack.enter_context(screen.progress())
+            stop = Stop()
+
+            def on_start(plan: Plan) -> None:
+                progress.start(plan)
+                stack.enter_context(_stopping(stop))  # until now there was nothing to finish
+
+            report = execute(
+                plan,
+                segmenter,
+                file.as_dict(),
+                progress.advance,
+                passed,
+                on_start=on_start,
+                on_frame=progress.frame,
+                on_wait=lambda owner: screen.line("waiting", f"{owner} is writing to this folder"),
+                log=log,
+                stop=stop,
+            )
     screen.summary(report)
     if as_json:
         _print_json(report)
@@ -150,8 +215,64 @@ def _builder(
     return build
 
 
-def _print_json(report: RunReport) -> None:
-    import json
+@contextmanager
+def _stopping(stop: Stop) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM lets the run finish what it has begun; the second ends it now, also without half files."""
 
+    def on_signal(number: int, frame: object) -> None:
+        if stop.reason:
+            if os.isatty(2):
+                os.write(2, b"\x1b[?25h")  # the cursor that the bar has hidden
+            os._exit(128 + number)
+        stop(signal.Signals(number).name)
+        # Not through a stream: the signal may have struck while this thread was writing to it.
+        os.write(2, b"\nstopping  what has begun is finished first; the same signal again quits at once\n")
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    # What is ignored stays so: a shell starts its background jobs without Ctrl-C.
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
+    try:
+        for number in before:
+            signal.signal(number, on_signal)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _log(target: str | None, screen: Screen) -> Iterator[Log | None]:
+    """What takes the events; one that cannot be written any more does not end the run."""
+    if target is None:
+        yield None
+        return
+    try:
+        stream = sys.stdout if target == "-" else open(target, "a", encoding="ascii")  # noqa: SIM115 - closed below
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{target} cannot be written: {reason}", hint="choose another file for --log-json") from error
+    broken = False
+
+    def write(event: Mapping[str, Any]) -> None:
+        nonlocal broken
+        if broken:
+            return
+        try:
+            stream.write(json.dumps(event) + "\n")
+            stream.flush()
+        except OSError as error:
+            broken = True
+            # What is still buffered must not fail again when the stream is closed.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            screen.warn(f"no more events in {printable(target)}: {error.strerror or error}", "")
+
+    try:
+        yield write
+    finally:
+        if stream is not sys.stdout:
+            stream.close()
+
+
+def _print_json(report: RunReport) -> None:
     json.dump(report.as_dict(), sys.stdout, indent=2)
     sys.stdout.write("\n")

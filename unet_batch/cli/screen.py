@@ -30,12 +30,27 @@ from unet_batch.cli.errors import printable
 if TYPE_CHECKING:
     from unet_batch.backends.select import Step
     from unet_batch.model.checkpoint import CheckpointFile
-    from unet_batch.run import Failure, Plan, RunReport
+    from unet_batch.report import Failure, RunReport
+    from unet_batch.run import Plan
     from unet_batch.segmenter import Segmenter
     from unet_batch.training.loop import StepReport
     from unet_batch.training.plan import Plan as TrainingPlan
     from unet_batch.types import Item
 
+# How the states of `manifest.State` are told, most telling first.
+STATES = {
+    "new": "new",
+    "changed": "changed",
+    "lost": "with outputs gone or cut short",
+    "more": "with further outputs to make",
+    "failed": "failed before",
+    "void": "to redo",
+    "other": "of another model",
+    "adopted": "taken over from before there were manifests",
+    "edited": "edited by hand and left alone",
+    "touched": "touched but equal",
+    "done": "already done",
+}
 # So many failures are printed as they happen; a folder of ten thousand broken files should not scroll everything away.
 SHOWN_FAILURES = 20
 # Seconds between two lines of progress where there is no terminal.
@@ -88,12 +103,11 @@ class Screen(Lines):
 
     def sources(self, plan: Plan) -> None:
         """The output folder and what was found."""
-        found = len(plan.sources.items)
         self.line("output", shown(plan.outputs.folder), ", ".join(plan.options.save))
         self.line(
             "sources",
-            f"{found:,} {plural(found, 'picture')} in {shown(plan.sources.root)}",
-            f"{plan.skipped:,} already done" if plan.skipped else "",
+            f"{census(plan.sources.items)} in {shown(plan.sources.root)}",
+            f"shard {plan.options.shard}: {len(plan.items):,} of them" if plan.options.shard else "",
             f"{plan.sources.duplicates:,} named twice" if plan.sources.duplicates else "",
             left_out(plan.sources.ignored),
         )
@@ -127,56 +141,33 @@ class Screen(Lines):
             f"{segmenter.workers} {plural(segmenter.workers, 'thread')} each for decode, render, write",
         )
 
+    def todo(self, plan: Plan) -> None:
+        """What earlier runs have left to do; nothing where there were none."""
+        if set(plan.states) - {"new"}:
+            counts = [f"{plan.states[state]:,} {words}" for state, words in STATES.items() if plan.states.get(state)]
+            self.line("resume", ", ".join(counts))
+        for note in plan.notes:
+            self.line("note", note)
+
     def dry_run(self, plan: Plan) -> None:
         """What would be done."""
-        self.line("dry run", f"{len(plan.todo):,} {plural(len(plan.todo), 'picture')} would be segmented, nothing was written")
+        self.line("dry run", f"{census(plan.todo)} would be segmented, nothing was written")
         for item in plan.todo if self.verbose else plan.todo[:3]:
-            for kind in plan.options.save:
-                self.line("", f"{shown(item.path)} -> {shown(plan.outputs.path(kind, item.key))}")
+            for path in plan.paths(item):
+                self.line("", f"{shown(item.path)} -> {shown(path)}")
         if not self.verbose and len(plan.todo) > 3:
             self.line("", f"and {len(plan.todo) - 3:,} more (-v lists them)")
 
     @contextmanager
-    def progress(self, total: int) -> Iterator[Callable[[Item, Failure | None], None]]:
-        """Yields the function that hears of each picture."""
-        live = not self.quiet and self.out.is_terminal and total > 0
-        bar = Progress(
-            SpinnerColumn(finished_text="✓"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[failures]}", style="red"),
-            console=self.out,
-            disable=not live,
-            expand=True,
-        )
-        done = failed = 0
-        begun = spoken = time.monotonic()
+    def progress(self) -> Iterator[RunProgress]:
+        """Yields what hears of each picture, clip and frame."""
+        heard = RunProgress(self)
+        try:
+            yield heard
+        finally:
+            heard.stop()
 
-        def advance(item: Item, failure: Failure | None) -> None:
-            nonlocal done, failed, spoken
-            done += 1
-            if failure is not None:
-                failed += 1
-                self._failure(failure, failed, bar if live else None)
-            elif self.verbose:
-                (bar.console if live else self.out).print(Text(f"done      {printable(shown(item.path))}"))
-            speed = f"{done / max(1e-9, time.monotonic() - begun):.1f}/s"
-            if live:
-                bar.update(task, completed=done, speed=speed, failures=f"{failed} failed" if failed else "")
-            elif not self.quiet and time.monotonic() - spoken >= QUIET_SECONDS:
-                spoken = time.monotonic()
-                left = (total - done) * (spoken - begun) / done
-                self.line(
-                    "progress", f"{done:,} of {total:,}", speed, f"{clock(left)} left", f"{failed:,} failed" if failed else ""
-                )
-
-        with bar:
-            task = bar.add_task("", total=total, speed="", failures="")
-            yield advance
-
-    def _failure(self, failure: Failure, count: int, bar: Progress | None) -> None:
+    def failure(self, failure: Failure, count: int, bar: Progress | None) -> None:
         if count > SHOWN_FAILURES:
             return
         where = bar.console if bar is not None and not self.out.stderr else self.err
@@ -195,7 +186,10 @@ class Screen(Lines):
         counts = Table.grid(padding=(0, 2))
         for _ in range(5):
             counts.add_column(justify="left")
-        pace = f"{report.images_per_second:.1f} pictures/s" if report.done + report.failed else ""
+        pictures = report.done + report.failed - len(report.clips)
+        pace = f"{report.images_per_second:.1f} pictures/s" if pictures and not report.clips else ""
+        if report.frames:
+            pace = f"{report.frames:,} frames" + (f", {report.frames / report.seconds:.1f}/s" if not pictures else "")
         counts.add_row(
             Text(f"{report.done:,} done", style="bold green" if report.done else ""),
             Text(f"{report.failed:,} failed", style="bold red" if report.failed else ""),
@@ -223,22 +217,124 @@ class Screen(Lines):
                     style="bold" if bottleneck else "",
                 )
             self.out.print(stages)
+            if report.floor_seconds:
+                share = min(1.0, report.floor_seconds / max(1e-9, report.seconds))
+                floor = f"{clock(report.seconds)}; with nothing ever idle {clock(report.floor_seconds)} ({share:.0%})"
+                self.out.print(Text(floor, style="dim"))
+        for clip in report.clips:
+            for note in clip["notes"]:
+                self.line("note", f"{shown(clip['path'])}: {note}")
         self.out.print(Text(closing(report)))
 
 
+class RunProgress:
+    """How far a run is: a live bar on a terminal, with a second one for the frames of a clip; else a line now and then.
+
+    Args:
+        screen: where to.
+    """
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
+        self.bar = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[failures]}", style="red"),
+            console=screen.out,
+            expand=True,
+        )
+        self.items = self.bar.add_task("", total=0, speed="", failures="")
+        self.frames = self.bar.add_task("", total=None, speed="", failures="", visible=False)
+        self.live = False
+        self.total = self.done = self.failed = 0
+        self.begun = self.spoken = time.monotonic()
+        self.clip, self.clip_begun, self.clip_first = "", 0.0, 0
+
+    def start(self, plan: Plan) -> None:
+        """It is known what is left."""
+        screen = self.screen
+        screen.todo(plan)
+        self.total = len(plan.todo)
+        self.live = not screen.quiet and screen.out.is_terminal and self.total > 0
+        self.begun = self.spoken = time.monotonic()
+        if self.live:
+            self.bar.reset(self.items, total=self.total)
+            self.bar.start()
+
+    def advance(self, item: Item, failure: Failure | None) -> None:
+        """An item has ended."""
+        screen = self.screen
+        self.done += 1
+        if failure is not None:
+            self.failed += 1
+            screen.failure(failure, self.failed, self.bar if self.live else None)
+        elif screen.verbose:
+            (self.bar.console if self.live else screen.out).print(Text(f"done      {printable(shown(item.path))}"))
+        speed = f"{self.done / max(1e-9, time.monotonic() - self.begun):.1f}/s"
+        failures = f"{self.failed:,} failed" if self.failed else ""
+        if self.live:
+            self.bar.update(self.items, completed=self.done, speed="" if self.clip else speed, failures=failures)
+            self.bar.update(self.frames, visible=False)
+        elif self._may_speak():
+            left = (self.total - self.done) * (self.spoken - self.begun) / self.done
+            screen.line("progress", f"{self.done:,} of {self.total:,}", speed, f"{clock(left)} left", failures)
+
+    def frame(self, item: Item, done: int, total: int | None) -> None:
+        """A frame of a clip has ended."""
+        now = time.monotonic()
+        if self.clip != item.key:
+            self.clip, self.clip_begun, self.clip_first = item.key, now, done
+            name = printable(os.path.basename(item.path))
+            self.bar.reset(self.frames, total=total, description=name, visible=True, speed="")
+        speed = f"{(done - self.clip_first) / max(1e-9, now - self.clip_begun):.1f} frames/s"
+        if self.live:
+            self.bar.update(self.frames, completed=done, speed=speed)
+        elif self._may_speak():
+            self.screen.line("progress", shown(item.path), f"frame {done:,}" + (f" of {total:,}" if total else ""), speed)
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        if self.live:
+            self.bar.stop()
+
+    def _may_speak(self) -> bool:
+        if self.screen.quiet or self.live or time.monotonic() - self.spoken < QUIET_SECONDS:
+            return False
+        self.spoken = time.monotonic()
+        return True
+
+
 def closing(report: RunReport) -> str:
-    """One sentence that says how it ended and where to look."""
+    """One sentence or two: is it over, is anything wrong, and what to do."""
     where = printable(shown(report.output))
-    missing = max(0, report.found - report.skipped - report.done - report.failed)
+    again = "the same command without --overwrite" if report.overwrite else "the same command"
     if report.status == "interrupted":
-        return f"Interrupted; {missing:,} left. What is in {where} is whole: run the same command to go on."
+        how = "Interrupted" if report.signal in ("", "SIGINT") else f"Stopped by {report.signal}"
+        return f"{how}; {report.left:,} left. What is in {where} is whole: run {again} to go on."
     if report.status == "stopped":
-        return f"Stopped at the first failure, as asked; {missing:,} left."
+        when = "at the first failure" if report.failed == 1 else f"after {report.failed:,} failures"
+        return f"Stopped {when}, as asked; {report.left:,} left. Run {again} to go on."
     if report.failed:
-        return f"Results in {where}. {report.failed:,} failed: see {printable(shown(report.errors_file))}"
+        errors = printable(shown(report.errors_file))
+        return f"Results in {where}. {report.failed:,} failed: see {errors}. All else is done; {again} tries only these again."
+    if report.shard:
+        return f"Shard {report.shard} is done: nothing failed. Results in {where}; once all are done: unet-batch merge {where}"
     if not report.done:
         return f"Nothing to do: all results are in {where} already (--overwrite redoes them)."
-    return f"All done. Results in {where}"
+    return f"All done. Results in {where}; nothing failed, nothing is left."
+
+
+def census(items: Sequence[Item]) -> str:
+    """`3 pictures and 1 clip`."""
+    from unet_batch.run import is_clip  # needs cv2 and PyAV
+
+    clips = sum(map(is_clip, items))
+    counts = ((len(items) - clips, "picture"), (clips, "clip"))
+    return " and ".join(f"{count:,} {plural(count, word)}" for count, word in counts if count) or "0 pictures"
 
 
 def shown(path: str) -> str:

@@ -1,0 +1,55 @@
+"""`run --shard` and `merge`, as a person or a Slurm script calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.cli.test_cli import unet_batch
+from unet_batch.cli import main
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    result = CliRunner().invoke(main, ["sample", str(tmp_path / "demo"), "--photos", "12", "--size", "64x96"])
+    assert result.exit_code == 0, result.output
+    return tmp_path / "demo" / "photos"
+
+
+def test_a_job_array_and_its_merge(photos: Path, tiny: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "unet_batch", "run", str(photos), "-o", str(tmp_path / "out"), "-m", tiny]
+    slurm = {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
+    tasks = [
+        subprocess.Popen(
+            [*command, "--shard", "slurm"],
+            env={**os.environ, **slurm, "SLURM_ARRAY_TASK_ID": str(task)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for task in range(2)
+    ]
+    for number, task in enumerate(tasks, 1):
+        stdout, _ = task.communicate(timeout=100)
+        assert task.returncode == 0
+        assert f"shard {number}/2: " in stdout
+        assert f"Shard {number}/2 is done: nothing failed." in stdout
+        assert "once all are done: unet-batch merge" in stdout
+    done = unet_batch("merge", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "12 done" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("All done. Results in ")
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["manifest.jsonl", "masks", "run.json"]
+    assert json.loads((tmp_path / "out/run.json").read_text())["found"] == 12
+    assert "12 already done" in unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny).stdout
+
+
+def test_nothing_to_merge(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["merge", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "holds no manifests of shards" in result.output

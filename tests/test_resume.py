@@ -1,0 +1,809 @@
+"""Runs that are cut short, go on, meet another run, or lose the ground under their feet."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import ROOT
+from tests.test_run import files, half_bright, read, write
+from unet_batch import manifest as manifest_module
+from unet_batch import run as run_module
+from unet_batch import segmenter as segmenter_module
+from unet_batch import sinks
+from unet_batch.errors import FolderInUse, ManifestError, OutputError, SourceError, UsageError
+from unet_batch.manifest import Manifest, Shard
+from unet_batch.merging import merge
+from unet_batch.run import RunOptions, RunReport, Stop, execute, prepare, recipe_of, resume
+from unet_batch.segmenter import Segmenter
+from unet_batch.sinks import claim
+from unet_batch.testing import FakeBackend
+
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+
+FAKE = {"name": "fake", "sha256": "0", "classes": ["class0"]}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for name in ("a.png", "b.png", "sub/a.png", "sub/deep/c.png"):
+        write(folder / name, half_bright())
+    return folder
+
+
+def many(folder: Path, count: int) -> Path:
+    """Small pictures, each with a mask of its own."""
+    for index in range(count):
+        picture = np.zeros((8, 12, 3), np.uint8)
+        picture[: 1 + index % 8, : 1 + index // 8 % 12] = 255
+        write(folder / f"{index % 3}/{index:03}.png", picture)
+    return folder
+
+
+def run(
+    folder: Path,
+    out: Path,
+    on_outcome: Callable[[str], None] = lambda key: None,
+    *,
+    model: dict[str, Any] = FAKE,
+    threshold: float | None = None,
+    batch_size: int = 4,
+    workers: int = 2,
+    answer: Callable[[np.ndarray], np.ndarray] | None = None,
+    stop: Stop | None = None,
+    log: Callable[[Any], None] | None = None,
+    **options: Any,
+) -> RunReport:
+    plan = prepare(RunOptions((str(folder),), str(out), **options))
+    backend = FakeBackend(answer=answer, batch_size=batch_size)
+    with Segmenter(backend, threshold=threshold, workers=workers) as segmenter:
+        return execute(plan, segmenter, model, lambda item, failure: on_outcome(item.key), stop=stop, log=log)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """What does not depend on when it was made: the outputs, and the manifest by key."""
+    found = {name: (folder / name).read_bytes() for name in files(folder) if "/" in name}
+    for key, record in Manifest(str(folder)).records.items():
+        values = json.loads(record.line())
+        del values["at"]
+        values.pop("root", None)
+        found[f"manifest: {key}"] = json.dumps(values, sort_keys=True).encode()
+    return found
+
+
+def done_lines(folder: Path) -> Counter[str]:
+    """How often each key was recorded as done, over all manifests."""
+    lines = [line for path in folder.glob("manifest*.jsonl") for line in path.read_bytes().split(b"\n")]
+    found = Counter()
+    for line in lines:
+        if line.endswith(b"}"):
+            values = json.loads(line)
+            found[values.get("key")] += values.get("status") == "done"
+    return +found
+
+
+# What is left
+
+
+def test_each_reason_to_do_it_again(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(photos / "e.png", half_bright())
+    (photos / "f.png").write_bytes(b"")
+    assert run(photos, out).states == {"new": 6}
+    write(photos / "a.png", np.zeros((64, 96, 3), np.uint8))
+    (out / "masks/b.png").unlink()
+    mask = (out / "masks/sub/a.png").read_bytes()
+    (out / "masks/sub/a.png").write_bytes(mask[: len(mask) // 2])
+    write(photos / "g.png", half_bright())
+    heard: list[str] = []
+    report = run(photos, out, heard.append)
+    assert report.states == {"changed": 1, "lost": 2, "failed": 1, "new": 1, "done": 2}
+    assert (report.done, report.failed, report.skipped) == (4, 1, 2)
+    assert heard == ["a", "b", "f", "g", "sub/a"]
+    assert not read(out / "masks/a.png").any(), "the mask of the picture as it is now"
+    assert run(photos, out).states == {"done": 6, "failed": 1}
+
+
+def test_a_further_kind_leaves_the_others_on_record(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(photos, out)
+    before = (out / "masks/a.png").stat().st_mtime_ns
+    assert run(photos, out, save=("overlay",)).states == {"more": 4}
+    assert (out / "masks/a.png").stat().st_mtime_ns == before, "only what is asked for is made"
+    assert run(photos, out, save=("mask", "overlay")).states == {"done": 4}
+
+
+def test_moved_sources_are_the_same(photos: Path, tmp_path: Path) -> None:
+    """Another mount point, as on another machine."""
+    run(photos, tmp_path / "out")
+    photos.rename(tmp_path / "elsewhere")
+    assert run(tmp_path / "elsewhere", tmp_path / "out").states == {"done": 4}
+
+
+def test_other_pictures_of_the_same_names_are_not_replaced(photos: Path, tmp_path: Path) -> None:
+    """Cameras begin with IMG_0001 anew: two shoots into one folder by mistake."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    run(photos, out)
+    write(other / "a.png", np.zeros((64, 96, 3), np.uint8))
+    write(other / "z.png", half_bright())
+    before = tree(out)
+    with pytest.raises(ManifestError, match=rf"outputs of 1 other pictures of the same names, from {photos}$"):
+        run(other, out)
+    assert tree(out) == before
+    (photos / "a.png").unlink()
+    assert run(other, out).states == {"changed": 1, "new": 1}, "moved and edited"
+    write(photos / "a.png", half_bright())
+    assert run(photos, out, overwrite=True).states == {"changed": 1, "void": 3}
+
+
+def test_touched_sources_by_their_contents(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(photos, out, hash_sources=True)
+    for name in ("a.png", "b.png"):
+        os.utime(photos / name, (1, 1))
+    (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[::-1])
+    assert run(photos, out, hash_sources=True).states == {"touched": 1, "changed": 1, "done": 2}
+    assert run(photos, out).states == {"failed": 1, "done": 3}, "its new time is on record"
+    os.utime(photos / "sub/a.png", (1, 1))
+    assert run(photos, out).states == {"changed": 1, "failed": 1, "done": 2}, "not asked for"
+
+
+def test_what_changes_no_pixel_changes_nothing(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path / "out", batch_size=4, workers=1)
+    assert run(photos, tmp_path / "out", batch_size=1, workers=3).states == {"done": 4}
+
+
+@pytest.mark.parametrize("change", [{"threshold": 0.7}, {"model": {**FAKE, "sha256": "f" * 64}}], ids=["threshold", "model"])
+def test_two_models_are_never_mixed(photos: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    out = tmp_path / "out"
+    run(photos, out)
+    before = tree(out)
+    write(photos / "new.png", half_bright())
+    with pytest.raises(
+        ManifestError, match=r"holds outputs of 4 items by fake \(sha256 0\), threshold 0.5, 32x48\. This run"
+    ) as caught:
+        run(photos, out, **change)
+    assert "-o" in caught.value.hint
+    assert "--overwrite" in caught.value.hint
+    assert tree(out) == before
+    assert json.loads((out / "run.json").read_text())["status"] == "done", "nothing was begun"
+    assert run(photos, out, overwrite=True, **change).states == {"void": 4, "new": 1}
+    assert run(photos, out, **change).states == {"done": 5}
+
+
+def test_outputs_that_were_removed_hold_nobody_up(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/masks")
+    assert run(photos, tmp_path / "out", threshold=0.7).done == 4
+
+
+def test_overwriting_goes_on_without_saying_so_again(photos: Path, tmp_path: Path) -> None:
+    out, stop = tmp_path / "out", Stop()
+    many(photos, 200)
+    run(photos, out)
+    report = run(photos, out, lambda key: stop(), stop=stop, overwrite=True, threshold=0.7)
+    assert (report.status, report.overwrite, report.states) == ("interrupted", True, {"void": 204})
+    assert 0 < report.left < 204
+    again = run(photos, out, threshold=0.7)
+    assert again.states == {"done": 204 - report.left, "void": report.left}
+
+
+def test_what_other_sources_left_is_not_passed_over_in_silence(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(photos, out)
+    with pytest.raises(ManifestError, match="holds outputs of 4 items"):
+        run(photos / "sub", out, threshold=0.7)
+    report = run(photos / "sub", out, threshold=0.7, overwrite=True)
+    assert report.notes == ("outputs of 3 items that are not among these sources stay as another model made them",)
+
+
+def test_a_dry_run_counts_and_writes_nothing(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path / "out")
+    (tmp_path / "out/masks/a.png").unlink()
+    before = files(tmp_path)
+    plan = prepare(RunOptions((str(photos),), str(tmp_path / "out"), overwrite=False))
+    with Segmenter(FakeBackend()) as segmenter:
+        plan = resume(plan, recipe_of(segmenter, FAKE))
+    assert plan.states == {"lost": 1, "done": 3}
+    assert [item.key for item in plan.todo] == ["a"]
+    assert files(tmp_path) == before
+
+
+# Before there were manifests
+
+
+def before_manifests(out: Path) -> None:
+    (out / "manifest.jsonl").unlink()
+
+
+def test_the_last_runs_model_vouches_for_old_outputs(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(photos, out)
+    before_manifests(out)
+    (out / "masks/a.png").unlink()
+    (out / "masks/b.png").write_bytes(b"")
+    report = run(photos, out)
+    assert report.states == {"adopted": 2, "new": 2}
+    assert run(photos, out).states == {"done": 4}
+
+
+def test_old_outputs_of_another_model(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(photos, out)
+    before_manifests(out)
+    with pytest.raises(ManifestError, match=r"holds outputs for 4 of these items, made by fake \(sha256 0\), threshold 0.5"):
+        run(photos, out, threshold=0.7)
+    assert run(photos, out, threshold=0.7, overwrite=True).done == 4
+
+
+@pytest.mark.parametrize(
+    "run_json", [None, "{}", '{"unet_batch": "0", "model": 5}', '{"unet_batch": "0", "status": "sharded"}']
+)
+@pytest.mark.parametrize("shard", [None, Shard(1, 1)])
+def test_somebody_elses_masks_are_not_touched(photos: Path, tmp_path: Path, run_json: str | None, shard: Shard | None) -> None:
+    """A data set with `images/` and hand-drawn `masks/`, named as the output folder by mistake."""
+    out = tmp_path / "dataset"
+    write(out / "masks/a.png", np.eye(64, 96, dtype=np.uint8))
+    if run_json:
+        (out / "run.json").write_text(run_json)
+    drawn = (out / "masks/a.png").read_bytes()
+    with pytest.raises(ManifestError, match="holds outputs for 1 of these items of which no manifest tells who made them"):
+        run(photos, out, shard=shard)
+    assert (out / "masks/a.png").read_bytes() == drawn
+    assert not (out / "manifest.jsonl").exists()
+
+
+def test_unrecorded_outputs_of_a_killed_run_are_made_again(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(photos, out)
+    lines = (out / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "manifest.jsonl").write_bytes(lines[0])
+    assert run(photos, out).states == {"new": 4}
+
+
+# Stopping
+
+
+def test_stop_finishes_what_has_begun(tmp_path: Path) -> None:
+    folder, out, stop = many(tmp_path / "photos", 200), tmp_path / "out", Stop()
+    report = run(folder, out, lambda key: stop("SIGTERM"), stop=stop)
+    assert (report.status, report.signal, report.exit_code) == ("interrupted", "SIGTERM", 143)
+    assert 0 < report.done < 150
+    assert report.left == 200 - report.done
+    assert len(files(out / "masks")) == report.done == sum(done_lines(out).values())
+    again = run(folder, out)
+    assert (again.status, again.done, again.skipped) == ("done", report.left, report.done)
+    assert set(done_lines(out).values()) == {1}
+
+
+def test_stop_before_the_first(photos: Path, tmp_path: Path) -> None:
+    stop = Stop()
+    stop("SIGINT")
+    report = run(photos, tmp_path / "out", stop=stop)
+    assert (report.status, report.done, report.left, report.exit_code) == ("interrupted", 0, 4, 130)
+
+
+def test_stop_after_the_last_is_done(photos: Path, tmp_path: Path) -> None:
+    stop = Stop()
+    report = run(photos, tmp_path / "out", lambda key: stop() if key == "sub/deep/c" else None, stop=stop)
+    assert (report.status, report.exit_code) == ("done", 0)
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_max_errors(tmp_path: Path, limit: int) -> None:
+    folder = many(tmp_path / "photos", 100)
+    for index in range(80):
+        (folder / f"0/{index:03}.png").write_bytes(b"")
+    report = run(folder, tmp_path / "out", max_errors=limit)
+    assert report.status == "stopped"
+    assert limit <= report.failed < 60, "what was in flight is finished and counted"
+    assert report.left
+    assert run(folder, tmp_path / "out", max_errors=10_000).status == "failures"
+
+
+# Bad luck
+
+
+def flaky(monkeypatch: pytest.MonkeyPatch, fails: Callable[[str, int], int]) -> Counter[str]:
+    """Reads of which `fails(name, how many before)` says the errno, or 0."""
+    reads: Counter[str] = Counter()
+    real = segmenter_module.images._open
+
+    def open_(path: str) -> Any:
+        name = os.path.basename(path)
+        reads[name] += 1
+        if code := fails(name, reads[name] - 1):
+            raise segmenter_module.images.ImageError(f"{path}: cannot be opened") from OSError(code, os.strerror(code))
+        return real(path)
+
+    monkeypatch.setattr(segmenter_module.images, "_open", open_)
+    return reads
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR])
+def test_what_a_network_failed_to_read_is_tried_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(run_module, "RETRY_PAUSES", (0.0, 0.01, 0.01))
+    reads = flaky(monkeypatch, lambda name, before: code if name == "b.png" and before < 3 else 0)
+    heard: list[str] = []
+    report = run(photos, tmp_path / "out", heard.append, fail_fast=True)
+    assert (report.status, report.done, report.retried) == ("done", 4, 3)
+    assert heard == ["a", "sub/a", "sub/deep/c", "b"], "it does not hold up the others"
+    assert reads["b.png"] == 4
+    assert [stage.items for stage in report.stages] == [7, 7, 4, 4, 4]
+
+
+def test_what_stays_unreadable_fails_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "RETRY_PAUSES", (0.0, 0.0, 0.0))
+    reads = flaky(monkeypatch, lambda name, before: errno.EIO if name == "b.png" else 0)
+    heard: list[str] = []
+    report = run(photos, tmp_path / "out", heard.append)
+    assert (report.failed, report.done, report.retried, reads["b.png"]) == (1, 3, 3, 4)
+    assert len(heard) == 4
+
+
+def test_a_file_without_rights_is_not_tried_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = flaky(monkeypatch, lambda name, before: errno.EACCES if name == "b.png" else 0)
+    assert run(photos, tmp_path / "out").failed == 1
+    assert reads["b.png"] == 1
+
+
+def test_stop_while_waiting_to_try_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "RETRY_PAUSES", (50.0,))
+    flaky(monkeypatch, lambda name, before: errno.EIO if name == "b.png" else 0)
+    stop = Stop()
+    timer = threading.Timer(1.0, stop, ["SIGTERM"])
+    timer.start()
+    report = run(photos, tmp_path / "out", stop=stop)
+    timer.join()
+    assert (report.status, report.done, report.failed, report.left) == ("interrupted", 3, 0, 1)
+
+
+def test_a_source_that_vanished_is_named(photos: Path, tmp_path: Path) -> None:
+    plan = prepare(RunOptions((str(photos),), str(tmp_path / "out")))
+    with Segmenter(FakeBackend(), workers=1) as segmenter:
+        report = execute(
+            plan, segmenter, FAKE, lambda item, failure: None, on_start=lambda plan: (photos / "sub/deep/c.png").unlink()
+        )
+    assert (report.done, report.failed) == (3, 1)
+    assert report.failures[0].error == "SourceVanished"
+    assert "it was there when the run began, and is gone now" in report.failures[0].message
+
+
+def test_a_source_that_never_was(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{photos}/a.png\n{photos}/none.png\n")
+    plan = prepare(RunOptions((f"@{tmp_path / 'list.txt'}",), str(tmp_path / "out")))
+    with Segmenter(FakeBackend()) as segmenter:
+        report = execute(plan, segmenter, FAKE, lambda item, failure: None)
+    assert [failure.error for failure in report.failures] == ["ImageError"]
+
+
+def test_sources_that_vanish_altogether_end_the_run(tmp_path: Path) -> None:
+    folder, out = many(tmp_path / "photos", 200), tmp_path / "out"
+    with pytest.raises(SourceError, match="photos vanished while the run read from it") as caught:
+        run(folder, out, lambda key: folder.rename(tmp_path / "unplugged") if folder.exists() else None)
+    assert "run the same command again" in caught.value.hint
+    (tmp_path / "unplugged").rename(folder)
+    report = run(folder, out)
+    assert report.status == "done"
+    assert report.skipped > 0
+    assert set(done_lines(out).values()) == {1}
+
+
+def test_an_output_folder_that_vanishes_ends_the_run(tmp_path: Path) -> None:
+    folder, out = many(tmp_path / "photos", 200), tmp_path / "out"
+    with pytest.raises(OutputError, match="vanished while the run wrote to it"):
+        run(folder, out, lambda key: out.rename(tmp_path / "unplugged") if out.exists() else None)
+    assert not out.exists() or not (out / "run.json").exists(), "it does not come back half empty"
+    shutil.rmtree(out, ignore_errors=True)
+    (tmp_path / "unplugged").rename(out)
+    report = run(folder, out)
+    assert (report.status, len(files(out / "masks"))) == ("done", 200)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if mount is None:
+        pytest.skip("needs the mount program")
+    done = subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_and_then_room(tmp_path: Path, small_disk: Path) -> None:
+    folder, out = many(tmp_path / "photos", 300), small_disk / "out"
+    (small_disk / "ballast").write_bytes(bytes(500_000))  # each small mask takes a page of 4 kB
+    with pytest.raises(OutputError, match="the disk is full") as caught:
+        run(folder, out)
+    assert "run the same command again" in caught.value.hint
+    kept = done_lines(out)
+    assert 0 < len(kept) < 200
+    with pytest.raises(OutputError, match="the disk is full"):
+        run(folder, out)
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    report = run(folder, out)
+    assert report.status == "done"
+    assert len(files(out / "masks")) == 300
+    assert not list(out.rglob("*.part"))
+    run(folder, tmp_path / "clean")
+    assert tree(out) == tree(tmp_path / "clean")
+
+
+BOUNDARIES = ("open", "decode", "infer", "encode", "write", "replace", "record", "fsync")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(
+        st.tuples(st.sampled_from(BOUNDARIES), st.integers(0, 25)), st.sampled_from([errno.EIO, errno.ENOSPC]), max_size=4
+    )
+)
+def test_faults_at_every_boundary_lose_nothing(tmp_path: Path, faults: dict[tuple[str, int], int]) -> None:
+    """Whatever fails when, each run ends; and once nothing fails any more, the folder is as if nothing ever had."""
+    clean = tmp_path / "clean"
+    if not clean.exists():
+        run(many(tmp_path / "photos", 20), clean)
+    out = tmp_path / os.urandom(4).hex()
+    counts: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def fault(place: str) -> None:
+        with lock:
+            counts[place] += 1
+            code = faults.get((place, counts[place] - 1))
+        if code is not None:
+            raise OSError(code, os.strerror(code))
+
+    def failing(place: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            fault(place)
+            return real(*arguments, **options)
+
+        return wrapper
+
+    def answer(pictures: np.ndarray) -> np.ndarray:
+        try:
+            fault("infer")
+        except OSError as error:
+            raise segmenter_module.BackendError(f"fake: {error}") from error
+        return np.asarray(pictures.mean(axis=3) + 0.5, np.uint8)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "RETRY_PAUSES", (0.0, 0.0))
+        patch.setattr(manifest_module, "SYNC_SECONDS", 0.0)
+        patch.setattr(segmenter_module.images, "_open", failing("open", segmenter_module.images._open))
+        patch.setattr(segmenter_module.images, "_finished", failing("decode", segmenter_module.images._finished))
+        patch.setattr(run_module.images, "encode_mask", failing("encode", run_module.images.encode_mask))
+        patch.setattr(sinks.os, "replace", failing("replace", os.replace))
+        patch.setattr(sinks, "_open_temporary", failing("write", sinks._open_temporary))
+        patch.setattr(manifest_module.os, "write", failing("record", os.write))
+        patch.setattr(manifest_module.os, "fsync", failing("fsync", os.fsync))
+        for _ in range(8):
+            with suppress(OutputError):
+                report = run(tmp_path / "photos", out, answer=answer)
+                assert report.done + report.failed + report.skipped == 20
+                if report.status == "done":
+                    break
+        else:
+            pytest.fail("four faults do not last for eight runs")
+    assert tree(out) == tree(clean)
+    assert not list(out.rglob("*.part"))
+
+
+# Two runs, one folder
+
+
+def test_a_second_run_is_refused_and_hears_who_is_there(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with claim(str(out)):
+        for shard in (None, Shard(1, 2)):
+            with pytest.raises(
+                FolderInUse, match=rf"another run \(process {os.getpid()} on .+, since 20.+\) is writing"
+            ) as caught:
+                run(photos, out, shard=shard)
+            assert "--wait" in caught.value.hint
+    assert not (out / "run.json").exists()
+    assert run(photos, out).done == 4
+    assert not list(out.glob(".*.owner"))
+
+
+def test_shards_and_a_whole_run_exclude_each_other(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with claim(str(out), "1-of-2"):
+        for shard in (None, Shard(1, 2), Shard(2, 3)):
+            with pytest.raises(FolderInUse, match="shard 1/2 of another run"):
+                run(photos, out, shard=shard)
+        run(photos, out, shard=Shard(2, 2))
+    run(photos, out, shard=Shard(1, 2))
+    assert run(photos, out).states == {"done": 4}
+
+
+def test_the_second_waits(photos: Path, tmp_path: Path) -> None:
+    out, told = tmp_path / "out", []
+    out.mkdir()
+    holding, ready = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with claim(str(out)):
+            ready.set()
+            holding.wait(20)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    ready.wait(20)
+    plan = prepare(RunOptions((str(photos),), str(out), wait=True))
+
+    def on_wait(owner: str) -> None:
+        told.append(owner)
+        holding.set()
+
+    with Segmenter(FakeBackend()) as segmenter:
+        report = execute(plan, segmenter, FAKE, lambda item, failure: None, on_wait=on_wait)
+    other.join()
+    assert report.done == 4
+    assert len(told) == 1
+    assert told[0].startswith("another run (process ")
+
+
+def test_a_killed_owner_holds_nothing(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    program = "import os, sys; from unet_batch.sinks import claim\nwith claim(sys.argv[1]): os._exit(9)"
+    subprocess.run([sys.executable, "-c", program, str(out)], cwd=ROOT, check=False, timeout=60)
+    assert (out / ".run.owner").exists()
+    assert run(photos, out).done == 4
+
+
+def test_a_file_system_without_locks(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(sinks, "_blocker", refuse)
+    report = run(photos, tmp_path / "out")
+    assert report.done == 4
+    assert "has no locks" in report.notes[0]
+
+
+def test_two_that_start_together_do_everything_once(tmp_path: Path) -> None:
+    """Both with --wait, in processes of their own."""
+    folder, out = many(tmp_path / "photos", 60), tmp_path / "out"
+    processes = [start(folder, out, "wait=True") for _ in range(2)]
+    for process in processes:
+        assert process.wait(50) == 0
+    assert set(done_lines(out).values()) == {1}
+    assert len(done_lines(out)) == 60
+
+
+# Shards
+
+
+def shards(folder: Path, out: Path, count: int) -> list[RunReport]:
+    return [run(folder, out, shard=Shard(number, count)) for number in range(1, count + 1)]
+
+
+def test_shards_joined_are_one_run(tmp_path: Path) -> None:
+    folder, out, whole = many(tmp_path / "photos", 40), tmp_path / "out", tmp_path / "whole"
+    for name in ("x/bad.png", "1/bad.png", "bad.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    single = run(folder, whole)
+    reports = shards(folder, out, 4)
+    assert sum(report.found for report in reports) == single.found == 43
+    assert all(report.found for report in reports)
+    assert tree(out) == tree(whole)
+    assert (out / "run-2-of-4.json").exists()
+    assert prepare(RunOptions((str(folder),))).sources.skipped_folders == ()
+    merged = merge(str(out))
+    assert files(out) == files(whole)
+    assert tree(out) == tree(whole)
+    assert (out / "errors.jsonl").read_text() == (whole / "errors.jsonl").read_text()
+    one, other = (json.loads((path / "run.json").read_text()) for path in (out, whole))
+    for name in ("status", "found", "skipped", "done", "failed", "failures", "states", "model", "save", "shard", "overwrite"):
+        assert one[name] == other[name], name
+    assert [stage["items"] for stage in one["stages"]] == [stage["items"] for stage in other["stages"]]
+    assert (merged.status, merged.done, merged.failed) == ("failures", 40, 3)
+    assert run(folder, out).states == {"done": 40, "failed": 3}
+
+
+def test_an_output_folder_of_shards_is_never_a_source(tmp_path: Path) -> None:
+    folder = many(tmp_path / "photos", 10)
+    run(folder, folder / "out", shard=Shard(1, 2))
+    assert len(prepare(RunOptions((str(folder),), str(tmp_path / "elsewhere"))).items) == 10
+
+
+def test_shards_side_by_side(tmp_path: Path) -> None:
+    folder, out = many(tmp_path / "photos", 120), tmp_path / "out"
+    processes = [start(folder, out, f"shard=Shard({number}, 4)") for number in range(1, 5)]
+    assert [process.wait(55) for process in processes] == [0] * 4
+    assert len(done_lines(out)) == 120
+    assert set(done_lines(out).values()) == {1}
+    run(folder, tmp_path / "whole")
+    assert merge(str(out)).status == "done"
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_another_number_of_shards_later(tmp_path: Path) -> None:
+    folder, out = many(tmp_path / "photos", 40), tmp_path / "out"
+    shards(folder, out, 2)
+    for index in range(40, 50):
+        write(folder / f"{index}.png", half_bright())
+    later = shards(folder, out, 3)
+    assert sum(report.skipped for report in later) == 40
+    assert sum(report.done for report in later) == 10
+    merged = merge(str(out))
+    assert (merged.found, merged.skipped, merged.done) == (50, 40, 10)
+    assert not [name for name in files(out) if "-of-" in name]
+
+
+def test_a_shard_that_is_missing(tmp_path: Path) -> None:
+    folder, out = many(tmp_path / "photos", 20), tmp_path / "out"
+    run(folder, out, shard=Shard(1, 3))
+    with pytest.raises(UsageError, match="2 of 3 shards have not finished: 2/3 and others"):
+        merge(str(out))
+    run(folder, out)
+    merged = merge(str(out))
+    assert (merged.status, merged.found) == ("done", 20), "the later run has done the rest"
+    with pytest.raises(UsageError, match="no manifests of shards"):
+        merge(str(out))
+    with pytest.raises(UsageError, match="no manifests of shards"):
+        merge(str(tmp_path / "none"))
+
+
+def test_a_merge_that_is_cut_short_is_finished_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = many(tmp_path / "photos", 20)
+    (folder / "bad.png").write_bytes(b"")
+    run(folder, tmp_path / "whole")
+    real = os.unlink
+    for limit in range(0, 12):
+        out, left = tmp_path / f"out{limit}", limit
+        shards(folder, out, 3)
+
+        def unlink(path: str) -> None:
+            nonlocal left
+            if not left and "-of-" in path and ".owner" not in path:
+                raise KeyboardInterrupt
+            real(path)
+            left -= "-of-" in path
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sinks.os, "unlink", unlink)
+            with pytest.raises(KeyboardInterrupt) if limit < 7 else pytest.MonkeyPatch.context():
+                merge(str(out))
+        if list(out.glob("manifest-*")):
+            merge(str(out))
+        assert tree(out) == tree(tmp_path / "whole")
+        assert (out / "errors.jsonl").read_text() == (tmp_path / "whole/errors.jsonl").read_text()
+        report = json.loads((out / "run.json").read_text())
+        assert (report["found"], report["failed"], report["status"]) == (21, 1, "failures")
+        if limit == 7:
+            break
+
+
+def test_unreadable_folders_are_told_once(tmp_path: Path) -> None:
+    folder, out = many(tmp_path / "photos", 10), tmp_path / "out"
+    (folder / "2019").symlink_to(tmp_path / "unplugged")
+    reports = shards(folder, out, 2)
+    assert [report.failed for report in reports] == [1, 0]
+    assert [report.left for report in reports] == [0, 0]
+    assert merge(str(out)).failed == 1
+
+
+# Events
+
+
+def test_events(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "_PROGRESS_SECONDS", 0.0)
+    (photos / "bad.png").write_bytes(b"")
+    events: list[dict[str, Any]] = []
+    run(photos, tmp_path / "out", log=lambda event: events.append(json.loads(json.dumps(event))))
+    kinds = Counter(event["event"] for event in events)
+    assert kinds == {"start": 1, "item": 5, "progress": 5, "end": 1}
+    assert [events[0]["event"], events[-1]["event"]] == ["start", "end"]
+    assert events[0]["found"] == 5
+    assert {key: events[-1][key] for key in ("status", "done", "failed", "left")} == {
+        "status": "failures",
+        "done": 4,
+        "failed": 1,
+        "left": 0,
+    }
+    for event in events:
+        assert event["at"] > 1e9
+        if event["event"] == "item" and event["status"] == "done":
+            assert 0 < event["seconds"]["write"] <= event["seconds"]["all"]
+        if event["event"] == "item" and event["status"] == "failed":
+            assert (event["key"], event["stage"], event["error"]) == ("bad", "decode", "ImageError")
+    report = json.loads((tmp_path / "out/run.json").read_text())
+    assert set(report["backlog"]) == {"decode", "infer", "render", "write"}
+    assert all(0 <= figures["mean"] <= figures["most"] for figures in report["backlog"].values())
+
+
+# Killed
+
+PROGRAM = """
+import sys
+from unet_batch.manifest import Shard
+from unet_batch.run import RunOptions, execute, prepare
+from unet_batch.segmenter import Segmenter
+from unet_batch.testing import FakeBackend
+
+model = {"name": "fake", "sha256": "0", "classes": ["class0"]}
+plan = prepare(RunOptions((sys.argv[1],), sys.argv[2], OPTIONS))
+with Segmenter(FakeBackend(), workers=2) as segmenter:
+    report = execute(plan, segmenter, model, lambda item, failure: None)
+sys.exit(report.exit_code)
+"""
+
+
+def start(folder: Path, out: Path, options: str = "") -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", PROGRAM.replace("OPTIONS", options), str(folder), str(out)]
+    return subprocess.Popen(command, cwd=ROOT)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_at_fifty_random_moments_over_500_photos(tmp_path: Path) -> None:
+    folder, out = many(tmp_path / "photos", 500), tmp_path / "out"
+    choose = random.Random(1)
+    kills = 0
+    sizes = []
+    while True:
+        process = start(folder, out)
+        try:
+            if kills < 50:  # at some moment after it has recorded something, so that it ends before the photos do
+                wanted = len(lines(out)) + choose.randrange(0, 3)
+                while process.poll() is None and len(lines(out)) <= wanted:
+                    time.sleep(0.001)
+                time.sleep(choose.uniform(0, 0.004))
+                process.send_signal(signal.SIGKILL)
+            code = process.wait(100)
+        finally:
+            process.kill()
+            process.wait()
+        if code != -signal.SIGKILL:
+            break
+        kills += 1
+        sizes.append(len(done_lines(out)))
+        for path in (out / "masks").rglob("*.png"):
+            assert read(path).shape == (8, 12), "never half a file under its own name"
+    assert code == 0
+    assert kills == 50, sizes
+    assert set(done_lines(out).values()) == {1}, "nothing was done again once it was on record"
+    run(folder, tmp_path / "clean")
+    assert tree(out) == tree(tmp_path / "clean")
+    assert not list(out.rglob("*.part"))
+
+
+def lines(out: Path) -> list[bytes]:
+    try:
+        return (out / "manifest.jsonl").read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,559 @@
+"""What is done: one line for each finished item, so that the next run does just what is left.
+
+    manifest = Manifest(folder)                     # what all earlier runs in this folder wrote
+    manifest.state(key, identity, recipe.digest, kinds, Listing(folder))
+    with manifest.writing(recipe):
+        manifest.record(Record(...))                # after the outputs stand under their own names
+
+`OUT/manifest.jsonl` is only ever appended to; a shard has a file of its own, `manifest-2-of-8.jsonl`, and all are read. A line
+says what became of a key, and the last line of a key counts. Other lines name the recipes in words.
+
+Safety. A line is one `write` to a descriptor in append mode, so no two lines mix, and a killed process loses none. A power cut
+can tear what was written in the last `SYNC_SECONDS`: lines that do not parse are counted and ignored, and their items done
+again. The outputs themselves are not forced to the disk: their sizes stand in the lines, and are compared before they count.
+
+A picture has one file for each kind of output, a clip may have many: nothing here knows which.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from sys import intern
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+from unet_batch.errors import ManifestError, OutputError, UsageError
+from unet_batch.sinks import translate, write_atomic
+
+VERSION = 1
+SYNC_SECONDS = 5.0  # a power cut costs at most so much work; an fsync in that time costs less than 1 % of it
+_FILE = re.compile(r"manifest(?:-([1-9][0-9]{0,4})-of-([1-9][0-9]{0,4}))?\.jsonl")
+# How a whole file of this format ends. One that does and has another size was not cut short: somebody has worked on it.
+_ENDINGS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}
+_NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # some network file systems
+
+State = Literal["done", "touched", "edited", "new", "changed", "lost", "more", "failed", "void", "other"]
+"""What is known of an item.
+
+Nothing to do: `done`; `touched`: the source's time changed, its contents did not; `edited`: somebody replaced an output by
+another whole file, which is theirs. To do: `new`; `changed`: the source is not the one that was read; `lost`: an output is gone
+or cut short; `more`: of a kind that was not made; `failed` last time; `void`: an `--overwrite` was not finished; `other`: made
+with another recipe.
+"""
+FINISHED: tuple[State, ...] = ("done", "touched", "edited")
+
+Files = tuple[tuple[str, int], ...]
+"""Outputs of one kind: (file, bytes); files are relative to the output folder and `/`-separated."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several runs that share the work by a hash of the key: whatever the order, each item belongs to just one.
+
+    Attributes:
+        number: 1..count.
+        count: how many there are.
+
+    Raises:
+        UsageError: the number is not one of 1..count.
+    """
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count <= 99999:
+            raise UsageError(f"shard {self.number}/{self.count}: I/N with I from 1 to N expected", hint="e.g. --shard 2/8")
+
+    @classmethod
+    def parse(cls, text: str, environment: Mapping[str, str]) -> Shard:
+        """Read `2/8`, or `slurm`: the place of this task in its Slurm job array.
+
+        Raises:
+            UsageError: it is neither, or the variables of Slurm are missing or leave gaps.
+        """
+        if text != "slurm":
+            number, slash, count = text.partition("/")
+            if not (slash and number.isascii() and number.isdigit() and count.isascii() and count.isdigit()):
+                raise UsageError(f"shard {text!r}: I/N or slurm expected", hint="e.g. --shard 2/8")
+            return cls(int(number[:9]), int(count[:9]))
+        try:
+            task, least, most, count_ = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT"))
+            step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
+        except (KeyError, ValueError) as error:
+            raise UsageError(
+                f"--shard slurm: this is no task of a Slurm job array ({error} is missing or not a number)",
+                hint="start it with sbatch --array=1-8, or say --shard I/N",
+            ) from error
+        if step < 1 or (task - least) % step or least + (count_ - 1) * step != most:
+            raise UsageError(
+                f"--shard slurm: {count_} tasks from {least} to {most} by {step} are not one evenly spaced range",
+                hint="submit the array whole, as in --array=1-8, or say --shard I/N",
+            )
+        return cls((task - least) // step + 1, count_)
+
+    @property
+    def part(self) -> str:
+        """`2-of-8`, for the names of files."""
+        return f"{self.number}-of-{self.count}"
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def takes(self, key: str) -> bool:
+        """Whether an item of this key belongs to this shard."""
+        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big") % self.count == self.number - 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the pixels of the outputs.
+
+    Attributes:
+        facts: as JSON; equal facts mean equal pixels.
+        label: the same for people, e.g. `cars (sha256 0a1b2c3d), threshold 0.5, 160x240`.
+    """
+
+    facts: Mapping[str, Any]
+    label: str
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Identity(NamedTuple):
+    """A source as it was when it was read.
+
+    Attributes:
+        source: its path relative to the sources' root, `/`-separated: the root may be mounted elsewhere tomorrow.
+        size: in bytes.
+        mtime_ns: when it was last written.
+        sha256: of its contents, in hexadecimal; "" if not asked for.
+    """
+
+    source: str
+    size: int
+    mtime_ns: int
+    sha256: str = ""
+
+    @classmethod
+    def of(cls, path: str, source: str) -> Identity | None:
+        """Look at a file; None if it cannot be looked at."""
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        return cls(source, found.st_size, found.st_mtime_ns)
+
+    def is_of(self, other: Identity) -> bool:
+        """Whether both are the same, contents not compared."""
+        return (self.source, self.size, self.mtime_ns) == (other.source, other.size, other.mtime_ns)
+
+
+class Record(NamedTuple):
+    """What became of an item. A tuple, as 100,000 frozen dataclasses take a second to make.
+
+    Attributes:
+        key: of the item.
+        status: `done`, `failed`, or `void`: what was known before no longer counts.
+        identity: of its source; None where that could not be looked at.
+        recipe: digest of the recipe.
+        outputs: the files of each kind.
+        maker: backend and precision, for people: equal within parity, so no part of the recipe.
+        root: absolute root of the sources: tells a picture that was changed from another of the same name.
+        error: what failed, for people.
+        at: Unix time; orders the lines of different files.
+    """
+
+    key: str
+    status: Literal["done", "failed", "void"]
+    identity: Identity | None = None
+    recipe: str = ""
+    outputs: Mapping[str, Files] = MappingProxyType({})
+    maker: str = ""
+    root: str = ""
+    error: str = ""
+    at: float = 0.0
+
+    def line(self) -> bytes:
+        """The record as it stands in the file."""
+        values: dict[str, Any] = {"v": VERSION, "key": self.key, "status": self.status}
+        if self.identity is not None:
+            identity = self.identity
+            values |= {"source": identity.source, "size": identity.size, "mtime_ns": identity.mtime_ns}
+            values |= {"sha256": identity.sha256} if identity.sha256 else {}
+        for name in ("recipe", "outputs", "maker", "root", "error"):
+            if value := getattr(self, name):
+                values[name] = value
+        return _line({**values, "at": self.at})
+
+
+class Listing:
+    """Sizes of the files in an output folder. Each folder below it is listed once, when first asked for.
+
+    On Windows that tells the sizes as well; elsewhere each costs a look at the file, of those asked for only.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._folders: dict[str, dict[str, os.DirEntry[str]]] = {}
+
+    def size(self, file: str) -> int | None:
+        """Bytes of a file, relative and `/`-separated; None if there is none. Nothing outside the folder is looked at.
+
+        Raises:
+            OutputError: its folder cannot be listed.
+        """
+        folder, _, name = file.rpartition("/")
+        entries = self._folders.get(folder)
+        if entries is None:
+            entries = self._folders[folder] = self._list(folder)
+        entry = entries.get(name)
+        try:
+            return entry.stat().st_size if entry is not None and entry.is_file() else None
+        except OSError:  # removed just now, or a link in circles
+            return None
+
+    def is_whole(self, file: str) -> bool:
+        """Whether a file ends as its format does; False of a format not known here."""
+        ending = _ENDINGS.get(os.path.splitext(file)[1].lower())
+        if ending is None:
+            return False
+        with suppress(OSError), open(os.path.join(self.folder, *file.split("/")), "rb") as data:
+            data.seek(-len(ending), os.SEEK_END)
+            return data.read() == ending
+        return False
+
+    def _list(self, folder: str) -> dict[str, os.DirEntry[str]]:
+        steps = folder.split("/") if folder else []
+        if os.path.isabs(folder) or os.path.splitdrive(folder)[0] or not {"", os.curdir, os.pardir}.isdisjoint(steps):
+            return {}
+        path = os.path.join(self.folder, *steps)
+        try:
+            with os.scandir(path) as entries:
+                return {entry.name: entry for entry in entries}
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
+            return {}
+        except OSError as error:
+            reason = error.strerror or error
+            raise OutputError(f"{path} cannot be listed: {reason}", hint="choose another output folder with -o") from error
+
+
+class Manifest:
+    """What earlier runs recorded in an output folder, and the file that this one adds to.
+
+    Args:
+        folder: the output folder; need not exist.
+        part: of a shard, such as `2-of-8`; "" for a run that does everything.
+
+    Attributes:
+        path: the file that this run writes.
+        records: the last record of each key, from earlier runs.
+        recipes: label of each recipe, by digest.
+        damaged: how many lines could not be read.
+        is_new: whether no run has ever written the outputs that this one may write: nobody vouches for what is there.
+
+    Raises:
+        ManifestError: a newer version of this program has written it, or it cannot be read.
+    """
+
+    def __init__(self, folder: str, part: str = "") -> None:
+        self.folder = folder
+        self.path = os.path.join(folder, f"manifest-{part}.jsonl" if part else "manifest.jsonl")
+        self.records: dict[str, Record] = {}
+        self.recipes: dict[str, str] = {}
+        self.damaged = 0
+        self._descriptor: int | None = None
+        self._there = (0, 0)
+        self._torn = False  # the file does not end with a line feed
+        self._synced = 0.0
+        self.is_new = True
+        others = sorted(name for name in _names(folder) if _FILE.fullmatch(name) and name != os.path.basename(self.path))
+        for name in (*others, os.path.basename(self.path)):
+            written = self._read(os.path.join(folder, name))
+            # The other shards of this run write only what is theirs.
+            sibling = bool(part) and name in others and name.endswith(f"-of-{part.rpartition('-')[2]}.jsonl")
+            self.is_new = self.is_new and (sibling or not written)
+
+    def state(
+        self,
+        key: str,
+        identity: Identity | None,
+        recipe: str,
+        kinds: Iterable[str],
+        listing: Listing,
+        contents: Callable[[], str] | None = None,
+    ) -> State:
+        """Compare an item with its last record.
+
+        Args:
+            key: of the item.
+            identity: of its source as it is now.
+            recipe: digest of the recipe it is wanted with.
+            kinds: of the outputs that are wanted.
+            listing: of the output folder.
+            contents: gives the sha256 of the source; asked only where its time alone has changed.
+        """
+        record = self.records.get(key)
+        if record is None:
+            return "new"
+        if record.status != "done":
+            return "void" if record.status == "void" else "failed"
+        if record.recipe != recipe:
+            return "other" if self.is_there(record, listing) else "lost"
+        touched = False
+        if identity is None or record.identity is None:
+            return "changed"
+        if not identity.is_of(record.identity):
+            before, now = record.identity, identity
+            known = contents is not None and before.sha256 and (before.source, before.size) == (now.source, now.size)
+            touched = bool(known and contents is not None and contents() == before.sha256)
+            if not touched:
+                return "changed"
+        edited = False
+        for kind in kinds:
+            files = record.outputs.get(kind)
+            if files is None:
+                return "more"
+            for file, size in files:
+                found = listing.size(file)
+                if found != size:
+                    if not found or not listing.is_whole(file):
+                        return "lost"
+                    edited = True
+        return "edited" if edited else "touched" if touched else "done"
+
+    def is_there(self, record: Record, listing: Listing) -> bool:
+        """Whether any output of a record still exists."""
+        return any(listing.size(file) is not None for files in record.outputs.values() for file, _ in files)
+
+    def made_otherwise(self, recipe: str, listing: Listing) -> Counter[str]:
+        """How many items have outputs in the folder that another recipe made, by its label."""
+        others = (record for record in self.records.values() if record.status == "done" and record.recipe != recipe)
+        return Counter(self.recipes.get(record.recipe, record.recipe) for record in others if self.is_there(record, listing))
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """Forget the records of all keys but these: 100,000 take 100 MB. What is written does not change."""
+        self.records = {key: self.records[key] for key in keys if key in self.records}
+
+    # Writing.
+
+    @contextmanager
+    def writing(self, recipe: Recipe) -> Iterator[None]:
+        """Open the file for `record`, and see to it that its lines reach the disk.
+
+        Raises:
+            OutputError: here and in `record`: it cannot be written, or vanished meanwhile.
+        """
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+            self._descriptor = os.open(self.path, flags, 0o666)
+            found = os.fstat(self._descriptor)
+            self._there = found.st_dev, found.st_ino
+            if found.st_size:
+                os.lseek(self._descriptor, -1, os.SEEK_END)
+                self._torn = os.read(self._descriptor, 1) != b"\n"
+            self._synced = time.monotonic()
+            self._append(_line({"v": VERSION, "recipe": recipe.digest, "made_with": recipe.label, "at": _now()}))
+            yield
+            self.sync()
+        except OSError as error:
+            raise translate(error, self.path, 0) from error
+        finally:
+            descriptor, self._descriptor = self._descriptor, None
+            if descriptor is not None:
+                with suppress(OSError):
+                    os.close(descriptor)
+
+    def record(self, *records: Record) -> None:
+        """Add lines, in one write; from any thread. Outputs that the same source and recipe gave before stay on record.
+
+        Raises:
+            OutputError: the file cannot be written, or vanished meanwhile.
+        """
+        lines = []
+        for record in records:
+            before = self.records.get(record.key)
+            outputs = record.outputs
+            if before is not None and before.status == record.status == "done" and before.recipe == record.recipe:
+                same = before.identity is not None and record.identity is not None and record.identity.is_of(before.identity)
+                outputs = {**before.outputs, **outputs} if same else outputs
+            lines.append(record._replace(outputs=outputs, at=_now()).line())
+        if lines:
+            self._append(b"".join(lines))
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                self.sync()
+
+    def check(self) -> None:
+        """See whether the file is still there. If not, the folder was removed or its disk is gone.
+
+        Raises:
+            OutputError: it is not.
+        """
+        with suppress(OSError):
+            found = os.stat(self.path)
+            if (found.st_dev, found.st_ino) == self._there:
+                return
+        raise OutputError(
+            f"{self.folder} vanished while the run wrote to it: {os.path.basename(self.path)} is gone",
+            hint="reconnect its disk, or choose another output folder with -o, and run the same command again",
+        )
+
+    def sync(self) -> None:
+        """Wait until the lines are on the disk.
+
+        Raises:
+            OutputError: the disk refused some.
+        """
+        self._synced = time.monotonic()
+        try:
+            if self._descriptor is not None:
+                os.fsync(self._descriptor)
+        except OSError as error:
+            if error.errno not in _NO_FSYNC:
+                raise translate(error, self.path, 0) from error
+
+    def rewrite(self) -> None:
+        """Write all that is known as one file, a line for each key, in the order of keys; the other files may go then.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        recipes = (
+            _line({"v": VERSION, "recipe": digest, "made_with": label, "at": _now()})
+            for digest, label in sorted(self.recipes.items())
+        )
+        records = sorted(self.records.values(), key=lambda record: record.key.split("/"))
+        write_atomic(self.path, b"".join((*recipes, *(record.line() for record in records))), sync=True)
+
+    def _append(self, data: bytes) -> None:
+        if self._descriptor is None:
+            raise RuntimeError("a manifest is written inside `with manifest.writing(...)` only")
+        self.check()
+        left = memoryview(b"\n" + data if self._torn else data)
+        self._torn = False
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]  # in pieces only where the disk is filling up
+        except OSError as error:
+            self._torn = True
+            raise translate(error, self.path, len(data)) from error
+
+    def _read(self, path: str) -> bool:
+        """Take in a file; return whether it holds anything."""
+        found: dict[str, Record] = {}
+        try:
+            with open(path, "rb") as file:
+                for line in file:
+                    self._read_line(path, line.strip(b"\0\n"), found)  # zeros: where data were to be when the power went
+                size = file.tell()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise ManifestError(
+                f"{path} cannot be read: {error.strerror or error}", hint="choose another output folder with -o"
+            ) from error
+        for key, record in found.items():
+            before = self.records.get(key)
+            if before is None or before.at <= record.at:
+                self.records[key] = record
+        return size > 0
+
+    def _read_line(self, path: str, line: bytes, found: dict[str, Record]) -> None:
+        if not line:
+            return
+        values = _parsed(line)
+        if values is not None and isinstance(version := values.get("v"), int) and version > VERSION:
+            raise ManifestError(
+                f"{path}: written by a newer version of unet-batch (manifest version {version}, this one knows {VERSION})",
+                hint="update unet-batch, or choose another output folder with -o",
+            )
+        if values is not None and "made_with" in values:
+            self.recipes[str(values.get("recipe"))] = str(values["made_with"])
+        elif values is not None and (record := _record(values)) is not None:
+            found[record.key] = record
+        else:
+            self.damaged += 1
+
+
+def shard_parts(folder: str) -> list[str]:
+    """The parts, such as `2-of-8`, of the shards that have left a manifest in a folder."""
+    found = [match for name in _names(folder) if (match := _FILE.fullmatch(name)) and match[1]]
+    return [f"{match[1]}-of-{match[2]}" for match in sorted(found, key=lambda match: (int(match[2]), int(match[1])))]
+
+
+def sha256_of(path: str) -> str:
+    """Of a file's contents, in hexadecimal; "" if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except (OSError, ValueError):
+        return ""
+    return digest.hexdigest()
+
+
+def _names(folder: str) -> Sequence[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be listed: {error.strerror or error}", hint="choose another output folder with -o"
+        ) from error
+
+
+def _now() -> float:
+    return round(time.time(), 3)
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line.decode("ascii"))
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _record(values: Mapping[str, Any]) -> Record | None:
+    """A record from its line; None if anything in it is not what it should be."""
+    get = values.get
+    key, status, recipe, maker, root = get("key"), get("status"), get("recipe", ""), get("maker", ""), get("root", "")
+    source, size, mtime, digest = get("source"), get("size"), get("mtime_ns"), get("sha256", "")
+    error, at = get("error", ""), get("at", 0.0)
+    if status not in ("done", "failed", "void") or not isinstance(at, (int, float)):
+        return None
+    try:
+        "".join((key, recipe, maker, root, error, digest, source or ""))  # type: ignore[arg-type] # only of strings
+        identity = None
+        if source is not None:
+            if not (isinstance(size, int) and isinstance(mtime, int)):
+                return None
+            identity = Identity(source, size, mtime, digest)
+        outputs = {
+            intern(kind): tuple([(file, bytes_) for file, bytes_ in files if isinstance(file, str) and isinstance(bytes_, int)])
+            for kind, files in get("outputs", {}).items()
+        }
+    except (AttributeError, TypeError, ValueError):
+        return None
+    # The same words stand in every line.
+    return Record(key, status, identity, intern(recipe), outputs, intern(maker), intern(root), error, at)  # type: ignore[arg-type]

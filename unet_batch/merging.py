@@ -1,0 +1,97 @@
+"""Several shards become one run: their manifests, failures and reports are joined, and their files go."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+from unet_batch import report as reports
+from unet_batch.errors import ManifestError, UsageError
+from unet_batch.manifest import Manifest, shard_parts
+from unet_batch.report import Failure, RunReport, errors_name, run_name
+from unet_batch.sinks import claim, remove, write_atomic, write_json
+
+
+def merge(folder: str) -> RunReport:
+    """Join what the shards of a run left in a folder, so that it is as if one run had made everything.
+
+    A merge that was cut short is finished by the next.
+
+    Returns:
+        The report of all, which also stands in `OUT/run.json`.
+
+    Raises:
+        UsageError: there are no shards, or one has not finished.
+        OutputError: the folder cannot be written, or somebody is writing there.
+    """
+    folder = os.path.abspath(folder)
+    if not shard_parts(folder):
+        raise UsageError(f"{folder} holds no manifests of shards", hint="name the output folder of runs with --shard")
+    with claim(folder):
+        parts = shard_parts(folder)
+        path = os.path.join(folder, run_name(""))
+        files = {part: os.path.join(folder, run_name(part)) for part in parts}
+        merged = None if _is_newest(path, files.values()) else _joined(folder, files)
+        Manifest(folder).rewrite()
+        if merged is not None:
+            report, failures = merged
+            if failures:
+                lines = "".join(json.dumps(dataclasses.asdict(failure)) + "\n" for failure in failures)
+                write_atomic(report.errors_file, lines.encode("ascii"))
+            else:
+                remove([report.errors_file])
+            write_json(path, report.as_dict())
+        # From here on run.json is the newest report: a merge that is killed now only has to remove the rest.
+        for part in parts:
+            remove([os.path.join(folder, errors_name(part)), files[part]])
+        remove(os.path.join(folder, f"manifest-{part}.jsonl") for part in parts)
+        if merged is not None:
+            return merged[0]
+        return _read_report(folder, path)
+
+
+def _joined(folder: str, files: Mapping[str, str]) -> tuple[RunReport, list[Failure]]:
+    """The report and the failures of the shards that ran last."""
+    found = {part: data for part, path in files.items() if (data := reports.load(path)) is not None}
+    try:
+        last = max(found, key=lambda part: os.stat(files[part]).st_mtime_ns, default=max(files))
+        count = int(last.rpartition("-")[2])
+        group = [f"{number}-of-{count}" for number in range(1, count + 1)]
+        missing = [part for part in group if part not in found or found[part]["status"] == "running"]
+        if missing:
+            raise UsageError(
+                f"{folder}: {len(missing)} of {count} shards have not finished: {missing[0].replace('-of-', '/')}"
+                + (" and others" if len(missing) > 1 else ""),
+                hint="run them, or run once without --shard: that does what is left",
+            )
+        failures = []
+        for part in group:
+            with suppress(FileNotFoundError), open(os.path.join(folder, errors_name(part)), encoding="ascii") as lines:
+                failures += [Failure(**json.loads(line)) for line in lines]
+        failures.sort(key=lambda failure: failure.path.split(os.sep))
+        return reports.joined(folder, [found[part] for part in group], failures), failures
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ManifestError(
+            f"{folder}: the report of a shard cannot be read: {error!r}", hint="run the shards again: what is done stays done"
+        ) from error
+
+
+def _is_newest(path: str, others: Iterable[str]) -> bool:
+    """Whether `run.json` is newer than what the shards left: by a later run of everything, or a merge that was cut short."""
+    report = reports.load(path)
+    if report is None or report.get("status") == "sharded":
+        return False
+    newest = os.stat(path).st_mtime_ns
+    return all(os.stat(other).st_mtime_ns <= newest for other in others if os.path.exists(other))
+
+
+def _read_report(folder: str, path: str) -> RunReport:
+    try:
+        data = reports.load(path) or {}
+        failures = [Failure(**values) for values in data["failures"]]
+        return reports.joined(folder, [data], failures)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ManifestError(f"{path} cannot be read: {error!r}", hint="run again: what is done stays done") from error

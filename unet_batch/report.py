@@ -1,0 +1,215 @@
+"""What a run says of itself: `run.json`, the failures, and how the reports of shards become one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import signal
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, Literal
+
+from unet_batch.pipeline import StageStats, bottleneck
+
+Status = Literal["running", "done", "failures", "stopped", "interrupted", "aborted"]
+
+LISTED_FAILURES = 100
+LIBRARIES = (
+    "torch",
+    "tensorrt",
+    "tensorrt-rtx",
+    "pycuda",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "simplejpeg",
+    "safetensors",
+)
+_SEVERITY: Sequence[Status] = ("done", "failures", "stopped", "interrupted", "aborted")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One item that failed: its path, the stage, the kind of error, the message, and a hint."""
+
+    path: str
+    stage: str
+    error: str
+    message: str
+    hint: str
+
+
+@dataclass
+class RunReport:
+    """What a run did; the same as `OUT/run.json`.
+
+    Attributes:
+        status: `done` (everything), `failures` (some items failed), `stopped` (by --fail-fast or --max-errors), `interrupted`
+            (by Ctrl-C or SIGTERM), `aborted` (by an error that concerns the whole run); `running` in the file of a run that
+            goes on or was killed.
+        shard: `2/8`; "" for a run that does everything.
+        overwrite: whether outputs of earlier runs were to be made again.
+        found: items in the sources (of the shard), of which `done` were segmented now, `failed`, and `skipped` had their
+            outputs already.
+        unreadable: folders and links among the sources that could not be listed; they count as failed, and not as found.
+        states: how many items were in which `manifest.State` when the run began.
+        frames: of clips, segmented now.
+        clips: of each clip that did not fail: frames, damaged packets, notes, and whether its end was reached.
+        encoder: of overlay videos, and why this one.
+        retried: reads that were tried again after an error of the disk or network.
+        signal: name of the signal that interrupted it; "" for a Ctrl-C that Python itself raised.
+        seconds: wall time from the first decode to the last file, start-up apart.
+        floor_seconds: what would do if nothing ever waited: the network's seconds, and the processor seconds of all else
+            (encoders and decoders with their own threads) divided by the cores. On a CPU all is processor seconds.
+        stages: work of each stage.
+        bottleneck: name of the stage whose threads were busiest.
+        backlog: of each stage, how many items waited for it or were in it: the mean over the run, and the most.
+        failures: the first hundred; all of them stand in `OUT/errors.jsonl`.
+        notes: what people should know: a sentence each.
+    """
+
+    unet_batch: str
+    status: Status
+    output: str
+    sources: tuple[str, ...]
+    save: tuple[str, ...]
+    model: Mapping[str, Any]
+    backend: Mapping[str, Any]
+    found: int
+    skipped: int
+    shard: str = ""
+    overwrite: bool = False
+    done: int = 0
+    failed: int = 0
+    unreadable: int = 0
+    states: Mapping[str, int] = field(default_factory=dict)
+    retried: int = 0
+    frames: int = 0
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    encoder: Mapping[str, str] = field(default_factory=dict)
+    signal: str = ""
+    seconds: float = 0.0
+    floor_seconds: float = 0.0
+    bottleneck: str = ""
+    stages: list[StageStats] = field(default_factory=list)
+    backlog: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    notes: Sequence[str] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    started: str = ""
+
+    @property
+    def images_per_second(self) -> float:
+        """Items that ended, well or not, for each second of the run."""
+        return (self.done + self.failed) / self.seconds if self.seconds else 0.0
+
+    @property
+    def left(self) -> int:
+        """Items that nobody has tried yet."""
+        return max(0, self.found - self.skipped - self.done - (self.failed - self.unreadable))
+
+    @property
+    def errors_file(self) -> str:
+        """Where every failure is listed; absent without any."""
+        return os.path.join(self.output, errors_name(_part(self.shard)))
+
+    @property
+    def exit_code(self) -> int:
+        """0 everything done, 1 some items failed or were left, 130 after Ctrl-C, 143 after SIGTERM."""
+        if self.status == "interrupted":
+            return 128 + (signal.Signals[self.signal] if self.signal else signal.SIGINT)
+        return 0 if self.status == "done" else 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; the first key marks the folder as outputs of this program."""
+        data = dataclasses.asdict(self)
+        return {"unet_batch": data.pop("unet_batch"), **data, "images_per_second": self.images_per_second}
+
+
+def run_name(part: str) -> str:
+    """The report of a shard, such as `2-of-8`, or of a run that does everything ("")."""
+    return f"run-{part}.json" if part else "run.json"
+
+
+def errors_name(part: str) -> str:
+    """The list of failures of a shard, or of a run that does everything ("")."""
+    return f"errors-{part}.jsonl" if part else "errors.jsonl"
+
+
+def load(path: str) -> dict[str, Any] | None:
+    """What a report holds; None where there is none, or none that can be read."""
+    with suppress(OSError, ValueError, RecursionError), open(path, encoding="ascii") as file:
+        data = json.load(file)
+        return data if isinstance(data, dict) and "unet_batch" in data else None
+    return None
+
+
+def joined(output: str, reports: Sequence[Mapping[str, Any]], failures: Sequence[Failure]) -> RunReport:
+    """The report of one run that did what these did side by side.
+
+    Args:
+        output: the folder.
+        reports: of the shards, as `load` returned them; one at least. One that still says `running` was killed.
+        failures: of all.
+
+    Raises:
+        KeyError, TypeError, ValueError: a report lacks what it should hold.
+    """
+    first = reports[0]
+    known: dict[str, Any] = {name: first[name] for name in ("unet_batch", "model", "backend", "versions", "overwrite", "notes")}
+    states: Counter[str] = Counter()
+    stages: dict[str, StageStats] = {}
+    for each in reports:
+        states.update(each["states"])
+        for values in each["stages"]:
+            more = StageStats(**values)
+            total = stages.setdefault(more.name, StageStats(more.name, 0))
+            add(total, more)
+            total.workers += more.workers
+    statuses: list[Status] = ["interrupted" if each["status"] == "running" else each["status"] for each in reports]
+    status = max(statuses, key=_SEVERITY.index)
+    report = RunReport(
+        **known,
+        status=status,
+        output=output,
+        sources=tuple(first["sources"]),
+        save=tuple(first["save"]),
+        found=sum(each["found"] for each in reports),
+        skipped=sum(each["skipped"] for each in reports),
+        done=sum(each["done"] for each in reports),
+        failed=len(failures),
+        unreadable=sum(each["unreadable"] for each in reports),
+        states=dict(states),
+        retried=sum(each["retried"] for each in reports),
+        signal=next((each["signal"] for each in reports if each["signal"]), ""),
+        seconds=max(each["seconds"] for each in reports),
+        stages=list(stages.values()),
+        failures=list(failures[:LISTED_FAILURES]),
+        started=min(each["started"] for each in reports),
+    )
+    report.bottleneck = bottleneck(report.stages).name if report.stages else ""
+    return report
+
+
+def add(total: StageStats, more: StageStats) -> None:
+    """Add work that more threads, or the same ones later, did for a stage."""
+    for figure in ("items", "batches", "busy", "cpu", "waiting"):
+        setattr(total, figure, getattr(total, figure) + getattr(more, figure))
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what results depend on, as far as it is installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):  # an engine runs without PyTorch, PyTorch without TensorRT
+            found[name] = metadata.version(name)
+    return found
+
+
+def _part(shard: str) -> str:
+    return shard.replace("/", "-of-")
