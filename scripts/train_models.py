@@ -196,7 +196,7 @@ def main() -> None:
         train(
             "isbi2012",
             folder,
-            f"--size 512x512 --widths {HALF} --epochs 100 --batch-size 2 --lr 2e-3 --augment strong --flip any",
+            f"--size 512x512 --widths {FULL} --epochs 40 --batch-size 2 --flip any",
         )
     else:
         folder = close_ups(work)

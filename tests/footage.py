@@ -303,7 +303,8 @@ class Found:
 def look_at(path: str) -> Found:
     """Read a file as it is."""
     with av.open(path) as container:
-        video = container.streams.video[0]
+        video = container.streams.best("video")
+        assert isinstance(video, av.VideoStream)
         frames = list(container.decode(video))
         base = video.time_base
         times = [frame.pts * base for frame in frames]
@@ -322,7 +323,7 @@ def look_at(path: str) -> Found:
 
 def _others(path: str) -> Iterator[tuple[str, str, list[tuple[Fraction, bytes]]]]:
     with av.open(path) as container:
-        shown = container.streams.video[0].index
+        shown = container.streams.best("video").index
         packets: dict[int, list[tuple[Fraction, bytes]]] = {}
         names = {}
         for stream in container.streams:
@@ -332,7 +333,7 @@ def _others(path: str) -> Iterator[tuple[str, str, list[tuple[Fraction, bytes]]]
                 packets[stream.index] = []
         for packet in container.demux():
             if packet.size and packet.stream.index in packets:
-                when = packet.pts if packet.pts is not None else packet.dts
+                when = packet.pts if packet.pts is not None else packet.dts or 0
                 packets[packet.stream.index].append((when * packet.time_base, bytes(packet)))
         for index, (kind, language) in names.items():
             yield kind, language, packets[index]

@@ -8,10 +8,12 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -807,3 +810,75 @@ def lines(out: Path) -> list[bytes]:
         return (out / "manifest.jsonl").read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
+
+
+# Twenty thousand
+
+
+def png(height: int, width: int, pixels: bytes) -> bytes:
+    """A grey PNG whose header may announce more than there is."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
+    chunks = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+GOOD = png(8, 12, bytes(13 * 8))
+CORRUPT: dict[str, tuple[bytes | None, str]] = {  # what the file holds, and what the run says of it
+    "truncated.png": (GOOD[:40], "it holds no pixel data"),
+    "flipped.png": (GOOD[:45] + bytes([GOOD[45] ^ 255]) + GOOD[46:], "fails its checksum"),
+    "empty.png": (b"", "an empty file"),
+    "zeros.png": (bytes(100), "a file of zero bytes"),
+    "text.jpg": (b"hello\n", "looks like a text file"),
+    "document.jpg": (b"%PDF-1.7\n\x80", "not an image format known here"),
+    "header.png": (png(100_000, 100_000, b"\0"), "10,000,000,000 pixels, the limit is"),
+    "bomb.png": (png(30_000, 30_000, bytes(10**6)), "900,000,000 pixels, the limit is"),
+    "link.png": (None, "no such file"),
+    "pipe.png": (None, "is not a regular file"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(os.name == "nt", reason="needs named pipes")
+def test_twenty_thousand_files_of_which_a_thousand_are_corrupt(tmp_path: Path) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    for index in range(20_000):
+        path = folder / f"{index // 500}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if index % 20:
+            path.write_bytes(GOOD)
+            continue
+        name, (data, _) = list(CORRUPT.items())[index // 20 % 10]
+        path = path.with_name(f"{index}-{name}")
+        if data is not None:
+            path.write_bytes(data)
+        elif name == "link.png":
+            path.symlink_to("nowhere")
+        else:
+            os.mkfifo(path)
+    (folder / "folder.jpg").mkdir()
+    process, resident = psutil.Process(), []
+    begun = time.process_time()
+    plan = prepare(RunOptions((str(folder),), str(out)))
+    started: list[float] = []
+    with Segmenter(FakeBackend(), workers=2) as segmenter:
+        report = execute(
+            plan,
+            segmenter,
+            FAKE,
+            lambda item, failure: resident.append(process.memory_info().rss),
+            on_start=lambda plan: started.append(time.process_time() - begun),
+        )
+    assert (report.done, report.failed, report.left) == (19_000, 1000, 0)
+    assert started[0] < 5
+    assert max(resident[5000:]) - resident[4999] < 30e6
+    said = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
+    for name, (_, reason) in CORRUPT.items():
+        found = [line["message"] for line in said if line["path"].endswith(name)]
+        assert len(found) == 100
+        assert all(reason in message for message in found), (name, found[0])
+    begun = time.process_time()
+    again = run(folder, out)
+    assert again.states == {"done": 19_000, "failed": 1000}
+    assert time.process_time() - begun < 5 + 2  # the thousand are tried again, too
+    assert set(done_lines(out).values()) == {1}
