@@ -417,11 +417,25 @@ def test_an_output_folder_that_vanishes_ends_the_run(tmp_path: Path) -> None:
     folder, out = many(tmp_path / "photos", 200), tmp_path / "out"
     with pytest.raises(OutputError, match="vanished while the run wrote to it"):
         run(folder, out, lambda key: out.rename(tmp_path / "unplugged") if out.exists() else None)
-    assert not out.exists() or not (out / "run.json").exists(), "it does not come back half empty"
-    shutil.rmtree(out, ignore_errors=True)
+    assert not (out / "run.json").exists()
+    shutil.rmtree(out, ignore_errors=True)  # of what was being written at that moment
     (tmp_path / "unplugged").rename(out)
     report = run(folder, out)
     assert (report.status, len(files(out / "masks"))) == ("done", 200)
+
+
+def test_a_folder_that_vanished_does_not_come_back_half_empty(photos: Path, tmp_path: Path) -> None:
+    """Nor is anything written into the mount point of a disk that was pulled out."""
+
+    def pull(pictures: np.ndarray) -> np.ndarray:
+        if not (tmp_path / "unplugged").exists():
+            (tmp_path / "out").rename(tmp_path / "unplugged")
+            (tmp_path / "out").mkdir()
+        return np.asarray(pictures.mean(axis=3), np.uint8)
+
+    with pytest.raises(OutputError, match="vanished"):
+        run(photos, tmp_path / "out", answer=pull)
+    assert files(tmp_path / "out") == []
 
 
 @pytest.fixture

@@ -335,7 +335,7 @@ def test_nothing_to_segment(tmp_path: Path) -> None:
 def test_nothing_to_save(photos: Path) -> None:
     with pytest.raises(UsageError, match="nothing to save"):
         segment(photos, save=())
-    with pytest.raises(OutputError, match="unknown kind of output: polygons"):
+    with pytest.raises(UsageError, match="--save polygons: none of it can be made of a picture"):
         segment(photos, save=("polygons",))
 
 

@@ -315,6 +315,13 @@ class TestRun:
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "two/masks/scene_0002.png").exists()
 
+    def test_signal_handlers_are_given_back(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.getsignal(number) for number in numbers]
+        result = CliRunner().invoke(main, ["run", str(photos), "-o", str(tmp_path / "out"), "-m", tiny, "--device", "cpu"])
+        assert result.exit_code == 0, result.output
+        assert [signal.getsignal(number) for number in numbers] == before
+
     def test_two_cannot_have_stdout(self, photos: Path, tmp_path: Path) -> None:
         result = CliRunner().invoke(main, ["run", str(photos), "--json", "--log-json", "-"])
         assert (result.exit_code, "both want stdout" in result.output) == (2, True)
