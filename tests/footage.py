@@ -107,7 +107,9 @@ class Footage:
                 target = _Pipe(stack.enter_context(open(path, "wb")))
             suffix = os.path.splitext(path)[1][1:]
             format = {"mkv": "matroska", "ts": "mpegts", "y4m": "yuv4mpegpipe"}.get(suffix, suffix)
-            container = stack.enter_context(av.open(target, "w", format=format))
+            # An MP4 file says in this clock when its tracks begin, and takes milliseconds if not told.
+            options = {"movie_timescale": str(self.base.denominator)} if self.base else {}
+            container = stack.enter_context(av.open(target, "w", format=format, container_options=options))
             self._shoot(container)
         return path
 

@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -896,3 +897,27 @@ def test_twenty_thousand_files_of_which_a_thousand_are_corrupt(tmp_path: Path) -
     assert again.states == {"done": 19_000, "failed": 1000}
     assert time.process_time() - begun < 5 + 2  # the thousand are tried again, too
     assert set(done_lines(out).values()) == {1}
+
+
+def test_what_crashed_its_decoder_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="tests.readers:obey"))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    write(folder / "a.png", half_bright())
+    (folder / "crash.jpg").write_text("segfault\n")
+
+    def segment(**options: Any) -> RunReport:
+        plan = prepare(RunOptions((str(folder),), **options))
+        with Segmenter(FakeBackend(), workers=1, isolate=plan.options.isolate) as segmenter:
+            return execute(plan, segmenter, {"name": "fake", "sha256": "0"}, lambda item, failure: None)
+
+    report = segment(isolate=True)
+    assert (report.done, report.failed, report.failures[0].error) == (1, 1, "DecoderCrashed")
+    report = segment()  # in this process, the crash would end it
+    assert (report.done, report.failed, report.skipped, report.status) == (0, 1, 1, "failures")
+    assert report.states["quarantined"] == 1
+    assert "--isolate" in report.failures[0].hint
+    assert segment(isolate=True).states["failed"] == 1
+    write(folder / "crash.jpg", half_bright())  # it was repaired
+    report = segment()
+    assert (report.done, report.failed) == (1, 0)

@@ -29,6 +29,7 @@ from unet_batch import clips, images, postprocess, render, video
 from unet_batch import report as reports
 from unet_batch.errors import (
     BackendError,
+    DecoderCrashed,
     ManifestError,
     OutputError,
     SourceError,
@@ -79,6 +80,7 @@ _PASSING = frozenset(
     )
     if (code := getattr(errno, name, None)) is not None
 )
+_CRASHED = f"decode: {DecoderCrashed.__name__}"  # as the manifest has it
 _SAMPLE_SECONDS = 1.0  # between two looks at the queues
 _PROGRESS_SECONDS = 10.0  # between two lines of progress in the log
 _AGAIN = "then run the same command again: what is done stays done"
@@ -101,6 +103,7 @@ class RunOptions:
     shard: Shard | None = None
     wait: bool = False
     hash_sources: bool = False
+    isolate: bool = False
     video: clips.VideoOptions = field(default_factory=clips.VideoOptions)
 
 
@@ -117,6 +120,7 @@ class Plan:
         states: how many items are in which `manifest.State`; `adopted` were made before there were manifests.
         manifest: what is done; None before `resume`.
         records: what to record before the first item.
+        quarantined: items that crashed their decoder and are not tried again unless decoders are isolated.
         absent: keys of the items whose source could not be looked at.
         notes: what people should know.
     """
@@ -129,6 +133,7 @@ class Plan:
     states: Mapping[str, int] = field(default_factory=dict)
     manifest: Manifest | None = None
     records: tuple[Record, ...] = ()
+    quarantined: tuple[Item, ...] = ()
     absent: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
@@ -146,7 +151,7 @@ class Plan:
     @property
     def skipped(self) -> int:
         """How many items have all their outputs already."""
-        return len(self.items) - len(self.todo)
+        return len(self.items) - len(self.todo) - len(self.quarantined)
 
     @property
     def part(self) -> str:
@@ -276,6 +281,7 @@ def resume(plan: Plan, recipe: Recipe) -> Plan:
     states: Counter[str] = Counter()
     todo: list[Item] = []
     records: list[Record] = []
+    quarantined: list[Item] = []
     absent: list[str] = []
     namesakes: Counter[str] = Counter()
     for item in plan.items:
@@ -297,7 +303,10 @@ def resume(plan: Plan, recipe: Recipe) -> Plan:
         elif item.key in adopted and identity is not None:
             state = "adopted"
             records.append(Record(item.key, "done", identity, recipe.digest, adopted[item.key], root=plan.sources.root))
-        if state not in FINISHED and state != "adopted":
+        elif state == "failed" and before is not None and _is_quarantined(before, identity) and not options.isolate:
+            state = "quarantined"
+            quarantined.append(item)
+        if state not in FINISHED and state not in ("adopted", "quarantined"):
             todo.append(item)
         states[state] += 1
     if namesakes and not options.overwrite:
@@ -321,9 +330,16 @@ def resume(plan: Plan, recipe: Recipe) -> Plan:
         states=dict(states),
         manifest=manifest,
         records=tuple(records),
+        quarantined=tuple(quarantined),
         absent=frozenset(absent),
         notes=tuple(notes),
     )
+
+
+def _is_quarantined(record: Record, identity: Identity | None) -> bool:
+    """Whether a record says that this very file ended the process that decoded it."""
+    same = record.identity is not None and identity is not None and identity.is_of(record.identity)
+    return same and record.error == _CRASHED
 
 
 def _is_namesake(record: Record, root: str) -> bool:
@@ -473,6 +489,10 @@ class _Run:
                     report.unreadable = len(plan.sources.unreadable)
                     for path, reason in plan.sources.unreadable:
                         self._fail(Failure(path, "source", "SourceError", f"{path}: {reason}", ""))
+                for item in plan.quarantined:
+                    message = f"{item.path}: crashed its decoder in an earlier run, and was not tried again"
+                    hint = "--isolate tries it in a process of its own"
+                    self._fail(Failure(item.path, "decode", DecoderCrashed.__name__, message, hint), item.key)
                 self._segment(writer)
             if report.status == "running":
                 report.status = "failures" if report.failed else "done"

@@ -902,12 +902,17 @@ def assemble(
             try:
                 video = out.add_stream_from_template(sample.streams.video[0])
                 video.time_base = base
+                video.codec_context.sample_aspect_ratio = clip.aspect
+                if suffix == ".mkv" and sound and clip.aspect != 1:
+                    notes.append(
+                        f"pixels are {clip.aspect} times as wide as high: Matroska files of this program do not say so"
+                    )
                 streams = [_video_packets(parts, times, video, base, origin)]
                 if source is not None:
                     seconds = None if span is None else (span[0] * base, span[1] * base)
                     kept = _carry_over(source, out, video, _video_stream(clip.path, source), sound, seconds, notes)
                     if kept:
-                        streams.append(_other_packets(source, kept, seconds, notes))
+                        streams.append(_other_packets(source, kept, seconds, notes, negative=suffix != ".mkv"))
                 elif sound and (left := [kind for kind in clip.others if not kind.startswith("video")]):
                     notes.append(f"{', '.join(left)} of a live source was left out")
                 for _, packet in merge(*streams, key=lambda timed: timed[0]):
@@ -1025,9 +1030,18 @@ def _video_packets(
 
 
 def _other_packets(
-    source: InputContainer, kept: Mapping[int, _Copy], span: tuple[Fraction, Fraction] | None, notes: list[str]
+    source: InputContainer,
+    kept: Mapping[int, _Copy],
+    span: tuple[Fraction, Fraction] | None,
+    notes: list[str],
+    *,
+    negative: bool,
 ) -> Iterator[tuple[Fraction, Packet[Any]]]:
-    """Packets of the other streams, each with the second at which it is due."""
+    """Packets of the other streams, each with the second at which it is due.
+
+    Sound begins some milliseconds before the picture: a coder needs a run-up. Unless times may be negative, it is left out, as
+    all the rest would be shifted otherwise.
+    """
     begin, end = (Fraction(0), None) if span is None else span
     latest: dict[int, int] = {}
     due = Fraction(0)
@@ -1051,6 +1065,11 @@ def _other_packets(
             shift = round(begin / base)
             at = cast("int", packet.dts) - shift
             packet.dts, packet.pts = at, None if packet.pts is None else packet.pts - shift
+            if at < 0 and packet.stream.type == "subtitle":  # shown already when the range begins
+                packet.duration = max(0, (packet.duration or 0) + at)
+                packet.dts = packet.pts = at = 0
+            if at < 0 and not negative:
+                continue
             if at <= latest.get(index, at - 1):
                 note = f"{_name(packet.stream)}: packets that go back in time were left out"
                 notes += [note] if note not in notes else []

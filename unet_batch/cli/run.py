@@ -152,7 +152,9 @@ def run(
     kinds = (*save, "overlay") if overlay and "overlay" not in save else save
     own = Shard.parse(shard, os.environ) if shard is not None else None
     clips = video_options(clip_arguments)
-    plan = prepare(RunOptions(sources, output, kinds, overwrite, fail_fast, max_errors, own, wait, hash_sources, clips))
+    plan = prepare(
+        RunOptions(sources, output, kinds, overwrite, fail_fast, max_errors, own, wait, hash_sources, isolate, clips)
+    )
     screen.sources(plan)
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
     from unet_batch.backends.select import Request, select

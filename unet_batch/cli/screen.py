@@ -44,6 +44,7 @@ STATES = {
     "lost": "with outputs gone or cut short",
     "more": "with further outputs to make",
     "failed": "failed before",
+    "quarantined": "that crashed their decoder and are left alone",
     "void": "to redo",
     "other": "of another model",
     "adopted": "taken over from before there were manifests",
