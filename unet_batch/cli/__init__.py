@@ -13,7 +13,7 @@ from unet_batch.cli.engine import build_engine, inspect
 from unet_batch.cli.evaluate import evaluate
 from unet_batch.cli.import_weights import import_weights
 from unet_batch.cli.merge import merge
-from unet_batch.cli.run import run
+from unet_batch.cli.run import run, watch
 from unet_batch.cli.sample import sample
 from unet_batch.cli.train import train
 from unet_batch.version import __version__
@@ -22,7 +22,7 @@ from unet_batch.version import __version__
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, "-V", "--version", message="unet-batch %(version)s")
 def main() -> None:
-    """Segment folders of photos with a U-Net.
+    """Segment folders of photos and videos with a U-Net.
 
     \b
     Try it on drawn scenes:
@@ -36,6 +36,7 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(watch)
 main.add_command(merge)
 main.add_command(build_engine)
 main.add_command(inspect)

@@ -63,14 +63,20 @@ class RunCommand(click.Command):
 
 def clip_options(command: Command) -> Command:
     """Give a command these options; it gets them together, as `clip_arguments`."""
+    collected = clip_arguments(command)
+    params: list[click.Parameter] = collected.__dict__.setdefault("__click_params__", [])
+    params.extend(reversed(_OPTIONS))
+    return collected
+
+
+def clip_arguments(command: Command) -> Command:
+    """Hand a command that has these options their values together, as `clip_arguments`."""
 
     @wraps(command)
     def collected(*arguments: Any, **options: Any) -> None:
         own = {name: options.pop(name) for name in _NAMES}
         command(*arguments, **options, clip_arguments=own)
 
-    params: list[click.Parameter] = collected.__dict__.setdefault("__click_params__", [])
-    params.extend(reversed(_OPTIONS))
     return collected  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""`unet-batch run`."""
+"""`unet-batch run`, and `unet-batch watch`, which is a run that does not end."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from unet_batch.cli.clips import RunCommand, clip_options, video_options
+from unet_batch.cli.clips import RunCommand, clip_arguments, clip_options, video_options
 from unet_batch.cli.engine import engines_dir_option, optional_size
 from unet_batch.cli.errors import printable, reported
 from unet_batch.errors import OutputError, UsageError
 from unet_batch.types import KINDS
 
 if TYPE_CHECKING:
-    from unet_batch.cli.screen import Screen
+    from unet_batch.backends.select import Step
+    from unet_batch.cli.screen import RunProgress, Screen
+    from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.report import RunReport
-    from unet_batch.run import Log, Plan, Stop
+    from unet_batch.run import Log, Plan, RunOptions, Stop
+    from unet_batch.segmenter import Segmenter
 
 
 def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
@@ -97,36 +100,7 @@ def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout, everything else on stderr.")
 @clip_options
 @reported
-def run(
-    sources: tuple[str, ...],
-    output: str | None,
-    model: str | None,
-    overlay: bool,
-    save: tuple[str, ...],
-    threshold: float | None,
-    backend: str,
-    device: str | None,
-    require_gpu: bool,
-    engines_dir: str,
-    build: bool,
-    size: tuple[int, int] | None,
-    batch_size: int | None,
-    workers: int | None,
-    overwrite: bool,
-    hash_sources: bool,
-    isolate: bool,
-    max_pixels: int | None,
-    fail_fast: bool,
-    max_errors: int | None,
-    shard: str | None,
-    wait: bool,
-    dry_run: bool,
-    quiet: bool,
-    verbose: bool,
-    log_json: str | None,
-    as_json: bool,
-    clip_arguments: dict[str, Any],
-) -> None:
+def run(**options: Any) -> None:
     """Segment photos and videos: masks as large as each picture, under the same names, overlays with the clip's own sound.
 
     SOURCE is a picture, a video, a folder (with all below it), a glob pattern in quotes, @list.txt with one path a line,
@@ -142,46 +116,19 @@ def run(
 
     The same command again does only what is missing, changed, failed or damaged.
     """
-    from unet_batch.cli.screen import Screen
-    from unet_batch.manifest import Shard
-    from unet_batch.run import RunOptions, Stop, execute, prepare, recipe_of, resume
+    from unet_batch.run import execute, prepare, recipe_of, resume
 
-    if as_json and log_json == "-":
-        raise UsageError("--json and --log-json - both want stdout", hint="give --log-json a file")
-    screen = Screen(quiet=quiet, verbose=verbose, to_stderr=as_json or log_json == "-")
-    kinds = (*save, "overlay") if overlay and "overlay" not in save else save
-    own = Shard.parse(shard, os.environ) if shard is not None else None
-    clips = video_options(clip_arguments)
-    plan = prepare(
-        RunOptions(sources, output, kinds, overwrite, fail_fast, max_errors, own, wait, hash_sources, isolate, clips)
-    )
+    screen = _screen(options)
+    plan = prepare(_run_options(options))
     screen.sources(plan)
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
-    from unet_batch.backends.select import Request, select
-    from unet_batch.images import MAX_PIXELS
-    from unet_batch.model import checkpoint, zoo
-    from unet_batch.segmenter import Segmenter
-
-    file = checkpoint.identify(zoo.resolve(model))
-    builder = _builder(screen, file.path, engines_dir, size, batch_size) if build else None
-    chosen, passed = select(Request(file, backend, device, batch_size, size, engines_dir, require_gpu, builder))
-    limit = MAX_PIXELS if max_pixels is None else max_pixels
-    with Segmenter(chosen, threshold=threshold, workers=workers, max_pixels=limit, isolate=isolate) as segmenter:
-        screen.model(file, segmenter, passed)
-        if dry_run:
+    with _opened(screen, options) as (file, segmenter, passed):
+        if options["dry_run"]:
             plan = resume(plan, recipe_of(segmenter, file.as_dict()))
             screen.todo(plan)
             screen.dry_run(plan)
             return
-        with ExitStack() as stack:
-            log = stack.enter_context(_log(log_json, screen))
-            progress = stack.enter_context(screen.progress())
-            stop = Stop()
-
-            def on_start(plan: Plan) -> None:
-                progress.start(plan)
-                stack.enter_context(_stopping(stop))  # until now there was nothing to finish
-
+        with _told(screen, options["log_json"]) as (progress, log, stop, on_start):
             report = execute(
                 plan,
                 segmenter,
@@ -189,15 +136,145 @@ def run(
                 progress.advance,
                 passed,
                 on_start=on_start,
-                on_frame=progress.frame,
                 on_wait=lambda owner: screen.line("waiting", f"{owner} is writing to this folder"),
+                on_frame=progress.frame,
                 log=log,
                 stop=stop,
             )
     screen.summary(report)
-    if as_json:
+    if options["as_json"]:
         _print_json(report)
     raise SystemExit(report.exit_code)
+
+
+@click.command(
+    cls=RunCommand,
+    short_help="Segment files as they arrive in a folder, until stopped.",
+    params=[parameter for parameter in run.params if parameter.name not in ("dry_run", "as_json", "shard")],
+    epilog="Exit codes: 0 nothing failed, 1 some failed, 2 wrong usage or nothing could be done. Ctrl-C ends it well.",
+)
+@click.option(
+    "--settle",
+    metavar="SECONDS",
+    type=click.FloatRange(0, 86400),
+    default=3.0,
+    show_default=True,
+    help="Take a file once its size and time have been the same for so long.",
+)
+@clip_arguments
+@reported
+def watch(settle: float, **options: Any) -> None:
+    """Segment the files of a folder, and go on as more arrive: with the manifest, the names and the guarantees of `run`.
+
+    SOURCE is a folder, looked through with all below it about once a second. A file is taken when it has not changed for a
+    while, so that nothing half copied is read. Ctrl-C finishes what has begun.
+
+    \b
+    Example:
+      unet-batch watch ./incoming -o masks --overlay
+    """
+    from unet_batch.watching import watch as watch_folders
+
+    screen = _screen(options)
+    own = _run_options(options)
+    with _opened(screen, options) as (file, segmenter, passed):
+        screen.line("watching", *own.sources)
+        with _told(screen, options["log_json"], batches=True) as (progress, log, stop, on_start):
+            found = watch_folders(
+                own,
+                segmenter,
+                file.as_dict(),
+                progress.advance,
+                passed,
+                settle=settle,
+                on_start=on_start,
+                on_batch=screen.batch,
+                on_frame=progress.frame,
+                log=log,
+                stop=stop,
+            )
+    screen.line("stopped", f"{found.done:,} done", f"{found.failed:,} failed" if found.failed else "nothing failed")
+    raise SystemExit(1 if found.failed else 0)
+
+
+def _screen(options: dict[str, Any]) -> Screen:
+    """Where to speak; stdout belongs to JSON where that was asked for."""
+    from unet_batch.cli.screen import Screen
+
+    as_json, log_json = options.get("as_json", False), options["log_json"]
+    if as_json and log_json == "-":
+        raise UsageError("--json and --log-json - both want stdout", hint="give --log-json a file")
+    return Screen(quiet=options["quiet"], verbose=options["verbose"], to_stderr=as_json or log_json == "-")
+
+
+def _run_options(options: dict[str, Any]) -> RunOptions:
+    from unet_batch.manifest import Shard
+    from unet_batch.run import RunOptions
+
+    save, shard = options["save"], options.get("shard")
+    return RunOptions(
+        options["sources"],
+        options["output"],
+        (*save, "overlay") if options["overlay"] and "overlay" not in save else save,
+        overwrite=options["overwrite"],
+        fail_fast=options["fail_fast"],
+        max_errors=options["max_errors"],
+        shard=Shard.parse(shard, os.environ) if shard is not None else None,
+        wait=options["wait"],
+        hash_sources=options["hash_sources"],
+        isolate=options["isolate"],
+        video=video_options(options["clip_arguments"]),
+    )
+
+
+@contextmanager
+def _opened(screen: Screen, options: dict[str, Any]) -> Iterator[tuple[CheckpointFile, Segmenter, Sequence[Step]]]:
+    """The model on the best backend, presented on the screen."""
+    from unet_batch.backends.select import Request, select
+    from unet_batch.images import MAX_PIXELS
+    from unet_batch.model import checkpoint, zoo
+    from unet_batch.segmenter import Segmenter
+
+    file = checkpoint.identify(zoo.resolve(options["model"]))
+    engines_dir, size, batch_size = options["engines_dir"], options["size"], options["batch_size"]
+    builder = _builder(screen, file.path, engines_dir, size, batch_size) if options["build"] else None
+    chosen, passed = select(
+        Request(file, options["backend"], options["device"], batch_size, size, engines_dir, options["require_gpu"], builder)
+    )
+    with Segmenter(
+        chosen,
+        threshold=options["threshold"],
+        workers=options["workers"],
+        max_pixels=options["max_pixels"] or MAX_PIXELS,
+        isolate=options["isolate"],
+    ) as segmenter:
+        screen.model(file, segmenter, passed)
+        yield file, segmenter, passed
+
+
+@contextmanager
+def _told(
+    screen: Screen, log_json: str | None, *, batches: bool = False
+) -> Iterator[tuple[RunProgress, Log | None, Stop, Callable[[Plan], None]]]:
+    """Those who hear of a run: the progress, the log, what stops it, and who is told that it begins."""
+    from unet_batch.run import Stop
+
+    with ExitStack() as stack:
+        log = stack.enter_context(_log(log_json, screen))
+        progress = stack.enter_context(screen.progress())
+        stop, stopping = Stop(), False
+        if batches:  # there is always something to finish
+            stack.enter_context(_stopping(stop))
+            stopping = True
+
+        def on_start(plan: Plan) -> None:
+            nonlocal stopping
+            progress.start(plan)
+            if not stopping:
+                stack.enter_context(_stopping(stop))  # until now there was nothing to finish
+                stopping = True
+
+        yield progress, log, stop, on_start
 
 
 def _builder(

@@ -180,6 +180,13 @@ class Screen(Lines):
         if count == SHOWN_FAILURES:
             where.print(Text("          further failures are only listed in errors.jsonl"))
 
+    def batch(self, report: RunReport) -> None:
+        """A line for a batch of `watch`."""
+        counts = f"{report.done:,} done", f"{report.failed:,} failed" if report.failed else ""
+        self.line(
+            time.strftime("%H:%M:%S"), *counts, f"{report.frames:,} frames" if report.frames else "", clock(report.seconds)
+        )
+
     def summary(self, report: RunReport) -> None:
         """The closing table."""
         if self.quiet:
@@ -259,11 +266,11 @@ class RunProgress:
         """It is known what is left."""
         screen = self.screen
         screen.todo(plan)
-        self.total = len(plan.todo)
+        self.total = self.done + len(plan.todo)  # `watch` begins more than once
         self.live = not screen.quiet and screen.out.is_terminal and self.total > 0
         self.begun = self.spoken = time.monotonic()
         if self.live:
-            self.bar.reset(self.items, total=self.total)
+            self.bar.update(self.items, total=self.total)
             self.bar.start()
 
     def advance(self, item: Item, failure: Failure | None) -> None:

@@ -1,0 +1,196 @@
+"""Files that arrive: taken once they have come to rest, once each, under the guarantees of a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import ROOT
+from tests.footage import Footage
+from tests.test_run import half_bright, write
+from unet_batch.errors import SourceError
+from unet_batch.report import RunReport
+from unet_batch.run import RunOptions, Stop
+from unet_batch.segmenter import Segmenter
+from unet_batch.testing import FakeBackend
+from unet_batch.types import Item
+from unet_batch.watching import Arrivals, Watched, watch
+
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+
+
+@contextmanager
+def watching(folder: Path, **options: Any) -> Iterator[list[RunReport]]:
+    """Watches in a thread; yields the reports of the batches so far."""
+    stop, batches, outcome = Stop(), [], []
+
+    def work() -> None:
+        own = RunOptions((str(folder),), str(folder.parent / "out"), **options)
+        with Segmenter(FakeBackend(), workers=1) as segmenter:
+            model = {"name": "fake", "sha256": "0"}
+            told: list[RunReport] = batches
+            outcome.append(
+                watch(
+                    own, segmenter, model, lambda item, failure: None, settle=0.15, poll=0.05, on_batch=told.append, stop=stop
+                )
+            )
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield batches
+    finally:
+        stop()
+        thread.join()
+    assert isinstance(outcome[0], Watched)
+    assert outcome[0].done == sum(report.done for report in batches)
+
+
+def until(happened: Any, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_files_are_segmented_as_they_arrive(tmp_path: Path) -> None:
+    folder, out = tmp_path / "incoming", tmp_path / "out"
+    folder.mkdir()
+    with watching(folder) as batches:
+        time.sleep(0.2)
+        assert not out.exists()
+        write(folder / "a.png", half_bright())
+        until((out / "masks/a.png").exists)
+        (folder / "sub").mkdir()
+        write(folder / "sub/b.png", half_bright())
+        Footage("c.mp4", frames=4).make(folder)
+        (folder / "broken.jpg").write_bytes(b"no picture")
+        until(lambda: sum(report.done + report.failed for report in batches) == 4)
+        assert (out / "masks/sub/b.png").exists()
+        assert (out / "masks/c.mkv").exists()
+        assert sum(report.failed for report in batches) == 1
+        done = len(batches)
+        time.sleep(0.6)  # nothing new: nothing is done, and what failed is left alone
+        assert len(batches) == done
+        write(folder / "a.png", half_bright(32, 48))  # replaced by another
+        until(lambda: sum(report.done for report in batches) == 4)
+
+
+def test_a_file_that_grows_is_waited_for(tmp_path: Path) -> None:
+    folder, out = tmp_path / "incoming", tmp_path / "out"
+    folder.mkdir()
+    write(tmp_path / "whole.png", half_bright(200, 300))
+    data = (tmp_path / "whole.png").read_bytes()
+    with watching(folder) as batches:
+        with (folder / "a.png").open("wb") as file:
+            for start in range(0, len(data), max(1, len(data) // 8)):
+                file.write(data[start : start + max(1, len(data) // 8)])
+                file.flush()
+                time.sleep(0.08)
+        until((out / "masks/a.png").exists)
+        assert [(report.done, report.failed) for report in batches] == [(1, 0)]
+
+
+def test_what_is_done_already_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "incoming"
+    write(folder / "a.png", half_bright())
+    with watching(folder) as batches:
+        until(lambda: batches)
+    with watching(folder) as batches:
+        time.sleep(0.8)
+        assert not batches
+        write(folder / "b.png", half_bright())
+        until(lambda: batches)
+        assert (batches[0].done, batches[0].skipped) == (1, 0)
+
+
+@pytest.mark.parametrize("kind", ["file", "nothing"])
+def test_only_folders_can_be_watched(tmp_path: Path, kind: str) -> None:
+    source = tmp_path / "a.png"
+    if kind == "file":
+        source.write_bytes(b"")
+    with Segmenter(FakeBackend()) as segmenter, pytest.raises(SourceError, match=r"a\.png") as caught:
+        watch(RunOptions((str(source),)), segmenter, {}, lambda item, failure: None, settle=0, poll=0)
+    assert "folder" in caught.value.hint
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["grow", "remove", "look"])), max_size=40))
+def test_a_file_is_given_once_as_it_is_and_only_at_rest(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
+    folder = tmp_path_factory.mktemp("files")
+    arrivals, now = Arrivals(2.0), 0.0
+    touched: dict[str, float] = {}
+    given_as: dict[str, set[int]] = {}
+    looked: dict[str, float] = {}  # since when the file has been seen as it is
+    for number, action in steps:
+        path = folder / str(number)
+        now += 1
+        if action == "grow":
+            with path.open("ab") as file:
+                file.write(b"x")
+            touched[str(path)] = now
+            looked.pop(str(path), None)
+        elif action == "remove":
+            path.unlink(missing_ok=True)
+            given_as.pop(str(path), None)
+            looked.pop(str(path), None)
+        else:
+            items = [Item(str(each), each.name) for each in sorted(folder.iterdir())]
+            for item in items:
+                looked.setdefault(item.path, now)
+            ready = {item.path for item in arrivals.look(items, now)}
+            for item in items:
+                size = os.path.getsize(item.path)
+                rested = now - looked[item.path] >= 2.0
+                already = size in given_as.get(item.path, set())
+                assert (item.path in ready) == (rested and not already)
+                if item.path in ready:
+                    given_as.setdefault(item.path, set()).add(size)
+
+
+def test_the_command_ends_well_on_ctrl_c(tmp_path: Path, tiny: str) -> None:
+    folder = tmp_path / "incoming"
+    write(folder / "a.png", half_bright())
+    command = [
+        sys.executable,
+        "-m",
+        "unet_batch",
+        "watch",
+        str(folder),
+        "-o",
+        str(tmp_path / "out"),
+        "-m",
+        tiny,
+        "--settle",
+        "0.1",
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        until((tmp_path / "out/masks/a.png").exists, 40)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert "1 done" in output
+    assert "Traceback" not in output
