@@ -495,16 +495,7 @@ class _Work:
         """Put the parts together, under the names of the outputs."""
         options, journal, key = self.options, self.journal, self.item.key
         rows = journal.rows()
-        times = [(int(row[1]), int(row[2])) for row in rows]
-        pts, duration = times[-1]
-        duration = duration or (pts - times[-2][0] if len(times) > 1 else 1)
-        if options.every > 1:  # each is shown until the next one, the last one as long, but not beyond the end
-            times = [(at, then - at) for (at, _), (then, _) in pairwise(times)]
-            duration *= options.every
-            if self.clip.duration is not None:
-                left = math.floor((self.clip.start + self.clip.duration) / self.clip.time_base) - pts
-                duration = max(1, min(duration, left))
-            times.append((pts, duration))
+        times = self.shown([int(row[1]) for row in rows], int(rows[-1][2]))
         cut = options.start is not None or options.end is not None or options.max_frames is not None
         for kind in self.videos:
             path = self.layout.path(kind, key)
@@ -515,7 +506,7 @@ class _Work:
                     times,
                     self.clip,
                     sound=kind == "overlay",
-                    span=(times[0][0], pts + duration) if cut else None,
+                    span=(times[0][0], sum(times[-1])) if cut else None,
                 )
             result.files[kind] = [path]
         header = ("frame", "pts", "duration", "seconds", *(f"area_{name}" for name in self.classes.names))
@@ -525,6 +516,24 @@ class _Work:
         if "frames" in self.layout.kinds:
             result.files["frames"] = [self.frame_file(int(row[0])) for row in rows]
         journal.discard(self.layout.folder)
+
+    def shown(self, at: Sequence[int], duration: int) -> list[tuple[int, int]]:
+        """(pts, duration) of frames shown at these ticks: each until the next one, the last one until the end of its clip.
+
+        Files tell how long to the next frame in the order of decoding, which is another one with B-frames at a variable rate.
+
+        Args:
+            at: ticks, increasing.
+            duration: of the last one as its file tells it; 0 if it does not.
+        """
+        options, clip = self.options, self.clip
+        duration = duration * options.every or (at[-1] - at[-2] if len(at) > 1 else 1)
+        if clip.duration is not None:
+            left = math.floor((clip.start + clip.duration) / clip.time_base) - at[-1]
+            if left < 2 * duration and options.end is None and options.max_frames is None:
+                duration = left
+            duration = max(1, min(duration, left))
+        return [(one, then - one) for one, then in pairwise([*at, at[-1] + duration])]
 
     def frame_file(self, index: int) -> str:
         return os.path.join(self.layout.path("frames", self.item.key), f"{index:06d}.png")

@@ -72,7 +72,7 @@ class Smoother:
         """What a later `Smoother` needs to go on from here; none of the arrays is written to afterwards."""
         if self._mean is None or self._before is None:
             return {}
-        time = np.array([self._time.numerator, self._time.denominator])
+        time = np.array([str(self._time.numerator), str(self._time.denominator)])  # may be too large for 64 bits
         return {"mean": self._mean, "before": self._before, "time": time}
 
     def resume(self, state: dict[str, NDArray[Any]]) -> None:

@@ -141,8 +141,8 @@ class Clip:
         rate: frames a second, on average; None if the file does not say.
         time_base: seconds of one tick of its timestamps.
         start: seconds at which the clip begins.
-        duration: seconds; None if the file does not say.
-        frames: how many, by the file's own account or by rate and duration; None if unknown.
+        duration: seconds of the video alone; None if the file does not say.
+        frames: how many, by the file's own account or by rate and duration, of the whole file if need be; None if unknown.
         aspect: width of a displayed pixel over its height.
         turned: (transposed, mirrored left to right, mirrored top to bottom), in this order, from stored to displayed.
         look: its colours.
@@ -400,8 +400,7 @@ class Reader:
 
     def _check_end(self, last: int | None) -> None:
         promised, base = self.clip.duration, self.clip.time_base
-        # Of several streams, the longest makes a container's duration.
-        if last is None or promised is None or (self.clip.others and not self._stream.duration):
+        if last is None or promised is None:
             return
         seconds = (last + self._step) * base - self.clip.start
         if promised - seconds > max(Fraction(1, 2), 3 * self._step * base):
@@ -614,13 +613,14 @@ def _video_stream(path: str, container: InputContainer) -> VideoStream:
 def _describe(path: str, container: InputContainer, stream: VideoStream, first: VideoFrame) -> Clip:
     base = stream.time_base or Fraction(1, 1000)
     rate = stream.average_rate or stream.guessed_rate
-    duration = stream.duration * base if stream.duration else None
-    if duration is None and container.duration:
-        duration = Fraction(container.duration, av.time_base)
+    length = Fraction(container.duration, av.time_base) if container.duration else None
+    alone = length if len(container.streams) == 1 else None  # of several streams, the longest makes a file's duration
+    duration = stream.duration * base if stream.duration else alone
+    length = duration or length
     turned = _turned(first)
     transposed = turned[0]
     aspect = stream.sample_aspect_ratio or Fraction(1)
-    frames = stream.frames or (round(duration * rate) if duration and rate else None)
+    frames = stream.frames or (round(length * rate) if length and rate else None)
     return Clip(
         path=path,
         size=(first.width, first.height) if transposed else (first.height, first.width),

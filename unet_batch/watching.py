@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from unet_batch.errors import SourceError
-from unet_batch.run import OnFrame, OnOutcome, Plan, RunOptions, Stop, execute, is_clip, prepare
+from unet_batch.planning import Plan, RunOptions, is_clip, prepare
+from unet_batch.run import OnFrame, OnOutcome, Stop, execute
 
 if TYPE_CHECKING:
     from unet_batch.backends.select import Step

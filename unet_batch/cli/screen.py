@@ -338,7 +338,7 @@ def closing(report: RunReport) -> str:
 
 def census(items: Sequence[Item]) -> str:
     """`3 pictures and 1 clip`."""
-    from unet_batch.run import is_clip  # needs cv2 and PyAV
+    from unet_batch.planning import is_clip  # needs cv2 and PyAV
 
     clips = sum(map(is_clip, items))
     counts = ((len(items) - clips, "picture"), (clips, "clip"))
