@@ -229,6 +229,156 @@ def _starved(section: Json) -> Iterator[Row]:
             yield (section["name"], data["model"], free, batch, number(entry.get("dice"), 5), said)
 
 
+def _reason(entry: Json) -> str:
+    return str(entry.get("reason") or "-")
+
+
+def _training(section: Json) -> Iterator[Row]:
+    data = section["data"]
+    if "history" not in data:
+        return
+    yield (
+        "precision",
+        "widths",
+        "batch",
+        "epochs x steps",
+        "images/s, median (range)",
+        "loss, first to last",
+        "Dice",
+        "scale",
+        "steps that overflowed",
+        "peak memory",
+        "estimated",
+    )
+    first, last = data["history"][0], data["history"][-1]
+    yield (
+        data["precision"],
+        ", ".join(map(str, data["widths"])),
+        number(data["batch"]),
+        f"{data['epochs']} x {data['steps']}",
+        _spread(data["images_per_s"]),
+        f"{number(first['loss'], 4)} to {number(last['loss'], 4)}",
+        number(last["val_dice"], 4),
+        number(data["scale"]),
+        number(data["skipped_steps"]),
+        _mib(data["peak_bytes"]),
+        _mib(data["estimated_bytes"]),
+    )
+
+
+def _equal(section: Json) -> Iterator[Row]:
+    if section["data"].get("equal"):
+        yield ("section", "pictures", "what", "tensors", "equal to the bit", "what differs", "what PyTorch says")
+    for entry in section["data"].get("equal", []):
+        yield (
+            section["name"],
+            entry["data"],
+            entry["what"],
+            number(entry["tensors"]),
+            _yes(not entry["differing"]),
+            ", ".join(entry["differing"][:3]) or "-",
+            "; ".join(entry["notes"]) or "-",
+        )
+
+
+def _processes(section: Json) -> Iterator[Row]:
+    data = section["data"]
+    if "one" in data:
+        yield ("how", "GPUs", "BatchNorm", "batch", "losses of one process", "losses of two", "furthest apart")
+        one, two = (", ".join(number(loss, 4) for loss in data.get(key, ())) or "-" for key in ("one", "two"))
+        apart = _percent(data.get("apart"), 2)
+        yield (data["how"], number(data["gpus"]), data["batchnorm"], number(data["batch"]), one, two, apart)
+
+
+def _loading(section: Json) -> Iterator[Row]:
+    if section["data"].get("loading"):
+        yield (
+            "batch",
+            "precision",
+            "augment",
+            "one batch: images/s",
+            "remembered",
+            "decoded",
+            "remembered, times a step",
+            "decoded",
+        )
+    for entry in section["data"].get("loading", []):
+        yield (
+            number(entry["batch"]),
+            entry["precision"],
+            entry["augment"],
+            _spread(entry.get("fixed")) if "fixed" in entry else _reason(entry),
+            _spread(entry.get("remembered")),
+            _spread(entry.get("decoded")),
+            number(entry.get("remembered_times"), 3),
+            number(entry.get("decoded_times"), 3),
+        )
+
+
+def _decoders(section: Json) -> Iterator[Row]:
+    data = section["data"]
+    if data.get("decoders"):
+        yield ("decoder", "frames", "frames/s, median (range)", "stored as", "compared", "mean, largest difference", "remark")
+    for entry in data.get("decoders", []):
+        compared = data.get("compared", {}) if entry["decoder"] != "processor" else {}
+        apart = f"{number(compared['mean'], 3)}, {number(compared['largest'])}" if compared else "-"
+        yield (
+            entry["decoder"],
+            number(entry.get("frames")),
+            _spread(entry.get("frames_per_s")),
+            entry.get("format", "-"),
+            number(compared.get("frames")),
+            apart,
+            _reason(entry),
+        )
+
+
+def _encoders(section: Json) -> Iterator[Row]:
+    if section["data"].get("encoders"):
+        yield ("encoder", "frames", "frames/s, median (range)", "size", "came back", "mean difference", "remark")
+    for entry in section["data"].get("encoders", []):
+        yield (
+            entry["encoder"],
+            number(entry.get("frames")),
+            _spread(entry.get("frames_per_s")),
+            _mib(entry.get("bytes")),
+            number(entry.get("read_back")),
+            number(entry.get("mean"), 2),
+            _reason(entry),
+        )
+
+
+def _clips(section: Json) -> Iterator[Row]:
+    data = section["data"]
+    if data.get("ways"):
+        yield (
+            "backend",
+            "decoder",
+            "codec",
+            "frames",
+            "frames/s, median (range)",
+            "wall/floor",
+            "bottleneck",
+            "stages: busy",
+            "remark",
+        )
+    for entry in data.get("ways", []):
+        stages = ", ".join(
+            f"{stage['name']} {_percent(stage['share'], 0)} of {stage['workers']}" for stage in entry.get("stages", [])
+        )
+        yield (
+            f"{data['backend']} {data['precision']}, batch {data['batch']}",
+            entry["decoder"],
+            entry["codec"],
+            number(entry.get("frames")),
+            _spread(entry.get("frames_per_s")),
+            _spread(entry.get("wall_over_floor"), 2),
+            entry.get("bottleneck", "-"),
+            stages or "-",
+            "; ".join([*entry.get("problems", []), *entry.get("notes", [])]) or _reason(entry),
+        )
+
+
 _TABLES: tuple[tuple[str, str, Callable[[Json], Iterator[Row]]], ...] = (
     ("Tests marked gpu", "tests", _tests),
     ("Engines", "build ", _engines),
@@ -238,4 +388,11 @@ _TABLES: tuple[tuple[str, str, Callable[[Json], Iterator[Row]]], ...] = (
     ("From photos to masks (1280x1918)", "run ", _runs),
     ("Memory", "memory ", _memory),
     ("Out of memory", "out of memory ", _starved),
+    ("Training", "training ", _training),
+    ("Training, repeated and resumed", "training ", _equal),
+    ("Training in two processes", "training ", _processes),
+    ("Training from files", "training ", _loading),
+    ("Clips: decoders", "clip ", _decoders),
+    ("Clips: encoders", "clip ", _encoders),
+    ("Clips to masks and overlay", "clip ", _clips),
 )

@@ -1,7 +1,8 @@
 """Run everything that needs a GPU, and write down what came of it: `OUT/gpu_check.json` and tables in `OUT/gpu_check.md`.
 
-    python scripts/gpu_check.py -o OUT                  # everything, about 8 minutes on a fast GPU
-    python scripts/gpu_check.py -o OUT --quick          # under 3 minutes
+    python scripts/gpu_check.py -o OUT                  # everything, about 13 minutes on a fast GPU
+    python scripts/gpu_check.py -o OUT --quick          # under 5 minutes
+    python scripts/gpu_check.py -o OUT --only 'training*' --only 'clip*'    # the trainer and video alone
     python scripts/gpu_check.py --dry-run               # what would run, and with what; needs no GPU
     python scripts/gpu_check.py --export DIR            # ONNX files for a Python without PyTorch; needs no GPU
     python scripts/gpu_check.py -o OUT --onnx DIR       # there: TensorRT and PyCUDA alone, 8.6 included
@@ -37,9 +38,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import _gpu_check_clips as clips
 import _gpu_check_report as report
 import _gpu_check_sections as sections
 import _gpu_check_torch as with_torch
+import _gpu_check_training as training
 
 from unet_batch import gpu
 from unet_batch.engine import flavours
@@ -58,7 +61,7 @@ class Section:
 
     Attributes:
         name: unique.
-        function: of `_gpu_check_sections` or `_gpu_check_torch`.
+        function: of one of the `_gpu_check_*` that have `FUNCTIONS`.
         seconds: after which it is killed.
         arguments: for the function.
         skip: why it is not worth starting; empty if it is.
@@ -82,8 +85,7 @@ def plan(options: argparse.Namespace, work: str) -> list[Section]:
     repeat = {"models": models, "rounds": rounds, "batches": batches}
     missing = {name: f"{name} is not installed" for name in flavours.NAMES if name not in builders}
     # Drawing the pictures of a proof takes the codecs, too.
-    absent = [name for name in ("torch", "simplejpeg", "PIL", "cv2") if not sections.present(name)]
-    no_torch = "not with --onnx" if onnx else f"{', '.join(absent)} not installed" if absent else ""
+    no_torch = "not with --onnx" if onnx else lacking("torch", "simplejpeg", "PIL", "cv2")
     found = [
         Section("environment", "environment", 120),
         Section("tests", "tests", 160, {"seconds": 150}, "not with --onnx" if onnx else ""),
@@ -100,16 +102,16 @@ def plan(options: argparse.Namespace, work: str) -> list[Section]:
     for builder in flavours.NAMES:
         base, reason = {"flavour": builder, "engines": engines}, missing.get(builder, "")
         for provider in sections.PROVIDERS:
-            lacking = reason or ("" if sections.present(provider) else f"{provider} is not installed")
-            found.append(Section(f"buffers {builder} {provider}", "buffers", 90, base | {"provider": provider}, lacking))
+            absent = reason or ("" if sections.present(provider) else f"{provider} is not installed")
+            found.append(Section(f"buffers {builder} {provider}", "buffers", 90, base | {"provider": provider}, absent))
         speed = base | {**repeat, "sizes": [32]}
         found.append(Section(f"throughput {builder}", "throughput", 150, speed, reason))
     found.append(Section("throughput torch", "torch_speed", 120, {"names": names, **repeat}, no_torch))
     for builder in flavours.NAMES:
         for provider in sections.PROVIDERS:
-            lacking = missing.get(builder) or ("" if sections.present(provider) else f"{provider} is not installed")
+            absent = missing.get(builder) or ("" if sections.present(provider) else f"{provider} is not installed")
             arguments = {"flavour": builder, "engines": engines, "provider": provider, "batches": options.batches}
-            found.append(Section(f"memory {builder} {provider}", "memory_growth", 90, arguments, lacking))
+            found.append(Section(f"memory {builder} {provider}", "memory_growth", 90, arguments, absent))
     drawn = {"folder": pictures, "drawn": 32 if quick else 96, "items": 400 if quick else 1500}
     found.append(Section("photos", "photos", 120, drawn, no_torch))
     for model in names[:1] if quick else [name for name in names if name != "4class"]:
@@ -120,6 +122,8 @@ def plan(options: argparse.Namespace, work: str) -> list[Section]:
         found.append(Section(f"out of memory {builder}", "out_of_memory", 90, arguments, missing.get(builder, "")))
     arguments = {"model": names[-1] if "31m" not in names else "31m", "models": models}
     found.append(Section("out of memory torch", "out_of_memory_torch", 90, arguments, no_torch))
+    found += training_plan(quick, os.path.join(work, "training"), onnx)
+    found += clip_plan(quick, os.path.join(work, "clips"), engines, onnx)
     for builder in () if quick or "31m" not in names else flavours.NAMES:
         found.append(build(builder, "31m", (1, 8, 8), (1, 64, 64)))
         speed = {"flavour": builder, "engines": engines, **repeat, "sizes": [8, 64]}
@@ -129,6 +133,54 @@ def plan(options: argparse.Namespace, work: str) -> list[Section]:
             arguments = {"model": model, "mode": mode, **repeat}
             found.append(Section(f"torch.compile {mode} {model}", "torch_compiled", 180, arguments, no_torch))
     return [each for each in found if not options.only or any(fnmatch.fnmatch(each.name, pattern) for pattern in options.only)]
+
+
+def lacking(*modules: str) -> str:
+    """Which modules are not installed, in words; empty if all are."""
+    absent = [name for name in modules if not sections.present(name)]
+    return f"{', '.join(absent)} not installed" if absent else ""
+
+
+def training_plan(quick: bool, folder: str, onnx: str | None) -> list[Section]:
+    """The trainer, at its default widths and size but for what is compared to the bit."""
+    reason = "not with --onnx" if onnx else lacking(*training.NEEDS)
+    command = reason or lacking(*training.NEEDS, *training.COMMAND_NEEDS)
+    base = {"folder": folder, "device": "cuda"}
+    drawn = {"folder": folder, "drawn": 24 if quick else 48, "copies": 24, "size": (1280, 1918)}
+    whole = base | {"size": sections.SIZE, "batch_size": 16, "epochs": 3 if quick else 6}
+    few = base | {"size": sections.SIZE, "widths": (16, 32, 64, 128), "batch_size": 4}
+    speed = base | {"size": sections.SIZE, "augment": "strong", "steps": 12, "rounds": 2 if quick else 3}
+    found = [Section("training data", "training_data", 90, drawn, reason)]
+    found += [
+        Section(f"training {precision}", "training", 100, whole | {"precision": precision}, reason)
+        for precision in ("bf16", "fp16", "fp32")
+    ]
+    return [
+        *found,
+        Section("training deterministic", "training_deterministic", 90, few | {"epochs": 2 if quick else 3}, reason),
+        Section("training killed and resumed", "training_killed", 150, few | {"epochs": 8}, command),
+        Section("training in two processes", "training_processes", 150, few | {"epochs": 4, "precision": "fp32"}, reason),
+        Section(
+            "training from files", "training_loading", 100, speed | {"batch_sizes": (8, 64) if quick else (8, 32, 128)}, reason
+        ),
+    ]
+
+
+def clip_plan(quick: bool, folder: str, engines: str, onnx: str | None) -> list[Section]:
+    """Video: the GPU's decoder and encoder by themselves, then whole clips."""
+    reason = "not with --onnx" if onnx else lacking(*clips.NEEDS)
+    rounds = 2 if quick else 3
+    drawn = {"folder": folder, "seconds": 4 if quick else 10, "copies": 5 if quick else 8, "size": (720, 1280)}
+    decoding = {"folder": folder, "hardware": "cuda", "rounds": rounds, "compared": 50 if quick else 200}
+    encoding = {"folder": folder, "codecs": ("h264", "h264_nvenc"), "frames": 100, "rounds": rounds}
+    ways = {"decoders": (None, "cuda"), "codecs": ("h264", "h264_nvenc")}
+    whole = {"folder": folder, "engines": engines, "device": None, **ways, "rounds": rounds}
+    return [
+        Section("clip drawn", "clip_drawn", 90, drawn, reason),
+        Section("clip decoding", "clip_decoding", 60, decoding, reason),
+        Section("clip encoding", "clip_encoding", 60, encoding, reason),
+        Section("clip to masks and overlay", "clip_run", 150, whole, reason),
+    ]
 
 
 # A process for each section ------------------------------------------------------------------------------------------------
@@ -292,12 +344,12 @@ def dry_run(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", metavar="OUT", default="gpu_check", help="folder for the two files")
-    parser.add_argument("--quick", action="store_true", help="fewer batches, rounds and photos; no torch.compile")
+    parser.add_argument("--quick", action="store_true", help="fewer batches, rounds, photos and epochs; no torch.compile")
     parser.add_argument("--models", default=",".join(sections.MODELS), help="of: %(default)s")
-    parser.add_argument("--seconds", type=float, help="for everything; what comes later is skipped (480, quick 175)")
+    parser.add_argument("--seconds", type=float, help="for everything; what comes later is skipped (780, quick 290)")
     parser.add_argument("--batches", type=int, help="for the growth of memory (2000, quick 500)")
     parser.add_argument("--only", action="append", metavar="PATTERN", help="sections by name; may be given again")
-    parser.add_argument("--work", metavar="DIR", help="keep models, engines and photos here")
+    parser.add_argument("--work", metavar="DIR", help="keep models, engines, photos and clips here")
     parser.add_argument("--onnx", metavar="DIR", help="take ONNX files instead of checkpoints; no PyTorch")
     parser.add_argument("--export", metavar="DIR", help="write those files, and stop")
     parser.add_argument("--merge", nargs="+", metavar="JSON", help="print one Markdown of several results, and stop")
@@ -305,11 +357,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        return child(options.child, sections.FUNCTIONS | with_torch.FUNCTIONS)
+        return child(options.child, sections.FUNCTIONS | with_torch.FUNCTIONS | training.FUNCTIONS | clips.FUNCTIONS)
     options.models = options.models.split(",")
     if unknown := [name for name in options.models if name not in sections.MODELS]:
         parser.error(f"no model {', '.join(unknown)}: choose from {', '.join(sections.MODELS)}")
-    options.seconds = options.seconds or (175.0 if options.quick else 480.0)
+    options.seconds = options.seconds or (290.0 if options.quick else 780.0)
     options.batches = options.batches or (500 if options.quick else 2000)
     options.onnx = options.onnx and os.path.abspath(options.onnx)  # children run in the repository's root
     if options.merge:

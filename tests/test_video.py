@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import gc
+import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import av
@@ -561,6 +567,12 @@ def test_the_index_comes_first(tmp_path: Path) -> None:
     assert "moof" not in names
 
 
+def test_h265_has_the_name_that_every_player_knows(tmp_path: Path) -> None:
+    target, _ = copied(Footage(size=(64, 96)).make(tmp_path), tmp_path / "out", CODECS["h265"])
+    assert b"hvc1" in Path(target).read_bytes()
+    assert len(seconds(target)) == 10
+
+
 def test_a_rate_that_is_nonsense_does_no_harm(tmp_path: Path) -> None:
     """Some cameras write 90,000 frames a second into the header; the times are right."""
     footage = Footage(name="fast.mkv", frames=3, times=[0, 40, 80], base=MILLISECOND, rate=Fraction(90000))
@@ -629,3 +641,87 @@ def test_parts_that_do_not_fit_the_record_are_named(tmp_path: Path) -> None:
         Path(path).write_bytes(b"")
         with pytest.raises(VideoError, match="empty"):
             assemble(str(tmp_path / "out.mp4"), [path], times, reader.clip, sound=True)
+
+
+# In a browser.
+
+PAGE = """<!doctype html><meta charset="utf-8"><body><script>
+const found = {}, video = document.createElement("video");
+const say = () => fetch("/found", {method: "POST", body: JSON.stringify(found)});
+video.muted = true;
+video.onerror = () => { found.error = video.error.message || String(video.error.code); say(); };
+video.onloadedmetadata = () => {
+  Object.assign(found, {width: video.videoWidth, height: video.videoHeight, duration: video.duration});
+  video.currentTime = video.duration / 2;
+};
+video.onseeked = () => {
+  found.time = video.currentTime;
+  const canvas = document.createElement("canvas");
+  canvas.width = video.videoWidth; canvas.height = video.videoHeight;
+  const context = canvas.getContext("2d");
+  context.drawImage(video, 0, 0);
+  const data = context.getImageData(0, 0, canvas.width, canvas.height).data;
+  found.red = Array.from(data.filter((_, index) => index % 4 === 0));
+  say();
+};
+video.src = "SOURCE";
+video.load();
+</script>"""
+
+
+def in_a_browser(path: str, folder: Path) -> dict[str, Any]:
+    """What Chromium says of a clip: its size, duration, and the red of the picture in its middle."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
+    page = PAGE.replace("SOURCE", "data:video/mp4;base64," + base64.b64encode(Path(path).read_bytes()).decode()).encode()
+    answers: SimpleQueue[bytes] = SimpleQueue()
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(page if self.path == "/" else b"")
+
+        def do_POST(self) -> None:
+            answers.put(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        with subprocess.Popen(
+            [*command, f"--user-data-dir={folder / 'profile'}", address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as child:
+            try:
+                found: dict[str, Any] = json.loads(answers.get(timeout=80))
+            finally:
+                child.kill()
+                server.shutdown()
+                thread.join()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("turn", ["upright", "turned 90", "mirrored", "transposed"])
+def test_what_is_written_plays_in_a_browser_as_the_source_does(tmp_path: Path, turn: str) -> None:
+    """The browser has its own opinion of what turned and mirrored mean: it sees the source as we do."""
+    size = (96, 160)
+    footage = Footage(frames=30, size=size, turn=turn, look=(1, 1, 1, 1), sounds=(Sound(end=Fraction(6, 5)),))
+    path = footage.make(tmp_path)
+    target, _ = copied(path, tmp_path / "out")
+    middle = rgb(path)[15][..., 0].astype(int)
+    for one in (target, path):
+        found = in_a_browser(one, tmp_path)
+        assert "error" not in found, found
+        assert (found["height"], found["width"]) == size
+        assert found["duration"] == pytest.approx(1.2, abs=0.03)
+        assert found["time"] == pytest.approx(0.6, abs=0.03)
+        assert np.abs(np.array(found["red"]).reshape(size) - middle).mean() < 12, one

@@ -540,7 +540,7 @@ class _Work:
 
     def measure(self, moment: _Moment, prediction: Prediction, mask: Pixels) -> tuple[Any, ...]:
         """A line of the timeline: when, how much of the picture each class covers, in how many regions, how sure."""
-        seconds = float(moment.pts * self.clip.time_base)
+        seconds = float(moment.pts * self.clip.time_base - self.clip.origin)
         content = geometry.content_of(prediction.map, prediction.frame.placement)
         if self.segmenter.spec.output == "probability":
             areas = [cv2.countNonZero(mask) / mask.size]

@@ -149,6 +149,8 @@ class Clip:
         codec: what it is coded in.
         depth: bits of a sample.
         others: the streams beside the video: "audio aac", "subtitle mov_text", ...
+        origin: seconds at which the clock of its file begins: of broadcast formats anywhere, which would be hours of nothing
+            in front of what is written; of others 0.
     """
 
     path: str
@@ -164,6 +166,7 @@ class Clip:
     codec: str
     depth: int
     others: tuple[str, ...]
+    origin: Fraction = Fraction(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -635,7 +638,15 @@ def _describe(path: str, container: InputContainer, stream: VideoStream, first: 
         codec=stream.codec_context.name,
         depth=max(component.bits for component in first.format.components),
         others=tuple(_name(other) for other in container.streams if other.index != stream.index),
+        origin=_origin(container),
     )
+
+
+def _origin(container: InputContainer) -> Fraction:
+    if container.format.name not in ("mpegts", "mpeg"):
+        return Fraction(0)
+    starts = [one.start_time * one.time_base for one in container.streams if one.start_time is not None and one.time_base]
+    return min(starts, default=Fraction(0))
 
 
 def _name(stream: Stream) -> str:
@@ -889,7 +900,9 @@ def assemble(
     """
     notes: list[str] = []
     suffix = os.path.splitext(parts[0])[1]
-    base, origin = clip.time_base, 0 if span is None else span[0]
+    base = clip.time_base
+    begin = round(clip.origin / base) if span is None else span[0]
+    end = None if span is None else span[1] * base
     with ExitStack() as stack:
         source = stack.enter_context(_opened(clip.path)) if clip.path else None
         sample = stack.enter_context(_opened(parts[0]))
@@ -903,16 +916,17 @@ def assemble(
                 video = out.add_stream_from_template(sample.streams.video[0])
                 video.time_base = base
                 video.codec_context.sample_aspect_ratio = clip.aspect
+                if video.codec_context.name in ("hevc", "libx265"):
+                    video.codec_context.codec_tag = "hvc1"  # QuickTime and Safari know it by no other name
                 if suffix == ".mkv" and sound and clip.aspect != 1:
                     notes.append(
                         f"pixels are {clip.aspect} times as wide as high: Matroska files of this program do not say so"
                     )
-                streams = [_video_packets(parts, times, video, base, origin)]
+                streams = [_video_packets(parts, times, video, base, begin)]
                 if source is not None:
-                    seconds = None if span is None else (span[0] * base, span[1] * base)
-                    kept = _carry_over(source, out, video, _video_stream(clip.path, source), sound, seconds, notes)
+                    kept = _carry_over(source, out, video, _video_stream(clip.path, source), sound, begin * base, end, notes)
                     if kept:
-                        streams.append(_other_packets(source, kept, seconds, notes, negative=suffix != ".mkv"))
+                        streams.append(_other_packets(source, kept, begin * base, end, notes, negative=suffix != ".mkv"))
                 elif sound and (left := [kind for kind in clip.others if not kind.startswith("video")]):
                     notes.append(f"{', '.join(left)} of a live source was left out")
                 for _, packet in merge(*streams, key=lambda timed: timed[0]):
@@ -939,7 +953,8 @@ def _carry_over(
     video: Stream,
     shown: Stream,
     sound: bool,
-    span: tuple[Fraction, Fraction] | None,
+    begin: Fraction,
+    end: Fraction | None,
     notes: list[str],
 ) -> dict[int, _Copy]:
     """Metadata, chapters, and a stream in `out` for each that it can hold, by its index in the source."""
@@ -965,7 +980,7 @@ def _carry_over(
         copy.stream.metadata.update(_metadata(stream))
         copy.stream.disposition = stream.disposition
         kept[stream.index] = copy
-    if chapters := [_within(chapter, span) for chapter in source.chapters()]:
+    if chapters := [_within(chapter, begin, end) for chapter in source.chapters()]:
         out.set_chapters([chapter for chapter in chapters if chapter is not None])
     return kept
 
@@ -975,13 +990,12 @@ def _metadata(owner: Any) -> dict[str, str]:
     return {key: value for key, value in owner.metadata.items() if key.lower() not in technical}
 
 
-def _within(chapter: Chapter, span: tuple[Fraction, Fraction] | None) -> Chapter | None:
+def _within(chapter: Chapter, begin: Fraction, end: Fraction | None) -> Chapter | None:
     """A chapter as it is in a range of the source; None if it lies outside."""
-    if span is None:
-        return chapter
     base = chapter["time_base"] or Fraction(1)
-    begin, end = (round(seconds / base) for seconds in span)
-    start, stop = max(chapter["start"], begin) - begin, min(chapter["end"], end) - begin
+    first = round(begin / base)
+    last = chapter["end"] if end is None else round(end / base)
+    start, stop = max(chapter["start"], first) - first, min(chapter["end"], last) - first
     return {**chapter, "start": start, "end": stop} if start < stop else None
 
 
@@ -1032,7 +1046,8 @@ def _video_packets(
 def _other_packets(
     source: InputContainer,
     kept: Mapping[int, _Copy],
-    span: tuple[Fraction, Fraction] | None,
+    begin: Fraction,
+    end: Fraction | None,
     notes: list[str],
     *,
     negative: bool,
@@ -1042,7 +1057,6 @@ def _other_packets(
     Sound begins some milliseconds before the picture: a coder needs a run-up. Unless times may be negative, it is left out, as
     all the rest would be shifted otherwise.
     """
-    begin, end = (Fraction(0), None) if span is None else span
     latest: dict[int, int] = {}
     due = Fraction(0)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -379,3 +380,36 @@ def test_words_and_numbers() -> None:
     assert left_out({".txt": 2, "": 1}) == "3 other files left out: 2 .txt, 1 without extension"
     assert left_out({}) == ""
     assert printable("a\nb\x1b[0m\udcff é") == "a\\nb\\x1b[0m\\udcff é"
+
+
+def test_the_live_bars_of_a_run(tmp_path: Path) -> None:
+    """What only a terminal shows: a bar for the items, and one for the frames of the clip at work."""
+    from rich.console import Console
+
+    from unet_batch.cli.screen import Screen
+    from unet_batch.report import Failure
+    from unet_batch.run import RunOptions, prepare
+    from unet_batch.types import Item
+
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "b.mp4").touch()
+    plan = prepare(RunOptions((str(tmp_path),)))
+    screen = Screen(quiet=False, verbose=False, to_stderr=False)
+    screen.out = Console(file=io.StringIO(), force_terminal=True, width=120)
+    clip = Item("b.mp4", "b")
+    with screen.progress() as progress:
+        for _ in range(2):  # `watch` begins more than once
+            progress.start(plan)
+            progress.advance(Item("a.jpg", "a"), Failure("a.jpg", "decode", "ImageError", "a.jpg: broken", "mend it"))
+            for total in (9, None):
+                for done in (3, 4):
+                    progress.frame(clip, done, total)
+                    progress.bar.refresh()
+            progress.advance(clip, None)
+            progress.bar.refresh()
+        shown = screen.out.file.getvalue()  # type: ignore[attr-defined]
+    assert "b.mp4" in shown
+    assert "3/9" in shown
+    assert "frames/s" in shown
+    assert "4/4" in shown
+    assert "2 failed" in shown

@@ -229,6 +229,8 @@ class Screen(Lines):
                 share = min(1.0, report.floor_seconds / max(1e-9, report.seconds))
                 floor = f"{clock(report.seconds)}; with nothing ever idle {clock(report.floor_seconds)} ({share:.0%})"
                 self.out.print(Text(floor, style="dim"))
+        if report.encoder:
+            self.line("encoder", f"{report.encoder['name']} ({report.encoder['reason']})")
         for clip in report.clips:
             for note in clip["notes"]:
                 self.line("note", f"{shown(clip['path'])}: {note}")
@@ -297,7 +299,7 @@ class RunProgress:
         if self.clip != item.key:
             self.clip, self.clip_begun, self.clip_first = item.key, now, done
             name = printable(os.path.basename(item.path))
-            self.bar.reset(self.frames, total=total, description=name, visible=True, speed="")
+            self.bar.reset(self.frames, total=total, description=name, visible=True, speed="", failures="")
         speed = f"{(done - self.clip_first) / max(1e-9, now - self.clip_begun):.1f} frames/s"
         if self.live:
             self.bar.update(self.frames, completed=done, speed=speed)
