@@ -235,6 +235,11 @@ def _ending(code: int) -> str:
         return f"exit status {code}"
 
 
+def functions() -> dict[str, Callable[..., None]]:
+    """What sections can do, by name."""
+    return sections.FUNCTIONS | with_torch.FUNCTIONS | training.FUNCTIONS | clips.FUNCTIONS
+
+
 def child(job: str, functions: dict[str, Callable[..., None]]) -> int:
     """The other end of `run_section`."""
     with open(job, encoding="utf-8") as file:
@@ -357,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        return child(options.child, sections.FUNCTIONS | with_torch.FUNCTIONS | training.FUNCTIONS | clips.FUNCTIONS)
+        return child(options.child, functions())
     options.models = options.models.split(",")
     if unknown := [name for name in options.models if name not in sections.MODELS]:
         parser.error(f"no model {', '.join(unknown)}: choose from {', '.join(sections.MODELS)}")

@@ -544,17 +544,10 @@ def test_what_was_torn_in_between_is_made_anew(tmp_path: Path, long_clip: str, w
 
 def test_damage_is_counted_once_however_often_a_run_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clips, "PART", 10)
-    footage = Footage(
-        name="f.mkv",
-        codec="ffv1",
-        format="yuv444p",
-        frames=45,
-        size=(64, 128),
-        base=MILLISECOND,
-        options={"slicecrc": "1", "g": "5"},
-    )
-    path = spoil_packets(footage.make(tmp_path), tmp_path / "bad.mkv", (4, 14, 19, 23, 43))
+    footage = Footage(name="m.mp4", codec="mpeg4", frames=45, size=(64, 128), options={"g": "16"})
+    path = spoil_packets(footage.make(tmp_path), tmp_path / "bad.mp4", (5, 9, 18, 26, 43))
     whole = work(path, tmp_path / "whole")
+    assert whole.damaged == 5
     for stop in (3, 12, 22):
         result = work(path, tmp_path / "out", stop_at=stop)
     same(whole, result if result.complete else work(path, tmp_path / "out"))
@@ -563,9 +556,18 @@ def test_damage_is_counted_once_however_often_a_run_is_stopped(tmp_path: Path, m
 def test_frames_without_a_time_are_the_same_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clips, "PART", 10)
     path = Footage(name="h.avi", frames=45, size=(64, 128), options={"preset": "medium", "bf": "2", "g": "8"}).make(tmp_path)
-    whole = work(path, tmp_path / "whole")
-    work(path, tmp_path / "out", stop_at=22)
-    same(whole, work(path, tmp_path / "out"))
+    both = tmp_path / "both.ts"  # the clock begins anew: from there on times follow from those before
+    both.write_bytes(
+        2 * Path(Footage(name="part.ts", frames=35, size=(64, 128), options={"g": "8"}).make(tmp_path)).read_bytes()
+    )
+    times = [0, 40, 40, 40, *(40 * index for index in range(4, 45))]  # twice the same: all that follow are late
+    footage = Footage(
+        name="twice.mkv", codec="ffv1", format="yuv444p", times=times, frames=45, base=MILLISECOND, size=(64, 128)
+    )
+    for name, one, stop in (("avi", path, 22), ("ts", str(both), 42), ("mkv", footage.make(tmp_path), 22)):
+        whole = work(one, tmp_path / name / "whole")
+        assert work(one, tmp_path / name / "out", stop_at=stop).frames >= 20
+        same(whole, work(one, tmp_path / name / "out"))
 
 
 def test_a_clip_does_not_touch_the_parts_of_one_below_it(tmp_path: Path, long_clip: str) -> None:
