@@ -560,9 +560,9 @@ def test_frames_without_a_time_are_the_same_after_an_interruption(tmp_path: Path
     both.write_bytes(
         2 * Path(Footage(name="part.ts", frames=35, size=(64, 128), options={"g": "8"}).make(tmp_path)).read_bytes()
     )
-    times = [0, 40, 40, 40, *(40 * index for index in range(4, 45))]  # twice the same: all that follow are late
+    times = [0, 40, 40, *(40 * index for index in range(1, 43))]  # thrice the same: all that follow are late
     footage = Footage(
-        name="twice.mkv", codec="ffv1", format="yuv444p", times=times, frames=45, base=MILLISECOND, size=(64, 128)
+        name="thrice.mkv", codec="ffv1", format="yuv444p", times=times, frames=45, base=MILLISECOND, size=(64, 128)
     )
     for name, one, stop in (("avi", path, 22), ("ts", str(both), 42), ("mkv", footage.make(tmp_path), 22)):
         whole = work(one, tmp_path / name / "whole")

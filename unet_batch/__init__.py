@@ -42,6 +42,8 @@ def load(
     size: tuple[int, int] | None = None,
     engines_dir: str = "engines",
     require_gpu: bool = False,
+    max_pixels: int | None = None,
+    isolate: bool = False,
 ) -> Segmenter:
     """Load a model, ready to segment.
 
@@ -55,6 +57,8 @@ def load(
         size: (height, width) of the network's input; None takes the model's own.
         engines_dir: where engines of `unet-batch build-engine` are looked for.
         require_gpu: refuse to run on the CPU.
+        max_pixels: refuse pictures with more; None takes `images.MAX_PIXELS`.
+        isolate: decode in processes of their own, so that a file that crashes its decoder costs itself only.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -62,12 +66,14 @@ def load(
         UsageError: an argument is out of range.
     """
     from unet_batch.backends.select import Request, select
+    from unet_batch.images import MAX_PIXELS
     from unet_batch.model import checkpoint, zoo
     from unet_batch.segmenter import Segmenter
 
     file = checkpoint.identify(zoo.resolve(model))
     chosen, _ = select(Request(file, backend, device, batch_size, size, engines_dir, require_gpu))
-    return Segmenter(chosen, threshold=threshold, workers=workers)
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    return Segmenter(chosen, threshold=threshold, workers=workers, max_pixels=limit, isolate=isolate)
 
 
 def __getattr__(name: str) -> Any:
