@@ -54,7 +54,7 @@ class RunCommand(click.Command):
         general: list[tuple[str, str]] = []
         for parameter in self.get_params(context):
             record = parameter.get_help_record(context)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 (own if parameter.name in _NAMES else general).append(record)
         for heading, records in (("Options", general), ("Options of clips", own)):
             with formatter.section(heading):

@@ -18,8 +18,8 @@ import click
 from click.core import ParameterSource
 
 from unet_batch.cli.datasets import dataset_options, opened, understood
-from unet_batch.cli.engine import engines_dir_option, optional_size
 from unet_batch.cli.errors import printable, reported
+from unet_batch.cli.network import network_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,26 +59,7 @@ class _Outcome(NamedTuple):
 @click.option(
     "--predictions", metavar="DIR", help="Judge the masks in this folder, or in the output of a run, instead of a model's."
 )
-@click.option(
-    "-m", "--model", metavar="FILE", help="A checkpoint (.safetensors) or a bundled model.  [default: the bundled one]"
-)
-@click.option("--threshold", type=float, help="Probability from which a pixel counts.  [default: the model's, mostly 0.5]")
-@click.option(
-    "--backend",
-    type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "torch")),
-    default="auto",
-    show_default=True,
-    help="What runs the network; as for `run`.",
-)
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]")
-@click.option("--require-gpu", is_flag=True, help="Refuse to run on the CPU.")
-@engines_dir_option
-@click.option(
-    "--size", metavar="HxW", callback=optional_size, help="Height and width of the network's input.  [default: the model's]"
-)
-@click.option(
-    "--batch-size", type=click.IntRange(1, 4096), help="Most pictures in one pass of the network.  [default: fits the device]"
-)
+@network_options
 @click.option("--workers", type=click.IntRange(1, 256), help="Threads for each of decode and compare.  [default: the cores]")
 @click.option("-o", "--output", metavar="DIR", help="Write evaluation.json and pictures.csv, a row for each picture, here.")
 @click.option("--sheet", metavar="FILE", help="Write a JPEG of the worst pictures: image, truth, prediction, error.")

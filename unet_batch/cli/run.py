@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unet_batch.cli.clips import RunCommand, clip_arguments, clip_options, video_options
-from unet_batch.cli.engine import engines_dir_option, optional_size
 from unet_batch.cli.errors import printable, reported
+from unet_batch.cli.network import network_options
 from unet_batch.errors import OutputError, UsageError
 from unet_batch.types import KINDS
 
@@ -44,9 +44,7 @@ def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple
 )
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="DIR", help="Output folder.  [default: SOURCE-segmented, beside the source]")
-@click.option(
-    "-m", "--model", metavar="FILE", help="A checkpoint (.safetensors) or a bundled model.  [default: the bundled one]"
-)
+@network_options
 @click.option("--overlay", is_flag=True, help="Save overlays too: the photo with the mask tinted and outlined.")
 @click.option(
     "--save",
@@ -56,24 +54,7 @@ def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple
     show_default=True,
     help="What to save, with commas: " + ", ".join(KINDS) + ".",
 )
-@click.option("--threshold", type=float, help="Probability from which a pixel counts.  [default: the model's, mostly 0.5]")
-@click.option(
-    "--backend",
-    type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "torch")),
-    default="auto",
-    show_default=True,
-    help="What runs the network. auto takes the first that can, in this order, and says why; the others never fall back.",
-)
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]")
-@click.option("--require-gpu", is_flag=True, help="Refuse to run on the CPU.")
-@engines_dir_option
 @click.option("--build", is_flag=True, help="Build the engine first where none fits, as `unet-batch build-engine` does.")
-@click.option(
-    "--size", metavar="HxW", callback=optional_size, help="Height and width of the network's input.  [default: the model's]"
-)
-@click.option(
-    "--batch-size", type=click.IntRange(1, 4096), help="Most pictures in one pass of the network.  [default: fits the device]"
-)
 @click.option(
     "--workers", type=click.IntRange(1, 256), help="Threads for each of decode, render and write.  [default: the cores]"
 )
