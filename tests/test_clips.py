@@ -27,6 +27,7 @@ from tests.footage import TURNS, Footage, Found, Sound, look_at, only_sound, rgb
 from unet_batch import clips, images, video
 from unet_batch.clips import ClipResult, Layout, Position, VideoOptions, segment
 from unet_batch.errors import BackendError, OutputError, UsageError, VideoError
+from unet_batch.journal import Journal
 from unet_batch.segmenter import Segmenter
 from unet_batch.testing import FakeBackend, fake_spec
 from unet_batch.types import Item
@@ -691,7 +692,7 @@ def test_a_backend_that_fails_keeps_what_is_done(tmp_path: Path, long_clip: str)
 def test_a_disk_that_fills_is_named_and_the_run_goes_on_later(
     tmp_path: Path, long_clip: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = clips._Journal.file
+    real = Journal.file
 
     def full(self: Any, what: str, part: int, suffix: str) -> str:
         path = real(self, what, part, suffix)
@@ -701,7 +702,7 @@ def test_a_disk_that_fills_is_named_and_the_run_goes_on_later(
             with_full.symlink_to("/dev/full")
         return path
 
-    monkeypatch.setattr(clips._Journal, "file", full)
+    monkeypatch.setattr(Journal, "file", full)
     with pytest.raises(OutputError, match="disk is full") as caught:
         work(long_clip, tmp_path / "out")
     assert "free some space" in caught.value.hint

@@ -26,7 +26,7 @@ import pytest
 from tests.footage import TURNS, Footage, Sound, look_at, only_sound, scene, spoil_packets
 from unet_batch import video
 from unet_batch.errors import OutputError, VideoError
-from unet_batch.video import CODECS, MASKS, Codec, Look, Reader, Writer, assemble
+from unet_batch.video import CODECS, MASKS, Codec, Look, Reader, Writer, assemble, reading
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
 
@@ -176,14 +176,14 @@ def test_frames_that_do_not_decode_are_counted_and_shift_nothing(
 ) -> None:
     """Also among the last frames, which a decoder of several threads loses with the damaged one."""
     path = spoil_packets(footage.make(tmp_path), tmp_path / f"bad-{footage.name}", spoilt)
-    opened = video._video_stream
+    opened = reading.video_stream
 
     def several(path: str, container: Any) -> Any:
         stream = opened(path, container)
         stream.codec_context.thread_count = threads
         return stream
 
-    monkeypatch.setattr(video, "_video_stream", several)
+    monkeypatch.setattr(reading, "video_stream", several)
     with Reader(path) as reader:
         times = [shot.pts * reader.clip.time_base for shot in reader.shots()]
         damaged = reader.damaged

@@ -32,6 +32,8 @@ LAYOUT = {  # folder and suffix of each kind of output
     "prob": ("probs", ".png"),
     "prob16": ("probs16", ".png"),
 }
+OF_CLIPS = ("frames", "timelines", "unfinished")
+"""Folders that only clips have, beside their masks and overlays."""
 _TEMPORARY = re.compile(r"\.ub-([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{8}\.part")
 _LOCK = re.compile(r"\.run(?:-[0-9]+-of-([0-9]+))?\.lock")
 _DAY = 24 * 3600.0
@@ -239,7 +241,7 @@ class OutputTree:
     def clean_leftovers(self) -> int:
         """Remove the temporary files of runs that were killed, and return how many; see `clean_leftovers`."""
         removed = clean_leftovers(self.folder)
-        stack = [os.path.join(self.folder, folder) for folder, _ in LAYOUT.values()]
+        stack = [os.path.join(self.folder, folder) for folder in (*(folder for folder, _ in LAYOUT.values()), *OF_CLIPS)]
         while stack:
             folder = stack.pop()
             removed += clean_leftovers(folder)

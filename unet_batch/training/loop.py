@@ -483,6 +483,7 @@ def _deterministic(plan: Plan) -> Iterator[None]:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
+    torch.backends.cudnn.benchmark = False  # an earlier training in this process may have left it on
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield

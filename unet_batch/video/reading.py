@@ -1,0 +1,369 @@
+"""Clips to frames."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, cast
+
+import av
+import av.error
+import cv2
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+
+from unet_batch.errors import VideoError
+from unet_batch.video.kinds import (
+    BT601,
+    BT709,
+    CONTAINERS,
+    DAMAGED,
+    EXACT,
+    FULL,
+    LIMITED,
+    RGB,
+    SWS,
+    Clip,
+    Look,
+    Shot,
+    reason,
+    reformatter,
+)
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.sidedata.sidedata import SideData
+    from av.stream import Stream
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+    from unet_batch.types import Pixels
+
+
+class Reader:
+    """A video, open until `close`. It is read once, by one thread.
+
+    Args:
+        path: a file.
+        hardware: decode on a device that FFmpeg knows, such as "cuda"; None on the processor.
+        max_pixels: largest height x width of a clip that is decoded; None sets no limit.
+
+    Attributes:
+        clip: what the file says.
+        damaged: packets so far that did not decode; their frames are missing, the others keep their times.
+        timed: every frame so far had a time of its own; if not, times depend on where decoding began.
+        notes: what else was strange, in words.
+
+    Raises:
+        VideoError: no such file, not a video, no video stream in it, too large, or none of its frames decodes.
+    """
+
+    def __init__(self, path: str, *, hardware: str | None = None, max_pixels: int | None = None) -> None:
+        self.path = path
+        self.damaged = 0
+        self.timed = True
+        self.notes: list[str] = []
+        self._hardware = hardware
+        self._max_pixels = max_pixels
+        self._open()
+        try:
+            self._decoding = self._decoded()
+            first = next(self._decoding, None)
+            if first is None:
+                raise VideoError(f"{path}: no frame of its video decodes ({self.damaged} damaged packets)", hint=DAMAGED)
+            self._first: VideoFrame | None = first
+            self._stored = first.width, first.height
+            self.clip = _describe(path, self._container, self._stream, first)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._container.close()
+
+    def shots(self, start: int | None = None, end: int | None = None, *, seek: bool = True) -> Iterator[Shot]:
+        """Decode frame after frame, in the order they are shown.
+
+        Args:
+            start: leave out what is shown before, in ticks of the clip's time base.
+            end: leave out what is shown from here on.
+            seek: begin to decode close to `start`; else at the beginning, which takes longer.
+        """
+        count, last, before = 0, None, self.damaged
+        for frame in self._from(start if seek else None):
+            pts = frame.pts
+            if pts is None or (last is not None and pts <= last):
+                # Encoders take no two frames at one time, and a frame is not dropped for its clock.
+                pts = 0 if last is None else last + self._step
+                self.timed = False
+                self._note("some frames have no time of their own: they were set behind the ones before them")
+            last = pts
+            if start is not None and pts < start:
+                self.damaged = before  # what is missing before the range is not missed
+                continue
+            if end is not None and pts >= end:
+                return
+            if frame.is_corrupt:
+                self._note("some frames are damaged: parts of their pictures may be wrong")
+            if (frame.width, frame.height) != self._stored:
+                self._note("the size changes on the way: later frames are fitted to the first one's size")
+            yield Shot(count, pts, int(frame.duration or 0), self.damaged - before, frame)
+            count += 1
+        self._check_end(last)
+
+    def rgb(self, shot: Shot) -> Pixels:
+        """The frame as displayed: RGB uint8 (height, width, 3). May be called from many threads; releases the GIL."""
+        alpha = any(component.is_alpha for component in shot.frame.format.components)
+        look = self.clip.look
+        converted = reformatter().reformat(
+            shot.frame,
+            *self._stored,
+            "rgba" if alpha else "rgb24",
+            src_colorspace=SWS.get(look.matrix),
+            src_color_range=look.range,
+            dst_color_range=FULL,
+            interpolation=EXACT,
+            threads=1,
+        )
+        pixels = cast("Pixels", converted.to_ndarray())
+        return upright(_over_white(pixels) if alpha else pixels, self.clip.turned)
+
+    @property
+    def _step(self) -> int:
+        """Ticks between two frames, on average."""
+        rate, base = self._stream.average_rate, self._stream.time_base
+        return max(1, round(1 / (rate * base))) if rate and base else 1
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _open(self, *, threads: str = "AUTO") -> None:
+        accelerator = None
+        if self._hardware:
+            from av.codec.hwaccel import HWAccel
+
+            accelerator = HWAccel(self._hardware, allow_software_fallback=False)
+        self._container = opened(self.path, accelerator)
+        try:
+            self._stream = video_stream(self.path, self._container)
+            context = self._stream.codec_context
+            if self._max_pixels is not None and context.width * context.height > self._max_pixels:
+                raise VideoError(
+                    f"{self.path}: {context.width} x {context.height} pixels, at most {self._max_pixels:,} are decoded",
+                    hint="raise --max-pixels if you trust the file",
+                )
+        except BaseException:
+            self._container.close()
+            raise
+        self._stream.thread_type = threads
+        # FFmpeg's own VP8 and VP9 decoders leave the alpha plane out.
+        name = context.name
+        self._own: Any = None
+        if self._stream.metadata.get("alpha_mode") == "1" and name in ("vp8", "vp9"):
+            self._own = av.CodecContext.create("libvpx-vp9" if name == "vp9" else "libvpx", "r")
+        self._loses_rest = threads == "AUTO" and self._own is None
+
+    def _packets(self) -> Iterator[Packet[Any] | None]:
+        """Packets of the video from where the container stands; then None, which asks the decoder for what it still has."""
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.size:
+                    yield packet
+        except av.error.FFmpegError as error:
+            self._note(f"the file cannot be read to its end: {reason(error)}")
+        yield None
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        """Frames from where the container stands; what does not decode is counted."""
+        decode = self._own.decode if self._own else self._stream.codec_context.decode
+        owed, latest, before = 0, None, self.damaged
+        for packet in self._packets():
+            before = self.damaged
+            frames: list[VideoFrame] = []
+            try:
+                frames = decode(packet)
+            except av.error.EOFError:
+                pass
+            except av.error.FFmpegError:
+                self.damaged += 1
+            if self._container.format.name == "avi":  # knows when a frame is decoded, not when it is shown
+                for frame in frames:
+                    self.timed = self.timed and frame.pts == frame.dts
+                    frame.pts = frame.dts
+            owed += (packet is not None and not packet.is_discard) - len(frames) - (self.damaged - before)
+            if frames and frames[-1].pts is not None:
+                latest = frames[-1].pts if latest is None else max(latest, frames[-1].pts)
+            yield from frames
+        if owed > 0 and latest is not None and self._loses_rest:
+            # A decoder of several threads is some frames behind. If one of them is damaged, those after it are lost as it is
+            # emptied, without an error: they are decoded once more, by a single thread.
+            self.damaged = before
+            yield from self._rest(latest)
+
+    def _rest(self, latest: int) -> Iterator[VideoFrame]:
+        """Frames after that of a time."""
+        before = self.damaged
+        self.close()
+        self._open(threads="SLICE")
+        with suppress(av.error.FFmpegError):
+            self._container.seek(latest, stream=self._stream, backward=True)
+        for frame in self._decoded():
+            if frame.pts is None or frame.pts <= latest:
+                self.damaged = before
+            else:
+                yield frame
+
+    def _from(self, start: int | None) -> Iterator[VideoFrame]:
+        """Frames that contain all from `start` on; earlier ones may come first."""
+        first, self._first = self._first, None
+        if first is not None and start is not None and first.pts is not None and first.pts < start:
+            seen = self.damaged
+            with suppress(av.error.FFmpegError):
+                self._container.seek(start, stream=self._stream, backward=True)
+                if self._own:
+                    self._own.flush_buffers()
+                self._decoding = self._decoded()
+                found = next(self._decoding, None)
+                if found is not None and found.key_frame and found.pts is not None and found.pts <= start:
+                    yield found
+                    yield from self._decoding
+                    return
+            # An index that leads astray: from the beginning, then.
+            self.close()
+            self.damaged = seen
+            self._open()
+            self._decoding, first = self._decoded(), None
+        if first is not None:
+            yield first
+        yield from self._decoding
+
+    def _check_end(self, last: int | None) -> None:
+        promised, base = self.clip.duration, self.clip.time_base
+        if last is None or promised is None:
+            return
+        seconds = (last + self._step) * base - self.clip.start
+        if promised - seconds > max(Fraction(1, 2), 3 * self._step * base):
+            self._note(
+                f"the video ends after {float(seconds):.2f} s, {float(promised):.2f} s are promised: the file is cut short"
+            )
+
+
+def upright(pixels: Pixels, turned: tuple[bool, bool, bool]) -> Pixels:
+    """Turn a picture: (transposed, then mirrored left to right, then top to bottom); a C-contiguous (h, w, c) or (h, w)."""
+    transposed, left_right, top_bottom = turned
+    if transposed:
+        pixels = cv2.transpose(pixels)  # type: ignore[assignment]
+    if left_right or top_bottom:
+        pixels = cv2.flip(pixels, -1 if left_right and top_bottom else int(left_right))  # type: ignore[assignment]
+    return np.ascontiguousarray(pixels)
+
+
+def opened(path: str, accelerator: Any = None) -> InputContainer:
+    try:
+        if os.path.isfile(path) and not os.path.getsize(path):
+            raise VideoError(f"{path}: the file is empty", hint=DAMAGED)
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+        return av.open(path, "r", options=options, hwaccel=accelerator, metadata_errors="replace")
+    except (RuntimeError, av.error.FFmpegError, OSError, ValueError) as error:
+        if accelerator is not None:
+            raise VideoError(
+                f"{path}: cannot be decoded by the GPU: {reason(error)}", hint="--decode cpu decodes on the processor"
+            ) from error
+        if isinstance(error, RuntimeError):  # nothing foreseen
+            raise
+        raise VideoError(f"{path}: cannot be opened as a video: {reason(error)}", hint=DAMAGED) from error
+
+
+def video_stream(path: str, container: InputContainer) -> VideoStream:
+    pictures = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not streams:
+        kinds = ", ".join(stream_name(stream) for stream in container.streams) or "no streams at all"
+        raise VideoError(f"{path}: there is no video in it, only {kinds}", hint="leave it out")
+    best = container.streams.best("video")
+    stream = next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
+    if stream.codec_context is None:
+        raise VideoError(f"{path}: its video is in a format that this FFmpeg does not know", hint="convert it to H.264")
+    return stream
+
+
+def _describe(path: str, container: InputContainer, stream: VideoStream, first: VideoFrame) -> Clip:
+    base = stream.time_base or Fraction(1, 1000)
+    rate = stream.average_rate or stream.guessed_rate
+    length = Fraction(container.duration, av.time_base) if container.duration else None
+    alone = length if len(container.streams) == 1 else None  # of several streams, the longest makes a file's duration
+    duration = stream.duration * base if stream.duration else alone
+    length = duration or length
+    turned = _turned(first)
+    transposed = turned[0]
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    frames = stream.frames or (round(length * rate) if length and rate else None)
+    return Clip(
+        path=path,
+        size=(first.width, first.height) if transposed else (first.height, first.width),
+        rate=rate,
+        time_base=base,
+        start=(first.pts or 0) * base,
+        duration=duration,
+        frames=frames,
+        aspect=1 / aspect if transposed else aspect,
+        turned=turned,
+        look=_look(first),
+        codec=stream.codec_context.name,
+        depth=max(component.bits for component in first.format.components),
+        others=tuple(stream_name(other) for other in container.streams if other.index != stream.index),
+        origin=_origin(container),
+    )
+
+
+def _origin(container: InputContainer) -> Fraction:
+    if container.format.name not in ("mpegts", "mpeg"):
+        return Fraction(0)
+    starts = [one.start_time * one.time_base for one in container.streams if one.start_time is not None and one.time_base]
+    return min(starts, default=Fraction(0))
+
+
+def stream_name(stream: Stream) -> str:
+    codec = stream.codec_context.name if stream.codec_context is not None else ""
+    return f"{stream.type} {codec}".strip()
+
+
+def _turned(frame: VideoFrame) -> tuple[bool, bool, bool]:
+    """What the display matrix asks for, in quarter turns; anything between is not done."""
+    sides = cast("Iterable[SideData]", frame.side_data)  # declared as a mapping, which iterates over its values
+    data = next((side for side in sides if side.type == SideDataType.DISPLAYMATRIX), None)
+    if data is None:
+        return False, False, False
+    # Stored (p, q) is displayed at (a p + c q, b p + d q), x to the right and y down.
+    a, b, _, c, d, *_ = np.frombuffer(bytes(data)[:36], "<i4").tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, c < 0, b < 0
+    return False, a < 0, d < 0
+
+
+def _look(frame: VideoFrame) -> Look:
+    matrix, span = int(frame.colorspace), int(frame.color_range)
+    if frame.format.is_rgb:
+        matrix, span = RGB, FULL
+    elif matrix not in SWS:
+        matrix = BT709 if frame.width >= 1280 or frame.height > 576 else BT601
+    if span not in (LIMITED, FULL):
+        span = FULL if frame.format.name.startswith("yuvj") else LIMITED
+    return Look(matrix, span, int(frame.color_primaries), int(frame.color_trc))
+
+
+def _over_white(rgba: Pixels) -> Pixels:
+    alpha = rgba[..., 3:].astype(np.uint16)
+    mixed: Pixels = ((rgba[..., :3] * alpha + np.uint16(255) * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return mixed
