@@ -56,8 +56,29 @@ def test_the_file_says_where_it_comes_from() -> None:
     assert spec.training["metrics"]["network"]["dice"] >= 0.9915
     assert spec.training["metrics"]["network"]["accuracy"] >= 0.9965
     assert spec.training["metrics"]["photo"]["dice"] >= 0.99
-    assert Path(zoo.resolve(None)).stat().st_size < 17e6
-    assert Path(zoo.resolve(None)).with_suffix(".md").is_file(), "the model card"
+
+
+def test_the_bundled_models_are_small_and_have_cards() -> None:
+    files = {name: Path(zoo.resolve(name)) for name in zoo.BUNDLED}
+    assert sum(file.stat().st_size for file in files.values()) < 30e6
+    for name, file in files.items():
+        spec = checkpoint.identify(str(file)).spec
+        assert spec.name == name
+        # What a card promises is what the file says of itself.
+        card, metrics = file.with_suffix(".md").read_text(), spec.training["metrics"]
+        for where in ("network", "photo"):
+            assert f"{metrics[where]['dice']:.4f}" in card, where
+            assert f"{100 * metrics[where]['accuracy']:.2f} %" in card, where
+        assert b"/home" not in file.read_bytes()[:20_000]
+        assert b"/tmp" not in file.read_bytes()[:20_000]
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.BUNDLED if name != "default"])
+def test_the_other_models_find_cars_kept_out_of_training(data: Path, name: str) -> None:
+    pairs = held_out(data, ("01", "11"))
+    with unet_batch.load(name, device="cpu") as segmenter:
+        scores = [dice(segmenter(str(photo)) > 0, read_mask(mask)) for photo, mask in pairs]
+    assert np.mean(scores) >= {"fast": 0.98, "fine": 0.987}[name], scores
 
 
 def test_unseen_scenes(segmenter: Segmenter, tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 import click
 
 from unet_batch.cli.engine import engines_dir_option, optional_size
+from unet_batch.model.zoo import BUNDLED
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option(
-        "-m", "--model", metavar="FILE", help="A checkpoint (.safetensors) or a bundled model.  [default: the bundled one]"
+        "-m", "--model", metavar="FILE", help=f"A checkpoint (.safetensors) or {', '.join(BUNDLED)}.  [default: {BUNDLED[0]}]"
     ),
     click.option("--threshold", type=float, help="Probability from which a pixel counts.  [default: the model's, mostly 0.5]"),
     click.option(
