@@ -92,7 +92,7 @@ def test_nothing_survives_a_cut() -> None:
 def test_what_moves_is_not_dragged_along() -> None:
     """Where the picture changed the new answer stands; elsewhere the mean."""
     smoother, picture = Smoother(1.0, 1), DARK.copy()
-    smoother(picture, flat(0), Fraction(0))
+    smoother(DARK, flat(0), Fraction(0))
     picture[:, 16:] = 220
     steady = smoother(picture, flat(200), Fraction(1, 25))
     assert (steady[:, 19:] == 200).all()

@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 import os
 import re
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -492,8 +493,13 @@ class _Work:
     def finish(self, result: ClipResult) -> None:
         """Put the parts together, under the names of the outputs."""
         options, journal, key = self.options, self.journal, self.item.key
-        rows = journal.rows()
-        times = self.shown([int(row[1]) for row in rows], int(rows[-1][2]))
+        indices, at, duration = array("q"), array("q"), 0
+        for line in journal.lines():
+            index, pts, ticks, _ = line.split(",", 3)
+            indices.append(int(index))
+            at.append(int(pts))
+            duration = int(ticks)
+        times = self.shown(at, duration)
         cut = options.start is not None or options.end is not None or options.max_frames is not None
         for kind in self.videos:
             path = self.layout.path(kind, key)
@@ -509,10 +515,11 @@ class _Work:
             result.files[kind] = [path]
         header = ("frame", "pts", "duration", "seconds", *(f"area_{name}" for name in self.classes.names))
         path = self.layout.path("timeline", key)
-        write_atomic(path, as_csv([(*header, "components", "confidence"), *rows]).encode())
+        heading = as_csv([(*header, "components", "confidence")])
+        write_atomic(path, b"".join(line.encode() for line in chain([heading], journal.lines())))
         result.files["timeline"] = [path]
         if "frames" in self.layout.kinds:
-            result.files["frames"] = [self.frame_file(int(row[0])) for row in rows]
+            result.files["frames"] = [self.frame_file(index) for index in indices]
         journal.discard(self.layout.folder)
 
     def shown(self, at: Sequence[int], duration: int) -> list[tuple[int, int]]:

@@ -47,7 +47,7 @@ class Smoother:
         """Take in a frame.
 
         Args:
-            tensor: RGB uint8 (H, W, 3), what the network saw.
+            tensor: RGB uint8 (H, W, 3), what the network saw; kept until the next frame.
             map: uint8 (H, W), what it answered.
             time: of the frame in seconds.
 
@@ -62,8 +62,7 @@ class Smoother:
             change = np.abs(change).max(axis=2) / CHANGE
             past = np.exp(-change * change) * np.float32(math.exp(-float(time - self._time) / self.seconds))
             self._mean = past * self._mean + (1 - past) * now
-        # Its own copy: the tensor may lie in a buffer that the next frame is decoded into.
-        self._before, self._time = tensor.copy(), time
+        self._before, self._time = tensor, time
         if self.classes == 1:
             return cast("Pixels", np.rint(self._mean).astype(np.uint8))
         return cast("Pixels", self._mean.argmax(axis=0).astype(np.uint8))
