@@ -17,6 +17,8 @@ from tests.footage import Footage
 from unet_batch import clips
 from unet_batch.clips import Position, VideoOptions
 from unet_batch.errors import BackendError, UsageError
+from unet_batch.manifest import Shard
+from unet_batch.merging import merge
 from unet_batch.run import RunOptions, RunReport, Stop, execute, prepare, recipe_of, resume
 from unet_batch.segmenter import Segmenter
 from unet_batch.testing import FakeBackend
@@ -219,3 +221,14 @@ def test_a_dry_run_names_the_outputs_of_a_clip(mixed: Path) -> None:
         os.path.join(out, *parts) for parts in (("masks", "a.mkv"), ("frames", "a"), ("timelines", "a.csv"))
     ]
     assert not os.path.exists(out)
+
+
+def test_shards_share_the_clips_and_are_joined(mixed: Path) -> None:
+    (mixed / "notes.mov").unlink()
+    reports = [segment(mixed, shard=Shard(number, 3)) for number in (1, 2, 3)]
+    assert sum(report.done for report in reports) == 3
+    joined = merge(str(mixed.parent / "trip-segmented"))
+    assert (joined.done, joined.frames, joined.status) == (3, 17, "done")
+    assert {os.path.basename(clip["path"]) for clip in joined.clips} == {"a.mp4", "b.mkv"}
+    assert joined.encoder["name"] == "libx264"
+    assert segment(mixed).skipped == 3
