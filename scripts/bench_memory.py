@@ -3,9 +3,9 @@
     python scripts/bench_memory.py [--photos 2000] [--save mask,overlay]
     python scripts/bench_memory.py --video 10 [--save mask,overlay]
 
-Runs the bundled model over the Carvana photos, each under as many names as it takes to reach the number, or the model `fast` over
-a drawn clip of so many minutes at 360x640; prints the memory every few hundred pictures, its growth after picture 300, and its
-peak. Exits with 1 above 50 MB of growth (a clip 100 MB) or 1.5 GB of peak.
+Runs the bundled model over the Carvana photos, each under as many names as it takes to reach the number, or the model `fast`
+over a drawn clip of so many minutes at 360x640; prints the memory every few hundred pictures, its growth after picture 300, and
+its peak. Exits with 1 above 50 MB of growth (a clip 100 MB) or 1.5 GB of peak.
 """
 
 from __future__ import annotations
