@@ -195,7 +195,7 @@ def main() -> None:
         train(
             "isbi2012",
             folder,
-            f"--size 512x512 --widths {FULL} --epochs 24 --batch-size 2 --flip any",
+            f"--size 512x512 --widths {HALF} --epochs 100 --batch-size 2 --lr 2e-3 --augment strong --flip any",
         )
     else:
         folder = close_ups(work)
