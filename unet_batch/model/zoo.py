@@ -6,7 +6,7 @@ import os
 
 from unet_batch.errors import CheckpointError
 
-BUNDLED = ("default", "fast")
+BUNDLED = ("default", "fast", "fine")
 _WEIGHTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights")
 
 
