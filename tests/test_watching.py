@@ -99,7 +99,8 @@ def test_a_file_that_grows_is_waited_for(tmp_path: Path) -> None:
                 file.write(data[start : start + max(1, len(data) // 8)])
                 file.flush()
                 time.sleep(0.08)
-        until((out / "masks/a.png").exists)
+        until(lambda: batches)
+        assert (out / "masks/a.png").exists()
         assert [(report.done, report.failed) for report in batches] == [(1, 0)]
 
 
