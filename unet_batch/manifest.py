@@ -379,7 +379,8 @@ class Manifest:
                     os.close(descriptor)
 
     def record(self, *records: Record) -> None:
-        """Add lines, in one write; from any thread. Outputs that the same source and recipe gave before stay on record.
+        """Add lines, in one write; from any thread. Outputs that the same source and recipe gave before stay on record, but for
+        those whose files were written anew.
 
         Raises:
             OutputError: the file cannot be written, or vanished meanwhile.
@@ -390,7 +391,9 @@ class Manifest:
             outputs = record.outputs
             if before is not None and before.status == record.status == "done" and before.recipe == record.recipe:
                 same = before.identity is not None and record.identity is not None and record.identity.is_of(before.identity)
-                outputs = {**before.outputs, **outputs} if same else outputs
+                written = {file for files in outputs.values() for file, _ in files}
+                kept = {kind: files for kind, files in before.outputs.items() if written.isdisjoint(file for file, _ in files)}
+                outputs = {**kept, **outputs} if same else outputs
             lines.append(record._replace(outputs=outputs, at=_now()).line())
         if lines:
             self._append(b"".join(lines))

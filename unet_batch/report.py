@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import pairwise
 from typing import Any, Literal
 
 from unet_batch.pipeline import StageStats, bottleneck
@@ -216,3 +217,36 @@ def versions() -> dict[str, str]:
 
 def _part(shard: str) -> str:
     return shard.replace("/", "-of-")
+
+
+class Backlog:
+    """How many items wait for each stage or are in it: what entered less what left, looked at now and then."""
+
+    def __init__(self) -> None:
+        self.failed: Counter[str] = Counter()
+        self.now: dict[str, int] = {}
+        self.seen = 0.0
+        self._sum: Counter[str] = Counter()
+        self._most: dict[str, int] = {}
+        self._looks = 0
+
+    def begin(self) -> None:
+        """Begin with a new pipeline."""
+        self.failed.clear()
+        self.seen = 0.0
+
+    def look(self, stats: Sequence[StageStats], now: float) -> None:
+        """Count what lies between the stages at a time of `time.monotonic`."""
+        self.seen = now
+        self._looks += 1
+        for before, stage in pairwise(stats):
+            waiting = max(0, before.items - self.failed[before.name] - stage.items)
+            self.now[stage.name] = waiting
+            self._sum[stage.name] += waiting
+            self._most[stage.name] = max(waiting, self._most.get(stage.name, 0))
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Of each stage, the mean and the most."""
+        return {
+            name: {"mean": round(self._sum[name] / max(1, self._looks), 1), "most": most} for name, most in self._most.items()
+        }

@@ -18,11 +18,9 @@ import errno
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from unet_batch import clips, images, postprocess, render
@@ -35,7 +33,6 @@ from unet_batch.errors import (
     SourceVanished,
     UnetBatchError,
     UsageError,
-    VideoError,
 )
 from unet_batch.manifest import Files, Identity, Recipe, Record, sha256_of
 from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
@@ -45,6 +42,7 @@ from unet_batch.segmenter import Segmenter, as_error, item_of
 from unet_batch.sinks import LineLog, claim, write_atomic, write_json
 from unet_batch.types import Item, Prediction
 from unet_batch.version import __version__
+from unet_batch.video import shown
 
 if TYPE_CHECKING:
     from unet_batch.backends.select import Step
@@ -204,7 +202,7 @@ class _Run:
         self.limit = 1 if plan.options.fail_fast else plan.options.max_errors
         self.reading: dict[str, tuple[Identity | None, float]] = {}  # of what is in flight: its source, and since when
         self.stages: dict[str, StageStats] = {}
-        self.backlog = _Backlog()
+        self.backlog = reports.Backlog()
         self.infer_failures = 0
         self.spoken = time.monotonic()
         self.errors: LineLog
@@ -265,18 +263,19 @@ class _Run:
         return network.busy / network.workers + (cpu - network.cpu) / cpu_count()
 
     def _segment(self, writer: _Writer) -> None:
-        """The pictures: everything once, then what a disk or network failed to read, up to three times more. Then the clips."""
-        self._pictures(writer, [item for item in self.plan.todo if not is_clip(item)])
+        """The pictures, then the clips, one at a time."""
         moving = [item for item in self.plan.todo if is_clip(item)]
-        if moving and self.report.status == "running" and not self.stop.reason:
+        if moving:  # before the pictures: an encoder that does not work is not to be found out in the morning
             codec, reason = clips.choose_encoder(self.plan.options.video.codec)
             self.report.encoder = {"name": codec.encoder, "reason": reason}
             layout = clips.Layout(self.plan.outputs.folder, self.plan.options.save, codec)
-            for item in moving:
-                if self.report.status == "running" and not self.stop.reason:
-                    self._clip(item, layout)
+        self._pictures(writer, [item for item in self.plan.todo if not is_clip(item)])
+        for item in moving:
+            if self.report.status == "running" and not self.stop.reason:
+                self._clip(item, layout)
 
     def _pictures(self, writer: _Writer, pending: Sequence[Item]) -> None:
+        """Everything once, then what a disk or network failed to read, up to three times more."""
         for attempt, pause in enumerate((0.0, *RETRY_PAUSES)):
             if pending and self.report.status == "running":
                 self.stop.sleep(pause)
@@ -311,13 +310,13 @@ class _Run:
                 layout,
                 options,
                 json.dumps(deciding),
-                lambda done, total: self.on_frame(item, done, total),
+                lambda done, total: self._frame(item, done, total),
                 self.stop.watch,
             )
         except UsageError:  # an output folder that cannot be written, above all
             raise
         except Exception as error:  # noqa: BLE001 - one bad clip costs one clip
-            self._clip_failed(item, identity, error)
+            self._failed(item, identity, "clip", as_error(Failed("clip", error, item)))
             return
         for stage in result.stages:
             reports.add(self.stages.setdefault(stage.name, StageStats(stage.name, stage.workers)), stage)
@@ -325,7 +324,7 @@ class _Run:
         self.report.frames += result.frames - result.resumed
         self.report.clips.append(
             {
-                "path": item.path,
+                "path": shown(item.path),
                 "frames": result.frames,
                 "resumed": result.resumed,
                 "damaged": result.damaged,
@@ -344,30 +343,46 @@ class _Run:
         }
         self.infer_failures = 0
         self.manifest.record(
-            Record(item.key, "done", identity, self.recipe.digest, outputs, self.maker, self.plan.sources.root)
+            Record(
+                item.key,
+                "done",
+                self._hashed(item, identity),
+                self.recipe.digest,
+                outputs,
+                self.maker,
+                self.plan.sources.root,
+            )
         )
         self.report.done += 1
         self._tell(
-            "item", status="done", key=item.key, path=item.path, frames=result.frames, seconds={"all": round(seconds, 6)}
+            "item", status="done", key=item.key, path=shown(item.path), frames=result.frames, seconds={"all": round(seconds, 6)}
         )
         self.on_outcome(item, None)
 
-    def _clip_failed(self, item: Item, identity: Identity | None, error: Exception) -> None:
-        if not isinstance(error, UnetBatchError):
-            unforeseen = VideoError(
-                f"{item.path}: {type(error).__name__}: {error}", hint="unexpected; please report it with the file"
-            )
-            unforeseen.__cause__, error = error, unforeseen
-        failure = Failure(item.path, "clip", type(error).__name__, error.message, error.hint)
-        if isinstance(error, BackendError):
+    def _frame(self, item: Item, done: int, total: int | None) -> None:
+        self.on_frame(item, done, total)
+        if time.monotonic() - self.spoken >= _PROGRESS_SECONDS:
+            self.spoken = time.monotonic()
+            self._tell("progress", path=shown(item.path), frames=done, of=total)
+
+    def _failed(self, item: Item, identity: Identity | None, stage: str, error: UnetBatchError) -> bool:
+        """Record that an item failed; returns whether it was one failure too many.
+
+        Raises:
+            BackendError: the device has failed for one item after the other.
+        """
+        failure = Failure(shown(item.path), stage, type(error).__name__, error.message, error.hint)
+        if stage == "infer" or (stage == "clip" and isinstance(error, BackendError)):
             self.infer_failures += 1
             if self.infer_failures >= BROKEN_DEVICE:
                 raise error
-        self.manifest.record(Record(item.key, "failed", identity, self.recipe.digest, error=f"clip: {failure.error}"))
+        self.manifest.record(Record(item.key, "failed", identity, self.recipe.digest, error=f"{stage}: {failure.error}"))
         self._fail(failure, item.key)
-        if self.limit is not None and self.report.failed >= self.limit:
+        enough = self.limit is not None and self.report.failed >= self.limit
+        if enough:
             self.report.status = "stopped"
         self.on_outcome(item, failure)
+        return enough
 
     def _looked_at(self, items: Iterable[Item]) -> Iterator[Item]:
         """Runs in the thread of the source: how each file is just before it is read."""
@@ -384,16 +399,20 @@ class _Run:
         for kind, file, data in encoded.files:
             write_atomic(os.path.join(folder, *file.split("/")), data)
             outputs[kind] = (*outputs.get(kind, ()), (file, len(data)))
-        identity = self.reading[item.key][0]
-        if identity is not None and self.plan.options.hash_sources:
-            digest = sha256_of(item.path)
-            if self.plan.identity(item) == identity:  # else the digest is of something else
-                identity = identity._replace(sha256=digest)
+        identity = self._hashed(item, self.reading[item.key][0])
         self.manifest.record(
             Record(item.key, "done", identity, self.recipe.digest, outputs, self.maker, self.plan.sources.root)
         )
         encoded.seconds["write"] = time.perf_counter() - begun
         return _Encoded(item, (), encoded.seconds)
+
+    def _hashed(self, item: Item, identity: Identity | None) -> Identity | None:
+        """With the digest of the contents, if that was asked for."""
+        if identity is None or not self.plan.options.hash_sources:
+            return identity
+        digest = sha256_of(item.path)
+        # Else the digest is of something else.
+        return identity._replace(sha256=digest) if self.plan.identity(item) == identity else identity
 
     def _consume(self, results: Pipeline, *, last: bool) -> Sequence[Item]:
         again: list[Item] = []
@@ -406,17 +425,8 @@ class _Run:
                 if not last and outcome.stage == "decode" and _is_passing(outcome.error):
                     again.append(item)
                     continue
-                error = self._explained(outcome)
-                failure = Failure(item.path, outcome.stage, type(error).__name__, error.message, error.hint)
-                self._count_infer_failures(outcome, error)
-                self.manifest.record(
-                    Record(item.key, "failed", identity, self.recipe.digest, error=f"{failure.stage}: {failure.error}")
-                )
-                self._fail(failure, item.key)
-                if self.limit is not None and self.report.failed >= self.limit:
+                if self._failed(item, identity, outcome.stage, self._explained(outcome)):
                     results.stop()
-                    self.report.status = "stopped"
-                self.on_outcome(item, failure)
             else:
                 self.report.done += 1
                 self.infer_failures = 0
@@ -427,12 +437,6 @@ class _Run:
                 self.on_outcome(item, None)
             self._look_around(results)
         return again
-
-    def _count_infer_failures(self, outcome: Failed, error: UnetBatchError) -> None:
-        if outcome.stage == "infer":
-            self.infer_failures += 1
-            if self.infer_failures >= BROKEN_DEVICE:
-                raise error
 
     def _explained(self, outcome: Failed) -> UnetBatchError:
         """The failure in our own words; a file that is gone is nothing that its decoder could explain.
@@ -467,38 +471,6 @@ class _Run:
 
     def _tell(self, event: str, **values: Any) -> None:
         self.log({"event": event, "at": round(time.time(), 3), **values})
-
-
-class _Backlog:
-    """How many items wait for each stage or are in it: what entered less what left, looked at now and then."""
-
-    def __init__(self) -> None:
-        self.failed: Counter[str] = Counter()
-        self.now: dict[str, int] = {}
-        self.seen = 0.0
-        self._sum: Counter[str] = Counter()
-        self._most: dict[str, int] = {}
-        self._looks = 0
-
-    def begin(self) -> None:
-        """Begin with a new pipeline."""
-        self.failed.clear()
-        self.seen = 0.0
-
-    def look(self, stats: Sequence[StageStats], now: float) -> None:
-        self.seen = now
-        self._looks += 1
-        for before, stage in pairwise(stats):
-            waiting = max(0, before.items - self.failed[before.name] - stage.items)
-            self.now[stage.name] = waiting
-            self._sum[stage.name] += waiting
-            self._most[stage.name] = max(waiting, self._most.get(stage.name, 0))
-
-    def figures(self) -> dict[str, dict[str, float]]:
-        """Of each stage, the mean and the most."""
-        return {
-            name: {"mean": round(self._sum[name] / max(1, self._looks), 1), "most": most} for name, most in self._most.items()
-        }
 
 
 class _Writer:
@@ -561,7 +533,7 @@ def _new_report(plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], pass
         unet_batch=__version__,
         status="running",
         output=plan.outputs.folder,
-        sources=plan.options.sources,
+        sources=tuple(map(shown, plan.options.sources)),
         save=plan.options.save,
         model=model,
         backend={

@@ -150,11 +150,16 @@ def is_live(source: str) -> bool:
     return bool(_LIVE.match(source))
 
 
+def shown(source: str) -> str:
+    """A source as reports may tell it: an address without its name and password, everything else as it is."""
+    return re.sub(r"^([^:/]*://)[^/@]*@", r"\1", source) if is_live(source) else source
+
+
 def live_name(source: str) -> str | None:
     """What the outputs of a camera or an address are called: where it is, without its password, and when; None for a file."""
     if not is_live(source):
         return None
-    place = re.sub(r"^[^:]*://(?:[^/@]*@)?", "", source.partition("?")[0])
+    place = re.sub(r"^[^:]*://", "", shown(source).partition("?")[0])
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", place).strip("-.") + time.strftime("-%Y%m%d-%H%M%S") + ".live"
 
 
@@ -173,5 +178,6 @@ def _opened_live(source: str) -> InputContainer:
         return av.open(name, "r", format=form, options=options, metadata_errors="replace", timeout=(10.0, 10.0))
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(
-            f"{source}: cannot be opened: {reason(error)}", hint="check the address, or that the camera is connected and free"
+            f"{shown(source)}: cannot be opened: {reason(error)}",
+            hint="check the address, or that the camera is connected and free",
         ) from error
