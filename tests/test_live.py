@@ -91,6 +91,14 @@ def test_a_name_for_the_outputs_of_an_address() -> None:
     assert (video.live_name("webcam:0") or "").startswith("webcam-0-2")
 
 
+def test_reports_tell_no_passwords() -> None:
+    assert video.shown("rtsp://admin:secret@10.0.0.5:554/cam") == "rtsp://10.0.0.5:554/cam"
+    assert video.shown("photos/a@b.jpg") == "photos/a@b.jpg"
+    with pytest.raises(VideoError) as caught:
+        video.LiveReader("tcp://admin:secret@127.0.0.1:9")
+    assert "secret" not in caught.value.message
+
+
 def test_an_address_beside_files(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     found = collect(

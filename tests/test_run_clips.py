@@ -17,12 +17,13 @@ from tests.footage import Footage
 from unet_batch import clips
 from unet_batch.clips import Position, VideoOptions
 from unet_batch.errors import BackendError, UsageError
-from unet_batch.manifest import Shard
+from unet_batch.manifest import Manifest, Shard
 from unet_batch.merging import merge
 from unet_batch.run import RunOptions, RunReport, Stop, execute, prepare, recipe_of, resume
 from unet_batch.segmenter import Segmenter
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
+from unet_batch.video import CODECS, encoder_problem
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
 
@@ -232,3 +233,27 @@ def test_shards_share_the_clips_and_are_joined(mixed: Path) -> None:
     assert {os.path.basename(clip["path"]) for clip in joined.clips} == {"a.mp4", "b.mkv"}
     assert joined.encoder["name"] == "libx264"
     assert segment(mixed).skipped == 3
+
+
+def test_touched_clips_are_not_made_anew_where_contents_count(mixed: Path) -> None:
+    segment(mixed / "a.mp4", hash_sources=True)
+    os.utime(mixed / "a.mp4", (1, 1))
+    report = segment(mixed / "a.mp4", hash_sources=True)
+    assert (report.done, report.skipped, report.states) == (0, 1, {"touched": 1})
+
+
+def test_an_encoder_that_does_not_work_is_told_before_the_pictures(mixed: Path) -> None:
+    if not encoder_problem(CODECS["h264_nvenc"]):
+        pytest.skip("NVENC works here")
+    with pytest.raises(UsageError, match="h264_nvenc does not work here"):
+        segment(mixed, video=VideoOptions(codec="h264_nvenc"))
+    assert not list((mixed.parent / "trip-segmented").glob("masks/*"))
+
+
+def test_what_is_replaced_is_not_promised_any_more(mixed: Path) -> None:
+    """Both runs write masks/a.mkv; sizes alone might not tell them apart."""
+    out = mixed.parent / "a-out"
+    segment(mixed / "a.mp4", output=str(out), save=("mask",))
+    segment(mixed / "a.mp4", output=str(out), save=("mask",), video=VideoOptions(max_frames=3))
+    assert Manifest(str(out)).records["a"].outputs.keys() == {"clip timeline max=3", "clip mask max=3"}
+    assert segment(mixed / "a.mp4", output=str(out), save=("mask",)).states == {"more": 1}
