@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from unet_batch import manifest as manifest_module
 from unet_batch.errors import ManifestError, OutputError, UsageError
-from unet_batch.manifest import Files, Identity, Listing, Manifest, Recipe, Record, Shard, sha256_of, shard_parts
+from unet_batch.manifest import Files, Identity, Listing, Manifest, Recipe, Record, sha256_of, shard_parts
+from unet_batch.shard import Shard
 
 RECIPE = Recipe({"model": "abc", "threshold": 0.5}, "cars (sha256 abc), threshold 0.5")
 PNG = b"\x89PNG.....IEND\xaeB`\x82"

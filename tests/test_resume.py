@@ -34,10 +34,11 @@ from unet_batch import run as run_module
 from unet_batch import segmenter as segmenter_module
 from unet_batch import sinks
 from unet_batch.errors import FolderInUse, ManifestError, OutputError, SourceError, UsageError
-from unet_batch.manifest import Manifest, Shard
+from unet_batch.manifest import Manifest
 from unet_batch.merging import merge
 from unet_batch.run import RunOptions, RunReport, Stop, execute, prepare, recipe_of, resume
 from unet_batch.segmenter import Segmenter
+from unet_batch.shard import Shard
 from unet_batch.sinks import claim
 from unet_batch.testing import FakeBackend
 

@@ -7,6 +7,9 @@ Outputs are encoded in parts of `PART` frames, below `OUT/unfinished/<key>/`. A 
 `journal.json`; a killed run loses what came after the last record, and the next one decodes from there. At the end the parts
 are put together without coding anything anew, the sound is copied beside them, and the folder goes. Each part begins with a key
 frame and depends on no other, so the final file has the same frames and timestamps however often it was interrupted.
+
+A long room, in three parts: what can be asked for and what comes of it; where outputs go and what encodes them; the stages,
+which share one clip's state and so stay together.
 """
 
 from __future__ import annotations

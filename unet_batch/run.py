@@ -9,6 +9,8 @@ run), and does what is left. Reading the options back is never needed: what was 
 Four things happen to an item: its source is looked at just before it is read, it goes through the pipeline, its outputs are
 renamed into place, and the thread that did that records it. So a record is never ahead of its files, and a source that
 changes while it is read counts as changed next time.
+
+A long room, in three parts: what starts and stops a run; `_Run`, whose methods share one report; the rendering of pictures.
 """
 
 from __future__ import annotations

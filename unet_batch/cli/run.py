@@ -189,8 +189,8 @@ def _screen(options: dict[str, Any]) -> Screen:
 
 
 def _run_options(options: dict[str, Any]) -> RunOptions:
-    from unet_batch.manifest import Shard
     from unet_batch.run import RunOptions
+    from unet_batch.shard import Shard
 
     save, shard = options["save"], options.get("shard")
     return RunOptions(

@@ -1,6 +1,8 @@
 """Draws a car, part by part, on a transparent canvas.
 
 Shading is a function of where a point lies on the car (metres), so a part looks the same at every picture size.
+
+A long room because a car has many parts: each has a function, and `draw_car` calls them in the order they cover each other.
 """
 
 from __future__ import annotations
