@@ -166,11 +166,9 @@ def main() -> None:
             lists = "--train-list {lists}/random48.txt --val-list {lists}/random48-val.txt --keep last"
             # Views of one car lie on both sides: that is how the references measure. So each photo is its own group here.
             lists += " --group-by '^(.+)$'"
-            train(
-                "random48",
-                folder,
-                f"{lists} --init {{work}}/coarse.safetensors {at_160} --epochs 20 --lr 8e-4 --seed 5",
-            )
+            # `default` is 99.72 % right on the photos it learned from: so few steps cannot learn all that augmentation makes.
+            lists += " --augment none"
+            train("random48", folder, f"{lists} --init {{work}}/coarse.safetensors {at_160} --epochs 26 --lr 8e-4 --seed 5")
         else:
             train("fast", folder, f"{by_car} --size 160x240 --widths {HALF} --epochs 16 --batch-size 16 --lr 1.5e-3 --seed 3")
         if options.target == "fine":

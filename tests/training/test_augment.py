@@ -163,6 +163,59 @@ class TestMoving:
         assert len(seen) == 8
 
 
+class TestBending:
+    @pytest.mark.parametrize("flip", FLIPS)
+    def test_no_bend_beside_a_bent_sample_is_the_same_as_without_one(self, flip: str) -> None:
+        pictures, coverage, known = noise(2, (64, 96))
+        plain = moved_only(draw(ALL, flip, (64, 96), NETWORK, (5,)))
+        bent = replace(plain, bend=np.random.default_rng(1).normal(0, 3, (2, 4, 4)).astype(np.float32))
+        alone = apply(pictures[:1], coverage[:1], known[:1], [plain], NETWORK)
+        beside = apply(pictures, coverage, known, [plain, bent], NETWORK)
+        for one, other in zip(alone, beside, strict=True):
+            assert torch.allclose(one[0], other[0], atol=1e-3)  # the same places, in another order of operations
+
+    def test_each_pixel_looks_as_far_beside_itself_as_the_lattice_says(self) -> None:
+        pictures, coverage, known = noise(1, NETWORK)
+        still = identity(1)
+        everywhere = replace(still, bend=np.stack([np.full((4, 4), 10.0), np.full((4, 4), -7.0)]).astype(np.float32))
+        bent, moved = (apply(pictures, coverage, known, [change], NETWORK) for change in (everywhere, shifted(-10, 7)))
+        assert torch.allclose(bent[0], moved[0], atol=1e-3)
+        assert torch.allclose(bent[1][:, 1], moved[1][:, 1], atol=1e-3)
+        assert torch.allclose(bent[1].prod(1), moved[1].prod(1), atol=1e-3)  # coverage, where it is known
+        corner = np.zeros((2, 4, 4), np.float32)
+        corner[:, 3, 0] = 4.0, -3.0  # the lower left corner alone
+        x, _ = apply(pictures, coverage, known, [replace(still, bend=corner)], NETWORK)
+        straight = pooled(pictures, 1).float()
+        assert torch.allclose(x[0, :, -1, 0], straight[0, :, -4, 4], atol=1e-3)
+        assert torch.allclose(x[0, :, [0, 0, -1], [0, -1, -1]], straight[0, :, [0, 0, -1], [0, -1, -1]], atol=1e-3)
+
+    @pytest.mark.parametrize("scale", [1, 2])
+    def test_picture_and_mask_bend_alike(self, scale: int) -> None:
+        stored = (scale * NETWORK[0], scale * NETWORK[1])
+        ids = np.zeros(stored, np.uint8)
+        ids[stored[0] // 4 : -stored[0] // 4, stored[1] // 4 : -stored[1] // 4] = 1
+        picture, mask = torch.from_numpy(np.dstack([ids * 255] * 3))[None], torch.from_numpy(ids)[None]
+        still = []
+        for key in range(20):
+            change = draw(PRESETS["elastic"], "any", stored, NETWORK, (key,))
+            change = replace(moved_only(change), bend=change.bend)
+            x, shares = apply(picture, mask * 255, torch.full_like(mask, 255), [change], NETWORK)
+            _, found = apply(picture, mask, no_coverage(1), [change], NETWORK)
+            seen = shares[0, 1] > 0.999
+            assert torch.allclose(x[0, 0][seen], shares[0, 0][seen], atol=1e-3)
+            assert (found[0][seen & (shares[0, 0] > 0.999)] == 1).all()
+            assert (found[0][seen & (shares[0, 0] < 0.001)] == 0).all()
+            without = apply(picture, mask * 255, torch.full_like(mask, 255), [moved_only(change)], NETWORK)
+            still.append(bool(torch.equal(without[0], x)))
+        assert not any(still)
+
+    def test_elastic_bends_and_nothing_else_does(self) -> None:
+        changes = [draw(PRESETS["elastic"], "none", (512, 1024), (256, 512), (key,)) for key in range(50)]
+        bends = np.array([change.bend for change in changes])
+        assert bends.std() == pytest.approx(0.02 * 256, rel=0.1)
+        assert all(draw(PRESETS[name], "any", NETWORK, NETWORK, (3,)).bend is None for name in ("none", "light", "strong"))
+
+
 class TestEdges:
     def test_outside_is_grey_and_unknown(self) -> None:
         pictures, coverage, known = noise(1, NETWORK)
@@ -291,7 +344,9 @@ class TestPresets:
     def test_each_is_stronger_than_the_one_before(self) -> None:
         none, light, strong = (PRESETS[name] for name in ("none", "light", "strong"))
         for field in fields(Preset):
-            assert 0 == getattr(none, field.name) < getattr(light, field.name) < getattr(strong, field.name)
+            if field.name != "bend":
+                assert 0 == getattr(none, field.name) < getattr(light, field.name) < getattr(strong, field.name)
+        assert replace(PRESETS["elastic"], bend=0.0) == light
 
     def test_samples_are_changed_as_often_and_as_far_as_they_say(self) -> None:
         stored = (2 * NETWORK[0], 2 * NETWORK[1])

@@ -113,6 +113,30 @@ class TestLayout:
             assert apart.mean() < (0.8 if halved_first else 0.4)
             assert apart.max() <= (3 if halved_first else 1.5)
 
+    @pytest.mark.parametrize("toml", [ONE, FOUR], ids=["one", "four"])
+    @pytest.mark.parametrize("size", [NETWORK, (40, 60), (20, 30), (63, 96), (64, 96), (30, 64)])
+    def test_an_unmoved_small_picture_is_as_sharp_as_a_run_sees_it(
+        self, tmp_path: Path, size: tuple[int, int], toml: str
+    ) -> None:
+        random = np.random.default_rng(size)
+        (tmp_path / "images").mkdir()
+        (tmp_path / "masks").mkdir()
+        (tmp_path / "classes.toml").write_text(toml)
+        Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / "images" / "a.png")
+        Image.fromarray(random.integers(0, 2, size, np.uint8)).save(tmp_path / "masks" / "a.png")
+        dataset = find_dataset(str(tmp_path))
+        seen, kept = (samples_of(dataset, scale)[0] for scale in (1, 2))
+        still = augment.draw(augment.PRESETS["none"], "none", (64, 96), NETWORK, (0,))
+        parts = [torch.from_numpy(part)[None] for part in (kept.picture, kept.target, kept.known)]
+        x, y = augment.apply(*parts, [still], NETWORK)
+        assert np.abs(x[0].permute(1, 2, 0).numpy() - seen.picture / 255).max() < (1 / 255 if size == (64, 96) else 1e-5)
+        if toml == ONE:
+            known = seen.known == 255
+            assert np.array_equal(y[0, 1] > 0.5, known)
+            assert np.abs(y[0, 0].numpy() - seen.target / 255)[known].max() < (1 / 255 if size == (64, 96) else 1e-5)
+        elif size != (64, 96):  # of four pixels that become one, any may be the nearest
+            assert np.array_equal(y[0], seen.target)
+
     @pytest.mark.parametrize("scale", [1, 2])
     def test_void_and_padding_are_unknown_and_nothing_else_is(self, dataset: Dataset, scale: int) -> None:
         for pair, sample in zip(dataset.pairs, samples_of(dataset, scale), strict=True):
@@ -152,8 +176,9 @@ class TestLayout:
         for pair, sample in zip(dataset.pairs, samples_of(dataset), strict=True):
             ids = dataset.read_mask(pair)
             place = geometry.place(ids.shape, NETWORK)
+            each = 2 if all(side >= 2 * length for side, length in zip(ids.shape, place.content, strict=True)) else 1
             rows, columns = (
-                ((np.arange(2 * length) + 0.5) * side / (2 * length)).astype(int)
+                ((np.arange(each * length) + 0.5) * side / (each * length)).astype(int).repeat(2 // each)
                 for side, length in zip(ids.shape, place.content, strict=True)
             )
             found = sample.target[2 * place.top :, 2 * place.left :][: 2 * place.content[0], : 2 * place.content[1]]

@@ -88,8 +88,8 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, order and augmentation.")
 @click.option("--init", metavar="MODEL", help="A checkpoint to start from, or the name of a bundled model.")
 @click.option(
-    "--augment", type=click.Choice(("none", "light", "strong")), default="light", show_default=True,
-    help="Zoom, turns, shifts, colours, blur and noise.",
+    "--augment", type=click.Choice(("none", "light", "strong", "elastic")), default="light", show_default=True,
+    help="Zoom, turns, shifts, colours, blur and noise; elastic is light, and bent as tissue is.",
 )  # fmt: skip
 @click.option(
     "--flip", type=click.Choice(("none", "horizontal", "any")), default="horizontal", show_default=True,
@@ -144,7 +144,7 @@ def train(
     Examples:
       unet-batch train ./cars -o cars.safetensors
       unet-batch train ./cars -o cars.safetensors --init default --epochs 20
-      unet-batch train ./slides -o cells.safetensors --size 512x512 --augment strong --flip any
+      unet-batch train ./slides -o cells.safetensors --size 512x512 --augment elastic --flip any
       unet-batch train ./cars -o cars.safetensors --resume
     """
     from unet_batch.cli.screen import Lines

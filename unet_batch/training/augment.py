@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import kornia.enhance
@@ -17,6 +17,7 @@ import kornia.filters
 import kornia.geometry.transform
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unet_batch.datasets.encoding import VOID
@@ -37,6 +38,7 @@ class Preset:
         shift: deviation as a share of the height and width; with zoom it is what others call a random crop.
         colour: share of the samples whose brightness, contrast, saturation and tint change.
         blur, noise: shares of the samples.
+        bend: deviation as a share of the shorter side, of points four to a side; what lies between them follows smoothly.
     """
 
     move: float = 0.0
@@ -47,12 +49,17 @@ class Preset:
     colour: float = 0.0
     blur: float = 0.0
     noise: float = 0.0
+    bend: float = 0.0
 
 
+_LIGHT = Preset(move=0.7, zoom=0.05, aspect=0.015, turn=1.0, shift=0.015, colour=0.7, blur=0.05, noise=0.1)
 PRESETS = {
     "none": Preset(),
-    "light": Preset(move=0.7, zoom=0.05, aspect=0.015, turn=1.0, shift=0.015, colour=0.7, blur=0.05, noise=0.1),
+    "light": _LIGHT,
     "strong": Preset(move=0.8, zoom=0.15, aspect=0.05, turn=6.0, shift=0.05, colour=0.8, blur=0.15, noise=0.25),
+    # Tissue bends, but a microscope's magnification stays. Ten of 512 pixels, as the paper of the U-Net has it (Ronneberger and
+    # others, 2015, section 3.1).
+    "elastic": replace(_LIGHT, bend=0.02),
 }
 FLIPS = ("none", "horizontal", "any")
 """`any`: also upside down and by quarter turns, as suits what has no up: slides, aerial photos."""
@@ -70,6 +77,8 @@ class Change:
         blur: deviation of a Gaussian in pixels; 0 for none.
         noise: deviation as a share of full scale; 0 for none.
         seed: of the noise.
+        bend: float32 (2, 4, 4), how far beside itself (x, y; pixels of the network's input) each point of a lattice over the
+            input looks, before the matrix is undone; None for no bending.
     """
 
     matrix: np.ndarray
@@ -79,6 +88,7 @@ class Change:
     blur: float = 0.0
     noise: float = 0.0
     seed: int = 0
+    bend: np.ndarray | None = None
 
 
 def draw(preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[int]) -> Change:
@@ -123,6 +133,7 @@ def draw(preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[i
         blur=random.uniform(0.4, 1.2) if blurred else 0.0,
         noise=random.uniform(0.004, 0.03) if noisy else 0.0,
         seed=int(random.integers(2**62)),
+        bend=random.normal(0, preset.bend * min(network), (2, 4, 4)).astype(np.float32) if preset.bend else None,
     )
 
 
@@ -142,12 +153,19 @@ def apply(pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Ch
     """
     device = pictures.device
     matrix = torch.from_numpy(np.array([change.matrix for change in changes], np.float32)).to(device)
+    places = _bent(changes, network, device)
 
     def warp(values: Tensor, outside: float, mode: str = "bilinear") -> Tensor:
         # kornia pads with zeros; so zero is made to be what shall lie outside.
-        moved: Tensor = kornia.geometry.transform.warp_affine(
-            values - outside, matrix, network, mode=mode, padding_mode="zeros", align_corners=True
-        )
+        moved: Tensor
+        if places is None:
+            moved = kornia.geometry.transform.warp_affine(
+                values - outside, matrix, network, mode=mode, padding_mode="zeros", align_corners=True
+            )
+        else:
+            moved = kornia.geometry.transform.remap(
+                values - outside, *places, mode=mode, padding_mode="zeros", align_corners=True, normalized_coordinates=False
+            )
         return moved + outside
 
     x = warp(pictures.permute(0, 3, 1, 2).float(), PAD_VALUE) / 255
@@ -158,6 +176,21 @@ def apply(pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Ch
     else:
         y = warp(targets[:, None].float(), VOID, "nearest")[:, 0].round().long()
     return _recolour(x, changes).contiguous(memory_format=torch.channels_last), y
+
+
+def _bent(changes: Sequence[Change], network: Size, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Where in the stored sample each pixel of the input comes from, x and y as float32 (N, H, W); None if nothing is bent."""
+    if all(change.bend is None for change in changes):
+        return None
+    flat = np.zeros((2, 4, 4), np.float32)
+    lattice = np.array([flat if change.bend is None else change.bend for change in changes])
+    beside = F.interpolate(torch.from_numpy(lattice).to(device), network, mode="bicubic", align_corners=True)
+    rows, columns = (torch.arange(length, dtype=torch.float32, device=device) for length in network)
+    x, y = columns + beside[:, 0], rows[:, None] + beside[:, 1]
+    # Inverted in float64 on the CPU: the same on every device.
+    whole = np.array([np.vstack([change.matrix, (0, 0, 1)]) for change in changes])
+    undone = torch.from_numpy(np.linalg.inv(whole).astype(np.float32)).to(device)[:, :2, :, None, None]
+    return tuple(undone[:, row, 0] * x + undone[:, row, 1] * y + undone[:, row, 2] for row in (0, 1))  # type: ignore[return-value]
 
 
 def _recolour(x: Tensor, changes: Sequence[Change]) -> Tensor:

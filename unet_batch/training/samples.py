@@ -92,15 +92,26 @@ class Samples:
     def _read(self, pair: Pair) -> Sample:
         picture = images.read(pair.image, at_least=(OVERSAMPLING * self.size[0], OVERSAMPLING * self.size[1]))
         ids = self.dataset.read_mask(pair, picture.size)
-        placement = self._enlarged(geometry.place(picture.size, self.size))
-        pixels = geometry.to_network(picture.pixels, placement)
+        placement = geometry.place(picture.size, self.size)
+        enlarged = self._enlarged(placement)
+        # What has too few pixels for the size it is kept at is brought to the network's, and each pixel is doubled: enlarged
+        # smoothly and averaged again, it would be softer in training than it is at run time.
+        repeat = self.scale if min(np.subtract(picture.size, enlarged.content)) < 0 else 1
+        sample = self._placed(picture.pixels, ids, placement if repeat > 1 else enlarged)
+        if repeat == 1:
+            return sample
+        return Sample(*(part.repeat(repeat, 0).repeat(repeat, 1) for part in (sample.picture, sample.target, sample.known)))
+
+    def _placed(self, picture: Pixels, ids: Pixels, placement: Placement) -> Sample:
+        """A picture RGB (h, w, 3) and its ids (H, W) put in their place."""
+        pixels = geometry.to_network(picture, placement)
         none = np.empty((0, 0), np.uint8)
         if not self._one:
-            target = np.full(self.stored, VOID, np.uint8)
+            target = np.full(placement.network, VOID, np.uint8)
             content = geometry.content_of(target, placement)
             cv2.resize(ids, placement.content[::-1], dst=content, interpolation=cv2.INTER_NEAREST_EXACT)
             return Sample(pixels, target, none)
-        target, known = np.zeros(self.stored, np.uint8), np.zeros(self.stored, np.uint8)
+        target, known = np.zeros(placement.network, np.uint8), np.zeros(placement.network, np.uint8)
         covered = geometry.resize_map((ids == 1).astype(np.uint8) * 255, placement.content)
         visible = np.full(placement.content, 255, np.uint8)
         if self.dataset.void is not None:
