@@ -193,7 +193,7 @@ def main() -> None:
         train(
             "isbi2012",
             folder,
-            f"--size 512x512 --widths {HALF} --epochs 100 --batch-size 2 --lr 2e-3 --augment strong --flip any",
+            "--size 512x512 --init default --epochs 60 --batch-size 2 --lr 1e-3 --augment elastic --flip any",
         )
     else:
         folder = close_ups(work)

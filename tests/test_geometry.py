@@ -108,11 +108,13 @@ def test_to_network_refuses_a_place_that_does_not_fit(out):
         geometry.to_network(noise(10, 10, 3), geometry.place((10, 10), (160, 240)), out=out)
 
 
-def test_to_network_shrinks_in_steps_as_well_as_at_once():
+@pytest.mark.parametrize("network", [(160, 240), (320, 480)])
+def test_to_network_shrinks_in_steps_as_well_as_at_once(network):
     pixels = cv2.GaussianBlur(noise(1280, 1918, 3), (0, 0), 3)
-    steps = geometry.to_network(pixels, geometry.place((1280, 1918), (160, 240))).astype(int)
-    once = cv2.resize(pixels, (240, 160), interpolation=cv2.INTER_AREA)
+    steps = geometry.to_network(pixels, geometry.place((1280, 1918), network)).astype(int)
+    once = cv2.resize(pixels, network[::-1], interpolation=cv2.INTER_AREA)
     assert np.abs(steps - once).mean() < 0.2
+    assert np.abs(geometry.resize_map(pixels[..., 0], network).astype(int) - once[..., 0]).mean() < 0.2
 
 
 def test_to_network_takes_reduced_pixels():
