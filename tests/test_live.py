@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 
-from unet_batch import clips, video
+from unet_batch import clips, naming, video
 from unet_batch.errors import UsageError, VideoError
 from unet_batch.segmenter import Segmenter
 from unet_batch.sources import collect
@@ -75,28 +75,40 @@ def segmented(url: str, folder: Path, **options: object) -> clips.ClipResult:
 
 @pytest.mark.parametrize("name", ["rtsp://10.0.0.5/stream", "http://host/a.m3u8", "webcam:0", "SRT://h:9"])
 def test_names_of_live_sources(name: str) -> None:
-    assert video.is_live(name)
+    assert naming.is_live(name)
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "webcam:front", "webcam:0.mp4", "a/rtsp://b", "file:///x.mp4", ""])
 def test_other_names(name: str) -> None:
-    assert not video.is_live(name)
+    assert not naming.is_live(name)
 
 
 def test_a_name_for_the_outputs_of_an_address() -> None:
-    name = video.live_name("rtsp://admin:secret@10.0.0.5:554/cam/1?token=abc")
+    name = naming.live_name("rtsp://admin:secret@10.0.0.5:554/cam/1?token=abc")
     assert name is not None
     assert re.fullmatch(r"10\.0\.0\.5-554-cam-1-\d{8}-\d{6}\.live", name)
-    assert video.live_name("clip.mp4") is None
-    assert (video.live_name("webcam:0") or "").startswith("webcam-0-2")
+    assert naming.live_name("clip.mp4") is None
+    assert (naming.live_name("webcam:0") or "").startswith("webcam-0-2")
 
 
 def test_reports_tell_no_passwords() -> None:
-    assert video.shown("rtsp://admin:secret@10.0.0.5:554/cam") == "rtsp://10.0.0.5:554/cam"
-    assert video.shown("photos/a@b.jpg") == "photos/a@b.jpg"
+    assert naming.shown("rtsp://admin:secret@10.0.0.5:554/cam") == "rtsp://10.0.0.5:554/cam"
+    assert naming.shown("photos/a@b.jpg") == "photos/a@b.jpg"
     with pytest.raises(VideoError) as caught:
         video.LiveReader("tcp://admin:secret@127.0.0.1:9")
     assert "secret" not in caught.value.message
+    with pytest.raises(UsageError, match=r"^tcp://127\.0\.0\.1:9: a live source has no --start") as wrong:
+        clips._reader("tcp://admin:secret@127.0.0.1:9", clips.VideoOptions(start=clips.Position(frame=3)), 10**9)
+    assert "secret" not in wrong.value.message
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mpegts") as out:
+        track = out.add_stream("mp2", rate=48000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 2304), np.int16), "s16", "stereo")
+        sound.sample_rate = 48000
+        out.mux(track.encode(sound))
+    with server(lambda connection, number: connection.sendall(buffer.getvalue())) as url, pytest.raises(VideoError) as silent:
+        video.LiveReader(url.replace("//", "//admin:secret@"))
+    assert "secret" not in silent.value.message
 
 
 def test_an_address_beside_files(tmp_path: Path) -> None:

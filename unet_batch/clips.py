@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from unet_batch import geometry, gpu, images, postprocess, render, video
+from unet_batch import geometry, gpu, images, naming, postprocess, render, video
 from unet_batch.errors import UsageError, VideoError
 from unet_batch.journal import Journal, as_csv
 from unet_batch.pipeline import Pipeline, Stage, StageStats
@@ -236,10 +236,10 @@ def segment(
 
 
 def _reader(path: str, options: VideoOptions, max_pixels: int) -> video.Reader:
-    if not video.is_live(path):
+    if not naming.is_live(path):
         return video.Reader(path, hardware=options.hardware, max_pixels=max_pixels)
     if wrong := [name for name in ("start", "end") if getattr(options, name) is not None]:
-        raise UsageError(f"{path}: a live source has no --{wrong[0]}", hint="--max-frames ends it, or Ctrl-C")
+        raise UsageError(f"{naming.shown(path)}: a live source has no --{wrong[0]}", hint="--max-frames ends it, or Ctrl-C")
     return video.LiveReader(path, latest=options.latest)
 
 

@@ -1,6 +1,7 @@
 """What outputs are called: one rule that never gives two pictures the same file, on any file system.
 
-Pure functions on names; nothing is looked up on a disk, so that the same names give the same keys everywhere and always.
+Pure functions on names; nothing is looked up on a disk, so that the same names give the same keys everywhere and always. Names
+of cameras and addresses (`webcam:0`, `rtsp://...`) are told from those of files here, too.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -76,3 +78,24 @@ def _fold(key: str) -> str:
     if key.isascii():
         return key.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", key).casefold())
+
+
+_LIVE = re.compile(r"(rtsps?|rtmps?|rtp|srt|udp|tcp|mms|https?)://|webcam:\d{1,3}$", re.IGNORECASE)
+
+
+def is_live(source: str) -> bool:
+    """Tell a camera or an URL from the name of a file."""
+    return bool(_LIVE.match(source))
+
+
+def shown(source: str) -> str:
+    """A source as reports may tell it: an address without its name and password, everything else as it is."""
+    return re.sub(r"^([^:/]*://)[^/@]*@", r"\1", source) if is_live(source) else source
+
+
+def live_name(source: str) -> str | None:
+    """What the outputs of a camera or an address are called: where it is, without its password, and when; None for a file."""
+    if not is_live(source):
+        return None
+    place = re.sub(r"^[^:]*://", "", shown(source).partition("?")[0])
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", place).strip("-.") + time.strftime("-%Y%m%d-%H%M%S") + ".live"

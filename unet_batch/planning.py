@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from unet_batch import clips, images, video
+from unet_batch import clips, images, naming, video
 from unet_batch import report as reports
 from unet_batch.errors import DecoderCrashed, ManifestError, UsageError
 from unet_batch.manifest import FINISHED, Files, Identity, Listing, Manifest, Recipe, Record, sha256_of
@@ -125,7 +125,7 @@ def prepare(options: RunOptions) -> Plan:
     sources = collect(
         options.sources,
         is_picture=lambda name: images.is_supported(name) or video.is_clip(name),
-        live=video.live_name,
+        live=naming.live_name,
         exclude=exclude,
     )
     _check_kinds(options.save, sources.items)
@@ -137,7 +137,7 @@ def prepare(options: RunOptions) -> Plan:
 
 def is_clip(item: Item) -> bool:
     """Whether an item is a video, a camera or an address, by its name."""
-    return video.is_clip(item.path) or video.is_live(item.path)
+    return video.is_clip(item.path) or naming.is_live(item.path)
 
 
 def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from unet_batch.cli import main
 from unet_batch.cli.errors import printable
-from unet_batch.cli.screen import clock, left_out, plural
+from unet_batch.cli.screen import clock, left_out, plural, shown
 from unet_batch.version import __version__
 
 COMMANDS = [
@@ -379,6 +379,7 @@ def test_words_and_numbers() -> None:
     assert [plural(count, "picture") for count in (0, 1, 2)] == ["pictures", "picture", "pictures"]
     assert left_out({".txt": 2, "": 1}) == "3 other files left out: 2 .txt, 1 without extension"
     assert left_out({}) == ""
+    assert shown("rtsp://admin:secret@10.0.0.5/cam") == "rtsp://10.0.0.5/cam"
     assert printable("a\nb\x1b[0m\udcff é") == "a\\nb\\x1b[0m\\udcff é"
 
 
@@ -406,10 +407,13 @@ def test_the_live_bars_of_a_run(tmp_path: Path) -> None:
                     progress.frame(clip, done, total)
                     progress.bar.refresh()
             progress.advance(clip, None)
+            progress.frame(Item("rtsp://admin:secret@camera", "c"), 1, None)
             progress.bar.refresh()
-        shown = screen.out.file.getvalue()  # type: ignore[attr-defined]
-    assert "b.mp4" in shown
-    assert "3/9" in shown
-    assert "frames/s" in shown
-    assert "4/4" in shown
-    assert "2 failed" in shown
+        printed = screen.out.file.getvalue()  # type: ignore[attr-defined]
+    assert "b.mp4" in printed
+    assert "3/9" in printed
+    assert "frames/s" in printed
+    assert "4/4" in printed
+    assert "2 failed" in printed
+    assert "camera" in printed
+    assert "secret" not in printed

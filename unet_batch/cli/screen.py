@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from unet_batch import gpu
+from unet_batch import gpu, naming
 from unet_batch.cli.errors import printable
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ class RunProgress:
         now = time.monotonic()
         if self.clip != item.key:
             self.clip, self.clip_begun, self.clip_first = item.key, now, done
-            name = printable(os.path.basename(item.path))
+            name = printable(os.path.basename(naming.shown(item.path)))
             self.bar.reset(self.frames, total=total, description=name, visible=True, speed="", failures="")
         speed = f"{(done - self.clip_first) / max(1e-9, now - self.clip_begun):.1f} frames/s"
         if self.live:
@@ -348,7 +348,9 @@ def census(items: Sequence[Item]) -> str:
 
 
 def shown(path: str) -> str:
-    """A path as a person would type it: relative to here where that is shorter."""
+    """A path as a person would type it, relative to here where that is shorter; an address without its password."""
+    if naming.is_live(path):
+        return naming.shown(path)
     try:
         relative = os.path.relpath(path)
     except ValueError:  # another drive

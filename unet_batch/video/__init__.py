@@ -26,7 +26,7 @@ from unet_batch.video.kinds import (
     pixel_format,
     written_look,
 )
-from unet_batch.video.live import LiveReader, is_live, live_name, shown
+from unet_batch.video.live import LiveReader
 from unet_batch.video.reading import Reader, upright
 from unet_batch.video.writing import Writer, encoder_problem, prepared
 
@@ -44,12 +44,9 @@ __all__ = [
     "assemble",
     "encoder_problem",
     "is_clip",
-    "is_live",
-    "live_name",
     "new_clip",
     "pixel_format",
     "prepared",
-    "shown",
     "upright",
     "written_look",
 ]

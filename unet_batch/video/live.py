@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ import av
 import av.error
 
 from unet_batch.errors import VideoError
+from unet_batch.naming import shown
 from unet_batch.video.kinds import Shot, reason
 from unet_batch.video.reading import Reader, video_stream
 
@@ -140,27 +140,6 @@ class LiveReader(Reader):
             over.set()
             self._ended.set()
             thread.join()
-
-
-_LIVE = re.compile(r"(rtsps?|rtmps?|rtp|srt|udp|tcp|mms|https?)://|webcam:\d{1,3}$", re.IGNORECASE)
-
-
-def is_live(source: str) -> bool:
-    """Tell a camera or an URL from the name of a file."""
-    return bool(_LIVE.match(source))
-
-
-def shown(source: str) -> str:
-    """A source as reports may tell it: an address without its name and password, everything else as it is."""
-    return re.sub(r"^([^:/]*://)[^/@]*@", r"\1", source) if is_live(source) else source
-
-
-def live_name(source: str) -> str | None:
-    """What the outputs of a camera or an address are called: where it is, without its password, and when; None for a file."""
-    if not is_live(source):
-        return None
-    place = re.sub(r"^[^:]*://", "", shown(source).partition("?")[0])
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", place).strip("-.") + time.strftime("-%Y%m%d-%H%M%S") + ".live"
 
 
 def _opened_live(source: str) -> InputContainer:

@@ -15,6 +15,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 
 from unet_batch.errors import VideoError
+from unet_batch.naming import shown
 from unet_batch.video.kinds import (
     BT601,
     BT709,
@@ -73,7 +74,7 @@ class Reader:
             self._decoding = self._decoded()
             first = next(self._decoding, None)
             if first is None:
-                raise VideoError(f"{path}: no frame of its video decodes ({self.damaged} damaged packets)", hint=DAMAGED)
+                raise VideoError(f"{shown(path)}: no frame of its video decodes ({self.damaged} damaged packets)", hint=DAMAGED)
             self._first: VideoFrame | None = first
             self._stored = first.width, first.height
             self.clip = _describe(path, self._container, self._stream, first)
@@ -160,7 +161,7 @@ class Reader:
             context = self._stream.codec_context
             if self._max_pixels is not None and context.width * context.height > self._max_pixels:
                 raise VideoError(
-                    f"{self.path}: {context.width} x {context.height} pixels, at most {self._max_pixels:,} are decoded",
+                    f"{shown(self.path)}: {context.width} x {context.height} pixels, at most {self._max_pixels:,} are decoded",
                     hint="raise --max-pixels if you trust the file",
                 )
         except BaseException:
@@ -290,11 +291,11 @@ def video_stream(path: str, container: InputContainer) -> VideoStream:
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
     if not streams:
         kinds = ", ".join(stream_name(stream) for stream in container.streams) or "no streams at all"
-        raise VideoError(f"{path}: there is no video in it, only {kinds}", hint="leave it out")
+        raise VideoError(f"{shown(path)}: there is no video in it, only {kinds}", hint="leave it out")
     best = container.streams.best("video")
     stream = next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
     if stream.codec_context is None:
-        raise VideoError(f"{path}: its video is in a format that this FFmpeg does not know", hint="convert it to H.264")
+        raise VideoError(f"{shown(path)}: its video is in a format that this FFmpeg does not know", hint="convert it to H.264")
     return stream
 
 
