@@ -74,33 +74,44 @@ def measure(model: str, size: tuple[int, int] | None, photos: tuple[Dataset, lis
 
 
 def plot(rows: list[dict[str, Any]]) -> bytes:
-    """Dice against milliseconds, a line for each model over its sizes; a PNG."""
+    """Dice against milliseconds, a line for each choice of widths over its sizes; a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for index, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
-        points = sorted((row for row in rows if row["model"] == model), key=lambda row: float(row["milliseconds"]))
+    all_widths = sorted({tuple(map(int, row["widths"].split(","))) for row in rows})
+    for index, widths in enumerate(all_widths):
+        points = [row for row in rows if row["widths"] == ",".join(map(str, widths))]
+        points.sort(key=lambda row: float(row["milliseconds"]))
         colour = ("#2a5db0", "#d9722e", "#2f8f5b", "#8a4fbf", "#666666")[index % 5]
         x, y = [row["milliseconds"] for row in points], [row["photo_dice"] for row in points]
-        axes.plot(x, y, color=colour, marker="o", lw=1.2, label=f"{model} ({points[0]['widths']})")
+        axes.plot(x, y, color=colour, marker="o", lw=1.2, label=f"widths {widths[0]} to {widths[-1]}")
         for row in points:
+            name = f"{row['model']}, {row['size']}" if row["model"] in zoo.BUNDLED else row["size"]
             axes.annotate(
-                row["size"], (row["milliseconds"], row["photo_dice"]), xytext=(6, -11), textcoords="offset points", fontsize=8
+                name, (row["milliseconds"], row["photo_dice"]), xytext=(7, -11), textcoords="offset points", fontsize=8.5
             )
     axes.set_xscale("log")
+    axes.set_xticks([tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000) if _within(tick, rows)])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.14, y=0.1)
     axes.set_xlabel(f"milliseconds a picture, the network alone ({rows[0]['backend']})")
     axes.set_ylabel("Dice at the photos' own size")
     axes.grid(color="#e3e3e3", lw=0.7)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()
+
+
+def _within(tick: float, rows: list[dict[str, Any]]) -> bool:
+    taken = [row["milliseconds"] for row in rows]
+    return bool(min(taken) / 1.5 <= tick <= max(taken) * 1.5)
 
 
 def main() -> None:
