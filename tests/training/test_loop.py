@@ -278,24 +278,44 @@ class TestResume:
 class TestSeveralProcesses:
     @pytest.mark.slow
     @pytest.mark.timeout(300)
-    def test_two_reach_the_loss_of_one(self, shapes: Path, tmp_path: Path) -> None:
+    def test_two_reach_the_loss_of_one_and_resume_to_the_bit(self, shapes: Path, tmp_path: Path) -> None:
         """BatchNorm sees half a batch in each of two processes on a CPU, so the curves agree closely, not exactly."""
         options = [*COMMAND, "--widths", "4,8", "--batch-size", "8", "--epochs", "8", "--lr", "0.01"]
-        curves = []
-        for count in (1, 2):
-            output = tmp_path / f"{count}.safetensors"
+
+        def start(count: int, name: str, *more: str) -> subprocess.Popen[str]:
             command = [sys.executable, "-m"]
             command += ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"] * (count > 1)
-            command += ["unet_batch", "train", str(shapes), "-o", str(output), *options]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            assert done.returncode == 0, done.stderr
-            lines = (tmp_path / f"{count}.training" / "metrics.jsonl").read_text().splitlines()
-            curves.append([json.loads(line) for line in lines])
-            assert done.stdout.count("kept epoch") == 1, "only the first process speaks"
-        for one, two in zip(*curves, strict=True):
+            command += ["unet_batch", "train", str(shapes), "-o", str(tmp_path / f"{name}.safetensors"), *options, *more]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            pipe = subprocess.PIPE
+            return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+        def records(name: str) -> list[dict[str, Any]]:
+            return [json.loads(line) for line in (tmp_path / f"{name}.training" / "metrics.jsonl").read_text().splitlines()]
+
+        for count, name in ((1, "one"), (2, "two")):
+            process = start(count, name)
+            out, errors = process.communicate()
+            assert process.returncode == 0, errors
+            assert out.count("kept epoch") == 1, "only the first process speaks"
+        for one, two in zip(records("one"), records("two"), strict=True):
             assert two["loss"] == pytest.approx(one["loss"], rel=0.03)
-        assert curves[1][-1]["val_dice"] == pytest.approx(curves[0][-1]["val_dice"], abs=0.04)
-        assert curves[0][-1]["loss"] < 0.8 * curves[0][0]["loss"], "there was something to agree on"
+        assert records("two")[-1]["val_dice"] == pytest.approx(records("one")[-1]["val_dice"], abs=0.04)
+        assert records("one")[-1]["loss"] < 0.8 * records("one")[0]["loss"], "there was something to agree on"
+
+        process = start(2, "stopped")
+        written = tmp_path / "stopped.training" / "metrics.jsonl"
+        while process.poll() is None and not (written.exists() and written.stat().st_size):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)  # as a batch system does before it takes the machine away
+        _, errors = process.communicate()
+        assert process.returncode != 0, errors
+        assert 1 <= len(records("stopped")) < 8
+        process = start(2, "stopped", "--resume")
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        whole, parts = (load_file(tmp_path / f"{name}.training" / "state.safetensors") for name in ("two", "stopped"))
+        assert same(whole, parts)
 
 
 class TestRate:
