@@ -18,7 +18,7 @@ from unet_batch.geometry import PAD_VALUE
 from unet_batch.training.augment import FLIPS, PRESETS, Change, Preset, apply, draw
 
 NETWORK = (32, 48)
-ALL = Preset(move=1, zoom=0.15, aspect=0.05, turn=6, shift=0.05, colour=1, blur=1, noise=1)
+ALL = Preset(move=1, zoom=0.15, aspect=0.05, turn=6, shift=0.05, colour=1, tone=1, blur=1, noise=1)
 STILL = PRESETS["none"]
 LEVEL = 0.01 / 255  # a hundredth of a grey level
 

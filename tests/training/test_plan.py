@@ -195,25 +195,28 @@ class TestStart:
     @pytest.mark.parametrize(
         ("here", "there", "new"),
         [
-            ("a", "b", False),  # one class against background: the head means the same
-            ("abc", "abc", False),
-            ("abc", "acb", True),
-            ("abc", "abcd", True),
-            ("a", "ab", True),
-            ("ab", "a", True),
+            (["car"], ["car"], False),
+            (["cell"], ["car"], True),
+            (["foreground"], ["car"], False),  # nobody said what it is
+            (["car"], ["foreground"], False),
+            (["a", "b", "c"], ["a", "b", "c"], False),
+            (["a", "b", "c"], ["a", "c", "b"], True),
+            (["a", "b", "c"], ["a", "b", "c", "d", "e", "f"], True),
+            (["car"], ["car", "road"], True),
+            (["car", "road"], ["car"], True),
         ],
     )
     def test_a_head_of_other_classes_is_replaced(
-        self, dataset: Dataset, tmp_path: Path, here: str, there: str, new: bool
+        self, dataset: Dataset, tmp_path: Path, here: list[str], there: list[str], new: bool
     ) -> None:
-        table = {text: ClassTable(tuple(text), ((1, 2, 3),) * len(text)) for text in (here, there)}
+        ours, theirs = (ClassTable(tuple(names), ((1, 2, 3),) * len(names)) for names in (here, there))
         output = "class_ids" if len(there) > 1 else "probability"
         init = start(tmp_path / "s.safetensors", classes=len(there))
         loaded = checkpoint.load(init)
-        checkpoint.save(init, loaded.model, replace(loaded.spec, classes=table[there], output=output))  # type: ignore[arg-type]
-        plan = plan_of(replace(dataset, classes=table[here]), init=init, widths=None)
+        checkpoint.save(init, loaded.model, replace(loaded.spec, classes=theirs, output=output))  # type: ignore[arg-type]
+        plan = plan_of(replace(dataset, classes=ours), init=init, widths=None)
         assert plan.new_head == new == any("new head" in reason for reason in plan.reasons)
-        assert plan.spec.classes == table[here]
+        assert plan.spec.classes == ours
         assert plan.spec.output == ("class_ids" if len(here) > 1 else "probability")
 
 

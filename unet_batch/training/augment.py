@@ -37,6 +37,7 @@ class Preset:
         turn: deviation in degrees.
         shift: deviation as a share of the height and width; with zoom it is what others call a random crop.
         colour: share of the samples whose brightness, contrast, saturation and tint change.
+        tone: how far these change; 1: brightness by 8 % of full scale, contrast by a quarter, saturation by half.
         blur, noise: shares of the samples.
         bend: deviation as a share of the shorter side, of points four to a side; what lies between them follows smoothly.
     """
@@ -47,16 +48,17 @@ class Preset:
     turn: float = 0.0
     shift: float = 0.0
     colour: float = 0.0
+    tone: float = 0.0
     blur: float = 0.0
     noise: float = 0.0
     bend: float = 0.0
 
 
-_LIGHT = Preset(move=0.7, zoom=0.05, aspect=0.015, turn=1.0, shift=0.015, colour=0.7, blur=0.05, noise=0.1)
+_LIGHT = Preset(move=0.7, zoom=0.05, aspect=0.015, turn=1.0, shift=0.015, colour=0.7, tone=1.0, blur=0.05, noise=0.1)
 PRESETS = {
     "none": Preset(),
     "light": _LIGHT,
-    "strong": Preset(move=0.8, zoom=0.15, aspect=0.05, turn=6.0, shift=0.05, colour=0.8, blur=0.15, noise=0.25),
+    "strong": Preset(move=0.9, zoom=0.25, aspect=0.07, turn=6.0, shift=0.1, colour=0.8, tone=1.8, blur=0.15, noise=0.25),
     # Tissue bends, but a microscope's magnification stays. Ten of 512 pixels, as the paper of the U-Net has it (Ronneberger and
     # others, 2015, section 3.1).
     "elastic": replace(_LIGHT, bend=0.02),
@@ -121,9 +123,11 @@ def draw(preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[i
     matrix = np.hstack([linear, (target + shift - linear @ middle)[:, None]])
     gain, lift, saturation = (1.0, 1.0, 1.0), 0.0, 1.0
     if random.random() < preset.colour:
-        contrast = random.uniform(0.75, 1.3)
-        red, green, blue = contrast * random.uniform(0.92, 1.08, 3)
-        gain, lift, saturation = (red, green, blue), random.uniform(-0.08, 0.08), random.uniform(0.5, 1.5)
+        tone = preset.tone
+        contrast = random.uniform(1 - 0.25 * tone, 1 + 0.3 * tone)
+        red, green, blue = contrast * random.uniform(1 - 0.08 * tone, 1 + 0.08 * tone, 3)
+        gain, lift = (red, green, blue), random.uniform(-0.08 * tone, 0.08 * tone)
+        saturation = random.uniform(1 - 0.5 * tone, 1 + 0.5 * tone)
     blurred, noisy = random.random() < preset.blur, random.random() < preset.noise
     return Change(
         matrix,

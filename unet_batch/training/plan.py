@@ -238,9 +238,11 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
             )
         reasons.append(f"starts from {start.spec.name}, sha256 {start.sha256[:12]}")
     names, known = dataset.classes.names, start.spec.classes.names if start else ()
-    new_head = start is not None and (len(names) != len(known) or (len(names) > 1 and names != known))
+    # A class that nobody has named may be the one that is known.
+    unnamed = len(names) == len(known) == 1 and "foreground" in (*names, *known)
+    new_head = start is not None and names != known and not unnamed
     if new_head:
-        reasons.append(f"new head: {len(names)} classes here, {len(known)} other ones there")
+        reasons.append(f"new head, for {_some(names)} instead of {_some(known)}")
     size, why_size = (options.size, "") if options.size else (start.spec.input_size, "") if start else _size(train)
     reasons += [why_size] if why_size else []
     batch_size = min(options.batch_size, len(train))
@@ -329,6 +331,11 @@ def _size(pairs: Sequence[Pair]) -> tuple[Size, str]:
     area = min(_AREA, largest[0] * largest[1])
     size = max(32, round((area / ratio) ** 0.5 / 16) * 16), max(32, round((area * ratio) ** 0.5 / 16) * 16)
     return size, f"{size[0]}x{size[1]}: of the pictures' shape (the median is {ratio:.2f} times as wide as high)"
+
+
+def _some(names: Sequence[str]) -> str:
+    """At most four of these, and how many more there are."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _listed(numbers: Sequence[int]) -> str:
