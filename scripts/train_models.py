@@ -211,7 +211,7 @@ def main() -> None:
         train(
             "isbi2012",
             folder,
-            "--size 512x512 --init default --epochs 60 --batch-size 2 --lr 1e-3 --augment elastic --flip any",
+            "--size 512x512 --init default --epochs 45 --batch-size 2 --lr 1e-3 --augment elastic --flip any",
         )
     else:
         folder = close_ups(work)
