@@ -204,7 +204,7 @@ def main() -> None:
         train(
             "dsb2018",
             folder,
-            "--size 256x256 --init fast --epochs 24 --batch-size 4 --lr 1.5e-3 --augment strong --flip any",
+            f"--size 256x256 --widths {HALF} --epochs 40 --batch-size 4 --lr 1.5e-3 --augment strong --flip any",
         )
     elif options.target == "isbi2012":
         folder = whole(work, options.data, "isbi2012", '[[class]]\nname = "cell"\n')
