@@ -198,7 +198,9 @@ def main() -> None:
         street = f"{lists} --size 240x320 --batch-size 8"
         train("camvid-1", folder, f"{street} --widths {HALF} --epochs 40 --lr 2e-3 --augment strong")
         # After that the loss of training is no lower than that of validation: the same again, on what streets look like.
-        train("camvid", folder, f"{street} --init {{work}}/camvid-1.safetensors --epochs 18 --lr 1e-3 --augment light --seed 1")
+        on = f"{street} --lr 1e-3 --augment light"
+        train("camvid-2", folder, f"{on} --init {{work}}/camvid-1.safetensors --epochs 18 --seed 1")
+        train("camvid", folder, f"{on} --init {{work}}/camvid-2.safetensors --epochs 10 --seed 2")
     elif options.target == "dsb2018":
         folder = whole(work, options.data, "dsb2018", '[[class]]\nname = "nucleus"\n')
         train(
