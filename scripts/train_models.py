@@ -13,7 +13,7 @@ Each target is one or several trainings; the commands are printed before they ru
 | camvid    | eleven classes of street scenes, the end of each drive kept out                                 |
 | dsb2018   | nuclei                                                                                          |
 | isbi2012  | membranes, 19 slices for training                                                               |
-| curve     | what else is in the plot of Dice against milliseconds: half the widths of fast, small pictures  |
+| curve     | more points of Dice against milliseconds: half the widths of fast, and small pictures           |
 | few       | sixteen drawn photos of a kind the bundled model has not seen: from it, and from scratch        |
 
 The photos are expected below the data folder (`UNET_BATCH_DATA`, else ../shared/data), each set with images/ and masks/.

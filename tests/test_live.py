@@ -106,7 +106,10 @@ def test_reports_tell_no_passwords() -> None:
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 2304), np.int16), "s16", "stereo")
         sound.sample_rate = 48000
         out.mux(track.encode(sound))
-    with server(lambda connection, number: connection.sendall(buffer.getvalue())) as url, pytest.raises(VideoError) as silent:
+    with (
+        server(lambda connection, number: connection.sendall(buffer.getvalue())) as url,
+        pytest.raises(VideoError, match="no video") as silent,
+    ):
         video.LiveReader(url.replace("//", "//admin:secret@"))
     assert "secret" not in silent.value.message
 
