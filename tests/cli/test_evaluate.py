@@ -209,7 +209,7 @@ class TestPredictions:
             "error: --model, --size: there is no model",
         ),
         (["{root}", "--split", "none.txt"], "none.txt: cannot be read"),
-        (["{root}", "--threshold", "2", "--device", "cpu"], "threshold 2.0: above 0 and up to 1"),
+        (["{root}", "--threshold", "2", "--device", "cpu"], "2.0 is not in the range 0<x<=1"),
         ([], "Missing argument 'DATASET'"),
     ],
 )

@@ -16,7 +16,11 @@ _OPTIONS = (
     click.option(
         "-m", "--model", metavar="FILE", help=f"A checkpoint (.safetensors) or {', '.join(BUNDLED)}.  [default: {BUNDLED[0]}]"
     ),
-    click.option("--threshold", type=float, help="Probability from which a pixel counts.  [default: the model's, mostly 0.5]"),
+    click.option(
+        "--threshold",
+        type=click.FloatRange(0, 1, min_open=True),
+        help="Probability from which a pixel counts.  [default: the model's, mostly 0.5]",
+    ),
     click.option(
         "--backend",
         type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "torch")),
