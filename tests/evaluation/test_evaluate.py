@@ -353,6 +353,12 @@ class TestPredictions:
         assert [(pair.key, pair.group) for pair in dataset.pairs] == [("a_0", "a"), ("a_1", "a"), ("b_0", "b"), ("b_1", "b")]
         assert self.dice(dataset, tmp_path / "found") == pytest.approx(2 * 3 / (3 + 4))
 
+    def test_masks_of_one_name_are_an_error(self, tmp_path: Path) -> None:
+        for name in ("a.png", "b.png", "b.tif", "c.png"):
+            mask(tmp_path / name, ids(0, 1))
+        with pytest.raises(SourceError, match=r"b\.png and b\.tif are 2 masks of one name"):
+            find_masks(str(tmp_path))
+
     def test_annotations_as_truth(self, tmp_path: Path) -> None:
         pytest.importorskip("pycocotools", reason="needs pycocotools")
         photo(tmp_path / "data/images/a.png", size=(20, 30))

@@ -71,6 +71,11 @@ class Masks(Protocol):
 
     lists_images: ClassVar[bool]
 
+    @property
+    def void(self) -> bool:
+        """Whether masks may hold pixels of no class."""
+        ...
+
     def decode(self, mask: str) -> Mask:
         """Read one; `mask` is that of a `Pair`. Safe to call from many threads.
 
@@ -95,6 +100,11 @@ class Encoding:
     kind: Literal["grey", "colour"]
     table: Mapping[int, int]
     threshold: int | None = None
+
+    @property
+    def void(self) -> bool:
+        """Whether some value stands for no class."""
+        return VOID in self.table.values()
 
     @cached_property
     def lut(self) -> Pixels:

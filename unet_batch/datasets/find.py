@@ -67,7 +67,6 @@ class Dataset:
         root: the folder that was named, absolute.
         pairs: what belongs together.
         classes: one name: ids are 0 (background) and 1; several: ids 0, 1, ... in this order.
-        void: 255 if masks may hold pixels of no class, else None.
         masks: reads them; `read_mask` also says no to those that cannot be used.
         reasons: a sentence for everything that was guessed.
         unmatched_images, unmatched_masks: files without a partner, and annotations of no image.
@@ -77,12 +76,16 @@ class Dataset:
     root: str
     pairs: tuple[Pair, ...]
     classes: ClassTable
-    void: int | None
     masks: Masks
     reasons: tuple[str, ...]
     unmatched_images: tuple[str, ...] = ()
     unmatched_masks: tuple[str, ...] = ()
     ambiguous: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def void(self) -> int | None:
+        """255 if masks may hold pixels of no class, else None."""
+        return VOID if self.masks.void else None
 
     def read_mask(self, pair: Pair, size: Size | None = None) -> Pixels:
         """Read ids, uint8 (H, W), 255 where void.
@@ -179,7 +182,6 @@ def _from_folders(root: str, images: str | None, masks: str | None, group_by: st
         root=root,
         pairs=pairs,
         classes=classes,
-        void=VOID if VOID in encoding.table.values() else None,
         masks=encoding,
         reasons=(*reasons, why_classes, why_groups),
         unmatched_images=tuple(sorted(unmatched)),
@@ -226,7 +228,6 @@ def _from_coco(root: str, file: str, why: str, images: str | None, group_by: str
         root=root,
         pairs=pairs,
         classes=coco.classes,
-        void=VOID if coco.void else None,
         masks=coco,
         reasons=(*reasons, why_groups),
         unmatched_images=tuple(sorted(item.path for item in found.items if item.path not in takers)),

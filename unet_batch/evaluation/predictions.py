@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import posixpath
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from unet_batch import images
@@ -119,16 +120,16 @@ def find_masks(folder: str, *, group_by: str | None = None) -> Dataset:
     stems = [stem_of(path, root) for path in paths]
     short = [without_suffix(stem) for stem in stems]
     keys = short if len(set(short)) == len(short) else stems
-    if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise SourceError(f"{root}: several masks are called {twice}", hint="keep one mask of each name")
+    twice, times = max(Counter(keys).items(), key=itemgetter(1), default=("", 0))
+    if times > 1:
+        files = " and ".join(os.path.relpath(path, root) for path, key in zip(paths, keys, strict=True) if key == twice)
+        raise SourceError(f"{root}: {files} are {times} masks of one name", hint="keep one of them")
     classes, encoding, why_classes = understand(os.path.join(root, "classes.toml"), sorted(paths))
     pairs, why_groups = paired(list(zip(paths, keys, paths, strict=True)), group_by)
     return Dataset(
         root=root,
         pairs=pairs,
         classes=classes,
-        void=VOID if VOID in encoding.table.values() else None,
         masks=encoding,
         reasons=(f"{len(paths):,} masks, no pictures", why_classes, why_groups),
     )
