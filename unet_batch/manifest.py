@@ -13,6 +13,8 @@ can tear what was written in the last `SYNC_SECONDS`: lines that do not parse ar
 again. The outputs themselves are not forced to the disk: their sizes stand in the lines, and are compared before they count.
 
 A picture has one file for each kind of output, a clip may have many: nothing here knows which.
+
+A long room, in three parts: what a line says; what stands in the folder; the file, whose reader and writer share one index.
 """
 
 from __future__ import annotations

@@ -90,11 +90,6 @@ class TestOptions:
         checkpoint.save(path, UNet(3, 1, spec.widths), spec)
         assert checkpoint.load(path).spec == spec
 
-    @pytest.mark.parametrize(("size", "processes", "said"), [(1, 1, True), (2, 1, False), (2, 2, True), (4, 2, False)])
-    def test_batches_of_one_picture_are_pointed_out(self, dataset: Dataset, size: int, processes: int, said: bool) -> None:
-        plan = plan_of(dataset, batch_size=size, processes=processes)
-        assert any(reason.startswith("one picture at a time") for reason in plan.reasons) == said
-
     def test_a_device_that_is_none(self, dataset: Dataset) -> None:
         for name in ("tpu9", "abacus"):
             with pytest.raises(BackendUnavailable, match=name):

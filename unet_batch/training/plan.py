@@ -259,9 +259,6 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
             hint="a larger --size or --batch-size, or fewer --widths",
         )
     device = pick_device(options.device)
-    # On GPUs, processes share the statistics of a batch.
-    if batch_size == (1 if device.type == "cuda" else processes):
-        reasons.append("one picture at a time: BatchNorm learns from each what it later expects of all, 2 or more do better")
     precision, why = pick_precision(device)
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         precision, why = "bf16", "bf16: float32's range, so that losses need no scaling"
