@@ -346,7 +346,12 @@ class TestPresets:
         for field in fields(Preset):
             if field.name != "bend":
                 assert 0 == getattr(none, field.name) < getattr(light, field.name) < getattr(strong, field.name)
-        assert replace(PRESETS["elastic"], bend=0.0) == light
+
+    def test_slices_have_no_up_but_a_magnification(self) -> None:
+        light, strong, elastic = (PRESETS[name] for name in ("light", "strong", "elastic"))
+        assert elastic.turn > strong.turn
+        assert light.zoom < elastic.zoom < strong.zoom
+        assert light.tone < elastic.tone < strong.tone
 
     def test_samples_are_changed_as_often_and_as_far_as_they_say(self) -> None:
         stored = (2 * NETWORK[0], 2 * NETWORK[1])

@@ -89,7 +89,7 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
 @click.option("--init", metavar="MODEL", help="A checkpoint to start from, or the name of a bundled model.")
 @click.option(
     "--augment", type=click.Choice(("none", "light", "strong", "elastic")), default="light", show_default=True,
-    help="Zoom, turns, shifts, colours, blur and noise; elastic is light, and bent as tissue is.",
+    help="Zoom, turns, shifts, colours, blur and noise; elastic is for slides: turned and bent.",
 )  # fmt: skip
 @click.option(
     "--flip", type=click.Choice(("none", "horizontal", "any")), default="horizontal", show_default=True,
