@@ -225,16 +225,18 @@ def main() -> None:
         predicted = folder / "predicted"
         predicted.mkdir(exist_ok=True)
         for fold in range(5):
-            kept_out = slices[-5:] if fold == 4 else slices[5 * fold : 5 * fold + 5]
+            # There are 24: the last two folds share a slice, so that both have 19 to learn from. It is judged once.
+            first = min(5 * fold, len(slices) - 5)
+            kept_out, judged = slices[first : first + 5], slices[5 * fold : 5 * fold + 5]
             for part, is_kept_out in (("train", False), ("val", True)):
                 names = [name for name in slices if (name in kept_out) == is_kept_out]
                 (folder / f"{part}-{fold}.txt").write_text("".join(f"{name}\n" for name in names))
             lists = f"--train-list {{lists}}/train-{fold}.txt --val-list {{lists}}/val-{fold}.txt --group-by '^(.+)$'"
             model = train(f"isbi2012-{fold}", folder, f"{lists} --init fast {tissue}")
-            # The last two folds share a slice, so that both have 19 to learn from: it is judged once.
-            judged = [str(folder / "images" / f"{name}.png") for name in slices[5 * fold : 5 * fold + 5]]
-            train.run("run", *judged, "-m", str(model), "-o", str(work / f"isbi2012-{fold}-masks"))
-            for mask in (work / f"isbi2012-{fold}-masks" / "masks").glob("*.png"):
+            images = [str(folder / "images" / f"{name}.png") for name in judged]
+            masks = work / f"isbi2012-{fold}-masks"
+            train.run("run", *images, "-m", str(model), "-o", str(masks), "--overwrite")
+            for mask in (masks / "masks").glob("*.png"):
                 (predicted / mask.name).unlink(missing_ok=True)
                 (predicted / mask.name).symlink_to(mask)
         train.run("evaluate", str(folder), "--predictions", str(predicted))

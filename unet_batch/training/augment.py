@@ -58,8 +58,8 @@ PRESETS = {
     "none": Preset(),
     "light": Preset(move=0.7, zoom=0.05, aspect=0.015, turn=1.0, shift=0.015, colour=0.7, tone=1.0, blur=0.05, noise=0.1),
     "strong": Preset(move=0.9, zoom=0.25, aspect=0.07, turn=6.0, shift=0.1, colour=0.8, tone=1.8, blur=0.15, noise=0.25),
-    # For slices under a microscope: no side is up, staining and exposure differ, tissue bends, ten of 512 pixels, as the paper
-    # of the U-Net has it (Ronneberger and others, 2015, section 3.1). The magnification stays about the same.
+    # For slices under a microscope: no side is up, staining and exposure differ, tissue bends, by ten of 512 pixels as in the
+    # paper of the U-Net (Ronneberger and others, 2015, section 3.1). The magnification stays about the same.
     "elastic": Preset(
         move=0.9, zoom=0.1, aspect=0.05, turn=20.0, shift=0.05, colour=0.8, tone=1.5, blur=0.15, noise=0.25, bend=0.02
     ),
