@@ -162,6 +162,31 @@ class TestMoving:
             seen.add(tuple(corners.round().int().tolist()))
         assert len(seen) == 8
 
+    @settings(deadline=None, max_examples=40)
+    @given(st.sampled_from([STILL, ALL]), st.sampled_from(FLIPS), st.integers(0, 2**31), st.integers(1, 32), st.integers(1, 48))
+    def test_a_window_is_a_part_of_the_whole(self, preset: Preset, flip: str, key: int, height: int, width: int) -> None:
+        values, crop = noise(1, (64, 96), 3), (height, width)
+        whole = draw(preset, flip, (64, 96), NETWORK, (key,))
+        part = draw(preset, flip, (64, 96), NETWORK, (key,), crop=crop)
+        assert all(
+            getattr(part, field.name) == getattr(whole, field.name) for field in fields(Change) if field.name != "matrix"
+        )
+        left, top = (int(value) for value in np.rint(whole.matrix[:, 2] - part.matrix[:, 2]))
+        assert 0 <= top <= NETWORK[0] - height
+        assert 0 <= left <= NETWORK[1] - width
+        # Without colours: blur and noise look at what is beside.
+        x, y = apply(*values, [moved_only(whole)], NETWORK)
+        seen, target = apply(*values, [moved_only(part)], crop)
+        window = (..., slice(top, top + height), slice(left, left + width))
+        assert torch.allclose(seen, x[window], atol=2e-3)
+        assert torch.allclose(target, y[window], atol=2e-3)
+
+    def test_windows_lie_everywhere(self) -> None:
+        still = identity(1).matrix[:, 2]
+        windows = [draw(STILL, "none", NETWORK, NETWORK, (key,), crop=(30, 44)).matrix[:, 2] for key in range(300)]
+        places = {tuple(int(value) for value in np.rint(still - window)) for window in windows}
+        assert places == {(left, top) for left in range(5) for top in range(3)}
+
 
 class TestBending:
     @pytest.mark.parametrize("flip", FLIPS)

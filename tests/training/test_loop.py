@@ -64,6 +64,25 @@ class TestTrain:
         assert loaded.spec.input_size == (40, 56)
         assert loaded.spec.training["epoch"] == outcome.best
 
+    def test_learns_from_windows_and_is_judged_on_whole_pictures(
+        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[tuple[int, ...]] = []
+        forward = loop._Mixed.forward
+
+        def noted(self: loop._Mixed, pictures: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(pictures.shape))
+            return forward(self, pictures)
+
+        monkeypatch.setattr(loop._Mixed, "forward", noted)
+        plan = plan_of(shapes, tmp_path / "m.safetensors", crop=(24, 32), epochs=6, lr=1e-2)
+        assert plan.samples == 4 * len(plan.train)
+        outcome = loop.train(plan)
+        assert set(seen[: plan.steps]) == {(4, 3, 24, 32)}
+        assert {shape[2:] for shape in seen[plan.steps :]} == {(24, 32), (40, 56)}
+        assert outcome.history[-1]["val_dice"] > 0.9
+        assert checkpoint.load(plan.output).spec.input_size == (40, 56)
+
     def test_learns_several_classes(self, two_kinds: Path, tmp_path: Path) -> None:
         plan = plan_of(two_kinds, tmp_path / "m.safetensors", epochs=14, lr=1e-2)
         outcome = loop.train(plan, shares=(0.8, 0.15, 0.05))
@@ -171,13 +190,15 @@ class TestTrain:
 
 
 class TestResume:
-    @pytest.mark.parametrize("augment", ["none", "strong"])
-    def test_stopped_after_any_step_ends_the_same(self, shapes: Path, tmp_path: Path, augment: str) -> None:
-        whole = plan_of(shapes, tmp_path / "whole.safetensors", augment=augment)
+    @pytest.mark.parametrize(("augment", "crop"), [("none", None), ("strong", None), ("elastic", (24, 32))])
+    def test_stopped_after_any_step_ends_the_same(
+        self, shapes: Path, tmp_path: Path, augment: str, crop: tuple[int, int] | None
+    ) -> None:
+        whole = plan_of(shapes, tmp_path / "whole.safetensors", augment=augment, crop=crop)
         loop.train(whole)
         wanted, steps = weights(whole), 3 * whole.steps
         for count in (1, whole.steps - 1, whole.steps, whole.steps + 1, steps - 1):
-            plan = plan_of(shapes, tmp_path / f"{count}.safetensors", augment=augment)
+            plan = plan_of(shapes, tmp_path / f"{count}.safetensors", augment=augment, crop=crop)
             assert loop.train(plan, stop=After(count)).ended == "interrupted"
             outcome = loop.train(plan, resume=True)
             assert outcome.ended == "all epochs"

@@ -62,6 +62,7 @@ class TestOptions:
         ("name", "values"),
         [
             ("size", [(0, 32), (32, -1), (32, 20_000)]),
+            ("crop", [(0, 32), (32, -1)]),
             ("widths", [(), (8, 0), (8, 5000), (4,) * 9]),
             ("epochs", [0, -3]),
             ("batch_size", [0]),
@@ -229,6 +230,22 @@ class TestBatches:
         plan = plan_of(dataset, batch_size=6, val_fraction=0.25)
         assert plan.steps == 3
 
+    @pytest.mark.parametrize(("crop", "windows"), [((32, 48), 1), ((16, 24), 4), ((31, 48), 2), ((32, 17), 3), ((8, 8), 24)])
+    def test_hold_as_many_windows_as_cover_each_picture(self, dataset: Dataset, crop: tuple[int, int], windows: int) -> None:
+        plan = plan_of(dataset, size=(32, 48), crop=crop, batch_size=2)
+        assert plan.training_size == crop
+        assert (plan.samples, plan.steps) == (windows * len(plan.train), windows * len(plan.train) // 2)
+        assert plan_of(dataset, size=(32, 48), crop=crop, batch_size=10_000).batch_size == plan.samples
+
+    def test_windows_larger_than_the_input_are_refused(self, dataset: Dataset) -> None:
+        with pytest.raises(UsageError, match="windows of 33x48 do not fit into the network's 32x48") as error:
+            plan_of(dataset, size=(32, 48), crop=(33, 48))
+        assert "--crop" in error.value.hint
+
+    def test_of_one_small_window_are_too_few_for_batchnorm(self, dataset: Dataset) -> None:
+        with pytest.raises(UsageError, match="8x8 at 4 levels"):
+            plan_of(dataset, size=(32, 48), crop=(8, 8), widths=(4, 4, 4, 4), batch_size=1)
+
     def test_are_shared_by_the_processes(self, dataset: Dataset) -> None:
         assert plan_of(dataset, 4, batch_size=8).batch_size == 8
         with pytest.raises(UsageError, match="a batch of 8 cannot be shared by 3 processes") as error:
@@ -273,6 +290,7 @@ class TestFingerprint:
         ("key", "value"),
         [
             ("size", (40, 48)),
+            ("crop", (16, 48)),
             ("widths", (4, 16)),
             ("epochs", 41),
             ("batch_size", 4),
@@ -366,6 +384,7 @@ class TestMemory:
             for size, precision in (((64, 64), "fp32"), ((128, 256), "fp32"), ((64, 64), "bf16"))
         )
         assert large == pytest.approx(8 * small, rel=0.02)
+        assert plan_of(dataset, size=(128, 256), crop=(64, 64), precision="fp32").activation_bytes == small
         assert bits == pytest.approx(small / 2, rel=0.02)
 
     def test_weights_are_counted_five_times(self, three_classes: Dataset) -> None:

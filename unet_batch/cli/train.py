@@ -51,7 +51,7 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
         if name not in names:
             raise click.BadParameter(f"{value}: {key!r} is not an option of train; there are {', '.join(names)}")
         if isinstance(entry, list):
-            entry = ("x" if name == "size" else ",").join(map(str, entry))
+            entry = ("x" if name in ("size", "crop") else ",").join(map(str, entry))
         defaults[name] = entry
     context.default_map = defaults
 
@@ -78,6 +78,12 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
     metavar="HxW",
     callback=optional_size,
     help="Height and width of the network's input.  [default: the images' shape]",
+)
+@click.option(
+    "--crop",
+    metavar="HxW",
+    callback=optional_size,
+    help="Train on windows of the input of this size, as many as cover each image: more steps in the same time.",
 )
 @click.option("--widths", metavar="N,N,...", callback=_widths, help="Channels of each level.  [default: 32,64,128,256,512]")
 @click.option("--epochs", type=click.IntRange(1), default=40, show_default=True, help="Passes over the training images.")
@@ -202,16 +208,16 @@ def _planned(lines: Lines, plan: Plan, ranks: Ranks) -> None:
     )
     lines.line(
         "training",
-        f"{options.epochs} epochs of {plan.steps:,} steps, {plan.batch_size} images each",
+        f"{options.epochs} epochs of {plan.steps:,} steps, {plan.batch_size} {plan.samples_are} each",
         f"learning rate {plan.lr:g}",
         f"augment {options.augment}, flip {options.flip}",
         f"seed {options.seed}",
     )
-    left = len(plan.train) % plan.batch_size
+    left = plan.samples % plan.batch_size
     if left > plan.batch_size // 2 and plan.steps < 8:
         lines.line(
             "note",
-            f"{left} of {len(plan.train)} images are left out of each epoch, others each time: --batch-size fits better?",
+            f"{left} of {plan.samples} {plan.samples_are} wait for the next epoch each time: --batch-size fits better?",
         )
     lines.line("device", f"{plan.device} {plan.precision}", f"{ranks.count} processes" if ranks.count > 1 else "")
 
@@ -236,7 +242,8 @@ def _estimated(lines: Lines, plan: Plan) -> None:
     )
     taken = seconds_per_step(plan)
     # A validation picture costs a third of a training picture: it has no backward pass.
-    epoch = taken * (plan.steps + len(plan.val) / plan.batch_size / 3)
+    validation = len(plan.val) * plan.samples / len(plan.train) / plan.batch_size / 3
+    epoch = taken * (plan.steps + validation)
     lines.line(
         "time", f"about {clock(epoch)} an epoch, {clock(epoch * plan.options.epochs)} in all", f"{taken:.2f} s a step, on noise"
     )

@@ -35,7 +35,7 @@ class Preset:
         move: share of the samples that are zoomed, turned or shifted; the rest look as they will at run time.
         zoom, aspect: deviation of the logarithm of the scale, and of the ratio of height to width.
         turn: deviation in degrees.
-        shift: deviation as a share of the height and width; with zoom it is what others call a random crop.
+        shift: deviation as a share of the height and width.
         colour: share of the samples whose brightness, contrast, saturation and tint change.
         tone: how far these change; 1: brightness by 8 % of full scale, contrast by a quarter, saturation by half.
         blur, noise: shares of the samples.
@@ -73,7 +73,7 @@ class Change:
     """What is done to one sample.
 
     Attributes:
-        matrix: float64 (2, 3), from pixels of the stored sample to pixels of the network's input (x, y).
+        matrix: float64 (2, 3), from pixels of the stored sample to pixels of the network's input, or of a window of it (x, y).
         gain: of each channel; contrast and tint.
         lift: added to the pixels, as a share of full scale.
         saturation: 1 leaves colours alone.
@@ -94,7 +94,7 @@ class Change:
     bend: np.ndarray | None = None
 
 
-def draw(preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[int]) -> Change:
+def draw(preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[int], *, crop: Size | None = None) -> Change:
     """Decide what to do with one sample.
 
     Args:
@@ -102,6 +102,8 @@ def draw(preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[i
         flip: one of FLIPS.
         stored, network: size of the sample as it is kept, and of the network's input.
         key: integers that the draw depends on, such as (seed, epoch, number).
+        crop: size of a window of the network's input, at most as large; where it lies is drawn too. `apply` is given this size
+            then. None for the whole.
     """
     random = np.random.default_rng(tuple(key))
     zoom = aspect = 1.0
@@ -130,7 +132,7 @@ def draw(preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[i
         gain, lift = (red, green, blue), random.uniform(-0.08 * tone, 0.08 * tone)
         saturation = random.uniform(1 - 0.5 * tone, 1 + 0.5 * tone)
     blurred, noisy = random.random() < preset.blur, random.random() < preset.noise
-    return Change(
+    change = Change(
         matrix,
         gain,
         lift,
@@ -138,11 +140,15 @@ def draw(preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[i
         blur=random.uniform(0.4, 1.2) if blurred else 0.0,
         noise=random.uniform(0.004, 0.03) if noisy else 0.0,
         seed=int(random.integers(2**62)),
-        bend=random.normal(0, preset.bend * min(network), (2, 4, 4)).astype(np.float32) if preset.bend else None,
+        bend=random.normal(0, preset.bend * min(crop or network), (2, 4, 4)).astype(np.float32) if preset.bend else None,
     )
+    if crop is not None:  # drawn last: all else is as it would be without
+        top, left = random.integers(np.subtract(network, crop) + 1)
+        change.matrix[:, 2] -= left, top
+    return change
 
 
-def apply(pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Change], network: Size) -> tuple[Tensor, Tensor]:
+def apply(pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Change], size: Size) -> tuple[Tensor, Tensor]:
     """Carry out one change for each sample.
 
     Args:
@@ -150,7 +156,7 @@ def apply(pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Ch
         targets: uint8 (N, h, w): ids with VOID, or, where `known` says so, coverage 0..255 of the only class.
         known: uint8 (N, h, w), 255 where the target counts; empty for targets that are ids.
         changes: N of them.
-        network: (H, W) of the result.
+        size: (H, W) of the result: the network's, or that of the window of it.
 
     Returns:
         float32 pictures (N, 3, H, W), 0..1, channels_last, PAD_VALUE outside of the stored sample; and the targets: int64 ids
@@ -158,14 +164,14 @@ def apply(pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Ch
     """
     device = pictures.device
     matrix = torch.from_numpy(np.array([change.matrix for change in changes], np.float32)).to(device)
-    places = _bent(changes, network, device)
+    places = _bent(changes, size, device)
 
     def warp(values: Tensor, outside: float, mode: str = "bilinear") -> Tensor:
         # kornia pads with zeros; so zero is made to be what shall lie outside.
         moved: Tensor
         if places is None:
             moved = kornia.geometry.transform.warp_affine(
-                values - outside, matrix, network, mode=mode, padding_mode="zeros", align_corners=True
+                values - outside, matrix, size, mode=mode, padding_mode="zeros", align_corners=True
             )
         else:
             moved = kornia.geometry.transform.remap(
@@ -183,14 +189,14 @@ def apply(pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Ch
     return _recolour(x, changes).contiguous(memory_format=torch.channels_last), y
 
 
-def _bent(changes: Sequence[Change], network: Size, device: torch.device) -> tuple[Tensor, Tensor] | None:
+def _bent(changes: Sequence[Change], size: Size, device: torch.device) -> tuple[Tensor, Tensor] | None:
     """Where in the stored sample each pixel of the input comes from, x and y as float32 (N, H, W); None if nothing is bent."""
     if all(change.bend is None for change in changes):
         return None
     flat = np.zeros((2, 4, 4), np.float32)
     lattice = np.array([flat if change.bend is None else change.bend for change in changes])
-    beside = F.interpolate(torch.from_numpy(lattice).to(device), network, mode="bicubic", align_corners=True)
-    rows, columns = (torch.arange(length, dtype=torch.float32, device=device) for length in network)
+    beside = F.interpolate(torch.from_numpy(lattice).to(device), size, mode="bicubic", align_corners=True)
+    rows, columns = (torch.arange(length, dtype=torch.float32, device=device) for length in size)
     x, y = columns + beside[:, 0], rows[:, None] + beside[:, 1]
     # Inverted in float64 on the CPU: the same on every device.
     whole = np.array([np.vstack([change.matrix, (0, 0, 1)]) for change in changes])

@@ -169,10 +169,10 @@ def _memory(plan: Plan, ranks: Ranks) -> Iterator[None]:
         known = any(text in str(error) for text in ("out of memory", "allocate memory", "not enough memory"))
         if not known and not isinstance(error, (MemoryError, torch.OutOfMemoryError)):
             raise
-        height, width = plan.spec.input_size
+        height, width = plan.training_size
         raise TrainingError(
             f"{plan.device}: its memory does not hold a batch of {plan.batch_size // ranks.count} at {height}x{width}",
-            hint=f"--batch-size {max(ranks.count, plan.batch_size // 2)}, a smaller --size, or narrower --widths",
+            hint=f"--batch-size {max(ranks.count, plan.batch_size // 2)}, a smaller --size or --crop, or narrower --widths",
         ) from error
 
 
@@ -307,7 +307,7 @@ def _epoch(
 
 def epoch_order(plan: Plan, epoch: int) -> list[int]:
     """Numbers of the training samples in the order of an epoch, counted from 0."""
-    return [int(number) for number in np.random.default_rng((plan.options.seed, epoch)).permutation(len(plan.train))]
+    return [int(number) for number in np.random.default_rng((plan.options.seed, epoch)).permutation(plan.samples)]
 
 
 def _training_batches(plan: Plan, ranks: Ranks, samples: Samples, epoch: int, done: int) -> Generator[Batch, None, None]:
@@ -316,9 +316,10 @@ def _training_batches(plan: Plan, ranks: Ranks, samples: Samples, epoch: int, do
     whole = [order[step * plan.batch_size : (step + 1) * plan.batch_size] for step in range(done, plan.steps)]
 
     def change(number: int) -> augment.Change:
-        return augment.draw(preset, options.flip, samples.stored, samples.size, (options.seed, epoch, number))
+        key = (options.seed, epoch, number)
+        return augment.draw(preset, options.flip, samples.stored, samples.size, key, crop=options.crop)
 
-    return batches(samples, [ranks.share(numbers) for numbers in whole], change, plan.device)
+    return batches(samples, [ranks.share(numbers) for numbers in whole], change, plan.device, plan.training_size)
 
 
 def _step(trainee: _Trainee, batch: Batch) -> Tensor:
@@ -412,7 +413,7 @@ def _record(trainee: _Trainee, counts: Sequence[metrics.Counts], loss: float, se
 def seconds_per_step(plan: Plan, steps: int = 3) -> float:
     """Time a few steps on noise, apart from loading; the median. For an estimate before the training."""
     trainee = _prepare(plan, Ranks())
-    height, width = plan.spec.input_size
+    height, width = plan.training_size
     names = plan.spec.classes.names
     pictures = torch.rand(plan.batch_size, 3, height, width).contiguous(memory_format=torch.channels_last)
     shape = (plan.batch_size, 2, height, width) if len(names) == 1 else (plan.batch_size, height, width)

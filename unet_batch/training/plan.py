@@ -43,6 +43,7 @@ class Options:
 
     Attributes:
         size: (height, width) of the network's input.
+        crop: (height, width) of windows of it to train on, as many of each picture as cover it; None for all of it at once.
         widths: channels of each level, finest first.
         epochs: passes over the training pictures.
         batch_size: samples in a step, over all processes.
@@ -64,6 +65,7 @@ class Options:
     """
 
     size: Size | None = None
+    crop: Size | None = None
     widths: tuple[int, ...] | None = None
     epochs: int = 40
     batch_size: int = 16
@@ -88,6 +90,7 @@ class Options:
         wrong = {
             # What no checkpoint may hold would be found out only once it is trained.
             "size": self.size is not None and not 1 <= min(self.size) <= max(self.size) <= MAX_SIDE,
+            "crop": self.crop is not None and min(self.crop) < 1,
             "widths": self.widths is not None
             and not (1 <= len(self.widths) <= MAX_LEVELS and 1 <= min(self.widths) <= max(self.widths) <= MAX_WIDTH),
             "epochs": self.epochs < 1,
@@ -144,9 +147,24 @@ class Plan:
     reasons: tuple[str, ...] = ()
 
     @property
+    def training_size(self) -> Size:
+        """(height, width) of what a step sees of a picture: the network's input, or a window of it."""
+        return self.options.crop or self.spec.input_size
+
+    @property
+    def samples(self) -> int:
+        """Samples of an epoch: the training pictures, each as often as it takes windows to cover it."""
+        return len(self.train) * _windows(self.spec.input_size, self.training_size)
+
+    @property
+    def samples_are(self) -> str:
+        """What people call them: "images", or "windows of 256x256"."""
+        return "images" if self.options.crop is None else "windows of {}x{}".format(*self.options.crop)
+
+    @property
     def steps(self) -> int:
         """Steps of an epoch; samples that do not fill a batch wait for the next epoch's order."""
-        return len(self.train) // self.batch_size
+        return self.samples // self.batch_size
 
     @property
     def folder(self) -> str:
@@ -197,7 +215,7 @@ class Plan:
                 kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
             return tensor
 
-        height, width = self.spec.input_size
+        height, width = self.training_size
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             self._meta()(torch.empty(1, self.spec.in_channels, height, width, device="meta"))
         return sum(kept.values()) // (1 if self.precision == "fp32" else 2)
@@ -245,7 +263,13 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
         reasons.append(f"new head, for {_some(names)} instead of {_some(known)}")
     size, why_size = (options.size, "") if options.size else (start.spec.input_size, "") if start else _size(train)
     reasons += [why_size] if why_size else []
-    batch_size = min(options.batch_size, len(train))
+    seen = options.crop or size
+    if seen[0] > size[0] or seen[1] > size[1]:
+        raise UsageError(
+            f"windows of {seen[0]}x{seen[1]} do not fit into the network's {size[0]}x{size[1]}",
+            hint="a smaller --crop, or a larger --size",
+        )
+    batch_size = min(options.batch_size, len(train) * _windows(size, seen))
     if len(train) < processes:
         raise UsageError(f"{len(train)} training pictures are too few for {processes} processes", hint="start fewer of them")
     if batch_size % processes:
@@ -253,10 +277,10 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
             f"a batch of {batch_size} cannot be shared by {processes} processes",
             hint=f"--batch-size {max(1, batch_size // processes) * processes}",
         )
-    if batch_size == processes and max(size) <= 2 ** (len(widths) - 1):
+    if batch_size == processes and max(seen) <= 2 ** (len(widths) - 1):
         raise UsageError(
-            f"{size[0]}x{size[1]} at {len(widths)} levels, one picture at a time, leaves BatchNorm one value a channel",
-            hint="a larger --size or --batch-size, or fewer --widths",
+            f"{seen[0]}x{seen[1]} at {len(widths)} levels, one picture at a time, leaves BatchNorm one value a channel",
+            hint="a larger --size, --crop or --batch-size, or fewer --widths",
         )
     device = pick_device(options.device)
     precision, why = pick_precision(device)
@@ -292,6 +316,11 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
         new_head=new_head,
         reasons=tuple(reasons),
     )
+
+
+def _windows(whole: Size, window: Size) -> int:
+    """How many windows cover the whole."""
+    return math.prod(-(-side // part) for side, part in zip(whole, window, strict=True))
 
 
 def _parts(dataset: Dataset, options: Options) -> tuple[tuple[Pair, ...], tuple[Pair, ...], str]:

@@ -174,14 +174,16 @@ def batches(
     order: Sequence[Sequence[int]],
     change: Callable[[int], augment.Change],
     device: torch.device,
+    size: Size | None = None,
 ) -> Generator[Batch, None, None]:
     """Load, move and augment batch after batch.
 
     Args:
         samples: where they come from.
-        order: numbers of the samples of each batch.
+        order: numbers of the samples of each batch; beyond the last they begin again, for more windows of the same pictures.
         change: what is done to the sample of a number.
         device: where the batches go.
+        size: (H, W) that the changes lead to; None for that of the samples.
 
     Raises:
         ImageError: of the first sample that cannot be read, when its turn comes.
@@ -194,7 +196,7 @@ def batches(
         ahead = iter(order)
         for numbers in order:
             while len(waiting) < _AHEAD and (later := next(ahead, None)) is not None:
-                waiting.append([pool.submit(samples.__getitem__, number) for number in later])
+                waiting.append([pool.submit(samples.__getitem__, number % len(samples)) for number in later])
             loaded = [future.result() for future in waiting.popleft()]
             parts = (
                 torch.from_numpy(np.stack([getattr(sample, part) for sample in loaded]))
@@ -204,7 +206,7 @@ def batches(
                 parts = (part.pin_memory().to(device, non_blocking=True) for part in parts)
             pictures, targets, known = parts
             changes = [change(number) for number in numbers]
-            yield Batch(*augment.apply(pictures, targets, known, changes, samples.size), tuple(numbers))
+            yield Batch(*augment.apply(pictures, targets, known, changes, size or samples.size), tuple(numbers))
     finally:
         pool.shutdown(cancel_futures=True)
         cv2.setNumThreads(threads)
