@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -40,42 +41,67 @@ def target_of(classes: int, seed: int = 0, *, void: float = 0.0) -> Tensor:
     return shares_of(seed, void=void) if classes == 1 else ids_of(classes, seed, void=void)
 
 
-def several(logits: Tensor, ids: Tensor, weights: Tensor | None) -> float:
+def regions(dice: str) -> list[slice]:
+    """The pictures that a Dice is taken over."""
+    return [slice(None)] if dice == "batch" else [slice(k, k + 1) for k in range(SHAPE[0])]
+
+
+def several(logits: Tensor, ids: Tensor, weights: Tensor | None, over: str = "batch") -> float:
     """Cross-entropy and Dice, class by class, in numpy."""
     z = logits.double().numpy().transpose(0, 2, 3, 1)
     log = z - np.log(np.exp(z).sum(-1, keepdims=True))
     known = ids.numpy() != VOID
+    parts = [(ids.numpy()[part][known[part]], log[part][known[part]]) for part in regions(over)]
     truth, log = ids.numpy()[known], log[known]
     weight = np.ones(z.shape[-1]) if weights is None else weights.double().numpy()
     entropy = -(weight[truth] * log[np.arange(len(truth)), truth]).sum() / weight[truth].sum()
     dice = []
-    for id in np.unique(truth):
-        p, t = np.exp(log[:, id]), truth == id
-        dice.append((2 * p[t].sum() + 1) / (p.sum() + t.sum() + 1))
+    for truth, log in parts:
+        for id in np.unique(truth):
+            p, t = np.exp(log[:, id]), truth == id
+            dice.append((2 * p[t].sum() + 1) / (p.sum() + t.sum() + 1))
     return float(entropy + 1 - np.mean(dice))
 
 
-def one(logits: Tensor, target: Tensor) -> float:
+def one(logits: Tensor, target: Tensor, over: str = "batch") -> float:
     z, coverage, known = (values.double().numpy() for values in (logits[:, 0], target[:, 0], target[:, 1]))
     p = 1 / (1 + np.exp(-z))
     entropy = -(known * (coverage * np.log(p) + (1 - coverage) * np.log(1 - p))).sum() / known.sum()
-    overlap, total = (known * np.minimum(p, coverage)).sum(), (known * (p + coverage)).sum()
-    return float(entropy + 1 - (2 * overlap + 1) / (total + 1))
+    overlap, total = known * np.minimum(p, coverage), known * (p + coverage)
+    return float(entropy + 1 - np.mean([(2 * overlap[part].sum() + 1) / (total[part].sum() + 1) for part in regions(over)]))
 
 
 class TestFigures:
+    @pytest.mark.parametrize("dice", ["batch", "picture"])
     @pytest.mark.parametrize("void", [0.0, 0.4])
     @pytest.mark.parametrize("weights", [None, (1.0, 1.0, 1.0, 1.0), (0.3, 5.0, 1.0, 0.0)])
     @pytest.mark.parametrize("classes", [2, 4])
-    def test_of_several_classes(self, classes: int, weights: tuple[float, ...] | None, void: float) -> None:
+    def test_of_several_classes(
+        self, classes: int, weights: tuple[float, ...] | None, void: float, dice: Literal["batch", "picture"]
+    ) -> None:
         logits, ids = logits_of(classes), ids_of(classes, void=void)
+        ids[0] = ids[0].clamp(max=1)  # a picture that lacks a class, where there are more than two
         weight = None if weights is None else torch.tensor(weights[:classes])
-        assert loss_of(logits, ids, weight).item() == pytest.approx(several(logits, ids, weight), rel=1e-5)
+        assert loss_of(logits, ids, weight, dice).item() == pytest.approx(several(logits, ids, weight, dice), rel=1e-5)
 
+    @pytest.mark.parametrize("dice", ["batch", "picture"])
     @pytest.mark.parametrize("void", [0.0, 0.4])
-    def test_of_one_class(self, void: float) -> None:
+    def test_of_one_class(self, void: float, dice: Literal["batch", "picture"]) -> None:
         logits, target = logits_of(1), shares_of(void=void)
-        assert loss_of(logits, target).item() == pytest.approx(one(logits, target), rel=1e-5)
+        assert loss_of(logits, target, None, dice).item() == pytest.approx(one(logits, target, dice), rel=1e-5)
+
+    def test_of_the_picture_one_small_region_counts_as_much_as_a_large_one(self) -> None:
+        target = torch.zeros(2, 2, 20, 20)
+        target[:, 1] = 1
+        target[0, 0, 2:4, 2:4] = 1
+        target[1, 0, 2:18, 2:18] = 1
+        found = 20.0 * (2 * target[:, :1] - 1)
+        for missed, least in (((0, "batch"), 0.0), ((1, "batch"), 0.9), ((0, "picture"), 0.39), ((1, "picture"), 0.49)):
+            number, dice = missed
+            logits = found.clone()
+            logits[number] = -20.0
+            entropy = 20.0 * target[number, 0].sum().item() / 800
+            assert least < loss_of(logits, target, None, dice).item() - entropy < least + 0.1
 
     @pytest.mark.parametrize("classes", [1, 2, 5])
     def test_is_near_nothing_where_all_is_right_and_large_where_all_is_wrong(self, classes: int) -> None:
@@ -119,12 +145,13 @@ class TestVoid:
         assert (gradients[0].movedim(1, -1)[void] == 0).all()
         assert (gradients[0].movedim(1, -1)[~void] != 0).any(-1).all()
 
+    @pytest.mark.parametrize("dice", ["batch", "picture"])
     @pytest.mark.parametrize("weights", [False, True])
     @pytest.mark.parametrize("classes", [1, 2, 4])
-    def test_alone_gives_no_gradient(self, classes: int, weights: bool) -> None:
+    def test_alone_gives_no_gradient(self, classes: int, weights: bool, dice: Literal["batch", "picture"]) -> None:
         logits = logits_of(classes).requires_grad_()
         target = target_of(classes, void=2)
-        loss = loss_of(logits, target, torch.ones(classes) if weights and classes > 1 else None)
+        loss = loss_of(logits, target, torch.ones(classes) if weights and classes > 1 else None, dice)
         loss.backward()
         assert torch.isfinite(loss)
         assert logits.grad is not None

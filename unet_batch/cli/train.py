@@ -102,6 +102,10 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
     help="any, also by quarter turns, suits slides and aerial photos.",
 )  # fmt: skip
 @click.option(
+    "--dice", type=click.Choice(("batch", "picture")), default="batch", show_default=True,
+    help="Of the loss, over the batch or of each picture: then those with few pixels of a class count as much as others.",
+)  # fmt: skip
+@click.option(
     "--class-weights", type=click.Choice(("auto", "none")), default="auto", show_default=True,
     help="auto: of several classes, rare ones count more.",
 )  # fmt: skip

@@ -327,7 +327,7 @@ def _step(trainee: _Trainee, batch: Batch) -> Tensor:
     plan, progress, scaler = trainee.plan, trainee.progress, trainee.scaler
     for group in trainee.optimizer.param_groups:
         group["lr"] = plan.lr * rate(progress.step, plan.steps * plan.options.epochs)
-    loss = losses.loss_of(trainee.network(batch.pictures), batch.targets, trainee.weights)
+    loss = losses.loss_of(trainee.network(batch.pictures), batch.targets, trainee.weights, plan.options.dice)
     trainee.optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     scaler.unscale_(trainee.optimizer)
@@ -374,7 +374,7 @@ def _validate(trainee: _Trainee, samples: Samples) -> tuple[list[metrics.Counts]
     with torch.inference_mode(), closing(batches(samples, order, lambda _: still, plan.device)) as stream:
         for batch in stream:
             logits = network(batch.pictures)
-            loss = losses.loss_of(logits, batch.targets, trainee.weights)
+            loss = losses.loss_of(logits, batch.targets, trainee.weights, plan.options.dice)
             lost += [loss.item()] * len(batch.numbers)
             if logits.shape[1] == 1:
                 found = (logits[:, 0] > 0).long()

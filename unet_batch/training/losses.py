@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +11,9 @@ from torch import Tensor
 from unet_batch.datasets.encoding import VOID
 
 
-def loss_of(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+def loss_of(
+    logits: Tensor, target: Tensor, weights: Tensor | None = None, dice: Literal["batch", "picture"] = "batch"
+) -> Tensor:
     """Cross-entropy plus 1 - soft Dice, as one number.
 
     Args:
@@ -17,32 +21,36 @@ def loss_of(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Te
         target: for C = 1 float32 (N, 2, H, W), how much of each pixel the class covers, and how far that is known, both 0..1:
             pixels at edges learn their share. Else int64 ids (N, H, W), VOID where nothing is known.
         weights: of the classes in the cross-entropy, float32 (C,); None for equal ones.
+        dice: of a class over the whole batch, or the mean of the pictures': there one with few pixels of it counts as much as
+            one with many.
     """
+    over = (0, 1, 2) if dice == "batch" else (1, 2)
     if logits.shape[1] == 1:
-        return _one(logits[:, 0], target[:, 0], target[:, 1])
-    return _several(logits, target, weights)
+        return _one(logits[:, 0], target[:, 0], target[:, 1], over)
+    return _several(logits, target, weights, over)
 
 
-def _one(logits: Tensor, coverage: Tensor, known: Tensor) -> Tensor:
+def _one(logits: Tensor, coverage: Tensor, known: Tensor, over: tuple[int, ...]) -> Tensor:
     entropy = F.binary_cross_entropy_with_logits(logits, coverage, reduction="none")
     entropy = (entropy * known).sum() / known.sum().clamp(min=1)
     probability, coverage = logits.sigmoid() * known, coverage * known
     # The smaller of both, where the product would do for masks without shares: it drives a pixel that is covered by 0.9 to 1.
-    # The 1 keeps batches without the class finite, and gives them a gradient.
-    overlap = 2 * torch.minimum(probability, coverage).sum() + 1
-    return entropy + 1 - overlap / (probability.sum() + coverage.sum() + 1)
+    # The 1 keeps regions without the class finite, and gives them a gradient.
+    overlap = 2 * torch.minimum(probability, coverage).sum(over) + 1
+    return entropy + 1 - (overlap / (probability.sum(over) + coverage.sum(over) + 1)).mean()
 
 
-def _several(logits: Tensor, ids: Tensor, weights: Tensor | None) -> Tensor:
+def _several(logits: Tensor, ids: Tensor, weights: Tensor | None, over: tuple[int, ...]) -> Tensor:
     classes = logits.shape[1]
     known = ids != VOID
     entropy = F.cross_entropy(logits, ids, weights, ignore_index=VOID, reduction="sum")
     pixels = known.sum() if weights is None else weights[ids[known]].sum()
-    probability = logits.softmax(1) * known[:, None]
-    truth = ids[:, None] == torch.arange(classes, device=ids.device).view(-1, 1, 1)  # a byte, where F.one_hot takes eight
-    overlap = 2 * (probability * truth).sum((0, 2, 3)) + 1
-    total = probability.sum((0, 2, 3)) + truth.sum((0, 2, 3)) + 1
-    present = truth.sum((0, 2, 3)) > 0  # a class that the batch lacks has no region to fit
+    probability = (logits.softmax(1) * known[:, None]).movedim(1, -1)
+    truth = ids[..., None] == torch.arange(classes, device=ids.device)  # a byte, where F.one_hot takes eight
+    overlap = 2 * (probability * truth).sum(over) + 1
+    size = truth.sum(over)
+    total = probability.sum(over) + size + 1
+    present = size > 0  # a class that batch or picture lacks has no region to fit
     dice = torch.where(present, overlap / total, 0).sum() / present.sum().clamp(min=1)
     return entropy / pixels.clamp(min=1) + 1 - dice
 

@@ -54,6 +54,7 @@ class Options:
         val_fraction: share of the pictures kept for validation where no list names them.
         augment: one of augment.PRESETS.
         flip: one of augment.FLIPS.
+        dice: "batch" takes it over all pictures of a step, "picture" of each by itself; see `losses.loss_of`.
         class_weights: "auto" makes rare classes count more where there are several; "none" does not.
         keep: "best" keeps the epoch that validates best, "last" the last one.
         patience: epochs without improvement after which training stops; 0 for never.
@@ -77,6 +78,7 @@ class Options:
     val_fraction: float = 0.2
     augment: str = "light"
     flip: str = "horizontal"
+    dice: Literal["batch", "picture"] = "batch"
     class_weights: Literal["auto", "none"] = "auto"
     keep: Literal["best", "last"] = "best"
     patience: int = 0
@@ -100,6 +102,7 @@ class Options:
             "val_fraction": not 0 < self.val_fraction < 1,
             "augment": self.augment not in PRESETS,
             "flip": self.flip not in FLIPS,
+            "dice": self.dice not in ("batch", "picture"),
             "class_weights": self.class_weights not in ("auto", "none"),
             "keep": self.keep not in ("best", "last"),
             "patience": self.patience < 0,
