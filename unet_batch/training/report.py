@@ -250,9 +250,8 @@ def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) ->
         "## Options",
         "",
         f"* {options.epochs} epochs of {plan.steps:,} steps, {plan.batch_size} {plan.samples_are} each; seed {options.seed}",
-        f"* learning rate {plan.lr:g}, warmed up, then falling along a cosine",
-        f"* augmentation {options.augment}, flips {options.flip}; Dice of each {options.dice}; class weights {options.class_weights};"
-        f" keep {options.keep}",
+        f"* learning rate {plan.lr:g}, warmed up, then falling along a cosine; loss with the Dice of each {options.dice}",
+        f"* augmentation {options.augment}, flips {options.flip}; class weights {options.class_weights}; keep {options.keep}",
         f"* AdamW, weight decay {options.weight_decay:g}, gradients clipped at {options.clip:g}; averaged weights",
         "",
         "## Limits",
