@@ -180,10 +180,12 @@ def test_a_folder_that_cannot_be_locked_is_explained(shapes: Path, tmp_path: Pat
 
 def test_options_from_a_file_give_way_to_the_command_line(shapes: Path, tmp_path: Path) -> None:
     config = tmp_path / "train.toml"
-    config.write_text('size = [40, 56]\nwidths = [4, 8]\nbatch-size = 4\nepochs = 9\nkeep = "last"\nseed = 4\n')
+    config.write_text(
+        'size = [40, 56]\ncrop = [20, 28]\nwidths = [4, 8]\nbatch-size = 4\nepochs = 9\nkeep = "last"\nseed = 4\n'
+    )
     result = train(shapes, tmp_path / "m.safetensors", "--config", str(config), "--epochs", "1", "--dry-run", tiny=False)
     assert result.exit_code == 0, result.output
-    for text in ("widths 4, 8", "1 epochs of 4 steps, 4 images each", "40x56", "seed 4"):
+    for text in ("widths 4, 8", "1 epochs of 16 steps, 4 windows of 20x28 each", "40x56", "seed 4"):
         assert text in result.output
 
 
