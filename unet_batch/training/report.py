@@ -173,7 +173,7 @@ def finish(plan: Plan, outcome: Outcome, progress: Callable[[str, float], None] 
         if not found.photo.counts:
             raise TrainingError(f"none of {total:,} validation images could be judged: {found.failures[0].message}")
         pairs = {pair.key: pair for pair in plan.val}
-        rows = [comparison(plan.dataset, pairs[key], segmenter, caption) for key, caption in _chosen(found)]
+        rows = [comparison(plan.dataset, pairs[key], segmenter, caption) for key, caption in _chosen(found.ranked())]
         backend = f"{segmenter.backend.name} {segmenter.backend.precision}"
     if rows:
         write_atomic(os.path.join(plan.folder, "sheet.jpg"), comparison_sheet(rows, plan.dataset.classes))
@@ -276,16 +276,19 @@ def _per_class(found: Evaluation) -> list[str]:
     return [*table, ""]
 
 
-def _chosen(found: Evaluation) -> list[tuple[str, str]]:
-    """Keys and captions of the best, the middle and the worst images, none twice."""
-    ranked = found.ranked()
-    middle = max(0, (len(ranked) - _SHOWN) // 2)
-    parts = (("best", ranked[-_SHOWN:][::-1]), ("middle", ranked[middle : middle + _SHOWN]), ("worst", ranked[:_SHOWN][::-1]))
-    rows: dict[str, str] = {}
-    for name, entries in parts:
-        for key, dice in entries:
-            rows.setdefault(key, f"{name}, Dice {dice:.4f}")
-    return list(rows.items())
+def _chosen(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
+    """Keys and captions of the best, the middle and the worst images, best first; of few images all, none twice.
+
+    Args:
+        ranked: keys with their Dice, worst first.
+    """
+    ranked = ranked[::-1]
+    each = min(_SHOWN, -(-len(ranked) // 3))
+    best, rest = ranked[:each], ranked[each:]
+    between, worst = rest[: max(0, len(rest) - each)], rest[max(0, len(rest) - each) :]
+    start = max(0, (len(between) - each) // 2)
+    parts = (("best", best), ("middle", between[start : start + each]), ("worst", worst))
+    return [(key, f"{name}, Dice {dice:.4f}") for name, entries in parts for key, dice in entries]
 
 
 def _facts(plan: Plan, outcome: Outcome, found: Evaluation, backend: str) -> dict[str, Any]:
