@@ -272,8 +272,9 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
             f"windows of {seen[0]}x{seen[1]} do not fit into the network's {size[0]}x{size[1]}",
             hint="a smaller --crop, or a larger --size",
         )
-    batch_size = min(options.batch_size, len(train) * _windows(size, seen))
-    if len(train) < processes:
+    samples = len(train) * _windows(size, seen)
+    batch_size = min(options.batch_size, samples)
+    if samples < processes:
         raise UsageError(f"{len(train)} training pictures are too few for {processes} processes", hint="start fewer of them")
     if batch_size % processes:
         raise UsageError(
