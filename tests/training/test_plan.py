@@ -238,6 +238,11 @@ class TestBatches:
         assert (plan.samples, plan.steps) == (windows * len(plan.train), windows * len(plan.train) // 2)
         assert plan_of(dataset, size=(32, 48), crop=crop, batch_size=10_000).batch_size == plan.samples
 
+    def test_fewer_samples_than_processes_are_refused(self, dataset: Dataset) -> None:
+        with pytest.raises(UsageError, match="are too few for 100 processes"):
+            plan_of(dataset, 100, size=(32, 48), batch_size=100)
+        assert plan_of(dataset, 100, size=(32, 48), crop=(8, 8), batch_size=100).batch_size == 100
+
     def test_windows_larger_than_the_input_are_refused(self, dataset: Dataset) -> None:
         with pytest.raises(UsageError, match="windows of 33x48 do not fit into the network's 32x48") as error:
             plan_of(dataset, size=(32, 48), crop=(33, 48))
