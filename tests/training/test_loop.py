@@ -83,6 +83,22 @@ class TestTrain:
         assert outcome.history[-1]["val_dice"] > 0.9
         assert checkpoint.load(plan.output).spec.input_size == (40, 56)
 
+    @pytest.mark.parametrize("dice", ["batch", "picture"])
+    def test_every_loss_takes_the_dice_that_was_asked_for(
+        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dice: str
+    ) -> None:
+        loss_of, taken = loop.losses.loss_of, []
+
+        def noted(*arguments: Any) -> torch.Tensor:
+            taken.append(arguments[3])
+            return loss_of(*arguments)
+
+        monkeypatch.setattr(loop.losses, "loss_of", noted)
+        plan = plan_of(shapes, tmp_path / "m.safetensors", dice=dice, epochs=1)
+        loop.train(plan)
+        assert taken[plan.steps :], "validation has a loss too"
+        assert set(taken) == {dice}
+
     def test_learns_several_classes(self, two_kinds: Path, tmp_path: Path) -> None:
         plan = plan_of(two_kinds, tmp_path / "m.safetensors", epochs=14, lr=1e-2)
         outcome = loop.train(plan, shares=(0.8, 0.15, 0.05))

@@ -284,10 +284,10 @@ def _chosen(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
     """
     ranked = ranked[::-1]
     each = min(_SHOWN, -(-len(ranked) // 3))
-    best, rest = ranked[:each], ranked[each:]
-    between, worst = rest[: max(0, len(rest) - each)], rest[max(0, len(rest) - each) :]
+    last = max(each, len(ranked) - each)
+    between = ranked[each:last]
     start = max(0, (len(between) - each) // 2)
-    parts = (("best", best), ("middle", between[start : start + each]), ("worst", worst))
+    parts = (("best", ranked[:each]), ("middle", between[start : start + each]), ("worst", ranked[last:]))
     return [(key, f"{name}, Dice {dice:.4f}") for name, entries in parts for key, dice in entries]
 
 
