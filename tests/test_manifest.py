@@ -267,10 +267,20 @@ def test_a_refused_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 write(tmp_path, done("a"))
 
 
+def test_what_the_run_meets_elsewhere_is_not_told_of_the_manifest(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPipeError), Manifest(str(tmp_path)).writing(RECIPE):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
 def test_a_folder_in_its_place(tmp_path: Path) -> None:
     (tmp_path / "manifest.jsonl").mkdir()
     with pytest.raises(ManifestError, match="cannot be read: Is a directory"):
         Manifest(str(tmp_path))
+    (tmp_path / "new").mkdir()
+    manifest = Manifest(str(tmp_path / "new"))
+    (tmp_path / "new/manifest.jsonl").mkdir()
+    with pytest.raises(OutputError, match="cannot be written: a folder of this name"), manifest.writing(RECIPE):
+        pass
 
 
 # States

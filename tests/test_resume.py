@@ -417,8 +417,13 @@ def test_sources_that_vanish_altogether_end_the_run(tmp_path: Path) -> None:
 
 def test_an_output_folder_that_vanishes_ends_the_run(tmp_path: Path) -> None:
     folder, out = many(tmp_path / "photos", 200), tmp_path / "out"
+
+    def pull(key: str) -> None:
+        if not (tmp_path / "unplugged").exists():  # what is being written at that moment may bring back `out`
+            out.rename(tmp_path / "unplugged")
+
     with pytest.raises(OutputError, match="vanished while the run wrote to it"):
-        run(folder, out, lambda key: out.rename(tmp_path / "unplugged") if out.exists() else None)
+        run(folder, out, pull)
     assert not (out / "run.json").exists()
     shutil.rmtree(out, ignore_errors=True)  # of what was being written at that moment
     (tmp_path / "unplugged").rename(out)

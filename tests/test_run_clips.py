@@ -16,7 +16,7 @@ from PIL import Image
 from tests.footage import Footage
 from unet_batch import clips
 from unet_batch.clips import Position, VideoOptions
-from unet_batch.errors import BackendError, UsageError
+from unet_batch.errors import BackendError, OutputError, UsageError
 from unet_batch.manifest import Manifest
 from unet_batch.merging import merge
 from unet_batch.run import RunOptions, RunReport, Stop, execute, prepare, recipe_of, resume
@@ -198,6 +198,21 @@ def test_a_bug_in_a_clip_is_a_failure_that_says_so(mixed: Path, monkeypatch: pyt
     report = segment(mixed / "a.mp4")
     assert report.failures[0].message.endswith("a.mp4: ZeroDivisionError: oh")
     assert "report" in report.failures[0].hint
+
+
+def test_a_folder_that_vanishes_after_the_last_frame_is_named(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "out", clips.segment
+
+    def pulled(*args: Any, **options: Any) -> Any:
+        result = whole(*args, **options)
+        out.rename(tmp_path / "unplugged")
+        return result
+
+    monkeypatch.setattr(clips, "segment", pulled)
+    with pytest.raises(OutputError, match="vanished while the run wrote to it"):
+        segment(mixed / "a.mp4", output=str(out))
 
 
 def test_the_names_of_outputs_tell_what_decides_them() -> None:

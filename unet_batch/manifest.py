@@ -301,19 +301,20 @@ class Manifest:
             OutputError: here and in `record`: it cannot be written, or vanished meanwhile.
         """
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-            self._descriptor = os.open(self.path, flags, 0o666)
-            found = os.fstat(self._descriptor)
-            self._there = found.st_dev, found.st_ino
-            if found.st_size:
-                os.lseek(self._descriptor, -1, os.SEEK_END)
-                self._torn = os.read(self._descriptor, 1) != b"\n"
+            try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+                self._descriptor = os.open(self.path, flags, 0o666)
+                found = os.fstat(self._descriptor)
+                self._there = found.st_dev, found.st_ino
+                if found.st_size:
+                    os.lseek(self._descriptor, -1, os.SEEK_END)
+                    self._torn = os.read(self._descriptor, 1) != b"\n"
+            except OSError as error:  # of this file; what the block raises is about other things
+                raise translate(error, self.path, 0) from error
             self._synced = time.monotonic()
             self._append(_line({"v": VERSION, "recipe": recipe.digest, "made_with": recipe.label, "at": _now()}))
             yield
             self.sync()
-        except OSError as error:
-            raise translate(error, self.path, 0) from error
         finally:
             descriptor, self._descriptor = self._descriptor, None
             if descriptor is not None:

@@ -304,6 +304,8 @@ class _Run:
         options, identity, begun = self.plan.options.video, self.plan.identity(item), time.perf_counter()
         self.manifest.check()
         source = [identity.size, identity.mtime_ns] if identity is not None else []
+        folder = self.plan.outputs.folder
+        names = dict(zip(("timeline", *layout.kinds), options.names(self.plan.options.save), strict=True))
         deciding = [self.recipe.digest, layout.codec.encoder, *self.plan.kinds(item), *source]
         try:
             result = clips.segment(
@@ -315,6 +317,12 @@ class _Run:
                 lambda done, total: self._frame(item, done, total),
                 self.stop.watch,
             )
+            outputs = {
+                names[kind]: tuple(
+                    (os.path.relpath(path, folder).replace(os.sep, "/"), os.path.getsize(path)) for path in paths
+                )
+                for kind, paths in (result.files.items() if result.complete else ())
+            }
         except UsageError:  # an output folder that cannot be written, above all
             raise
         except Exception as error:  # noqa: BLE001 - one bad clip costs one clip
@@ -337,12 +345,6 @@ class _Run:
         )
         if not result.complete:
             return
-        folder = self.plan.outputs.folder
-        names = dict(zip(("timeline", *layout.kinds), options.names(self.plan.options.save), strict=True))
-        outputs = {
-            names[kind]: tuple((os.path.relpath(path, folder).replace(os.sep, "/"), os.path.getsize(path)) for path in paths)
-            for kind, paths in result.files.items()
-        }
         self.infer_failures = 0
         self.manifest.record(
             Record(
