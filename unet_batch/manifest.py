@@ -301,16 +301,7 @@ class Manifest:
             OutputError: here and in `record`: it cannot be written, or vanished meanwhile.
         """
         try:
-            try:
-                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-                self._descriptor = os.open(self.path, flags, 0o666)
-                found = os.fstat(self._descriptor)
-                self._there = found.st_dev, found.st_ino
-                if found.st_size:
-                    os.lseek(self._descriptor, -1, os.SEEK_END)
-                    self._torn = os.read(self._descriptor, 1) != b"\n"
-            except OSError as error:  # of this file; what the block raises is about other things
-                raise translate(error, self.path, 0) from error
+            self._open()
             self._synced = time.monotonic()
             self._append(_line({"v": VERSION, "recipe": recipe.digest, "made_with": recipe.label, "at": _now()}))
             yield
@@ -384,6 +375,18 @@ class Manifest:
         )
         records = sorted(self.records.values(), key=lambda record: record.key.split("/"))
         write_atomic(self.path, b"".join((*recipes, *(record.line() for record in records))), sync=True)
+
+    def _open(self) -> None:
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+            self._descriptor = os.open(self.path, flags, 0o666)
+            found = os.fstat(self._descriptor)
+            self._there = found.st_dev, found.st_ino
+            if found.st_size:
+                os.lseek(self._descriptor, -1, os.SEEK_END)
+                self._torn = os.read(self._descriptor, 1) != b"\n"
+        except OSError as error:
+            raise translate(error, self.path, 0) from error
 
     def _append(self, data: bytes) -> None:
         if self._descriptor is None:
