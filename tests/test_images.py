@@ -28,7 +28,7 @@ from unet_batch import images
 from unet_batch.errors import EncodeError, ImageError, ImageTooLarge
 
 HEIC = importlib.util.find_spec("pillow_heif") is not None
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # name: size and mean colour of the right picture, looked at once; or the error and a piece of its message
 AWKWARD: dict[str, tuple[Any, ...]] = {

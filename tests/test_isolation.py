@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.usefixtures("no_thread_is_left", "no_process_is_left"),
     pytest.mark.skipif(os.name != "posix", reason="sends signals"),
 ]
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OBEY = "tests.readers:obey"
 
 

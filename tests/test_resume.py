@@ -32,14 +32,14 @@ from tests.test_run import files, half_bright, read, write
 from unet_batch import manifest as manifest_module
 from unet_batch import run as run_module
 from unet_batch import segmenter as segmenter_module
-from unet_batch import sinks
 from unet_batch.errors import FolderInUse, ManifestError, OutputError, SourceError, UsageError
+from unet_batch.files import sinks
+from unet_batch.files.sinks import claim
 from unet_batch.manifest import Manifest
 from unet_batch.merging import merge
 from unet_batch.run import RunOptions, RunReport, Stop, execute, prepare, recipe_of, resume
 from unet_batch.segmenter import Segmenter
 from unet_batch.shard import Shard
-from unet_batch.sinks import claim
 from unet_batch.testing import FakeBackend
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
@@ -586,7 +586,7 @@ def test_the_second_waits(photos: Path, tmp_path: Path) -> None:
 def test_a_killed_owner_holds_nothing(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    program = "import os, sys; from unet_batch.sinks import claim\nwith claim(sys.argv[1]): os._exit(9)"
+    program = "import os, sys; from unet_batch.files.sinks import claim\nwith claim(sys.argv[1]): os._exit(9)"
     subprocess.run([sys.executable, "-c", program, str(out)], cwd=ROOT, check=False, timeout=60)
     assert (out / ".run.owner").exists()
     assert run(photos, out).done == 4

@@ -368,7 +368,7 @@ def test_a_write_error_is_translated(photos: Path, tmp_path: Path, monkeypatch: 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.rename(source, target)
 
-    from unet_batch import sinks
+    from unet_batch.files import sinks
 
     monkeypatch.setattr(sinks.os, "replace", replace)
     with pytest.raises(OutputError, match="the disk is full"):

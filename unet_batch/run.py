@@ -36,13 +36,13 @@ from unet_batch.errors import (
     UnetBatchError,
     UsageError,
 )
+from unet_batch.files.naming import shown
+from unet_batch.files.sinks import LineLog, claim, write_atomic, write_json
 from unet_batch.manifest import Files, Identity, Recipe, Record, sha256_of
-from unet_batch.naming import shown
 from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
 from unet_batch.planning import Plan, RunOptions, is_clip, prepare, recipe_of, resume
 from unet_batch.report import LISTED_FAILURES, Failure, RunReport, run_name, versions
 from unet_batch.segmenter import Segmenter, as_error, item_of
-from unet_batch.sinks import LineLog, claim, write_atomic, write_json
 from unet_batch.types import Item, Prediction
 from unet_batch.version import __version__
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import tiny_model, tiny_spec
-from unet_batch import sinks
 from unet_batch.errors import OutputError, TrainingError
+from unet_batch.files import sinks
 from unet_batch.model import checkpoint
 from unet_batch.model.unet import UNet
 from unet_batch.training import state

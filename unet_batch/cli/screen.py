@@ -24,8 +24,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from unet_batch import gpu, naming
+from unet_batch import gpu
 from unet_batch.cli.errors import printable
+from unet_batch.files import naming
 
 if TYPE_CHECKING:
     from unet_batch.backends.select import Step

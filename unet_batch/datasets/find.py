@@ -33,7 +33,7 @@ from unet_batch.datasets.coco import Coco
 from unet_batch.datasets.coco import load as load_coco
 from unet_batch.datasets.encoding import VOID, Masks, understand
 from unet_batch.errors import ImageError, SourceError, UsageError
-from unet_batch.sources import collect
+from unet_batch.files.sources import collect
 from unet_batch.types import ClassTable
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from unet_batch.engine.compiler import Profile
 from unet_batch.engine.onnx_model import GRAPH_VERSION
 from unet_batch.engine.proof import Reference
 from unet_batch.errors import BackendUnavailable, CheckpointError, OutputError
+from unet_batch.files.sinks import OutputTree, make_folder, write_atomic, write_json
 from unet_batch.model import spec as spec_json
-from unet_batch.sinks import OutputTree, make_folder, write_atomic, write_json
 from unet_batch.types import ModelSpec, Size
 
 if TYPE_CHECKING:

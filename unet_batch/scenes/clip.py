@@ -8,8 +8,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from unet_batch import video
+from unet_batch.files.sinks import make_folder
 from unet_batch.scenes.drive import drive, sound
-from unet_batch.sinks import make_folder
 
 if TYPE_CHECKING:
     from unet_batch.types import Size

@@ -16,7 +16,7 @@ import av
 import av.error
 
 from unet_batch.errors import VideoError
-from unet_batch.naming import shown
+from unet_batch.files.naming import shown
 from unet_batch.video.kinds import Shot, reason
 from unet_batch.video.reading import Reader, video_stream
 

@@ -15,7 +15,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 
 from unet_batch.errors import VideoError
-from unet_batch.naming import shown
+from unet_batch.files.naming import shown
 from unet_batch.video.kinds import (
     BT601,
     BT709,

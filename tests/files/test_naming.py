@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from unet_batch import naming, sinks
-from unet_batch.naming import assign_keys
+from unet_batch.files import naming, sinks
+from unet_batch.files.naming import assign_keys
 
 
 @pytest.mark.parametrize(

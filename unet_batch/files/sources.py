@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unet_batch.errors import SourceError
-from unet_batch.naming import assign_keys
+from unet_batch.files.naming import assign_keys
 from unet_batch.types import Item
 
 MARKER = b'{"unet_batch":'  # how the run.json of an output folder begins, white space aside

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from unet_batch import sinks, sources
 from unet_batch.errors import OutputError
-from unet_batch.sinks import LAYOUT, LineLog, OutputTree, write_atomic, write_json
+from unet_batch.files import sinks, sources
+from unet_batch.files.sinks import LAYOUT, LineLog, OutputTree, write_atomic, write_json
 from unet_batch.types import KINDS, Item
 
 
@@ -106,7 +106,7 @@ def test_a_killed_process_leaves_no_half_file_and_its_leftovers_go(tmp_path: Pat
         "sinks.os.replace = lambda a, b: os._exit(9)\n"
         "sinks.write_atomic(sys.argv[1] + '/masks/a/b.png', b'half')"
     )
-    root = str(Path(sinks.__file__).parents[1])
+    root = str(Path(sinks.__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=root, timeout=60, check=False)
     assert done.returncode == 9
     (left,) = names(tmp_path / "masks/a")

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_batch import sinks, sources
 from unet_batch.errors import SourceError
-from unet_batch.sources import collect, default_output
+from unet_batch.files import sinks, sources
+from unet_batch.files.sources import collect, default_output
 
 HOSTILE = [
     *("-rf.jpg", "a b.jpg", " lead.jpg", "trail .jpg", "dots...jpg", "new\nline.jpg", "tab\t.jpg", "100%0A.jpg", "con.jpg"),
