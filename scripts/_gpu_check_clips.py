@@ -19,9 +19,9 @@ from unet_batch.pipeline import cpu_count
 if TYPE_CHECKING:
     from unet_batch.backends.base import Backend
     from unet_batch.clips import VideoOptions
+    from unet_batch.media.video import Clip, Codec, Reader, Shot
     from unet_batch.segmenter import Segmenter
     from unet_batch.types import Pixels
-    from unet_batch.video import Clip, Codec, Reader, Shot
 
 NEEDS = ("av", "torch", "simplejpeg", "PIL", "cv2", "safetensors")
 LEVELS = 2  # how far, of 255, a pixel may be from the processor's: decoders agree to the bit, conversions round
@@ -34,7 +34,7 @@ _WHOLE = "clip.mp4"
 
 def clip_drawn(data: Data, save: Save, folder: str, seconds: float, copies: int, size: Sequence[int]) -> None:
     """A drawn clip, several times in a row: its packets are copied, and drawing takes longer than all else."""
-    from unet_batch import video
+    from unet_batch.media import video
     from unet_batch.scenes import write_clip
 
     begun = time.perf_counter()
@@ -59,7 +59,7 @@ def _clip(folder: str) -> str:
 
 def _open(path: str, hardware: str | None) -> Reader:
     """A reader; what the processor decodes and the device does not is the device's doing."""
-    from unet_batch import video
+    from unet_batch.media import video
 
     try:
         return video.Reader(path, hardware=hardware)
@@ -134,7 +134,7 @@ def _compared(one: Reader, other: Reader, count: int) -> Data:
 
 def clip_encoding(data: Data, save: Save, folder: str, codecs: Sequence[str], frames: int, rounds: int) -> None:
     """Encoders side by side on the same frames: speed, size, and whether what is read back is what was written."""
-    from unet_batch import video
+    from unet_batch.media import video
 
     path = _clip(folder)
     with video.Reader(path) as reader:
@@ -168,7 +168,7 @@ def clip_encoding(data: Data, save: Save, folder: str, codecs: Sequence[str], fr
 
 def _encoded(target: str, codec: Codec, clip: Clip, pictures: Sequence[tuple[int, Pixels]]) -> float:
     """Seconds of the encoder, conversion left out."""
-    from unet_batch import video
+    from unet_batch.media import video
 
     look = video.written_look(clip, codec)
     ready = [(pts, video.prepared(picture, video.pixel_format(codec, clip.size), look)) for pts, picture in pictures]
@@ -182,7 +182,7 @@ def _encoded(target: str, codec: Codec, clip: Clip, pictures: Sequence[tuple[int
 def _read_back(target: str, clip: Clip, pictures: Sequence[tuple[int, Pixels]]) -> Data:
     import numpy as np
 
-    from unet_batch import video
+    from unet_batch.media import video
 
     found: Data = {"read_back": 0, "other_times": 0, "mean": 0.0}
     origin = pictures[0][0]
@@ -213,7 +213,8 @@ def clip_run(
 ) -> None:
     """Masks and overlay through the best backend, with each decoder and encoder; the floor is that of `bench_video.py`."""
     path = _clip(folder)
-    from unet_batch import clips, video
+    from unet_batch import clips
+    from unet_batch.media import video
     from unet_batch.segmenter import Segmenter
 
     backend, passed = _best(engines, device)
@@ -260,7 +261,8 @@ def _segmented(segmenter: Segmenter, path: str, folder: str, options: VideoOptio
     from bench_run import engine_only
     from bench_video import one_round
 
-    from unet_batch import clips, video
+    from unet_batch import clips
+    from unet_batch.media import video
     from unet_batch.pipeline import bottleneck
 
     walls, ratios = [], []
@@ -292,7 +294,7 @@ def _segmented(segmenter: Segmenter, path: str, folder: str, options: VideoOptio
 
 def _times(path: str) -> list[float]:
     """Seconds at which the frames of a clip are shown."""
-    from unet_batch import video
+    from unet_batch.media import video
 
     with video.Reader(path) as reader:
         return [float(shot.pts * reader.clip.time_base) for shot in reader.shots()]

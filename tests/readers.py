@@ -12,8 +12,8 @@ import sys
 import time
 from typing import Any
 
-from unet_batch import images
 from unet_batch.errors import ImageError
+from unet_batch.media import images
 
 _spoiled = False
 

@@ -24,14 +24,15 @@ import psutil
 import pytest
 
 from tests.footage import TURNS, Footage, Found, Sound, look_at, only_sound, rgb_frames, scene, spoil_packets
-from unet_batch import clips, images, video
+from unet_batch import clips
 from unet_batch.clips import ClipResult, Layout, Position, VideoOptions, segment
 from unet_batch.errors import BackendError, OutputError, UsageError, VideoError
 from unet_batch.journal import Journal
+from unet_batch.media import images, video
+from unet_batch.media.video import CODECS, Reader
 from unet_batch.segmenter import Segmenter
 from unet_batch.testing import FakeBackend, fake_spec
 from unet_batch.types import Item
-from unet_batch.video import CODECS, Reader
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
 
@@ -588,7 +589,7 @@ from unet_batch.clips import Layout, VideoOptions, segment
 from unet_batch.segmenter import Segmenter
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
-from unet_batch.video import CODECS
+from unet_batch.media.video import CODECS
 
 clips.PART = 10
 path, out = sys.argv[1:]

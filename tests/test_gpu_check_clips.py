@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from unet_batch import gpu, video
+from unet_batch import gpu
 from unet_batch.errors import BackendError, VideoError
+from unet_batch.media import video
 from unet_batch.testing import FakeBackend, fake_spec
 
 sys.path.insert(0, str(ROOT / "scripts"))

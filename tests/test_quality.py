@@ -15,7 +15,7 @@ from PIL import Image
 
 import unet_batch
 from scripts import carvana
-from unet_batch import images
+from unet_batch.media import images
 from unet_batch.model import checkpoint, zoo
 from unet_batch.scenes import write_samples
 from unet_batch.segmenter import Segmenter

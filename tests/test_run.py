@@ -14,10 +14,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from unet_batch import images
 from unet_batch import run as run_module
 from unet_batch import segmenter as segmenter_module
 from unet_batch.errors import BackendError, OutputError, SourceError, UsageError
+from unet_batch.media import images
 from unet_batch.run import RunOptions, RunReport, execute, prepare
 from unet_batch.segmenter import Segmenter
 from unet_batch.testing import FakeBackend, fake_spec

@@ -66,7 +66,7 @@ def load(
         UsageError: an argument is out of range.
     """
     from unet_batch.backends.select import Request, select
-    from unet_batch.images import MAX_PIXELS
+    from unet_batch.media.images import MAX_PIXELS
     from unet_batch.model import checkpoint, zoo
     from unet_batch.segmenter import Segmenter
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import cv2
 import numpy as np
 
-from unet_batch import geometry
+from unet_batch.media import geometry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

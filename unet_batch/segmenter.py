@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from unet_batch import geometry, images, postprocess
+from unet_batch import postprocess
 from unet_batch.backends.base import Backend
 from unet_batch.errors import BackendError, EncodeError, ImageError, ItemError, UnetBatchError, UsageError
-from unet_batch.isolation import Decoders
+from unet_batch.media import geometry, images
+from unet_batch.media.isolation import Decoders
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
 from unet_batch.types import Frame, Item, ModelSpec, Prediction
 

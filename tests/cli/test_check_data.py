@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.test_cli import unet_batch
 from tests.datasets.test_find import ids, mask, photo
-from unet_batch import images
+from unet_batch.media import images
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 from tests.cli.test_cli import unet_batch
 from tests.datasets.test_find import ids, mask, photo
 from tests.tiny import tiny_model, tiny_spec
-from unet_batch import images
 from unet_batch.cli import main
 from unet_batch.datasets.encoding import VOID
+from unet_batch.media import images
 from unet_batch.model import checkpoint
 from unet_batch.version import __version__
 

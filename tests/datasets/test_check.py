@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from tests.datasets.test_find import ids, mask, photo
-from unet_batch import images
 from unet_batch.datasets.check import Finding, Report, _Facts, _near, check
 from unet_batch.datasets.find import Pair, find_dataset, read_split
 from unet_batch.datasets.sheet import contact_sheet
 from unet_batch.errors import ImageError
+from unet_batch.media import images
 
 
 @pytest.fixture

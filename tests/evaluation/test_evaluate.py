@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.datasets.test_find import ids, mask, photo
-from unet_batch import geometry, images
 from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.find import Dataset, find_dataset
 from unet_batch.datasets.sheet import Comparison, comparison_sheet
@@ -20,6 +19,7 @@ from unet_batch.errors import BackendError, SourceError, UsageError
 from unet_batch.evaluation.evaluate import Evaluation, agreed, at_network, compare, comparison, evaluate
 from unet_batch.evaluation.metrics import count, scores
 from unet_batch.evaluation.predictions import find_masks, find_predictions, is_mask_folder
+from unet_batch.media import geometry, images
 from unet_batch.segmenter import Segmenter
 from unet_batch.testing import FakeBackend, fake_spec
 from unet_batch.types import ClassTable

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unet_batch.datasets.encoding import VOID
-from unet_batch.geometry import PAD_VALUE
+from unet_batch.media.geometry import PAD_VALUE
 from unet_batch.training.augment import FLIPS, PRESETS, Change, Preset, apply, draw
 
 NETWORK = (32, 48)

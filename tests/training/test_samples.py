@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from unet_batch import geometry, images
 from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.find import Dataset, find_dataset
 from unet_batch.errors import ImageError
+from unet_batch.media import geometry, images
 from unet_batch.training import augment, samples
 from unet_batch.training.samples import OVERSAMPLING, Batch, Sample, Samples, batches, memory_budget
 

@@ -212,7 +212,7 @@ def _run_options(options: dict[str, Any]) -> RunOptions:
 def _opened(screen: Screen, options: dict[str, Any]) -> Iterator[tuple[CheckpointFile, Segmenter, Sequence[Step]]]:
     """The model on the best backend, presented on the screen."""
     from unet_batch.backends.select import Request, select
-    from unet_batch.images import MAX_PIXELS
+    from unet_batch.media.images import MAX_PIXELS
     from unet_batch.model import checkpoint, zoo
     from unet_batch.segmenter import Segmenter
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Literal
 import cv2
 import numpy as np
 
-from unet_batch import images
 from unet_batch.datasets.encoding import NO_PIXELS, SOFT, VOID
 from unet_batch.datasets.find import Dataset, Pair, leaks, misfit
 from unet_batch.errors import ImageError
+from unet_batch.media import images
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

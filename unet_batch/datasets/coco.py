@@ -32,8 +32,8 @@ import numpy as np
 
 from unet_batch.datasets.encoding import NO_PIXELS, VOID, Mask
 from unet_batch.errors import ImageError, ImageTooLarge, UsageError
-from unet_batch.images import MAX_PIXELS
-from unet_batch.render import palette
+from unet_batch.media.images import MAX_PIXELS
+from unet_batch.media.render import palette
 from unet_batch.types import ClassTable
 
 if TYPE_CHECKING:

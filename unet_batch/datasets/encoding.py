@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 import cv2
 import numpy as np
 
-from unet_batch import images
 from unet_batch.errors import ImageError, UsageError
-from unet_batch.render import palette
+from unet_batch.media import images
+from unet_batch.media.render import palette
 from unet_batch.types import ClassTable, Colour
 
 if TYPE_CHECKING:

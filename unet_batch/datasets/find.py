@@ -28,12 +28,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from unet_batch import images as pictures
 from unet_batch.datasets.coco import Coco
 from unet_batch.datasets.coco import load as load_coco
 from unet_batch.datasets.encoding import VOID, Masks, understand
 from unet_batch.errors import ImageError, SourceError, UsageError
 from unet_batch.files.sources import collect
+from unet_batch.media import images as pictures
 from unet_batch.types import ClassTable
 
 if TYPE_CHECKING:

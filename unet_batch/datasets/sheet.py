@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, cast
 import cv2
 import numpy as np
 
-from unet_batch import images, render
 from unet_batch.datasets.encoding import VOID
 from unet_batch.errors import ImageError
+from unet_batch.media import images, render
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

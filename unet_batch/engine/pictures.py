@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unet_batch import geometry, images, scenes
+from unet_batch import scenes
 from unet_batch.errors import UnetBatchError, UsageError
 from unet_batch.files.sources import collect
+from unet_batch.media import geometry, images
 from unet_batch.types import ModelSpec, Size
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from unet_batch import images
 from unet_batch.datasets.encoding import VOID, Encoding, understand
 from unet_batch.datasets.find import Dataset, Pair, paired, stem_of, without_suffix
 from unet_batch.errors import ImageError, SourceError
 from unet_batch.files.sinks import LAYOUT
 from unet_batch.files.sources import collect
+from unet_batch.media import images
 
 if TYPE_CHECKING:
     from unet_batch.types import Pixels, Size

@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from unet_batch.errors import CheckpointError, OutputError, UsageError
+from unet_batch.media.render import palette
 from unet_batch.model import checkpoint
 from unet_batch.model import spec as spec_json
 from unet_batch.model.unet import UNet
-from unet_batch.render import palette
 from unet_batch.types import ClassTable, ModelSpec, Size
 
 # Largest difference of the logits, as a share of the largest logit: of the same weights in float32, and after the rounding to

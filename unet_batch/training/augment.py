@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unet_batch.datasets.encoding import VOID
-from unet_batch.geometry import PAD_VALUE
+from unet_batch.media.geometry import PAD_VALUE
 
 if TYPE_CHECKING:
     from unet_batch.types import Size

@@ -12,8 +12,8 @@ and QuickTime keep the time base; Matroska, which FFV1 needs, rounds to millisec
 
 from __future__ import annotations
 
-from unet_batch.video.assembling import assemble
-from unet_batch.video.kinds import (
+from unet_batch.media.video.assembling import assemble
+from unet_batch.media.video.kinds import (
     CODECS,
     EXTENSIONS,
     MASKS,
@@ -26,9 +26,9 @@ from unet_batch.video.kinds import (
     pixel_format,
     written_look,
 )
-from unet_batch.video.live import LiveReader
-from unet_batch.video.reading import Reader, upright
-from unet_batch.video.writing import Writer, encoder_problem, prepared
+from unet_batch.media.video.live import LiveReader
+from unet_batch.media.video.reading import Reader, upright
+from unet_batch.media.video.writing import Writer, encoder_problem, prepared
 
 __all__ = [
     "CODECS",

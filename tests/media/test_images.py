@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from unet_batch import images
 from unet_batch.errors import EncodeError, ImageError, ImageTooLarge
+from unet_batch.media import images
 
 HEIC = importlib.util.find_spec("pillow_heif") is not None
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,7 +182,7 @@ def test_odd_file(odd: Path, name: str) -> None:
 def test_odd_files_stay_below_1_gb_and_off_stderr(odd: Path) -> None:
     script = """
 import json, os, resource, sys
-from unet_batch import images
+from unet_batch.media import images
 from unet_batch.errors import ImageError
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 failed = 0

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_batch import postprocess, render
+from unet_batch import postprocess
+from unet_batch.media import render
 from unet_batch.types import ClassTable
 
 CAR = ClassTable(("car",), ((200, 40, 255),))

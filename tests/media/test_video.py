@@ -24,9 +24,9 @@ import numpy as np
 import pytest
 
 from tests.footage import TURNS, Footage, Sound, look_at, only_sound, scene, spoil_packets
-from unet_batch import video
 from unet_batch.errors import OutputError, VideoError
-from unet_batch.video import CODECS, MASKS, Codec, Look, Reader, Writer, assemble, reading
+from unet_batch.media import video
+from unet_batch.media.video import CODECS, MASKS, Codec, Look, Reader, Writer, assemble, reading
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
 

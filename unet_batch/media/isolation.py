@@ -36,7 +36,7 @@ import numpy as np
 
 from unet_batch import errors
 from unet_batch.errors import DecoderCrashed, ImageError, UnetBatchError, UsageError
-from unet_batch.images import MAX_PIXELS, Picture
+from unet_batch.media.images import MAX_PIXELS, Picture
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,7 +65,7 @@ if hasattr(signal, "alarm"):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     signal.alarm(120)
 sys.path[:] = {path!r}
-from unet_batch.isolation import _serve
+from unet_batch.media.isolation import _serve
 _serve({reader!r}, {time_limit!r}, {shared!r})
 """
 
@@ -87,7 +87,7 @@ class Decoders:
         UsageError: an argument is out of range.
     """
 
-    def __init__(self, workers: int, *, time_limit: float = TIME_LIMIT, reader: str = "unet_batch.images:read") -> None:
+    def __init__(self, workers: int, *, time_limit: float = TIME_LIMIT, reader: str = "unet_batch.media.images:read") -> None:
         if workers < 1 or not 0 < time_limit < 1e6:
             raise UsageError(f"{workers} decoders, {time_limit} s each picture: 1 or more, and above 0 s, expected")
         self._workers = workers

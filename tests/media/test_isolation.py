@@ -18,9 +18,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from unet_batch import images, isolation
 from unet_batch.errors import DecoderCrashed, ImageError, ImageTooLarge, UnetBatchError, UsageError
-from unet_batch.isolation import Decoders
+from unet_batch.media import images, isolation
+from unet_batch.media.isolation import Decoders
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -160,7 +160,9 @@ def test_what_libraries_print_disturbs_nobody(
 def test_names_mean_the_same_in_utf8_mode(picture: str, tmp_path: Path) -> None:
     path = tmp_path / "é.jpg"
     path.write_bytes(Path(picture).read_bytes())
-    script = "import sys; from unet_batch.isolation import Decoders\nwith Decoders(1) as d: print(d.read(sys.argv[1]).size)"
+    script = (
+        "import sys; from unet_batch.media.isolation import Decoders\nwith Decoders(1) as d: print(d.read(sys.argv[1]).size)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-X", "utf8=1", "-c", script, str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
@@ -255,7 +257,7 @@ def test_many_crashes_from_many_threads(order: Callable[[str], str], picture: st
     ("reader", "says"),
     [
         ("tests.no_such_module:read", "No module named 'tests.no_such_module'"),
-        ("unet_batch.images:no_such_function", "no_such_function"),
+        ("unet_batch.media.images:no_such_function", "no_such_function"),
     ],
 )
 def test_a_decoder_that_cannot_start_is_said_once(picture: str, reader: str, says: str) -> None:
@@ -345,7 +347,7 @@ def test_ctrl_c_while_waiting_leaves_no_stale_answer(order: Callable[[str], str]
 
 SCRIPT = """
 import sys, threading
-from unet_batch.isolation import Decoders
+from unet_batch.media.isolation import Decoders
 
 decoders = Decoders(3, reader="tests.readers:obey")
 for path in sys.argv[1:]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from unet_batch import geometry
+from unet_batch.media import geometry
 from unet_batch.types import Placement
 
 SIDE = st.integers(1, 700)

@@ -15,7 +15,7 @@ import numpy as np
 
 from unet_batch.errors import VideoError
 from unet_batch.files.sinks import translate
-from unet_batch.video.kinds import (
+from unet_batch.media.video.kinds import (
     EXACT,
     FULL,
     SWS,

@@ -16,7 +16,7 @@ from av.sidedata.sidedata import Type as SideDataType
 
 from unet_batch.errors import VideoError
 from unet_batch.files.naming import shown
-from unet_batch.video.kinds import (
+from unet_batch.media.video.kinds import (
     BT601,
     BT709,
     CONTAINERS,

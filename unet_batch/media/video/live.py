@@ -17,8 +17,8 @@ import av.error
 
 from unet_batch.errors import VideoError
 from unet_batch.files.naming import shown
-from unet_batch.video.kinds import Shot, reason
-from unet_batch.video.reading import Reader, video_stream
+from unet_batch.media.video.kinds import Shot, reason
+from unet_batch.media.video.reading import Reader, video_stream
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -16,9 +16,9 @@ import av
 import av.error
 
 from unet_batch.errors import VideoError
-from unet_batch.video.kinds import Clip, reason
-from unet_batch.video.reading import opened, stream_name, video_stream
-from unet_batch.video.writing import created, writing
+from unet_batch.media.video.kinds import Clip, reason
+from unet_batch.media.video.reading import opened, stream_name, video_stream
+from unet_batch.media.video.writing import created, writing
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
