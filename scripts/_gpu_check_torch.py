@@ -129,7 +129,7 @@ def _load(model: str, folder: str) -> Checkpoint:
 
 def _reference(loaded: Checkpoint) -> Reference:
     """A few drawn pictures with PyTorch's float32 maps, computed on the CPU."""
-    from unet_batch import export as exporter
+    from unet_batch.engine import export as exporter
     from unet_batch.engine.pictures import proof_pictures
     from unet_batch.engine.proof import Reference
 

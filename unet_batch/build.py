@@ -324,7 +324,7 @@ class _Work:
         """Layers that half precision breaks; none for a graph that came without its weights."""
         if self.source.onnx is not None:
             return ()
-        from unet_batch import export
+        from unet_batch.engine import export
 
         self.progress("look for the layers that lose precision", 0)
         return export.offenders(self.source.checkpoint, self.reference, self.options.precision)
@@ -338,7 +338,7 @@ class _Work:
             else:
                 loaded = self.source.checkpoint  # first of all: it says so where PyTorch is missing
                 # Imported here: a graph brings its own pictures, and is built where no decoder and no PyTorch are installed.
-                from unet_batch import export
+                from unet_batch.engine import export
                 from unet_batch.engine.pictures import proof_pictures
 
                 pictures, note = proof_pictures(self.options.proof_images, self.source.spec, self.profile.size[1])
@@ -356,7 +356,7 @@ class _Work:
 
     def _export(self, kept: Sequence[str]) -> OnnxModel:
         loaded = self.source.checkpoint  # first of all: it says so where PyTorch is missing
-        from unet_batch import export
+        from unet_batch.engine import export
 
         low, best, high = self.profile.size
         precision = "fp32" if self.weak else self.options.precision

@@ -1,4 +1,4 @@
-"""ONNX graphs made by `unet_batch.export`: what they say of themselves, where their arithmetic is, and how a CPU runs them."""
+"""ONNX graphs made by `unet_batch.engine.export`: what they say of themselves, where their arithmetic is, and how a CPU runs them."""
 
 from __future__ import annotations
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from tests.models import confident, overflowing
-from unet_batch import export
-from unet_batch.engine import onnx_model, proof
+from unet_batch.engine import export, onnx_model, proof
 from unet_batch.engine.onnx_model import OnnxRunner
 from unet_batch.engine.proof import Reference
 from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, UsageError
