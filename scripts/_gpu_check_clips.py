@@ -17,10 +17,10 @@ from unet_batch.errors import BackendError, BackendUnavailable, VideoError
 from unet_batch.pipeline import cpu_count
 
 if TYPE_CHECKING:
-    from unet_batch.backends.base import Backend
     from unet_batch.clips import VideoOptions
+    from unet_batch.inference.backends.base import Backend
+    from unet_batch.inference.segmenter import Segmenter
     from unet_batch.media.video import Clip, Codec, Reader, Shot
-    from unet_batch.segmenter import Segmenter
     from unet_batch.types import Pixels
 
 NEEDS = ("av", "torch", "simplejpeg", "PIL", "cv2", "safetensors")
@@ -214,8 +214,8 @@ def clip_run(
     """Masks and overlay through the best backend, with each decoder and encoder; the floor is that of `bench_video.py`."""
     path = _clip(folder)
     from unet_batch import clips
+    from unet_batch.inference.segmenter import Segmenter
     from unet_batch.media import video
-    from unet_batch.segmenter import Segmenter
 
     backend, passed = _best(engines, device)
     data |= {"passed": passed, "backend": backend.name, "precision": backend.precision, "batch": backend.batch_size}
@@ -245,7 +245,7 @@ def clip_run(
 
 def _best(engines: str, device: str | None) -> tuple[Backend, list[str]]:
     """An open backend for the bundled model, and why better ones were passed over."""
-    from unet_batch.backends.select import Request, select
+    from unet_batch.inference.backends.select import Request, select
     from unet_batch.model import checkpoint, zoo
 
     model = checkpoint.identify(zoo.resolve(None))

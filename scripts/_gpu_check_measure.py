@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unet_batch.backends.base import Backend
-from unet_batch.backends.cuda_memory import CudaMemory, Resource
-from unet_batch.backends.streaming import Program
 from unet_batch.engine import proof
 from unet_batch.engine.proof import Reference
 from unet_batch.errors import BackendError, DeviceOutOfMemory
+from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.cuda_memory import CudaMemory, Resource
+from unet_batch.inference.backends.streaming import Program
 
 if TYPE_CHECKING:
     from unet_batch.types import Pixels

@@ -28,10 +28,10 @@ from unet_batch import gpu
 from unet_batch.errors import BackendError, BackendUnavailable, UnetBatchError
 
 if TYPE_CHECKING:
-    from unet_batch.backends.base import Backend
-    from unet_batch.backends.cuda_memory import CudaMemory
     from unet_batch.engine.flavours import Flavour
     from unet_batch.engine.store import Engine
+    from unet_batch.inference.backends.base import Backend
+    from unet_batch.inference.backends.cuda_memory import CudaMemory
 
 ROOT = Path(__file__).resolve().parents[1]
 Data = dict[str, Any]
@@ -78,7 +78,7 @@ def open_flavour(name: str) -> Flavour:
 
 
 def open_provider(name: str) -> CudaMemory:
-    from unet_batch.backends.cuda_memory import open_memory
+    from unet_batch.inference.backends.cuda_memory import open_memory
 
     try:
         return open_memory(0, name)
@@ -117,7 +117,7 @@ def built_engines(flavour: Flavour, folder: str, batches: Sequence[int] = ()) ->
 
 
 def open_engine(flavour: Flavour, engine: Engine, memory: CudaMemory | None = None, **options: Any) -> Backend:
-    from unet_batch.backends.tensorrt import TensorRTBackend
+    from unet_batch.inference.backends.tensorrt import TensorRTBackend
 
     return TensorRTBackend(flavour, engine, memory=memory, **options)
 
@@ -321,9 +321,9 @@ def _inspected(library: Flavour, engine: Engine, convolutions: Any) -> Data:
     """What the engine inspector tells of the precision; some of its words, as its format differs between versions."""
     import json
 
-    from unet_batch.backends.cuda_memory import open_memory
-    from unet_batch.backends.tensorrt import Plan
     from unet_batch.engine import proof
+    from unet_batch.inference.backends.cuda_memory import open_memory
+    from unet_batch.inference.backends.tensorrt import Plan
 
     plan = Plan(library, engine.read_plan(), open_memory(0))
     try:
@@ -448,7 +448,7 @@ def throughput(
     data: Data, save: Save, flavour: str, engines: str, models: str, sizes: Sequence[int], rounds: int, batches: int
 ) -> None:
     """Engine alone, and `Backend.infer` with copies, of every engine for one of the batch sizes."""
-    from unet_batch.backends.tensorrt import Plan, Program
+    from unet_batch.inference.backends.tensorrt import Plan, Program
 
     library, providers = open_flavour(flavour), usable_providers()
     data["entries"] = []

@@ -22,8 +22,8 @@ from _gpu_check_sections import MAIN_BATCH, Data, Save, Skip
 from unet_batch.errors import BackendError
 
 if TYPE_CHECKING:
-    from unet_batch.backends.base import Backend
     from unet_batch.engine.proof import Reference
+    from unet_batch.inference.backends.base import Backend
     from unet_batch.model.checkpoint import Checkpoint
 
 # Speed ---------------------------------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def torch_speed(data: Data, save: Save, names: Sequence[str], models: str, rounds: int, batches: int) -> None:
     """PyTorch eager: the network as the usual loop has it, the folded graph, and our backend."""
     torch = _torch()
-    from unet_batch.backends.torch import TorchBackend
+    from unet_batch.inference.backends.torch import TorchBackend
     from unet_batch.model.graph import Graph
 
     data["entries"] = []
@@ -91,7 +91,7 @@ def torch_compiled(data: Data, save: Save, model: str, models: str, mode: str, r
 
 def _timed_torch(work: Callable[[], object], rounds: int, batches: int, batch: int) -> Data:
     """Rounds of `work` in PyTorch's current stream, GPU time between events."""
-    from unet_batch.backends.cuda_memory import Resource
+    from unet_batch.inference.backends.cuda_memory import Resource
 
     memory, torch = sections.open_provider("torch"), _torch()
     # The legacy default stream, not one of ours: what `work` queues must be what is timed.
@@ -149,7 +149,7 @@ def _usual_input(torch: Any, stack: Any, loaded: Checkpoint) -> Any:
 
 
 def out_of_memory_torch(data: Data, save: Save, model: str, models: str) -> None:
-    from unet_batch.backends.torch import TorchBackend
+    from unet_batch.inference.backends.torch import TorchBackend
 
     memory, loaded = sections.open_provider("torch"), _load(model, models)
     data |= {"model": model, "provider": "torch"}
@@ -184,7 +184,7 @@ def end_to_end(
 ) -> None:
     """`unet-batch run` with each backend, and the loop that is usually written, on PyTorch's GPU."""
     torch = _torch()
-    from unet_batch.backends.torch import TorchBackend
+    from unet_batch.inference.backends.torch import TorchBackend
     from unet_batch.pipeline import cpu_count
 
     items = os.path.join(folder, "items")
@@ -214,8 +214,8 @@ def end_to_end(
 
 
 def _run(make: Callable[[], Backend], items: str, folder: str, rounds: int) -> Data:
+    from unet_batch.inference.segmenter import Segmenter
     from unet_batch.run import RunOptions, execute, prepare
-    from unet_batch.segmenter import Segmenter
 
     with tempfile.TemporaryDirectory(dir=folder) as out, Segmenter(make()) as segmenter:
 

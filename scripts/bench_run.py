@@ -30,15 +30,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import carvana
 
-from unet_batch.backends.base import Backend
-from unet_batch.backends.torch import TorchBackend
+from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.torch import TorchBackend
+from unet_batch.inference.segmenter import Segmenter
 from unet_batch.model import checkpoint, zoo
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.unet import UNet
 from unet_batch.pipeline import cpu_count
 from unet_batch.run import RunOptions, RunReport, execute, prepare
 from unet_batch.scenes import write_samples
-from unet_batch.segmenter import Segmenter
 
 
 def naive_loop(loaded: Checkpoint, paths: list[str], out: str) -> float:

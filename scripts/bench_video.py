@@ -22,12 +22,12 @@ import carvana
 from bench_run import engine_only
 
 from unet_batch import clips
-from unet_batch.backends.torch import TorchBackend
+from unet_batch.inference.backends.torch import TorchBackend
+from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import video
 from unet_batch.model import checkpoint, zoo
 from unet_batch.pipeline import bottleneck, cpu_count
 from unet_batch.scenes import write_clip
-from unet_batch.segmenter import Segmenter
 from unet_batch.types import Item
 
 

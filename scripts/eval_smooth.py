@@ -22,13 +22,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import carvana
 
-from unet_batch import postprocess
-from unet_batch.backends.torch import TorchBackend
+from unet_batch.inference import postprocess
+from unet_batch.inference.backends.torch import TorchBackend
+from unet_batch.inference.segmenter import Segmenter
+from unet_batch.inference.smoothing import Smoother
 from unet_batch.media import video
 from unet_batch.model import checkpoint, zoo
 from unet_batch.scenes.drive import drive
-from unet_batch.segmenter import Segmenter
-from unet_batch.smoothing import Smoother
 from unet_batch.types import Item, Prediction
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import unet_batch
-from unet_batch import postprocess
+from unet_batch.inference import postprocess
 from unet_batch.media import render
 from unet_batch.media.images import encode_jpeg
 from unet_batch.scenes import draw

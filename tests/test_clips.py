@@ -27,10 +27,10 @@ from tests.footage import TURNS, Footage, Found, Sound, look_at, only_sound, rgb
 from unet_batch import clips
 from unet_batch.clips import ClipResult, Layout, Position, VideoOptions, segment
 from unet_batch.errors import BackendError, OutputError, UsageError, VideoError
+from unet_batch.inference.segmenter import Segmenter
 from unet_batch.journal import Journal
 from unet_batch.media import images, video
 from unet_batch.media.video import CODECS, Reader
-from unet_batch.segmenter import Segmenter
 from unet_batch.testing import FakeBackend, fake_spec
 from unet_batch.types import Item
 
@@ -586,7 +586,7 @@ CHILD = """
 import sys
 from unet_batch import clips
 from unet_batch.clips import Layout, VideoOptions, segment
-from unet_batch.segmenter import Segmenter
+from unet_batch.inference.segmenter import Segmenter
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
 from unet_batch.media.video import CODECS

@@ -34,8 +34,8 @@ def examine(monkeypatch: pytest.MonkeyPatch) -> Examine:
         found["torch"] = Library("2.13.0+cu130", "", {"problem": ""})
         found["tensorrt"] = Library("10.13.3")
         found["PIL"] = Library("13.0.0", "", {"PNG": True, "AVIF": True})
-        found["unet_batch.segmenter"] = running("torch-cpu fp32")
-        names = {"segmenter": "unet_batch.segmenter", "pycuda": "pycuda.driver"}
+        found["unet_batch.inference.segmenter"] = running("torch-cpu fp32")
+        names = {"segmenter": "unet_batch.inference.segmenter", "pycuda": "pycuda.driver"}
         found.update({names.get(name, name): library for name, library in libraries.items()})
         monkeypatch.setattr(doctor, "probe", found.__getitem__)
         monkeypatch.setattr(gpu, "driver", lambda: driver)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.backends.host import Brightness, HostBackend, brightness
 from tests.conftest import ROOT
+from tests.inference.backends.host import Brightness, HostBackend, brightness
 from unet_batch import gpu
 from unet_batch.engine import onnx_model, store
 from unet_batch.engine.proof import Reference

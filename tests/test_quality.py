@@ -15,10 +15,10 @@ from PIL import Image
 
 import unet_batch
 from scripts import carvana
+from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import images
 from unet_batch.model import checkpoint, zoo
 from unet_batch.scenes import write_samples
-from unet_batch.segmenter import Segmenter
 
 UNSEEN = 77  # training draws scenes with seed 1, the demo with 0, scripts/eval_models.py with 2
 

@@ -31,14 +31,14 @@ from tests.conftest import ROOT
 from tests.test_run import files, half_bright, read, write
 from unet_batch import manifest as manifest_module
 from unet_batch import run as run_module
-from unet_batch import segmenter as segmenter_module
 from unet_batch.errors import FolderInUse, ManifestError, OutputError, SourceError, UsageError
 from unet_batch.files import sinks
 from unet_batch.files.sinks import claim
+from unet_batch.inference import segmenter as segmenter_module
+from unet_batch.inference.segmenter import Segmenter
 from unet_batch.manifest import Manifest
 from unet_batch.merging import merge
 from unet_batch.run import RunOptions, RunReport, Stop, execute, prepare, recipe_of, resume
-from unet_batch.segmenter import Segmenter
 from unet_batch.shard import Shard
 from unet_batch.testing import FakeBackend
 
@@ -761,7 +761,7 @@ PROGRAM = """
 import sys
 from unet_batch.shard import Shard
 from unet_batch.run import RunOptions, execute, prepare
-from unet_batch.segmenter import Segmenter
+from unet_batch.inference.segmenter import Segmenter
 from unet_batch.testing import FakeBackend
 
 model = {"name": "fake", "sha256": "0", "classes": ["class0"]}

@@ -17,11 +17,11 @@ from tests.footage import Footage
 from unet_batch import clips
 from unet_batch.clips import Position, VideoOptions
 from unet_batch.errors import BackendError, OutputError, UsageError
+from unet_batch.inference.segmenter import Segmenter
 from unet_batch.manifest import Manifest
 from unet_batch.media.video import CODECS, encoder_problem
 from unet_batch.merging import merge
 from unet_batch.run import RunOptions, RunReport, Stop, execute, prepare, recipe_of, resume
-from unet_batch.segmenter import Segmenter
 from unet_batch.shard import Shard
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item

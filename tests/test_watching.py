@@ -21,9 +21,9 @@ from tests.conftest import ROOT
 from tests.footage import Footage
 from tests.test_run import half_bright, write
 from unet_batch.errors import SourceError
+from unet_batch.inference.segmenter import Segmenter
 from unet_batch.report import RunReport
 from unet_batch.run import RunOptions, Stop
-from unet_batch.segmenter import Segmenter
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
 from unet_batch.watching import Arrivals, Watched, watch

@@ -18,14 +18,14 @@ from unet_batch.version import __version__
 
 if TYPE_CHECKING:
     from unet_batch.errors import UnetBatchError
-    from unet_batch.segmenter import Result, Segmenter
+    from unet_batch.inference.segmenter import Result, Segmenter
     from unet_batch.types import ClassTable, ModelSpec
 
 _HOMES = {
     "ClassTable": "unet_batch.types",
     "ModelSpec": "unet_batch.types",
-    "Result": "unet_batch.segmenter",
-    "Segmenter": "unet_batch.segmenter",
+    "Result": "unet_batch.inference.segmenter",
+    "Segmenter": "unet_batch.inference.segmenter",
     "UnetBatchError": "unet_batch.errors",
 }
 __all__ = ["ClassTable", "ModelSpec", "Result", "Segmenter", "UnetBatchError", "__version__", "load"]
@@ -65,10 +65,10 @@ def load(
         BackendUnavailable: the backend or device that was asked for cannot be used.
         UsageError: an argument is out of range.
     """
-    from unet_batch.backends.select import Request, select
+    from unet_batch.inference.backends.select import Request, select
+    from unet_batch.inference.segmenter import Segmenter
     from unet_batch.media.images import MAX_PIXELS
     from unet_batch.model import checkpoint, zoo
-    from unet_batch.segmenter import Segmenter
 
     file = checkpoint.identify(zoo.resolve(model))
     chosen, _ = select(Request(file, backend, device, batch_size, size, engines_dir, require_gpu))

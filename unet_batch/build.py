@@ -384,7 +384,7 @@ class _Work:
         if reason := gpu.missing():
             self.notes.append(f"the plan was not run here ({reason})")
             return False
-        from unet_batch.backends.tensorrt import execute_proof
+        from unet_batch.inference.backends.tensorrt import execute_proof
 
         assert self.flavour is not None
         self.progress("compare the plan with PyTorch", 0)

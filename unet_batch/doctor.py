@@ -77,7 +77,7 @@ Found = Mapping[str, Library]
 
 # Module: (package, the extra of this project that installs it).
 _PACKAGES = {
-    "unet_batch.segmenter": ("unet-batch", ""),
+    "unet_batch.inference.segmenter": ("unet-batch", ""),
     "torch": ("torch", ""),
     "onnx": ("onnx", "onnx"),
     "onnxscript": ("onnxscript", "onnx"),
@@ -187,8 +187,8 @@ def _first_line(error: BaseException) -> str:
 
 def _choice(segmenter: Any) -> dict[str, Any]:
     """What `run` would take here, in this folder, and what it would pass over: asked of the code that decides it."""
-    from unet_batch.backends.select import Request, select
-    from unet_batch.backends.torch import TorchBackend
+    from unet_batch.inference.backends.select import Request, select
+    from unet_batch.inference.backends.torch import TorchBackend
     from unet_batch.model import checkpoint, zoo
 
     model = checkpoint.identify(zoo.resolve(None))
@@ -217,7 +217,7 @@ def _codecs(pil: Any) -> dict[str, bool]:
     return {name: check(feature) for name, feature in names.items()}
 
 
-_FACTS: dict[str, Callable[[Any], dict[str, Any]]] = {"unet_batch.segmenter": _choice, "torch": _cuda, "PIL": _codecs}
+_FACTS: dict[str, Callable[[Any], dict[str, Any]]] = {"unet_batch.inference.segmenter": _choice, "torch": _cuda, "PIL": _codecs}
 
 
 # The groups ----------------------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def _on_gpu(check: Check, version: str = "") -> Check:
 
 
 def _machine(found: Found) -> list[Check]:
-    group, facts, memory = "machine", found["unet_batch.segmenter"].facts, _memory()
+    group, facts, memory = "machine", found["unet_batch.inference.segmenter"].facts, _memory()
     return [
         Check(group, "unet-batch", "ok", __version__),
         Check(group, "Python", "ok", f"{platform.python_version()}, {sys.executable}"),
@@ -342,7 +342,7 @@ def _tensorrt_rtx(group: str, found: Found) -> Check:
 
 def _inference(found: Found) -> list[Check]:
     """What `run` can use, fastest first, and what it takes."""
-    group, segmenter = "inference", found["unet_batch.segmenter"]
+    group, segmenter = "inference", found["unet_batch.inference.segmenter"]
     torch_cuda = _torch_cuda(group, "torch-cuda", found)
     tensorrt, rtx = _tensorrt(group, found), _tensorrt_rtx(group, found)
     if torch_cuda.status != "ok" and not found["pycuda.driver"].works:

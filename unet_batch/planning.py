@@ -26,7 +26,7 @@ from unet_batch.shard import Shard
 from unet_batch.types import CLIP_KINDS, KINDS, Item
 
 if TYPE_CHECKING:
-    from unet_batch.segmenter import Segmenter
+    from unet_batch.inference.segmenter import Segmenter
 
 # Of the recipe: raise it when the same model gives other pixels, as after a change of `geometry` or `postprocess`.
 RULES = 1

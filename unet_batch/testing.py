@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unet_batch.backends.base import Backend
-from unet_batch.backends.cuda_memory import CudaMemory, Resource
 from unet_batch.errors import BackendError, DeviceOutOfMemory
+from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.cuda_memory import CudaMemory, Resource
 from unet_batch.types import ClassTable, ModelSpec, Size
 
 if TYPE_CHECKING:

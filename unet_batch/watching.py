@@ -18,10 +18,10 @@ from unet_batch.planning import Plan, RunOptions, is_clip, prepare
 from unet_batch.run import OnFrame, OnOutcome, Stop, execute
 
 if TYPE_CHECKING:
-    from unet_batch.backends.select import Step
+    from unet_batch.inference.backends.select import Step
+    from unet_batch.inference.segmenter import Segmenter
     from unet_batch.report import RunReport
     from unet_batch.run import Log
-    from unet_batch.segmenter import Segmenter
     from unet_batch.types import Item
 
 SETTLE = 3.0

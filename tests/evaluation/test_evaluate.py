@@ -19,8 +19,8 @@ from unet_batch.errors import BackendError, SourceError, UsageError
 from unet_batch.evaluation.evaluate import Evaluation, agreed, at_network, compare, comparison, evaluate
 from unet_batch.evaluation.metrics import count, scores
 from unet_batch.evaluation.predictions import find_masks, find_predictions, is_mask_folder
+from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import geometry, images
-from unet_batch.segmenter import Segmenter
 from unet_batch.testing import FakeBackend, fake_spec
 from unet_batch.types import ClassTable
 

@@ -142,7 +142,7 @@ def test_decoders_are_light(order: Callable[[str], str], monkeypatch: pytest.Mon
         pid = pid_of(decoders, order("pid"))
         assert psutil.Process(pid).num_threads() == 1
     assert {"numpy", "cv2"} <= set(caught.value.message.split())
-    assert not {"torch", "rich", "click", "unet_batch.segmenter"} & set(caught.value.message.split())
+    assert not {"torch", "rich", "click", "unet_batch.inference.segmenter"} & set(caught.value.message.split())
 
 
 def test_what_libraries_print_disturbs_nobody(

@@ -20,8 +20,8 @@ from unet_batch import clips
 from unet_batch.errors import UsageError, VideoError
 from unet_batch.files import naming
 from unet_batch.files.sources import collect
+from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import video
-from unet_batch.segmenter import Segmenter
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_batch import postprocess
+from unet_batch.inference import postprocess
 from unet_batch.media import render
 from unet_batch.types import ClassTable
 

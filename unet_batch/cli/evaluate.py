@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from unet_batch.datasets.find import Dataset, Pair
     from unet_batch.evaluation.evaluate import Evaluation, Figures
     from unet_batch.evaluation.predictions import Predictions
+    from unet_batch.inference.segmenter import Segmenter
     from unet_batch.model.checkpoint import CheckpointFile
-    from unet_batch.segmenter import Segmenter
 
 _SHOWN = 10  # failures that are printed
 _FILES = ("evaluation.json", "pictures.csv")
@@ -150,8 +150,8 @@ def _judged(out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, **o
     file = checkpoint.identify(zoo.resolve(options["model"]))
     agreed(dataset.classes, file.spec.classes)  # before the seconds that loading torch takes
     _warn_of_known(out, dataset, pairs, file)
-    from unet_batch.backends.select import Request, select
-    from unet_batch.segmenter import Segmenter
+    from unet_batch.inference.backends.select import Request, select
+    from unet_batch.inference.segmenter import Segmenter
 
     asked = {name: options[name] for name in ("backend", "device", "batch_size", "size", "engines_dir", "require_gpu")}
     chosen, passed = select(Request(file, **asked))

@@ -20,12 +20,12 @@ from unet_batch.errors import OutputError, UsageError
 from unet_batch.types import KINDS
 
 if TYPE_CHECKING:
-    from unet_batch.backends.select import Step
     from unet_batch.cli.screen import RunProgress, Screen
+    from unet_batch.inference.backends.select import Step
+    from unet_batch.inference.segmenter import Segmenter
     from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.report import RunReport
     from unet_batch.run import Log, Plan, RunOptions, Stop
-    from unet_batch.segmenter import Segmenter
 
 
 def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
@@ -211,10 +211,10 @@ def _run_options(options: dict[str, Any]) -> RunOptions:
 @contextmanager
 def _opened(screen: Screen, options: dict[str, Any]) -> Iterator[tuple[CheckpointFile, Segmenter, Sequence[Step]]]:
     """The model on the best backend, presented on the screen."""
-    from unet_batch.backends.select import Request, select
+    from unet_batch.inference.backends.select import Request, select
+    from unet_batch.inference.segmenter import Segmenter
     from unet_batch.media.images import MAX_PIXELS
     from unet_batch.model import checkpoint, zoo
-    from unet_batch.segmenter import Segmenter
 
     file = checkpoint.identify(zoo.resolve(options["model"]))
     engines_dir, size, batch_size = options["engines_dir"], options["size"], options["batch_size"]

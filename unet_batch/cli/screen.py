@@ -29,11 +29,11 @@ from unet_batch.cli.errors import printable
 from unet_batch.files import naming
 
 if TYPE_CHECKING:
-    from unet_batch.backends.select import Step
+    from unet_batch.inference.backends.select import Step
+    from unet_batch.inference.segmenter import Segmenter
     from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.report import Failure, RunReport
     from unet_batch.run import Plan
-    from unet_batch.segmenter import Segmenter
     from unet_batch.training.loop import StepReport
     from unet_batch.training.plan import Plan as TrainingPlan
     from unet_batch.types import Item

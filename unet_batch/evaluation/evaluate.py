@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from unet_batch import postprocess
 from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.sheet import Comparison
 from unet_batch.errors import BackendError, EncodeError, OutputError, UnetBatchError, UsageError
 from unet_batch.evaluation import metrics
 from unet_batch.evaluation.predictions import Predictions
+from unet_batch.inference import postprocess
+from unet_batch.inference.segmenter import Segmenter, as_error, item_of
 from unet_batch.media import geometry, images
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
-from unet_batch.segmenter import Segmenter, as_error, item_of
 from unet_batch.types import Item, Prediction
 
 if TYPE_CHECKING:

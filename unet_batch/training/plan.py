@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from unet_batch.backends.torch import pick_device, pick_precision
 from unet_batch.datasets.find import Dataset, Pair, read_split, require_apart, split
 from unet_batch.errors import ImageError, UsageError
+from unet_batch.inference.backends.torch import pick_device, pick_precision
 from unet_batch.media import images
 from unet_batch.model import checkpoint, zoo
 from unet_batch.model.spec import MAX_LEVELS, MAX_SIDE, MAX_WIDTH

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from unet_batch.backends.base import halved
-from unet_batch.backends.cuda_memory import CudaMemory, Resource
 from unet_batch.errors import BackendError, DeviceOutOfMemory
+from unet_batch.inference.backends.base import halved
+from unet_batch.inference.backends.cuda_memory import CudaMemory, Resource
 
 if TYPE_CHECKING:
     from unet_batch.types import Pixels

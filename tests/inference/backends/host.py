@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from unet_batch.backends.base import Backend
-from unet_batch.backends.streaming import StreamingExecutor
 from unet_batch.errors import BackendError, DeviceOutOfMemory
+from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.streaming import StreamingExecutor
 from unet_batch.testing import HostMemory, fake_spec
 from unet_batch.types import ModelSpec
 

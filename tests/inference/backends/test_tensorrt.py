@@ -15,15 +15,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.backends.host import Brightness, brightness, pictures
+from tests.inference.backends.host import Brightness, brightness, pictures
 from unet_batch import gpu
-from unet_batch.backends import tensorrt
-from unet_batch.backends.tensorrt import TensorRTBackend
 from unet_batch.engine import onnx_model, store
 from unet_batch.engine.compiler import Profile
 from unet_batch.engine.proof import Reference
 from unet_batch.engine.store import Engine, Recipe, Sidecar
 from unet_batch.errors import BackendError, BackendUnavailable, OutputError
+from unet_batch.inference.backends import tensorrt
+from unet_batch.inference.backends.tensorrt import TensorRTBackend
 from unet_batch.testing import HostMemory, fake_spec
 
 SIZE = (32, 48)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.backends.host import HostBackend
+from tests.inference.backends.host import HostBackend
 from tests.tiny import tiny_model, tiny_spec
 from unet_batch import gpu
-from unet_batch.backends import torch as torch_module
-from unet_batch.backends.base import Backend
-from unet_batch.backends.torch import TorchBackend
 from unet_batch.errors import BackendError, DeviceOutOfMemory
+from unet_batch.inference.backends import torch as torch_module
+from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.model import checkpoint
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.graph import Graph

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 import unet_batch
-from unet_batch import segmenter as segmenter_module
 from unet_batch.errors import BackendUnavailable, CheckpointError, DecoderCrashed, ImageError, ImageTooLarge, UsageError
-from unet_batch.segmenter import Segmenter
+from unet_batch.inference import segmenter as segmenter_module
+from unet_batch.inference.segmenter import Segmenter
 from unet_batch.testing import FakeBackend, fake_spec
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]

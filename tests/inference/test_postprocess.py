@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_batch import postprocess
+from unet_batch.inference import postprocess
 from unet_batch.media import geometry
 from unet_batch.types import Placement
 

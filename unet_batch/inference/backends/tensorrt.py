@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unet_batch import gpu
-from unet_batch.backends.base import Backend
-from unet_batch.backends.cuda_memory import CudaMemory, Resource, open_memory
-from unet_batch.backends.streaming import StreamingExecutor
 from unet_batch.engine import proof
 from unet_batch.engine.flavours import Flavour
 from unet_batch.engine.store import REBUILD, Engine, Sidecar
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, OutputError, UsageError
+from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.cuda_memory import CudaMemory, Resource, open_memory
+from unet_batch.inference.backends.streaming import StreamingExecutor
 
 if TYPE_CHECKING:
     from unet_batch.engine.onnx_model import Convolution

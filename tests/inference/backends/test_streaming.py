@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.backends.host import SHAPE, Brightness, HostBackend, brightness, fail, pictures
-from unet_batch.backends import streaming
-from unet_batch.backends.cuda_memory import Resource
-from unet_batch.backends.streaming import PicturePool, StreamingExecutor
+from tests.inference.backends.host import SHAPE, Brightness, HostBackend, brightness, fail, pictures
 from unet_batch.errors import BackendError, DeviceOutOfMemory
+from unet_batch.inference.backends import streaming
+from unet_batch.inference.backends.cuda_memory import Resource
+from unet_batch.inference.backends.streaming import PicturePool, StreamingExecutor
 from unet_batch.testing import HostMemory
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
@@ -610,6 +610,6 @@ def test_any_interleaving(data: st.DataObject) -> None:
 def test_nothing_heavy_is_imported() -> None:
     """An engine runs where neither PyTorch nor Pillow is installed."""
     heavy = {"torch", "PIL", "simplejpeg", "pycuda", "cv2"}
-    code = f"import sys, unet_batch.backends.streaming, unet_batch.testing; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, unet_batch.inference.backends.streaming, unet_batch.testing; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

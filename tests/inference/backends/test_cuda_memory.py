@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from unet_batch import gpu
-from unet_batch.backends import cuda_memory
-from unet_batch.backends.cuda_memory import CudaMemory, PyCudaMemory, TorchMemory, open_memory
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory
+from unet_batch.inference.backends import cuda_memory
+from unet_batch.inference.backends.cuda_memory import CudaMemory, PyCudaMemory, TorchMemory, open_memory
 from unet_batch.testing import HostMemory
 
 pytestmark = pytest.mark.timeout(60)

@@ -13,15 +13,15 @@ import torch
 from tests.models import confident
 from tests.test_build import harm
 from unet_batch import gpu
-from unet_batch.backends import select
-from unet_batch.backends.select import Request
-from unet_batch.backends.tensorrt import TensorRTBackend
-from unet_batch.backends.torch import TorchBackend
 from unet_batch.build import BuildOptions, build_engine
 from unet_batch.engine import flavours, store
 from unet_batch.engine.compiler import Profile
 from unet_batch.engine.flavours import Flavour
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, UsageError
+from unet_batch.inference.backends import select
+from unet_batch.inference.backends.select import Request
+from unet_batch.inference.backends.tensorrt import TensorRTBackend
+from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.model import checkpoint
 from unet_batch.model.checkpoint import CheckpointFile
 
@@ -70,7 +70,7 @@ class TestWithoutADriver:
     @pytest.mark.parametrize("backend", ["auto", "torch"])
     def test_and_without_pytorch(self, file: CheckpointFile, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Engines run without it, so it may not be there."""
-        monkeypatch.setitem(sys.modules, "unet_batch.backends.torch", None)
+        monkeypatch.setitem(sys.modules, "unet_batch.inference.backends.torch", None)
         with pytest.raises(BackendUnavailable, match="no NVIDIA driver; PyTorch is not installed or does not load") as caught:
             select.select(Request(file, backend))
         assert caught.value.hint == "pip install --force-reinstall torch -i https://download.pytorch.org/whl/cpu"

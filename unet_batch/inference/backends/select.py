@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unet_batch import gpu
-from unet_batch.backends.base import Backend
 from unet_batch.engine import store
 from unet_batch.engine.flavours import NAMES, Flavour
 from unet_batch.engine.onnx_model import check_size
 from unet_batch.errors import BackendError, BackendUnavailable, UsageError
+from unet_batch.inference.backends.base import Backend
 from unet_batch.model import checkpoint, zoo
 from unet_batch.model.checkpoint import CheckpointFile
 
@@ -159,7 +159,7 @@ def _tensorrt(request: Request, name: str, reason: str) -> Backend:
             ) from error
         request.build(name)
         engine = find()
-    from unet_batch.backends.tensorrt import TensorRTBackend
+    from unet_batch.inference.backends.tensorrt import TensorRTBackend
 
     return TensorRTBackend(
         flavour,
@@ -173,7 +173,7 @@ def _tensorrt(request: Request, name: str, reason: str) -> Backend:
 
 def _torch(request: Request, device: str | None, reason: str) -> Backend:
     try:
-        from unet_batch.backends.torch import TorchBackend
+        from unet_batch.inference.backends.torch import TorchBackend
     except (ImportError, OSError) as error:  # engines run without it, so it may be missing
         raise BackendUnavailable(f"{reason}; {_NO_TORCH}" if reason else _NO_TORCH, hint=_torch_fix()) from error
     loaded = checkpoint.load(request.model.path)

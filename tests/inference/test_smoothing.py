@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_batch.smoothing import Smoother
+from unet_batch.inference.smoothing import Smoother
 
 SIZE = (18, 32)
 DARK, BRIGHT = np.full((*SIZE, 3), 30, np.uint8), np.full((*SIZE, 3), 220, np.uint8)

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from unet_batch import postprocess
-from unet_batch.backends.base import Backend
 from unet_batch.errors import BackendError, EncodeError, ImageError, ItemError, UnetBatchError, UsageError
+from unet_batch.inference import postprocess
+from unet_batch.inference.backends.base import Backend
 from unet_batch.media import geometry, images
 from unet_batch.media.isolation import Decoders
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from unet_batch.backends.base import Backend
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory
+from unet_batch.inference.backends.base import Backend
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.graph import Graph
 from unet_batch.pipeline import cpu_count
