@@ -17,10 +17,10 @@ from unet_batch.errors import BackendError, BackendUnavailable, VideoError
 from unet_batch.pipeline import cpu_count
 
 if TYPE_CHECKING:
-    from unet_batch.clips import VideoOptions
     from unet_batch.inference.backends.base import Backend
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.media.video import Clip, Codec, Reader, Shot
+    from unet_batch.run.clip import VideoOptions
     from unet_batch.types import Pixels
 
 NEEDS = ("av", "torch", "simplejpeg", "PIL", "cv2", "safetensors")
@@ -213,9 +213,9 @@ def clip_run(
 ) -> None:
     """Masks and overlay through the best backend, with each decoder and encoder; the floor is that of `bench_video.py`."""
     path = _clip(folder)
-    from unet_batch import clips
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.media import video
+    from unet_batch.run import clip as clips
 
     backend, passed = _best(engines, device)
     data |= {"passed": passed, "backend": backend.name, "precision": backend.precision, "batch": backend.batch_size}
@@ -261,9 +261,9 @@ def _segmented(segmenter: Segmenter, path: str, folder: str, options: VideoOptio
     from bench_run import engine_only
     from bench_video import one_round
 
-    from unet_batch import clips
     from unet_batch.media import video
     from unet_batch.pipeline import bottleneck
+    from unet_batch.run import clip as clips
 
     walls, ratios = [], []
     with tempfile.TemporaryDirectory(dir=folder) as out:

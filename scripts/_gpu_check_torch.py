@@ -215,7 +215,7 @@ def end_to_end(
 
 def _run(make: Callable[[], Backend], items: str, folder: str, rounds: int) -> Data:
     from unet_batch.inference.segmenter import Segmenter
-    from unet_batch.run import RunOptions, execute, prepare
+    from unet_batch.run.execute import RunOptions, execute, prepare
 
     with tempfile.TemporaryDirectory(dir=folder) as out, Segmenter(make()) as segmenter:
 

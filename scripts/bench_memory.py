@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import carvana
 
 import unet_batch
-from unet_batch.run import RunOptions, execute, prepare
+from unet_batch.run.execute import RunOptions, execute, prepare
 
 SETTLED = 300
 MAX_GROWTH, MAX_PEAK = 50e6, 1.5e9

@@ -37,7 +37,7 @@ from unet_batch.model import checkpoint, zoo
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.unet import UNet
 from unet_batch.pipeline import cpu_count
-from unet_batch.run import RunOptions, RunReport, execute, prepare
+from unet_batch.run.execute import RunOptions, RunReport, execute, prepare
 from unet_batch.scenes import write_samples
 
 

@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import carvana
 from bench_run import engine_only
 
-from unet_batch import clips
 from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import video
 from unet_batch.model import checkpoint, zoo
 from unet_batch.pipeline import bottleneck, cpu_count
+from unet_batch.run import clip as clips
 from unet_batch.scenes import write_clip
 from unet_batch.types import Item
 

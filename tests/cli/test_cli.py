@@ -258,7 +258,7 @@ class TestRun:
     @pytest.mark.timeout(300)
     @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
     def test_killed_at_random_moments(self, photos: Path, tiny: str, tmp_path: Path) -> None:
-        """The real command with a real network; `tests/test_resume.py` does it fifty times with a fake one."""
+        """The real command with a real network; `tests/run/test_resume.py` does it fifty times with a fake one."""
         folder, out, choose = many(photos, tmp_path, 800), tmp_path / "out", random.Random(2)
         for _ in range(8):
             with started(folder, out, tiny) as process:
@@ -389,8 +389,8 @@ def test_the_live_bars_of_a_run(tmp_path: Path) -> None:
     from rich.console import Console
 
     from unet_batch.cli.screen import Screen
-    from unet_batch.report import Failure
-    from unet_batch.run import RunOptions, prepare
+    from unet_batch.run.execute import RunOptions, prepare
+    from unet_batch.run.report import Failure
     from unet_batch.types import Item
 
     (tmp_path / "a.jpg").touch()

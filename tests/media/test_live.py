@@ -16,12 +16,12 @@ import av
 import numpy as np
 import pytest
 
-from unet_batch import clips
 from unet_batch.errors import UsageError, VideoError
 from unet_batch.files import naming
 from unet_batch.files.sources import collect
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import video
+from unet_batch.run import clip as clips
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from unet_batch.clips import VideoOptions
+    from unet_batch.run.clip import VideoOptions
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -86,7 +86,7 @@ def video_options(arguments: dict[str, Any]) -> VideoOptions:
     Raises:
         UsageError: a time cannot be read, or the quality is not one of the codec's.
     """
-    from unet_batch.clips import Position, VideoOptions
+    from unet_batch.run.clip import Position, VideoOptions
 
     start, end = (None if text is None else Position.parse(text) for text in (arguments["start"], arguments["end"]))
     return VideoOptions(

@@ -23,7 +23,7 @@ def merge(output: str, quiet: bool) -> None:
       unet-batch merge out
     """
     from unet_batch.cli.screen import Screen
-    from unet_batch.merging import merge as join
+    from unet_batch.run.merge import merge as join
 
     report = join(output)
     Screen(quiet=quiet, verbose=False, to_stderr=False).summary(report)

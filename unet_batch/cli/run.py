@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from unet_batch.inference.backends.select import Step
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.model.checkpoint import CheckpointFile
-    from unet_batch.report import RunReport
-    from unet_batch.run import Log, Plan, RunOptions, Stop
+    from unet_batch.run.execute import Log, Plan, RunOptions, Stop
+    from unet_batch.run.report import RunReport
 
 
 def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ def run(**options: Any) -> None:
 
     The same command again does only what is missing, changed, failed or damaged.
     """
-    from unet_batch.run import execute, prepare, recipe_of, resume
+    from unet_batch.run.execute import execute, prepare, recipe_of, resume
 
     screen = _screen(options)
     plan = prepare(_run_options(options))
@@ -154,7 +154,7 @@ def watch(settle: float, **options: Any) -> None:
     Example:
       unet-batch watch ./incoming -o masks --overlay
     """
-    from unet_batch.watching import watch as watch_folders
+    from unet_batch.run.watch import watch as watch_folders
 
     screen = _screen(options)
     own = _run_options(options)
@@ -189,8 +189,8 @@ def _screen(options: dict[str, Any]) -> Screen:
 
 
 def _run_options(options: dict[str, Any]) -> RunOptions:
-    from unet_batch.run import RunOptions
-    from unet_batch.shard import Shard
+    from unet_batch.run.execute import RunOptions
+    from unet_batch.run.shard import Shard
 
     save, shard = options["save"], options.get("shard")
     return RunOptions(
@@ -238,7 +238,7 @@ def _told(
     screen: Screen, log_json: str | None, *, batches: bool = False
 ) -> Iterator[tuple[RunProgress, Log | None, Stop, Callable[[Plan], None]]]:
     """Those who hear of a run: the progress, the log, what stops it, and who is told that it begins."""
-    from unet_batch.run import Stop
+    from unet_batch.run.execute import Stop
 
     with ExitStack() as stack:
         log = stack.enter_context(_log(log_json, screen))

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from unet_batch.inference.backends.select import Step
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.model.checkpoint import CheckpointFile
-    from unet_batch.report import Failure, RunReport
-    from unet_batch.run import Plan
+    from unet_batch.run.execute import Plan
+    from unet_batch.run.report import Failure, RunReport
     from unet_batch.training.loop import StepReport
     from unet_batch.training.plan import Plan as TrainingPlan
     from unet_batch.types import Item
@@ -341,7 +341,7 @@ def closing(report: RunReport) -> str:
 
 def census(items: Sequence[Item]) -> str:
     """`3 pictures and 1 clip`."""
-    from unet_batch.planning import is_clip  # needs cv2 and PyAV
+    from unet_batch.run.plan import is_clip  # needs cv2 and PyAV
 
     clips = sum(map(is_clip, items))
     counts = ((len(items) - clips, "picture"), (clips, "clip"))

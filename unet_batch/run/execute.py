@@ -25,8 +25,6 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from unet_batch import clips
-from unet_batch import report as reports
 from unet_batch.errors import (
     BackendError,
     DecoderCrashed,
@@ -40,11 +38,13 @@ from unet_batch.files.naming import shown
 from unet_batch.files.sinks import LineLog, claim, write_atomic, write_json
 from unet_batch.inference import postprocess
 from unet_batch.inference.segmenter import Segmenter, as_error, item_of
-from unet_batch.manifest import Files, Identity, Recipe, Record, sha256_of
 from unet_batch.media import images, render
 from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
-from unet_batch.planning import Plan, RunOptions, is_clip, prepare, recipe_of, resume
-from unet_batch.report import LISTED_FAILURES, Failure, RunReport, run_name, versions
+from unet_batch.run import clip as clips
+from unet_batch.run import report as reports
+from unet_batch.run.manifest import Files, Identity, Recipe, Record, sha256_of
+from unet_batch.run.plan import Plan, RunOptions, is_clip, prepare, recipe_of, resume
+from unet_batch.run.report import LISTED_FAILURES, Failure, RunReport, run_name, versions
 from unet_batch.types import Item, Prediction
 from unet_batch.version import __version__
 

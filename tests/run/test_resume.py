@@ -28,18 +28,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from tests.test_run import files, half_bright, read, write
-from unet_batch import manifest as manifest_module
-from unet_batch import run as run_module
+from tests.run.test_run import files, half_bright, read, write
 from unet_batch.errors import FolderInUse, ManifestError, OutputError, SourceError, UsageError
 from unet_batch.files import sinks
 from unet_batch.files.sinks import claim
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
-from unet_batch.manifest import Manifest
-from unet_batch.merging import merge
-from unet_batch.run import RunOptions, RunReport, Stop, execute, prepare, recipe_of, resume
-from unet_batch.shard import Shard
+from unet_batch.run import execute as run_module
+from unet_batch.run import manifest as manifest_module
+from unet_batch.run.execute import RunOptions, RunReport, Stop, execute, prepare, recipe_of, resume
+from unet_batch.run.manifest import Manifest
+from unet_batch.run.merge import merge
+from unet_batch.run.shard import Shard
 from unet_batch.testing import FakeBackend
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
@@ -759,8 +759,8 @@ def test_events(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 PROGRAM = """
 import sys
-from unet_batch.shard import Shard
-from unet_batch.run import RunOptions, execute, prepare
+from unet_batch.run.shard import Shard
+from unet_batch.run.execute import RunOptions, execute, prepare
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.testing import FakeBackend
 

@@ -36,9 +36,9 @@ from unet_batch.files.sinks import make_folder, replacing, write_atomic
 from unet_batch.inference import postprocess
 from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter
 from unet_batch.inference.smoothing import Smoother
-from unet_batch.journal import Journal, as_csv
 from unet_batch.media import geometry, images, render, video
 from unet_batch.pipeline import Pipeline, Stage, StageStats
+from unet_batch.run.journal import Journal, as_csv
 from unet_batch.types import CLIP_KINDS, Frame, Item, Prediction
 
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from unet_batch.errors import SourceError
-from unet_batch.planning import Plan, RunOptions, is_clip, prepare
-from unet_batch.run import OnFrame, OnOutcome, Stop, execute
+from unet_batch.run.execute import OnFrame, OnOutcome, Stop, execute
+from unet_batch.run.plan import Plan, RunOptions, is_clip, prepare
 
 if TYPE_CHECKING:
     from unet_batch.inference.backends.select import Step
     from unet_batch.inference.segmenter import Segmenter
-    from unet_batch.report import RunReport
-    from unet_batch.run import Log
+    from unet_batch.run.execute import Log
+    from unet_batch.run.report import RunReport
     from unet_batch.types import Item
 
 SETTLE = 3.0

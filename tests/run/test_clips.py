@@ -24,13 +24,13 @@ import psutil
 import pytest
 
 from tests.footage import TURNS, Footage, Found, Sound, look_at, only_sound, rgb_frames, scene, spoil_packets
-from unet_batch import clips
-from unet_batch.clips import ClipResult, Layout, Position, VideoOptions, segment
 from unet_batch.errors import BackendError, OutputError, UsageError, VideoError
 from unet_batch.inference.segmenter import Segmenter
-from unet_batch.journal import Journal
 from unet_batch.media import images, video
 from unet_batch.media.video import CODECS, Reader
+from unet_batch.run import clip as clips
+from unet_batch.run.clip import ClipResult, Layout, Position, VideoOptions, segment
+from unet_batch.run.journal import Journal
 from unet_batch.testing import FakeBackend, fake_spec
 from unet_batch.types import Item
 
@@ -584,8 +584,8 @@ def test_a_clip_does_not_touch_the_parts_of_one_below_it(tmp_path: Path, long_cl
 
 CHILD = """
 import sys
-from unet_batch import clips
-from unet_batch.clips import Layout, VideoOptions, segment
+from unet_batch.run import clip as clips
+from unet_batch.run.clip import Layout, VideoOptions, segment
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item

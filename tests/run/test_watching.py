@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from tests.footage import Footage
-from tests.test_run import half_bright, write
+from tests.run.test_run import half_bright, write
 from unet_batch.errors import SourceError
 from unet_batch.inference.segmenter import Segmenter
-from unet_batch.report import RunReport
-from unet_batch.run import RunOptions, Stop
+from unet_batch.run.execute import RunOptions, Stop
+from unet_batch.run.report import RunReport
+from unet_batch.run.watch import Arrivals, Watched, watch
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
-from unet_batch.watching import Arrivals, Watched, watch
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
 

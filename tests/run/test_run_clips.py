@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 
 from tests.footage import Footage
-from unet_batch import clips
-from unet_batch.clips import Position, VideoOptions
 from unet_batch.errors import BackendError, OutputError, UsageError
 from unet_batch.inference.segmenter import Segmenter
-from unet_batch.manifest import Manifest
 from unet_batch.media.video import CODECS, encoder_problem
-from unet_batch.merging import merge
-from unet_batch.run import RunOptions, RunReport, Stop, execute, prepare, recipe_of, resume
-from unet_batch.shard import Shard
+from unet_batch.run import clip as clips
+from unet_batch.run.clip import Position, VideoOptions
+from unet_batch.run.execute import RunOptions, RunReport, Stop, execute, prepare, recipe_of, resume
+from unet_batch.run.manifest import Manifest
+from unet_batch.run.merge import merge
+from unet_batch.run.shard import Shard
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
 

@@ -14,12 +14,12 @@ import psutil
 import pytest
 from PIL import Image
 
-from unet_batch import run as run_module
 from unet_batch.errors import BackendError, OutputError, SourceError, UsageError
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import images
-from unet_batch.run import RunOptions, RunReport, execute, prepare
+from unet_batch.run import execute as run_module
+from unet_batch.run.execute import RunOptions, RunReport, execute, prepare
 from unet_batch.testing import FakeBackend, fake_spec
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]

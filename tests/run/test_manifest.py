@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unet_batch import manifest as manifest_module
 from unet_batch.errors import ManifestError, OutputError, UsageError
-from unet_batch.manifest import Files, Identity, Listing, Manifest, Recipe, Record, sha256_of, shard_parts
-from unet_batch.shard import Shard
+from unet_batch.run import manifest as manifest_module
+from unet_batch.run.manifest import Files, Identity, Listing, Manifest, Recipe, Record, sha256_of, shard_parts
+from unet_batch.run.shard import Shard
 
 RECIPE = Recipe({"model": "abc", "threshold": 0.5}, "cars (sha256 abc), threshold 0.5")
 PNG = b"\x89PNG.....IEND\xaeB`\x82"

@@ -13,16 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from unet_batch import clips
-from unet_batch import report as reports
 from unet_batch.errors import DecoderCrashed, ManifestError, UsageError
 from unet_batch.files import naming
 from unet_batch.files.sinks import LAYOUT, OutputTree
 from unet_batch.files.sources import Sources, collect, default_output
-from unet_batch.manifest import FINISHED, Files, Identity, Listing, Manifest, Recipe, Record, sha256_of
 from unet_batch.media import images, video
-from unet_batch.report import run_name
-from unet_batch.shard import Shard
+from unet_batch.run import clip as clips
+from unet_batch.run import report as reports
+from unet_batch.run.manifest import FINISHED, Files, Identity, Listing, Manifest, Recipe, Record, sha256_of
+from unet_batch.run.report import run_name
+from unet_batch.run.shard import Shard
 from unet_batch.types import CLIP_KINDS, KINDS, Item
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What `unet-batch run`, `watch` and `merge` do."""
