@@ -203,7 +203,7 @@ def write_checkpoint(model: str, folder: str) -> str:
     """The model's checkpoint; of those with random weights it is made."""
     path, network = checkpoint_path(model, folder), MODELS[model]
     if network is not None and not os.path.exists(path):
-        from tests.models import confident
+        from tests.helpers.engines import confident
         from unet_batch.model import checkpoint
 
         made = confident(*network, SIZE)

@@ -34,7 +34,7 @@ def data() -> Path:
 @pytest.fixture
 def tiny(tmp_path: Path) -> str:
     """A checkpoint of one class on disk."""
-    from tests.tiny import tiny_model, tiny_spec
+    from tests.helpers.tiny import tiny_model, tiny_spec
     from unet_batch.model import checkpoint
 
     spec = tiny_spec()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.models import confident, overflowing
+from tests.helpers.engines import confident, overflowing
 from unet_batch import build, gpu
 from unet_batch.build import BuildOptions, Built, build_engine
 from unet_batch.engine import flavours, onnx_model, store

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from tests.cli.test_cli import unet_batch
 from tests.datasets.test_find import ids, mask, photo
-from tests.tiny import tiny_model, tiny_spec
+from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.cli import main
 from unet_batch.datasets.encoding import VOID
 from unet_batch.media import images

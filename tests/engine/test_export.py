@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from tests.models import confident, overflowing
+from tests.helpers.engines import confident, overflowing
 from unet_batch.engine import export, onnx_model, proof
 from unet_batch.engine.onnx_model import OnnxRunner
 from unet_batch.engine.proof import Reference

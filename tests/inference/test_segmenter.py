@@ -202,7 +202,7 @@ def test_limit_of_pixels(photo: Path) -> None:
 
 
 def test_isolated_decoding_survives_a_crash(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="tests.readers:obey"))
+    monkeypatch.setattr(segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="tests.helpers.readers:obey"))
     crash = tmp_path / "crash.jpg"
     crash.write_text("segfault\n")
     paths = [photo] * 6 + [crash] + [photo] * 5

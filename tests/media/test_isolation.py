@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="sends signals"),
 ]
 ROOT = Path(__file__).resolve().parents[2]
-OBEY = "tests.readers:obey"
+OBEY = "tests.helpers.readers:obey"
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_odd_files_are_the_same(data: Path) -> None:
 
 def test_what_the_system_says_of_a_file_arrives() -> None:
     """So that a caller can tell what is worth another try."""
-    with Decoders(1, reader="tests.readers:refuse") as decoders, pytest.raises(ImageError) as caught:
+    with Decoders(1, reader="tests.helpers.readers:refuse") as decoders, pytest.raises(ImageError) as caught:
         decoders.read("/mnt/a.jpg")
     assert (caught.value.message, caught.value.hint) == ("/mnt/a.jpg: cannot be read", "wait")
     assert isinstance(caught.value.__cause__, OSError)
@@ -349,7 +349,7 @@ SCRIPT = """
 import sys, threading
 from unet_batch.media.isolation import Decoders
 
-decoders = Decoders(3, reader="tests.readers:obey")
+decoders = Decoders(3, reader="tests.helpers.readers:obey")
 for path in sys.argv[1:]:
     threading.Thread(target=decoders.read, args=(path,)).start()
 """

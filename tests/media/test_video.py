@@ -23,7 +23,7 @@ import av.error
 import numpy as np
 import pytest
 
-from tests.footage import TURNS, Footage, Sound, look_at, only_sound, scene, spoil_packets
+from tests.helpers.footage import TURNS, Footage, Sound, look_at, only_sound, scene, spoil_packets
 from unet_batch.errors import OutputError, VideoError
 from unet_batch.media import video
 from unet_batch.media.video import CODECS, MASKS, Codec, Look, Reader, Writer, assemble, reading

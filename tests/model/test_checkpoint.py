@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from tests.tiny import tiny_model, tiny_spec
+from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.errors import CheckpointError
 from unet_batch.model import checkpoint
 from unet_batch.model import spec as spec_json

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import tiny_model, tiny_spec
+from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.model.graph import Graph, fold_batchnorm
 from unet_batch.types import ModelSpec
 

@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.footage import TURNS, Footage, Found, Sound, look_at, only_sound, rgb_frames, scene, spoil_packets
+from tests.helpers.footage import TURNS, Footage, Found, Sound, look_at, only_sound, rgb_frames, scene, spoil_packets
 from unet_batch.errors import BackendError, OutputError, UsageError, VideoError
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import images, video

@@ -891,7 +891,7 @@ def test_twenty_thousand_files_of_which_a_thousand_are_corrupt(tmp_path: Path) -
 
 
 def test_what_crashed_its_decoder_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="tests.readers:obey"))
+    monkeypatch.setattr(segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="tests.helpers.readers:obey"))
     folder = tmp_path / "photos"
     folder.mkdir()
     write(folder / "a.png", half_bright())

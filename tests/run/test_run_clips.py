@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.footage import Footage
+from tests.helpers.footage import Footage
 from unet_batch.errors import BackendError, OutputError, UsageError
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media.video import CODECS, encoder_problem

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from tests.footage import Footage
+from tests.helpers.footage import Footage
 from tests.run.test_run import half_bright, write
 from unet_batch.errors import SourceError
 from unet_batch.inference.segmenter import Segmenter

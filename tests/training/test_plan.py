@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny import tiny_model, tiny_spec
+from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.datasets.find import Dataset, find_dataset
 from unet_batch.errors import BackendUnavailable, CheckpointError, UsageError
 from unet_batch.model import checkpoint

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import tiny_model, tiny_spec
+from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.errors import OutputError, TrainingError
 from unet_batch.files import sinks
 from unet_batch.model import checkpoint

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.inference.backends.host import HostBackend
-from tests.tiny import tiny_model, tiny_spec
+from tests.helpers.host import HostBackend
+from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch import gpu
 from unet_batch.errors import BackendError, DeviceOutOfMemory
 from unet_batch.inference.backends import torch as torch_module

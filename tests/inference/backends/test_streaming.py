@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.inference.backends.host import SHAPE, Brightness, HostBackend, brightness, fail, pictures
+from tests.helpers.host import SHAPE, Brightness, HostBackend, brightness, fail, pictures
 from unet_batch.errors import BackendError, DeviceOutOfMemory
 from unet_batch.inference.backends import streaming
 from unet_batch.inference.backends.cuda_memory import Resource

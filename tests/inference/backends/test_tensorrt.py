@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.inference.backends.host import Brightness, brightness, pictures
+from tests.helpers.host import Brightness, brightness, pictures
 from unet_batch import gpu
 from unet_batch.engine import onnx_model, store
 from unet_batch.engine.compiler import Profile
@@ -259,7 +259,7 @@ def test_a_real_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if reason := gpu.missing():
         pytest.skip(reason)
     pytest.importorskip("torch", reason="the checkpoint is made with PyTorch")
-    from tests.models import confident
+    from tests.helpers.engines import confident
     from unet_batch.build import BuildOptions, build_engine
     from unet_batch.engine.flavours import NAMES, Flavour
     from unet_batch.model import checkpoint

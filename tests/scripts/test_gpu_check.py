@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tests.inference.backends.host import Brightness, HostBackend, brightness
+from tests.helpers.host import Brightness, HostBackend, brightness
 from unet_batch import gpu
 from unet_batch.engine import onnx_model, store
 from unet_batch.engine.proof import Reference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.tiny import tiny_spec
+from tests.helpers.tiny import tiny_spec
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.unet import UNet
 
