@@ -1,4 +1,6 @@
-"""The sections of `gpu_check.py` on video: what the GPU's decoder and encoder do, and whole clips through the best backend."""
+"""The sections of `gpu_check.py` on video: what the GPU's decoder and encoder do, and whole clips through the
+best backend.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,19 @@ if TYPE_CHECKING:
     from unet_batch.types import Pixels
 
 NEEDS = ("av", "torch", "simplejpeg", "PIL", "cv2", "safetensors")
-LEVELS = 2  # how far, of 255, a pixel may be from the processor's: decoders agree to the bit, conversions round
+# How far, of 255, a pixel may be from the processor's: decoders agree to the bit, conversions round
+LEVELS = 2
 _CODED = 6.0  # levels that a coded picture is off on average, at most; 1 to 3 is what both encoders give
 _WHOLE = "clip.mp4"
 
 
-# A clip --------------------------------------------------------------------------------------------------------------------
+# A clip -----------------------------------------------------------------------------------------------------
 
 
 def clip_drawn(data: Data, save: Save, folder: str, seconds: float, copies: int, size: Sequence[int]) -> None:
-    """A drawn clip, several times in a row: its packets are copied, and drawing takes longer than all else."""
+    """A drawn clip, several times in a row: its packets are copied, and drawing takes longer than all
+    else.
+    """
     from unet_batch.media import video
     from unet_batch.scenes import write_clip
 
@@ -70,10 +75,12 @@ def _open(path: str, hardware: str | None) -> Reader:
         raise Skip(f"{hardware} does not decode here: {error.message.removeprefix(f'{path}: ')}") from error
 
 
-# Decoding ------------------------------------------------------------------------------------------------------------------
+# Decoding ---------------------------------------------------------------------------------------------------
 
 
-def clip_decoding(data: Data, save: Save, folder: str, hardware: str | None, rounds: int, compared: int) -> None:
+def clip_decoding(
+    data: Data, save: Save, folder: str, hardware: str | None, rounds: int, compared: int
+) -> None:
     """The GPU's decoder against the processor: frames a second, and the same pictures at the same times."""
     path = _clip(folder)
     data |= {"decoders": [], "cores": cpu_count()}
@@ -118,7 +125,9 @@ def _compared(one: Reader, other: Reader, count: int) -> Data:
     import numpy as np
 
     found: Data = {"frames": 0, "other_times": 0, "largest": 0, "mean": 0.0}
-    pairs: Iterator[tuple[Shot, Shot]] = itertools.islice(zip(one.shots(), other.shots(), strict=False), count)
+    pairs: Iterator[tuple[Shot, Shot]] = itertools.islice(
+        zip(one.shots(), other.shots(), strict=False), count
+    )
     for first, second in pairs:
         difference = np.abs(one.rgb(first).astype(np.int16) - other.rgb(second))
         found["frames"] += 1
@@ -129,11 +138,15 @@ def _compared(one: Reader, other: Reader, count: int) -> Data:
     return found
 
 
-# Encoding ------------------------------------------------------------------------------------------------------------------
+# Encoding ---------------------------------------------------------------------------------------------------
 
 
-def clip_encoding(data: Data, save: Save, folder: str, codecs: Sequence[str], frames: int, rounds: int) -> None:
-    """Encoders side by side on the same frames: speed, size, and whether what is read back is what was written."""
+def clip_encoding(
+    data: Data, save: Save, folder: str, codecs: Sequence[str], frames: int, rounds: int
+) -> None:
+    """Encoders side by side on the same frames: speed, size, and whether what is read back is what was
+    written.
+    """
     from unet_batch.media import video
 
     path = _clip(folder)
@@ -158,7 +171,8 @@ def clip_encoding(data: Data, save: Save, folder: str, codecs: Sequence[str], fr
         save()
         if entry["read_back"] != len(pictures) or entry["other_times"]:
             wrong.append(
-                f"{name}: of {len(pictures)} frames {entry['read_back']} came back, {entry['other_times']} at other times"
+                f"{name}: of {len(pictures)} frames {entry['read_back']} came back, {entry['other_times']} "
+                f"at other times"
             )
         if not entry["mean"] <= _CODED:
             wrong.append(f"{name}: pictures are off by {entry['mean']:.1f} levels on average")
@@ -171,7 +185,10 @@ def _encoded(target: str, codec: Codec, clip: Clip, pictures: Sequence[tuple[int
     from unet_batch.media import video
 
     look = video.written_look(clip, codec)
-    ready = [(pts, video.prepared(picture, video.pixel_format(codec, clip.size), look)) for pts, picture in pictures]
+    ready = [
+        (pts, video.prepared(picture, video.pixel_format(codec, clip.size), look))
+        for pts, picture in pictures
+    ]
     begun = time.perf_counter()
     with video.Writer(target, codec, clip) as writer:
         for pts, frame in ready:
@@ -192,13 +209,17 @@ def _read_back(target: str, clip: Clip, pictures: Sequence[tuple[int, Pixels]]) 
             if found["read_back"] < len(pictures):
                 pts, picture = pictures[found["read_back"]]
                 # Matroska rounds to milliseconds.
-                found["other_times"] += abs(shot.pts * base - (pts - origin) * clip.time_base) > Fraction(1, 1000)
-                found["mean"] += float(np.abs(reader.rgb(shot).astype(np.int16) - picture).mean()) / len(pictures)
+                found["other_times"] += abs(shot.pts * base - (pts - origin) * clip.time_base) > Fraction(
+                    1, 1000
+                )
+                found["mean"] += float(np.abs(reader.rgb(shot).astype(np.int16) - picture).mean()) / len(
+                    pictures
+                )
             found["read_back"] += 1
     return found
 
 
-# From a clip to masks and an overlay ---------------------------------------------------------------------------------------
+# From a clip to masks and an overlay ------------------------------------------------------------------------
 
 
 def clip_run(
@@ -211,14 +232,21 @@ def clip_run(
     codecs: Sequence[str],
     rounds: int,
 ) -> None:
-    """Masks and overlay through the best backend, with each decoder and encoder; the floor is that of `bench_video.py`."""
+    """Masks and overlay through the best backend, with each decoder and encoder; the floor is that of
+    `bench_video.py`.
+    """
     path = _clip(folder)
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.media import video
     from unet_batch.run import clip as clips
 
     backend, passed = _best(engines, device)
-    data |= {"passed": passed, "backend": backend.name, "precision": backend.precision, "batch": backend.batch_size}
+    data |= {
+        "passed": passed,
+        "backend": backend.name,
+        "precision": backend.precision,
+        "batch": backend.batch_size,
+    }
     data |= {"ways": [], "cores": cpu_count()}
     wrong = []
     with Segmenter(backend) as segmenter:
@@ -234,7 +262,9 @@ def clip_run(
             if problem := video.encoder_problem(video.CODECS[codec]):
                 entry["reason"] = f"{codec} does not work here: {problem}"
                 continue
-            entry |= _segmented(segmenter, path, folder, clips.VideoOptions(codec=codec, hardware=decoder), rounds)
+            entry |= _segmented(
+                segmenter, path, folder, clips.VideoOptions(codec=codec, hardware=decoder), rounds
+            )
             wrong += [f"{entry['decoder']}, {codec}: {each}" for each in entry["problems"]]
             save()
     if wrong:
@@ -250,7 +280,9 @@ def _best(engines: str, device: str | None) -> tuple[Backend, list[str]]:
 
     model = checkpoint.identify(zoo.resolve(None))
     try:
-        backend, passed = select(Request(model, device=device, engines_dir=engines, require_gpu=device != "cpu"))
+        backend, passed = select(
+            Request(model, device=device, engines_dir=engines, require_gpu=device != "cpu")
+        )
     except BackendUnavailable as error:
         raise Skip(error.message) from error
     return backend, [f"{step.name}: {step.reason}" for step in passed]
@@ -267,14 +299,23 @@ def _segmented(segmenter: Segmenter, path: str, folder: str, options: VideoOptio
 
     walls, ratios = [], []
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        one_round(segmenter, path, out, clips.VideoOptions(codec=options.codec, hardware=options.hardware, max_frames=50))
+        one_round(
+            segmenter,
+            path,
+            out,
+            clips.VideoOptions(codec=options.codec, hardware=options.hardware, max_frames=50),
+        )
         for _ in range(rounds):
             result, wall, others = one_round(segmenter, path, out, options)
             floor = engine_only(segmenter.backend, result.frames) + others / cpu_count()
             walls.append(wall)
             ratios.append(wall / floor)
         layout = clips.Layout(out, ("mask", "overlay"), video.CODECS[options.codec])
-        problems = [] if result.complete and not result.damaged else [f"complete {result.complete}, damaged {result.damaged}"]
+        problems = (
+            []
+            if result.complete and not result.damaged
+            else [f"complete {result.complete}, damaged {result.damaged}"]
+        )
         wanted = _times(path)
         for kind in layout.kinds:
             problems += _late(kind, wanted, _times(layout.path(kind, "clip")), exact=kind != "mask")

@@ -40,7 +40,12 @@ def repeated(reference: Reference, count: int) -> tuple[Pixels, Pixels]:
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Median, extremes and all rounds."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": list(values)}
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "rounds": list(values),
+    }
 
 
 def filled(backend: Backend, pictures: Iterable[Pixels]) -> list[Pixels]:
@@ -74,13 +79,14 @@ def in_threads(count: int, work: Callable[[int], None]) -> float:
     return time.perf_counter() - begun
 
 
-# Are the masks right, and always the same? ---------------------------------------------------------------------------------
+# Are the masks right, and always the same? ------------------------------------------------------------------
 
 
 def exercise(backend: Backend, reference: Reference, rounds: int = 5) -> dict[str, Any]:
     """Masks of an open backend against PyTorch's, and against its own in other batches, buffers and threads.
 
-    `ragged` holds, by batch size, whether the maps are equal to the byte; `digest` tells whether two backends agree.
+    `ragged` holds, by batch size, whether the maps are equal to the byte; `digest` tells whether two backends
+    agree.
     """
     full = backend.batch_size
     pictures, truth = repeated(reference, max(2 * full + full // 2, len(reference.pictures)))
@@ -99,7 +105,8 @@ def exercise(backend: Backend, reference: Reference, rounds: int = 5) -> dict[st
         with backend.thread():
             for turn in range(rounds):
                 for start in range(0, len(pictures), full):
-                    # Each thread in an order of its own, so that maps that went astray are not equal by chance.
+                    # Each thread in an order of its own, so that maps that went astray are not equal by
+                    # chance.
                     chosen = np.roll(np.arange(len(pictures)), -(7 * number + turn))[start : start + full]
                     found = backend.infer(filled(backend, pictures[chosen]))
                     different[number] += int((found != maps[chosen]).any(axis=(1, 2)).sum())
@@ -133,7 +140,9 @@ def problems(entry: dict[str, Any], least_dice: float) -> list[str]:
 
 @contextmanager
 def counted_launches(memory: CudaMemory) -> Iterator[list[int]]:
-    """How many CUDA graphs are launched meanwhile, as the list's only number: notes alone would not prove that any is."""
+    """How many CUDA graphs are launched meanwhile, as the list's only number: notes alone would not prove
+    that any is.
+    """
     count, launch = [0], memory.launch
 
     def counting(graph: Resource, stream: Resource) -> None:
@@ -147,7 +156,7 @@ def counted_launches(memory: CudaMemory) -> Iterator[list[int]]:
         del memory.launch  # the instance's own; the class's is there again
 
 
-# Speed ---------------------------------------------------------------------------------------------------------------------
+# Speed ------------------------------------------------------------------------------------------------------
 
 
 def hammer(backend: Backend, pictures: Pixels, batches: int, threads: int = THREADS) -> float:
@@ -162,12 +171,18 @@ def hammer(backend: Backend, pictures: Pixels, batches: int, threads: int = THRE
     return in_threads(threads, work)
 
 
-def pipelined(backend: Backend, reference: Reference, rounds: int, batches: int, threads: int = THREADS) -> dict[str, Any]:
+def pipelined(
+    backend: Backend, reference: Reference, rounds: int, batches: int, threads: int = THREADS
+) -> dict[str, Any]:
     """Throughput of `Backend.infer` with copies overlapped."""
     pictures, _ = repeated(reference, backend.batch_size)
     hammer(backend, pictures, max(threads, batches // 5), threads)
     seconds = [hammer(backend, pictures, batches, threads) for _ in range(rounds)]
-    return rates(seconds, batches, backend.batch_size) | {"threads": threads, "clock": "wall", "notes": list(backend.notes)}
+    return rates(seconds, batches, backend.batch_size) | {
+        "threads": threads,
+        "clock": "wall",
+        "notes": list(backend.notes),
+    }
 
 
 def rates(seconds: Sequence[float], batches: int, batch: int) -> dict[str, Any]:
@@ -180,8 +195,12 @@ def rates(seconds: Sequence[float], batches: int, batch: int) -> dict[str, Any]:
     }
 
 
-def gpu_seconds(memory: CudaMemory, stream: Resource, work: Callable[[], object], count: int) -> tuple[float, str]:
-    """Seconds for `count` times `work` in a stream, and the clock: GPU time between events where they can be had."""
+def gpu_seconds(
+    memory: CudaMemory, stream: Resource, work: Callable[[], object], count: int
+) -> tuple[float, str]:
+    """Seconds for `count` times `work` in a stream, and the clock: GPU time between events where they can be
+    had.
+    """
     start = end = None
     if memory.name == "pycuda":
         cuda = importlib.import_module("pycuda.driver")
@@ -215,8 +234,8 @@ def engine_only(
 ) -> dict[str, Any]:
     """The network alone: batches queued back to back in one stream, without copies.
 
-    `graph` was captured after the first run, as the streaming executor does it, `graph_late` after many: an engine that
-    compiles better kernels in the background would show there.
+    `graph` was captured after the first run, as the streaming executor does it, `graph_late` after many: an
+    engine that compiles better kernels in the background would show there.
     """
     height, width, _ = shape
     with memory.current(), ExitStack() as undo:
@@ -261,7 +280,7 @@ def engine_only(
     return found
 
 
-# Memory --------------------------------------------------------------------------------------------------------------------
+# Memory -----------------------------------------------------------------------------------------------------
 
 
 def resident() -> int | None:
@@ -321,9 +340,13 @@ def held(memory: CudaMemory, nbytes: int) -> Iterator[int]:
 
 
 def starve(
-    make: Callable[[], Backend], memory: CudaMemory, reference: Reference, shares: Sequence[float] = (0.9, 0.6, 0.3)
+    make: Callable[[], Backend],
+    memory: CudaMemory,
+    reference: Reference,
+    shares: Sequence[float] = (0.9, 0.6, 0.3),
 ) -> dict[str, Any]:
-    """Open a backend and run a batch while only a share of the memory it takes by itself is free, and once more after that.
+    """Open a backend and run a batch while only a share of the memory it takes by itself is free, and once
+    more after that.
 
     Args:
         make: a new backend at its full batch size.
@@ -339,12 +362,20 @@ def starve(
         try:
             with backend, backend.thread():
                 # Opening may have made batches smaller; the pictures stay as many.
-                maps = proof.run_in_batches(lambda part: backend.infer(list(part)), pictures, backend.batch_size)
+                maps = proof.run_in_batches(
+                    lambda part: backend.infer(list(part)), pictures, backend.batch_size
+                )
                 parity = proof.compare(maps, truth, backend.spec)
                 left = free_bytes_now(memory)
         except BackendError as error:
             kind = type(error).__name__
-            return {"asked": asked, "refused": error.message, "kind": kind, "hint": error.hint, "notes": list(backend.notes)}
+            return {
+                "asked": asked,
+                "refused": error.message,
+                "kind": kind,
+                "hint": error.hint,
+                "notes": list(backend.notes),
+            }
         return {
             "asked": asked,
             "batch": backend.batch_size,

@@ -24,7 +24,12 @@ def _document(result: Json) -> Iterator[str]:
         [(s["name"], s["status"], number(s["seconds"], 1), _cell(s["reason"])) for s in result["sections"]],
     )
     for title, prefix, render in _TABLES:
-        rows = [line for section in result["sections"] if section["name"].startswith(prefix) for line in render(section)]
+        rows = [
+            line
+            for section in result["sections"]
+            if section["name"].startswith(prefix)
+            for line in render(section)
+        ]
         if rows:
             yield f"## {title}"
             yield ""
@@ -106,7 +111,12 @@ def _engines(section: Json) -> Iterator[Row]:
             yield (name, entry["model"], batch, *["-"] * 6, f"**failed**: {entry['failed']}")
             continue
         shares = ", ".join(f"{share['source']} {_percent(share['body'])}" for share in entry["shares"])
-        runs = [parity for ran, each in entry["proofs"].items() if not ran.startswith("onnx") for parity in each.values()]
+        runs = [
+            parity
+            for ran, each in entry["proofs"].items()
+            if not ran.startswith("onnx")
+            for parity in each.values()
+        ]
         seen = entry.get("inspector", {})
         yield (
             name,
@@ -124,7 +134,19 @@ def _engines(section: Json) -> Iterator[Row]:
 
 def _buffers(section: Json) -> Iterator[Row]:
     if section["data"].get("entries"):
-        yield ("builder", "model", "batch", "buffers", "graphs", "launched", "Dice", "ragged", "3 threads", "digest", "notes")
+        yield (
+            "builder",
+            "model",
+            "batch",
+            "buffers",
+            "graphs",
+            "launched",
+            "Dice",
+            "ragged",
+            "3 threads",
+            "digest",
+            "notes",
+        )
     for entry in section["data"].get("entries", []):
         if "parity" in entry:
             yield (
@@ -158,7 +180,10 @@ def _speed(section: Json) -> Iterator[Row]:
     for entry in section["data"].get("entries", []):
         compiled = f", compiled in {entry['compile_seconds']:.0f} s" if "compile_seconds" in entry else ""
         ways = [(f"engine, {way}{compiled}", found) for way, found in entry.get("engine", {}).items()]
-        ways += [(f"with copies, {way}, {found['threads']} threads", found) for way, found in entry["pipeline"].items()]
+        ways += [
+            (f"with copies, {way}, {found['threads']} threads", found)
+            for way, found in entry["pipeline"].items()
+        ]
         for way, found in ways:
             yield (
                 entry["backend"],
@@ -176,9 +201,19 @@ def _speed(section: Json) -> Iterator[Row]:
 def _runs(section: Json) -> Iterator[Row]:
     data = section["data"]
     if data.get("entries"):
-        yield ("model", "backend", "items", "images/s, median (range)", "bottleneck", "stages: busy s / threads", "CPU s")
+        yield (
+            "model",
+            "backend",
+            "items",
+            "images/s, median (range)",
+            "bottleneck",
+            "stages: busy s / threads",
+            "CPU s",
+        )
     for entry in data.get("entries", []):
-        stages = ", ".join(f"{stage['name']} {stage['busy']:.2f}/{stage['workers']}" for stage in entry["stages"])
+        stages = ", ".join(
+            f"{stage['name']} {stage['busy']:.2f}/{stage['workers']}" for stage in entry["stages"]
+        )
         yield (
             data["model"],
             f"{entry['backend']} {entry['precision']}, batch {entry['batch']}",
@@ -191,13 +226,29 @@ def _runs(section: Json) -> Iterator[Row]:
     if "usual_loop" in data:
         loop = data["usual_loop"]
         speed = _spread(loop["images_per_s"])
-        yield (data["model"], f"usual loop, torch half, batch {loop['batch']}", number(loop["items"]), speed, "-", "-", "-")
+        yield (
+            data["model"],
+            f"usual loop, torch half, batch {loop['batch']}",
+            number(loop["items"]),
+            speed,
+            "-",
+            "-",
+            "-",
+        )
 
 
 def _memory(section: Json) -> Iterator[Row]:
     data = section["data"]
     if "points" in data:
-        yield ("section", "model", "batches", "resident", "GPU free", "resident since first", "GPU free since first")
+        yield (
+            "section",
+            "model",
+            "batches",
+            "resident",
+            "GPU free",
+            "resident since first",
+            "GPU free since first",
+        )
         first = data["points"][0]
         for point in data["points"]:
             grown = None if point["resident"] is None else point["resident"] - first["resident"]
@@ -220,9 +271,15 @@ def _starved(section: Json) -> Iterator[Row]:
     data = section["data"]
     if "starved" in data:
         yield ("section", "model", "free, of what it needs", "batch", "Dice", "what it said")
-        for entry in (data["alone"] | {"share": None}, *data["starved"], data.get("after", {}) | {"share": "after"}):
+        for entry in (
+            data["alone"] | {"share": None},
+            *data["starved"],
+            data.get("after", {}) | {"share": "after"},
+        ):
             said = "; ".join(entry.get("notes", [])) or "-"
-            free = {None: "everything", "after": "everything again"}.get(entry["share"]) or _percent(entry["share"], 0)
+            free = {None: "everything", "after": "everything again"}.get(entry["share"]) or _percent(
+                entry["share"], 0
+            )
             batch = f"{number(entry.get('batch'))} of {number(entry.get('asked'))}"
             if "refused" in entry:
                 said = f"{entry['kind']}: {entry['refused']}"
@@ -268,7 +325,15 @@ def _training(section: Json) -> Iterator[Row]:
 
 def _equal(section: Json) -> Iterator[Row]:
     if section["data"].get("equal"):
-        yield ("section", "pictures", "what", "tensors", "equal to the bit", "what differs", "what PyTorch says")
+        yield (
+            "section",
+            "pictures",
+            "what",
+            "tensors",
+            "equal to the bit",
+            "what differs",
+            "what PyTorch says",
+        )
     for entry in section["data"].get("equal", []):
         yield (
             section["name"],
@@ -284,7 +349,15 @@ def _equal(section: Json) -> Iterator[Row]:
 def _processes(section: Json) -> Iterator[Row]:
     data = section["data"]
     if "one" in data:
-        yield ("how", "GPUs", "BatchNorm", "batch", "losses of one process", "losses of two", "furthest apart")
+        yield (
+            "how",
+            "GPUs",
+            "BatchNorm",
+            "batch",
+            "losses of one process",
+            "losses of two",
+            "furthest apart",
+        )
         one, two = (", ".join(number(loss, 4) for loss in data.get(key, ())) or "-" for key in ("one", "two"))
         apart = _percent(data.get("apart"), 2)
         yield (data["how"], number(data["gpus"]), data["batchnorm"], number(data["batch"]), one, two, apart)
@@ -318,7 +391,15 @@ def _loading(section: Json) -> Iterator[Row]:
 def _decoders(section: Json) -> Iterator[Row]:
     data = section["data"]
     if data.get("decoders"):
-        yield ("decoder", "frames", "frames/s, median (range)", "stored as", "compared", "mean, largest difference", "remark")
+        yield (
+            "decoder",
+            "frames",
+            "frames/s, median (range)",
+            "stored as",
+            "compared",
+            "mean, largest difference",
+            "remark",
+        )
     for entry in data.get("decoders", []):
         compared = data.get("compared", {}) if entry["decoder"] != "processor" else {}
         apart = f"{number(compared['mean'], 3)}, {number(compared['largest'])}" if compared else "-"
@@ -335,7 +416,15 @@ def _decoders(section: Json) -> Iterator[Row]:
 
 def _encoders(section: Json) -> Iterator[Row]:
     if section["data"].get("encoders"):
-        yield ("encoder", "frames", "frames/s, median (range)", "size", "came back", "mean difference", "remark")
+        yield (
+            "encoder",
+            "frames",
+            "frames/s, median (range)",
+            "size",
+            "came back",
+            "mean difference",
+            "remark",
+        )
     for entry in section["data"].get("encoders", []):
         yield (
             entry["encoder"],
@@ -364,7 +453,8 @@ def _clips(section: Json) -> Iterator[Row]:
         )
     for entry in data.get("ways", []):
         stages = ", ".join(
-            f"{stage['name']} {_percent(stage['share'], 0)} of {stage['workers']}" for stage in entry.get("stages", [])
+            f"{stage['name']} {_percent(stage['share'], 0)} of {stage['workers']}"
+            for stage in entry.get("stages", [])
         )
         yield (
             f"{data['backend']} {data['precision']}, batch {data['batch']}",

@@ -1,7 +1,7 @@
 """The sections of `gpu_check.py`, each of which runs in a process of its own.
 
-A section fills `data` and calls `save` whenever something was added, so that a crash costs only what had not been measured. It
-raises `Skip` where something is not installed, and an error where something is wrong.
+A section fills `data` and calls `save` whenever something was added, so that a crash costs only what had not
+been measured. It raises `Skip` where something is not installed, and an error where something is wrong.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ SIZE = (160, 240)
 _SPEC_NAMES = {"default": "bundled"}  # what the bundled model calls itself
 PROVIDERS = ("pycuda", "torch")
 MAIN_BATCH = 32
-# Images a second that no engine can exceed, by width of the first level, of the classic five levels at 160x240 on an NVIDIA
-# H200: derived layer by layer, the larger of FLOPs / 790 TFLOP/s and bytes / 4.3 TB/s (16 bit, activations read and written
-# once), both rates as measured on such a GPU with PyTorch. On other GPUs nothing is known, and no fraction is given.
+# Images a second that no engine can exceed, by width of the first level, of the classic five levels at
+# 160x240 on an NVIDIA H200: derived layer by layer, the larger of FLOPs / 790 TFLOP/s and bytes / 4.3 TB/s
+# (16 bit, activations read and written once), both rates as measured on such a GPU with PyTorch. On other
+# GPUs nothing is known, and no fraction is given.
 H200_FLOORS = {64: 13_399, 32: 48_900, 16: 141_800}
 
 
@@ -57,7 +58,7 @@ class Skip(Exception):
     """Nothing can be measured here, and why; not an error."""
 
 
-# What is there -------------------------------------------------------------------------------------------------------------
+# What is there ----------------------------------------------------------------------------------------------
 
 
 def present(module: str) -> bool:
@@ -99,7 +100,9 @@ def usable_providers() -> list[str]:
 
 
 def built_engines(flavour: Flavour, folder: str, batches: Sequence[int] = ()) -> list[tuple[str, Engine]]:
-    """Engines of this library with the names of their models; `batches` are the best ones to take, all if empty."""
+    """Engines of this library with the names of their models; `batches` are the best ones to take, all if
+    empty.
+    """
     from unet_batch.engine import store
 
     engines, _ = store.listed(folder)
@@ -113,17 +116,23 @@ def built_engines(flavour: Flavour, folder: str, batches: Sequence[int] = ()) ->
     if not found:
         raise Skip(f"no engine of {flavour.name} {flavour.version} was built")
     order = list(MODELS)
-    return sorted(found, key=lambda pair: (order.index(pair[0]) if pair[0] in order else len(order), pair[1].path))
+    return sorted(
+        found, key=lambda pair: (order.index(pair[0]) if pair[0] in order else len(order), pair[1].path)
+    )
 
 
-def open_engine(flavour: Flavour, engine: Engine, memory: CudaMemory | None = None, **options: Any) -> Backend:
+def open_engine(
+    flavour: Flavour, engine: Engine, memory: CudaMemory | None = None, **options: Any
+) -> Backend:
     from unet_batch.inference.backends.tensorrt import TensorRTBackend
 
     return TensorRTBackend(flavour, engine, memory=memory, **options)
 
 
 def speed(rates: Data, widths: Sequence[int], flops: int | None) -> Data:
-    """`rates` with the arithmetic that was done in the time, and the share of the H200's floor where it is known."""
+    """`rates` with the arithmetic that was done in the time, and the share of the H200's floor where it is
+    known.
+    """
     median = rates["images_per_s"]["median"]
     driver = gpu.driver()
     on_h200 = driver is not None and bool(driver.gpus) and "H200" in driver.gpus[0].name
@@ -145,7 +154,7 @@ def flops_of(model: str, models: str) -> int | None:
     return sum(c.flops for c in onnx_model.read(next(iter(paths.values()))).convolutions.values())
 
 
-# 1, 2: the machine, and the tests ------------------------------------------------------------------------------------------
+# 1, 2: the machine, and the tests ---------------------------------------------------------------------------
 
 
 def environment(data: Data, save: Save) -> None:
@@ -154,7 +163,9 @@ def environment(data: Data, save: Save) -> None:
     query = "name,driver_version,clocks.sm,clocks.max.sm,power.limit,memory.used"
     try:
         command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-        data["nvidia_smi"] = {query: subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split("\n")[0]}
+        data["nvidia_smi"] = {
+            query: subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split("\n")[0]
+        }
     except (OSError, subprocess.TimeoutExpired) as error:
         data["nvidia_smi"] = {"reason": str(error)}
     save()
@@ -168,20 +179,41 @@ def tests(data: Data, save: Save, seconds: float) -> None:
         raise Skip("pytest is not installed")
     with tempfile.TemporaryDirectory() as folder:
         report = os.path.join(folder, "junit.xml")
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "gpu",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+        ]
         try:
             done = subprocess.run(
-                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds
+                command,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=seconds,
             )
         except subprocess.TimeoutExpired as error:
-            text = error.stdout if isinstance(error.stdout, str) else (error.stdout or b"").decode(errors="replace")
+            text = (
+                error.stdout
+                if isinstance(error.stdout, str)
+                else (error.stdout or b"").decode(errors="replace")
+            )
             data["output"] = text.splitlines()[-20:]
             raise BackendError(f"pytest had not ended after {seconds:.0f} s") from error
         data |= {"exit_status": done.returncode, "output": done.stdout.splitlines()[-20:]}
         save()
         cases = list(ET.parse(report).getroot().iter("testcase")) if os.path.exists(report) else []
     kinds = [(case, {child.tag for child in case}) for case in cases]
-    failed = [f"{case.get('classname')}::{case.get('name')}" for case, tags in kinds if tags & {"failure", "error"}]
+    failed = [
+        f"{case.get('classname')}::{case.get('name')}" for case, tags in kinds if tags & {"failure", "error"}
+    ]
     skipped = sum("skipped" in tags for _, tags in kinds)
     data |= {"passed": len(cases) - len(failed) - skipped, "failed": failed, "skipped": skipped}
     if done.returncode not in (0, 5) or failed:  # 5: nothing was selected
@@ -190,7 +222,7 @@ def tests(data: Data, save: Save, seconds: float) -> None:
         raise Skip(f"pytest skipped all {skipped} tests")
 
 
-# The models ----------------------------------------------------------------------------------------------------------------
+# The models -------------------------------------------------------------------------------------------------
 
 
 def checkpoint_path(model: str, folder: str) -> str:
@@ -211,7 +243,9 @@ def write_checkpoint(model: str, folder: str) -> str:
     return path
 
 
-def export(folder: str, models: Sequence[str], forms: Sequence[tuple[str, int | None]], say: Callable[[str], None]) -> None:
+def export(
+    folder: str, models: Sequence[str], forms: Sequence[tuple[str, int | None]], say: Callable[[str], None]
+) -> None:
     """Write `.onnx` and `.npz` of the models: `forms` are pairs of precision and opset."""
     from unet_batch.build import BuildOptions, build_engine
 
@@ -219,8 +253,11 @@ def export(folder: str, models: Sequence[str], forms: Sequence[tuple[str, int | 
     for model in models:
         path = write_checkpoint(model, folder)
         for precision, opset in forms:
-            # A batch of 1 only, so that the comparison with ONNX Runtime takes seconds: larger ones are proven on the GPU.
-            options = BuildOptions(path, folder, batch=(1, 1, 1), precision=precision, opset=opset, onnx_only=True)
+            # A batch of 1 only, so that the comparison with ONNX Runtime takes seconds: larger ones are
+            # proven on the GPU.
+            options = BuildOptions(
+                path, folder, batch=(1, 1, 1), precision=precision, opset=opset, onnx_only=True
+            )
             say(f"{model}: {build_engine(options).onnx}")
 
 
@@ -233,7 +270,9 @@ def graphs(folder: str) -> dict[str, dict[str, str]]:
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.onnx"))):
         name, _, rest = os.path.basename(path).partition(f"-{SIZE[0]}x{SIZE[1]}-")
         if rest:
-            found.setdefault(_SPEC_NAMES.get(name, name), {})[rest.partition("-")[0].removesuffix(".onnx")] = path
+            found.setdefault(_SPEC_NAMES.get(name, name), {})[
+                rest.partition("-")[0].removesuffix(".onnx")
+            ] = path
     return found
 
 
@@ -253,7 +292,7 @@ def models(data: Data, save: Save, names: Sequence[str], folder: str, flavours: 
         export(folder, names, list(dict.fromkeys(forms)), data["written"].append)
 
 
-# 3: engines ----------------------------------------------------------------------------------------------------------------
+# 3: engines -------------------------------------------------------------------------------------------------
 
 
 def build(
@@ -275,7 +314,8 @@ def build(
     graph = graphs(folder).get(model, {}).get(precision)
     if graph is None:
         raise Skip(f"no {precision} ONNX graph of {model} in {folder}")
-    # The way of `unet-batch build-engine`, from the checkpoint, once; the others start where the graph is written.
+    # The way of `unet-batch build-engine`, from the checkpoint, once; the others start where the graph is
+    # written.
     source = checkpoint_path(model, folder) if from_checkpoint else graph
     convolutions = onnx_model.read(graph).convolutions
     data |= {"version": library.version, "source": os.path.basename(source), "engines": []}
@@ -318,7 +358,9 @@ def build(
 
 
 def _inspected(library: Flavour, engine: Engine, convolutions: Any) -> Data:
-    """What the engine inspector tells of the precision; some of its words, as its format differs between versions."""
+    """What the engine inspector tells of the precision; some of its words, as its format differs between
+    versions.
+    """
     import json
 
     from unet_batch.engine import proof
@@ -362,7 +404,7 @@ def _three(values: Sequence[int]) -> tuple[int, int, int]:
     return low, best, high
 
 
-# 4: buffers ----------------------------------------------------------------------------------------------------------------
+# 4: buffers -------------------------------------------------------------------------------------------------
 
 
 def buffers(data: Data, save: Save, flavour: str, provider: str, engines: str) -> None:
@@ -375,9 +417,17 @@ def buffers(data: Data, save: Save, flavour: str, provider: str, engines: str) -
         digests = set()
         for asked in (True, False):
             recipe = engine.sidecar.recipe
-            entry: Data = {"model": model, "profile": list(recipe.profile.batch), "provider": provider, "graphs": asked}
+            entry: Data = {
+                "model": model,
+                "profile": list(recipe.profile.batch),
+                "provider": provider,
+                "graphs": asked,
+            }
             data["entries"].append(entry)
-            with measure.counted_launches(memory) as launches, open_engine(library, engine, memory, graphs=asked) as backend:
+            with (
+                measure.counted_launches(memory) as launches,
+                open_engine(library, engine, memory, graphs=asked) as backend,
+            ):
                 entry |= measure.exercise(backend, reference)
             entry["graph_launches"] = launches[0]
             found = measure.problems(entry, MIN_DICE[recipe.precision])
@@ -385,7 +435,10 @@ def buffers(data: Data, save: Save, flavour: str, provider: str, engines: str) -
                 found.append("no CUDA graph was captured")
             entry["problems"] = found
             digests.add(entry["digest"])
-            wrong += [f"{model}, batch {entry['batch']}, graphs {'on' if asked else 'off'}: {each}" for each in found]
+            wrong += [
+                f"{model}, batch {entry['batch']}, graphs {'on' if asked else 'off'}: {each}"
+                for each in found
+            ]
             save()
         if len(digests) > 1:
             wrong.append(f"{model}: maps with and without CUDA graphs differ")
@@ -393,7 +446,7 @@ def buffers(data: Data, save: Save, flavour: str, provider: str, engines: str) -
         raise BackendError("; ".join(wrong))
 
 
-# 5, 7: memory --------------------------------------------------------------------------------------------------------------
+# 5, 7: memory -----------------------------------------------------------------------------------------------
 
 
 def memory_growth(data: Data, save: Save, flavour: str, provider: str, engines: str, batches: int) -> None:
@@ -412,12 +465,16 @@ def memory_growth(data: Data, save: Save, flavour: str, provider: str, engines: 
 
 
 def out_of_memory(data: Data, save: Save, flavour: str, engines: str) -> None:
-    """While most of the GPU's memory is held: a smaller batch and a note, or a refusal in words, and the right maps after."""
+    """While most of the GPU's memory is held: a smaller batch and a note, or a refusal in words, and the
+    right maps after.
+    """
     library = open_flavour(flavour)
     memory = open_provider(usable_providers()[0])
     model, engine = built_engines(library, engines, (MAIN_BATCH,))[-1]
     with contextlib.suppress(StopIteration):  # the large one has the most to lose
-        model, engine = next(pair for pair in built_engines(library, engines, (MAIN_BATCH,)) if pair[0] == "31m")
+        model, engine = next(
+            pair for pair in built_engines(library, engines, (MAIN_BATCH,)) if pair[0] == "31m"
+        )
     data |= {"model": model, "provider": memory.name}
     data |= measure.starve(lambda: open_engine(library, engine, memory), memory, engine.read_reference())
     judge_starved(data)
@@ -429,10 +486,16 @@ OOM = "DeviceOutOfMemory"
 def judge_starved(data: Data) -> None:
     least = data["alone"]["dice"] - 0.001  # other kernels may round otherwise
     wrong = [f"Dice {entry['dice']:.5f}" for entry in data["starved"] if entry.get("dice", 1) < least]
-    wrong += [f"{entry['kind']}: {entry['refused']}" for entry in data["starved"] if entry.get("kind", OOM) != OOM]
+    wrong += [
+        f"{entry['kind']}: {entry['refused']}" for entry in data["starved"] if entry.get("kind", OOM) != OOM
+    ]
     if "refused" in data["after"] or data["after"]["digest"] != data["alone"]["digest"]:
         wrong.append("after it the maps are not what they were")
-    short = [entry for entry in data["starved"] if "refused" in entry or entry["batch"] < entry["asked"] or entry["notes"]]
+    short = [
+        entry
+        for entry in data["starved"]
+        if "refused" in entry or entry["batch"] < entry["asked"] or entry["notes"]
+    ]
     if not short:
         wrong.append("memory never ran out")
     if all("refused" in entry for entry in short):
@@ -441,11 +504,18 @@ def judge_starved(data: Data) -> None:
         raise BackendError("; ".join(wrong))
 
 
-# 6: speed ------------------------------------------------------------------------------------------------------------------
+# 6: speed ---------------------------------------------------------------------------------------------------
 
 
 def throughput(
-    data: Data, save: Save, flavour: str, engines: str, models: str, sizes: Sequence[int], rounds: int, batches: int
+    data: Data,
+    save: Save,
+    flavour: str,
+    engines: str,
+    models: str,
+    sizes: Sequence[int],
+    rounds: int,
+    batches: int,
 ) -> None:
     """Engine alone, and `Backend.infer` with copies, of every engine for one of the batch sizes."""
     from unet_batch.inference.backends.tensorrt import Plan, Program
@@ -455,7 +525,12 @@ def throughput(
     for model, engine in built_engines(library, engines, sizes):
         recipe, reference, spec = engine.sidecar.recipe, engine.read_reference(), engine.sidecar.spec
         batch, flops = recipe.profile.batch[1], flops_of(model, models)
-        entry: Data = {"backend": f"{library.name} {library.version}", "model": model, "batch": batch, "pipeline": {}}
+        entry: Data = {
+            "backend": f"{library.name} {library.version}",
+            "model": model,
+            "batch": batch,
+            "pipeline": {},
+        }
         data["entries"].append(entry)
         memory = open_provider(providers[0])
         plan = Plan(library, engine.read_plan(), memory)
@@ -465,7 +540,8 @@ def throughput(
         finally:
             plan.close()
         entry["engine"] = {
-            way: speed(found, spec.widths, flops) if "images_per_s" in found else found for way, found in alone.items()
+            way: speed(found, spec.widths, flops) if "images_per_s" in found else found
+            for way, found in alone.items()
         }
         entry["provider"] = memory.name
         save()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from unet_batch.inference.backends.base import Backend
     from unet_batch.model.checkpoint import Checkpoint
 
-# Speed ---------------------------------------------------------------------------------------------------------------------
+# Speed ------------------------------------------------------------------------------------------------------
 
 
 def torch_speed(data: Data, save: Save, names: Sequence[str], models: str, rounds: int, batches: int) -> None:
@@ -58,7 +58,9 @@ def torch_speed(data: Data, save: Save, names: Sequence[str], models: str, round
             ("eager, BatchNorm folded, uint8 in and out", functools.partial(folded, stack)),
         ):
             with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
-                entry["engine"][name] = sections.speed(_timed_torch(work, rounds, batches, MAIN_BATCH), widths, flops)
+                entry["engine"][name] = sections.speed(
+                    _timed_torch(work, rounds, batches, MAIN_BATCH), widths, flops
+                )
             save()
         with TorchBackend(loaded, "cuda", batch_size=MAIN_BATCH) as backend:
             found = measure.pipelined(backend, reference, rounds, batches, backend.streams)
@@ -66,7 +68,9 @@ def torch_speed(data: Data, save: Save, names: Sequence[str], models: str, round
         save()
 
 
-def torch_compiled(data: Data, save: Save, model: str, models: str, mode: str, rounds: int, batches: int) -> None:
+def torch_compiled(
+    data: Data, save: Save, model: str, models: str, mode: str, rounds: int, batches: int
+) -> None:
     torch = _torch()
     from unet_batch.engine import proof
     from unet_batch.model.graph import Graph
@@ -75,7 +79,13 @@ def torch_compiled(data: Data, save: Save, model: str, models: str, mode: str, r
     reference = _reference(loaded)
     pictures, truth = measure.repeated(reference, MAIN_BATCH)
     stack = torch.from_numpy(pictures).cuda()
-    entry: Data = {"backend": f"torch {torch.__version__}", "model": model, "batch": MAIN_BATCH, "engine": {}, "pipeline": {}}
+    entry: Data = {
+        "backend": f"torch {torch.__version__}",
+        "model": model,
+        "batch": MAIN_BATCH,
+        "engine": {},
+        "pipeline": {},
+    }
     data["entries"] = [entry]
     with torch.no_grad():
         compiled = torch.compile(Graph(loaded.model, loaded.spec, torch.float16).eval().cuda(), mode=mode)
@@ -86,7 +96,9 @@ def torch_compiled(data: Data, save: Save, model: str, models: str, mode: str, r
         entry["parity"] = proof.as_dict(proof.compare(maps, truth, loaded.spec))
         save()
         found = _timed_torch(lambda: compiled(stack), rounds, batches, MAIN_BATCH)
-    entry["engine"][f'torch.compile(mode="{mode}")'] = sections.speed(found, loaded.spec.widths, _flops(loaded))
+    entry["engine"][f'torch.compile(mode="{mode}")'] = sections.speed(
+        found, loaded.spec.widths, _flops(loaded)
+    )
 
 
 def _timed_torch(work: Callable[[], object], rounds: int, batches: int, batch: int) -> Data:
@@ -143,7 +155,10 @@ def _usual_model(torch: Any, loaded: Checkpoint) -> Any:
 
 def _usual_input(torch: Any, stack: Any, loaded: Checkpoint) -> Any:
     """uint8 (N, H, W, 3) on the GPU -> normalised half (N, 3, H, W), channels_last."""
-    mean, std = (torch.tensor(values, device=stack.device).view(1, 3, 1, 1) for values in (loaded.spec.mean, loaded.spec.std))
+    mean, std = (
+        torch.tensor(values, device=stack.device).view(1, 3, 1, 1)
+        for values in (loaded.spec.mean, loaded.spec.std)
+    )
     ready = (stack.permute(0, 3, 1, 2).float() / 255 - mean) / std
     return ready.half().contiguous(memory_format=torch.channels_last)
 
@@ -157,11 +172,13 @@ def out_of_memory_torch(data: Data, save: Save, model: str, models: str) -> None
     sections.judge_starved(data)
 
 
-# From files to files -------------------------------------------------------------------------------------------------------
+# From files to files ----------------------------------------------------------------------------------------
 
 
 def photos(data: Data, save: Save, folder: str, drawn: int, items: int) -> None:
-    """Drawn photos, each under as many names as it takes: decoding and writing cost the same for a photo that comes again."""
+    """Drawn photos, each under as many names as it takes: decoding and writing cost the same for a photo that
+    comes again.
+    """
     from unet_batch.scenes import write_samples
 
     begun = time.perf_counter()
@@ -180,7 +197,14 @@ def photos(data: Data, save: Save, folder: str, drawn: int, items: int) -> None:
 
 
 def end_to_end(
-    data: Data, save: Save, model: str, models: str, folder: str, engines: str, flavours: Sequence[str], rounds: int
+    data: Data,
+    save: Save,
+    model: str,
+    models: str,
+    folder: str,
+    engines: str,
+    flavours: Sequence[str],
+    rounds: int,
 ) -> None:
     """`unet-batch run` with each backend, and the loop that is usually written, on PyTorch's GPU."""
     torch = _torch()
@@ -263,5 +287,6 @@ def _usual_loop(torch: Any, loaded: Checkpoint, paths: Sequence[str], out: str) 
 
 
 FUNCTIONS: dict[str, Callable[..., None]] = {
-    function.__name__: function for function in (torch_speed, torch_compiled, out_of_memory_torch, photos, end_to_end)
+    function.__name__: function
+    for function in (torch_speed, torch_compiled, out_of_memory_torch, photos, end_to_end)
 }

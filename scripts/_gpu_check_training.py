@@ -1,4 +1,6 @@
-"""The sections of `gpu_check.py` that train: what `unet-batch train` does on a GPU, and what of it is equal to the bit."""
+"""The sections of `gpu_check.py` that train: what `unet-batch train` does on a GPU, and what of it is equal
+to the bit.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,14 @@ NEEDS = ("torch", "kornia", "simplejpeg", "PIL", "cv2", "safetensors")
 """Modules without which nothing is trained."""
 COMMAND_NEEDS = ("matplotlib", "filelock", "click", "rich")
 """What the command line needs beside them."""
-MANY, ONE, THREE = "many", "one", "three"  # folders of pictures: each several times; each once; with masks of three ids
+# Folders of pictures: each several times; each once; with masks of three ids
+MANY, ONE, THREE = "many", "one", "three"
 _FALLS = 0.9  # the last epoch's loss is below this share of the first one's
 _AGREES = 0.05  # how far the loss of two processes may be from that of one: sums are taken in another order
 _TAIL = 1500  # characters of a process that failed
 
 
-# Pictures ------------------------------------------------------------------------------------------------------------------
+# Pictures ---------------------------------------------------------------------------------------------------
 
 
 def training_data(data: Data, save: Save, folder: str, drawn: int, copies: int, size: Sequence[int]) -> None:
@@ -66,7 +69,12 @@ def training_data(data: Data, save: Save, folder: str, drawn: int, copies: int, 
         ids[: size[0] // 3][ids[: size[0] // 3] == 0] = 2  # a third class: what is above
         os.makedirs(os.path.dirname(target), exist_ok=True)
         cv2.imwrite(target, ids)
-    data |= {"drawn": drawn, "size": list(size), "items": drawn * copies, "seconds": time.perf_counter() - begun}
+    data |= {
+        "drawn": drawn,
+        "size": list(size),
+        "items": drawn * copies,
+        "seconds": time.perf_counter() - begun,
+    }
 
 
 def _link(source: str, target: str) -> None:
@@ -101,7 +109,9 @@ def _planned(pictures: str, output: str, device: str, options: Mapping[str, Any]
     from unet_batch.datasets.find import find_dataset
     from unet_batch.training.plan import Options, make_plan
 
-    chosen: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    chosen: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
     return make_plan(find_dataset(pictures), output, Options(device=device, **chosen), processes=processes)
 
 
@@ -119,10 +129,14 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     import torch
 
     names = sorted({*one, *other})
-    return [name for name in names if name not in one or name not in other or not torch.equal(one[name], other[name])]
+    return [
+        name
+        for name in names
+        if name not in one or name not in other or not torch.equal(one[name], other[name])
+    ]
 
 
-# Learning ------------------------------------------------------------------------------------------------------------------
+# Learning ---------------------------------------------------------------------------------------------------
 
 
 def training(data: Data, save: Save, folder: str, device: str, precision: str, **options: Any) -> None:
@@ -133,10 +147,21 @@ def training(data: Data, save: Save, folder: str, device: str, precision: str, *
     from unet_batch.training import loop
 
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        plan = _planned(pictures, os.path.join(out, "m.safetensors"), device, {**options, "precision": precision})
+        plan = _planned(
+            pictures, os.path.join(out, "m.safetensors"), device, {**options, "precision": precision}
+        )
         on_gpu = plan.device.type == "cuda"
-        data |= {"precision": plan.precision, "widths": list(plan.spec.widths), "size": list(plan.spec.input_size)}
-        data |= {"pictures": len(plan.train), "batch": plan.batch_size, "epochs": plan.options.epochs, "steps": plan.steps}
+        data |= {
+            "precision": plan.precision,
+            "widths": list(plan.spec.widths),
+            "size": list(plan.spec.input_size),
+        }
+        data |= {
+            "pictures": len(plan.train),
+            "batch": plan.batch_size,
+            "epochs": plan.options.epochs,
+            "steps": plan.steps,
+        }
         data["estimated_bytes"] = plan.weights_bytes + plan.batch_size * plan.activation_bytes
         save()
         speeds: dict[int, float] = {}
@@ -149,9 +174,14 @@ def training(data: Data, save: Save, folder: str, device: str, precision: str, *
         tensors, progress = _state(plan.folder)
     data |= {"ended": outcome.ended, "history": list(outcome.history), "seconds": outcome.seconds}
     # The first epoch decodes the photos and looks for the fastest kernels.
-    data["images_per_s"] = measure.spread([speed for epoch, speed in speeds.items() if epoch > 1] or list(speeds.values()))
+    data["images_per_s"] = measure.spread(
+        [speed for epoch, speed in speeds.items() if epoch > 1] or list(speeds.values())
+    )
     data["peak_bytes"] = torch.cuda.max_memory_allocated() if on_gpu else None
-    data |= {"scale": progress["scaler"].get("scale"), "skipped_steps": progress["step"] - progress["updates"]}
+    data |= {
+        "scale": progress["scaler"].get("scale"),
+        "skipped_steps": progress["step"] - progress["updates"],
+    }
     finite = (bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())
     data |= {"all_steps": progress["step"], "finite": all(finite)}
     judge_training(data)
@@ -172,7 +202,7 @@ def judge_training(data: Data) -> None:
         raise TrainingError("; ".join(wrong))
 
 
-# Equal to the bit ----------------------------------------------------------------------------------------------------------
+# Equal to the bit -------------------------------------------------------------------------------------------
 
 
 def training_deterministic(data: Data, save: Save, folder: str, device: str, **options: Any) -> None:
@@ -194,10 +224,14 @@ def training_deterministic(data: Data, save: Save, folder: str, device: str, **o
                 warnings.simplefilter("always")
                 whole = loop.train(first)
                 loop.train(again)
-                ended = loop.train(stopped, stop=lambda asked=asked, after=first.steps + 2: next(asked) >= after).ended  # type: ignore[misc]
+                ended = loop.train(
+                    stopped, stop=lambda asked=asked, after=first.steps + 2: next(asked) >= after
+                ).ended  # type: ignore[misc]
                 loop.train(stopped, resume=True)
             states = [_state(plan.folder)[0] for plan in plans]
-            said = sorted({str(each.message).splitlines()[0] for each in heard if "determin" in str(each.message)})
+            said = sorted(
+                {str(each.message).splitlines()[0] for each in heard if "determin" in str(each.message)}
+            )
             for what, state in (("the same seed again", states[1]), ("stopped and taken up", states[2])):
                 entry: Data = {
                     "data": name,
@@ -210,7 +244,9 @@ def training_deterministic(data: Data, save: Save, folder: str, device: str, **o
                 }
                 data["equal"].append(entry)
                 if entry["differing"]:
-                    wrong.append(f"{name}, {what}: {len(entry['differing'])} of {len(states[0])} tensors differ")
+                    wrong.append(
+                        f"{name}, {what}: {len(entry['differing'])} of {len(states[0])} tensors differ"
+                    )
             if ended != "interrupted":
                 wrong.append(f"{name}: it could not be stopped, {ended}")
             save()
@@ -219,7 +255,9 @@ def training_deterministic(data: Data, save: Save, folder: str, device: str, **o
 
 
 def training_killed(data: Data, save: Save, folder: str, device: str, **options: Any) -> None:
-    """`unet-batch train` in processes: one to its end, one killed after its first epoch and taken up by another."""
+    """`unet-batch train` in processes: one to its end, one killed after its first epoch and taken up by
+    another.
+    """
     pictures, options = _pictures(folder, ONE, device), options | {"deterministic": True}
     from safetensors.torch import load_file
 
@@ -250,7 +288,14 @@ def training_killed(data: Data, save: Save, folder: str, device: str, **options:
         differing = [*_differing(*states), *(f"model: {name}" for name in _differing(*models))]
     what = f"killed after epoch {data['killed_after']} of {epochs}, then --resume"
     data["equal"] = [
-        {"data": ONE, "what": what, "tensors": len(states[0]), "differing": differing, "epochs": epochs, "notes": []}
+        {
+            "data": ONE,
+            "what": what,
+            "tensors": len(states[0]),
+            "differing": differing,
+            "epochs": epochs,
+            "notes": [],
+        }
     ]
     if not data["killed_after"] < epochs:
         raise TrainingError(f"it was killed after all {epochs} epochs: nothing was left to resume")
@@ -262,7 +307,11 @@ def _command(pictures: str, output: str, device: str, options: Mapping[str, Any]
     """Arguments of Python that are `unet-batch train`."""
     command = ["-m", "unet_batch", "train", pictures, "-o", output, "--device", device]
     for name, value in options.items():
-        text = ("x" if name == "size" else ",").join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        text = (
+            ("x" if name == "size" else ",").join(map(str, value))
+            if isinstance(value, list | tuple)
+            else str(value)
+        )
         command += [f"--{name.replace('_', '-')}", *([] if value is True else [text])]
     return command
 
@@ -277,13 +326,17 @@ def _finished(command: Sequence[str]) -> str:
     return done.stdout
 
 
-# Two processes -------------------------------------------------------------------------------------------------------------
+# Two processes ----------------------------------------------------------------------------------------------
 
 
-def training_processes(data: Data, save: Save, folder: str, device: str, shared: bool | None = None, **options: Any) -> None:
-    """Two processes reach the loss of one: with NCCL on a GPU each, else, where there is one GPU only, sharing it with gloo.
+def training_processes(
+    data: Data, save: Save, folder: str, device: str, shared: bool | None = None, **options: Any
+) -> None:
+    """Two processes reach the loss of one: with NCCL on a GPU each, else, where there is one GPU only,
+    sharing it with gloo.
 
-    On a GPU, BatchNorm goes over both processes; on a CPU each has its own, and the curves agree less closely.
+    On a GPU, BatchNorm goes over both processes; on a CPU each has its own, and the curves agree less
+    closely.
     """
     pictures = _pictures(folder, ONE, device)
     import torch
@@ -303,7 +356,13 @@ def training_processes(data: Data, save: Save, folder: str, device: str, shared:
         if alone.batch_size % 2:
             raise Skip(f"a batch of {alone.batch_size} is not shared by two processes")
         data |= {"gpus": gpus, "batch": alone.batch_size, "epochs": alone.options.epochs}
-        data["how"] = "gloo, both on one GPU" if shared and gpus else "nccl, a GPU each" if gpus else "gloo, on the processor"
+        data["how"] = (
+            "gloo, both on one GPU"
+            if shared and gpus
+            else "nccl, a GPU each"
+            if gpus
+            else "gloo, on the processor"
+        )
         data["batchnorm"] = "over both processes" if gpus else "in each process"
         data["one"] = [record["loss"] for record in loop.train(alone).history]
         save()
@@ -322,12 +381,15 @@ def training_processes(data: Data, save: Save, folder: str, device: str, shared:
     data["apart"] = max(abs(two - one) / one for one, two in zip(data["one"], data["two"], strict=True))
     if not data["apart"] <= _AGREES:
         raise TrainingError(
-            f"the loss of two processes is {data['apart']:.1%} away from that of one, at most {_AGREES:.0%} expected"
+            f"the loss of two processes is {data['apart']:.1%} away from that of one, at most {_AGREES:.0%} "
+            f"expected"
         )
 
 
 def share_a_gpu(pictures: str, output: str, device: str, options: str) -> None:
-    """One of two processes that torchrun started: `unet-batch train` would want a GPU for each, and NCCL as well."""
+    """One of two processes that torchrun started: `unet-batch train` would want a GPU for each, and NCCL as
+    well.
+    """
     import torch.distributed as dist
 
     from unet_batch.training import loop
@@ -342,13 +404,22 @@ def share_a_gpu(pictures: str, output: str, device: str, options: str) -> None:
         dist.destroy_process_group()
 
 
-# Loading -------------------------------------------------------------------------------------------------------------------
+# Loading ----------------------------------------------------------------------------------------------------
 
 
 def training_loading(
-    data: Data, save: Save, folder: str, device: str, batch_sizes: Sequence[int], steps: int, rounds: int, **options: Any
+    data: Data,
+    save: Save,
+    folder: str,
+    device: str,
+    batch_sizes: Sequence[int],
+    steps: int,
+    rounds: int,
+    **options: Any,
 ) -> None:
-    """Whether loading keeps up: steps fed from files, and from samples that are remembered, against steps on one batch."""
+    """Whether loading keeps up: steps fed from files, and from samples that are remembered, against steps on
+    one batch.
+    """
     pictures = _pictures(folder, MANY, device)
     from bench_train import seconds
 
@@ -362,7 +433,12 @@ def training_loading(
         chosen = {**options, "batch_size": batch_size, "epochs": 100}
         plan = _planned(pictures, os.path.join(folder, "loading.safetensors"), device, chosen)
         count = min(steps, plan.steps - 1)
-        entry: Data = {"batch": plan.batch_size, "precision": plan.precision, "augment": plan.options.augment, "steps": count}
+        entry: Data = {
+            "batch": plan.batch_size,
+            "precision": plan.precision,
+            "augment": plan.options.augment,
+            "steps": count,
+        }
         data["loading"].append(entry)
         if count < 1:
             entry["reason"] = f"{len(plan.train)} pictures are too few"
@@ -386,13 +462,22 @@ def training_loading(
                     taken["fixed"].append((time.perf_counter() - begun) / count)
         for name, each in taken.items():
             entry[name] = measure.spread([plan.batch_size / second for second in each])
-            entry[f"{name}_times"] = statistics.median(a / b for a, b in zip(each, taken["fixed"], strict=True))
+            entry[f"{name}_times"] = statistics.median(
+                a / b for a, b in zip(each, taken["fixed"], strict=True)
+            )
         save()
 
 
 FUNCTIONS: dict[str, Callable[..., None]] = {
     function.__name__: function
-    for function in (training_data, training, training_deterministic, training_killed, training_processes, training_loading)
+    for function in (
+        training_data,
+        training,
+        training_deterministic,
+        training_killed,
+        training_processes,
+        training_loading,
+    )
 }
 
 if __name__ == "__main__":

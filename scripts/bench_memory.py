@@ -3,9 +3,10 @@
     python scripts/bench_memory.py [--photos 2000] [--save mask,overlay]
     python scripts/bench_memory.py --video 10 [--save mask,overlay]
 
-Runs the bundled model over the Carvana photos, each under as many names as it takes to reach the number, or the model `fast`
-over a drawn clip of so many minutes at 360x640; prints the memory every few hundred pictures, its growth after picture 300, and
-its peak. Exits with 1 above 50 MB of growth (a clip 100 MB) or 1.5 GB of peak.
+Runs the bundled model over the Carvana photos, each under as many names as it takes to reach the number, or
+the model `fast` over a drawn clip of so many minutes at 360x640; prints the memory every few hundred
+pictures, its growth after picture 300, and its peak. Exits with 1 above 50 MB of growth (a clip 100 MB) or
+1.5 GB of peak.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ MAX_GROWTH, MAX_PEAK = 50e6, 1.5e9
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", type=int, default=2000)
     parser.add_argument("--video", type=float, metavar="MINUTES", help="a drawn clip instead of photos")
     parser.add_argument("--save", default="mask,overlay")
@@ -47,13 +50,16 @@ def main() -> None:
     def nothing(*_: object) -> None:
         pass
 
-    with tempfile.TemporaryDirectory() as folder, unet_batch.load("fast" if options.video else None) as segmenter:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        unet_batch.load("fast" if options.video else None) as segmenter,
+    ):
         if options.video:  # drawn by another process: what that takes is not to be measured here
-            code = (
-                "import sys; from unet_batch.scenes import write_clip; write_clip(sys.argv[1], float(sys.argv[2]), (360, 640))"
-            )
+            code = "import sys; from unet_batch.scenes import write_clip; write_clip(sys.argv[1], float(sys.argv[2]), (360, 640))"
             subprocess.run(
-                [sys.executable, "-c", code, folder, str(60 * options.video)], check=True, cwd=Path(__file__).parents[1]
+                [sys.executable, "-c", code, folder, str(60 * options.video)],
+                check=True,
+                cwd=Path(__file__).parents[1],
             )
             source = os.path.join(folder, "videos")
         else:
@@ -68,7 +74,10 @@ def main() -> None:
     most = MAX_GROWTH * (2 if options.video else 1)
     growth = max(resident[SETTLED:]) - resident[SETTLED - 1]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(f"{report.done} done, {report.failed} failed, saving {options.save}, {len(resident) / report.seconds:.1f} pictures/s")
+    print(
+        f"{report.done} done, {report.failed} failed, saving {options.save}, "
+        f"{len(resident) / report.seconds:.1f} pictures/s"
+    )
     print(f"growth after picture {SETTLED}: {growth / 1e6:.1f} MB (at most {most / 1e6:.0f})")
     print(f"peak: {peak / 1e6:.0f} MB (at most {MAX_PEAK / 1e6:.0f})")
     raise SystemExit(int(growth > most or peak > MAX_PEAK or report.failed > 0))

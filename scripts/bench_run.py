@@ -2,12 +2,14 @@
 
     python scripts/bench_run.py [--photos 200] [--rounds 3] [--folder DIR]
 
-The loop: cv2.imread, resize, float32 NCHW, eager PyTorch, sigmoid, resize back, threshold, cv2.imwrite, one picture at a
-time, with torch's own number of threads. Both write masks at the photo's size. Start-up (imports, loading weights, folding)
-is left out on both sides, and each side warms up first. Rounds alternate, the figures are medians.
+The loop: cv2.imread, resize, float32 NCHW, eager PyTorch, sigmoid, resize back, threshold, cv2.imwrite, one
+picture at a time, with torch's own number of threads. Both write masks at the photo's size. Start-up
+(imports, loading weights, folding) is left out on both sides, and each side warms up first. Rounds alternate,
+the figures are medians.
 
-The floor of a run is what is left when nothing waits: the seconds of the engine alone for as many pictures, plus the
-processor seconds of all other stages divided by the cores. `wall / floor` says how much of the run is idle.
+The floor of a run is what is left when nothing waits: the seconds of the engine alone for as many pictures,
+plus the processor seconds of all other stages divided by the cores. `wall / floor` says how much of the run
+is idle.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def naive_loop(loaded: Checkpoint, paths: list[str], out: str) -> float:
         for path in paths:
             picture = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
             small = cv2.resize(picture, (width, height))
-            x = (torch.from_numpy(small).permute(2, 0, 1).unsqueeze(0).contiguous().float() / 255 - mean) / std
+            x = (
+                torch.from_numpy(small).permute(2, 0, 1).unsqueeze(0).contiguous().float() / 255 - mean
+            ) / std
             probability = torch.sigmoid(model(x))[0, 0].numpy()
             full = cv2.resize(probability, (picture.shape[1], picture.shape[0]))
             cv2.imwrite(os.path.join(out, Path(path).stem + ".png"), (full > 0.5).astype(np.uint8) * 255)
@@ -68,7 +72,9 @@ def our_run(segmenter: Segmenter, paths: list[str], out: str) -> RunReport:
 
 def engine_only(backend: Backend, count: int) -> float:
     """Seconds of the backend alone for `count` pictures, with as many threads as a run gives it."""
-    picture = np.random.default_rng(0).integers(0, 256, (backend.batch_size, *backend.input_size, 3), dtype=np.uint8)
+    picture = np.random.default_rng(0).integers(
+        0, 256, (backend.batch_size, *backend.input_size, 3), dtype=np.uint8
+    )
     calls = [
         count // backend.batch_size // backend.streams + (i < count // backend.batch_size % backend.streams)
         for i in range(backend.streams)
@@ -120,7 +126,8 @@ def measure(name: str, loaded: Checkpoint, paths: list[str], rounds: int) -> dic
         ],
     }
     print(
-        f"{name:<10} {backend}: loop {result['loop_images_per_s']:.1f}/s, run {result['run_images_per_s']:.1f}/s, "
+        f"{name:<10} {backend}: loop {result['loop_images_per_s']:.1f}/s, run "
+        f"{result['run_images_per_s']:.1f}/s, "
         f"speed-up {result['speed_up']:.2f}; engine alone {result['engine_images_per_s']:.1f}/s, "
         f"wall/floor {result['wall_over_floor']:.3f}; bottleneck {report.bottleneck}",
         flush=True,
@@ -129,10 +136,14 @@ def measure(name: str, loaded: Checkpoint, paths: list[str], rounds: int) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--samples", action="store_true", help="use drawn photos of 1280x1918 instead of Carvana's")
+    parser.add_argument(
+        "--samples", action="store_true", help="use drawn photos of 1280x1918 instead of Carvana's"
+    )
     parser.add_argument("--json", help="also write the figures here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

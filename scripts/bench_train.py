@@ -1,9 +1,11 @@
 """Does loading keep up? Steps fed from files against the same steps on one batch that lies in memory.
 
-    python scripts/bench_train.py [--size 160x240] [--widths 32,64,128,256,512] [--batch-size 8] [--steps 12] [--rounds 5]
+    python scripts/bench_train.py [--size 160x240] [--widths 32,64,128,256,512] [--batch-size 8] [--steps 12]
+    [--rounds 5]
 
-Rounds alternate in one process, so that a noisy neighbour meets both. "remembered" are samples of a second epoch, "decoded"
-those of a first one, whose photos and masks are read from their files. Carvana's photos if they are there, else drawn ones.
+Rounds alternate in one process, so that a noisy neighbour meets both. "remembered" are samples of a second
+epoch, "decoded" those of a first one, whose photos and masks are read from their files. Carvana's photos if
+they are there, else drawn ones.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def seconds(trainee: object, plan: Plan, samples: Samples, epoch: int, steps: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", default="160x240")
     parser.add_argument("--widths", default="32,64,128,256,512")
     parser.add_argument("--batch-size", type=int, default=8)

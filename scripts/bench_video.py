@@ -2,10 +2,10 @@
 
     python scripts/bench_video.py [CLIP ...] [--rounds 3] [--smooth SECONDS]
 
-Without clips: car-detection.mp4 of the data folder, if there, and 60 seconds of 1080x1920 as `unet-batch sample --video` draws
-them. The floor is what is left when nothing waits: the seconds of the network alone for as many frames, plus the processor
-seconds of all else (decoder, conversions, encoders and their own threads) divided by the cores. Start-up is left out, a short
-run warms up, figures are medians.
+Without clips: car-detection.mp4 of the data folder, if there, and 60 seconds of 1080x1920 as `unet-batch
+sample --video` draws them. The floor is what is left when nothing waits: the seconds of the network alone for
+as many frames, plus the processor seconds of all else (decoder, conversions, encoders and their own threads)
+divided by the cores. Start-up is left out, a short run warms up, figures are medians.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from unet_batch.scenes import write_clip
 from unet_batch.types import Item
 
 
-def one_round(segmenter: Segmenter, path: str, out: str, options: clips.VideoOptions) -> tuple[clips.ClipResult, float, float]:
+def one_round(
+    segmenter: Segmenter, path: str, out: str, options: clips.VideoOptions
+) -> tuple[clips.ClipResult, float, float]:
     """(what became of it, wall seconds, processor seconds of all but the network) of one run."""
     layout = clips.Layout(out, ("mask", "overlay"), video.CODECS[options.codec])
     begun, cpu = time.perf_counter(), time.process_time()
@@ -42,13 +44,18 @@ def one_round(segmenter: Segmenter, path: str, out: str, options: clips.VideoOpt
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("clips", nargs="*")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60, help="length of the drawn clip")
     parser.add_argument("--smooth", type=float, default=0.0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, Segmenter(TorchBackend(checkpoint.load(zoo.resolve(None)))) as segmenter:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Segmenter(TorchBackend(checkpoint.load(zoo.resolve(None)))) as segmenter,
+    ):
         paths = list(options.clips)
         if not paths:
             real = carvana.data_folder() / "videos" / "car-detection.mp4"
@@ -64,13 +71,17 @@ def main() -> None:
                 walls.append(wall)
                 floors.append(network + others / cpu_count())
                 print(
-                    f"  {Path(path).name}: {wall:.2f} s, network alone {network:.2f} s, the rest {others:.2f} processor s; "
-                    + ", ".join(f"{stage.name} {stage.busy / stage.workers / wall:.0%}" for stage in result.stages),
+                    f"  {Path(path).name}: {wall:.2f} s, network alone {network:.2f} s, the rest "
+                    f"{others:.2f} processor s; "
+                    + ", ".join(
+                        f"{stage.name} {stage.busy / stage.workers / wall:.0%}" for stage in result.stages
+                    ),
                     flush=True,
                 )
             ratio = statistics.median(a / b for a, b in zip(walls, floors, strict=True))
             print(
-                f"{Path(path).name}: {result.frames} frames, {result.frames / statistics.median(walls):.1f} frames/s, "
+                f"{Path(path).name}: {result.frames} frames, {result.frames / statistics.median(walls):.1f} "
+                f"frames/s, "
                 f"wall/floor {ratio:.3f}, bottleneck {bottleneck(result.stages).name}",
                 flush=True,
             )

@@ -1,6 +1,7 @@
 """The Carvana photos as arrays, and the split by car that every figure in this project is measured on.
 
-The photos are not part of the project (Kaggle's "Carvana Image Masking" rules: non-commercial, academic). Expected below the
+The photos are not part of the project (Kaggle's "Carvana Image Masking" rules: non-commercial, academic).
+Expected below the
 data folder: `carvana/images/<car>_<view>.jpg` and `carvana/masks/<car>_<view>_mask.gif`.
 """
 
@@ -49,7 +50,9 @@ def photos(folder: Path | None = None) -> list[Photo]:
 
 
 def split(all_photos: list[Photo]) -> tuple[list[Photo], list[Photo]]:
-    """(training, held out): whole cars are held out, so that no view of a tested car was ever seen in training."""
+    """(training, held out): whole cars are held out, so that no view of a tested car was ever seen in
+    training.
+    """
     cars = sorted({photo.car for photo in all_photos})
     held_out = set(random.Random(SPLIT_SEED).sample(cars, HELD_OUT_CARS))
     return (
@@ -61,7 +64,12 @@ def split(all_photos: list[Photo]) -> tuple[list[Photo], list[Photo]]:
 def read_mask(path: Path) -> np.ndarray:
     """uint8 (h, w), 0 or 255."""
     with Image.open(path) as file:
-        return np.asarray(file.convert("L") if file.mode != "P" else file, dtype=np.uint8).astype(bool).astype(np.uint8) * 255
+        return (
+            np.asarray(file.convert("L") if file.mode != "P" else file, dtype=np.uint8)
+            .astype(bool)
+            .astype(np.uint8)
+            * 255
+        )
 
 
 def load(items: list[Photo], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +81,9 @@ def load(items: list[Photo], size: tuple[int, int]) -> tuple[np.ndarray, np.ndar
     def one(index: int) -> None:
         pixels = cv2.cvtColor(cv2.imread(str(items[index].image), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         cv2.resize(pixels, (width, height), dst=pictures[index], interpolation=cv2.INTER_AREA)
-        cv2.resize(read_mask(items[index].mask), (width, height), dst=coverage[index], interpolation=cv2.INTER_AREA)
+        cv2.resize(
+            read_mask(items[index].mask), (width, height), dst=coverage[index], interpolation=cv2.INTER_AREA
+        )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(one, range(len(items))))

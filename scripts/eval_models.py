@@ -1,10 +1,11 @@
-"""Measure models on pictures that were kept out of training: cars by car, drawn scenes, and how long a picture takes.
+"""Measure models on pictures that were kept out of training: cars by car, drawn scenes, and how long a
+picture takes.
 
     python scripts/eval_models.py [MODEL ...] [--size HxW] [--json FILE] [--plot FILE]
 
-MODEL is a bundled name or a checkpoint; the default is all bundled ones. The pictures go through the same code as
-`unet-batch evaluate`: masks as `run` would write them, and the network's own map. Milliseconds are of the network alone, on
-this machine. Exits with 1 if a bundled model is worse than its card promises.
+MODEL is a bundled name or a checkpoint; the default is all bundled ones. The pictures go through the same
+code as `unet-batch evaluate`: masks as `run` would write them, and the network's own map. Milliseconds are of
+the network alone, on this machine. Exits with 1 if a bundled model is worse than its card promises.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ SCENE_SEED, SCENES = 2, 50  # training draws with seed 1, the demo with seed 0
 PROMISED = {"default": (0.989, 0.97), "fast": (0.985, 0.95), "fine": (0.99, 0.95)}
 
 
-def milliseconds(models: Sequence[tuple[str, Size | None]], rounds: int = 9, pictures: int = 8) -> list[float]:
+def milliseconds(
+    models: Sequence[tuple[str, Size | None]], rounds: int = 9, pictures: int = 8
+) -> list[float]:
     """Of each network, a picture, with all its streams busy. They take turns; the median of the rounds."""
 
     def work(backend: Backend, picture: Pixels) -> None:
@@ -64,7 +67,9 @@ def milliseconds(models: Sequence[tuple[str, Size | None]], rounds: int = 9, pic
     return [round(1000 * statistics.median(times[1:]), 1) for times in taken]
 
 
-def measure(model: str, size: Size | None, photos: tuple[Dataset, list[Pair]], scenes: Dataset) -> dict[str, Any]:
+def measure(
+    model: str, size: Size | None, photos: tuple[Dataset, list[Pair]], scenes: Dataset
+) -> dict[str, Any]:
     """The figures of one model at one size."""
     with unet_batch.load(model, size=size) as segmenter:
         found, drawn = evaluate(*photos, segmenter), evaluate(scenes, scenes.pairs, segmenter)
@@ -83,7 +88,9 @@ def measure(model: str, size: Size | None, photos: tuple[Dataset, list[Pair]], s
         for where, part in (("network", found.network), ("photo", found.photo)):
             row[f"{where}_dice"] = part.mean("dice", per_picture=True)
             row[f"{where}_accuracy"] = part.scores.accuracy
-            row[f"{where}_intervals"] = {name: part.intervals[name] for name in ("dice_per_picture", "accuracy")}
+            row[f"{where}_intervals"] = {
+                name: part.intervals[name] for name in ("dice_per_picture", "accuracy")
+            }
     return row
 
 
@@ -108,9 +115,13 @@ def plot(rows: list[dict[str, Any]]) -> bytes:
             name = f"{row['model']}, {row['size']}" if row["model"] in zoo.BUNDLED else row["size"]
             at = row["milliseconds"], row["photo_dice"]
             halo = [withStroke(linewidth=3, foreground="white")]  # a line may pass below
-            axes.annotate(name, at, xytext=(7, -11), textcoords="offset points", fontsize=8.5, path_effects=halo)
+            axes.annotate(
+                name, at, xytext=(7, -11), textcoords="offset points", fontsize=8.5, path_effects=halo
+            )
     axes.set_xscale("log")
-    axes.set_xticks([tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000) if _within(tick, rows)])
+    axes.set_xticks(
+        [tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000) if _within(tick, rows)]
+    )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.14, y=0.1)
@@ -130,9 +141,13 @@ def _within(tick: float, rows: list[dict[str, Any]]) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", default=list(zoo.BUNDLED))
-    parser.add_argument("--size", action="append", help="also run at this size, HxW; may be given several times")
+    parser.add_argument(
+        "--size", action="append", help="also run at this size, HxW; may be given several times"
+    )
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--plot", help="draw Dice against milliseconds here, a PNG")
     options = parser.parse_args()

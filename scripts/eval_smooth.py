@@ -2,9 +2,10 @@
 
     python scripts/eval_smooth.py [--seconds 24] [--noise 12]
 
-Flicker is the share of a mask's pixels that appear or vanish from one frame to the next, cuts left out; of a drawn clip, whose
-exact masks are known, what the car's own motion accounts for is given too, and Dice against them. Noise (levels) makes the
-drawn clip as unsteady as footage at night. Of car-detection.mp4 there is no truth: only its flicker is given.
+Flicker is the share of a mask's pixels that appear or vanish from one frame to the next, cuts left out; of a
+drawn clip, whose exact masks are known, what the car's own motion accounts for is given too, and Dice against
+them. Noise (levels) makes the drawn clip as unsteady as footage at night. Of car-detection.mp4 there is no
+truth: only its flicker is given.
 """
 
 from __future__ import annotations
@@ -53,8 +54,14 @@ def footage(path: Path) -> Iterator[tuple[Fraction, Pixels, Pixels | None]]:
 
 
 def flicker(masks: list[Pixels]) -> float:
-    """Share of the pixels of a mask that change from one frame to the next; cuts, where more than half do, left out."""
-    shares = [np.count_nonzero(a != b) / max(1, np.count_nonzero(a | b)) for a, b in pairwise(masks) if (a | b).any()]
+    """Share of the pixels of a mask that change from one frame to the next; cuts, where more than half do,
+    left out.
+    """
+    shares = [
+        np.count_nonzero(a != b) / max(1, np.count_nonzero(a | b))
+        for a, b in pairwise(masks)
+        if (a | b).any()
+    ]
     return float(np.mean([share for share in shares if share < 0.5]))
 
 
@@ -69,7 +76,11 @@ def report(name: str, frames: Iterator[tuple[Fraction, Pixels, Pixels | None]], 
         smoother = Smoother(seconds, 1) if seconds else None
         masks, hits, total = [], 0, 0
         for time, prediction, truth in seen:
-            map = prediction.map if smoother is None else smoother(prediction.frame.tensor, prediction.map, time)
+            map = (
+                prediction.map
+                if smoother is None
+                else smoother(prediction.frame.tensor, prediction.map, time)
+            )
             mask = postprocess.mask_from_map(map, prediction.frame.placement, segmenter.threshold)
             masks.append(mask)
             if truth is not None:
@@ -80,7 +91,9 @@ def report(name: str, frames: Iterator[tuple[Fraction, Pixels, Pixels | None]], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=24)
     parser.add_argument("--noise", type=float, default=12)
     options = parser.parse_args()

@@ -1,4 +1,5 @@
-"""Run everything that needs a GPU, and write down what came of it: `OUT/gpu_check.json` and tables in `OUT/gpu_check.md`.
+"""Run everything that needs a GPU, and write down what came of it: `OUT/gpu_check.json` and tables in
+`OUT/gpu_check.md`.
 
     python scripts/gpu_check.py -o OUT                  # everything, about 13 minutes on a fast GPU
     python scripts/gpu_check.py -o OUT --quick          # under 5 minutes
@@ -8,9 +9,9 @@
     python scripts/gpu_check.py -o OUT --onnx DIR       # there: TensorRT and PyCUDA alone, 8.6 included
     python scripts/gpu_check.py --merge A.json B.json   # one Markdown of several runs
 
-Every section runs in a process of its own and the JSON is written after each, so that a crash, a hang or a machine that goes
-away costs no more than the section it happens in. Nothing is left behind but the two files; `--work DIR` keeps models and
-engines for another run, and `--only 'throughput*'` picks sections by name.
+Every section runs in a process of its own and the JSON is written after each, so that a crash, a hang or a
+machine that goes away costs no more than the section it happens in. Nothing is left behind but the two files;
+`--work DIR` keeps models and engines for another run, and `--only 'throughput*'` picks sections by name.
 
 Exit status: 0 everything fine, 1 a section failed, 2 nothing could be run.
 """
@@ -77,7 +78,8 @@ class Section:
 def plan(options: argparse.Namespace, work: str) -> list[Section]:
     """The sections in their order: the quick proofs first, so that a run that is cut off has them."""
     quick, onnx, names = options.quick, options.onnx, options.models
-    # Libraries only: whether they work, and which version they are, each section finds out in its own process.
+    # Libraries only: whether they work, and which version they are, each section finds out in its own
+    # process.
     builders = [name for name in flavours.NAMES if sections.present(_MODULES[name])]
     engines, models, pictures = (os.path.join(work, name) for name in ("engines", "models", "photos"))
     models = onnx or models
@@ -93,7 +95,13 @@ def plan(options: argparse.Namespace, work: str) -> list[Section]:
     ]
 
     def build(builder: str, model: str, *sizes: tuple[int, int, int]) -> Section:
-        arguments = {"flavour": builder, "model": model, "batches": sizes, "folder": models, "engines": engines}
+        arguments = {
+            "flavour": builder,
+            "model": model,
+            "batches": sizes,
+            "folder": models,
+            "engines": engines,
+        }
         arguments["from_checkpoint"] = not no_torch and model == "bundled"
         name = f"build {builder} {model}" + ("" if len(sizes) == 1 else " in other batches")
         return Section(name, "build", 120 * len(sizes), arguments, missing.get(builder, ""))
@@ -103,23 +111,40 @@ def plan(options: argparse.Namespace, work: str) -> list[Section]:
         base, reason = {"flavour": builder, "engines": engines}, missing.get(builder, "")
         for provider in sections.PROVIDERS:
             absent = reason or ("" if sections.present(provider) else f"{provider} is not installed")
-            found.append(Section(f"buffers {builder} {provider}", "buffers", 90, base | {"provider": provider}, absent))
+            found.append(
+                Section(f"buffers {builder} {provider}", "buffers", 90, base | {"provider": provider}, absent)
+            )
         speed = base | {**repeat, "sizes": [32]}
         found.append(Section(f"throughput {builder}", "throughput", 150, speed, reason))
     found.append(Section("throughput torch", "torch_speed", 120, {"names": names, **repeat}, no_torch))
     for builder in flavours.NAMES:
         for provider in sections.PROVIDERS:
-            absent = missing.get(builder) or ("" if sections.present(provider) else f"{provider} is not installed")
-            arguments = {"flavour": builder, "engines": engines, "provider": provider, "batches": options.batches}
+            absent = missing.get(builder) or (
+                "" if sections.present(provider) else f"{provider} is not installed"
+            )
+            arguments = {
+                "flavour": builder,
+                "engines": engines,
+                "provider": provider,
+                "batches": options.batches,
+            }
             found.append(Section(f"memory {builder} {provider}", "memory_growth", 90, arguments, absent))
     drawn = {"folder": pictures, "drawn": 32 if quick else 96, "items": 400 if quick else 1500}
     found.append(Section("photos", "photos", 120, drawn, no_torch))
     for model in names[:1] if quick else [name for name in names if name != "4class"]:
-        arguments = {"model": model, "models": models, "folder": pictures, "engines": engines, "flavours": builders}
+        arguments = {
+            "model": model,
+            "models": models,
+            "folder": pictures,
+            "engines": engines,
+            "flavours": builders,
+        }
         found.append(Section(f"run {model}", "end_to_end", 120, arguments | {"rounds": rounds}, no_torch))
     for builder in flavours.NAMES:
         arguments = {"flavour": builder, "engines": engines}
-        found.append(Section(f"out of memory {builder}", "out_of_memory", 90, arguments, missing.get(builder, "")))
+        found.append(
+            Section(f"out of memory {builder}", "out_of_memory", 90, arguments, missing.get(builder, ""))
+        )
     arguments = {"model": names[-1] if "31m" not in names else "31m", "models": models}
     found.append(Section("out of memory torch", "out_of_memory_torch", 90, arguments, no_torch))
     found += training_plan(quick, os.path.join(work, "training"), onnx)
@@ -127,12 +152,20 @@ def plan(options: argparse.Namespace, work: str) -> list[Section]:
     for builder in () if quick or "31m" not in names else flavours.NAMES:
         found.append(build(builder, "31m", (1, 8, 8), (1, 64, 64)))
         speed = {"flavour": builder, "engines": engines, **repeat, "sizes": [8, 64]}
-        found.append(Section(f"throughput {builder} in other batches", "throughput", 90, speed, missing.get(builder, "")))
+        found.append(
+            Section(
+                f"throughput {builder} in other batches", "throughput", 90, speed, missing.get(builder, "")
+            )
+        )
     for mode in () if quick else ("reduce-overhead", "max-autotune"):  # last: it may compile for minutes
         for model in names if mode == "reduce-overhead" else names[:2]:
             arguments = {"model": model, "mode": mode, **repeat}
             found.append(Section(f"torch.compile {mode} {model}", "torch_compiled", 180, arguments, no_torch))
-    return [each for each in found if not options.only or any(fnmatch.fnmatch(each.name, pattern) for pattern in options.only)]
+    return [
+        each
+        for each in found
+        if not options.only or any(fnmatch.fnmatch(each.name, pattern) for pattern in options.only)
+    ]
 
 
 def lacking(*modules: str) -> str:
@@ -157,11 +190,27 @@ def training_plan(quick: bool, folder: str, onnx: str | None) -> list[Section]:
     ]
     return [
         *found,
-        Section("training deterministic", "training_deterministic", 90, few | {"epochs": 2 if quick else 3}, reason),
-        Section("training killed and resumed", "training_killed", 150, few | {"epochs": 8}, command),
-        Section("training in two processes", "training_processes", 150, few | {"epochs": 4, "precision": "fp32"}, reason),
         Section(
-            "training from files", "training_loading", 100, speed | {"batch_sizes": (8, 64) if quick else (8, 32, 128)}, reason
+            "training deterministic",
+            "training_deterministic",
+            90,
+            few | {"epochs": 2 if quick else 3},
+            reason,
+        ),
+        Section("training killed and resumed", "training_killed", 150, few | {"epochs": 8}, command),
+        Section(
+            "training in two processes",
+            "training_processes",
+            150,
+            few | {"epochs": 4, "precision": "fp32"},
+            reason,
+        ),
+        Section(
+            "training from files",
+            "training_loading",
+            100,
+            speed | {"batch_sizes": (8, 64) if quick else (8, 32, 128)},
+            reason,
         ),
     ]
 
@@ -170,7 +219,12 @@ def clip_plan(quick: bool, folder: str, engines: str, onnx: str | None) -> list[
     """Video: the GPU's decoder and encoder by themselves, then whole clips."""
     reason = "not with --onnx" if onnx else lacking(*clips.NEEDS)
     rounds = 2 if quick else 3
-    drawn = {"folder": folder, "seconds": 4 if quick else 10, "copies": 5 if quick else 8, "size": (720, 1280)}
+    drawn = {
+        "folder": folder,
+        "seconds": 4 if quick else 10,
+        "copies": 5 if quick else 8,
+        "size": (720, 1280),
+    }
     decoding = {"folder": folder, "hardware": "cuda", "rounds": rounds, "compared": 50 if quick else 200}
     encoding = {"folder": folder, "codecs": ("h264", "h264_nvenc"), "frames": 100, "rounds": rounds}
     ways = {"decoders": (None, "cuda"), "codecs": ("h264", "h264_nvenc")}
@@ -183,15 +237,20 @@ def clip_plan(quick: bool, folder: str, engines: str, onnx: str | None) -> list[
     ]
 
 
-# A process for each section ------------------------------------------------------------------------------------------------
+# A process for each section ---------------------------------------------------------------------------------
 
 
 def run_section(section: Section, seconds: float, folder: str, script: str = __file__) -> dict[str, Any]:
-    """What became of it: status `ok`, `failed`, `crashed`, `timeout` or `skipped`, the reason, and what it had measured."""
+    """What became of it: status `ok`, `failed`, `crashed`, `timeout` or `skipped`, the reason, and what it
+    had measured.
+    """
     job, result, log = (os.path.join(folder, name) for name in ("job.json", "result.json", "log.txt"))
     with suppress(FileNotFoundError):
         os.unlink(result)
-    write_atomic(job, json.dumps({"function": section.function, "arguments": section.arguments, "result": result}).encode())
+    write_atomic(
+        job,
+        json.dumps({"function": section.function, "arguments": section.arguments, "result": result}).encode(),
+    )
     begun = time.perf_counter()
     with open(log, "wb") as output:
         process = subprocess.Popen(
@@ -224,7 +283,11 @@ def run_section(section: Section, seconds: float, folder: str, script: str = __f
     elif found["status"] == "running":
         found |= {"status": "crashed", "reason": "ended without a result"}
     with open(log, encoding="utf-8", errors="replace") as file:
-        tail = [] if found["status"] in ("ok", "skipped") else [line[:300] for line in file.read().splitlines()[-TAIL:]]
+        tail = (
+            []
+            if found["status"] in ("ok", "skipped")
+            else [line[:300] for line in file.read().splitlines()[-TAIL:]]
+        )
     return {"name": section.name, **found, "seconds": time.perf_counter() - begun, "output": tail}
 
 
@@ -264,7 +327,7 @@ def child(job: str, functions: dict[str, Callable[..., None]]) -> int:
     return 0
 
 
-# The whole -----------------------------------------------------------------------------------------------------------------
+# The whole --------------------------------------------------------------------------------------------------
 
 
 def header(command: Sequence[str]) -> dict[str, Any]:
@@ -299,11 +362,21 @@ def check(options: argparse.Namespace, work: str) -> int:
         found: dict[str, Any]
         if section.skip or left < 5:
             reason = section.skip or f"the {options.seconds:.0f} s of --seconds were used up"
-            found = {"name": section.name, "status": "skipped", "reason": reason, "seconds": 0.0, "data": {}, "output": []}
+            found = {
+                "name": section.name,
+                "status": "skipped",
+                "reason": reason,
+                "seconds": 0.0,
+                "data": {},
+                "output": [],
+            }
         else:
             print(f"{section.name} ...", flush=True)
             found = run_section(section, min(section.seconds, left), work)
-        print(f"{section.name}: {found['status']}, {found['seconds']:.1f} s {found['reason']}".rstrip(), flush=True)
+        print(
+            f"{section.name}: {found['status']}, {found['seconds']:.1f} s {found['reason']}".rstrip(),
+            flush=True,
+        )
         for line in found["output"][-5:]:
             print(f"    {line}")
         result["sections"].append(found)
@@ -315,7 +388,9 @@ def check(options: argparse.Namespace, work: str) -> int:
 
 
 def agreement(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Whether all providers gave the same bytes, with and without graphs: no `buffers` section knows of the others."""
+    """Whether all providers gave the same bytes, with and without graphs: no `buffers` section knows of the
+    others.
+    """
     digests: dict[str, dict[str, str]] = {}
     for section in found:
         if section["name"].startswith("buffers "):
@@ -323,14 +398,23 @@ def agreement(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for entry in section["data"].get("entries", []):
                 key = f"{builder} {entry['model']}, batch {entry['profile'][1]}"
                 if "digest" in entry:
-                    digests.setdefault(key, {})[f"{provider}, graphs {'on' if entry['graphs'] else 'off'}"] = entry["digest"]
+                    digests.setdefault(key, {})[
+                        f"{provider}, graphs {'on' if entry['graphs'] else 'off'}"
+                    ] = entry["digest"]
     differ = [key for key, each in digests.items() if len(set(each.values())) > 1]
     several = any(len({way.split(",")[0] for way in each}) > 1 for each in digests.values())
     status, reason = ("ok", "") if several else ("skipped", "fewer than two providers ran")
     if differ:
         status, reason = "failed", f"other bytes for {'; '.join(differ)}"
     data = {"digests": digests}
-    return {"name": "providers agree", "status": status, "reason": reason, "seconds": 0.0, "data": data, "output": []}
+    return {
+        "name": "providers agree",
+        "status": status,
+        "reason": reason,
+        "seconds": 0.0,
+        "data": data,
+        "output": [],
+    }
 
 
 def save(folder: str, result: dict[str, Any]) -> None:
@@ -343,21 +427,34 @@ def dry_run(options: argparse.Namespace) -> None:
     print("GPU: " + (gpu.missing() or f"{here['gpu']}, driver for CUDA {here['driver_cuda']}"))
     print("libraries: " + ", ".join(f"{name} {version or '-'}" for name, version in here["versions"].items()))
     for section in plan(options, "WORK"):
-        print(f"{section.name}: " + (f"skipped: {section.skip}" if section.skip else f"at most {section.seconds:.0f} s"))
+        print(
+            f"{section.name}: "
+            + (f"skipped: {section.skip}" if section.skip else f"at most {section.seconds:.0f} s")
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--output", metavar="OUT", default="gpu_check", help="folder for the two files")
-    parser.add_argument("--quick", action="store_true", help="fewer batches, rounds, photos and epochs; no torch.compile")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer batches, rounds, photos and epochs; no torch.compile"
+    )
     parser.add_argument("--models", default=",".join(sections.MODELS), help="of: %(default)s")
-    parser.add_argument("--seconds", type=float, help="for everything; what comes later is skipped (780, quick 290)")
+    parser.add_argument(
+        "--seconds", type=float, help="for everything; what comes later is skipped (780, quick 290)"
+    )
     parser.add_argument("--batches", type=int, help="for the growth of memory (2000, quick 500)")
-    parser.add_argument("--only", action="append", metavar="PATTERN", help="sections by name; may be given again")
+    parser.add_argument(
+        "--only", action="append", metavar="PATTERN", help="sections by name; may be given again"
+    )
     parser.add_argument("--work", metavar="DIR", help="keep models, engines, photos and clips here")
     parser.add_argument("--onnx", metavar="DIR", help="take ONNX files instead of checkpoints; no PyTorch")
     parser.add_argument("--export", metavar="DIR", help="write those files, and stop")
-    parser.add_argument("--merge", nargs="+", metavar="JSON", help="print one Markdown of several results, and stop")
+    parser.add_argument(
+        "--merge", nargs="+", metavar="JSON", help="print one Markdown of several results, and stop"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the sections, and stop")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -370,9 +467,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.batches = options.batches or (500 if options.quick else 2000)
     options.onnx = options.onnx and os.path.abspath(options.onnx)  # children run in the repository's root
     if options.merge:
-        print(report.markdown([json.loads(Path(path).read_text(encoding="utf-8")) for path in options.merge]), end="")
+        print(
+            report.markdown([json.loads(Path(path).read_text(encoding="utf-8")) for path in options.merge]),
+            end="",
+        )
     elif options.export:
-        sections.export(options.export, options.models, (sections.TYPED, sections.WEAK), lambda line: print(line, flush=True))
+        sections.export(
+            options.export,
+            options.models,
+            (sections.TYPED, sections.WEAK),
+            lambda line: print(line, flush=True),
+        )
     elif options.dry_run:
         dry_run(options)
     elif reason := gpu.missing():

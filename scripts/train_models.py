@@ -2,7 +2,8 @@
 
     python scripts/train_models.py TARGET [--work DIR] [--data DIR] [--dry-run]
 
-Each target is one or several trainings; the commands are printed before they run, and an interrupted one goes on where it was.
+Each target is one or several trainings; the commands are printed before they run, and an interrupted one goes
+on where it was.
 
 | target    | what                                                                                            |
 |-----------|-------------------------------------------------------------------------------------------------|
@@ -16,8 +17,9 @@ Each target is one or several trainings; the commands are printed before they ru
 | curve     | more points of Dice against milliseconds: half the widths of fast, and small pictures           |
 | few       | sixteen drawn photos of a kind the bundled model has not seen: from it, and from scratch        |
 
-The photos are expected below the data folder (`UNET_BATCH_DATA`, else ../shared/data), each set with images/ and masks/.
-`default`, `fast` and `fine` are copied to unet_batch/model/weights only by hand, after `scripts/eval_models.py FILE`.
+The photos are expected below the data folder (`UNET_BATCH_DATA`, else ../shared/data), each set with images/
+and masks/. `default`, `fast` and `fine` are copied to unet_batch/model/weights only by hand, after
+`scripts/eval_models.py FILE`.
 """
 
 from __future__ import annotations
@@ -41,7 +43,19 @@ from unet_batch.scenes import write_samples
 SCENES, SCENE_SEED = 160, 1  # the demo draws with seed 0, the evaluation with 2: no scene is in two sets
 FULL, HALF, QUARTER = "32,64,128,256,512", "16,32,64,128,256", "8,16,32,64,128"
 
-CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+CAMVID = (
+    "sky",
+    "building",
+    "pole",
+    "road",
+    "pavement",
+    "tree",
+    "sign",
+    "fence",
+    "car",
+    "pedestrian",
+    "bicyclist",
+)
 
 
 def cars(work: Path, data: Path) -> Path:
@@ -51,7 +65,10 @@ def cars(work: Path, data: Path) -> Path:
     training, held_out = carvana.split(photos)
     scenes = [Path(path) for path in write_samples(str(work / "scenes"), SCENES, seed=SCENE_SEED)]
     link(folder, [(photo.image, photo.mask) for photo in photos])
-    link(folder, [(path, Path(str(path).replace("/photos/", "/masks/")).with_suffix(".png")) for path in scenes])
+    link(
+        folder,
+        [(path, Path(str(path).replace("/photos/", "/masks/")).with_suffix(".png")) for path in scenes],
+    )
     (folder / "classes.toml").write_text('[[class]]\nname = "car"\n')
     by_car = {photo.image.stem for photo in held_out}
     at_random = {photo.image.stem for photo in random.Random(48).sample(photos, 48)}
@@ -94,7 +111,9 @@ def whole(work: Path, data: Path, name: str, classes: str = "") -> Path:
 
 
 def close_ups(work: Path) -> Path:
-    """66 drawn scenes as a thermal camera would show them from near: dark is bright, no colours, grain; 16 are for training."""
+    """66 drawn scenes as a thermal camera would show them from near: dark is bright, no colours, grain; 16
+    are for training.
+    """
     folder = work / "close-ups"
     scenes = [Path(path) for path in write_samples(str(work / "plain"), 66, seed=3)]
     for part in ("images", "masks"):
@@ -102,11 +121,15 @@ def close_ups(work: Path) -> Path:
     for index, path in enumerate(scenes):
         grain = np.random.default_rng(index)
         picture = 255.0 - cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        mask = cv2.imread(str(path).replace("/photos/", "/masks/").replace(".jpg", ".png"), cv2.IMREAD_GRAYSCALE)
+        mask = cv2.imread(
+            str(path).replace("/photos/", "/masks/").replace(".jpg", ".png"), cv2.IMREAD_GRAYSCALE
+        )
         height, width = picture.shape
         top, left = (int(grain.uniform(0.1, 0.4) * side) for side in picture.shape)
         part_of = slice(top, top + height // 2), slice(left, left + width // 2)
-        noisy = cv2.GaussianBlur(picture[part_of], (0, 0), 1.5) + grain.normal(0, 10, (height // 2, width // 2))
+        noisy = cv2.GaussianBlur(picture[part_of], (0, 0), 1.5) + grain.normal(
+            0, 10, (height // 2, width // 2)
+        )
         cv2.imwrite(str(folder / "images" / f"{path.stem}.png"), np.clip(noisy, 0, 255).astype(np.uint8))
         cv2.imwrite(str(folder / "masks" / f"{path.stem}.png"), mask[part_of])
     (folder / "classes.toml").write_text('[[class]]\nname = "car"\n')
@@ -124,7 +147,13 @@ class Trainings:
     def __call__(self, name: str, dataset: Path, options: str) -> Path:
         """Train, unless the model card says that it is done; the model."""
         output = self.work / f"{name}.safetensors"
-        arguments = ["train", str(dataset), "-o", str(output), *shlex.split(options.format(lists=dataset, work=self.work))]
+        arguments = [
+            "train",
+            str(dataset),
+            "-o",
+            str(output),
+            *shlex.split(options.format(lists=dataset, work=self.work)),
+        ]
         if output.with_suffix(".training").joinpath("state.safetensors").exists():
             arguments.append("--resume")
         else:
@@ -141,7 +170,9 @@ class Trainings:
 
 
 def coarse(train: Trainings, folder: Path) -> None:
-    """Coarse features cost a quarter at half the size. Shared by both protocols: it has seen no validation photo of either."""
+    """Coarse features cost a quarter at half the size. Shared by both protocols: it has seen no validation
+    photo of either.
+    """
     train(
         "coarse",
         folder,
@@ -152,9 +183,13 @@ def coarse(train: Trainings, folder: Path) -> None:
 
 def main() -> None:
     targets = ("default", "fast", "fine", "random48", "camvid", "dsb2018", "isbi2012", "curve", "few")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("target", choices=targets)
-    parser.add_argument("--work", type=Path, default=Path("build/models"), help="where datasets are linked and models written")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/models"), help="where datasets are linked and models written"
+    )
     parser.add_argument("--data", type=Path, default=carvana.data_folder())
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
     options = parser.parse_args()
@@ -166,17 +201,32 @@ def main() -> None:
         folder = cars(work, options.data)
         if options.target == "default":
             coarse(train, folder)
-            train("default-1", folder, f"{by_car} --init {{work}}/coarse.safetensors {at_160} --epochs 12 --lr 8e-4 --seed 2")
-            # After the first twelve epochs the loss of training was as high as that of validation: not learned enough.
-            train("default", folder, f"{by_car} --init {{work}}/default-1.safetensors {at_160} --epochs 8 --lr 5e-4 --seed 6")
+            train(
+                "default-1",
+                folder,
+                f"{by_car} --init {{work}}/coarse.safetensors {at_160} --epochs 12 --lr 8e-4 --seed 2",
+            )
+            # After the first twelve epochs the loss of training was as high as that of validation: not
+            # learned enough.
+            train(
+                "default",
+                folder,
+                f"{by_car} --init {{work}}/default-1.safetensors {at_160} --epochs 8 --lr 5e-4 --seed 6",
+            )
         elif options.target == "random48":
             coarse(train, folder)
             lists = "--train-list {lists}/random48.txt --val-list {lists}/random48-val.txt --keep last"
-            # Views of one car lie on both sides: that is how the references measure. So each photo is its own group here.
+            # Views of one car lie on both sides: that is how the references measure. So each photo is its own
+            # group here.
             lists += " --group-by '^(.+)$'"
-            # `default` is 99.72 % right on the photos it learned from: so few steps cannot learn all that augmentation makes.
+            # `default` is 99.72 % right on the photos it learned from: so few steps cannot learn all that
+            # augmentation makes.
             lists += " --augment none"
-            train("random48", folder, f"{lists} --init {{work}}/coarse.safetensors {at_160} --epochs 26 --lr 8e-4 --seed 5")
+            train(
+                "random48",
+                folder,
+                f"{lists} --init {{work}}/coarse.safetensors {at_160} --epochs 26 --lr 8e-4 --seed 5",
+            )
         elif options.target == "curve":
             coarse(train, folder)
             as_fast = "--epochs 16 --batch-size 16 --lr 1.5e-3 --seed 3"
@@ -186,12 +236,20 @@ def main() -> None:
             at_320 += " --init {work}/quarter-160x240.safetensors"
             train("quarter-320x480", folder, f"{at_320} --epochs 8 --lr 1e-3 --seed 4")
         else:
-            train("fast", folder, f"{by_car} --size 160x240 --widths {HALF} --epochs 16 --batch-size 16 --lr 1.5e-3 --seed 3")
+            train(
+                "fast",
+                folder,
+                f"{by_car} --size 160x240 --widths {HALF} --epochs 16 --batch-size 16 --lr 1.5e-3 --seed 3",
+            )
         if options.target == "fine":
             at_320 = f"{by_car} --size 320x480 --batch-size 8"
-            train("fine-1", folder, f"{at_320} --init {{work}}/fast.safetensors --epochs 10 --lr 1e-3 --seed 4")
+            train(
+                "fine-1", folder, f"{at_320} --init {{work}}/fast.safetensors --epochs 10 --lr 1e-3 --seed 4"
+            )
             # The loss of training still fell with that of validation: the same again, more gently.
-            train("fine", folder, f"{at_320} --init {{work}}/fine-1.safetensors --epochs 5 --lr 5e-4 --seed 7")
+            train(
+                "fine", folder, f"{at_320} --init {{work}}/fine-1.safetensors --epochs 5 --lr 5e-4 --seed 7"
+            )
     elif options.target == "camvid":
         # Ids 0..10 in the order of the names; 11 is void.
         classes = "void = 11\n" + "".join(f'[[class]]\nname = "{name}"\n' for name in CAMVID)
@@ -200,16 +258,30 @@ def main() -> None:
         last = ("0001TP_008", "0006R0_f03", "0016E5_07", "0016E5_08")
         names = sorted(path.stem for path in (folder / "images").iterdir())
         for part, is_last in (("train", False), ("val", True)):
-            (folder / f"{part}.txt").write_text("".join(f"{name}\n" for name in names if name.startswith(last) == is_last))
-        lists = "--train-list {lists}/train.txt --val-list {lists}/val.txt --group-by '^(0001TP_...|......_f?..)'"
+            (folder / f"{part}.txt").write_text(
+                "".join(f"{name}\n" for name in names if name.startswith(last) == is_last)
+            )
+        lists = (
+            "--train-list {lists}/train.txt --val-list {lists}/val.txt --group-by '^(0001TP_...|......_f?..)'"
+        )
         street = f"{lists} --keep last"
         at_176 = f"--size 176x240 --batch-size 8 --widths {HALF} --epochs 40 --lr 2e-3 --augment strong"
         train("camvid-1", folder, f"{street} {at_176}")
-        # After that the loss of training is no lower than that of validation: on to what streets look like, from nearer.
+        # After that the loss of training is no lower than that of validation: on to what streets look like,
+        # from nearer.
         then = "--lr 1e-3 --augment light --init {work}/"
-        train("camvid-2", folder, f"{street} --size 240x320 --batch-size 8 --epochs 18 --seed 1 {then}camvid-1.safetensors")
-        # Poles, signs and people are a few pixels wide at that size: the rest of the time goes to the photos' own.
-        train("camvid", folder, f"{street} --size 368x480 --batch-size 4 --epochs 8 --seed 2 {then}camvid-2.safetensors")
+        train(
+            "camvid-2",
+            folder,
+            f"{street} --size 240x320 --batch-size 8 --epochs 18 --seed 1 {then}camvid-1.safetensors",
+        )
+        # Poles, signs and people are a few pixels wide at that size: the rest of the time goes to the photos'
+        # own.
+        train(
+            "camvid",
+            folder,
+            f"{street} --size 368x480 --batch-size 4 --epochs 8 --seed 2 {then}camvid-2.safetensors",
+        )
     elif options.target == "dsb2018":
         folder = whole(work, options.data, "dsb2018", '[[class]]\nname = "nucleus"\n')
         # One kind in fifty shows few nuclei, dark on bright: in a Dice over the batch it would hardly count.
@@ -218,16 +290,19 @@ def main() -> None:
     elif options.target == "isbi2012":
         folder = whole(work, options.data, "isbi2012", '[[class]]\nname = "cell"\n')
         slices = sorted((path.stem for path in (folder / "images").iterdir()), key=int)
-        # Windows, since whole slices make nine steps an epoch: too few to learn from in the same time.
-        # Not upside down: the labels lie half a row above what they mark, on every slice, and so may the masks.
-        tissue = "--keep last --size 512x512 --crop 256x256 --epochs 45 --batch-size 2 --lr 1e-3 --augment elastic"
+        # Windows, since whole slices make nine steps an epoch: too few to learn from in the same time. Not
+        # upside down: the labels lie half a row above what they mark, on every slice, and so may the masks.
+        tissue = (
+            "--keep last --size 512x512 --crop 256x256 --epochs 45 --batch-size 2 --lr 1e-3 --augment elastic"
+        )
         # First the five slices that `train` itself keeps out, by a hash of their names.
         train("isbi2012", folder, f"--group-by '^(.+)$' --init fast {tissue}")
         predicted = folder / "predicted"
         predicted.mkdir(exist_ok=True)
         # Then all of them. Neighbours in the stack resemble each other: five in a row are kept out.
         for fold in range(5):
-            # There are 24: the last two folds share a slice, so that both have 19 to learn from. It is judged once.
+            # There are 24: the last two folds share a slice, so that both have 19 to learn from. It is judged
+            # once.
             first = min(5 * fold, len(slices) - 5)
             kept_out, judged = slices[first : first + 5], slices[5 * fold : 5 * fold + 5]
             for part, is_kept_out in (("train", False), ("val", True)):

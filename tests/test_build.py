@@ -23,13 +23,22 @@ from unet_batch.engine import flavours, onnx_model, store
 from unet_batch.engine.compiler import Compiled, Profile, compile_plan
 from unet_batch.engine.flavours import Flavour
 from unet_batch.engine.pictures import proof_pictures
-from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, OutputError, SourceError, UsageError
+from unet_batch.errors import (
+    BackendError,
+    BackendUnavailable,
+    CheckpointError,
+    OutputError,
+    SourceError,
+    UsageError,
+)
 from unet_batch.model import checkpoint, zoo
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.scenes import write_samples
 from unet_batch.testing import fake_spec
 
-pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a GPU: pip install tensorrt-rtx")
+pytest.importorskip(
+    "tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a GPU: pip install tensorrt-rtx"
+)
 
 SIZE = (64, 96)
 
@@ -86,7 +95,9 @@ class TestNetworks:
         assert all(share["asked"] == "fp16" and share["body"] >= 0.99 for share in sidecar.shares)
         (proof,) = sidecar.proofs.values()
         assert all(parity["dice"] >= 0.999 for parity in proof.values())
-        assert any(0.001 < parity["foreground"] < 0.999 for parity in proof.values()), "the test needs masks that are not flat"
+        assert any(0.001 < parity["foreground"] < 0.999 for parity in proof.values()), (
+            "the test needs masks that are not flat"
+        )
         plan = Path(built.engine.path).read_bytes()
         assert plan == built.engine.read_plan()
         assert plan[:4] == PLAN_START, "a pure plan: nothing before it"
@@ -117,7 +128,9 @@ class TestNetworks:
     @pytest.mark.slow
     def test_31_million_parameters(self, tmp_path: Path) -> None:
         model = confident(1, (64, 128, 256, 512, 1024), SIZE)
-        assert sum(parameter.numel() for parameter in model.model.parameters()) == pytest.approx(31.04e6, rel=0.001)
+        assert sum(parameter.numel() for parameter in model.model.parameters()) == pytest.approx(
+            31.04e6, rel=0.001
+        )
         built = build_engine(options(saved(tmp_path, model), tmp_path))
         self.check(built)
         assert built.engine is not None
@@ -125,7 +138,8 @@ class TestNetworks:
 
     @pytest.mark.parametrize("classes", [1, 2, 4])
     def test_one_class_and_several(self, classes: int, tmp_path: Path) -> None:
-        model = confident(classes, size=SIZE if classes == 1 else (128, 192))  # so that no class has only a few pixels
+        # So that no class has only a few pixels
+        model = confident(classes, size=SIZE if classes == 1 else (128, 192))
         self.check(build_engine(options(saved(tmp_path, model), tmp_path)))
 
     def test_a_range_of_sizes(self, small: str, tmp_path: Path) -> None:
@@ -161,7 +175,9 @@ PLAN_START = b"vtrt"  # how plans of TensorRT-RTX begin
 class TestRequests:
     def test_stages_are_reported(self, small: str, tmp_path: Path) -> None:
         shares: dict[str, list[float]] = {}
-        build_engine(options(small, tmp_path), lambda stage, share: shares.setdefault(stage, []).append(share))
+        build_engine(
+            options(small, tmp_path), lambda stage, share: shares.setdefault(stage, []).append(share)
+        )
         assert list(shares)[:3] == ["export to ONNX", "PyTorch in float32", "compare ONNX with PyTorch"]
         (build,) = [stage for stage in shares if stage.startswith("build with tensorrt-rtx ")]
         assert len(shares[build]) > 20
@@ -171,12 +187,16 @@ class TestRequests:
     def test_float32_that_claims_to_be_half_is_refused(self, small: str, tmp_path: Path) -> None:
         graph = build_engine(options(small, tmp_path, precision="fp32", onnx_only=True)).onnx
         assert graph is not None
-        with pytest.raises(BackendError, match=r"asked for fp16, but only 0\.0% of the convolutions' arithmetic is fp16"):
+        with pytest.raises(
+            BackendError, match=r"asked for fp16, but only 0\.0% of the convolutions' arithmetic is fp16"
+        ):
             build_engine(options(graph, tmp_path))
         assert not list(tmp_path.glob("*.plan"))
 
     def test_a_graph_that_float16_breaks_is_mended_without_a_builder_too(self, tmp_path: Path) -> None:
-        built = build_engine(options(saved(tmp_path, overflowing(confident(size=SIZE))), tmp_path, onnx_only=True))
+        built = build_engine(
+            options(saved(tmp_path, overflowing(confident(size=SIZE))), tmp_path, onnx_only=True)
+        )
         assert built.onnx is not None
         assert onnx_model.read(built.onnx).float32 == ("down.1.0", "down.1.3")
 
@@ -226,7 +246,9 @@ class TestRequests:
             ({"hardware_compat": "ampere+"}, "not in tensorrt-rtx"),
         ],
     )
-    def test_what_makes_no_sense(self, small: str, tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    def test_what_makes_no_sense(
+        self, small: str, tmp_path: Path, changes: dict[str, object], message: str
+    ) -> None:
         with pytest.raises(UsageError, match=message):
             build_engine(options(small, tmp_path, **changes))
         assert not list(tmp_path.glob("*.plan"))
@@ -250,11 +272,15 @@ class TestRequests:
         assert not list(tmp_path.glob("*.json"))
 
     def test_ctrl_c_is_not_lost_in_callbacks(self, small: str, tmp_path: Path) -> None:
-        """The handler runs in whichever line of Python comes next, mostly in TensorRT's log: raised there it would vanish."""
+        """The handler runs in whichever line of Python comes next, mostly in TensorRT's log: raised there it
+        would vanish.
+        """
         for moment in (0.02, 0.3, 0.7):
             pressed = []
 
-            def interrupt(stage: str, share: float, moment: float = moment, pressed: list[int] = pressed) -> None:
+            def interrupt(
+                stage: str, share: float, moment: float = moment, pressed: list[int] = pressed
+            ) -> None:
                 if stage.startswith("build with") and share > moment and not pressed:
                     pressed.append(1)
                     signal.raise_signal(signal.SIGINT)
@@ -335,7 +361,9 @@ class TestProofPictures:
         Image.fromarray(np.full((64, 96, 3), 255, np.uint8)).save(tmp_path / "white.png")
         model = confident(size=SIZE)
         model.model.head.bias -= 1e4  # sees its class nowhere
-        built = build_engine(options(saved(tmp_path, model), tmp_path, proof_images=(str(tmp_path / "white.png"),)))
+        built = build_engine(
+            options(saved(tmp_path, model), tmp_path, proof_images=(str(tmp_path / "white.png"),))
+        )
         assert any("the proof is weak: 0.0% of its pictures' pixels" in note for note in built.notes)
 
 
@@ -351,8 +379,12 @@ class TestCache:
         assert second.engine.sidecar.plan_sha256 == first.engine.sidecar.plan_sha256
         assert not build_engine(options(small, tmp_path, force=True)).was_there
 
-    @pytest.mark.parametrize("damage", ["byte", "cut", "no plan", "no sidecar", "no pictures", "half a sidecar", "another key"])
-    def test_what_is_damaged_is_built_again(self, small: str, built: Built, tmp_path: Path, damage: str) -> None:
+    @pytest.mark.parametrize(
+        "damage", ["byte", "cut", "no plan", "no sidecar", "no pictures", "half a sidecar", "another key"]
+    )
+    def test_what_is_damaged_is_built_again(
+        self, small: str, built: Built, tmp_path: Path, damage: str
+    ) -> None:
         harm(copied(built, tmp_path), damage)
         again = build_engine(options(small, tmp_path))
         assert not again.was_there
@@ -460,7 +492,8 @@ def kill(stage, share):
         os.kill(os.getpid(), signal.SIGKILL)
 build_engine(options, kill)
 """
-# Every compilation of the same graph gives the same bytes here: another one stands for TensorRT's, which vary.
+# Every compilation of the same graph gives the same bytes here: another one stands for TensorRT's, which
+# vary.
 KILLED_LATE = """
 from unet_batch.engine import store
 write = store.write_atomic
@@ -495,7 +528,9 @@ class TestWithoutBuilders:
         assert built.engine is None
         assert built.onnx is not None
         assert onnx_model.read(built.onnx).precision == "fp16"
-        assert built.missing == "no engine was built: tensorrt is not installed; tensorrt-rtx is not installed"
+        assert (
+            built.missing == "no engine was built: tensorrt is not installed; tensorrt-rtx is not installed"
+        )
         assert built.fix.startswith('pip install "unet-batch[tensorrt')
         assert built.proofs
 
@@ -514,11 +549,15 @@ class TestFlavours:
 
     def test_an_unknown_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys.modules["tensorrt_rtx"], "__version__", "2.0.1")
-        with pytest.raises(BackendUnavailable, match=r"tensorrt-rtx 2\.0\.1 is installed, this program knows 1\.x"):
+        with pytest.raises(
+            BackendUnavailable, match=r"tensorrt-rtx 2\.0\.1 is installed, this program knows 1\.x"
+        ):
             Flavour("tensorrt-rtx")
 
     def test_one_that_does_not_load(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        (tmp_path / "broken_trt.py").write_text("raise OSError('libnvinfer.so.10: cannot open shared object file')")
+        (tmp_path / "broken_trt.py").write_text(
+            "raise OSError('libnvinfer.so.10: cannot open shared object file')"
+        )
         monkeypatch.syspath_prepend(str(tmp_path))
         monkeypatch.setattr(flavours, "_MODULES", {"tensorrt": "broken_trt"})
         with pytest.raises(BackendUnavailable, match=r"tensorrt does not load: libnvinfer\.so\.10"):

@@ -18,16 +18,24 @@ ABSENT = Library()
 
 
 def driver(cuda: tuple[int, int], *capabilities: tuple[int, int]) -> gpu.Driver:
-    return gpu.Driver(cuda, tuple(gpu.Gpu(i, "NVIDIA Card", sm, 24 * 2**30) for i, sm in enumerate(capabilities)))
+    return gpu.Driver(
+        cuda, tuple(gpu.Gpu(i, "NVIDIA Card", sm, 24 * 2**30) for i, sm in enumerate(capabilities))
+    )
 
 
 def running(auto: str) -> Library:
-    return Library("0.1.0", "", {"auto": auto, "cpu": "fp32", "why": "fp32: this CPU does not execute bfloat16", "passed": {}})
+    return Library(
+        "0.1.0",
+        "",
+        {"auto": auto, "cpu": "fp32", "why": "fp32: this CPU does not execute bfloat16", "passed": {}},
+    )
 
 
 @pytest.fixture
 def examine(monkeypatch: pytest.MonkeyPatch) -> Examine:
-    """Examines a pretended machine: its driver, and what differs from a machine on which everything is installed."""
+    """Examines a pretended machine: its driver, and what differs from a machine on which everything is
+    installed.
+    """
 
     def call(driver: gpu.Driver | None, **libraries: Library) -> dict[tuple[str, str], Check]:
         found = dict.fromkeys(doctor._PACKAGES, Library("1.2.3"))
@@ -109,13 +117,19 @@ class TestWithGpu:
 
     def test_tensorrt_needs_buffers(self, examine: Examine) -> None:
         checks = examine(driver((13, 0), (8, 9)), torch=CPU_TORCH, pycuda=ABSENT)
-        assert checks["inference", "tensorrt"].status == checks["inference", "tensorrt-rtx"].status == "missing"
+        assert (
+            checks["inference", "tensorrt"].status == checks["inference", "tensorrt-rtx"].status == "missing"
+        )
         assert checks["inference", "tensorrt"].fix == checks["inference", "torch-cuda"].fix
-        assert examine(driver((13, 0), (8, 9)), torch=CPU_TORCH)["inference", "tensorrt"].status == "ok", "PyCUDA is enough"
+        assert examine(driver((13, 0), (8, 9)), torch=CPU_TORCH)["inference", "tensorrt"].status == "ok", (
+            "PyCUDA is enough"
+        )
 
     def test_tensorrt_needs_an_engine(self, examine: Examine) -> None:
         auto = running("torch-cuda fp16")
-        auto.facts["passed"] = {"tensorrt": ("no engine in engines", "unet-batch build-engine --builder tensorrt")}
+        auto.facts["passed"] = {
+            "tensorrt": ("no engine in engines", "unet-batch build-engine --builder tensorrt")
+        }
         checks = examine(driver((13, 0), (8, 9)), segmenter=auto)
         assert checks["inference", "tensorrt"].status == "missing"
         assert checks["inference", "tensorrt"].detail == "10.13.3: no engine in engines"
@@ -123,7 +137,9 @@ class TestWithGpu:
         assert checks["inference", "tensorrt-rtx"].status == "ok"
         assert faster(checks) == "tensorrt"
         auto.facts["passed"]["tensorrt-rtx"] = ("no engine in engines", "build")
-        assert examine(driver((13, 0), (8, 9)), segmenter=auto)["inference", "tensorrt-rtx"].status == "missing"
+        assert (
+            examine(driver((13, 0), (8, 9)), segmenter=auto)["inference", "tensorrt-rtx"].status == "missing"
+        )
 
     def test_what_is_slower_is_no_advice(self, examine: Examine) -> None:
         checks = examine(driver((13, 0), (8, 9)), torch=CPU_TORCH, segmenter=running("tensorrt fp16"))
@@ -139,7 +155,10 @@ class TestWithGpu:
         for name in ("onnx", "tensorrt", "tensorrt-rtx"):
             assert checks["building engines", name].status == "missing"
             assert checks["building engines", name].fix == 'pip install "unet-batch[onnx]"'
-        assert examine(driver((13, 0), (8, 9)), onnxruntime=ABSENT)["building engines", "tensorrt"].status == "ok"
+        assert (
+            examine(driver((13, 0), (8, 9)), onnxruntime=ABSENT)["building engines", "tensorrt"].status
+            == "ok"
+        )
 
     @pytest.mark.parametrize(
         ("cuda", "capability", "wheel"),
@@ -159,18 +178,28 @@ class TestWithGpu:
         assert checks["inference", "torch-cpu"].fix.endswith(f"/{wheel}")
 
     def test_a_driver_too_old_for_any_wheel(self, examine: Examine) -> None:
-        checks = examine(driver((11, 8), (8, 6)), torch=Library("2.13.0+cu126", "", {"problem": "RuntimeError: too old"}))
+        checks = examine(
+            driver((11, 8), (8, 6)), torch=Library("2.13.0+cu126", "", {"problem": "RuntimeError: too old"})
+        )
         assert checks["inference", "torch-cuda"].detail == "2.13.0+cu126: RuntimeError: too old"
         assert checks["inference", "torch-cuda"].fix.startswith("update the NVIDIA driver")
 
     def test_no_advice_to_install_the_same_again(self, examine: Examine) -> None:
-        checks = examine(driver((13, 0), (8, 6)), torch=Library("2.13.0+cu130", "", {"problem": "RuntimeError: busy"}))
-        assert (checks["inference", "torch-cuda"].status, checks["inference", "torch-cuda"].fix) == ("broken", "")
+        checks = examine(
+            driver((13, 0), (8, 6)), torch=Library("2.13.0+cu130", "", {"problem": "RuntimeError: busy"})
+        )
+        assert (checks["inference", "torch-cuda"].status, checks["inference", "torch-cuda"].fix) == (
+            "broken",
+            "",
+        )
 
     @pytest.mark.parametrize(
-        ("capability", "kind"), [((9, 0), "sm_90 (data-centre)"), ((10, 0), "sm_100 (data-centre)"), ((6, 1), "sm_61")]
+        ("capability", "kind"),
+        [((9, 0), "sm_90 (data-centre)"), ((10, 0), "sm_100 (data-centre)"), ((6, 1), "sm_61")],
     )
-    def test_rtx_alone_on_a_gpu_that_it_does_not_target(self, examine: Examine, capability: tuple[int, int], kind: str) -> None:
+    def test_rtx_alone_on_a_gpu_that_it_does_not_target(
+        self, examine: Examine, capability: tuple[int, int], kind: str
+    ) -> None:
         checks = examine(driver((13, 0), capability), tensorrt=ABSENT, segmenter=running("torch-cuda fp16"))
         rtx = checks["inference", "tensorrt-rtx"]
         assert (rtx.status, rtx.fix) == ("broken", "")
@@ -179,15 +208,27 @@ class TestWithGpu:
         assert faster(checks) == "tensorrt"
 
     def test_one_of_two_ways_is_enough(self, examine: Examine) -> None:
-        checks = examine(driver((13, 0), (8, 9)), tensorrt_rtx=ABSENT, pycuda=ABSENT, segmenter=running("tensorrt fp16"))
-        assert (checks["inference", "tensorrt-rtx"].status, checks["inference", "tensorrt-rtx"].fix) == ("off", "")
+        checks = examine(
+            driver((13, 0), (8, 9)), tensorrt_rtx=ABSENT, pycuda=ABSENT, segmenter=running("tensorrt fp16")
+        )
+        assert (checks["inference", "tensorrt-rtx"].status, checks["inference", "tensorrt-rtx"].fix) == (
+            "off",
+            "",
+        )
         assert (checks["buffers", "pycuda"].status, checks["buffers", "pycuda"].fix) == ("off", "")
         checks = examine(driver((13, 0), (8, 9)), tensorrt_rtx=ABSENT, tensorrt=ABSENT)
         assert checks["inference", "tensorrt-rtx"].fix == 'pip install "unet-batch[tensorrt-rtx]"'
 
     @pytest.mark.parametrize(
         ("version", "status"),
-        [("8.6.1", "ok"), ("10.0.1", "ok"), ("11.4.0.1", "ok"), ("8.5.3", "broken"), ("9.3.0", "broken"), ("12.0", "broken")],
+        [
+            ("8.6.1", "ok"),
+            ("10.0.1", "ok"),
+            ("11.4.0.1", "ok"),
+            ("8.5.3", "broken"),
+            ("9.3.0", "broken"),
+            ("12.0", "broken"),
+        ],
     )
     def test_versions_of_tensorrt(self, examine: Examine, version: str, status: str) -> None:
         check = examine(driver((13, 0), (9, 0)), tensorrt=Library(version))["inference", "tensorrt"]
@@ -199,7 +240,9 @@ class TestWithGpu:
 
 class TestBrokenLibraries:
     def test_is_named_with_its_reason(self, examine: Examine) -> None:
-        check = examine(None, onnxscript=Library("0.7.2", "ImportError: no ir"))["building engines", "onnxscript"]
+        check = examine(None, onnxscript=Library("0.7.2", "ImportError: no ir"))[
+            "building engines", "onnxscript"
+        ]
         assert (check.status, check.detail) == ("broken", "0.7.2: ImportError: no ir")
         assert check.fix.startswith('pip install --force-reinstall "onnxscript<1')
 
@@ -219,7 +262,11 @@ class TestBrokenLibraries:
 def test_the_versions_that_this_project_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["pillow-heif<2,>=1.0; extra == 'heic'", "pillow<14,>=11.3", "onnx<2; extra == 'onnx'"]
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines)
-    assert [doctor._requirement(name) for name in ("pillow", "onnx", "av")] == ["pillow<14,>=11.3", "onnx<2", "av"]
+    assert [doctor._requirement(name) for name in ("pillow", "onnx", "av")] == [
+        "pillow<14,>=11.3",
+        "onnx<2",
+        "av",
+    ]
 
 
 class TestProbe:
@@ -235,11 +282,14 @@ class TestProbe:
         return probe
 
     def test_one_that_works(self, tensorrt: Callable[[str], Library]) -> None:
-        source = "import sys\n__version__ = '10.1'\nprint('hello', flush=True)\nprint('ouch', file=sys.stderr)"
+        source = (
+            "import sys\n__version__ = '10.1'\nprint('hello', flush=True)\nprint('ouch', file=sys.stderr)"
+        )
         assert tensorrt(source) == Library("10.1")
 
     @pytest.mark.parametrize(
-        "error", ["RuntimeError('no CUDA\\nand more')", "SystemExit('no CUDA')", "KeyboardInterrupt('no CUDA')"]
+        "error",
+        ["RuntimeError('no CUDA\\nand more')", "SystemExit('no CUDA')", "KeyboardInterrupt('no CUDA')"],
     )
     def test_one_that_raises(self, tensorrt: Callable[[str], Library], error: str) -> None:
         found = tensorrt(f"raise {error}")
@@ -248,17 +298,23 @@ class TestProbe:
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
     def test_one_that_kills_its_process(self, tensorrt: Callable[[str], Library]) -> None:
-        assert tensorrt("import os\nos.kill(os.getpid(), 9)").problem == "its import kills the process: SIGKILL"
+        assert (
+            tensorrt("import os\nos.kill(os.getpid(), 9)").problem == "its import kills the process: SIGKILL"
+        )
         assert tensorrt("import os\nos._exit(3)").problem == "its import kills the process: exit code 3"
 
-    def test_one_that_hangs(self, tensorrt: Callable[[str], Library], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_that_hangs(
+        self, tensorrt: Callable[[str], Library], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(doctor, "SECONDS", 1.0)
         assert tensorrt("import time\ntime.sleep(60)").problem == "its import had not ended after 1 s"
 
     def test_one_that_is_not_there(self) -> None:
         assert doctor.probe("no_such_library.part") == Library()
 
-    def test_the_current_folder_is_not_searched(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_current_folder_is_not_searched(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "simplejpeg.py").write_text("raise RuntimeError")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])

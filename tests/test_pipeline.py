@@ -87,7 +87,7 @@ class Flight:
             self.now -= 1
 
 
-# --- what may go wrong ---------------------------------------------------------------------------------------------------
+# --- what may go wrong --------------------------------------------------------------------------------------
 
 
 def test_source_raises() -> None:
@@ -101,7 +101,10 @@ def test_source_raises() -> None:
             closed.append(threading.current_thread().name)
 
     results: list[int] = []
-    with pytest.raises(WorkError) as caught, Pipeline(source(), [Stage("a", same), Stage("b", same)], in_flight=3) as pipeline:
+    with (
+        pytest.raises(WorkError) as caught,
+        Pipeline(source(), [Stage("a", same), Stage("b", same)], in_flight=3) as pipeline,
+    ):
         results.extend(pipeline)
     assert results == list(range(len(results)))
     assert "in the source, after 5 values" in notes(caught.value)
@@ -120,7 +123,9 @@ def test_decode_raises_midway() -> None:
     results: list[int] = []
     with (
         pytest.raises(WorkError, match="no 50") as caught,
-        Pipeline(flight.source(range(10_000)), stages, in_flight=8, describe=lambda value: f"photo {value}") as pipeline,
+        Pipeline(
+            flight.source(range(10_000)), stages, in_flight=8, describe=lambda value: f"photo {value}"
+        ) as pipeline,
     ):
         results.extend(pipeline)
     assert results == list(range(len(results)))
@@ -137,7 +142,10 @@ def test_backend_raises_in_a_batch() -> None:
         return values
 
     stages = [Stage("decode", same), Stage("infer", infer, batch=4), Stage("encode", same, workers=2)]
-    with pytest.raises(RuntimeError, match="CUDA error") as caught, Pipeline(range(1000), stages, in_flight=8) as pipeline:
+    with (
+        pytest.raises(RuntimeError, match="CUDA error") as caught,
+        Pipeline(range(1000), stages, in_flight=8) as pipeline,
+    ):
         list(pipeline)
     assert "in stage 'infer'" in notes(caught.value)
     assert "20" in notes(caught.value)
@@ -157,11 +165,16 @@ def test_full_disk_ends_the_run_even_where_errors_are_isolated() -> None:
     stages = [Stage("decode", same), Stage("save", save, workers=2, isolate=isolate)]
     flight = Flight()
     results: list[Any] = []
-    with pytest.raises(OSError, match="disk full") as caught, Pipeline(flight.source(range(9999)), stages, in_flight=6) as run:
+    with (
+        pytest.raises(OSError, match="disk full") as caught,
+        Pipeline(flight.source(range(9999)), stages, in_flight=6) as run,
+    ):
         results.extend(run)
     assert caught.value.errno == errno.ENOSPC
     assert len(results) <= 30
-    assert [isinstance(result, Failed) for result in results] == [index % 7 == 3 for index in range(len(results))]
+    assert [isinstance(result, Failed) for result in results] == [
+        index % 7 == 3 for index in range(len(results))
+    ]
     assert flight.read <= 30 + 2 * 6
 
 
@@ -196,7 +209,9 @@ def test_slow_consumer_bounds_what_is_in_flight(in_flight: int) -> None:
 
 def test_consumer_at_rest_stops_the_source() -> None:
     flight = Flight()
-    with Pipeline(flight.source(range(1000)), [Stage("a", same), Stage("slow", same, batch=2)], in_flight=5) as pipeline:
+    with Pipeline(
+        flight.source(range(1000)), [Stage("a", same), Stage("slow", same, batch=2)], in_flight=5
+    ) as pipeline:
         next(pipeline)
         until(lambda: flight.read == 6)  # one delivered, five on their way
         time.sleep(0.05)
@@ -211,12 +226,16 @@ def test_slow_last_stage_bounds_what_is_in_flight() -> None:
         flight.land()
         return value
 
-    with Pipeline(flight.source(range(40)), [Stage("a", same, workers=2), Stage("save", save)], in_flight=4) as pipeline:
+    with Pipeline(
+        flight.source(range(40)), [Stage("a", same, workers=2), Stage("save", save)], in_flight=4
+    ) as pipeline:
         assert list(pipeline) == list(range(40))
     assert flight.most <= 4
 
 
-@pytest.mark.parametrize("stages", [[], [Stage("a", same)], [Stage("a", same, workers=3), Stage("b", same, batch=4)]])
+@pytest.mark.parametrize(
+    "stages", [[], [Stage("a", same)], [Stage("a", same, workers=3), Stage("b", same, batch=4)]]
+)
 @pytest.mark.parametrize("count", [0, 1])
 def test_zero_items_and_one(stages: list[Stage], count: int) -> None:
     with Pipeline(range(count), stages, in_flight=4) as pipeline:
@@ -260,7 +279,9 @@ def test_queued_values_are_dropped_when_the_consumer_stops() -> None:
 
 
 def test_consumer_stops_while_the_budget_holds_everybody_up() -> None:
-    with Pipeline(range(100), [Stage("a", same, workers=4)], in_flight=10, weigh=lambda value: 100, budget=1) as pipeline:
+    with Pipeline(
+        range(100), [Stage("a", same, workers=4)], in_flight=10, weigh=lambda value: 100, budget=1
+    ) as pipeline:
         next(pipeline)
 
 
@@ -288,7 +309,9 @@ def test_failure_is_raised_once() -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, StopIteration, GeneratorExit, MemoryError])
 @pytest.mark.parametrize("isolate", [False, True])
-def test_strange_exceptions_neither_hang_nor_end_the_run_in_silence(error: type[BaseException], isolate: bool) -> None:
+def test_strange_exceptions_neither_hang_nor_end_the_run_in_silence(
+    error: type[BaseException], isolate: bool
+) -> None:
     def work(value: int) -> int:
         if value == 5:
             raise error
@@ -315,9 +338,15 @@ def test_helpers_that_raise_do_not_hang() -> None:
         raise WorkError("helper")
 
     for options in ({"weigh": bad}, {"describe": bad}):
-        with pytest.raises(WorkError), Pipeline(range(9), [Stage("a", fail_at(0))], in_flight=4, **options) as pipeline:  # type: ignore[arg-type]
+        with (
+            pytest.raises(WorkError),
+            Pipeline(range(9), [Stage("a", fail_at(0))], in_flight=4, **options) as pipeline,
+        ):  # type: ignore[arg-type]
             list(pipeline)
-    with pytest.raises(WorkError), Pipeline(range(9), [Stage("a", fail_at(0), isolate=bad)], in_flight=4) as pipeline:
+    with (
+        pytest.raises(WorkError),
+        Pipeline(range(9), [Stage("a", fail_at(0), isolate=bad)], in_flight=4) as pipeline,
+    ):
         list(pipeline)
 
 
@@ -345,7 +374,9 @@ INTERRUPTED = """
 def interrupted(run: str, delay: float) -> tuple[int, str, str]:
     """Exit code, output and error output of a program that gets a SIGINT while it runs a pipeline."""
     program = textwrap.dedent(INTERRUPTED).replace("DELAY", str(delay)).replace("RUN", textwrap.dedent(run))
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
         try:
             assert child.stdout is not None
             assert child.stdout.readline() == "ready\n"
@@ -419,7 +450,8 @@ def test_waits_of_limited_patience(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.01)
         return value
 
-    monkeypatch.setattr("unet_batch.pipeline._PATIENCE", 0.001)  # as on Windows, where a wait cannot be interrupted
+    # As on Windows, where a wait cannot be interrupted
+    monkeypatch.setattr("unet_batch.pipeline._PATIENCE", 0.001)
     with Pipeline(range(3), [Stage("a", slow)], in_flight=2) as pipeline:
         assert list(pipeline) == [0, 1, 2]
 
@@ -431,9 +463,15 @@ def test_closing_the_source_raises() -> None:
         finally:
             raise WorkError("closing")
 
-    with pytest.raises(WorkError, match="closing"), Pipeline(source(), [Stage("a", same)], in_flight=4) as pipeline:
+    with (
+        pytest.raises(WorkError, match="closing"),
+        Pipeline(source(), [Stage("a", same)], in_flight=4) as pipeline,
+    ):
         next(pipeline)
-    with pytest.raises(WorkError, match="closing"), Pipeline(source(), [Stage("a", same)], in_flight=4) as pipeline:
+    with (
+        pytest.raises(WorkError, match="closing"),
+        Pipeline(source(), [Stage("a", same)], in_flight=4) as pipeline,
+    ):
         list(pipeline)
     with pytest.raises(KeyError) as caught, Pipeline(source(), [Stage("a", same)], in_flight=4) as pipeline:
         raise_at(0, KeyError("first"), pipeline)
@@ -448,12 +486,18 @@ def leaving_raises() -> Iterator[None]:
 
 def test_leaving_a_stage_raises() -> None:
     stages = [Stage("a", same, workers=3, enter=leaving_raises), Stage("b", same, workers=2)]
-    with pytest.raises(WorkError, match="leaving") as caught, Pipeline(range(10), stages, in_flight=4) as pipeline:
+    with (
+        pytest.raises(WorkError, match="leaving") as caught,
+        Pipeline(range(10), stages, in_flight=4) as pipeline,
+    ):
         assert list(pipeline) == list(range(10))
     assert "leaving stage 'a'" in notes(caught.value)
 
     stages = [Stage("a", fail_at(3), enter=leaving_raises)]
-    with pytest.raises(WorkError, match="no 3") as caught, Pipeline(range(10), stages, in_flight=4) as pipeline:
+    with (
+        pytest.raises(WorkError, match="no 3") as caught,
+        Pipeline(range(10), stages, in_flight=4) as pipeline,
+    ):
         list(pipeline)
     assert "then, on entering or leaving stage 'a': WorkError('leaving')" in notes(caught.value)
 
@@ -473,7 +517,10 @@ def test_context_that_swallows_exceptions_does_not_hang() -> None:
         with suppress(WorkError):
             yield
 
-    with pytest.raises(WorkError), Pipeline(range(10), [Stage("a", fail_at(3), enter=swallows)], in_flight=4) as pipeline:
+    with (
+        pytest.raises(WorkError),
+        Pipeline(range(10), [Stage("a", fail_at(3), enter=swallows)], in_flight=4) as pipeline,
+    ):
         list(pipeline)
 
 
@@ -493,7 +540,7 @@ def test_thread_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-# --- what shall go right -------------------------------------------------------------------------------------------------
+# --- what shall go right ------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -506,7 +553,12 @@ def test_thread_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     seed=st.integers(0, 2**32),
 )
 def test_order(
-    shape: list[tuple[int, int] | None], count: int, in_flight: int, budget: int | None, bad: set[int], seed: int
+    shape: list[tuple[int, int] | None],
+    count: int,
+    in_flight: int,
+    budget: int | None,
+    bad: set[int],
+    seed: int,
 ) -> None:
     """Whatever the stages are like; None stands for one that takes its values in order."""
     delays = random.Random(seed)
@@ -529,17 +581,23 @@ def test_order(
     stages = [
         Stage(f"s{number}", partial(note, number), isolate=is_work_error, ordered=True)
         if like is None
-        else Stage(f"s{number}", one if like[1] == 1 else some, workers=like[0], batch=like[1], isolate=is_work_error)
+        else Stage(
+            f"s{number}", one if like[1] == 1 else some, workers=like[0], batch=like[1], isolate=is_work_error
+        )
         for number, like in enumerate(shape)
     ]
     flight = Flight()
     weigh = None if budget is None else lambda value: value % 7
     results = []
-    with Pipeline(flight.source(range(count)), stages, in_flight=in_flight, weigh=weigh, budget=budget or 0) as pipeline:
+    with Pipeline(
+        flight.source(range(count)), stages, in_flight=in_flight, weigh=weigh, budget=budget or 0
+    ) as pipeline:
         for result in pipeline:
             flight.land()
             results.append(result)
-    assert [result.value if isinstance(result, Failed) else result for result in results] == list(range(count))
+    assert [result.value if isinstance(result, Failed) else result for result in results] == list(
+        range(count)
+    )
     assert [result.value for result in results if isinstance(result, Failed)] == sorted(
         value for value in bad if shape and value < count
     )
@@ -603,7 +661,10 @@ def test_error_that_is_not_isolated_is_not_retried() -> None:
 @pytest.mark.parametrize("answer", [[], [1] * 9, None])
 def test_wrong_number_of_results(answer: Any) -> None:
     stage = Stage("some", lambda values: answer, batch=4, isolate=lambda error: True)
-    with pytest.raises((PipelineError, TypeError)) as caught, Pipeline(range(8), [stage], in_flight=8) as pipeline:
+    with (
+        pytest.raises((PipelineError, TypeError)) as caught,
+        Pipeline(range(8), [stage], in_flight=8) as pipeline,
+    ):
         list(pipeline)
     assert "stage 'some'" in str(caught.value) + notes(caught.value)
 
@@ -665,14 +726,16 @@ def test_budget(workers: int) -> None:
             assert heavy.weight == 10
             count += 1
     assert count == 60
-    # Four exceed the budget; the workers within the first stage could not know yet, nor could the oldest value wait; the
-    # consumer has one, and may be just taking the next.
+    # Four exceed the budget; the workers within the first stage could not know yet, nor could the oldest
+    # value wait; the consumer has one, and may be just taking the next.
     assert 4 <= most <= 4 + workers + 1 + 2
 
 
 def test_budget_gates_a_source_of_heavy_values() -> None:
     flight = Flight()
-    with Pipeline(flight.source([10] * 50), [Stage("a", same)], in_flight=30, weigh=same, budget=35) as pipeline:
+    with Pipeline(
+        flight.source([10] * 50), [Stage("a", same)], in_flight=30, weigh=same, budget=35
+    ) as pipeline:
         until(lambda: flight.read == 4)
         time.sleep(0.02)
         assert flight.read == 4  # 30 is within the budget, 40 is not
@@ -712,7 +775,11 @@ def test_idle_threads_hold_no_values() -> None:
             del value
         assert release.wait(10)
 
-    stages = [Stage("a", same, workers=2), Stage("b", same, batch=3), Stage("c", lambda value: Heavy(value.weight))]
+    stages = [
+        Stage("a", same, workers=2),
+        Stage("b", same, batch=3),
+        Stage("c", lambda value: Heavy(value.weight)),
+    ]
     with Pipeline(source(), stages, in_flight=8) as pipeline:
         made.extend(weakref.ref(next(pipeline)) for _ in range(3))
         try:
@@ -876,9 +943,12 @@ def test_misuse_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("6400000 100000", 8), ("", 8)]
+    ("quota", "cores"),
+    [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("6400000 100000", 8), ("", 8)],
 )
-def test_cores_respect_a_containers_quota(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int) -> None:
+def test_cores_respect_a_containers_quota(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
+) -> None:
     (tmp_path / "cpu.max").write_text(quota)
     monkeypatch.setattr(pipeline, "_CGROUP_QUOTA", str(tmp_path / "cpu.max"))
     monkeypatch.setattr(pipeline.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)

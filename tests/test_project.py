@@ -34,9 +34,16 @@ def test_the_readme_begins_with_two_commands_of_one_line() -> None:
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:
-    for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "unet_batch/model/weights/default.md"):
+    for document in (
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "unet_batch/model/weights/default.md",
+    ):
         for target in re.findall(r"\]\(([^)#:]+)\)", read(document)):
-            assert ((ROOT / document).parent / target).exists() or (ROOT / target).exists(), f"{document}: {target}"
+            assert ((ROOT / document).parent / target).exists() or (ROOT / target).exists(), (
+                f"{document}: {target}"
+            )
 
 
 def test_architecture_names_every_room() -> None:

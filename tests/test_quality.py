@@ -108,7 +108,9 @@ def compare_with_full_decode(segmenter: Segmenter, paths: list[str]) -> list[flo
         reduced = segmenter(path)
         full = images.read(path)
         assert full.pixels.shape[:2] == full.size
-        assert images.read(path, at_least=(320, 480)).pixels.shape[0] < full.size[0], "the test needs a reduced decode"
+        assert images.read(path, at_least=(320, 480)).pixels.shape[0] < full.size[0], (
+            "the test needs a reduced decode"
+        )
         scores.append(dice(reduced > 0, segmenter(full.pixels) > 0))
     return scores
 
@@ -117,7 +119,9 @@ def test_reduced_decoding_keeps_the_masks_of_drawn_photos(segmenter: Segmenter, 
     scores = [
         score
         for number, size in enumerate([(1280, 1918), (1920, 1280), (2560, 3840)])
-        for score in compare_with_full_decode(segmenter, write_samples(str(tmp_path / str(number)), 2, size, UNSEEN, False))
+        for score in compare_with_full_decode(
+            segmenter, write_samples(str(tmp_path / str(number)), 2, size, UNSEEN, False)
+        )
     ]
     assert np.mean(scores) >= 0.9995, scores
     assert min(scores) >= 0.998, scores

@@ -48,7 +48,8 @@ def load(
     """Load a model, ready to segment.
 
     Args:
-        model: path of a checkpoint (`.safetensors`), or the name of a bundled model; None takes the bundled default.
+        model: path of a checkpoint (`.safetensors`), or the name of a bundled model; None takes the bundled
+            default.
         backend: `auto`, `tensorrt`, `tensorrt-rtx` or `torch`; only `auto` falls back.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; None chooses.
         threshold: probability from which a pixel counts as the class; None takes the model's own.

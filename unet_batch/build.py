@@ -1,9 +1,10 @@
-"""The composition root of `unet-batch build-engine`: checkpoint -> ONNX -> plan, proven before it is installed.
+"""The composition root of `unet-batch build-engine`: checkpoint -> ONNX -> plan, proven before it is
+installed.
 
     built = build_engine(BuildOptions(model="cars.safetensors", engines_dir="engines"))
 
-Nothing is installed that was not proven: the share of half precision is counted, and masks are compared with those of PyTorch
-in float32, by the plan itself where a GPU can run it, else by its ONNX graph.
+Nothing is installed that was not proven: the share of half precision is counted, and masks are compared with
+those of PyTorch in float32, by the plan itself where a GPU can run it, else by its ONNX graph.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from unet_batch import gpu
 from unet_batch.engine import onnx_model, proof, store
-from unet_batch.engine.compiler import HARDWARE_COMPAT, CompilerOptions, Profile, check_can_build, compile_plan
+from unet_batch.engine.compiler import (
+    HARDWARE_COMPAT,
+    CompilerOptions,
+    Profile,
+    check_can_build,
+    compile_plan,
+)
 from unet_batch.engine.flavours import NAMES, Flavour, install_line
 from unet_batch.engine.onnx_model import GRAPH_VERSION, OnnxModel, OnnxRunner
 from unet_batch.engine.proof import Reference
@@ -151,7 +158,9 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
             kept = work.offenders()
             if not kept:
                 raise failed.error from None
-            work.notes.append(f"{options.precision} breaks {', '.join(kept)}: kept in float32 ({failed.error.message})")
+            work.notes.append(
+                f"{options.precision} breaks {', '.join(kept)}: kept in float32 ({failed.error.message})"
+            )
             try:
                 built = work.build(kept)
             except _Imprecise as again:
@@ -189,7 +198,9 @@ class _Source:
                 self._checkpoint = checkpoint.load(self.path)
             except (ImportError, OSError) as error:
                 hint = "pip install torch, or build from an .onnx graph exported elsewhere: build-engine --onnx-only"
-                raise BackendUnavailable(f"exporting {self.path} needs PyTorch: {error}", hint=hint) from error
+                raise BackendUnavailable(
+                    f"exporting {self.path} needs PyTorch: {error}", hint=hint
+                ) from error
             if self._checkpoint.sha256 != self.sha256:
                 raise CheckpointError(f"{self.path}: changed while it was read", hint="run the command again")
         return self._checkpoint
@@ -282,7 +293,9 @@ class _Work:
         self.graph = self.source.onnx or self._export(kept)
         if self.graph.size is not None and self.profile.size != (self.graph.size,) * 3:
             height, width = self.graph.size
-            raise UsageError(f"{self.source.path} takes {height}x{width} only", hint=f"use --size {height}x{width}")
+            raise UsageError(
+                f"{self.source.path} takes {height}x{width} only", hint=f"use --size {height}x{width}"
+            )
         if not self.weak:
             self._count({name: found.precision for name, found in self.graph.convolutions.items()}, "onnx")
         try:
@@ -302,12 +315,17 @@ class _Work:
             self.progress("compare ONNX with PyTorch", min(1.0, done / total))
             return maps
 
-        total = sum(batch + batch // 2 if batch > 1 else len(self.reference.pictures) for batch in dict.fromkeys(batches))
+        total = sum(
+            batch + batch // 2 if batch > 1 else len(self.reference.pictures)
+            for batch in dict.fromkeys(batches)
+        )
         parities = proof.prove(lambda batch: infer, self.reference, self.source.spec, batches)
         self._judge(f"onnxruntime {runner.version}", parities)
 
     def write_onnx(self) -> str:
-        """Write the graph, and beside it the reference, with which it can be built and proven without PyTorch."""
+        """Write the graph, and beside it the reference, with which it can be built and proven without
+        PyTorch.
+        """
         if self.source.onnx is not None:
             return self.source.path
         height, width = self.profile.size[1]
@@ -337,19 +355,25 @@ class _Work:
                 self._reference = store.unpack(os.path.splitext(self.source.path)[0] + ".npz")
             else:
                 loaded = self.source.checkpoint  # first of all: it says so where PyTorch is missing
-                # Imported here: a graph brings its own pictures, and is built where no decoder and no PyTorch are installed.
+                # Imported here: a graph brings its own pictures, and is built where no decoder and no PyTorch
+                # are installed.
                 from unet_batch.engine import export
                 from unet_batch.engine.pictures import proof_pictures
 
-                pictures, note = proof_pictures(self.options.proof_images, self.source.spec, self.profile.size[1])
+                pictures, note = proof_pictures(
+                    self.options.proof_images, self.source.spec, self.profile.size[1]
+                )
                 count = len(pictures)
-                maps = export.reference_maps(loaded, pictures, lambda done: self.progress("PyTorch in float32", done / count))
+                maps = export.reference_maps(
+                    loaded, pictures, lambda done: self.progress("PyTorch in float32", done / count)
+                )
                 self._reference = Reference(pictures, maps)
                 self.notes.extend([note] if note else [])
             itself = proof.compare(self._reference.maps, self._reference.maps, self.source.spec)
             if itself.is_weak:
                 self.notes.append(
-                    f"the proof is weak: {itself.foreground:.1%} of its pictures' pixels are foreground to this model; "
+                    f"the proof is weak: {itself.foreground:.1%} of its pictures' pixels are foreground to "
+                    f"this model; "
                     "give pictures of your own with --proof-images"
                 )
         return self._reference
@@ -363,11 +387,17 @@ class _Work:
         newest = self.flavour.max_opset if self.flavour is not None else None
         opset = self.options.opset or newest
         if opset is not None and newest is not None and opset > newest:
-            raise UsageError(f"opset {opset}: {self.flavour} reads up to {newest}", hint=f"use --opset {newest}")
-        return export.export(loaded, precision=precision, size=best, any_size=low != high, opset=opset, float32=kept)
+            raise UsageError(
+                f"opset {opset}: {self.flavour} reads up to {newest}", hint=f"use --opset {newest}"
+            )
+        return export.export(
+            loaded, precision=precision, size=best, any_size=low != high, opset=opset, float32=kept
+        )
 
     def _count(self, precisions: Mapping[str, str], where: str) -> None:
-        counted = proof.share(self.graph.convolutions, self.options.precision, self.graph.float32, precisions, where)
+        counted = proof.share(
+            self.graph.convolutions, self.options.precision, self.graph.float32, precisions, where
+        )
         counted.check()
         self.shares.append(proof.as_dict(counted))
 
@@ -426,7 +456,8 @@ def _recipe(options: BuildOptions, source: _Source, profile: Profile, flavour: F
     }
     if source.onnx is not None and source.onnx.facts["graph"] != GRAPH_VERSION:
         raise CheckpointError(
-            f"{source.path}: version {source.onnx.facts['graph']} of the network's graph, this program makes {GRAPH_VERSION}",
+            f"{source.path}: version {source.onnx.facts['graph']} of the network's graph, this program "
+            f"makes {GRAPH_VERSION}",
             hint="export it again: unet-batch build-engine CHECKPOINT --onnx-only",
         )
     found = gpu.driver()

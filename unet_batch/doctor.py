@@ -1,8 +1,9 @@
-"""What can run on this machine, why not, and the command that would change it: `unet-batch doctor` as plain records.
+"""What can run on this machine, why not, and the command that would change it: `unet-batch doctor` as plain
+records.
 
-Every library is imported in a process of its own, since the broken ones among them do not raise, they crash or hang; this
-process imports none and needs the standard library only. Of TensorRT nothing but the import is tried: its runtime ends the
-process where there is no driver.
+Every library is imported in a process of its own, since the broken ones among them do not raise, they crash
+or hang; this process imports none and needs the standard library only. Of TensorRT nothing but the import is
+tried: its runtime ends the process where there is no driver.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from unet_batch.pipeline import cpu_count
 from unet_batch.version import __version__
 
 SECONDS = 120.0
-"""What looking at one library may take: PyTorch from a cold network disk needs half a minute, an engine has to be loaded."""
+"""What looking at one library may take: PyTorch from a cold network disk needs half a minute, an engine has
+to be loaded.
+"""
 
 Status = Literal["ok", "missing", "broken", "off"]
 
@@ -41,7 +44,8 @@ class Check:
     Attributes:
         group: heading under which it belongs.
         name: unique within its group.
-        status: `missing`: should be installed; `broken`: installed, but does not work here; `off`: optional, or of no use here.
+        status: `missing`: should be installed; `broken`: installed, but does not work here; `off`: optional,
+            or of no use here.
         detail: versions, numbers and reasons in a few words.
         fix: the command, or a sentence, that would change it; may be empty.
     """
@@ -95,7 +99,8 @@ _PACKAGES = {
     "pycocotools": ("pycocotools", "coco"),
     "tensorboard": ("tensorboard", "tensorboard"),
 }
-_RTX_TARGETS = {(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}  # the names in TensorRT-RTX 1.7's ComputeCapability
+# The names in TensorRT-RTX 1.7's ComputeCapability
+_RTX_TARGETS = {(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}
 _DATA_CENTRE = {(9, 0), (10, 0), (10, 3)}
 
 
@@ -116,12 +121,16 @@ def examine() -> tuple[Check, ...]:
 
 
 def chosen(checks: tuple[Check, ...]) -> Check:
-    """The check that says what `unet-batch run` takes by itself: with status `ok`, backend and precision; else why nothing."""
+    """The check that says what `unet-batch run` takes by itself: with status `ok`, backend and precision;
+    else why nothing.
+    """
     return next(check for check in checks if (check.group, check.name) == ("inference", "auto"))
 
 
 def faster(checks: tuple[Check, ...]) -> Check | None:
-    """The fastest backend that `run` does not take but would after a fix; None where it takes the best already."""
+    """The fastest backend that `run` does not take but would after a fix; None where it takes the best
+    already.
+    """
     for check in checks:
         if check.group == "inference":
             if check.name == chosen(checks).detail.partition(" ")[0]:
@@ -131,9 +140,10 @@ def faster(checks: tuple[Check, ...]) -> Check | None:
     return None
 
 
-# A process for each library ------------------------------------------------------------------------------------------------
+# A process for each library ---------------------------------------------------------------------------------
 
-# With the caller's search path both processes see the same libraries, and not the `onnx.py` that may lie in the current folder.
+# With the caller's search path both processes see the same libraries, and not the `onnx.py` that may lie in
+# the current folder.
 _CHILD = "import sys; sys.path[:] = sys.argv[2:]; from unet_batch.doctor import answer; answer(sys.argv[1])"
 
 
@@ -142,7 +152,11 @@ def probe(module: str) -> Library:
     command = [sys.executable, "-c", _CHILD, module, *sys.path]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=SECONDS
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=SECONDS,
         )
         return Library(**json.loads(done.stdout))
     except subprocess.TimeoutExpired:
@@ -158,7 +172,9 @@ def probe(module: str) -> Library:
 
 
 def answer(module: str) -> None:
-    """The other end of `probe`: import, print JSON, and leave without the destructors, which may crash as well."""
+    """The other end of `probe`: import, print JSON, and leave without the destructors, which may crash as
+    well.
+    """
     answers = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not get between
     library = Library()
@@ -186,7 +202,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _choice(segmenter: Any) -> dict[str, Any]:
-    """What `run` would take here, in this folder, and what it would pass over: asked of the code that decides it."""
+    """What `run` would take here, in this folder, and what it would pass over: asked of the code that decides
+    it.
+    """
     from unet_batch.inference.backends.select import Request, select
     from unet_batch.inference.backends.torch import TorchBackend
     from unet_batch.model import checkpoint, zoo
@@ -217,17 +235,25 @@ def _codecs(pil: Any) -> dict[str, bool]:
     return {name: check(feature) for name, feature in names.items()}
 
 
-_FACTS: dict[str, Callable[[Any], dict[str, Any]]] = {"unet_batch.inference.segmenter": _choice, "torch": _cuda, "PIL": _codecs}
+_FACTS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "unet_batch.inference.segmenter": _choice,
+    "torch": _cuda,
+    "PIL": _codecs,
+}
 
 
-# The groups ----------------------------------------------------------------------------------------------------------------
+# The groups -------------------------------------------------------------------------------------------------
 
 
 def _judge(group: str, name: str, module: str, found: Found, *, wanted: bool = True, note: str = "") -> Check:
     """A library by itself: installed, and can be imported?"""
     library, (package, extra) = found[module], _PACKAGES[module]
     if library.problem:
-        fix = _torch_install() if module == "torch" else f'pip install --force-reinstall "{_requirement(package)}"'
+        fix = (
+            _torch_install()
+            if module == "torch"
+            else f'pip install --force-reinstall "{_requirement(package)}"'
+        )
         return Check(group, name, "broken", f"{library.version}: {library.problem}", fix)
     if not library.version:
         fix = f'pip install "unet-batch[{extra}]"' if extra else f'pip install "{_requirement(package)}"'
@@ -248,7 +274,9 @@ def _requirement(package: str) -> str:
 def _on_gpu(check: Check, version: str = "") -> Check:
     """`check`, or why it is of no use without a GPU."""
     if reason := gpu.missing():
-        return replace(check, status="off", detail=reason + (f"; {version} is installed" if version else ""), fix="")
+        return replace(
+            check, status="off", detail=reason + (f"; {version} is installed" if version else ""), fix=""
+        )
     return check
 
 
@@ -258,13 +286,25 @@ def _machine(found: Found) -> list[Check]:
         Check(group, "unet-batch", "ok", __version__),
         Check(group, "Python", "ok", f"{platform.python_version()}, {sys.executable}"),
         Check(group, "system", "ok", f"{platform.system()} {platform.release()}, {platform.machine()}"),
-        Check(group, "CPU", "ok", f"{cpu_count()} of {os.cpu_count()} cores" + (f"; {facts['why']}" if facts else "")),
-        Check(group, "memory", "ok" if memory else "off", _gib(memory) if memory else "this system does not tell"),
+        Check(
+            group,
+            "CPU",
+            "ok",
+            f"{cpu_count()} of {os.cpu_count()} cores" + (f"; {facts['why']}" if facts else ""),
+        ),
+        Check(
+            group,
+            "memory",
+            "ok" if memory else "off",
+            _gib(memory) if memory else "this system does not tell",
+        ),
     ]
 
 
 def _memory() -> int:
-    """Bytes this process may fill, 0 where the system does not tell; a container may have less than the machine."""
+    """Bytes this process may fill, 0 where the system does not tell; a container may have less than the
+    machine.
+    """
     total = 0
     with suppress(OSError, ValueError, AttributeError):  # AttributeError: Windows
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -303,7 +343,9 @@ def _nvidia_on_pci() -> bool:
 
 
 def _torch_install() -> str:
-    """The PyTorch for this machine. pip keeps an installed one, whatever it was built for, unless it is forced."""
+    """The PyTorch for this machine. pip keeps an installed one, whatever it was built for, unless it is
+    forced.
+    """
     if (driver := gpu.driver()) is not None and driver.gpus and driver.cuda < (12, 0):
         return "update the NVIDIA driver: PyTorch needs one for CUDA 12 or newer"
     return f"pip install --force-reinstall torch -i https://download.pytorch.org/whl/{gpu.torch_wheel()}"
@@ -348,7 +390,8 @@ def _inference(found: Found) -> list[Check]:
     if torch_cuda.status != "ok" and not found["pycuda.driver"].works:
         detail = "needs PyTorch with CUDA, or pycuda, for its buffers"
         tensorrt, rtx = (_lacking(check, detail, torch_cuda.fix) for check in (tensorrt, rtx))
-    if step := segmenter.facts.get("passed", {}).get("tensorrt"):  # the library may be in order, and yet no engine built
+    # The library may be in order, and yet no engine built
+    if step := segmenter.facts.get("passed", {}).get("tensorrt"):
         tensorrt = _lacking(tensorrt, f"{tensorrt.detail}: {step[0]}", step[1])
     if step := segmenter.facts.get("passed", {}).get("tensorrt-rtx"):
         rtx = _lacking(rtx, f"{rtx.detail}: {step[0]}", step[1])
@@ -363,7 +406,9 @@ def _inference(found: Found) -> list[Check]:
 def _building(found: Found) -> list[Check]:
     """ONNX from a checkpoint, engines from ONNX."""
     group, gpu_here = "building engines", not gpu.missing()
-    onnx = [_judge(group, name, name, found, wanted=gpu_here) for name in ("onnx", "onnxscript", "onnxruntime")]
+    onnx = [
+        _judge(group, name, name, found, wanted=gpu_here) for name in ("onnx", "onnxscript", "onnxruntime")
+    ]
     tensorrt = _tensorrt(group, found, ": builds for this GPU")
     note = ": builds for RTX GPUs, needs none itself"
     rtx = _judge(group, "tensorrt-rtx", "tensorrt_rtx", found, wanted=False, note=note)
@@ -390,10 +435,14 @@ def _buffers(found: Found) -> list[Check]:
 def _pictures(found: Found) -> list[Check]:
     """What reads and writes them."""
     group, formats = "pictures", found["PIL"].facts
-    pillow = _judge(group, "Pillow", "PIL", found, note=": " + ", ".join(name for name, there in formats.items() if there))
+    pillow = _judge(
+        group, "Pillow", "PIL", found, note=": " + ", ".join(name for name, there in formats.items() if there)
+    )
     if absent := ", ".join(name for name, there in formats.items() if not there):
         fix = f'pip install --force-reinstall "{_requirement("pillow")}"'
-        pillow = replace(pillow, status="broken", detail=f"{found['PIL'].version}: built without {absent}", fix=fix)
+        pillow = replace(
+            pillow, status="broken", detail=f"{found['PIL'].version}: built without {absent}", fix=fix
+        )
     return [
         _judge(group, "simplejpeg", "simplejpeg", found, note=": JPEG through libjpeg-turbo"),
         pillow,
@@ -411,4 +460,6 @@ def _training(found: Found) -> list[Check]:
         ("pycocotools", "COCO annotations"),
         ("tensorboard", "--tensorboard"),
     )
-    return [_judge("training", module, module, found, wanted=False, note=f": {what}") for module, what in wants]
+    return [
+        _judge("training", module, module, found, wanted=False, note=f": {what}") for module, what in wants
+    ]

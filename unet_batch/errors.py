@@ -18,8 +18,8 @@ UnetBatchError                 base: a message with the numbers, and a hint with
     ├── VideoError             a clip cannot be opened, decoded or encoded
     └── EncodeError            a result cannot be encoded
 
-Foreign exceptions (cv2.error, OSError, safetensors' own) are translated where they enter the program, so that a caller who
-catches `UnetBatchError` catches everything a user can cause. A bug stays what it is.
+Foreign exceptions (cv2.error, OSError, safetensors' own) are translated where they enter the program, so that
+a caller who catches `UnetBatchError` catches everything a user can cause. A bug stays what it is.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class FolderInUse(OutputError):
 
 
 class ManifestError(OutputError):
-    """What an output folder holds cannot be continued: another model made it, or a newer version, or nobody knows who."""
+    """What an output folder holds cannot be continued: another model made it, or a newer version, or nobody
+    knows who.
+    """
 
 
 class CheckpointError(UnetBatchError):
@@ -99,7 +101,9 @@ class ImageTooLarge(ImageError):
 
 
 class DecoderCrashed(ImageError):
-    """A picture ended the process that decoded it, or took too long: not worth another try with the same file."""
+    """A picture ended the process that decoded it, or took too long: not worth another try with the same
+    file.
+    """
 
 
 class VideoError(ItemError):

@@ -1,7 +1,8 @@
 """What the NVIDIA driver says of this machine's GPUs.
 
-Asks libcuda through ctypes, because the libraries above it cannot be asked safely: TensorRT 8.6 ends the process where there
-is no driver, and PyCUDA and PyTorch take seconds to say no. Needs the standard library only, creates no CUDA context.
+Asks libcuda through ctypes, because the libraries above it cannot be asked safely: TensorRT 8.6 ends the
+process where there is no driver, and PyCUDA and PyTorch take seconds to say no. Needs the standard library
+only, creates no CUDA context.
 """
 
 from __future__ import annotations
@@ -82,8 +83,9 @@ def torch_wheel() -> str:
     found = driver()
     if found is None or not found.gpus:
         return "cpu"
-    # A driver runs what was built for its own CUDA or an older one, and within one major version also what was built for a
-    # newer one: from CUDA 12.0 on, cu126 works. cu128 and cu130 have left out the GPUs before Turing (sm_75).
+    # A driver runs what was built for its own CUDA or an older one, and within one major version also what
+    # was built for a newer one: from CUDA 12.0 on, cu126 works. cu128 and cu130 have left out the GPUs before
+    # Turing (sm_75).
     if min(card.compute_capability for card in found.gpus) < (7, 5):
         return "cu126"
     return "cu130" if found.cuda >= (13, 0) else "cu128" if found.cuda >= (12, 8) else "cu126"

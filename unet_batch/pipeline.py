@@ -1,18 +1,21 @@
 """A pipeline of threads: every stage works at once, results come in the source's order, memory is bounded.
 
-    with Pipeline(paths, [Stage("decode", decode, workers=2), Stage("infer", infer, batch=8)], in_flight=32) as results:
-        for result in results:
+    with Pipeline(paths, [Stage("decode", decode, workers=2), Stage("infer", infer, batch=8)], in_flight=32)
+        as results: for result in results:
             ...
 
-One thread iterates the source, each worker of each stage has its own, and the thread that iterates the pipeline is the
-consumer. It suits work that releases the interpreter lock: decoding, encoding, inference, files.
+One thread iterates the source, each worker of each stage has its own, and the thread that iterates the
+pipeline is the consumer. It suits work that releases the interpreter lock: decoding, encoding, inference,
+files.
 
-Why it cannot deadlock. Everything is bounded in one place: a value is read from the source only when fewer than `in_flight`
-others are on their way. Hence the queues need no bounds of their own, handing a value on never blocks, and there are just
-two kinds of wait: for a value, and for room. The oldest value on its way never waits for room; and as the first queue is
-filled and emptied in the source's order, no worker that waits there for room can stand before it. So the oldest value
-always moves on until the consumer has it, and the next one is the oldest. (A stage that takes its values in order waits for
-the one whose turn it is. If that is not the oldest value, the oldest is further on, and moves.)
+Why it cannot deadlock. Everything is bounded in one place: a value is read from the source only when fewer
+than `in_flight` others are on their way. Hence the queues need no bounds of their own, handing a value on
+never blocks, and there are just
+two kinds of wait: for a value, and for room. The oldest value on its way never waits for room; and as the
+first queue is filled and emptied in the source's order, no worker that waits there for room can stand before
+it. So the oldest value always moves on until the consumer has it, and the next one is the oldest. (A stage
+that takes its values in order waits for the one whose turn it is. If that is not the oldest value, the oldest
+is further on, and moves.)
 """
 
 from __future__ import annotations
@@ -47,16 +50,19 @@ class Stage:
 
     Attributes:
         name: for messages, statistics and the names of threads.
-        work: turns a value into the next stage's value; with `batch` > 1, a list of values into a list as long. It is
-            called from `workers` threads at once.
+        work: turns a value into the next stage's value; with `batch` > 1, a list of values into a list as
+            long. It is called from `workers` threads at once.
         workers: how many threads work.
-        batch: the most values that `work` is given together. A worker waits for one value and takes along what else is
-            waiting already; it never waits for a batch to fill, so batches are full just where the stage is the slow one.
-        isolate: tells whether an exception concerns only the value it was raised for. Then the value ends as a `Failed`
-            and the run goes on. Any other exception ends the run; by default that is every one. Values that shared a
-            batch are tried again one by one, so that only the culprit fails.
-        enter: makes a context that each worker enters, in its thread, before its first value, and leaves after its last.
-        ordered: give the values to the only worker in the source's order, for work that remembers what came before.
+        batch: the most values that `work` is given together. A worker waits for one value and takes along
+            what else is waiting already; it never waits for a batch to fill, so batches are full just where
+            the stage is the slow one.
+        isolate: tells whether an exception concerns only the value it was raised for. Then the value ends as
+            a `Failed` and the run goes on. Any other exception ends the run; by default that is every one.
+            Values that shared a batch are tried again one by one, so that only the culprit fails.
+        enter: makes a context that each worker enters, in its thread, before its first value, and leaves
+            after its last.
+        ordered: give the values to the only worker in the source's order, for work that remembers what came
+            before.
     """
 
     name: str
@@ -69,7 +75,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.batch < 1:
-            raise ValueError(f"stage {self.name!r}: workers={self.workers} and batch={self.batch} must be at least 1")
+            raise ValueError(
+                f"stage {self.name!r}: workers={self.workers} and batch={self.batch} must be at least 1"
+            )
         if self.ordered and (self.workers, self.batch) != (1, 1):
             raise ValueError(f"stage {self.name!r}: in order there is one worker and one value at a time")
 
@@ -80,7 +88,8 @@ class Failed:
 
     Attributes:
         stage: name of the stage that failed.
-        error: what it raised. Its traceback is turned into a note, as the frames would keep the value alive with the error.
+        error: what it raised. Its traceback is turned into a note, as the frames would keep the value alive
+            with the error.
         value: what the stage had been given.
     """
 
@@ -112,7 +121,9 @@ class StageStats:
     waiting: float = 0.0
 
     def _add(self, items: int, begun: float, ready: float, cpu: float) -> None:
-        """Count a batch that was waited for since `begun` and worked on since `ready`, when the thread's clock said `cpu`."""
+        """Count a batch that was waited for since `begun` and worked on since `ready`, when the thread's
+        clock said `cpu`.
+        """
         self.items += items
         self.batches += 1
         self.busy += time.perf_counter() - ready
@@ -126,7 +137,9 @@ def bottleneck(stats: Sequence[StageStats]) -> StageStats:
 
 
 def cpu_count() -> int:
-    """Cores this process may use: a batch system may have pinned it to a few, a container may have a quota."""
+    """Cores this process may use: a batch system may have pinned it to a few, a container may have a
+    quota.
+    """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with open(_CGROUP_QUOTA, encoding="ascii") as file:
@@ -153,19 +166,21 @@ _WAKE = _Slot(-1, None)  # makes whoever waits at a queue look around; its turn 
 class Pipeline(Iterator[Any]):
     """Runs values through stages; a context manager around, and an iterator over, the results.
 
-    The first failure wins: all threads stop after the value in hand, results not delivered yet are dropped, and the
-    iterator raises the original exception, with a note (`__notes__`) of the stage and the value. Later failures, of closing
-    too, become notes of the first. One that the iterator had no occasion to raise is raised at the end of the block.
-    Whichever way the block ends, its threads have ended then; only a Ctrl-C during that last wait can leave before them.
+    The first failure wins: all threads stop after the value in hand, results not delivered yet are dropped,
+    and the iterator raises the original exception, with a note (`__notes__`) of the stage and the value.
+    Later failures, of closing too, become notes of the first. One that the iterator had no occasion to raise
+    is raised at the end of the block. Whichever way the block ends, its threads have ended then; only a
+    Ctrl-C during that last wait can leave before them.
 
     Args:
         source: the values. Iterated in a thread of its own; if it is a generator, it is closed there too.
         stages: what each value goes through, in order.
         in_flight: the most values between source and consumer.
         weigh: tells what a value weighs; asked when it is read and after each stage.
-        budget: while the other values in flight weigh more than this, a value is neither read nor let into the first
-            stage, unless it is the oldest. So all in flight weigh at most `budget`, plus what the values just being read or
-            in the first stage turn out to weigh, plus what values gain in later stages.
+        budget: while the other values in flight weigh more than this, a value is neither read nor let into
+            the first stage, unless it is the oldest. So all in flight weigh at most `budget`, plus what the
+            values just being read or in the first stage turn out to weigh, plus what values gain in later
+            stages.
         describe: names a value in the note of a failure.
     """
 
@@ -195,7 +210,9 @@ class Pipeline(Iterator[Any]):
             self._tallies.append([StageStats(stage.name, 1) for _ in range(stage.workers)])
             for number, tally in enumerate(self._tallies[-1]):
                 name = f"{stage.name}-{number}"
-                self._threads.append(Thread(target=self._serve, args=(position, tally), name=name, daemon=False))
+                self._threads.append(
+                    Thread(target=self._serve, args=(position, tally), name=name, daemon=False)
+                )
         # Queue i feeds stage i, the last one the consumer. SimpleQueue is atomic even where Ctrl-C strikes.
         self._queues: list[SimpleQueue[_Slot]] = [SimpleQueue() for _ in range(len(self._stages) + 1)]
         self._early: dict[int, _Slot] = {}  # finished, but it is not their turn yet
@@ -223,7 +240,9 @@ class Pipeline(Iterator[Any]):
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._close()
         if self._failure is None or self._raised:
             return
@@ -254,8 +273,8 @@ class Pipeline(Iterator[Any]):
     def stop(self) -> None:
         """Read no more from the source: what is in flight is finished and delivered, then the iteration ends.
 
-        Safe in any thread and in a signal handler, as it takes no lock. Nobody needs waking: while the source waits for
-        room, something is in flight, and delivering that will wake it.
+        Safe in any thread and in a signal handler, as it takes no lock. Nobody needs waking: while the source
+        waits for room, something is in flight, and delivering that will wake it.
         """
         self._stopping = True
 
@@ -264,12 +283,16 @@ class Pipeline(Iterator[Any]):
         """What the source and the stages have done, in order; a copy of the figures at this moment."""
         figures = ("items", "batches", "busy", "cpu", "waiting")
         return [
-            StageStats(tallies[0].name, len(tallies), *(sum(getattr(tally, figure) for tally in tallies) for figure in figures))
+            StageStats(
+                tallies[0].name,
+                len(tallies),
+                *(sum(getattr(tally, figure) for tally in tallies) for figure in figures),
+            )
             for tallies in self._tallies
         ]
 
-    # The source's thread and the workers'. Each step is a call of its own, so that no variable of a thread holds on to the
-    # last value while the thread waits for the next.
+    # The source's thread and the workers'. Each step is a call of its own, so that no variable of a thread
+    # holds on to the last value while the thread waits for the next.
 
     def _read(self, tally: StageStats) -> None:
         try:
@@ -360,13 +383,18 @@ class Pipeline(Iterator[Any]):
             results = [stage.work(values[0])] if stage.batch == 1 else stage.work(values)
         except BaseException as error:
             if not isinstance(error, Exception) or not stage.isolate(error):
-                _note(error, f"while working on {', '.join(f'{self._describe(value):.200}' for value in values)}")
+                _note(
+                    error,
+                    f"while working on {', '.join(f'{self._describe(value):.200}' for value in values)}",
+                )
                 raise
             if len(values) == 1:
                 return [Failed(stage.name, _without_frames(error), values[0])]
         else:
             if len(results) != len(values):
-                raise PipelineError(f"stage {stage.name!r} was given {len(values)} values and returned {len(results)}")
+                raise PipelineError(
+                    f"stage {stage.name!r} was given {len(values)} values and returned {len(results)}"
+                )
             return list(results)
         # Outside the handler, or the culprit's error would name the batch's as its context.
         return [result for value in values for result in self._apply(stage, [value])]
@@ -374,7 +402,9 @@ class Pipeline(Iterator[Any]):
     # What the threads share.
 
     def _wait_for_room(self, slot: _Slot) -> None:
-        """Wait until a value may be read into `slot`, or once read, may enter the first stage; or until all is halted."""
+        """Wait until a value may be read into `slot`, or once read, may enter the first stage; or until all
+        is halted.
+        """
         with self._lock:
             while not self._halted and slot.index != self._turn:  # the oldest need not wait
                 if slot.index < self._turn + self._in_flight and self._weight - slot.weight <= self._budget:

@@ -29,7 +29,9 @@ def fake_spec(input_size: Size = (32, 48), classes: int = 1) -> ModelSpec:
         input_size=input_size,
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
-        classes=ClassTable(tuple(f"class{i}" for i in range(classes)), tuple((40 * i % 256, 90, 200) for i in range(classes))),
+        classes=ClassTable(
+            tuple(f"class{i}" for i in range(classes)), tuple((40 * i % 256, 90, 200) for i in range(classes))
+        ),
         output="probability" if classes == 1 else "class_ids",
     )
 
@@ -80,8 +82,9 @@ def _brightness(pictures: Pixels) -> Pixels:
 class HostMemory(CudaMemory):
     """A GPU's memory that is the computer's own, for tests of what runs on a GPU.
 
-    Work is only queued. It runs when somebody waits for it, and then no more of it than the events make necessary: a `wait` or
-    `synchronize` that is missing shows as wrong bytes, not now and then but always. Misuse is an `AssertionError`.
+    Work is only queued. It runs when somebody waits for it, and then no more of it than the events make
+    necessary: a `wait` or `synchronize` that is missing shows as wrong bytes, not now and then but always.
+    Misuse is an `AssertionError`.
 
     Args:
         capacity: bytes of device memory; None sets no limit.
@@ -120,13 +123,22 @@ class HostMemory(CudaMemory):
     def queue(self, stream: int, work: Callable[[], object]) -> None:
         """Queue anything in a stream, given by its handle: what launching a kernel is elsewhere."""
         self._queue(
-            next(found for found, kind in self.alive.copy().items() if kind == "stream" and found.address == stream), work
+            next(
+                found
+                for found, kind in self.alive.copy().items()
+                if kind == "stream" and found.address == stream
+            ),
+            work,
         )
 
     def at(self, address: int, nbytes: int) -> Pixels:
         """The bytes of device memory at an address; only for work that runs."""
         for found, kind in self.alive.copy().items():
-            if kind == "device" and (offset := address - found.address) >= 0 and offset + nbytes <= found.nbytes:
+            if (
+                kind == "device"
+                and (offset := address - found.address) >= 0
+                and offset + nbytes <= found.nbytes
+            ):
                 view: Pixels = found.raw[offset : offset + nbytes]
                 return view
         raise AssertionError(f"{nbytes} bytes at {address:#x} are not allocated")
@@ -145,7 +157,9 @@ class HostMemory(CudaMemory):
     def device(self, nbytes: int) -> Resource:
         with self._lock:
             if self.capacity is not None and self.used + nbytes > self.capacity:
-                raise DeviceOutOfMemory(f"{nbytes} bytes wanted, {self.capacity - self.used} of {self.capacity} are free")
+                raise DeviceOutOfMemory(
+                    f"{nbytes} bytes wanted, {self.capacity - self.used} of {self.capacity} are free"
+                )
             return self._keep("device", np.zeros(nbytes, np.uint8))
 
     def stream(self) -> Resource:
@@ -166,11 +180,17 @@ class HostMemory(CudaMemory):
 
     def upload(self, target: Resource, offset: int, source: Pixels, stream: Resource) -> None:
         assert source.flags.c_contiguous, "not one piece of memory"
-        assert 0 <= offset <= target.nbytes - source.nbytes, f"{source.nbytes} bytes at {offset} of {target.nbytes}"
-        self._queue(stream, lambda: np.copyto(target.raw[offset : offset + source.nbytes], source.reshape(-1)), target)
+        assert 0 <= offset <= target.nbytes - source.nbytes, (
+            f"{source.nbytes} bytes at {offset} of {target.nbytes}"
+        )
+        self._queue(
+            stream, lambda: np.copyto(target.raw[offset : offset + source.nbytes], source.reshape(-1)), target
+        )
 
     def download(self, target: Resource, source: Resource, nbytes: int, stream: Resource) -> None:
-        assert nbytes <= min(target.nbytes, source.nbytes), f"{nbytes} bytes, from {source.nbytes} to {target.nbytes}"
+        assert nbytes <= min(target.nbytes, source.nbytes), (
+            f"{nbytes} bytes, from {source.nbytes} to {target.nbytes}"
+        )
         self._queue(stream, lambda: np.copyto(target.raw[:nbytes], source.raw[:nbytes]), target, source)
 
     def record(self, event: Resource, stream: Resource) -> None:

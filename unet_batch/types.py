@@ -1,7 +1,8 @@
 """What flows through the program: frozen records without logic.
 
-Conventions, everywhere: pictures are RGB uint8 arrays (height, width, 3); maps are uint8 arrays (height, width); sizes are
-always `(height, width)` in pixels. The arrays inside a record are never written to after it was made.
+Conventions, everywhere: pictures are RGB uint8 arrays (height, width, 3); maps are uint8 arrays (height,
+width); sizes are always `(height, width)` in pixels. The arrays inside a record are never written to after it
+was made.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Item:
 
     Attributes:
         path: the file to read, absolute.
-        key: where its outputs go, relative to each output folder, `/`-separated and without the output's suffix:
-            `lot/a` becomes `masks/lot/a.png`. Unique in a run, also on file systems that ignore case.
+        key: where its outputs go, relative to each output folder, `/`-separated and without the output's
+            suffix: `lot/a` becomes `masks/lot/a.png`. Unique in a run, also on file systems that ignore case.
     """
 
     path: str
@@ -90,8 +91,8 @@ class Prediction:
 class ClassTable:
     """Names and RGB colours of the classes.
 
-    A model of one class predicts the probability of that class against background; a model of several predicts ids
-    0, 1, ... in the order given here.
+    A model of one class predicts the probability of that class against background; a model of several
+    predicts ids 0, 1, ... in the order given here.
     """
 
     names: tuple[str, ...]

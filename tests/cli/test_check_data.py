@@ -58,7 +58,14 @@ def test_splits(root: Path, tmp_path: Path) -> None:
     assert "2 images in 2 groups are in train" in done.stdout
     assert "group 'a' is in train and val" in done.stdout
     own = unet_batch(
-        "check-data", root, "--split", tmp_path / "train.txt", "--split", tmp_path / "val.txt", "--group-by", "(.+)"
+        "check-data",
+        root,
+        "--split",
+        tmp_path / "train.txt",
+        "--split",
+        tmp_path / "val.txt",
+        "--group-by",
+        "(.+)",
     )
     assert own.returncode == 0
 
@@ -80,7 +87,10 @@ class TestCoco:
         names = ("a_0", "a_1", "b_0", "b_1")
         shapes = ([[4, 2, 20, 2, 20, 20, 4, 20]], [[6, 12, 10, 12, 10, 16, 6, 16]])
         document = {
-            "images": [{"id": i, "file_name": f"{name}.png", "height": 24, "width": 32} for i, name in enumerate(names)],
+            "images": [
+                {"id": i, "file_name": f"{name}.png", "height": 24, "width": 32}
+                for i, name in enumerate(names)
+            ],
             "categories": [{"id": 1, "name": "car"}, {"id": 2, "name": "wheel"}],
             "annotations": [
                 {"id": 2 * i + k, "image_id": i, "category_id": k + 1, "segmentation": shape, "iscrowd": 0}
@@ -111,13 +121,18 @@ class TestCoco:
         file.write_text(json.dumps(document))
         (tmp_path / "train.txt").write_text("a_0\nb_0\n")
         (tmp_path / "val.txt").write_text("b_1.png\n")
-        done = unet_batch("check-data", root, "--split", tmp_path / "train.txt", "--split", tmp_path / "val.txt")
+        done = unet_batch(
+            "check-data", root, "--split", tmp_path / "train.txt", "--split", tmp_path / "val.txt"
+        )
         assert done.returncode == 1
         assert "instances_all.json: a_0.png: annotation 1: a polygon of 7 values" in done.stdout
         assert "the image is 24x32, the mask 24x640" in done.stdout
         assert "annotations/instances_all.json: gone.png" in done.stdout
         assert "group 'b' is in train and val" in done.stdout
-        assert done.stdout.splitlines()[-1] == "A training on these 4 pairs would be wrong: 3 errors and 1 warning."
+        assert (
+            done.stdout.splitlines()[-1]
+            == "A training on these 4 pairs would be wrong: 3 errors and 1 warning."
+        )
 
     def test_two_files(self, root: Path) -> None:
         (root / "annotations/instances_val.json").write_text("{}")
@@ -137,7 +152,10 @@ class TestCoco:
         (["{root}", "--masks", "typo"], "typo: no such folder"),
         (["{root}", "--coco", "typo.json"], "typo.json: no such file"),
         (["{root}", "--coco", "images/a_0.png"], "images/a_0.png: is not JSON"),
-        (["{root}", "--coco", "c.json", "--masks", "masks"], "both masks (masks) and COCO annotations (c.json) are named"),
+        (
+            ["{root}", "--coco", "c.json", "--masks", "masks"],
+            "both masks (masks) and COCO annotations (c.json) are named",
+        ),
         (["{root}", "--group-by", "("], "is not a regular expression"),
         (["{root}", "--split", "none.txt"], "none.txt: cannot be read"),
         ([], "Missing argument 'DATASET'"),

@@ -55,25 +55,34 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestStartUp:
-    @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["sample", "--help"]], ids=" ".join)
+    @pytest.mark.parametrize(
+        "arguments", [["--help"], ["--version"], ["run", "--help"], ["sample", "--help"]], ids=" ".join
+    )
     def test_loads_nothing_heavy(self, arguments: list[str]) -> None:
         code = (
             "import sys\nfrom unet_batch.cli import main\n"
             f"try: main({arguments!r})\nexcept SystemExit as e: assert not e.code, e.code\n"
-            "print('LOADED', sorted({'torch', 'numpy', 'cv2', 'av', 'tensorrt', 'PIL', 'rich'} & set(sys.modules)))"
+            "print('LOADED', sorted({'torch', 'numpy', 'cv2', 'av', 'tensorrt', 'PIL', 'rich'} & "
+            "set(sys.modules)))"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "LOADED []"
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="needs the processor time of child processes: POSIX only")
+    @pytest.mark.skipif(
+        sys.platform == "win32", reason="needs the processor time of child processes: POSIX only"
+    )
     def test_help_answers_at_once(self) -> None:
-        """Processor seconds, the best of five: the wall clock would measure whatever else the machine is doing."""
+        """Processor seconds, the best of five: the wall clock would measure whatever else the machine is
+        doing.
+        """
         times = []
         for _ in range(5):
             before = os.times()
             assert unet_batch("--help").returncode == 0
             after = os.times()
-            times.append(after.children_user + after.children_system - before.children_user - before.children_system)
+            times.append(
+                after.children_user + after.children_system - before.children_user - before.children_system
+            )
         assert min(times) < 0.3, times
 
 
@@ -112,8 +121,20 @@ class TestRun:
 
     def test_a_bar_on_a_terminal(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         parent, child = pty.openpty()
-        command = [sys.executable, "-m", "unet_batch", "run", str(photos), "-o", str(tmp_path / "out"), "-m", tiny]
-        with subprocess.Popen(command, stdout=child, stderr=child, env={**os.environ, "TERM": "xterm"}) as process:
+        command = [
+            sys.executable,
+            "-m",
+            "unet_batch",
+            "run",
+            str(photos),
+            "-o",
+            str(tmp_path / "out"),
+            "-m",
+            tiny,
+        ]
+        with subprocess.Popen(
+            command, stdout=child, stderr=child, env={**os.environ, "TERM": "xterm"}
+        ) as process:
             os.close(child)
             screen = b""
             while True:
@@ -170,9 +191,22 @@ class TestRun:
         assert "\x1b" not in done.stderr + done.stdout, "a file name must not steer the terminal"
         assert "errors.jsonl" in done.stdout
 
-    def test_a_terminal_that_lacks_the_characters_of_a_name(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+    def test_a_terminal_that_lacks_the_characters_of_a_name(
+        self, photos: Path, tiny: str, tmp_path: Path
+    ) -> None:
         (tmp_path / "Straße ☀.jpg").write_bytes((photos / "scene_0000.jpg").read_bytes())
-        command = [sys.executable, "-m", "unet_batch", "run", str(tmp_path), "-o", str(tmp_path / "out"), "-m", tiny, "-v"]
+        command = [
+            sys.executable,
+            "-m",
+            "unet_batch",
+            "run",
+            str(tmp_path),
+            "-o",
+            str(tmp_path / "out"),
+            "-m",
+            tiny,
+            "-v",
+        ]
         environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
         assert (done.returncode, done.stderr) == (0, "")
@@ -181,7 +215,16 @@ class TestRun:
 
     def test_lists_and_globs(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         (tmp_path / "list.txt").write_text(f"# two\n{photos}/scene_0000.jpg\n{photos}/scene_0001.jpg\n")
-        done = unet_batch("run", f"@{tmp_path / 'list.txt'}", f"{photos}/*2.jpg", "-o", tmp_path / "out", "-m", tiny, "--json")
+        done = unet_batch(
+            "run",
+            f"@{tmp_path / 'list.txt'}",
+            f"{photos}/*2.jpg",
+            "-o",
+            tmp_path / "out",
+            "-m",
+            tiny,
+            "--json",
+        )
         assert json.loads(done.stdout)["done"] == 3
 
     @pytest.mark.parametrize(
@@ -199,7 +242,9 @@ class TestRun:
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
-    def test_wrong_usage_is_exit_code_2(self, photos: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    def test_wrong_usage_is_exit_code_2(
+        self, photos: Path, tmp_path: Path, arguments: list[str], message: str
+    ) -> None:
         done = unet_batch("run", *(part.format(photos=photos) for part in arguments), cwd=tmp_path)
         assert done.returncode == 2
         assert message in done.stderr
@@ -242,7 +287,10 @@ class TestRun:
         for path in (tmp_path / "out/masks").glob("*.png"):
             with Image.open(path) as image:
                 assert np.array(image).shape == (160, 240)
-        assert unet_batch("run", tmp_path / "many", "-o", tmp_path / "out", "-m", tiny, "--dry-run").returncode == 0
+        assert (
+            unet_batch("run", tmp_path / "many", "-o", tmp_path / "out", "-m", tiny, "--dry-run").returncode
+            == 0
+        )
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
     def test_a_job_in_the_background_ignores_ctrl_c(self, photos: Path, tiny: str, tmp_path: Path) -> None:
@@ -258,7 +306,9 @@ class TestRun:
     @pytest.mark.timeout(300)
     @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
     def test_killed_at_random_moments(self, photos: Path, tiny: str, tmp_path: Path) -> None:
-        """The real command with a real network; `tests/run/test_resume.py` does it fifty times with a fake one."""
+        """The real command with a real network; `tests/run/test_resume.py` does it fifty times with a fake
+        one.
+        """
         folder, out, choose = many(photos, tmp_path, 800), tmp_path / "out", random.Random(2)
         for _ in range(8):
             with started(folder, out, tiny) as process:
@@ -268,10 +318,13 @@ class TestRun:
         for name in (out, tmp_path / "clean"):
             assert unet_batch("run", folder, "-o", name, "-m", tiny, "--device", "cpu").returncode == 0
         masks, clean = (
-            {path.name: path.read_bytes() for path in (name / "masks").iterdir()} for name in (out, tmp_path / "clean")
+            {path.name: path.read_bytes() for path in (name / "masks").iterdir()}
+            for name in (out, tmp_path / "clean")
         )
         assert masks == clean
-        lines = [line for line in (out / "manifest.jsonl").read_text().splitlines() if '"status":"done"' in line]
+        lines = [
+            line for line in (out / "manifest.jsonl").read_text().splitlines() if '"status":"done"' in line
+        ]
         assert len(lines) == len({json.loads(line)["key"] for line in lines}) == 800
 
     def test_says_why_what_is_done_again(self, photos: Path, tiny: str, tmp_path: Path) -> None:
@@ -283,14 +336,23 @@ class TestRun:
         (tmp_path / "out/masks/scene_0000.png").unlink()
         os.utime(tmp_path / "in/scene_0001.jpg", (1, 1))
         done = unet_batch(*command)
-        assert re.search(r"^resume +1 changed, 1 with outputs gone or cut short, 1 already done$", done.stdout, re.MULTILINE)
+        assert re.search(
+            r"^resume +1 changed, 1 with outputs gone or cut short, 1 already done$",
+            done.stdout,
+            re.MULTILINE,
+        )
         refused = unet_batch(*command, "--threshold", "0.9")
         assert refused.returncode == 2
         assert re.search(
-            r"^error: .*out holds outputs of 3 items by tiny \(sha256 .{12}\), threshold 0.5, 32x48\. This run would use .*0.9",
+            r"^error: .*out holds outputs of 3 items by tiny \(sha256 .{12}\), threshold 0.5, 32x48\. This "
+            r"run would use .*0.9",
             refused.stderr,
         )
-        assert re.search(r"^ hint: choose another folder with -o, or redo them with --overwrite$", refused.stderr, re.MULTILINE)
+        assert re.search(
+            r"^ hint: choose another folder with -o, or redo them with --overwrite$",
+            refused.stderr,
+            re.MULTILINE,
+        )
 
     def test_events_on_stdout(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         done = unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny, "--log-json", "-")
@@ -301,26 +363,43 @@ class TestRun:
     def test_events_in_a_file_are_added(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         log = tmp_path / "log.jsonl"
         for _ in range(2):
-            assert unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny, "--log-json", log).returncode == 0
+            assert (
+                unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny, "--log-json", log).returncode
+                == 0
+            )
         events = [json.loads(line) for line in log.read_text().splitlines()]
-        assert [event["event"] for event in events] == ["start", "item", "item", "item", "end", "start", "end"]
+        assert [event["event"] for event in events] == [
+            "start",
+            "item",
+            "item",
+            "item",
+            "end",
+            "start",
+            "end",
+        ]
         assert events[5]["states"] == {"done": 3}
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, as Linux has it")
-    def test_events_that_cannot_be_written_do_not_end_the_run(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+    def test_events_that_cannot_be_written_do_not_end_the_run(
+        self, photos: Path, tiny: str, tmp_path: Path
+    ) -> None:
         done = unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny, "--log-json", "/dev/full")
         assert done.returncode == 0
         assert done.stderr.count("no more events in /dev/full: No space left on device") == 1
         command = f"{sys.executable} -m unet_batch run {photos} -o {tmp_path / 'two'} -m {tiny} --log-json - | head -n 1"
         command += "; exit ${PIPESTATUS[0]}"
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100, check=False)
+        done = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, timeout=100, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "two/masks/scene_0002.png").exists()
 
     def test_signal_handlers_are_given_back(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = [signal.getsignal(number) for number in numbers]
-        result = CliRunner().invoke(main, ["run", str(photos), "-o", str(tmp_path / "out"), "-m", tiny, "--device", "cpu"])
+        result = CliRunner().invoke(
+            main, ["run", str(photos), "-o", str(tmp_path / "out"), "-m", tiny, "--device", "cpu"]
+        )
         assert result.exit_code == 0, result.output
         assert [signal.getsignal(number) for number in numbers] == before
 
@@ -343,8 +422,22 @@ def many(photos: Path, folder: Path, count: int) -> Path:
 def started(folder: Path, out: Path, model: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """A run that has written something new."""
     before = len(list((out / "masks").glob("*.png")))
-    command = [sys.executable, "-m", "unet_batch", "run", str(folder), "-o", str(out), "-m", model, "--device", "cpu"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "unet_batch",
+        "run",
+        str(folder),
+        "-o",
+        str(out),
+        "-m",
+        model,
+        "--device",
+        "cpu",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    ) as process:
         try:
             while len(list((out / "masks").glob("*.png"))) <= before:
                 time.sleep(0.02)
@@ -402,7 +495,9 @@ def test_the_live_bars_of_a_run(tmp_path: Path) -> None:
     with screen.progress() as progress:
         for _ in range(2):  # `watch` begins more than once
             progress.start(plan)
-            progress.advance(Item("a.jpg", "a"), Failure("a.jpg", "decode", "ImageError", "a.jpg: broken", "mend it"))
+            progress.advance(
+                Item("a.jpg", "a"), Failure("a.jpg", "decode", "ImageError", "a.jpg: broken", "mend it")
+            )
             for total in (9, None):
                 for done in (3, 4):
                     progress.frame(clip, done, total)

@@ -56,7 +56,9 @@ def test_a_line_for_each_check_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> Non
         "inference",
         "  missing  tensorrt      not installed",
     ]
-    assert not re.search(r"[\x00-\x09\x0b-\x1f]", result.output), "colours, or what a library put into its version"
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", result.output), (
+        "colours, or what a library put into its version"
+    )
     assert "`unet-batch run` will use torch-cpu bf16." in lines
     assert lines[-1] == "Fastest on this machine would be tensorrt: see above what it takes."
 
@@ -64,10 +66,8 @@ def test_a_line_for_each_check_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_each_fix_once(monkeypatch: pytest.MonkeyPatch) -> None:
     text = invoke(monkeypatch, CHECKS).output
     assert (
-        '\nto fix\n  # tensorrt, tensorrt-rtx, pycuda\n  pip install "unet-batch[tensorrt]"\n  # torch-cuda\n  '
-        + TORCH
-        + "\n\n"
-        in text
+        '\nto fix\n  # tensorrt, tensorrt-rtx, pycuda\n  pip install "unet-batch[tensorrt]"\n  # '
+        "torch-cuda\n  " + TORCH + "\n\n" in text
     )
     assert '\noptional\n  # pillow-heif\n  pip install "unet-batch[heic]"\n\n' in text
 
@@ -77,7 +77,13 @@ def test_words_stay_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) 
         from rich.console import Console
 
         return Console(
-            stderr=stderr, highlight=False, markup=False, soft_wrap=True, force_terminal=True, width=80, color_system=None
+            stderr=stderr,
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+            force_terminal=True,
+            width=80,
+            color_system=None,
         )
 
     monkeypatch.setattr(screens, "console", narrow)
@@ -97,7 +103,9 @@ def test_nothing_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_of_this_machine() -> None:
-    done = subprocess.run([sys.executable, "-m", "unet_batch", "doctor", "--json"], capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-m", "unet_batch", "doctor", "--json"], capture_output=True, text=True, timeout=100
+    )
     report = json.loads(done.stdout)
     assert (done.returncode, done.stderr, report["works"]) == (0, "", True)
     assert report["run"]

@@ -20,7 +20,9 @@ from unet_batch.engine import flavours
 from unet_batch.model import checkpoint
 from unet_batch.scenes import write_samples
 
-pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a GPU: pip install tensorrt-rtx")
+pytest.importorskip(
+    "tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a GPU: pip install tensorrt-rtx"
+)
 needs_no_gpu = pytest.mark.skipif(not gpu.missing(), reason="this machine has a GPU: nothing falls back")
 
 
@@ -31,14 +33,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = confident(size=(64, 96))
     checkpoint.save(str(folder / "net.safetensors"), model.model, replace(model.spec, name="net"))
     write_samples(str(folder), 3, (128, 192))
-    done = unet_batch(folder, "build-engine", "net.safetensors", "--proof-images", "photos", "--batch", "1,2,4")
+    done = unet_batch(
+        folder, "build-engine", "net.safetensors", "--proof-images", "photos", "--batch", "1,2,4"
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
 
 def unet_batch(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "unet_batch", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=100, env={**os.environ, **environment})
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, timeout=100, env={**os.environ, **environment}
+    )
 
 
 def invoke(folder: Path, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> Result:
@@ -61,11 +67,21 @@ class TestBuildEngine:
         assert said["precision"].startswith("100.00% of the body's arithmetic is fp16 · ")
         assert said["precision"].endswith("counted in: onnx, network")
         assert said["parity"].startswith("Dice 0.99") or said["parity"].startswith("Dice 1.0")
-        assert "3 pictures at batch 1, 3 pictures at batch 2 and 1, 6 pictures at batch 4 and 2" in result.stdout
+        assert (
+            "3 pictures at batch 1, 3 pictures at batch 2 and 1, 6 pictures at batch 4 and 2" in result.stdout
+        )
         assert "it was there already" in said["note"]
 
     def test_stages_in_a_pipe(self, home: Path, tmp_path: Path) -> None:
-        done = unet_batch(home, "build-engine", "net.safetensors", "--proof-images", "photos", "--engines-dir", str(tmp_path))
+        done = unet_batch(
+            home,
+            "build-engine",
+            "net.safetensors",
+            "--proof-images",
+            "photos",
+            "--engines-dir",
+            str(tmp_path),
+        )
         assert [line[10:] for line in done.stderr.splitlines()][:3] == [
             "export to ONNX",
             "PyTorch in float32",
@@ -88,13 +104,22 @@ class TestBuildEngine:
 
     def test_without_a_builder(self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(flavours, "_MODULES", dict.fromkeys(flavours.NAMES, "no_such_module"))
-        arguments = ("build-engine", "net.safetensors", "--proof-images", "photos", "--engines-dir", str(tmp_path))
+        arguments = (
+            "build-engine",
+            "net.safetensors",
+            "--proof-images",
+            "photos",
+            "--engines-dir",
+            str(tmp_path),
+        )
         result = invoke(home, *arguments, monkeypatch=monkeypatch)
         assert result.exit_code == 1
         assert list(tmp_path.glob("*.onnx"))
         assert labelled(result.stdout)["parity"].startswith("Dice ")
         said = labelled(result.stderr)
-        assert said["missing"] == "no engine was built: tensorrt is not installed; tensorrt-rtx is not installed"
+        assert (
+            said["missing"] == "no engine was built: tensorrt is not installed; tensorrt-rtx is not installed"
+        )
         assert said["fix"].startswith("pip install ")
 
     @pytest.mark.parametrize(
@@ -118,14 +143,28 @@ class TestBuildEngine:
         assert message in result.stderr
 
     @needs_no_gpu
-    def test_tensorrt_needs_a_gpu_or_is_not_installed(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        result = invoke(home, "build-engine", "net.safetensors", "--builder", "tensorrt", monkeypatch=monkeypatch)
+    def test_tensorrt_needs_a_gpu_or_is_not_installed(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        result = invoke(
+            home, "build-engine", "net.safetensors", "--builder", "tensorrt", monkeypatch=monkeypatch
+        )
         assert result.exit_code == 2
         assert "error: tensorrt" in result.stderr
         assert " hint: " in result.stderr
 
     def test_amounts_of_memory(self, home: Path, tmp_path: Path) -> None:
-        arguments = ("build-engine", "net.safetensors", "--workspace", "1.5G", "--batch", "2", "--opt-level", "1", "--json")
+        arguments = (
+            "build-engine",
+            "net.safetensors",
+            "--workspace",
+            "1.5G",
+            "--batch",
+            "2",
+            "--opt-level",
+            "1",
+            "--json",
+        )
         done = unet_batch(home, *arguments, "--proof-images", "photos", "--engines-dir", str(tmp_path))
         recipe = json.loads(done.stdout)["sidecar"]["recipe"]
         assert recipe["options"] == {"opt_level": 1, "workspace": 1536 * 2**20}
@@ -183,21 +222,36 @@ class TestRunWithoutAGpu:
     def test_auto_says_why(self, home: Path, tmp_path: Path) -> None:
         done = unet_batch(home, "run", "photos", "-m", "net.safetensors", "-o", str(tmp_path))
         assert done.returncode == 0
-        assert "(no NVIDIA driver; " in labelled(done.stdout)["backend"] or "no GPU" in labelled(done.stdout)["backend"]
+        assert (
+            "(no NVIDIA driver; " in labelled(done.stdout)["backend"]
+            or "no GPU" in labelled(done.stdout)["backend"]
+        )
         report = json.loads((tmp_path / "run.json").read_text())
-        assert [step["name"] for step in report["backend"]["passed_over"]] == ["tensorrt", "tensorrt-rtx", "torch-cuda"]
+        assert [step["name"] for step in report["backend"]["passed_over"]] == [
+            "tensorrt",
+            "tensorrt-rtx",
+            "torch-cuda",
+        ]
         assert all(step["reason"] and step["fix"] for step in report["backend"]["passed_over"])
         assert len(list((tmp_path / "masks").glob("*.png"))) == 3
 
-    @pytest.mark.parametrize("arguments", [["--backend", "tensorrt"], ["--backend", "tensorrt-rtx"], ["--require-gpu"]])
-    def test_what_was_asked_for_is_an_error_with_its_fix(self, home: Path, tmp_path: Path, arguments: list[str]) -> None:
-        done = unet_batch(home, "run", "photos", "-m", "net.safetensors", "-o", str(tmp_path / "out"), *arguments)
+    @pytest.mark.parametrize(
+        "arguments", [["--backend", "tensorrt"], ["--backend", "tensorrt-rtx"], ["--require-gpu"]]
+    )
+    def test_what_was_asked_for_is_an_error_with_its_fix(
+        self, home: Path, tmp_path: Path, arguments: list[str]
+    ) -> None:
+        done = unet_batch(
+            home, "run", "photos", "-m", "net.safetensors", "-o", str(tmp_path / "out"), *arguments
+        )
         assert done.returncode == 2
         assert "error: " in done.stderr
         assert " hint: install NVIDIA's driver" in done.stderr
         assert not (tmp_path / "out" / "masks").exists()
 
     def test_another_size(self, home: Path, tmp_path: Path) -> None:
-        done = unet_batch(home, "run", "photos", "-m", "net.safetensors", "-o", str(tmp_path), "--size", "32x48")
+        done = unet_batch(
+            home, "run", "photos", "-m", "net.safetensors", "-o", str(tmp_path), "--size", "32x48"
+        )
         assert done.returncode == 0, done.stderr
         assert json.loads((tmp_path / "run.json").read_text())["backend"]["input_size"] == [32, 48]

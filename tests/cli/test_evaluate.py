@@ -45,7 +45,10 @@ class TestModel:
         lines = done.stdout.splitlines()
         assert lines[0].startswith("dataset   ")
         assert "model     tiny" in done.stdout
-        assert "note      taken as the same: the dataset has one class (foreground), the model one class (class0)" in lines
+        assert (
+            "note      taken as the same: the dataset has one class (foreground), the model one class "
+            "(class0)" in lines
+        )
         number = r"[01]\.\d{4}"
         assert "at the photos' own size" in lines
         assert "at the network's size, 32x48" in lines
@@ -81,7 +84,12 @@ class TestModel:
         assert report["photo"]["groups"] == 2
         assert report["photo"]["intervals"]["mean"].keys() == {"dice", "iou", "dice_per_picture"}
         rows = list(csv.DictReader((tmp_path / "out/x/pictures.csv").read_text().splitlines()))
-        assert [(row["key"], row["group"]) for row in rows] == [("a_0", "a"), ("b_0", "b"), ("b_1", "b"), ("c_1", "c")]
+        assert [(row["key"], row["group"]) for row in rows] == [
+            ("a_0", "a"),
+            ("b_0", "b"),
+            ("b_1", "b"),
+            ("c_1", "c"),
+        ]
         assert "the mask 40x50" in rows[3]["error"]
         assert rows[3]["photo_dice_foreground"] == rows[3]["network_accuracy"] == ""
         for size in ("photo", "network"):
@@ -95,7 +103,10 @@ class TestModel:
         done = invoked(root, "-m", tiny, *CPU)
         assert done.exit_code == 1
         assert "an empty file" in done.stderr
-        assert done.stdout.splitlines()[-1] == "1 of 7 pictures could not be judged: the figures are over the others."
+        assert (
+            done.stdout.splitlines()[-1]
+            == "1 of 7 pictures could not be judged: the figures are over the others."
+        )
         assert "\x1b" not in done.stdout + done.stderr, "a file name must not steer the terminal"
 
     def test_several_classes(self, root: Path, tmp_path: Path) -> None:
@@ -115,8 +126,8 @@ class TestModel:
         done = invoked(root, "-m", tiny, *CPU)
         assert done.exit_code == 2
         assert (
-            "error: other classes: the dataset has 3 classes (class0, class1, class2), the model one class (class0)"
-            in done.stderr
+            "error: other classes: the dataset has 3 classes (class0, class1, class2), the model one class "
+            "(class0)" in done.stderr
         )
 
     def test_images_left_out_are_counted(self, root: Path, tiny: str) -> None:
@@ -126,7 +137,9 @@ class TestModel:
 
 class TestPredictions:
     def test_the_output_of_a_run_is_as_good_as_the_run(self, root: Path, tiny: str, tmp_path: Path) -> None:
-        run = CliRunner().invoke(main, ["run", str(root / "images"), "-o", str(tmp_path / "out"), "-m", tiny, *CPU])
+        run = CliRunner().invoke(
+            main, ["run", str(root / "images"), "-o", str(tmp_path / "out"), "-m", tiny, *CPU]
+        )
         assert run.exit_code == 0
         direct = json.loads(invoked(root, "-m", tiny, *CPU, "--json").stdout)
         for folder in ("out", "out/masks"):
@@ -139,7 +152,9 @@ class TestPredictions:
     @pytest.mark.parametrize("classes", [2, 5])
     def test_agrees_with_torchmetrics(self, tmp_path: Path, classes: int) -> None:
         torch = pytest.importorskip("torch")
-        functional = pytest.importorskip("torchmetrics.functional.classification", reason="needs torchmetrics")
+        functional = pytest.importorskip(
+            "torchmetrics.functional.classification", reason="needs torchmetrics"
+        )
         random = np.random.default_rng(classes)
         found, truth = random.integers(0, classes, (2, 6, 30, 41)).astype(np.uint8)
         truth = np.where(random.random(truth.shape) < 0.7, found, truth).astype(np.uint8)
@@ -191,7 +206,9 @@ class TestPredictions:
     def test_not_one_fits(self, root: Path, tmp_path: Path) -> None:
         for path in (root / "masks").iterdir():
             mask(tmp_path / "found" / path.name, ids(0, 1, size=(4, 5)))
-        done = invoked(root, "--predictions", tmp_path / "found", "--sheet", tmp_path / "s.jpg", "-o", tmp_path / "out")
+        done = invoked(
+            root, "--predictions", tmp_path / "found", "--sheet", tmp_path / "s.jpg", "-o", tmp_path / "out"
+        )
         assert done.exit_code == 1
         assert done.stdout.splitlines()[-1] == "Not one of 6 pictures could be judged."
         assert json.loads((tmp_path / "out/evaluation.json").read_text())["photo"] is None

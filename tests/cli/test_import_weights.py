@@ -40,13 +40,28 @@ def test_says_what_it_found_and_proved(weights: Path, monkeypatch: pytest.Monkey
 
 def test_json_and_options(weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
-    options = ["--arch", "milesial", "--size", "32x48", "--classes", "ground,tree", "--name", "trees", "--json"]
+    options = [
+        "--arch",
+        "milesial",
+        "--size",
+        "32x48",
+        "--classes",
+        "ground,tree",
+        "--name",
+        "trees",
+        "--json",
+    ]
     options += ["--mean", "0.1,0.2,0.3", "--std", "1,2,3"]
     result = CliRunner().invoke(main, ["import-weights", str(weights), "-o", str(out), *options])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["difference"] < found["stored_difference"] < 0.02
-    assert (found["path"], found["arch"], found["assumed"], found["widths"]) == (str(out), "milesial", [], [4, 6, 8])
+    assert (found["path"], found["arch"], found["assumed"], found["widths"]) == (
+        str(out),
+        "milesial",
+        [],
+        [4, 6, 8],
+    )
     spec = checkpoint.load(str(out)).spec
     assert (spec.name, spec.input_size, spec.classes.names) == ("trees", (32, 48), ("ground", "tree"))
     assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
@@ -67,7 +82,9 @@ def test_json_and_options(weights: Path, tmp_path: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_usage_is_exit_code_2(weights: Path, tmp_path: Path, options: list[str], message: str) -> None:
-    result = CliRunner().invoke(main, ["import-weights", str(weights), "-o", str(tmp_path / "out.safetensors"), *options])
+    result = CliRunner().invoke(
+        main, ["import-weights", str(weights), "-o", str(tmp_path / "out.safetensors"), *options]
+    )
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (tmp_path / "out.safetensors").exists()
@@ -76,7 +93,10 @@ def test_wrong_usage_is_exit_code_2(weights: Path, tmp_path: Path, options: list
 def test_what_was_imported_runs(weights: Path, tmp_path: Path) -> None:
     write_samples(str(tmp_path), 2, (64, 96), 0)
     model = str(tmp_path / "out.safetensors")
-    assert CliRunner().invoke(main, ["import-weights", str(weights), "-o", model, "--size", "32x48"]).exit_code == 0
+    assert (
+        CliRunner().invoke(main, ["import-weights", str(weights), "-o", model, "--size", "32x48"]).exit_code
+        == 0
+    )
     options = ["-o", str(tmp_path / "out"), "-m", model, "--device", "cpu"]
     result = CliRunner().invoke(main, ["run", str(tmp_path / "photos"), *options])
     assert result.exit_code == 0, result.output
@@ -85,7 +105,9 @@ def test_what_was_imported_runs(weights: Path, tmp_path: Path) -> None:
 
 def test_the_hint_of_run_names_this_command(weights: Path, tmp_path: Path) -> None:
     write_samples(str(tmp_path), 1, (64, 64), 0)
-    result = CliRunner().invoke(main, ["run", str(tmp_path / "photos"), "-o", str(tmp_path / "out"), "-m", str(weights)])
+    result = CliRunner().invoke(
+        main, ["run", str(tmp_path / "photos"), "-o", str(tmp_path / "out"), "-m", str(weights)]
+    )
     assert result.exit_code == 2
     assert "unet-batch import-weights FILE.pth -o MODEL.safetensors" in result.stderr
 

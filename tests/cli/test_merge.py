@@ -23,7 +23,17 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_a_job_array_and_its_merge(photos: Path, tiny: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "unet_batch", "run", str(photos), "-o", str(tmp_path / "out"), "-m", tiny]
+    command = [
+        sys.executable,
+        "-m",
+        "unet_batch",
+        "run",
+        str(photos),
+        "-o",
+        str(tmp_path / "out"),
+        "-m",
+        tiny,
+    ]
     slurm = {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
     tasks = [
         subprocess.Popen(
@@ -44,7 +54,11 @@ def test_a_job_array_and_its_merge(photos: Path, tiny: str, tmp_path: Path) -> N
     assert (done.returncode, done.stderr) == (0, "")
     assert "12 done" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("All done. Results in ")
-    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["manifest.jsonl", "masks", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
+        "manifest.jsonl",
+        "masks",
+        "run.json",
+    ]
     assert json.loads((tmp_path / "out/run.json").read_text())["found"] == 12
     assert "12 already done" in unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny).stdout
 

@@ -41,7 +41,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(dataset: Path, output: Path, *more: str, tiny: bool = True) -> Result:
-    return CliRunner().invoke(main, ["train", str(dataset), "-o", str(output), *(TINY if tiny else []), *more])
+    return CliRunner().invoke(
+        main, ["train", str(dataset), "-o", str(output), *(TINY if tiny else []), *more]
+    )
 
 
 def test_leaves_model_card_curves_sheet_and_figures(shapes: Path, tmp_path: Path) -> None:
@@ -56,20 +58,44 @@ def test_leaves_model_card_curves_sheet_and_figures(shapes: Path, tmp_path: Path
         assert text in result.output
     folder = tmp_path / "discs.training"
     written = {path.name for path in folder.iterdir()}
-    assert written == {"curves.png", "lock", "metrics.jsonl", "results.json", "sheet.jpg", "state.safetensors", "val.txt"}
+    assert written == {
+        "curves.png",
+        "lock",
+        "metrics.jsonl",
+        "results.json",
+        "sheet.jpg",
+        "state.safetensors",
+        "val.txt",
+    }
     assert cv2.imread(str(folder / "curves.png")).shape[1] > 800
     assert cv2.imread(str(folder / "sheet.jpg")).std() > 10
     listed = (folder / "val.txt").read_text().split()
-    again = ["evaluate", str(shapes), "-m", str(tmp_path / "discs.safetensors"), "--split", str(folder / "val.txt"), "--json"]
+    again = [
+        "evaluate",
+        str(shapes),
+        "-m",
+        str(tmp_path / "discs.safetensors"),
+        "--split",
+        str(folder / "val.txt"),
+        "--json",
+    ]
     judged = json.loads(CliRunner().invoke(main, again).stdout)
     assert judged["judged"] == len(listed) == 4
     everything = CliRunner().invoke(main, again[:4])
     assert "trained on 16 images of a folder of this name" in everything.output
     card = (tmp_path / "discs.md").read_text()
-    for text in ("# Model card: `discs`", "Dice 0.", "flatter a little", "](discs.training/curves.png)", "seed 0"):
+    for text in (
+        "# Model card: `discs`",
+        "Dice 0.",
+        "flatter a little",
+        "](discs.training/curves.png)",
+        "seed 0",
+    ):
         assert text in card
     facts = checkpoint.identify(str(tmp_path / "discs.safetensors")).spec.training
-    assert judged["photo"]["mean"]["dice_per_picture"] == pytest.approx(facts["metrics"]["photo"]["dice"], abs=1e-4)
+    assert judged["photo"]["mean"]["dice_per_picture"] == pytest.approx(
+        facts["metrics"]["photo"]["dice"], abs=1e-4
+    )
     results = json.loads((folder / "results.json").read_text())
     assert facts["metrics"] == results["metrics"]
     low, high = facts["metrics"]["photo"]["intervals"]["dice_per_picture"]
@@ -79,7 +105,14 @@ def test_leaves_model_card_curves_sheet_and_figures(shapes: Path, tmp_path: Path
 
 def test_the_model_runs(shapes: Path, tmp_path: Path) -> None:
     assert train(shapes, tmp_path / "m.safetensors", "--epochs", "6", "--lr", "0.02").exit_code == 0
-    arguments = ["run", str(shapes / "images"), "-m", str(tmp_path / "m.safetensors"), "-o", str(tmp_path / "out")]
+    arguments = [
+        "run",
+        str(shapes / "images"),
+        "-m",
+        str(tmp_path / "m.safetensors"),
+        "-o",
+        str(tmp_path / "out"),
+    ]
     assert CliRunner().invoke(main, arguments).exit_code == 0
     mask = cv2.imread(str(tmp_path / "out" / "masks" / "set00_0.png"), cv2.IMREAD_UNCHANGED)
     truth = cv2.imread(str(shapes / "masks" / "set00_0.png"), cv2.IMREAD_UNCHANGED)
@@ -166,7 +199,9 @@ def test_nothing_to_find_in_validation_is_said(shapes: Path, tmp_path: Path) -> 
         mask = empty / "masks" / f"{name}.png"
         cv2.imwrite(str(mask), np.zeros_like(cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)))
     (tmp_path / "val.txt").write_text("set05_0\nset05_1\n")
-    result = train(empty, tmp_path / "m.safetensors", "--val-list", str(tmp_path / "val.txt"), "--epochs", "1")
+    result = train(
+        empty, tmp_path / "m.safetensors", "--val-list", str(tmp_path / "val.txt"), "--epochs", "1"
+    )
     assert result.exit_code == 1
     assert "not one validation mask holds foreground" in result.output
 
@@ -181,9 +216,12 @@ def test_a_folder_that_cannot_be_locked_is_explained(shapes: Path, tmp_path: Pat
 def test_options_from_a_file_give_way_to_the_command_line(shapes: Path, tmp_path: Path) -> None:
     config = tmp_path / "train.toml"
     config.write_text(
-        'size = [40, 56]\ncrop = [20, 28]\nwidths = [4, 8]\nbatch-size = 4\nepochs = 9\nkeep = "last"\nseed = 4\n'
+        'size = [40, 56]\ncrop = [20, 28]\nwidths = [4, 8]\nbatch-size = 4\nepochs = 9\nkeep = "last"\nseed '
+        "= 4\n"
     )
-    result = train(shapes, tmp_path / "m.safetensors", "--config", str(config), "--epochs", "1", "--dry-run", tiny=False)
+    result = train(
+        shapes, tmp_path / "m.safetensors", "--config", str(config), "--epochs", "1", "--dry-run", tiny=False
+    )
     assert result.exit_code == 0, result.output
     for text in ("widths 4, 8", "1 epochs of 16 steps, 4 windows of 20x28 each", "40x56", "seed 4"):
         assert text in result.output
@@ -198,7 +236,9 @@ def test_options_from_a_file_give_way_to_the_command_line(shapes: Path, tmp_path
         ("epochs = ", "train.toml"),
     ],
 )
-def test_a_wrong_file_of_options_is_explained(shapes: Path, tmp_path: Path, line: str, complaint: str) -> None:
+def test_a_wrong_file_of_options_is_explained(
+    shapes: Path, tmp_path: Path, line: str, complaint: str
+) -> None:
     config = tmp_path / "train.toml"
     config.write_text(line + "\n")
     result = train(shapes, tmp_path / "m.safetensors", "--config", str(config), tiny=False)
@@ -224,11 +264,26 @@ def test_two_trainings_do_not_share_their_files(shapes: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process that gets SIGTERM")
-def test_a_signal_saves_the_state_and_says_how_to_go_on(shapes: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_saves_the_state_and_says_how_to_go_on(
+    shapes: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     output, metrics = tmp_path / "m.safetensors", tmp_path / "m.training" / "metrics.jsonl"
-    command = [sys.executable, "-m", "unet_batch", "train", str(shapes), "-o", str(output), *TINY, "--epochs", "5000"]
+    command = [
+        sys.executable,
+        "-m",
+        "unet_batch",
+        "train",
+        str(shapes),
+        "-o",
+        str(output),
+        *TINY,
+        "--epochs",
+        "5000",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )
     begun = time.monotonic()
     while not metrics.exists() and process.poll() is None and time.monotonic() - begun < 90:
         time.sleep(0.05)
@@ -238,9 +293,18 @@ def test_a_signal_saves_the_state_and_says_how_to_go_on(shapes: Path, tmp_path: 
     assert "--resume goes on" in errors
     before = len(metrics.read_text().splitlines())
     process = subprocess.Popen(
-        [*command, "--resume"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+        [*command, "--resume"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
-    while len(metrics.read_text().splitlines()) <= before and process.poll() is None and time.monotonic() - begun < 90:
+    while (
+        len(metrics.read_text().splitlines()) <= before
+        and process.poll() is None
+        and time.monotonic() - begun < 90
+    ):
         time.sleep(0.05)
     process.send_signal(number)
     errors = process.communicate(timeout=60)[1]

@@ -58,7 +58,10 @@ def test_nothing_to_say(root: Path) -> None:
     assert report.findings == ()
     assert report.ok
     assert heard == [1, 2, 3, 4, 5, 6]
-    assert [(s.name, s.pixels, s.images) for s in report.classes] == [("background", 0.5, 6), ("foreground", 0.5, 6)]
+    assert [(s.name, s.pixels, s.images) for s in report.classes] == [
+        ("background", 0.5, 6),
+        ("foreground", 0.5, 6),
+    ]
     assert (report.pairs, report.void) == (6, 0)
 
 
@@ -182,7 +185,11 @@ class TestCopies:
 
     def test_on_one_side_of_a_split(self, root: Path) -> None:
         photo(root / "images/b_0.png", 0)
-        only(report_on(root, {"train": ["a_0", "a_1", "b_0", "b_1"], "val": ["c_0", "c_1"]}), "duplicates", "warning")
+        only(
+            report_on(root, {"train": ["a_0", "a_1", "b_0", "b_1"], "val": ["c_0", "c_1"]}),
+            "duplicates",
+            "warning",
+        )
 
     def test_with_another_mask(self, root: Path) -> None:
         photo(root / "images/b_0.png", 0)
@@ -196,7 +203,11 @@ class TestCopies:
             gradient(root / "images" / name, **options)
             mask(root / f"masks/{name[:3]}.png", ids(0, 255, size=(90, 120)))
         finding, sizes = report_on(root).findings
-        assert (finding.kind, finding.severity, finding.files) == ("near duplicates", "warning", ("x_0 = y_0",))
+        assert (finding.kind, finding.severity, finding.files) == (
+            "near duplicates",
+            "warning",
+            ("x_0 = y_0",),
+        )
         assert sizes.kind == "mixed sizes"
 
     def test_near_in_one_group_is_meant(self, root: Path) -> None:
@@ -211,7 +222,9 @@ class TestCopies:
 
 
 def facts(hashes: list[int]) -> list[_Facts]:
-    return [_Facts(Pair("", "", str(i), str(i)), hash=value, thumb=bytes(216)) for i, value in enumerate(hashes)]
+    return [
+        _Facts(Pair("", "", str(i), str(i)), hash=value, thumb=bytes(216)) for i, value in enumerate(hashes)
+    ]
 
 
 class TestNear:
@@ -224,7 +237,9 @@ class TestNear:
             hashes += [value ^ flip for value, flip in zip(base[:: count + 1], flips, strict=False)]
         found = _near(facts(hashes), [str(index) for index in range(len(hashes))])
         together = {int(fact.pair.key): number for number, cluster in enumerate(found) for fact in cluster}
-        pairs = [(i, j) for j in range(len(hashes)) for i in range(j) if (hashes[i] ^ hashes[j]).bit_count() <= 3]
+        pairs = [
+            (i, j) for j in range(len(hashes)) for i in range(j) if (hashes[i] ^ hashes[j]).bit_count() <= 3
+        ]
         assert len(pairs) > 40
         assert all(together[i] == together[j] for i, j in pairs)
         assert set(together) == {index for pair in pairs for index in pair}
@@ -250,14 +265,20 @@ class TestBalance:
         rare = ids(0, 1)
         rare[0, 0] = 2
         mask(root / "masks/a_0_mask.png", rare)
-        assert only(report_on(root), "rare classes", "warning").files == ("class2: 0.022% of the pixels, in 1 masks",)
+        assert only(report_on(root), "rare classes", "warning").files == (
+            "class2: 0.022% of the pixels, in 1 masks",
+        )
 
     def test_nothing_to_learn(self, root: Path) -> None:
         for path in (root / "masks").iterdir():
             mask(path, ids(0))
         report = report_on(root)
         assert not report.ok
-        assert {finding.kind for finding in report.findings} == {"nothing to learn", "empty masks", "classes that never occur"}
+        assert {finding.kind for finding in report.findings} == {
+            "nothing to learn",
+            "empty masks",
+            "classes that never occur",
+        }
 
     def test_mixed_sizes(self, root: Path) -> None:
         photo(root / "images/d_0.png", 9, size=(10, 30))

@@ -65,8 +65,12 @@ def document(
     categories: tuple[dict[str, Any], ...] = (CAR,),
     size: tuple[int, int] = SIZE,
 ) -> dict[str, Any]:
-    images = [{"id": id, "file_name": name, "height": size[0], "width": size[1]} for id, name in enumerate(files)]
-    numbered = [{"id": 100 + place, "iscrowd": 0, **annotation} for place, annotation in enumerate(annotations)]
+    images = [
+        {"id": id, "file_name": name, "height": size[0], "width": size[1]} for id, name in enumerate(files)
+    ]
+    numbered = [
+        {"id": 100 + place, "iscrowd": 0, **annotation} for place, annotation in enumerate(annotations)
+    ]
     return {"info": {}, "images": images, "annotations": numbered, "categories": list(categories)}
 
 
@@ -83,7 +87,9 @@ def made(root: Path, content: dict[str, Any], *, folder: str = "images", **optio
     return find_dataset(str(root), **options)
 
 
-def drawn(root: Path, *annotations: dict[str, Any], categories: tuple[dict[str, Any], ...] = (CAR,)) -> np.ndarray:
+def drawn(
+    root: Path, *annotations: dict[str, Any], categories: tuple[dict[str, Any], ...] = (CAR,)
+) -> np.ndarray:
     dataset = made(root, document(*annotations, categories=categories))
     return dataset.read_mask(dataset.pairs[0], SIZE)
 
@@ -99,32 +105,47 @@ def merged_by_hand(content: dict[str, Any]) -> np.ndarray:
     theirs = COCO()
     theirs.dataset = content
     theirs.createIndex()
-    order = {category["id"]: number for number, category in enumerate(sorted(content["categories"], key=lambda c: c["id"]), 1)}
+    order = {
+        category["id"]: number
+        for number, category in enumerate(sorted(content["categories"], key=lambda c: c["id"]), 1)
+    }
     out = np.zeros((content["images"][0]["height"], content["images"][0]["width"]), np.uint8)
     areas = [(annotation, theirs.annToMask(annotation)) for annotation in content["annotations"]]
     for _, area in (one for one in areas if one[0]["iscrowd"]):
         out[area > 0] = 255
-    for annotation, area in sorted((one for one in areas if not one[0]["iscrowd"]), key=lambda one: -int(one[1].sum())):
+    for annotation, area in sorted(
+        (one for one in areas if not one[0]["iscrowd"]), key=lambda one: -int(one[1].sum())
+    ):
         out[area > 0] = order[annotation["category_id"]]
     return out
 
 
-SPOTS = st.tuples(st.integers(0, WIDTH - 1), st.integers(0, HEIGHT - 1), st.integers(1, 20), st.integers(1, 20))
+SPOTS = st.tuples(
+    st.integers(0, WIDTH - 1), st.integers(0, HEIGHT - 1), st.integers(1, 20), st.integers(1, 20)
+)
 POLYGONS = st.lists(
-    st.lists(st.tuples(st.floats(-5, WIDTH + 5, width=32), st.floats(-5, HEIGHT + 5, width=32)), min_size=3, max_size=9).map(
-        lambda points: [number for point in points for number in point]
-    ),
+    st.lists(
+        st.tuples(st.floats(-5, WIDTH + 5, width=32), st.floats(-5, HEIGHT + 5, width=32)),
+        min_size=3,
+        max_size=9,
+    ).map(lambda points: [number for point in points for number in point]),
     min_size=1,
     max_size=3,
 )
 AREAS = SPOTS.map(lambda spot: filled(spot[0], spot[1], spot[0] + spot[2], spot[1] + spot[3]))
-OBJECTS = st.tuples(st.one_of(POLYGONS, AREAS.map(run_lengths), AREAS.map(compressed)), st.sampled_from([3, 7]), st.booleans())
+OBJECTS = st.tuples(
+    st.one_of(POLYGONS, AREAS.map(run_lengths), AREAS.map(compressed)), st.sampled_from([3, 7]), st.booleans()
+)
 
 
 class TestDrawing:
     @given(objects=st.lists(OBJECTS, max_size=6))
-    def test_agrees_with_pycocotools(self, tmp_path_factory: pytest.TempPathFactory, objects: list[Any]) -> None:
-        annotations = [marked(shape, category=category, iscrowd=int(crowd)) for shape, category, crowd in objects]
+    def test_agrees_with_pycocotools(
+        self, tmp_path_factory: pytest.TempPathFactory, objects: list[Any]
+    ) -> None:
+        annotations = [
+            marked(shape, category=category, iscrowd=int(crowd)) for shape, category, crowd in objects
+        ]
         content = document(*annotations, categories=(WHEEL, CAR))
         coco = load(str(saved(tmp_path_factory.getbasetemp() / "drawn.json", content)))
         (name,) = coco.entries
@@ -133,7 +154,9 @@ class TestDrawing:
         assert (decoded.ids.dtype, decoded.ids.flags.c_contiguous, decoded.unexpected) == (np.uint8, True, "")
         assert coco.void == any(crowd for _, _, crowd in objects)
 
-    @pytest.mark.parametrize("shape", [box(4, 2, 12, 10), run_lengths(filled(4, 2, 12, 10)), compressed(filled(4, 2, 12, 10))])
+    @pytest.mark.parametrize(
+        "shape", [box(4, 2, 12, 10), run_lengths(filled(4, 2, 12, 10)), compressed(filled(4, 2, 12, 10))]
+    )
     def test_three_ways_to_say_the_same(self, tmp_path: Path, shape: object) -> None:
         assert np.array_equal(drawn(tmp_path, marked(shape)), filled(4, 2, 12, 10))
 
@@ -182,7 +205,10 @@ class TestClasses:
     def test_a_category_called_background_is_background(self, tmp_path: Path) -> None:
         ground = {"id": 1, "name": "Background"}
         dataset = made(
-            tmp_path, document(marked(box(0, 0, 20, 20)), marked(box(0, 0, 8, 8), category=1), categories=(ground, CAR))
+            tmp_path,
+            document(
+                marked(box(0, 0, 20, 20)), marked(box(0, 0, 8, 8), category=1), categories=(ground, CAR)
+            ),
         )
         assert dataset.classes.names == ("car",)
         assert np.array_equal(dataset.read_mask(dataset.pairs[0]), filled(0, 0, 20, 20) - filled(0, 0, 8, 8))
@@ -216,7 +242,11 @@ class TestClasses:
 class TestPairs:
     def test_are_found_and_grouped_like_files(self, tmp_path: Path) -> None:
         names = ("a_0.png", "a_1.png", "b_0.png", "sub/b_1.png")
-        dataset = made(tmp_path, document(*(marked(box(0, 0, 8, 8), i) for i in range(4)), files=names), group_by="([ab])_")
+        dataset = made(
+            tmp_path,
+            document(*(marked(box(0, 0, 8, 8), i) for i in range(4)), files=names),
+            group_by="([ab])_",
+        )
         assert [(pair.key, pair.group) for pair in dataset.pairs] == [
             ("a_0", "a"),
             ("a_1", "a"),
@@ -253,7 +283,11 @@ class TestPairs:
         assert [name.rpartition(": ")[2] for name in dataset.unmatched_masks] == ["test/1.png"]
 
     def test_what_has_no_partner(self, tmp_path: Path) -> None:
-        shapes = (marked(box(0, 0, 8, 8)), marked(box(0, 0, 8, 8), 99), {**marked(box(0, 0, 8, 8)), "image_id": None})
+        shapes = (
+            marked(box(0, 0, 8, 8)),
+            marked(box(0, 0, 8, 8), 99),
+            {**marked(box(0, 0, 8, 8)), "image_id": None},
+        )
         made(tmp_path, document(*shapes, files=("a_0.png", "gone.png")))
         (tmp_path / "images/gone.png").rename(tmp_path / "images/new.png")
         dataset = find_dataset(str(tmp_path))
@@ -282,14 +316,18 @@ class TestPairs:
         assert [pair.key for pair in dataset.pairs] == ["c"]
         assert dataset.unmatched_images == ()
         shown = only(check(dataset), "ambiguous match", "error")
-        assert shown[0].startswith("images/a_0.png: annotations.json: a_0.png (image 0), annotations.json: a_0.png (image 1)")
+        assert shown[0].startswith(
+            "images/a_0.png: annotations.json: a_0.png (image 0), annotations.json: a_0.png (image 1)"
+        )
         assert shown[1] == "images/x/b.png: images/y/b.png, annotations.json: b.png"
 
     def test_images_without_annotations_are_kept(self, tmp_path: Path) -> None:
         dataset = made(tmp_path, document(marked(box(0, 0, 8, 8)), files=("a.png", "b.png", "c.png")))
         assert len(dataset.pairs) == 3
         assert not dataset.read_mask(dataset.pairs[2], SIZE).any()
-        assert reason(dataset, "3 of 3 images in the file are there; 2 without annotations are all background")
+        assert reason(
+            dataset, "3 of 3 images in the file are there; 2 without annotations are all background"
+        )
 
     def test_none_is_there(self, tmp_path: Path) -> None:
         photo(tmp_path / "images/z.png")
@@ -316,7 +354,10 @@ class TestWhichFile:
         saved(tmp_path / "annotations/captions_val.json", [])
         saved(tmp_path / "package.json", {})
         dataset = find_dataset(str(tmp_path))
-        assert reason(dataset, f"annotations are in {name}: no folder of masks, and no other COCO file; images are in images")
+        assert reason(
+            dataset,
+            f"annotations are in {name}: no folder of masks, and no other COCO file; images are in images",
+        )
 
     def test_among_the_images(self, tmp_path: Path) -> None:
         """As Roboflow lays it out; DATASET may be the folder above, too."""
@@ -384,9 +425,15 @@ class TestFaults:
             ({"images": []}, "has no list of annotations or categories"),
             ({**document(FINE), "images": []}, "names no images"),
             ({**document(FINE), "categories": []}, "0 categories, 1 to 254"),
-            ({**document(FINE), "categories": [{"id": "1", "name": "a"}]}, r"categories\[0\] needs a whole number 'id'"),
+            (
+                {**document(FINE), "categories": [{"id": "1", "name": "a"}]},
+                r"categories\[0\] needs a whole number 'id'",
+            ),
             ({**document(FINE), "categories": [CAR, CAR]}, "two categories are the id 3"),
-            ({**document(FINE), "categories": [CAR, {"id": 4, "name": "car"}]}, "two categories are called 'car'"),
+            (
+                {**document(FINE), "categories": [CAR, {"id": 4, "name": "car"}]},
+                "two categories are called 'car'",
+            ),
             ({**document(FINE), "images": document()["images"] * 2}, "two images have the id 0"),
             (document(marked([]), marked(None)), "none of its 2 annotations has a segmentation: boxes only"),
         ],
@@ -413,7 +460,10 @@ class TestFaults:
             (marked(box(0, -99, 8, 8)), "reaches y = -99, but the image ends at 24"),
             (marked([[0, 0, float("nan"), 4, 5, 5]]), "reaches x = nan"),
             (marked([[0, 0, float("inf"), 4, 5, 5]]), "reaches x = inf"),
-            (marked(run_lengths(filled(0, 0, 4, 4, (32, 24)))), r"RLE is for size \[32, 24\], the image is \[24, 32\]"),
+            (
+                marked(run_lengths(filled(0, 0, 4, 4, (32, 24)))),
+                r"RLE is for size \[32, 24\], the image is \[24, 32\]",
+            ),
             (marked({"size": [*SIZE], "counts": [3, 4]}), "counts 7 pixels, the image has 768"),
             (marked({"size": [*SIZE], "counts": [TOTAL + 4, -4]}), "no numbers of pixels"),
             (marked({"size": [*SIZE], "counts": None}), "RLE has no counts"),
@@ -427,8 +477,12 @@ class TestFaults:
             (marked(box(0, 0, 8, 8), category=[9]), r"the category \[9\] is not in the file"),
         ],
     )
-    def test_of_one_annotation_cost_one_image(self, tmp_path: Path, annotation: dict[str, Any], message: str) -> None:
-        content = document(marked(box(0, 0, 8, 8), 1), {**annotation, "id": 42}, files=("bad.png", "good.png"))
+    def test_of_one_annotation_cost_one_image(
+        self, tmp_path: Path, annotation: dict[str, Any], message: str
+    ) -> None:
+        content = document(
+            marked(box(0, 0, 8, 8), 1), {**annotation, "id": 42}, files=("bad.png", "good.png")
+        )
         dataset = made(tmp_path, content)
         with pytest.raises(ImageError, match=message) as error:
             dataset.read_mask(dataset.pairs[0])
@@ -436,18 +490,26 @@ class TestFaults:
         assert error.value.hint == "correct this annotation, or take it out of the file"
         assert dataset.read_mask(dataset.pairs[1]).any()
         report = check(dataset)
-        assert only(report, "unreadable mask", "error")[0].startswith("annotations.json: bad.png: annotation 42: ")
+        assert only(report, "unreadable mask", "error")[0].startswith(
+            "annotations.json: bad.png: annotation 42: "
+        )
         assert [share.images for share in report.classes] == [1, 1]
 
     def test_runs_of_no_pixels_are_harmless(self, tmp_path: Path) -> None:
         """Merged as they are, they would write beyond pycocotools' memory."""
         counts = [0] * 4001 + [TOTAL]
-        dotted = {"size": [*SIZE], "counts": rle.frPyObjects({"size": [*SIZE], "counts": counts}, *SIZE)["counts"].decode()}
-        values = drawn(tmp_path, marked({"size": [*SIZE], "counts": counts}), marked(dotted), marked(box(0, 0, 4, 4)))
+        dotted = {
+            "size": [*SIZE],
+            "counts": rle.frPyObjects({"size": [*SIZE], "counts": counts}, *SIZE)["counts"].decode(),
+        }
+        values = drawn(
+            tmp_path, marked({"size": [*SIZE], "counts": counts}), marked(dotted), marked(box(0, 0, 4, 4))
+        )
         assert values.all()
 
     @pytest.mark.parametrize(
-        "sides", [{}, {"height": 0, "width": 32}, {"height": "24", "width": 32}, {"height": 24.5, "width": 32}]
+        "sides",
+        [{}, {"height": 0, "width": 32}, {"height": "24", "width": 32}, {"height": 24.5, "width": 32}],
     )
     def test_an_image_without_a_size(self, tmp_path: Path, sides: dict[str, Any]) -> None:
         content = document(FINE)
@@ -476,7 +538,9 @@ class TestFaults:
 
     def test_another_size_than_the_image(self, tmp_path: Path) -> None:
         dataset = made(tmp_path, document(FINE, size=(48, 64)))
-        with pytest.raises(ImageError, match=r"annotations\.json: a_0\.png: the image is 24x32, the mask 48x64"):
+        with pytest.raises(
+            ImageError, match=r"annotations\.json: a_0\.png: the image is 24x32, the mask 48x64"
+        ):
             dataset.read_mask(dataset.pairs[0], SIZE)
         assert "the image is 24x32, the mask 48x64" in only(check(dataset), "size mismatch", "error")[0]
 

@@ -52,7 +52,13 @@ def reason(dataset: Dataset, words: str) -> bool:
 class TestPairs:
     @pytest.mark.parametrize("suffix", ["", "_mask", "-mask", "_label", "_gt", "_seg", "_L", "_segmentation"])
     @pytest.mark.parametrize(
-        "folders", [("images", "masks"), ("imgs", "labels"), ("JPEGImages", "SegmentationClass"), ("train", "train_masks")]
+        "folders",
+        [
+            ("images", "masks"),
+            ("imgs", "labels"),
+            ("JPEGImages", "SegmentationClass"),
+            ("train", "train_masks"),
+        ],
     )
     def test_are_matched_by_name(self, tmp_path: Path, suffix: str, folders: tuple[str, str]) -> None:
         photo(tmp_path / folders[0] / "a b é.jpg")
@@ -72,7 +78,10 @@ class TestPairs:
             photo(tmp_path / f"images/{lot}/a.jpg")
             mask(tmp_path / f"masks/{lot}/a_mask.png", ids(0, 1))
         dataset = find_dataset(str(tmp_path))
-        assert [(pair.key, Path(pair.mask).parent.name) for pair in dataset.pairs] == [("x/a", "x"), ("y/a", "y")]
+        assert [(pair.key, Path(pair.mask).parent.name) for pair in dataset.pairs] == [
+            ("x/a", "x"),
+            ("y/a", "y"),
+        ]
 
     def test_a_picture_that_is_called_like_a_mask(self, tmp_path: Path) -> None:
         for name in ("car", "car_gt"):
@@ -99,7 +108,10 @@ class TestPairs:
         mask(tmp_path / "elsewhere/a.png", ids(0, 1))
         root = tmp_path / "root"
         root.mkdir()
-        assert len(find_dataset(str(root), images=str(tmp_path / "in"), masks=str(tmp_path / "elsewhere")).pairs) == 1
+        assert (
+            len(find_dataset(str(root), images=str(tmp_path / "in"), masks=str(tmp_path / "elsewhere")).pairs)
+            == 1
+        )
         assert len(find_dataset(str(tmp_path), images="in", masks="elsewhere").pairs) == 1
 
     def test_errors_say_what_was_looked_for(self, tmp_path: Path) -> None:
@@ -127,7 +139,9 @@ class TestValues:
             ([0, 1, 255], [0, 1, 255], 255, "foreground, and void"),
         ],
     )
-    def test_one_class(self, tmp_path: Path, stored: list[int], expected: list[int], void: int | None, why: str) -> None:
+    def test_one_class(
+        self, tmp_path: Path, stored: list[int], expected: list[int], void: int | None, why: str
+    ) -> None:
         dataset = made(tmp_path, ids(*stored))
         assert dataset.classes.names == ("foreground",)
         assert dataset.void == void
@@ -149,7 +163,9 @@ class TestValues:
         assert np.array_equal(dataset.read_mask(dataset.pairs[0]), ids(0, 3, *last))
 
     def test_names_ids_and_void_from_a_file(self, tmp_path: Path) -> None:
-        toml = 'void = [9, 255]\n[[class]]\nname = "sky"\ncolor = [1, 2, 3]\n[[class]]\nname = "road"\nid = 7\n'
+        toml = (
+            'void = [9, 255]\n[[class]]\nname = "sky"\ncolor = [1, 2, 3]\n[[class]]\nname = "road"\nid = 7\n'
+        )
         dataset = made(tmp_path, ids(0, 7, 9, 255), toml=toml)
         assert dataset.classes.names == ("sky", "road")
         assert dataset.classes.colours[0] == (1, 2, 3)
@@ -170,7 +186,9 @@ class TestValues:
         (tmp_path / "classes.toml").write_text(toml)
         stored = table[ids(0, 1, 2)]
         if alpha:  # what is transparent is black, whatever its colour
-            stored = np.dstack([np.where(stored.any(-1, keepdims=True), stored, 77), 255 * stored.any(-1)]).astype(np.uint8)
+            stored = np.dstack(
+                [np.where(stored.any(-1, keepdims=True), stored, 77), 255 * stored.any(-1)]
+            ).astype(np.uint8)
         photo(tmp_path / "images/a.png")
         mask(tmp_path / "masks/a.png", stored)
         photo(tmp_path / "images/b.png")
@@ -196,7 +214,9 @@ class TestValues:
         assert len(dataset.classes.names) == 3
         assert all(np.array_equal(dataset.read_mask(pair), ids(0, 1, 2)) for pair in dataset.pairs)
 
-    @pytest.mark.parametrize("name", ["bits.png", "bits.tif", "sixteen.png", "sixteen.tif", "grey.bmp", "rgb.png"])
+    @pytest.mark.parametrize(
+        "name", ["bits.png", "bits.tif", "sixteen.png", "sixteen.tif", "grey.bmp", "rgb.png"]
+    )
     def test_ways_to_store_two_values(self, tmp_path: Path, name: str) -> None:
         photo(tmp_path / f"images/{Path(name).stem}.jpg")
         values = ids(0, 1)
@@ -311,7 +331,9 @@ class TestGroups:
     def test_by_what_stands_before_the_last_separator(self, tmp_path: Path) -> None:
         groups, why = self.named(tmp_path, "a_x_1", "a_x_2", "b-1", "b-2")
         assert groups == ["a_x", "a_x", "b", "b"]
-        assert "2 groups by what stands before the last _ or - of the names, such as 'a_x' with 2 images" in why
+        assert (
+            "2 groups by what stands before the last _ or - of the names, such as 'a_x' with 2 images" in why
+        )
 
     def test_by_folder(self, tmp_path: Path) -> None:
         groups, why = self.named(tmp_path, "a/1", "a/2", "b/1", "b/2")
@@ -319,7 +341,8 @@ class TestGroups:
         assert "2 groups by folder" in why
 
     @pytest.mark.parametrize(
-        "names", [("img_1", "img_2", "img_3"), ("a_1", "b_1", "c_1"), ("a", "b"), ("a_1", "a_2", "b_1", "c_1")]
+        "names",
+        [("img_1", "img_2", "img_3"), ("a_1", "b_1", "c_1"), ("a", "b"), ("a_1", "a_2", "b_1", "c_1")],
     )
     def test_none_where_that_would_make_no_sense(self, tmp_path: Path, names: tuple[str, ...]) -> None:
         groups, why = self.named(tmp_path, *names)
@@ -334,7 +357,11 @@ class TestGroups:
 
     @pytest.mark.parametrize(
         ("pattern", "message"),
-        [("(", "not a regular expression"), ("x", "has no group"), ("(z)", "does not fit 1 of 1 keys, such as 'a'")],
+        [
+            ("(", "not a regular expression"),
+            ("x", "has no group"),
+            ("(z)", "does not fit 1 of 1 keys, such as 'a'"),
+        ],
     )
     def test_a_wrong_pattern(self, tmp_path: Path, pattern: str, message: str) -> None:
         with pytest.raises(UsageError, match=message):
@@ -343,7 +370,9 @@ class TestGroups:
 
 def pairs_of(sizes: list[int]) -> list[Pair]:
     return [
-        Pair(f"/i/{g}_{n}.jpg", f"/m/{g}_{n}.png", f"{g}_{n}", f"g{g}") for g, size in enumerate(sizes) for n in range(size)
+        Pair(f"/i/{g}_{n}.jpg", f"/m/{g}_{n}.png", f"{g}_{n}", f"g{g}")
+        for g, size in enumerate(sizes)
+        for n in range(size)
     ]
 
 
@@ -361,7 +390,9 @@ class TestSplit:
         assert val
 
     @given(count=st.integers(40, 300), fraction=st.floats(0.1, 0.5))
-    def test_of_many_groups_meets_the_fraction_within_a_factor_of_two(self, count: int, fraction: float) -> None:
+    def test_of_many_groups_meets_the_fraction_within_a_factor_of_two(
+        self, count: int, fraction: float
+    ) -> None:
         _, val = split(pairs_of([2] * count), fraction)
         assert fraction / 2 <= len(val) / (2 * count) <= 2 * fraction
 
@@ -383,7 +414,13 @@ class TestSplit:
         assert [pair.group for pair in split(pairs_of([1] * 8), 0.5)[1]] == RECORDED
 
     def test_a_few_large_groups_meet_the_fraction_as_well_as_they_can(self) -> None:
-        for sizes, kept_out in (([62, 101, 204], 101), ([204, 101, 62], 62), ([5, 5], 5), ([90, 10], 10), ([1, 99], 1)):
+        for sizes, kept_out in (
+            ([62, 101, 204], 101),
+            ([204, 101, 62], 62),
+            ([5, 5], 5),
+            ([90, 10], 10),
+            ([1, 99], 1),
+        ):
             assert len(split(pairs_of(sizes), 0.25)[1]) == kept_out
 
     def test_wrong_requests(self) -> None:
@@ -400,7 +437,11 @@ class TestSplit:
 
 
 class TestReadSplit:
-    PAIRS = (Pair("/i/x/a b.jpg", "", "x/a b", "x"), Pair("/i/y/c.jpg", "", "y/c", "y"), Pair("/i/z/c.jpg", "", "z/c", "z"))
+    PAIRS = (
+        Pair("/i/x/a b.jpg", "", "x/a b", "x"),
+        Pair("/i/y/c.jpg", "", "y/c", "y"),
+        Pair("/i/z/c.jpg", "", "z/c", "z"),
+    )
 
     def written(self, folder: Path, *lines: str) -> str:
         (folder / "val.txt").write_text("\n".join(lines), encoding="utf-8-sig")
@@ -408,7 +449,9 @@ class TestReadSplit:
 
     @pytest.mark.parametrize("name", ["x/a b", "a b", "a b.jpg", "x/a b.jpg", "images/x/a b.jpg"])
     def test_keys_stems_and_file_names(self, tmp_path: Path, name: str) -> None:
-        assert read_split(self.written(tmp_path, "# val", "", name, "y/c", name), self.PAIRS) == self.PAIRS[:2]
+        assert (
+            read_split(self.written(tmp_path, "# val", "", name, "y/c", name), self.PAIRS) == self.PAIRS[:2]
+        )
 
     @pytest.mark.parametrize(
         ("lines", "message"),
@@ -418,7 +461,9 @@ class TestReadSplit:
             (["# nothing"], "names no images"),
         ],
     )
-    def test_a_line_that_fits_nothing_or_too_much(self, tmp_path: Path, lines: list[str], message: str) -> None:
+    def test_a_line_that_fits_nothing_or_too_much(
+        self, tmp_path: Path, lines: list[str], message: str
+    ) -> None:
         with pytest.raises(UsageError, match=message):
             read_split(self.written(tmp_path, *lines), self.PAIRS)
 
@@ -430,15 +475,36 @@ class TestReadSplit:
 class TestRealData:
     def test_carvana(self, data: Path) -> None:
         dataset = find_dataset(str(data / "carvana"))
-        assert (len(dataset.pairs), dataset.unmatched_images, dataset.unmatched_masks, dataset.ambiguous) == (1000, (), (), {})
+        assert (len(dataset.pairs), dataset.unmatched_images, dataset.unmatched_masks, dataset.ambiguous) == (
+            1000,
+            (),
+            (),
+            {},
+        )
         assert {pair.group for pair in dataset.pairs} == {pair.key.split("_")[0] for pair in dataset.pairs}
         assert len({pair.group for pair in dataset.pairs}) == 63
         assert set(np.unique(dataset.read_mask(dataset.pairs[0], (1280, 1918)))) == {0, 1}
 
     def test_camvid(self, data: Path, tmp_path: Path) -> None:
-        names = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
-        (tmp_path / "classes.toml").write_text("void = 11\n" + "".join(f'[[class]]\nname = "{name}"\n' for name in names))
-        dataset = find_dataset(str(tmp_path), images=str(data / "camvid/images"), masks=str(data / "camvid/masks"))
+        names = [
+            "sky",
+            "building",
+            "pole",
+            "road",
+            "pavement",
+            "tree",
+            "sign",
+            "fence",
+            "car",
+            "pedestrian",
+            "bicyclist",
+        ]
+        (tmp_path / "classes.toml").write_text(
+            "void = 11\n" + "".join(f'[[class]]\nname = "{name}"\n' for name in names)
+        )
+        dataset = find_dataset(
+            str(tmp_path), images=str(data / "camvid/images"), masks=str(data / "camvid/masks")
+        )
         assert (len(dataset.pairs), dataset.classes.names, dataset.void) == (367, tuple(names), 255)
         assert Counter(pair.group for pair in dataset.pairs) == {"0001TP": 62, "0006R0": 101, "0016E5": 204}
         assert set(np.unique(dataset.read_mask(dataset.pairs[0], (360, 480)))) <= {*range(11), 255}

@@ -20,7 +20,9 @@ from unet_batch.model.graph import Graph, convolutions
 def pictures(count: int = 5, size: tuple[int, int] = (32, 48)) -> np.ndarray:
     """Smooth random pictures: noise would put every pixel near the threshold."""
     torch.manual_seed(count)
-    smooth = torch.nn.functional.interpolate(torch.rand(count, 3, 4, 6), size, mode="bicubic").clamp(0, 1) * 255
+    smooth = (
+        torch.nn.functional.interpolate(torch.rand(count, 3, 4, 6), size, mode="bicubic").clamp(0, 1) * 255
+    )
     return smooth.permute(0, 2, 3, 1).to(torch.uint8).numpy()
 
 
@@ -60,7 +62,9 @@ def test_half_is_in_the_types_and_the_head_is_not() -> None:
 
 
 def test_work_is_counted_as_the_literature_does() -> None:
-    """The U-Net of 31 M parameters needs 1.4701 MFLOP for each pixel, a multiplication and its addition counted as two."""
+    """The U-Net of 31 M parameters needs 1.4701 MFLOP for each pixel, a multiplication and its addition
+    counted as two.
+    """
     graph = export.export(confident(2, (64, 128, 256, 512, 1024), (32, 48)))
     flops = sum(c.flops for c in graph.convolutions.values())
     assert flops / (32 * 48) == pytest.approx(1.4701e6, rel=0.0005)
@@ -108,7 +112,9 @@ def test_the_same_checkpoint_gives_the_same_bytes() -> None:
         ({"size": (30, 48)}, r"heights and widths that 4 divides"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_with_the_numbers(options: dict[str, object], message: str) -> None:
+def test_what_cannot_be_exported_is_refused_with_the_numbers(
+    options: dict[str, object], message: str
+) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         export.export(confident(), **options)  # type: ignore[arg-type]
     if "size" in options:

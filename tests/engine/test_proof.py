@@ -76,7 +76,8 @@ class TestParity:
             proof.compare(np.zeros((1, 1, 3), np.float32), maps([0, 0, 0]), ONE)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
-        ("precision", "dice", "passes"), [("fp16", 0.9991, True), ("fp16", 0.9989, False), ("fp32", 0.9991, False)]
+        ("precision", "dice", "passes"),
+        [("fp16", 0.9991, True), ("fp16", 0.9989, False), ("fp32", 0.9991, False)],
     )
     def test_the_limit(self, precision: str, dice: float, passes: bool) -> None:
         parity = proof.Parity(16, dice, dice, 0.001, 0.1, 0.2)
@@ -115,7 +116,10 @@ def test_batches_are_full_and_ragged() -> None:
     proven = proof.prove(infer_at, reference, ONE, (1, 8, 8, 3))
     assert list(proven) == ["batch 1", "batch 8 and 4", "batch 3 and 1"]
     assert seen == [(1, 1)] * 5 + [(8, 8), (8, 4), (3, 3), (3, 1)]
-    assert all(parity.dice == 1 and parity.pictures == count for parity, count in zip(proven.values(), (5, 12, 4), strict=True))
+    assert all(
+        parity.dice == 1 and parity.pictures == count
+        for parity, count in zip(proven.values(), (5, 12, 4), strict=True)
+    )
 
 
 def test_a_batch_that_mixes_up_its_pictures_is_caught() -> None:
@@ -135,12 +139,15 @@ CONVOLUTIONS = {
 
 class TestShare:
     def test_counts_work_and_not_layers(self) -> None:
-        share = proof.share(CONVOLUTIONS, "fp16", (), {"conv_a": "fp16", "conv_b": "fp32", "conv_c": "fp32"}, "network")
+        share = proof.share(
+            CONVOLUTIONS, "fp16", (), {"conv_a": "fp16", "conv_b": "fp32", "conv_c": "fp32"}, "network"
+        )
         assert share.body == pytest.approx(900 / 990)
         assert share.overall == pytest.approx(900 / 1000)
         assert (share.in_precision, share.convolutions) == (1, 3)
         with pytest.raises(
-            BackendError, match=r"asked for fp16, but only 90\.9% of the convolutions' arithmetic is fp16 in the network"
+            BackendError,
+            match=r"asked for fp16, but only 90\.9% of the convolutions' arithmetic is fp16 in the network",
         ):
             share.check()
 

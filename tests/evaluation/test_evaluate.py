@@ -1,4 +1,6 @@
-"""Models and predictions against true masks: where the truth lies at the network's size, what is matched, what fails."""
+"""Models and predictions against true masks: where the truth lies at the network's size, what is matched,
+what fails.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ SIZE = (64, 96)  # twice the fake network's
 
 
 def shown(path: Path, values: np.ndarray, **options: object) -> Path:
-    """A photo whose brightness is these values: what the fake network of one class finds where they are 128 or more."""
+    """A photo whose brightness is these values: what the fake network of one class finds where they are 128
+    or more.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)).save(path, **options)
     return path
@@ -73,7 +77,11 @@ class TestAtNetwork:
     def test_a_pixel_half_covered_belongs_to_the_class(self) -> None:
         """As a probability of exactly one half does."""
         truth = half(49)
-        assert at_network(truth, geometry.place(SIZE, (32, 48)), ties_to_class=True)[0, 23:26].tolist() == [1, 1, 0]
+        assert at_network(truth, geometry.place(SIZE, (32, 48)), ties_to_class=True)[0, 23:26].tolist() == [
+            1,
+            1,
+            0,
+        ]
         assert at_network(truth, geometry.place(SIZE, (32, 48)))[0, 23:26].tolist() == [1, 0, 0]
 
     def test_is_as_large_as_the_picture_in_there(self) -> None:
@@ -132,7 +140,9 @@ class TestEvaluate:
         shown(tmp_path / "images/a.png", np.where(truth == 2, 0, 80 * truth))  # class 2 is found as 0
         truth[:, 72:] = VOID
         mask(tmp_path / "masks/a.png", truth)
-        backend = FakeBackend(fake_spec(classes=3), lambda pictures: (pictures[..., 0] // 80).astype(np.uint8))
+        backend = FakeBackend(
+            fake_spec(classes=3), lambda pictures: (pictures[..., 0] // 80).astype(np.uint8)
+        )
         found = judged(find_dataset(str(tmp_path)), backend)
         assert found.photo.names == ("class0", "class1", "class2")
         for figures in (found.photo, found.network):
@@ -197,7 +207,10 @@ class TestEvaluate:
         document = judged(one_class(tmp_path, 48, 0, 20)).as_dict()
         text = json.loads(json.dumps(document, allow_nan=False))
         assert text["photo"]["pooled"]["dice"]["foreground"] == document["photo"]["mean"]["dice"]
-        assert text["photo"]["intervals"]["mean"]["dice"] == text["photo"]["intervals"]["pooled"]["dice"]["foreground"]
+        assert (
+            text["photo"]["intervals"]["mean"]["dice"]
+            == text["photo"]["intervals"]["pooled"]["dice"]["foreground"]
+        )
         assert text["network_size"] == [32, 48]
         assert text["counted"] == ["foreground"]
 
@@ -244,7 +257,9 @@ class TestAgreed:
             (("class0", "class1"), ("sky", "road", "tree")),
         ],
     )
-    def test_others_are_refused_with_both_lists(self, dataset: tuple[str, ...], model: tuple[str, ...]) -> None:
+    def test_others_are_refused_with_both_lists(
+        self, dataset: tuple[str, ...], model: tuple[str, ...]
+    ) -> None:
         with pytest.raises(UsageError, match=r"other classes: the dataset has .+, the model ") as caught:
             agreed(self.table(*dataset), self.table(*model))
         assert caught.value.hint
@@ -259,7 +274,9 @@ class TestPredictions:
         return find_dataset(str(root))
 
     def dice(self, dataset: Dataset, folder: Path) -> float:
-        found = compare(dataset, dataset.pairs, find_predictions(dataset, dataset.pairs, str(folder)), workers=2)
+        found = compare(
+            dataset, dataset.pairs, find_predictions(dataset, dataset.pairs, str(folder)), workers=2
+        )
         assert not found.failures, found.failures
         assert found.network is None
         return found.photo.mean("dice")
@@ -290,7 +307,9 @@ class TestPredictions:
 
     @pytest.mark.parametrize("true", [(0, 255), (0, 1), (0, 1, 255)])
     @pytest.mark.parametrize("found", [(0, 255), (0, 1)])
-    def test_one_class_spelled_either_way(self, tmp_path: Path, true: tuple[int, ...], found: tuple[int, ...]) -> None:
+    def test_one_class_spelled_either_way(
+        self, tmp_path: Path, true: tuple[int, ...], found: tuple[int, ...]
+    ) -> None:
         """(0, 1, 255) has void: 255 in a prediction is the class all the same."""
         dataset = self.dataset(tmp_path / "data", "a", values=true)
         truth = ids(*true)
@@ -304,7 +323,10 @@ class TestPredictions:
             photo(tmp_path / f"data/images/{name}.png")
             mask(tmp_path / f"data/masks/{name}.png", ids(*values))
         (tmp_path / "data/classes.toml").write_text(
-            "".join(f'[[class]]\nname = "{name}"\nid = {id}\n' for name, id in (("road", 7), ("car", 8), ("sky", 11)))
+            "".join(
+                f'[[class]]\nname = "{name}"\nid = {id}\n'
+                for name, id in (("road", 7), ("car", 8), ("sky", 11))
+            )
         )
         dataset = find_dataset(str(tmp_path / "data"))
         for folder, spelled in (("own", {7: 7, 8: 8, 11: 11}), ("plain", {7: 0, 8: 1, 11: 2})):
@@ -350,7 +372,12 @@ class TestPredictions:
         assert is_mask_folder(str(tmp_path / "true"))
         assert not is_mask_folder(str(tmp_path))
         dataset = find_masks(str(tmp_path / "true"))
-        assert [(pair.key, pair.group) for pair in dataset.pairs] == [("a_0", "a"), ("a_1", "a"), ("b_0", "b"), ("b_1", "b")]
+        assert [(pair.key, pair.group) for pair in dataset.pairs] == [
+            ("a_0", "a"),
+            ("a_1", "a"),
+            ("b_0", "b"),
+            ("b_1", "b"),
+        ]
         assert self.dice(dataset, tmp_path / "found") == pytest.approx(2 * 3 / (3 + 4))
 
     def test_masks_of_one_name_are_an_error(self, tmp_path: Path) -> None:
@@ -362,7 +389,13 @@ class TestPredictions:
     def test_annotations_as_truth(self, tmp_path: Path) -> None:
         pytest.importorskip("pycocotools", reason="needs pycocotools")
         photo(tmp_path / "data/images/a.png", size=(20, 30))
-        square = {"id": 1, "image_id": 1, "category_id": 5, "iscrowd": 0, "segmentation": [[5, 5, 15, 5, 15, 15, 5, 15]]}
+        square = {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 5,
+            "iscrowd": 0,
+            "segmentation": [[5, 5, 15, 5, 15, 15, 5, 15]],
+        }
         document = {
             "images": [{"id": 1, "file_name": "a.png", "width": 30, "height": 20}],
             "annotations": [square],
@@ -407,7 +440,10 @@ class TestSheet:
         classes = ClassTable(names, tuple((20 * n, 255 - 20 * n, 128) for n in range(13)))
         truth, found = np.full((90, 30), 3, np.uint8), np.full((90, 30), 5, np.uint8)
         truth[:20] = VOID
-        rows = [Comparison("ä" * 200, "portrait", None, truth, found), Comparison("b", "", None, half(9), half(9))]
+        rows = [
+            Comparison("ä" * 200, "portrait", None, truth, found),
+            Comparison("b", "", None, half(9), half(9)),
+        ]
         sheet = self.drawn(tmp_path, rows, classes)
         assert self.near(sheet, (150, 30, 160)) > 5000, "another class"
         assert self.near(sheet, (150, 150, 150)) > 1000, "void"

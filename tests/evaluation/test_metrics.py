@@ -14,12 +14,16 @@ from unet_batch.errors import UsageError
 from unet_batch.evaluation.metrics import BOUNDARY_TOLERANCE, Counts, Scores, count, intervals, scores, singly
 
 
-def interval(counts: list[Counts], figure: Callable[[Scores], float], samples: int = 1000) -> tuple[float, float]:
+def interval(
+    counts: list[Counts], figure: Callable[[Scores], float], samples: int = 1000
+) -> tuple[float, float]:
     """The interval of one figure."""
     return intervals(counts, {"": figure}, samples=samples)[""]
 
 
-def masks(seed: int, classes: int, pictures: int = 3, void: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
+def masks(
+    seed: int, classes: int, pictures: int = 3, void: bool = True
+) -> list[tuple[np.ndarray, np.ndarray]]:
     random = np.random.default_rng(seed)
     made = []
     for _ in range(pictures):
@@ -90,10 +94,17 @@ def test_laws(seed: int, classes: int) -> None:
     result = scores([count(found, truth, classes) for found, truth in pairs])
     dice, iou = result.pooled["dice"], result.pooled["iou"]
     assert dice == pytest.approx(2 * iou / (1 + iou), nan_ok=True)
-    perfect = scores([count(np.where(truth == VOID, 0, truth).astype(np.uint8), truth, classes) for _, truth in pairs])
+    perfect = scores(
+        [count(np.where(truth == VOID, 0, truth).astype(np.uint8), truth, classes) for _, truth in pairs]
+    )
     assert perfect.accuracy == 1
     assert np.nanmin(perfect.pooled["dice"]) == 1
-    swapped = scores([count(found, np.where(truth == VOID, found, truth).astype(np.uint8), classes) for found, truth in pairs])
+    swapped = scores(
+        [
+            count(found, np.where(truth == VOID, found, truth).astype(np.uint8), classes)
+            for found, truth in pairs
+        ]
+    )
     assert 0 <= swapped.accuracy <= 1
 
 
@@ -151,7 +162,9 @@ class TestBoundary:
             edges = []
             for mask in (found == id, truth == id):
                 outside = np.pad(known & ~mask, 1)
-                beside = [np.roll(outside, (y, x), (0, 1))[1:-1, 1:-1] for y in (-1, 0, 1) for x in (-1, 0, 1)]
+                beside = [
+                    np.roll(outside, (y, x), (0, 1))[1:-1, 1:-1] for y in (-1, 0, 1) for x in (-1, 0, 1)
+                ]
                 edges.append(np.argwhere(mask & known & np.any(beside, axis=0)))
             distances = ((edges[0][:, None] - edges[1][None]) ** 2).sum(-1)
             near = [int((distances.min(axis, initial=10**9) <= limit).sum()) for axis in (1, 0)]
@@ -172,7 +185,10 @@ class TestInterval:
         for group in range(groups):
             right = int(np.clip(900 + spread * random.standard_normal(), 0, 1000))
             confusion = np.array([[right, 1000 - right], [1000 - right, right]])
-            made += [Counts(f"{group}-{index}", str(group), confusion, np.zeros((2, 4), np.int64)) for index in range(each)]
+            made += [
+                Counts(f"{group}-{index}", str(group), confusion, np.zeros((2, 4), np.int64))
+                for index in range(each)
+            ]
         return made
 
     def test_holds_the_figure_and_narrows_with_more_groups(self) -> None:
@@ -204,10 +220,15 @@ class TestInterval:
 
     def test_is_the_same_for_the_same_seed(self) -> None:
         counts = self.counts(6, 2, 30)
-        assert interval(counts, lambda found: found.accuracy) == interval(counts, lambda found: found.accuracy)
+        assert interval(counts, lambda found: found.accuracy) == interval(
+            counts, lambda found: found.accuracy
+        )
 
     def test_is_that_of_pictures_drawn_group_by_group(self) -> None:
-        counts = [count(*pair, 3, key=str(index), group=str(index % 5)) for index, pair in enumerate(masks(1, 3, pictures=14))]
+        counts = [
+            count(*pair, 3, key=str(index), group=str(index % 5))
+            for index, pair in enumerate(masks(1, 3, pictures=14))
+        ]
         figures = {
             "accuracy": lambda found: found.accuracy,
             "iou": lambda found: found.pooled["iou"][2],
@@ -226,14 +247,21 @@ class TestInterval:
     def test_a_class_that_few_pictures_show(self) -> None:
         """Samples without it say nothing of it; where none has it, there is no interval, and no warning."""
         empty, rare = np.zeros((8, 8), np.uint8), np.eye(8, dtype=np.uint8)
-        counts = [count(rare if index < 2 else empty, rare if index < 2 else empty, 3, key=str(index)) for index in range(9)]
-        found = intervals(counts, {str(id): lambda scored, id=id: scored.pooled["dice"][id] for id in range(3)}, samples=99)
+        counts = [
+            count(rare if index < 2 else empty, rare if index < 2 else empty, 3, key=str(index))
+            for index in range(9)
+        ]
+        found = intervals(
+            counts, {str(id): lambda scored, id=id: scored.pooled["dice"][id] for id in range(3)}, samples=99
+        )
         assert found["1"] == (1, 1)
         assert np.isnan(found["2"]).all()
 
     def test_ten_thousand_pictures_in_seconds(self) -> None:
         boundary = np.ones((4, 4), np.int64)
-        counts = [Counts(str(index), "", np.eye(4, dtype=np.int64) * index, boundary) for index in range(10_000)]
+        counts = [
+            Counts(str(index), "", np.eye(4, dtype=np.int64) * index, boundary) for index in range(10_000)
+        ]
         figures = {str(id): lambda found, id=id: found.pooled["dice"][id % 4] for id in range(12)}
         assert intervals(counts, figures)["11"] == (1, 1)
 
@@ -260,7 +288,11 @@ def test_mean_leaves_out_what_has_no_figure() -> None:
     ("found", "truth", "message"),
     [
         (np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8), r"a: masks of \(4, 4\) and \(4, 5\)"),
-        (np.full((4, 4), 2, np.uint8), np.zeros((4, 4), np.uint8), "the found mask holds id 2, the classes are 0 to 1"),
+        (
+            np.full((4, 4), 2, np.uint8),
+            np.zeros((4, 4), np.uint8),
+            "the found mask holds id 2, the classes are 0 to 1",
+        ),
         (np.zeros((4, 4), np.uint8), np.full((4, 4), 7, np.uint8), "the true mask holds id 7"),
     ],
 )

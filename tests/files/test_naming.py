@@ -61,7 +61,24 @@ def test_suffixes_are_those_of_the_outputs() -> None:
 
 def make_part(character: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     twins = st.sampled_from(
-        ["a", "A", "\u00e9", "e\u0301", "\u00df", "ss", "\u0130", "k", "\u212a", ".", "~2", "%0A", "\n", " ", "-", "\udce9"]
+        [
+            "a",
+            "A",
+            "\u00e9",
+            "e\u0301",
+            "\u00df",
+            "ss",
+            "\u0130",
+            "k",
+            "\u212a",
+            ".",
+            "~2",
+            "%0A",
+            "\n",
+            " ",
+            "-",
+            "\udce9",
+        ]
     )
     text = st.lists(twins | character, min_size=1, max_size=4).map("".join)
     end = st.sampled_from(["", ".jpg", ".png", ".JPG", ".jpg.png", ".png~2", "~2", ".", " "])
@@ -112,7 +129,8 @@ def test_keys_hold_for_any_names(names: list[str], random: Any) -> None:
             assert os.path.normpath(path) == path
             assert path.startswith("/out/")
             parts = path.split("/")
-            assert all(len(part.encode()) <= 255 for part in parts)  # and it encodes: nothing undecodable is left
+            # And it encodes: nothing undecodable is left
+            assert all(len(part.encode()) <= 255 for part in parts)
             assert len(key.split("/")[-1].encode()) + 20 <= 255
             assert not any(unicodedata.category(character) == "Cc" for character in path)
             files.add(fold(path))

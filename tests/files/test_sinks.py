@@ -67,7 +67,9 @@ def test_the_umask_decides_who_may_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["replace", "fsync"])
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt(), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt(), MemoryError()]
+)
 def test_a_failure_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
 ) -> None:
@@ -83,7 +85,9 @@ def test_a_failure_leaves_the_old_file_and_no_other(
     assert names(tmp_path) == ["a.png"]
 
 
-def test_nothing_stands_under_the_name_before_all_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_stands_under_the_name_before_all_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[list[str], bytes]] = []
     real = os.replace
 
@@ -213,7 +217,9 @@ def test_errors_name_the_file_the_reason_and_the_fix(
 def test_a_disk_that_fills_up_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
-    monkeypatch.setattr(sinks, "_open_temporary", lambda _: (str(tmp_path / "x.part"), os.open("/dev/full", os.O_WRONLY)))
+    monkeypatch.setattr(
+        sinks, "_open_temporary", lambda _: (str(tmp_path / "x.part"), os.open("/dev/full", os.O_WRONLY))
+    )
     for size in (10, 1_000_000):  # found out when closing, and when writing
         with pytest.raises(OutputError, match="the disk is full"):
             write_atomic(str(tmp_path / "a.png"), bytes(size))
@@ -341,7 +347,9 @@ def test_unknown_kinds(tmp_path: Path) -> None:
     assert OutputTree(str(tmp_path), ["mask", "mask"]).kinds == ("mask",)
 
 
-@pytest.mark.parametrize("key", ["", "/", "/etc/passwd", "..", "../a", "a/../../b", "a/..", ".", "./a", "a//b", "a/", "a\0"])
+@pytest.mark.parametrize(
+    "key", ["", "/", "/etc/passwd", "..", "../a", "a/../../b", "a/..", ".", "./a", "a//b", "a/", "a\0"]
+)
 def test_no_output_leaves_the_folder(tmp_path: Path, key: str) -> None:
     with pytest.raises(OutputError, match="outside the output folder"):
         OutputTree(str(tmp_path), ["mask"]).path("mask", key)
@@ -359,7 +367,14 @@ def test_existing_wants_every_kind(tmp_path: Path) -> None:
     tree = OutputTree(str(tmp_path), ["mask", "overlay"])
     wanted = items("a", "b", "x/a", "x/c", "y/z", "d")
     assert tree.existing(wanted) == set()
-    for kind, key in [("mask", "a"), ("overlay", "a"), ("mask", "b"), ("mask", "x/a"), ("overlay", "x/a"), ("overlay", "x/c")]:
+    for kind, key in [
+        ("mask", "a"),
+        ("overlay", "a"),
+        ("mask", "b"),
+        ("mask", "x/a"),
+        ("overlay", "x/a"),
+        ("overlay", "x/c"),
+    ]:
         write_atomic(tree.path(kind, key), b"x")
     for kind in tree.kinds:
         os.makedirs(tree.path(kind, "d"))  # a folder is no output
@@ -388,7 +403,9 @@ def test_existing_lists_each_folder_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(calls) == 4
 
 
-def test_existing_reports_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_reports_a_folder_that_cannot_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sinks.os, "scandir", fail_with(errno.EACCES))
     with pytest.raises(OutputError, match="masks cannot be listed: Permission denied"):
         OutputTree(str(tmp_path), ["mask"]).existing(items("a"))

@@ -17,9 +17,37 @@ from unet_batch.files import sinks, sources
 from unet_batch.files.sources import collect, default_output
 
 HOSTILE = [
-    *("-rf.jpg", "a b.jpg", " lead.jpg", "trail .jpg", "dots...jpg", "new\nline.jpg", "tab\t.jpg", "100%0A.jpg", "con.jpg"),
-    *("NUL.jpg", "back\\slash.jpg", "quote'\".jpg", "$(x).jpg", "*.jpg", "[a].jpg", "x.jpg.png", "emoji \U0001f697.jpg"),
-    *("e\u0301.jpg", "\u00e9.png", "\u202egpj.jpg", "#hash.jpg", "@at.jpg", "~.jpg", "colon:.jpg", "a.b.c.jpg"),
+    *(
+        "-rf.jpg",
+        "a b.jpg",
+        " lead.jpg",
+        "trail .jpg",
+        "dots...jpg",
+        "new\nline.jpg",
+        "tab\t.jpg",
+        "100%0A.jpg",
+        "con.jpg",
+    ),
+    *(
+        "NUL.jpg",
+        "back\\slash.jpg",
+        "quote'\".jpg",
+        "$(x).jpg",
+        "*.jpg",
+        "[a].jpg",
+        "x.jpg.png",
+        "emoji \U0001f697.jpg",
+    ),
+    *(
+        "e\u0301.jpg",
+        "\u00e9.png",
+        "\u202egpj.jpg",
+        "#hash.jpg",
+        "@at.jpg",
+        "~.jpg",
+        "colon:.jpg",
+        "a.b.c.jpg",
+    ),
     *("n" * 251 + ".jpg", "\u00fc" * 125 + ".jpg"),
 ]
 
@@ -53,7 +81,17 @@ def root_rights() -> None:
 
 
 def test_folder_is_searched_to_the_bottom_in_a_fixed_order(tmp_path: Path) -> None:
-    touch(tmp_path, "b.jpg", "a/z.png", "a-b/y.jpg", "B.jpeg", "a/deep/er/x.JPG", "notes.txt", "clip.MP4", "README")
+    touch(
+        tmp_path,
+        "b.jpg",
+        "a/z.png",
+        "a-b/y.jpg",
+        "B.jpeg",
+        "a/deep/er/x.JPG",
+        "notes.txt",
+        "clip.MP4",
+        "README",
+    )
     found = find(tmp_path)
     assert keys(found) == ["B.jpeg", "a/deep/er/x", "a/z", "a-b/y", "b.jpg"]
     assert found.items[1].path == str(tmp_path / "a/deep/er/x.JPG")
@@ -131,7 +169,9 @@ def test_unlistable_sub_folder_is_reported(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(sources.os, "scandir", scandir)
     found = find(tmp_path)
-    assert found.unreadable == tuple((str(tmp_path / name), "Permission denied") for name in ("shut", "shut-too"))
+    assert found.unreadable == tuple(
+        (str(tmp_path / name), "Permission denied") for name in ("shut", "shut-too")
+    )
     with pytest.raises(SourceError, match=r"shut cannot be listed: Permission denied"):
         find(tmp_path / "shut")
     (tmp_path / "a.jpg").unlink()
@@ -174,7 +214,9 @@ def test_hostile_names_in_a_real_folder(tmp_path: Path) -> None:
             pass
     found = find(tmp_path)
     assert len(found.items) == len(os.listdir(tmp_path))
-    assert {os.fsencode(item.path) for item in found.items} == {os.path.join(raw, name) for name in os.listdir(raw)}
+    assert {os.fsencode(item.path) for item in found.items} == {
+        os.path.join(raw, name) for name in os.listdir(raw)
+    }
     tree = sinks.OutputTree(str(tmp_path / "out"), ["mask"])
     for item in found.items:
         sinks.write_atomic(tree.path("mask", item.key), b"x")
@@ -237,7 +279,9 @@ def test_files_are_taken_whatever_their_extension(tmp_path: Path) -> None:
 def test_the_same_file_twice_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "p/a.jpg", "p/b.jpg", "p/c.txt")
     monkeypatch.chdir(tmp_path)
-    found = find("p", "p/a.jpg", tmp_path / "p/a.jpg", "./p/../p/b.jpg", "//" + str(tmp_path)[1:] + "/p/a.jpg", "p")
+    found = find(
+        "p", "p/a.jpg", tmp_path / "p/a.jpg", "./p/../p/b.jpg", "//" + str(tmp_path)[1:] + "/p/a.jpg", "p"
+    )
     assert keys(found) == ["a", "b"]
     assert found.duplicates == 6
     assert found.ignored == {".txt": 1}
@@ -290,7 +334,15 @@ def test_different_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def shoots(tmp_path: Path) -> str:
     touch(
-        tmp_path, "s1/a.jpg", "s1/raw/b.jpg", "s1/raw/c.dat", "s2/raw/x/d.jpg", "s2/.hid/e.jpg", "t/raw/f.jpg", "g.jpg", "h.txt"
+        tmp_path,
+        "s1/a.jpg",
+        "s1/raw/b.jpg",
+        "s1/raw/c.dat",
+        "s2/raw/x/d.jpg",
+        "s2/.hid/e.jpg",
+        "t/raw/f.jpg",
+        "g.jpg",
+        "h.txt",
     )
     return str(tmp_path)
 
@@ -410,7 +462,9 @@ def test_a_list_through_a_pipe_is_relative_to_the_current_folder(tmp_path: Path)
 
 @settings(max_examples=25, deadline=None)
 @given(order=st.permutations(["s1", "s1/a.jpg", "s2/*.jpg", "@list", "s2"]))
-def test_the_order_of_sources_does_not_matter(tmp_path_factory: pytest.TempPathFactory, order: list[str]) -> None:
+def test_the_order_of_sources_does_not_matter(
+    tmp_path_factory: pytest.TempPathFactory, order: list[str]
+) -> None:
     folder = tmp_path_factory.getbasetemp() / "order"
     if not folder.exists():
         touch(folder, "s1/a.jpg", "s1/a.png", "s2/A.jpg", "s2/a.jpg", "s2/b.txt")

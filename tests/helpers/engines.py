@@ -9,8 +9,12 @@ from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.unet import UNet
 
 
-def confident(classes: int = 1, widths: tuple[int, ...] = (8, 16, 32), size: tuple[int, int] = (32, 48)) -> Checkpoint:
-    """Random weights whose answers are as sure of themselves as a trained network's: few pixels lie near the threshold."""
+def confident(
+    classes: int = 1, widths: tuple[int, ...] = (8, 16, 32), size: tuple[int, int] = (32, 48)
+) -> Checkpoint:
+    """Random weights whose answers are as sure of themselves as a trained network's: few pixels lie near the
+    threshold.
+    """
     spec = tiny_spec(classes, size, widths=widths)
     torch.manual_seed(1)
     model = UNet(spec.in_channels, classes, widths)
@@ -36,7 +40,9 @@ def confident(classes: int = 1, widths: tuple[int, ...] = (8, 16, 32), size: tup
 
 
 def overflowing(checkpoint: Checkpoint, factor: float = 1e6) -> Checkpoint:
-    """The same function through values beyond float16: one layer's output times a factor, which the next one's norm undoes."""
+    """The same function through values beyond float16: one layer's output times a factor, which the next
+    one's norm undoes.
+    """
     first, second = checkpoint.model.get_submodule("down.1.1"), checkpoint.model.get_submodule("down.1.4")
     with torch.no_grad():
         first.weight *= factor

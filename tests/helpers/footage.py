@@ -1,7 +1,7 @@
 """Small clips for tests, made with PyAV: every oddity of real footage that can be made, one at a time.
 
-What is filmed is known: `scene` draws a bright box on a dark ground that moves from frame to frame and has no symmetry, so that
-a frame that is missing, doubled, turned or mirrored shows.
+What is filmed is known: `scene` draws a bright box on a dark ground that moves from frame to frame and has no
+symmetry, so that a frame that is missing, doubled, turned or mirrored shows.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from typing import Any
 import av
 import numpy as np
 
-# How a picture is stored so that players show it upright: its display matrix {a, b, c, d}, and the array that has to be stored.
-# By ISO 14496-12 a stored point (p, q) is shown at (a p + c q, b p + d q), x to the right, y down.
+# How a picture is stored so that players show it upright: its display matrix {a, b, c, d}, and the array that
+# has to be stored. By ISO 14496-12 a stored point (p, q) is shown at (a p + c q, b p + d q), x to the right,
+# y down.
 TURNS: Mapping[str, tuple[tuple[int, int, int, int], Any]] = {
     "upright": ((1, 0, 0, 1), lambda a: a),
-    "turned 90": ((0, 1, -1, 0), lambda a: np.rot90(a, 1)),  # what a phone held upright writes: shown clockwise
+    # What a phone held upright writes: shown clockwise
+    "turned 90": ((0, 1, -1, 0), lambda a: np.rot90(a, 1)),
     "turned 180": ((-1, 0, 0, -1), lambda a: np.rot90(a, 2)),
     "turned 270": ((0, -1, 1, 0), lambda a: np.rot90(a, -1)),
     "mirrored": ((-1, 0, 0, 1), np.fliplr),
@@ -95,7 +97,11 @@ class Footage:
     def seconds(self) -> list[Fraction]:
         """When each frame is shown."""
         base = self.base or 1 / self.rate
-        ticks = self.times if self.times is not None else [round(index / self.rate / base) for index in range(self.frames)]
+        ticks = (
+            self.times
+            if self.times is not None
+            else [round(index / self.rate / base) for index in range(self.frames)]
+        )
         return [self.start + tick * base for tick in ticks]
 
     def make(self, folder: Path) -> str:
@@ -121,7 +127,11 @@ class Footage:
         streams = []
         for number in range(self.videos):
             codec = self.codec
-            options = {"preset": "ultrafast", "crf": "12", **self.options} if codec == "libx264" else dict(self.options)
+            options = (
+                {"preset": "ultrafast", "crf": "12", **self.options}
+                if codec == "libx264"
+                else dict(self.options)
+            )
             stream = container.add_stream(codec, rate=self.rate, options=options)
             stream.width, stream.height, stream.pix_fmt = width >> number, height >> number, self.format
             context = stream.codec_context
@@ -143,7 +153,13 @@ class Footage:
         if self.chapters:
             container.set_chapters(
                 [
-                    {"id": id, "start": start, "end": end, "time_base": Fraction(1, 1000), "metadata": {"title": title}}
+                    {
+                        "id": id,
+                        "start": start,
+                        "end": end,
+                        "time_base": Fraction(1, 1000),
+                        "metadata": {"title": title},
+                    }
                     for id, (start, end, title) in enumerate(self.chapters)
                 ]
             )
@@ -164,7 +180,9 @@ class Footage:
 
 
 def scene(index: int, size: tuple[int, int]) -> np.ndarray:
-    """RGB uint8 (height, width, 3): a bright box in the upper left that moves to the right, a colour that changes below."""
+    """RGB uint8 (height, width, 3): a bright box in the upper left that moves to the right, a colour that
+    changes below.
+    """
     height, width = size
     picture = np.full((height, width, 3), 24, np.uint8)
     left = 1 + index % max(1, width // 4)
@@ -180,7 +198,11 @@ def frame_of(picture: np.ndarray, format: str, look: tuple[int, int, int, int]) 
     sws = {1: 1, 9: 9}.get(matrix, 5)
     if not format.startswith(("rgb", "gbr", "bgr")):
         frame = frame.reformat(
-            format=format, dst_colorspace=sws, src_color_range=2, dst_color_range=span or 1, interpolation=2 | 0x40000 | 0x2000
+            format=format,
+            dst_colorspace=sws,
+            src_color_range=2,
+            dst_color_range=span or 1,
+            interpolation=2 | 0x40000 | 0x2000,
         )
     elif frame.format.name != format:
         frame = frame.reformat(format=format)
@@ -268,7 +290,9 @@ def _cover(container: Any) -> av.Packet:
     stream = container.add_stream("mjpeg", rate=1)
     stream.width, stream.height, stream.pix_fmt = 16, 16, "yuvj420p"
     stream.disposition = av.stream.Disposition.attached_pic
-    frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 90, np.uint8), "rgb24").reformat(format="yuvj420p")
+    frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 90, np.uint8), "rgb24").reformat(
+        format="yuvj420p"
+    )
     frame.pts, frame.time_base = 0, Fraction(1)
     packets = stream.encode(frame) + stream.encode(None)
     return packets[0]
@@ -289,7 +313,9 @@ class _Pipe:
 
 @dataclass(frozen=True)
 class Found:
-    """What a file holds: of the video its times and duration in seconds, size as stored, aspect and marks; and the rest."""
+    """What a file holds: of the video its times and duration in seconds, size as stored, aspect and marks;
+    and the rest.
+    """
 
     times: list[Fraction]
     duration: Fraction | None
@@ -316,7 +342,11 @@ def look_at(path: str) -> Found:
         size = (context.height, context.width)
         aspect, format = video.sample_aspect_ratio or Fraction(1), context.pix_fmt or ""
         chapters = [
-            (entry["start"] * entry["time_base"], entry["end"] * entry["time_base"], entry["metadata"].get("title", ""))
+            (
+                entry["start"] * entry["time_base"],
+                entry["end"] * entry["time_base"],
+                entry["metadata"].get("title", ""),
+            )
             for entry in container.chapters()
         ]
         metadata = dict(container.metadata)

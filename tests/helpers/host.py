@@ -27,7 +27,8 @@ class Brightness:
     """A `Program`: maps show how bright each pixel is.
 
     Attributes:
-        largest: batches above it do not fit; may change at any time, as the memory of a GPU that others use, too.
+        largest: batches above it do not fit; may change at any time, as the memory of a GPU that others use,
+            too.
         fails: called with the batch whenever work was queued; may raise.
         kernel: replaces the arithmetic: pictures (N, H, W, C) -> maps (N, H, W).
         prepared: the batches asked for.
@@ -81,7 +82,9 @@ class HostBackend(Backend):
     reason = "asked for in a test"
     streams = 3
 
-    def __init__(self, spec: ModelSpec | None = None, *, batch_size: int = 4, largest: int = 1000, graphs: bool = True) -> None:
+    def __init__(
+        self, spec: ModelSpec | None = None, *, batch_size: int = 4, largest: int = 1000, graphs: bool = True
+    ) -> None:
         self.spec = spec or fake_spec()
         self.batch_size = batch_size
         self.memory = HostMemory(graphs=graphs)

@@ -17,7 +17,9 @@ def tiny_spec(classes: int = 1, size: tuple[int, int] = (32, 48), **changes: obj
         "input_size": size,
         "mean": (0.4, 0.5, 0.6),
         "std": (0.2, 0.25, 0.3),
-        "classes": ClassTable(tuple(f"class{i}" for i in range(classes)), tuple((i, 80, 200) for i in range(classes))),
+        "classes": ClassTable(
+            tuple(f"class{i}" for i in range(classes)), tuple((i, 80, 200) for i in range(classes))
+        ),
         "output": "probability" if classes == 1 else "class_ids",
         **changes,
     }

@@ -63,13 +63,17 @@ def test_cut_refuses_what_is_no_threshold(threshold):
 
 def test_mask_over_all_bytes():
     for threshold in thresholds():
-        assert np.array_equal(postprocess.mask(BYTES, threshold), np.where(threshold <= BYTES / 255, 255, 0)), threshold
+        assert np.array_equal(
+            postprocess.mask(BYTES, threshold), np.where(threshold <= BYTES / 255, 255, 0)
+        ), threshold
 
 
 def test_mask_from_map_over_all_bytes():
     placement = filling((16, 16), (16, 16))
     for threshold in thresholds():
-        assert np.array_equal(postprocess.mask_from_map(BYTES, placement, threshold), postprocess.mask(BYTES, threshold))
+        assert np.array_equal(
+            postprocess.mask_from_map(BYTES, placement, threshold), postprocess.mask(BYTES, threshold)
+        )
 
 
 @settings(deadline=None, max_examples=100)

@@ -17,7 +17,14 @@ import pytest
 from PIL import Image
 
 import unet_batch
-from unet_batch.errors import BackendUnavailable, CheckpointError, DecoderCrashed, ImageError, ImageTooLarge, UsageError
+from unet_batch.errors import (
+    BackendUnavailable,
+    CheckpointError,
+    DecoderCrashed,
+    ImageError,
+    ImageTooLarge,
+    UsageError,
+)
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.testing import FakeBackend, fake_spec
@@ -52,10 +59,19 @@ def test_a_grey_array_and_a_view_are_pictures_too(photo: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "array", [np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)]
+    "array",
+    [
+        np.zeros((4, 4, 3)),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros(4, np.uint8),
+    ],
 )
 def test_what_is_not_a_picture_is_refused(array: np.ndarray) -> None:
-    with Segmenter(FakeBackend()) as segmenter, pytest.raises(ImageError, match="uint8 \\(height, width, 3\\) in RGB order"):
+    with (
+        Segmenter(FakeBackend()) as segmenter,
+        pytest.raises(ImageError, match="uint8 \\(height, width, 3\\) in RGB order"),
+    ):
         segmenter(array)
 
 
@@ -201,8 +217,12 @@ def test_limit_of_pixels(photo: Path) -> None:
             assert segmenter(photo).shape == (64, 96)
 
 
-def test_isolated_decoding_survives_a_crash(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="tests.helpers.readers:obey"))
+def test_isolated_decoding_survives_a_crash(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="tests.helpers.readers:obey")
+    )
     crash = tmp_path / "crash.jpg"
     crash.write_text("segfault\n")
     paths = [photo] * 6 + [crash] + [photo] * 5
@@ -224,7 +244,9 @@ def test_isolated_decoding_survives_a_crash(photo: Path, tmp_path: Path, monkeyp
 
 def test_decoders_that_cannot_start_end_the_run(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or each picture of a hundred thousand would fail for the same reason."""
-    monkeypatch.setattr(segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="nowhere:read"))
+    monkeypatch.setattr(
+        segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="nowhere:read")
+    )
     with (
         Segmenter(FakeBackend(), workers=2, isolate=True) as segmenter,
         pytest.raises(UsageError, match="cannot start a decoder"),

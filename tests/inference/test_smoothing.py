@@ -16,7 +16,9 @@ from unet_batch.inference.smoothing import Smoother
 
 SIZE = (18, 32)
 DARK, BRIGHT = np.full((*SIZE, 3), 30, np.uint8), np.full((*SIZE, 3), 220, np.uint8)
-random_maps = st.builds(lambda seed: np.random.default_rng(seed).integers(0, 256, SIZE).astype(np.uint8), st.integers(0, 2**31))
+random_maps = st.builds(
+    lambda seed: np.random.default_rng(seed).integers(0, 256, SIZE).astype(np.uint8), st.integers(0, 2**31)
+)
 gaps = st.fractions(Fraction(1, 1000), 2, max_denominator=90_000)
 
 
@@ -25,7 +27,9 @@ def flat(value: int) -> np.ndarray:
 
 
 @given(random_maps, st.floats(0.01, 10), st.lists(gaps, min_size=1, max_size=10), st.sampled_from([1, 3]))
-def test_what_does_not_change_stays(map: np.ndarray, seconds: float, steps: list[Fraction], classes: int) -> None:
+def test_what_does_not_change_stays(
+    map: np.ndarray, seconds: float, steps: list[Fraction], classes: int
+) -> None:
     smoother, time = Smoother(seconds, classes), Fraction(0)
     map = map if classes == 1 else map % classes
     for step in steps:
@@ -34,7 +38,9 @@ def test_what_does_not_change_stays(map: np.ndarray, seconds: float, steps: list
 
 
 @given(st.lists(st.tuples(random_maps, gaps), min_size=1, max_size=8), st.floats(0.05, 5))
-def test_the_mean_lies_between_what_was_seen(frames: list[tuple[np.ndarray, Fraction]], seconds: float) -> None:
+def test_the_mean_lies_between_what_was_seen(
+    frames: list[tuple[np.ndarray, Fraction]], seconds: float
+) -> None:
     smoother, time, seen = Smoother(seconds, 1), Fraction(0), []
     for map, step in frames:
         seen.append(map)
@@ -85,7 +91,9 @@ def test_nothing_survives_a_cut() -> None:
     for index in range(5):
         smoother(DARK, flat(255), Fraction(index, 25))
     assert (smoother(BRIGHT, flat(10), Fraction(5, 25)) == 10).all()
-    noisy = np.clip(BRIGHT.astype(int) + np.random.default_rng(0).integers(-5, 6, BRIGHT.shape), 0, 255).astype(np.uint8)
+    noisy = np.clip(
+        BRIGHT.astype(int) + np.random.default_rng(0).integers(-5, 6, BRIGHT.shape), 0, 255
+    ).astype(np.uint8)
     assert smoother(noisy, flat(200), Fraction(6, 25)).max() < 100, "noise is no cut"
 
 
@@ -100,7 +108,9 @@ def test_what_moves_is_not_dragged_along() -> None:
 
 
 def test_ids_are_those_that_prevail() -> None:
-    """A class that flickers for a frame does not show; one that stays does, and no third one appears in between."""
+    """A class that flickers for a frame does not show; one that stays does, and no third one appears in
+    between.
+    """
     smoother, ids = Smoother(0.2, 4), []
     for index, id in enumerate([1, 1, 1, 3, 1, 1, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3]):
         ids.append(int(smoother(DARK, flat(id), Fraction(index, 25))[0, 0]))
@@ -123,7 +133,10 @@ def test_it_goes_on_from_its_state(data: Any, classes: int, stop: int) -> None:
     times = [Fraction(1001 * index, 30000) for index in range(10)]
 
     def answers(smoother: Smoother, first: int, last: int) -> list[bytes]:
-        return [smoother(*(part.astype(np.uint8) for part in frames[i]), times[i]).tobytes() for i in range(first, last)]
+        return [
+            smoother(*(part.astype(np.uint8) for part in frames[i]), times[i]).tobytes()
+            for i in range(first, last)
+        ]
 
     whole = answers(Smoother(0.3, classes), 0, 10)
     before = Smoother(0.3, classes)
@@ -134,7 +147,9 @@ def test_it_goes_on_from_its_state(data: Any, classes: int, stop: int) -> None:
     after.resume(state)
     assert parts + answers(after, stop, 10) == whole
     answers(before, stop, 10)
-    assert all(np.array_equal(state[name], kept[name]) for name in kept), "a state is not written to afterwards"
+    assert all(np.array_equal(state[name], kept[name]) for name in kept), (
+        "a state is not written to afterwards"
+    )
 
 
 def test_a_smoother_that_saw_nothing_has_no_state() -> None:

@@ -29,7 +29,9 @@ def bilinear(map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         at = (np.arange(size[axis]) + 0.5) * map.shape[axis] / size[axis] - 0.5
         low = np.floor(at).astype(int)
         share = (at - low).reshape((-1, 1) if axis == 0 else (1, -1))
-        first, second = (np.take(result, np.clip(low + step, 0, map.shape[axis] - 1), axis) for step in (0, 1))
+        first, second = (
+            np.take(result, np.clip(low + step, 0, map.shape[axis] - 1), axis) for step in (0, 1)
+        )
         result = first * (1 - share) + second * share
     return result
 
@@ -66,7 +68,9 @@ def test_place_is_inside_centred_and_keeps_the_aspect(source, network):
     assert placement.content[0] == network[0] or placement.content[1] == network[1]
 
 
-@pytest.mark.parametrize(("source", "network"), [((0, 5), (8, 8)), ((5, 0), (8, 8)), ((5, 5), (0, 8)), ((5, 5), (8, -1))])
+@pytest.mark.parametrize(
+    ("source", "network"), [((0, 5), (8, 8)), ((5, 0), (8, 8)), ((5, 5), (0, 8)), ((5, 5), (8, -1))]
+)
 def test_place_refuses_empty_sizes(source, network):
     with pytest.raises(ValueError, match="at least 1x1"):
         geometry.place(source, network)
@@ -101,7 +105,8 @@ def test_to_network_writes_where_it_is_told(source, network, seed):
 
 
 @pytest.mark.parametrize(
-    "out", [np.zeros((160, 241, 3), np.uint8), np.zeros((160, 240), np.uint8), np.zeros((160, 240, 3), np.float32)]
+    "out",
+    [np.zeros((160, 241, 3), np.uint8), np.zeros((160, 240), np.uint8), np.zeros((160, 240, 3), np.float32)],
 )
 def test_to_network_refuses_a_place_that_does_not_fit(out):
     with pytest.raises(ValueError, match=r"out must be uint8 \(160, 240, 3\), got"):
@@ -180,7 +185,8 @@ def test_from_network_averages_for_tiny_pictures():
 @given(st.data(), st.tuples(st.integers(20, 700), st.integers(20, 700)), NETWORK)
 def test_a_rectangle_comes_back(data, source, network):
     placement = geometry.place(source, network)
-    sides = [max(1.0, source[axis] / placement.content[axis]) for axis in (0, 1)]  # of a network pixel, in source pixels
+    # Of a network pixel, in source pixels
+    sides = [max(1.0, source[axis] / placement.content[axis]) for axis in (0, 1)]
     spans = []
     for axis in (0, 1):
         least = int(6 * sides[axis]) + 1
@@ -189,7 +195,9 @@ def test_a_rectangle_comes_back(data, source, network):
         spans.append((start, data.draw(st.integers(start + least, source[axis]))))
     mask = np.zeros(source, np.uint8)
     mask[slice(*spans[0]), slice(*spans[1])] = 255
-    back = geometry.from_network(geometry.to_network(np.dstack([mask] * 3), placement)[..., 0], placement) >= 128
+    back = (
+        geometry.from_network(geometry.to_network(np.dstack([mask] * 3), placement)[..., 0], placement) >= 128
+    )
     overlap = (back & (mask > 0)).sum() / (back | (mask > 0)).sum()
     # Every edge may move by half a network pixel.
     bound = 1.0
@@ -215,7 +223,9 @@ def test_nothing_shifts(source, network, y, x):
     disk = np.rint(255 * np.clip(radius - distance + 0.5, 0, 1)).astype(np.uint8)
     back = geometry.from_network(geometry.to_network(np.dstack([disk] * 3), placement)[..., 0], placement)
     for axis in (0, 1):
-        before, after = (np.average(np.arange(source[axis]), weights=map.sum(1 - axis)) for map in (disk, back))
+        before, after = (
+            np.average(np.arange(source[axis]), weights=map.sum(1 - axis)) for map in (disk, back)
+        )
         assert abs(before - after) * placement.content[axis] / source[axis] < 0.05
 
 
@@ -231,4 +241,9 @@ def test_flips_commute_where_the_padding_is_even(source, network, axis):
     assert np.abs(np.flip(there, axis).astype(int) - geometry.to_network(flipped, placement)).max() <= 2
     map = np.ascontiguousarray(there[..., 0])
     back = geometry.from_network(map, placement)
-    assert np.abs(np.flip(back, axis).astype(int) - geometry.from_network(np.flip(map, axis).copy(), placement)).max() <= 2
+    assert (
+        np.abs(
+            np.flip(back, axis).astype(int) - geometry.from_network(np.flip(map, axis).copy(), placement)
+        ).max()
+        <= 2
+    )

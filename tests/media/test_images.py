@@ -1,4 +1,6 @@
-"""Every odd file decodes to what a person would see, or fails with a reason; results survive their encoders."""
+"""Every odd file decodes to what a person would see, or fails with a reason; results survive their
+encoders.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +144,7 @@ def read_bytes(folder: Path, data: bytes, name: str = "x", **options: Any) -> ND
     return images.read(str(path), **options).pixels
 
 
-# Real files ----------------------------------------------------------------------------------------------------------------
+# Real files -------------------------------------------------------------------------------------------------
 
 
 def test_the_table_names_every_odd_file(odd: Path) -> None:
@@ -200,7 +202,8 @@ print(json.dumps([failed, peak]))
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert done.stderr == ""
     failed, peak = json.loads(done.stdout)
-    assert failed == 1 + sum(isinstance(row[0], type) for row in AWKWARD.values()) + (0 if HEIC else 4)  # 1: LIST.tsv
+    # 1: LIST.tsv
+    assert failed == 1 + sum(isinstance(row[0], type) for row in AWKWARD.values()) + (0 if HEIC else 4)
     assert peak < 1_000_000  # KiB; about 110 MiB
 
 
@@ -211,7 +214,7 @@ def test_cmyk_jpeg_looks_as_in_pillow(odd: Path) -> None:
         assert np.abs(images.read(str(path)).pixels - reference).max() <= 2
 
 
-# JPEG ----------------------------------------------------------------------------------------------------------------------
+# JPEG -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -263,7 +266,8 @@ def test_reduced_decode(
     assert small.size == full.size == full.pixels.shape[:2]
     assert small.pixels.shape == (*shape, 3)
     assert small.pixels.flags.c_contiguous
-    # Aligned: each pixel is the mean of a block of the full picture. A shift by half a small pixel gives 4 and more.
+    # Aligned: each pixel is the mean of a block of the full picture. A shift by half a small pixel gives 4
+    # and more.
     step = full.size[0] // shape[0]
     whole = full.pixels.reshape(shape[0], step, shape[1], step, 3).mean((1, 3))
     assert np.abs(small.pixels - whole).mean() < 1.5
@@ -324,14 +328,15 @@ def test_jpeg_blemishes_that_do_not_touch_the_picture(tmp_path: Path, photo: Ima
 
 
 @pytest.mark.parametrize(
-    "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(range(40))]
+    "exif",
+    [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(range(40))],
 )
 def test_broken_exif_is_ignored(tmp_path: Path, photo: Image.Image, exif: bytes) -> None:
     for kind in ("JPEG", "PNG", "WEBP"):
         assert read_bytes(tmp_path, encoded(photo, kind, exif=exif)).shape == (317, 403, 3)
 
 
-# Rules of conversion -------------------------------------------------------------------------------------------------------
+# Rules of conversion ----------------------------------------------------------------------------------------
 
 
 def grey(values: Any) -> NDArray[np.uint8]:
@@ -342,10 +347,14 @@ def test_rules_for_8_bits(tmp_path: Path, photo: Image.Image) -> None:
     rgb = np.asarray(photo)
     assert np.array_equal(read_bytes(tmp_path, encoded(photo, "PNG")), rgb)
     for kind in ("PNG", "TIFF", "BMP", "PPM"):
-        assert np.array_equal(read_bytes(tmp_path, encoded(photo.convert("L"), kind)), grey(photo.convert("L"))), kind
+        assert np.array_equal(
+            read_bytes(tmp_path, encoded(photo.convert("L"), kind)), grey(photo.convert("L"))
+        ), kind
     palette = photo.quantize(50)
     for kind in ("PNG", "GIF", "BMP", "TIFF"):
-        assert np.array_equal(read_bytes(tmp_path, encoded(palette, kind)), np.asarray(palette.convert("RGB"))), kind
+        assert np.array_equal(
+            read_bytes(tmp_path, encoded(palette, kind)), np.asarray(palette.convert("RGB"))
+        ), kind
     for kind in ("PNG", "TIFF", "BMP", "PPM"):
         bits = photo.convert("1")
         assert np.array_equal(read_bytes(tmp_path, encoded(bits, kind)), grey(np.asarray(bits) * 255)), kind
@@ -355,7 +364,9 @@ def test_rules_for_8_bits(tmp_path: Path, photo: Image.Image) -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
 def test_alpha_over_white(tmp_path: Path, photo: Image.Image, mode: str) -> None:
-    base = {"RGBA": photo, "LA": photo.convert("L").convert("RGB"), "PA": photo.quantize(40).convert("RGB")}[mode]
+    base = {"RGBA": photo, "LA": photo.convert("L").convert("RGB"), "PA": photo.quantize(40).convert("RGB")}[
+        mode
+    ]
     alpha = np.tile(np.linspace(0, 255, 403).round().astype(np.uint8), (317, 1))
     image = base.copy()
     image.putalpha(Image.fromarray(alpha))
@@ -383,7 +394,9 @@ def test_16_and_12_bits(tmp_path: Path) -> None:
     expected = grey(np.rint(values / 257))
     assert np.array_equal(read_bytes(tmp_path, encoded(Image.fromarray(values), "PNG")), expected)
     assert np.array_equal(read_bytes(tmp_path, encoded(Image.fromarray(values), "TIFF")), expected)
-    assert np.array_equal(read_bytes(tmp_path, b"P5 256 256 65535\n" + values.astype(">u2").tobytes()), expected)
+    assert np.array_equal(
+        read_bytes(tmp_path, b"P5 256 256 65535\n" + values.astype(">u2").tobytes()), expected
+    )
     assert np.array_equal(read_bytes(tmp_path, tiff(values, 1, 0)), 255 - expected)
     colour = np.random.default_rng(5).integers(0, 65536, (20, 30, 3), dtype=np.uint16)
     done, png = cv2.imencode(".png", colour[..., ::-1])
@@ -395,7 +408,14 @@ def test_16_and_12_bits(tmp_path: Path) -> None:
     assert pixels[0, :, 0].tolist() == [255, 128, 0, 0]
 
 
-def tiff(values: NDArray[Any], sample_format: int, photometric: int, raw: bytes = b"", bits: int = 0, planar: int = 1) -> bytes:
+def tiff(
+    values: NDArray[Any],
+    sample_format: int,
+    photometric: int,
+    raw: bytes = b"",
+    bits: int = 0,
+    planar: int = 1,
+) -> bytes:
     """An uncompressed little-endian TIFF of one strip, or of one per channel."""
     height, width, channels = (*values.shape, 1)[:3]
     bits, raw = bits or values.itemsize * 8, raw or values.tobytes()
@@ -404,7 +424,13 @@ def tiff(values: NDArray[Any], sample_format: int, photometric: int, raw: bytes 
     planes = channels if planar == 2 else 1
 
     def per_channel(tag: int, value: int, at: int) -> bytes:
-        return struct.pack("<HHII" if channels > 2 else "<HHIHH", tag, 3, channels, *([at] if channels > 2 else [value, value]))
+        return struct.pack(
+            "<HHII" if channels > 2 else "<HHIHH",
+            tag,
+            3,
+            channels,
+            *([at] if channels > 2 else [value, value]),
+        )
 
     entries = [
         struct.pack("<HHII", 256, 4, 1, width),
@@ -442,7 +468,9 @@ def tiff(values: NDArray[Any], sample_format: int, photometric: int, raw: bytes 
         (np.uint32([[0, 2**31, 2**31, 2**32 - 1]]), 1, [0, 128, 128, 255]),
     ],
 )
-def test_signed_and_float(tmp_path: Path, values: NDArray[Any], sample_format: int, expected: list[int]) -> None:
+def test_signed_and_float(
+    tmp_path: Path, values: NDArray[Any], sample_format: int, expected: list[int]
+) -> None:
     pixels = read_bytes(tmp_path, tiff(values, sample_format, 1))
     assert pixels[0, :, 0].tolist() == pytest.approx(expected, abs=1)
     assert (pixels == pixels[..., :1]).all()
@@ -460,14 +488,20 @@ def test_tiff_kinds_that_would_come_out_wrong(tmp_path: Path) -> None:
 
 def test_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "lime", "blue")]
-    for kind, options in (("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("AVIF", {"quality": 100})):
+    for kind, options in (
+        ("GIF", {}),
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("AVIF", {"quality": 100}),
+    ):
         data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
         pixels = read_bytes(tmp_path, data)
         assert pixels.shape == (10, 20, 3), kind
         assert np.abs(pixels - np.int16([255, 0, 0])).max() <= 3, kind
 
 
-# PNG -----------------------------------------------------------------------------------------------------------------------
+# PNG --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["RGB", "P", "L", "RGBA", "1"])
@@ -490,7 +524,9 @@ def test_png_cut_or_changed_is_an_error_or_right(tmp_path: Path, photo: Image.Im
     damage()
 
 
-def png(width: int, height: int, bits: int, colour: int, rows: bytes, interlaced: int = 0, extra: bytes = b"") -> bytes:
+def png(
+    width: int, height: int, bits: int, colour: int, rows: bytes, interlaced: int = 0, extra: bytes = b""
+) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
     parts = [chunk(b"IHDR", header), extra, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
@@ -503,7 +539,8 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 def test_png_with_too_few_rows_is_an_error(tmp_path: Path) -> None:
     row = b"\0" + bytes(range(1, 31))
     assert read_bytes(tmp_path, png(10, 20, 8, 2, row * 20)).shape == (20, 10, 3)
-    assert read_bytes(tmp_path, png(10, 20, 8, 2, row * 10 + bytes(31 * 10))).shape == (20, 10, 3)  # black, but there
+    # Black, but there
+    assert read_bytes(tmp_path, png(10, 20, 8, 2, row * 10 + bytes(31 * 10))).shape == (20, 10, 3)
     for rows in (0, 1, 10, 19):
         with pytest.raises(ImageError, match=r"early|truncated"):
             read_bytes(tmp_path, png(10, 20, 8, 2, row * rows))
@@ -527,7 +564,7 @@ def test_png_ignores_what_is_not_pixels(tmp_path: Path) -> None:
         assert np.array_equal(read_bytes(tmp_path, png(10, 20, 8, 2, rows, extra=extra)), right)
 
 
-# Files that are no pictures ------------------------------------------------------------------------------------------------
+# Files that are no pictures ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -557,7 +594,12 @@ def test_not_a_picture(tmp_path: Path, data: bytes, says: str, hint: str) -> Non
 
 def test_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
-    for name, says in (("pipe.jpg", "not a regular file"), ("", "a directory"), ("none.jpg", "no such file"), ("a\0b", "null")):
+    for name, says in (
+        ("pipe.jpg", "not a regular file"),
+        ("", "a directory"),
+        ("none.jpg", "no such file"),
+        ("a\0b", "null"),
+    ):
         with pytest.raises(ImageError, match=says):
             images.read(str(tmp_path / name))
     os.symlink("loop", tmp_path / "loop")
@@ -586,7 +628,8 @@ def test_limit_is_checked_before_decoding(tmp_path: Path, photo: Image.Image) ->
     huge[at : at + 4] = struct.pack(">HH", 60000, 60000)
     with pytest.raises(ImageTooLarge, match="60000x60000"):
         read_bytes(tmp_path, bytes(huge))
-    with pytest.raises(ImageError):  # 100 megapixels of which next to nothing is there: no warning of Pillow's either
+    # 100 megapixels of which next to nothing is there: no warning of Pillow's either
+    with pytest.raises(ImageError):
         read_bytes(tmp_path, png(10_000, 10_000, 8, 0, b"\0"))
 
 
@@ -614,7 +657,9 @@ def test_icons_are_read_whatever_their_kind(tmp_path: Path, photo: Image.Image) 
             read_bytes(tmp_path, data, max_pixels=side * side - 1)
 
 
-def test_out_of_memory_is_an_image_error(tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_an_image_error(
+    tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError
 
@@ -657,12 +702,18 @@ def test_every_extension_can_be_read(tmp_path: Path, photo: Image.Image) -> None
         assert not images.is_supported(name)
 
 
-# Threads and warnings ------------------------------------------------------------------------------------------------------
+# Threads and warnings ---------------------------------------------------------------------------------------
 
 
 def test_threads_agree(tmp_path: Path, photo: Image.Image) -> None:
     odd_tiff = encoded(photo.resize((40, 30)), "TIFF", compression="tiff_lzw")
-    files = [*jpeg_variants(photo).values(), encoded(photo, "PNG"), encoded(photo, "GIF"), encoded(photo, "WEBP"), odd_tiff]
+    files = [
+        *jpeg_variants(photo).values(),
+        encoded(photo, "PNG"),
+        encoded(photo, "GIF"),
+        encoded(photo, "WEBP"),
+        odd_tiff,
+    ]
     paths = []
     for index, data in enumerate(files):
         paths.append(str(tmp_path / f"{index}.tga"))
@@ -675,7 +726,9 @@ def test_threads_agree(tmp_path: Path, photo: Image.Image) -> None:
 
 
 def test_warnings_of_pillow_stay_inside(tmp_path: Path, photo: Image.Image) -> None:
-    """The same broken EXIF makes Pillow warn elsewhere, and nothing while `read` is at work, on this thread only."""
+    """The same broken EXIF makes Pillow warn elsewhere, and nothing while `read` is at work, on this thread
+    only.
+    """
     broken = b"Exif\0\0MM\0*\0\0\0\x08\0\x05" + bytes(10)
     data = encoded(photo, "JPEG", exif=broken)
     for _ in range(2):
@@ -689,7 +742,7 @@ def test_warnings_of_pillow_stay_inside(tmp_path: Path, photo: Image.Image) -> N
             assert seen
 
 
-# Encoders ------------------------------------------------------------------------------------------------------------------
+# Encoders ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1), (97, 131)])

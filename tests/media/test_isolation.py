@@ -1,4 +1,6 @@
-"""Decoders in processes of their own: nothing that one does, or that is done to it, spoils anything but its picture."""
+"""Decoders in processes of their own: nothing that one does, or that is done to it, spoils anything but its
+picture.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,18 @@ OBEY = "tests.helpers.readers:obey"
 @pytest.fixture
 def no_process_is_left() -> Any:
     yield
-    assert [child.cmdline() for child in psutil.Process().children() if "_serve" in " ".join(child.cmdline())] == []
+    assert [
+        child.cmdline() for child in psutil.Process().children() if "_serve" in " ".join(child.cmdline())
+    ] == []
 
 
 @pytest.fixture
 def picture(tmp_path: Path) -> str:
     path = tmp_path / "good.jpg"
     y, x = np.mgrid[:240, :320]
-    Image.fromarray(np.stack([x * 255 // 319, y * 255 // 239, (x + y) % 256], axis=-1).astype(np.uint8)).save(path)
+    Image.fromarray(np.stack([x * 255 // 319, y * 255 // 239, (x + y) % 256], axis=-1).astype(np.uint8)).save(
+        path
+    )
     return str(path)
 
 
@@ -72,7 +78,7 @@ def ended(pid: int, seconds: float = 10) -> bool:
     return False
 
 
-# The same as images.read ---------------------------------------------------------------------------------------------------
+# The same as images.read ------------------------------------------------------------------------------------
 
 
 def outcome(read: Callable[..., images.Picture], path: str, **options: Any) -> Any:
@@ -88,7 +94,11 @@ def outcome(read: Callable[..., images.Picture], path: str, **options: Any) -> A
 
 @pytest.mark.parametrize("shared", [True, False], ids=["file", "pipe"])
 def test_pixels_and_errors_are_the_same(
-    picture: str, tmp_path: Path, shared: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    picture: str,
+    tmp_path: Path,
+    shared: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(isolation, "_SHARED", shared)
     monkeypatch.setattr(isolation, "_KEEP", 100_000)
@@ -142,7 +152,9 @@ def test_decoders_are_light(order: Callable[[str], str], monkeypatch: pytest.Mon
         pid = pid_of(decoders, order("pid"))
         assert psutil.Process(pid).num_threads() == 1
     assert {"numpy", "cv2"} <= set(caught.value.message.split())
-    assert not {"torch", "rich", "click", "unet_batch.inference.segmenter"} & set(caught.value.message.split())
+    assert not {"torch", "rich", "click", "unet_batch.inference.segmenter"} & set(
+        caught.value.message.split()
+    )
 
 
 def test_what_libraries_print_disturbs_nobody(
@@ -151,7 +163,8 @@ def test_what_libraries_print_disturbs_nobody(
     with Decoders(1, reader=OBEY) as decoders:
         with pytest.raises(ImageError, match=r"noisy, stderr held 606006 bytes"):
             decoders.read(order("noise"))
-        with pytest.raises(ImageError, match=r"quiet, stderr held 0 bytes"):  # nothing of the picture before: it does not grow
+        # Nothing of the picture before: it does not grow
+        with pytest.raises(ImageError, match=r"quiet, stderr held 0 bytes"):
             decoders.read(order("quiet"))
         assert decoders.read(picture).size == (240, 320)
     assert capfd.readouterr() == ("", "")
@@ -160,16 +173,20 @@ def test_what_libraries_print_disturbs_nobody(
 def test_names_mean_the_same_in_utf8_mode(picture: str, tmp_path: Path) -> None:
     path = tmp_path / "é.jpg"
     path.write_bytes(Path(picture).read_bytes())
-    script = (
-        "import sys; from unet_batch.media.isolation import Decoders\nwith Decoders(1) as d: print(d.read(sys.argv[1]).size)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    script = "import sys; from unet_batch.media.isolation import Decoders\nwith Decoders(1) as d: print(d.read(sys.argv[1]).size)"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    }
     command = [sys.executable, "-X", "utf8=1", "-c", script, str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert (done.stdout, done.stderr) == ("(240, 320)\n", "")
 
 
-# Crashes -------------------------------------------------------------------------------------------------------------------
+# Crashes ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -185,7 +202,9 @@ def test_names_mean_the_same_in_utf8_mode(picture: str, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("used", [False, True])
-def test_a_crash_costs_one_picture(order: Callable[[str], str], picture: str, command: str, says: str, used: bool) -> None:
+def test_a_crash_costs_one_picture(
+    order: Callable[[str], str], picture: str, command: str, says: str, used: bool
+) -> None:
     path = order(command)
     with Decoders(1, reader=OBEY) as decoders:
         if used:
@@ -216,7 +235,9 @@ def test_a_decoder_that_died_idle_is_nobodys_fault(order: Callable[[str], str], 
 
 def test_time_limit(order: Callable[[str], str], picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real, starts = subprocess.Popen, []
-    monkeypatch.setattr(isolation.subprocess, "Popen", lambda *args, **options: starts.append(args) or real(*args, **options))
+    monkeypatch.setattr(
+        isolation.subprocess, "Popen", lambda *args, **options: starts.append(args) or real(*args, **options)
+    )
     with Decoders(1, reader=OBEY, time_limit=0.5) as decoders:
         decoders.read(picture)
         begun = time.monotonic()
@@ -232,7 +253,13 @@ def test_time_limit(order: Callable[[str], str], picture: str, monkeypatch: pyte
 
 def test_many_crashes_from_many_threads(order: Callable[[str], str], picture: str) -> None:
     rng = random.Random(5)
-    paths = [picture] * 190 + [order("segfault"), order("exit 1"), order("abort"), order("signal SIGKILL"), order("spoil")] * 2
+    paths = [picture] * 190 + [
+        order("segfault"),
+        order("exit 1"),
+        order("abort"),
+        order("signal SIGKILL"),
+        order("spoil"),
+    ] * 2
     rng.shuffle(paths)
     right = images.read(picture).pixels.tobytes()
 
@@ -250,7 +277,7 @@ def test_many_crashes_from_many_threads(order: Callable[[str], str], picture: st
     assert found == [path != picture for path in paths]
 
 
-# Starting and ending -------------------------------------------------------------------------------------------------------
+# Starting and ending ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -270,7 +297,10 @@ def test_a_decoder_that_cannot_start_is_said_once(picture: str, reader: str, say
 @pytest.mark.parametrize("executable", ["/nowhere/python", "/bin/true", "/bin/cat"])
 def test_no_interpreter(picture: str, executable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", executable)
-    with Decoders(1) as decoders, pytest.raises(UsageError, match=rf"cannot start a decoder process \({executable}\): .+"):
+    with (
+        Decoders(1) as decoders,
+        pytest.raises(UsageError, match=rf"cannot start a decoder process \({executable}\): .+"),
+    ):
         decoders.read(picture)
 
 
@@ -289,7 +319,9 @@ def test_a_start_that_fails_by_accident_is_tried_again(picture: str, monkeypatch
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("bad", [{"workers": 0}, {"workers": 1, "time_limit": 0}, {"workers": 1, "time_limit": float("nan")}])
+@pytest.mark.parametrize(
+    "bad", [{"workers": 0}, {"workers": 1, "time_limit": 0}, {"workers": 1, "time_limit": float("nan")}]
+)
 def test_arguments_out_of_range(bad: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="expected"):
         Decoders(**bad)
@@ -337,7 +369,9 @@ def test_ctrl_c_while_waiting_leaves_no_stale_answer(order: Callable[[str], str]
         pid = pid_of(decoders, order("pid"))
         slow = order("sleep 30")
         main = os.getpid()
-        killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.5); os.kill({main}, 2)"])
+        killer = subprocess.Popen(
+            [sys.executable, "-c", f"import os, time; time.sleep(0.5); os.kill({main}, 2)"]
+        )
         with pytest.raises(KeyboardInterrupt):
             decoders.read(slow)
         killer.wait()
@@ -356,7 +390,9 @@ for path in sys.argv[1:]:
 
 
 def test_decoders_do_not_outlive_their_owner(order: Callable[[str], str], tmp_path: Path) -> None:
-    """A script without a guard for its main part, killed while two decoders are at work: one ends its picture, then itself."""
+    """A script without a guard for its main part, killed while two decoders are at work: one ends its
+    picture, then itself.
+    """
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
@@ -400,7 +436,9 @@ def test_300_pictures_leak_nothing(order: Callable[[str], str], picture: str, tm
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="pages of a memfd are counted")
 @pytest.mark.parametrize("keep", [1_000_000, 10_000_000])
-def test_a_huge_picture_gives_its_memory_back(keep: int, tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_picture_gives_its_memory_back(
+    keep: int, tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(isolation, "_KEEP", keep)
     large = tmp_path / "large.png"
     Image.fromarray(np.zeros((1000, 1000, 3), np.uint8)).save(large)

@@ -30,7 +30,9 @@ def stream(frames: int, rate: int = 25) -> bytes:
     """A transport stream whose frame i is grey of 5 i."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mpegts") as out:
-        track = out.add_stream("libx264", rate=rate, options={"tune": "zerolatency", "preset": "ultrafast", "g": "5"})
+        track = out.add_stream(
+            "libx264", rate=rate, options={"tune": "zerolatency", "preset": "ultrafast", "g": "5"}
+        )
         assert isinstance(track, av.VideoStream)
         track.width, track.height, track.pix_fmt = 64, 48, "yuv420p"
         for index in range(frames):
@@ -80,7 +82,9 @@ def test_names_of_live_sources(name: str) -> None:
     assert naming.is_live(name)
 
 
-@pytest.mark.parametrize("name", ["clip.mp4", "webcam:front", "webcam:0.mp4", "a/rtsp://b", "file:///x.mp4", ""])
+@pytest.mark.parametrize(
+    "name", ["clip.mp4", "webcam:front", "webcam:0.mp4", "a/rtsp://b", "file:///x.mp4", ""]
+)
 def test_other_names(name: str) -> None:
     assert not naming.is_live(name)
 
@@ -100,7 +104,9 @@ def test_reports_tell_no_passwords() -> None:
         video.LiveReader("tcp://admin:secret@127.0.0.1:9")
     assert "secret" not in caught.value.message
     with pytest.raises(UsageError, match=r"^tcp://127\.0\.0\.1:9: a live source has no --start") as wrong:
-        clips._reader("tcp://admin:secret@127.0.0.1:9", clips.VideoOptions(start=clips.Position(frame=3)), 10**9)
+        clips._reader(
+            "tcp://admin:secret@127.0.0.1:9", clips.VideoOptions(start=clips.Position(frame=3)), 10**9
+        )
     assert "secret" not in wrong.value.message
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mpegts") as out:
@@ -186,7 +192,10 @@ def test_stopping_ends_it_well(tmp_path: Path) -> None:
         if done == 25:
             stops[0]()
 
-    with server(lambda connection, number: connection.sendall(data)) as url, Segmenter(FakeBackend()) as segmenter:
+    with (
+        server(lambda connection, number: connection.sendall(data)) as url,
+        Segmenter(FakeBackend()) as segmenter,
+    ):
         result = clips.segment(Item(url, "camera"), segmenter, layout, what, "f", on_frame, stops.append)
     assert result.complete
     assert result.frames >= 25

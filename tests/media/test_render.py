@@ -118,7 +118,8 @@ def test_overlay_gives_neighbours_a_line_each():
 
 
 @pytest.mark.parametrize(
-    ("size", "width"), [((1, 1), 1), ((160, 240), 1), ((1280, 1918), 3), ((1918, 1280), 3), ((4000, 6000), 10)]
+    ("size", "width"),
+    [((1, 1), 1), ((160, 240), 1), ((1280, 1918), 3), ((1918, 1280), 3), ((4000, 6000), 10)],
 )
 def test_line_width_follows_the_shorter_side(size, width):
     assert render.line_width(*size) == width
@@ -215,15 +216,22 @@ def test_palette_is_the_same_for_every_count():
     table = render.palette(256)
     assert len(set(table)) == 256
     assert all(render.palette(count) == table[:count] for count in (0, 1, 2, 10, 11, 40))
-    assert all(len(colour) == 3 and all(type(value) is int and 0 <= value <= 255 for value in colour) for colour in table)
+    assert all(
+        len(colour) == 3 and all(type(value) is int and 0 <= value <= 255 for value in colour)
+        for colour in table
+    )
     assert all(max(colour) > 100 for colour in table)  # none is so dark that it reads as "untinted"
 
 
 # Machado, Oliveira and Fernandes 2009: how red- and green-blind eyes see linear RGB.
 EYES = {
     "all": np.eye(3),
-    "no red": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
-    "no green": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
+    "no red": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "no green": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
 }
 
 
@@ -231,9 +239,16 @@ EYES = {
 @pytest.mark.parametrize(("count", "least"), [(6, 0.16), (10, 0.095)])
 def test_palette_is_distinct_for_colour_blind_eyes(eyes, count, least):
     rgb = np.array(render.palette(count)) / 255
-    linear = np.clip(np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ EYES[eyes].T, 0, 1)
-    cones = np.cbrt(linear @ np.array([[0.41222, 0.21190, 0.08830], [0.53633, 0.68070, 0.28172], [0.05145, 0.10740, 0.62998]]))
-    oklab = cones @ np.array([[0.21045, 1.97800, 0.02590], [0.79362, -2.42859, 0.78277], [-0.00407, 0.45059, -0.80868]])
+    linear = np.clip(
+        np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ EYES[eyes].T, 0, 1
+    )
+    cones = np.cbrt(
+        linear
+        @ np.array([[0.41222, 0.21190, 0.08830], [0.53633, 0.68070, 0.28172], [0.05145, 0.10740, 0.62998]])
+    )
+    oklab = cones @ np.array(
+        [[0.21045, 1.97800, 0.02590], [0.79362, -2.42859, 0.78277], [-0.00407, 0.45059, -0.80868]]
+    )
     apart = np.linalg.norm(oklab[:, None] - oklab, axis=-1)[np.triu_indices(count, 1)]
     assert apart.min() >= least
 

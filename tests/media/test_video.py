@@ -1,4 +1,6 @@
-"""Reading and writing of clips: what a file says, what a person sees, and that nothing of it is lost on the way out."""
+"""Reading and writing of clips: what a file says, what a person sees, and that nothing of it is lost on the
+way out.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,11 @@ def test_a_clip_is_seen_as_a_person_sees_it(tmp_path: Path, turn: str) -> None:
 
 
 def test_aspect_turns_with_the_picture(tmp_path: Path) -> None:
-    for turn, aspect in (("upright", Fraction(4, 3)), ("turned 180", Fraction(4, 3)), ("turned 90", Fraction(3, 4))):
+    for turn, aspect in (
+        ("upright", Fraction(4, 3)),
+        ("turned 180", Fraction(4, 3)),
+        ("turned 90", Fraction(3, 4)),
+    ):
         with Reader(Footage(name=f"{turn}.mp4", turn=turn, aspect=Fraction(4, 3)).make(tmp_path)) as reader:
             assert reader.clip.aspect == aspect
 
@@ -116,7 +122,9 @@ def test_frames_without_a_time_are_kept_in_order(tmp_path: Path, footage: Footag
 
 
 def test_a_resumed_reader_sees_the_same_times_where_frames_have_none(tmp_path: Path) -> None:
-    path = Footage(name="h264.avi", frames=30, options={"preset": "medium", "bf": "2", "g": "8"}).make(tmp_path)
+    path = Footage(name="h264.avi", frames=30, options={"preset": "medium", "bf": "2", "g": "8"}).make(
+        tmp_path
+    )
     with Reader(path) as reader:
         whole = [(shot.pts, reader.rgb(shot)) for shot in reader.shots()]
         assert not reader.timed
@@ -128,15 +136,38 @@ def test_a_resumed_reader_sees_the_same_times_where_frames_have_none(tmp_path: P
 
 SEEKABLE = [
     Footage(name="gop.mp4", frames=60, options={"preset": "medium", "bf": "3", "g": "12"}),
-    Footage(name="open.mp4", frames=60, options={"preset": "medium", "bf": "3", "g": "12", "x264-params": "open-gop=1"}),
-    Footage(name="refresh.mp4", frames=60, options={"preset": "medium", "g": "12", "x264-params": "intra-refresh=1"}),
+    Footage(
+        name="open.mp4",
+        frames=60,
+        options={"preset": "medium", "bf": "3", "g": "12", "x264-params": "open-gop=1"},
+    ),
+    Footage(
+        name="refresh.mp4",
+        frames=60,
+        options={"preset": "medium", "g": "12", "x264-params": "intra-refresh=1"},
+    ),
     Footage(name="one.mkv", frames=60, base=MILLISECOND, options={"g": "12"}),
     Footage(name="stream.ts", frames=60, codec="mpeg2video", options={"bf": "2", "g": "12"}),
     Footage(name="stream264.ts", frames=60, options={"preset": "medium", "bf": "2", "g": "12"}),
     Footage(name="vp9.webm", frames=60, codec="libvpx-vp9", base=MILLISECOND, options={"g": "12"}),
-    Footage(name="alpha.webm", frames=30, codec="libvpx-vp9", format="yuva420p", base=MILLISECOND, options={"g": "12"}),
-    Footage(name="live.webm", frames=30, codec="libvpx-vp9", base=MILLISECOND, live=True, options={"g": "12"}),
-    Footage(name="hevc.mp4", frames=60, codec="libx265", size=(64, 96), options={"x265-params": "log-level=none:keyint=12"}),
+    Footage(
+        name="alpha.webm",
+        frames=30,
+        codec="libvpx-vp9",
+        format="yuva420p",
+        base=MILLISECOND,
+        options={"g": "12"},
+    ),
+    Footage(
+        name="live.webm", frames=30, codec="libvpx-vp9", base=MILLISECOND, live=True, options={"g": "12"}
+    ),
+    Footage(
+        name="hevc.mp4",
+        frames=60,
+        codec="libx265",
+        size=(64, 96),
+        options={"x265-params": "log-level=none:keyint=12"},
+    ),
 ]
 
 
@@ -150,7 +181,9 @@ def test_reading_from_anywhere_gives_the_same_frames(tmp_path: Path, footage: Fo
         with Reader(path) as reader:
             rest = [(shot.pts, shot.duration, reader.rgb(shot)) for shot in reader.shots(whole[begin][0])]
         assert [one[:2] for one in rest] == [one[:2] for one in whole[begin:]], begin
-        assert all(np.array_equal(one[2], other[2]) for one, other in zip(rest, whole[begin:], strict=True)), begin
+        assert all(
+            np.array_equal(one[2], other[2]) for one, other in zip(rest, whole[begin:], strict=True)
+        ), begin
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -193,7 +226,12 @@ def test_frames_that_do_not_decode_are_counted_and_shift_nothing(
 
 def test_damage_before_the_range_is_not_missed(tmp_path: Path) -> None:
     footage = Footage(
-        name="f.mkv", codec="ffv1", format="yuv444p", frames=24, base=MILLISECOND, options={"slicecrc": "1", "g": "1"}
+        name="f.mkv",
+        codec="ffv1",
+        format="yuv444p",
+        frames=24,
+        base=MILLISECOND,
+        options={"slicecrc": "1", "g": "1"},
     )
     path = spoil_packets(footage.make(tmp_path), tmp_path / "bad.mkv", (3, 7, 14))
     with Reader(path) as reader:
@@ -211,7 +249,9 @@ def test_a_picture_that_is_wrong_in_part_is_said_so(tmp_path: Path) -> None:
 
 
 def test_a_size_that_changes_on_the_way_is_fitted(tmp_path: Path) -> None:
-    small, large = (Footage(name=f"{size[0]}.ts", size=size, frames=6).make(tmp_path) for size in ((32, 48), (64, 96)))
+    small, large = (
+        Footage(name=f"{size[0]}.ts", size=size, frames=6).make(tmp_path) for size in ((32, 48), (64, 96))
+    )
     both = tmp_path / "both.ts"
     both.write_bytes(Path(small).read_bytes() + Path(large).read_bytes())
     with Reader(str(both)) as reader:
@@ -241,7 +281,9 @@ def test_times_before_zero_are_kept(tmp_path: Path) -> None:
 def test_more_bits_are_rounded_to_eight(tmp_path: Path) -> None:
     ramp = np.repeat(np.linspace(64, 940, 512).round().astype(np.uint16)[None], 32, 0)
     frame = av.VideoFrame(512, 32, "yuv444p10le")
-    for plane, values in zip(frame.planes, (ramp, np.full_like(ramp, 512), np.full_like(ramp, 512)), strict=True):
+    for plane, values in zip(
+        frame.planes, (ramp, np.full_like(ramp, 512), np.full_like(ramp, 512)), strict=True
+    ):
         plane.update(np.pad(values, ((0, 0), (0, plane.line_size // 2 - 512))).tobytes())
     path = film(tmp_path / "ramp.mkv", frame, (1, 1, 1, 1))
     with Reader(path) as reader:
@@ -262,7 +304,15 @@ def test_transparency_lies_over_white(tmp_path: Path) -> None:
         ("p.mov", "prores_ks", "yuva444p10le"),
         ("a.webm", "libvpx-vp9", "yuva420p"),
     ):
-        path = Footage(name=name, codec=codec, format=format, frames=2, pictures=[picture] * 2, base=MILLISECOND, times=[0, 40])
+        path = Footage(
+            name=name,
+            codec=codec,
+            format=format,
+            frames=2,
+            pictures=[picture] * 2,
+            base=MILLISECOND,
+            times=[0, 40],
+        )
         seen = rgb(path.make(tmp_path))[0].astype(int)
         assert np.abs(seen[4:-4, 4:20] - (200, 40, 40)).max() <= 12, name
         assert np.abs(seen[4:-4, 28:-4] - 127).max() <= 12, name
@@ -308,7 +358,20 @@ def test_a_file_that_breaks_off_midway_gives_what_it_has(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "what", ["empty", "text", "no moov", "sound", "cover", "folder", "link", "absent", "rights", "no frame", "nonsense"]
+    "what",
+    [
+        "empty",
+        "text",
+        "no moov",
+        "sound",
+        "cover",
+        "folder",
+        "link",
+        "absent",
+        "rights",
+        "no frame",
+        "nonsense",
+    ],
 )
 def test_a_bad_file_is_one_named_error(tmp_path: Path, what: str) -> None:
     path = tmp_path / "x.mp4"
@@ -334,7 +397,9 @@ def test_a_bad_file_is_one_named_error(tmp_path: Path, what: str) -> None:
         Footage(name="x.mp4", frames=0).make(tmp_path)
     elif what == "nonsense":
         path = tmp_path / "x.mkv"
-        made_path = Footage(name="ok.mkv", codec="ffv1", format="yuv444p", options={"slicecrc": "1", "g": "1"}).make(tmp_path)
+        made_path = Footage(
+            name="ok.mkv", codec="ffv1", format="yuv444p", options={"slicecrc": "1", "g": "1"}
+        ).make(tmp_path)
         spoil_packets(made_path, path, range(10))
     with pytest.raises(VideoError, match=r"x\.m") as caught:
         Reader(str(path))
@@ -399,7 +464,11 @@ def yuv(picture: np.ndarray, matrix: int, span: int) -> np.ndarray:
     kr, kb = KR_KB[matrix]
     luma = kr * red + (1 - kr - kb) * green + kb * blue
     cb, cr = (blue - luma) / (2 - 2 * kb), (red - luma) / (2 - 2 * kr)
-    planes = (219 * luma + 16, 224 * cb + 128, 224 * cr + 128) if span == 1 else (255 * luma, 255 * cb + 128, 255 * cr + 128)
+    planes = (
+        (219 * luma + 16, 224 * cb + 128, 224 * cr + 128)
+        if span == 1
+        else (255 * luma, 255 * cb + 128, 255 * cr + 128)
+    )
     return np.clip(np.rint(np.stack(planes)), 0, 255).astype(np.uint8)
 
 
@@ -424,11 +493,15 @@ def film(path: Path, frame: av.VideoFrame, look: Sequence[int], codec: str = "ff
 @pytest.mark.parametrize("span", [1, 2], ids=["limited", "full"])
 @pytest.mark.parametrize("matrix", KR_KB, ids=["709", "601-625", "601-525", "2020"])
 def test_colours_are_right_and_come_back(tmp_path: Path, matrix: int, span: int) -> None:
-    """Right by the formulas, and after a way through RGB and a lossless codec within two levels of the source."""
+    """Right by the formulas, and after a way through RGB and a lossless codec within two levels of the
+    source.
+    """
     picture = colours()
     planes = yuv(picture, matrix, span)
     path = film(tmp_path / "source.mkv", av.VideoFrame.from_ndarray(planes, "yuv444p"), (matrix, span, 1, 1))
-    assert np.abs(rgb(path)[0].astype(int) - picture).max() <= 3, "8 bits of Y'CbCr know RGB to about 2 levels"
+    assert np.abs(rgb(path)[0].astype(int) - picture).max() <= 3, (
+        "8 bits of Y'CbCr know RGB to about 2 levels"
+    )
     target, _ = copied(path, tmp_path / "out", CODECS["ffv1"])
     with av.open(target) as container:
         (frame,) = container.decode(video=0)
@@ -440,7 +513,9 @@ def test_colours_are_right_and_come_back(tmp_path: Path, matrix: int, span: int)
 @pytest.mark.parametrize("span", [1, 2], ids=["limited", "full"])
 @pytest.mark.parametrize("matrix", [1, 6, 9], ids=["709", "601", "2020"])
 def test_subsampled_colours_come_back_as_they_were_shown(tmp_path: Path, matrix: int, span: int) -> None:
-    """4:2:0 is written as 4:4:4. What a person sees differs by at most two levels; luma as well, where no colour is clipped."""
+    """4:2:0 is written as 4:4:4. What a person sees differs by at most two levels; luma as well, where no
+    colour is clipped.
+    """
     grid = np.mgrid[0:48, 0:64]
     picture = np.stack([64 + grid[0] * 2, 80 + grid[1] * 2, 200 - grid[0] - grid[1]], -1).astype(np.uint8)
     planes = yuv(picture, matrix, span)
@@ -483,13 +558,20 @@ MARKS = {
 
 @pytest.mark.parametrize("marks", MARKS.values(), ids=MARKS)
 @pytest.mark.parametrize("name", [name for name in CODECS if name != "h264_nvenc"])
-def test_each_codec_carries_the_marks_of_the_source(tmp_path: Path, name: str, marks: tuple[int, int, int, int]) -> None:
+def test_each_codec_carries_the_marks_of_the_source(
+    tmp_path: Path, name: str, marks: tuple[int, int, int, int]
+) -> None:
     picture = colours((64, 96))
-    path = film(tmp_path / "source.mkv", av.VideoFrame.from_ndarray(yuv(picture, marks[0], marks[1]), "yuv444p"), marks)
+    path = film(
+        tmp_path / "source.mkv",
+        av.VideoFrame.from_ndarray(yuv(picture, marks[0], marks[1]), "yuv444p"),
+        marks,
+    )
     with Reader(path) as reader:
         assert reader.clip.look == Look(*marks)
     target, _ = copied(path, tmp_path / "out", CODECS[name])
-    right = marks if name != "prores" else (marks[0], 1, *marks[2:])  # ProRes has no mark for full range, and is limited
+    # ProRes has no mark for full range, and is limited
+    right = marks if name != "prores" else (marks[0], 1, *marks[2:])
     with Reader(target) as reader:
         assert reader.clip.look == Look(*right)
         (shot,) = reader.shots()
@@ -514,7 +596,10 @@ def test_every_codec_reads_back(tmp_path: Path, name: str, size: tuple[int, int]
     assert found.size == size
     assert found.times == [tick * MILLISECOND for tick in times]
     assert (
-        found.format == {"h264": ("yuv420p", "yuv444p"), "ffv1": ("yuv444p",) * 2}.get(name, CODECS[name].formats)[size[0] % 2]
+        found.format
+        == {"h264": ("yuv420p", "yuv444p"), "ffv1": ("yuv444p",) * 2}.get(name, CODECS[name].formats)[
+            size[0] % 2
+        ]
     )
     for index, seen in enumerate(rgb(target)):
         assert np.abs(seen.astype(int) - scene(index, size)).mean() < 12, index
@@ -525,7 +610,9 @@ def test_masks_are_written_exactly(tmp_path: Path) -> None:
     target, _ = copied(path, tmp_path / "out", MASKS, pictures=lambda picture: picture[..., 1])
     with av.open(target) as container:
         frames = [frame.to_ndarray() for frame in container.decode(video=0)]
-    assert all(np.array_equal(frame, picture[..., 1]) for frame, picture in zip(frames, rgb(path), strict=True))
+    assert all(
+        np.array_equal(frame, picture[..., 1]) for frame, picture in zip(frames, rgb(path), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", ["h264", "ffv1", "vp9", "prores"])
@@ -533,7 +620,10 @@ def test_parts_play_without_being_closed(tmp_path: Path, name: str) -> None:
     codec, noise = CODECS[name], np.random.default_rng(0).integers(0, 256, (128, 192, 3)).astype(np.uint8)
     part, torn = str(tmp_path / f"part{codec.suffix}"), str(tmp_path / f"torn{codec.suffix}")
     with Writer(
-        part, codec, replace(video.new_clip((128, 192), Fraction(25)), rate=Fraction(5)), quality=QUICK.get(name)
+        part,
+        codec,
+        replace(video.new_clip((128, 192), Fraction(25)), rate=Fraction(5)),
+        quality=QUICK.get(name),
     ) as writer:
         for index in range(60):
             writer.write(video.prepared(np.roll(noise, index, 1), writer.format, writer.look), 1000 * index)
@@ -585,7 +675,13 @@ def test_a_rate_that_is_nonsense_does_no_harm(tmp_path: Path) -> None:
             writer.write(video.prepared(reader.rgb(shot), writer.format, writer.look), shot.pts)
         writer.close()
         target = str(tmp_path / "whole.mp4")
-        assemble(target, [str(tmp_path / "part.mp4")], [(shot.pts, shot.duration) for shot in shots], clip, sound=True)
+        assemble(
+            target,
+            [str(tmp_path / "part.mp4")],
+            [(shot.pts, shot.duration) for shot in shots],
+            clip,
+            sound=True,
+        )
     assert look_at(target).times == [0, Fraction(1, 25), Fraction(2, 25)]
     for rate in (None, Fraction(1, 1000)):
         writer = Writer(str(tmp_path / "other.mp4"), CODECS["h264"], replace(clip, rate=rate))
@@ -671,10 +767,14 @@ video.load();
 
 def in_a_browser(path: str, folder: Path) -> dict[str, Any]:
     """What Chromium says of a clip: its size, duration, and the red of the picture in its middle."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+    )
     if browser is None:
         pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
-    page = PAGE.replace("SOURCE", "data:video/mp4;base64," + base64.b64encode(Path(path).read_bytes()).decode()).encode()
+    page = PAGE.replace(
+        "SOURCE", "data:video/mp4;base64," + base64.b64encode(Path(path).read_bytes()).decode()
+    ).encode()
     answers: SimpleQueue[bytes] = SimpleQueue()
 
     class Server(BaseHTTPRequestHandler):
@@ -691,13 +791,22 @@ def in_a_browser(path: str, folder: Path) -> dict[str, Any]:
         def log_message(self, *_: object) -> None:
             pass
 
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+    ]
     with HTTPServer(("127.0.0.1", 0), Server) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         address = f"http://127.0.0.1:{server.server_port}/"
         with subprocess.Popen(
-            [*command, f"--user-data-dir={folder / 'profile'}", address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, f"--user-data-dir={folder / 'profile'}", address],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         ) as child:
             try:
                 found: dict[str, Any] = json.loads(answers.get(timeout=80))

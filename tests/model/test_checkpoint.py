@@ -60,7 +60,9 @@ def test_sha256_is_of_the_file(tiny: str) -> None:
 
 
 def test_a_spec_of_another_network_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"\(3, 2, \(4, 8, 16\)\), the network has \(3, 1, \(4, 8, 16\)\)"):
+    with pytest.raises(
+        CheckpointError, match=r"\(3, 2, \(4, 8, 16\)\), the network has \(3, 1, \(4, 8, 16\)\)"
+    ):
         checkpoint.save(str(tmp_path / "x.safetensors"), tiny_model(tiny_spec()), tiny_spec(classes=2))
 
 
@@ -199,7 +201,9 @@ names = st.text(min_size=1, max_size=10)
     st.floats(0.001, 1),
     st.dictionaries(names, st.one_of(st.integers(), names, st.lists(names))),
 )
-def test_any_spec_survives_the_round_trip(classes: list[str], threshold: float, training: dict[str, object]) -> None:
+def test_any_spec_survives_the_round_trip(
+    classes: list[str], threshold: float, training: dict[str, object]
+) -> None:
     table = ClassTable(tuple(classes), tuple((1, 2, 3) for _ in classes))
     spec = replace(tiny_spec(len(classes), threshold=threshold, training=training), classes=table)
     assert spec_json.loads(spec_json.dumps(spec)) == spec

@@ -10,7 +10,9 @@ from unet_batch.types import ModelSpec
 
 def pictures(count: int = 3, spec: ModelSpec | None = None) -> torch.Tensor:
     height, width = (spec or tiny_spec()).input_size
-    return torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (count, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def by_hand(spec: ModelSpec, batch: torch.Tensor) -> torch.Tensor:
@@ -60,7 +62,9 @@ def test_folding_changes_nothing_but_the_layers() -> None:
     x = torch.randn(2, 3, 24, 40)
     torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
-    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()), "the model itself is left alone"
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()), (
+        "the model itself is left alone"
+    )
 
 
 def test_sizes_that_the_depth_does_not_divide() -> None:

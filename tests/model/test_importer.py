@@ -35,7 +35,9 @@ def blocks(arch: str, levels: int) -> tuple[list[str], list[tuple[str, str]], st
     return down, [(f"ups.{k}", f"ups.{k + 1}.conv") for k in range(0, 2 * levels - 2, 2)], "final_conv"
 
 
-def source(arch: str, classes: int = 1, *, biased: bool = False, channels: int = 3, widths: tuple[int, ...] = WIDTHS) -> State:
+def source(
+    arch: str, classes: int = 1, *, biased: bool = False, channels: int = 3, widths: tuple[int, ...] = WIDTHS
+) -> State:
     """Random weights, with BatchNorm as training leaves it."""
     torch.manual_seed(0)
     state: State = {}
@@ -58,7 +60,10 @@ def source(arch: str, classes: int = 1, *, biased: bool = False, channels: int =
         state[f"{upsampling}.weight"] = torch.randn(inner, outer, 2, 2) * 0.4
         state[f"{upsampling}.bias"] = torch.randn(outer) * 0.2
         double(merge, 2 * outer, outer)
-    state[f"{head}.weight"], state[f"{head}.bias"] = torch.randn(classes, widths[0], 1, 1), torch.randn(classes)
+    state[f"{head}.weight"], state[f"{head}.bias"] = (
+        torch.randn(classes, widths[0], 1, 1),
+        torch.randn(classes),
+    )
     return state
 
 
@@ -68,7 +73,9 @@ def logits(arch: str, state: State, x: Tensor) -> Tensor:
     def double(name: str, x: Tensor) -> Tensor:
         for conv, norm in ((0, 1), (3, 4)):
             x = F.conv2d(x, state[f"{name}.{conv}.weight"], state.get(f"{name}.{conv}.bias"), padding=1)
-            parts = [state[f"{name}.{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+            parts = [
+                state[f"{name}.{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+            ]
             x = F.relu(F.batch_norm(x, *parts))
         return x
 
@@ -95,7 +102,9 @@ def imported(tmp_path: Path, content: Any, **options: Any) -> importer.Imported:
     return importer.import_weights(written(tmp_path, content), str(tmp_path / "out.safetensors"), **options)
 
 
-def refused(tmp_path: Path, content: Any, message: str, error: type[Exception] = CheckpointError, **options: Any) -> str:
+def refused(
+    tmp_path: Path, content: Any, message: str, error: type[Exception] = CheckpointError, **options: Any
+) -> str:
     """Importing fails with this message and writes nothing; returns the hint."""
     with pytest.raises(error, match=message) as caught:
         imported(tmp_path, content, **options)
@@ -106,7 +115,9 @@ def refused(tmp_path: Path, content: Any, message: str, error: type[Exception] =
 @pytest.mark.parametrize("biased", [False, True], ids=["no-bias", "bias"])
 @pytest.mark.parametrize("classes", [1, 2, 3])
 @pytest.mark.parametrize("arch", ARCHS)
-def test_a_checkpoint_computes_what_its_source_does(tmp_path: Path, arch: str, classes: int, biased: bool) -> None:
+def test_a_checkpoint_computes_what_its_source_does(
+    tmp_path: Path, arch: str, classes: int, biased: bool
+) -> None:
     state = source(arch, classes, biased=biased)
     found = imported(tmp_path, state)
     loaded = checkpoint.load(found.path)
@@ -116,7 +127,8 @@ def test_a_checkpoint_computes_what_its_source_does(tmp_path: Path, arch: str, c
     assert loaded.spec.output == ("probability" if classes == 1 else "class_ids")
     assert 0 <= found.difference < 1e-5
     assert found.difference < found.stored_difference < 0.01
-    # The checkpoint holds its convolutions in float16, so the source is given the same rounding, and then all must agree.
+    # The checkpoint holds its convolutions in float16, so the source is given the same rounding, and then all
+    # must agree.
     rounded = {name: tensor.half().float() if tensor.dim() > 1 else tensor for name, tensor in state.items()}
     for height, width in ((4, 4), (32, 48), (20, 12)):
         x = torch.rand(2, 3, height, width)
@@ -126,7 +138,9 @@ def test_a_checkpoint_computes_what_its_source_does(tmp_path: Path, arch: str, c
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_the_differences_reported_are_measured(tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_differences_reported_are_measured(
+    tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importer, "TOLERANCE", 0.0)
     refused(tmp_path, source(arch), "logits are off by .* of the largest, the limit is 0")
 
@@ -134,7 +148,13 @@ def test_the_differences_reported_are_measured(tmp_path: Path, arch: str, monkey
 def test_sizes_at_which_the_source_pads_are_refused(tmp_path: Path) -> None:
     """Because there the networks differ: milesial pads inside, ours outside."""
     state = source("milesial")
-    hint = refused(tmp_path, state, "size 30x45: both sides must be multiples of 4 for 3 levels", UsageError, size=(30, 45))
+    hint = refused(
+        tmp_path,
+        state,
+        "size 30x45: both sides must be multiples of 4 for 3 levels",
+        UsageError,
+        size=(30, 45),
+    )
     assert "--size" in hint
     model = checkpoint.load(imported(tmp_path, state).path).model
     x = torch.rand(1, 3, 30, 45)
@@ -149,10 +169,14 @@ WRAPPED: dict[str, Callable[[State], Any]] = {
     "two": lambda state: {"state_dict": {"model": state}},
     "module.": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
     "_orig_mod.module.": lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
-    "model. in state_dict": lambda state: {"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}},
+    "model. in state_dict": lambda state: {
+        "state_dict": {f"model.{name}": tensor for name, tensor in state.items()}
+    },
     "mask_values": lambda state: {**state, "mask_values": [0, 1]},
     "float16": lambda state: {name: tensor.half() for name, tensor in state.items()},
-    "old PyTorch": lambda state: {name: tensor for name, tensor in state.items() if "num_batches" not in name},
+    "old PyTorch": lambda state: {
+        name: tensor for name, tensor in state.items() if "num_batches" not in name
+    },
 }
 
 
@@ -174,11 +198,21 @@ def test_what_the_weights_do_not_say(tmp_path: Path) -> None:
     assert spec.classes.names == ("background", "car")
     assert spec.classes.colours[0] == (0, 0, 0)
     (tmp_path / "out.safetensors").unlink()
-    options: dict[str, Any] = {"size": (32, 48), "classes": ("car",), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
+    options: dict[str, Any] = {
+        "size": (32, 48),
+        "classes": ("car",),
+        "mean": (0.4, 0.5, 0.6),
+        "std": (0.2, 0.25, 0.3),
+    }
     found = imported(tmp_path, source("plain"), name="mine", **options)
     assert found.assumed == ()
     spec = found.spec
-    assert (spec.name, spec.input_size, spec.mean, spec.std) == ("mine", (32, 48), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    assert (spec.name, spec.input_size, spec.mean, spec.std) == (
+        "mine",
+        (32, 48),
+        (0.4, 0.5, 0.6),
+        (0.2, 0.25, 0.3),
+    )
     assert spec.training["imported"]["layout"] == "plain"
 
 
@@ -194,13 +228,19 @@ class TestProof:
         right = importer._translated
 
         def wrong(tensors: State, names: dict[str, str], biased: bool) -> State:
-            return right({k: v * 0 if k.endswith((".0.bias", ".3.bias")) else v for k, v in tensors.items()}, names, biased)
+            return right(
+                {k: v * 0 if k.endswith((".0.bias", ".3.bias")) else v for k, v in tensors.items()},
+                names,
+                biased,
+            )
 
         monkeypatch.setattr(importer, "_translated", wrong)
         refused(tmp_path, source(arch, biased=True), "under our names the network says something else")
 
     @pytest.mark.parametrize("arch", ARCHS)
-    def test_skip_and_upsampled_exchanged(self, tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_skip_and_upsampled_exchanged(
+        self, tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         right = importer._translated
 
         def wrong(*arguments: Any) -> State:
@@ -221,10 +261,16 @@ class TestProof:
 class TestOtherNetworks:
     def test_bilinear_upsampling(self, tmp_path: Path) -> None:
         state = {name: tensor for name, tensor in source("milesial").items() if ".up." not in name}
-        refused(tmp_path, state, "bilinear variant is not supported yet; its variant with transposed convolutions is")
+        refused(
+            tmp_path,
+            state,
+            "bilinear variant is not supported yet; its variant with transposed convolutions is",
+        )
 
     def test_an_unknown_layout(self, tmp_path: Path) -> None:
-        state = {f"encoder.{k}.weight": torch.zeros(3) for k in range(9)} | {"final_conv.weight": torch.zeros(3)}
+        state = {f"encoder.{k}.weight": torch.zeros(3) for k in range(9)} | {
+            "final_conv.weight": torch.zeros(3)
+        }
         hint = refused(tmp_path, state, r"its 10 tensors begin with encoder\.0\.weight, encoder\.1\.weight")
         assert "nearest is plain, which begins with bottleneck.conv.0.weight" in hint
 
@@ -234,10 +280,18 @@ class TestOtherNetworks:
         down, _, head = blocks(arch, len(WIDTHS))
         del state[f"{down[1]}.4.running_var"]
         state["attention.weight"] = torch.zeros(3)
-        refused(tmp_path, {**source(arch), "attention.weight": torch.zeros(3)}, rf"{arch} U-Net; not part of it: 1 \(attention")
+        refused(
+            tmp_path,
+            {**source(arch), "attention.weight": torch.zeros(3)},
+            rf"{arch} U-Net; not part of it: 1 \(attention",
+        )
         message = rf"not a {arch} U-Net; tensors missing: 1 \({down[1]}\.4\.running_var\), not part of it: 1 \(attention"
         refused(tmp_path, state, message)
-        refused(tmp_path, {name: tensor for name, tensor in source(arch).items() if head not in name}, "tensors missing: 2")
+        refused(
+            tmp_path,
+            {name: tensor for name, tensor in source(arch).items() if head not in name},
+            "tensors missing: 2",
+        )
 
     def test_the_wrong_layout_asked_for(self, tmp_path: Path) -> None:
         refused(tmp_path, source("milesial"), "not a plain U-Net", arch="plain")
@@ -246,7 +300,11 @@ class TestOtherNetworks:
     def test_other_shapes(self, tmp_path: Path, arch: str) -> None:
         state = source(arch)
         name = f"{blocks(arch, len(WIDTHS))[1][0][0]}.weight"
-        refused(tmp_path, {**state, name: torch.zeros(8, 6, 3, 3)}, "shapes are not those of a U-Net that can be imported")
+        refused(
+            tmp_path,
+            {**state, name: torch.zeros(8, 6, 3, 3)},
+            "shapes are not those of a U-Net that can be imported",
+        )
         name = f"{blocks(arch, len(WIDTHS))[0][0]}.0.weight"
         refused(tmp_path, {**state, name: torch.zeros(4, 3)}, f"{name} has 2 dimensions")
 
@@ -273,9 +331,15 @@ class TestFiles:
     @pytest.mark.parametrize("legacy", [False, True])
     def test_code_is_refused_and_not_executed(self, tmp_path: Path, legacy: bool) -> None:
         buffer = io.BytesIO()
-        torch.save({**source("plain"), "bomb": Bomb(tmp_path / "executed")}, buffer, _use_new_zipfile_serialization=not legacy)
+        torch.save(
+            {**source("plain"), "bomb": Bomb(tmp_path / "executed")},
+            buffer,
+            _use_new_zipfile_serialization=not legacy,
+        )
         (tmp_path / "x.pth").write_bytes(buffer.getvalue())
-        with pytest.raises(CheckpointError, match=r"holds Python code \(\w+\.mkdir\), not only weights") as caught:
+        with pytest.raises(
+            CheckpointError, match=r"holds Python code \(\w+\.mkdir\), not only weights"
+        ) as caught:
             importer.import_weights(str(tmp_path / "x.pth"), str(tmp_path / "out.safetensors"))
         assert "torch.save(model.state_dict()" in caught.value.hint
         assert not (tmp_path / "executed").exists()
@@ -287,13 +351,18 @@ class TestFiles:
             importer.import_weights(str(tmp_path / "x.pth"), str(tmp_path / "out.safetensors"))
         assert not (tmp_path / "executed").exists()
 
-    def test_a_pytorch_whose_reader_of_pickles_is_not_safe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_pytorch_whose_reader_of_pickles_is_not_safe(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         path = written(tmp_path, source("plain"))
         monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
         with pytest.raises(CheckpointError, match=r"not read with PyTorch 2\.9\.1\+cpu: before 2\.10"):
             importer.import_weights(path, str(tmp_path / "out.safetensors"))
         (tmp_path / "x.safetensors").write_bytes(save_tensors(source("plain")))
-        assert importer.import_weights(str(tmp_path / "x.safetensors"), str(tmp_path / "out.safetensors")).arch == "plain"
+        assert (
+            importer.import_weights(str(tmp_path / "x.safetensors"), str(tmp_path / "out.safetensors")).arch
+            == "plain"
+        )
 
     def test_a_whole_module(self, tmp_path: Path) -> None:
         refused(tmp_path, torch.nn.Conv2d(1, 1, 1), r"holds Python code \(torch\.nn\.modules\.conv\.Conv2d\)")
@@ -305,7 +374,9 @@ class TestFiles:
         torch.save(source("plain"), buffer, _use_new_zipfile_serialization=not legacy)
         size = int(keep * len(buffer.getvalue()))
         (tmp_path / "x.pth").write_bytes(buffer.getvalue()[:size])
-        with pytest.raises(CheckpointError, match=rf"damaged, or not written by torch\.save \({size:,} bytes\)"):
+        with pytest.raises(
+            CheckpointError, match=rf"damaged, or not written by torch\.save \({size:,} bytes\)"
+        ):
             importer.import_weights(str(tmp_path / "x.pth"), str(tmp_path / "out.safetensors"))
 
     def test_a_truncated_safetensors_file(self, tmp_path: Path) -> None:
@@ -314,7 +385,9 @@ class TestFiles:
             importer.import_weights(str(tmp_path / "x.safetensors"), str(tmp_path / "out.safetensors"))
 
     def test_a_checkpoint_of_ours(self, tiny: str, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match="a checkpoint of unet-batch already, nothing to import") as caught:
+        with pytest.raises(
+            CheckpointError, match="a checkpoint of unet-batch already, nothing to import"
+        ) as caught:
             importer.import_weights(tiny, str(tmp_path / "out.safetensors"))
         assert f"unet-batch run ./photos -m {tiny}" in caught.value.hint
 

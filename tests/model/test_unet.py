@@ -38,7 +38,9 @@ def test_layers_are_the_classic_ones() -> None:
     levels=st.integers(1, 4),
 )
 @settings(max_examples=30, deadline=None)
-def test_output_is_as_large_as_the_input(height: int, width: int, in_channels: int, classes: int, levels: int) -> None:
+def test_output_is_as_large_as_the_input(
+    height: int, width: int, in_channels: int, classes: int, levels: int
+) -> None:
     model = UNet(in_channels, classes, (2, 3, 4, 5)[:levels]).eval()
     assert model(torch.zeros(2, in_channels, height, width)).shape == (2, classes, height, width)
 
@@ -60,7 +62,9 @@ def test_every_parameter_learns() -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize(("in_channels", "classes", "widths"), [(0, 1, (4,)), (3, 0, (4,)), (3, 1, ()), (3, 1, (4, 0))])
+@pytest.mark.parametrize(
+    ("in_channels", "classes", "widths"), [(0, 1, (4,)), (3, 0, (4,)), (3, 1, ()), (3, 1, (4, 0))]
+)
 def test_impossible_networks_are_refused(in_channels: int, classes: int, widths: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="channels must be 1 or more"):
         UNet(in_channels, classes, widths)

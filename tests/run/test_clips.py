@@ -23,7 +23,17 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.helpers.footage import TURNS, Footage, Found, Sound, look_at, only_sound, rgb_frames, scene, spoil_packets
+from tests.helpers.footage import (
+    TURNS,
+    Footage,
+    Found,
+    Sound,
+    look_at,
+    only_sound,
+    rgb_frames,
+    scene,
+    spoil_packets,
+)
 from unet_batch.errors import BackendError, OutputError, UsageError, VideoError
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import images, video
@@ -80,7 +90,11 @@ def right_masks(path: str) -> list[np.ndarray]:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) if folder.exists() else []
+    return (
+        sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        if folder.exists()
+        else []
+    )
 
 
 def timeline(result: ClipResult) -> list[dict[str, str]]:
@@ -103,22 +117,30 @@ MADE = {
     "opus": Footage(name="opus.mkv", base=MILLISECOND, sounds=(Sound(codec="libopus"),)),
     "late sound": Footage(sounds=(Sound(start=Fraction(2, 25)),)),
     "late picture": Footage(start=Fraction(1, 2), base=Fraction(1, 12800), sounds=(Sound(end=Fraction(1)),)),
-    "late picture, odd ticks": Footage(start=Fraction(4567, 90000), base=Fraction(1, 90000), sounds=(Sound(),)),
+    "late picture, odd ticks": Footage(
+        start=Fraction(4567, 90000), base=Fraction(1, 90000), sounds=(Sound(),)
+    ),
     "B-frames": Footage(frames=20, options={"preset": "medium", "bf": "3"}, sounds=(Sound(),)),
     "odd size": Footage(size=(33, 47), format="yuv444p"),
     "anamorphic": Footage(aspect=Fraction(4, 3)),
     "anamorphic, turned": Footage(aspect=Fraction(4, 3), turn="turned 90"),
-    "10 bits": Footage(codec="libx265", format="yuv420p10le", size=(64, 96), options={"x265-params": "log-level=none"}),
+    "10 bits": Footage(
+        codec="libx265", format="yuv420p10le", size=(64, 96), options={"x265-params": "log-level=none"}
+    ),
     "12 bits": Footage(name="p.mov", codec="prores_ks", format="yuva444p10le"),
     "transparent": Footage(name="a.webm", codec="libvpx-vp9", format="yuva420p", base=MILLISECOND),
     "transparent PNG": Footage(name="q.mov", codec="png", format="rgba"),
     "grey": Footage(name="g.mkv", codec="ffv1", format="gray", base=MILLISECOND),
     "full range": Footage(look=(1, 2, 1, 1)),
-    "no duration": Footage(name="l.webm", codec="libvpx-vp9", base=MILLISECOND, live=True, sounds=(Sound(codec="libopus"),)),
+    "no duration": Footage(
+        name="l.webm", codec="libvpx-vp9", base=MILLISECOND, live=True, sounds=(Sound(codec="libopus"),)
+    ),
     "one frame": Footage(frames=1),
     "two pictures": Footage(videos=2, sounds=(Sound(),)),
     "cover": Footage(cover=True, sounds=(Sound(),)),
-    "interlaced": Footage(name="i.ts", codec="mpeg2video", options={"flags": "+ildct+ilme"}, sounds=(Sound(codec="mp2"),)),
+    "interlaced": Footage(
+        name="i.ts", codec="mpeg2video", options={"flags": "+ildct+ilme"}, sounds=(Sound(codec="mp2"),)
+    ),
     "late clock": Footage(
         name="late.ts",
         frames=20,
@@ -126,17 +148,24 @@ MADE = {
         base=Fraction(1, 90_000),
         sounds=(Sound(start=Fraction(50_000), end=Fraction(250_004, 5)),),
     ),
-    "QuickTime": Footage(name="m.mov", codec="mjpeg", format="yuvj420p", look=(5, 2, 2, 2), sounds=(Sound(codec="pcm_s16le"),)),
+    "QuickTime": Footage(
+        name="m.mov", codec="mjpeg", format="yuvj420p", look=(5, 2, 2, 2), sounds=(Sound(codec="pcm_s16le"),)
+    ),
 }
 
 
 def since(found: Found, origin: Fraction) -> Found:
-    others = [(kind, language, [(time - origin, data) for time, data in packets]) for kind, language, packets in found.others]
+    others = [
+        (kind, language, [(time - origin, data) for time, data in packets])
+        for kind, language, packets in found.others
+    ]
     return replace(found, times=[time - origin for time in found.times], others=others)
 
 
 def fits(source: str, result: ClipResult, exactly: bool = True) -> tuple[Found, Found]:
-    """Check that the overlay has the times, the shape and the sound of its source, and the mask the times and the shape."""
+    """Check that the overlay has the times, the shape and the sound of its source, and the mask the times and
+    the shape.
+    """
     found, made = look_at(source), look_at(result.files["overlay"][0])
     with Reader(source) as reader:
         clip = reader.clip
@@ -155,17 +184,27 @@ def fits(source: str, result: ClipResult, exactly: bool = True) -> tuple[Found, 
         assert made.duration == found.duration
     mask = look_at(result.files["mask"][0])
     assert mask.size == clip.size
-    assert max(abs(one - other) for one, other in zip(mask.times, found.times, strict=True)) <= MILLISECOND / 2
+    assert (
+        max(abs(one - other) for one, other in zip(mask.times, found.times, strict=True)) <= MILLISECOND / 2
+    )
     sounds = [[other for other in one.others if other[0].startswith("audio")] for one in (found, made)]
-    assert [language or "und" for _, language, _ in sounds[0]] == [language or "und" for _, language, _ in sounds[1]]
+    assert [language or "und" for _, language, _ in sounds[0]] == [
+        language or "und" for _, language, _ in sounds[1]
+    ]
     for (_, _, heard), (_, _, kept) in zip(*sounds, strict=True):
         heard = heard if exactly else [packet for packet in heard if packet[0] >= 0]
-        bare = [data[7:] if data[:2] == b"\xff\xf1" else data for _, data in heard]  # ADTS headers, which MP4 has no use for
+        # ADTS headers, which MP4 has no use for
+        bare = [data[7:] if data[:2] == b"\xff\xf1" else data for _, data in heard]
         assert [data for _, data in kept] == bare
-        assert max((abs(one - other) for (one, _), (other, _) in zip(kept, heard, strict=True)), default=0) <= heard_near
+        assert (
+            max((abs(one - other) for (one, _), (other, _) in zip(kept, heard, strict=True)), default=0)
+            <= heard_near
+        )
     rows = timeline(result)
     assert [int(row["pts"]) * clip.time_base - clip.origin for row in rows] == found.times
-    assert [float(row["seconds"]) for row in rows] == pytest.approx([float(time) for time in found.times], abs=1e-6)
+    assert [float(row["seconds"]) for row in rows] == pytest.approx(
+        [float(time) for time in found.times], abs=1e-6
+    )
     return found, made
 
 
@@ -188,7 +227,9 @@ def test_the_overlay_fits_its_source(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("codec", ["ffv1", "prores", "vp9", "h265"])
-@pytest.mark.parametrize("name", ["sound", "variable", "late picture", "two languages", "turned 90", "anamorphic"])
+@pytest.mark.parametrize(
+    "name", ["sound", "variable", "late picture", "two languages", "turned 90", "anamorphic"]
+)
 def test_the_overlay_fits_its_source_in_every_container(tmp_path: Path, name: str, codec: str) -> None:
     path = replace(MADE[name], size=(64, 96)).make(tmp_path)
     fits(path, work(path, tmp_path / "out", codec=codec), exactly=codec != "ffv1")
@@ -237,11 +278,15 @@ def test_an_empty_clip_of_the_data_is_named(tmp_path: Path, data: Path) -> None:
 def test_masks_of_a_turned_clip_are_those_of_its_upright_twin(tmp_path: Path, turn: str) -> None:
     results = []
     for one in ("upright", turn):
-        path = Footage(name=f"{one}.mp4", turn=one, format="yuv444p", options=LOSSLESS, size=(32, 40)).make(tmp_path)
+        path = Footage(name=f"{one}.mp4", turn=one, format="yuv444p", options=LOSSLESS, size=(32, 40)).make(
+            tmp_path
+        )
         results.append(work(path, tmp_path / one))
     twin, turned = (masks(result.files["mask"][0]) for result in results)
     assert all(np.array_equal(one, other) for one, other in zip(twin, turned, strict=True))
-    assert [row["area_class0"] for row in timeline(results[0])] == [row["area_class0"] for row in timeline(results[1])]
+    assert [row["area_class0"] for row in timeline(results[0])] == [
+        row["area_class0"] for row in timeline(results[1])
+    ]
     assert 0.05 < np.mean(twin) / 255 < 0.5
 
 
@@ -272,7 +317,11 @@ def test_subtitles_chapters_and_metadata_are_carried_over(tmp_path: Path) -> Non
     result = work(path, tmp_path / "out")
     found, made = look_at(path), look_at(result.files["overlay"][0])
     assert result.notes == []
-    assert made.chapters == found.chapters == [(0, Fraction(1, 5), "arrival"), (Fraction(1, 5), Fraction(2, 5), "departure")]
+    assert (
+        made.chapters
+        == found.chapters
+        == [(0, Fraction(1, 5), "arrival"), (Fraction(1, 5), Fraction(2, 5), "departure")]
+    )
     assert {key: made.metadata.get(key) for key in footage.metadata} == dict(footage.metadata)
     shown = [
         [packet for kind, _, packets in one.others if kind.startswith("subtitle") for packet in packets]
@@ -307,7 +356,12 @@ def test_damaged_sound_and_sound_that_goes_back_in_time_stop_nothing(tmp_path: P
 
 def test_frames_that_do_not_decode_are_counted_and_shift_nothing(tmp_path: Path) -> None:
     footage = Footage(
-        name="f.mkv", codec="ffv1", format="yuv444p", frames=20, base=MILLISECOND, options={"slicecrc": "1", "g": "1"}
+        name="f.mkv",
+        codec="ffv1",
+        format="yuv444p",
+        frames=20,
+        base=MILLISECOND,
+        options={"slicecrc": "1", "g": "1"},
     )
     path = spoil_packets(footage.make(tmp_path), tmp_path / "bad.mkv", (4, 5, 11))
     result = work(path, tmp_path / "out")
@@ -321,10 +375,15 @@ def test_frames_that_do_not_decode_are_counted_and_shift_nothing(tmp_path: Path)
 def test_frames_are_written_as_pictures(tmp_path: Path) -> None:
     path = Footage(frames=6).make(tmp_path)
     result = work(path, tmp_path / "out", kinds=("frames",))
-    assert [os.path.basename(file) for file in result.files["frames"]] == [f"{index:06d}.png" for index in range(6)]
+    assert [os.path.basename(file) for file in result.files["frames"]] == [
+        f"{index:06d}.png" for index in range(6)
+    ]
     for file, right in zip(result.files["frames"], right_masks(path), strict=True):
         assert np.array_equal(images.read(file).pixels[..., 0], right)
-    assert files(tmp_path / "out") == [*(f"frames/clip/{index:06d}.png" for index in range(6)), "timelines/clip.csv"]
+    assert files(tmp_path / "out") == [
+        *(f"frames/clip/{index:06d}.png" for index in range(6)),
+        "timelines/clip.csv",
+    ]
 
 
 def test_the_timeline_says_what_the_masks_show(tmp_path: Path) -> None:
@@ -348,15 +407,23 @@ def test_the_timeline_says_what_the_masks_show(tmp_path: Path) -> None:
 # Range and pace.
 
 
-def cut(footage: Footage, path: str, out: Path, first: int, last: int, /, *, every: int = 1, **options: Any) -> ClipResult:
-    """Segment a range, and check that what comes out are the frames from `first` up to `last` of the source, from time 0 on."""
+def cut(
+    footage: Footage, path: str, out: Path, first: int, last: int, /, *, every: int = 1, **options: Any
+) -> ClipResult:
+    """Segment a range, and check that what comes out are the frames from `first` up to `last` of the source,
+    from time 0 on.
+    """
     result = work(path, out, every=every, **options)
     times = footage.seconds[first:last:every]
     made = look_at(result.files["overlay"][0])
     assert made.times == [time - times[0] for time in times]
-    assert [Fraction(row["seconds"]) for row in timeline(result)] == times, "the timeline keeps the source's clock"
+    assert [Fraction(row["seconds"]) for row in timeline(result)] == times, (
+        "the timeline keeps the source's clock"
+    )
     right = right_masks(path)[first:last:every]
-    assert all(np.array_equal(one, other) for one, other in zip(masks(result.files["mask"][0]), right, strict=True))
+    assert all(
+        np.array_equal(one, other) for one, other in zip(masks(result.files["mask"][0]), right, strict=True)
+    )
     return result
 
 
@@ -378,10 +445,16 @@ def cut(footage: Footage, path: str, out: Path, first: int, last: int, /, *, eve
     ],
     ids=str,
 )
-def test_a_range_is_read_and_time_begins_at_zero(tmp_path: Path, options: dict[str, Any], first: int, end: int) -> None:
+def test_a_range_is_read_and_time_begins_at_zero(
+    tmp_path: Path, options: dict[str, Any], first: int, end: int
+) -> None:
     track = Sound(end=Fraction(8, 5))
     footage = Footage(
-        frames=40, base=Fraction(1, 12800), sounds=(track,), options={"g": "8"}, chapters=((0, 600, "a"), (600, 1600, "b"))
+        frames=40,
+        base=Fraction(1, 12800),
+        sounds=(track,),
+        options={"g": "8"},
+        chapters=((0, 600, "a"), (600, 1600, "b")),
     )
     path = footage.make(tmp_path)
     if options.get("end") == Position(frame=9) and "start" in options:
@@ -391,11 +464,15 @@ def test_a_range_is_read_and_time_begins_at_zero(tmp_path: Path, options: dict[s
     begin = footage.seconds[first]
     taken = footage.seconds[first : end : options.get("every", 1)]
     stop = min(taken[-1] + Fraction(options.get("every", 1), 25), Fraction(8, 5))
-    heard, kept = (next(packets for kind, _, packets in one.others if kind == "audio aac") for one in (found, made))
+    heard, kept = (
+        next(packets for kind, _, packets in one.others if kind == "audio aac") for one in (found, made)
+    )
     length = Fraction(1024, 48000)
     right = [(time - begin, data) for time, data in heard if time + length > begin and time < stop]
     assert [data for _, data in kept] == [data for _, data in right]
-    assert max(abs(one - other) for (one, _), (other, _) in zip(kept, right, strict=True)) <= Fraction(1, 48000)
+    assert max(abs(one - other) for (one, _), (other, _) in zip(kept, right, strict=True)) <= Fraction(
+        1, 48000
+    )
     for start, finish, title in made.chapters:
         source = {"a": (Fraction(0), Fraction(3, 5)), "b": (Fraction(3, 5), Fraction(8, 5))}[title]
         assert abs(start - max(Fraction(0), source[0] - begin)) <= MILLISECOND
@@ -406,7 +483,16 @@ def test_a_range_is_read_and_time_begins_at_zero(tmp_path: Path, options: dict[s
 def test_a_range_in_matroska_begins_at_zero_as_well(tmp_path: Path) -> None:
     footage = Footage(frames=40, base=Fraction(1, 12800), sounds=(Sound(end=Fraction(8, 5)),))
     path = footage.make(tmp_path)
-    result = cut(footage, path, tmp_path / "out", 10, 30, codec="ffv1", start=Position(frame=10), end=Position(frame=30))
+    result = cut(
+        footage,
+        path,
+        tmp_path / "out",
+        10,
+        30,
+        codec="ffv1",
+        start=Position(frame=10),
+        end=Position(frame=30),
+    )
     (_, _, kept) = look_at(result.files["overlay"][0]).others[0]
     (_, _, heard) = look_at(path).others[0]
     first = next(time for time, data in heard if data == kept[0][1])
@@ -476,16 +562,24 @@ def same(one: ClipResult, other: ClipResult) -> None:
 
 @pytest.fixture
 def long_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Not smaller: x264 decides by memory it never set (mbtree) where pictures are narrower than eight blocks of 16."""
+    """Not smaller: x264 decides by memory it never set (mbtree) where pictures are narrower than eight blocks
+    of 16.
+    """
     monkeypatch.setattr(clips, "PART", 10)
     return Footage(
-        frames=47, size=(64, 128), times=[40 * i + i % 3 for i in range(47)], base=MILLISECOND, sounds=(Sound(end=Fraction(2)),)
+        frames=47,
+        size=(64, 128),
+        times=[40 * i + i % 3 for i in range(47)],
+        base=MILLISECOND,
+        sounds=(Sound(end=Fraction(2)),),
     ).make(tmp_path)
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.3])
 @pytest.mark.parametrize("stops", [(1,), (10,), (11,), (25,), (46,), (47,), (3, 14, 15, 33)], ids=str)
-def test_a_stopped_run_goes_on_and_ends_equal(tmp_path: Path, long_clip: str, stops: tuple[int, ...], smooth: float) -> None:
+def test_a_stopped_run_goes_on_and_ends_equal(
+    tmp_path: Path, long_clip: str, stops: tuple[int, ...], smooth: float
+) -> None:
     whole = work(long_clip, tmp_path / "whole", smooth=smooth)
     for stop in stops:
         part = work(long_clip, tmp_path / "out", smooth=smooth, stop_at=stop)
@@ -493,7 +587,9 @@ def test_a_stopped_run_goes_on_and_ends_equal(tmp_path: Path, long_clip: str, st
             break
         assert part.frames % 10 == 0
         assert part.files == {}
-        assert not files(tmp_path / "out") or all(name.startswith("unfinished/clip/") for name in files(tmp_path / "out"))
+        assert not files(tmp_path / "out") or all(
+            name.startswith("unfinished/clip/") for name in files(tmp_path / "out")
+        )
     else:
         rest = work(long_clip, tmp_path / "out", smooth=smooth)
         assert rest.resumed == part.frames
@@ -525,8 +621,12 @@ def test_parts_of_another_fingerprint_are_made_anew(tmp_path: Path, long_clip: s
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.3])
-@pytest.mark.parametrize("what", ["part", "first part", "journal", "foreign journal", "timeline", "state", "whole folder"])
-def test_what_was_torn_in_between_is_made_anew(tmp_path: Path, long_clip: str, what: str, smooth: float) -> None:
+@pytest.mark.parametrize(
+    "what", ["part", "first part", "journal", "foreign journal", "timeline", "state", "whole folder"]
+)
+def test_what_was_torn_in_between_is_made_anew(
+    tmp_path: Path, long_clip: str, what: str, smooth: float
+) -> None:
     whole = work(long_clip, tmp_path / "whole", smooth=smooth)
     assert work(long_clip, tmp_path / "out", smooth=smooth, stop_at=25).frames >= 20
     folder = tmp_path / "out/unfinished/clip"
@@ -546,7 +646,9 @@ def test_what_was_torn_in_between_is_made_anew(tmp_path: Path, long_clip: str, w
     same(whole, work(long_clip, tmp_path / "out", smooth=smooth))
 
 
-def test_damage_is_counted_once_however_often_a_run_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_is_counted_once_however_often_a_run_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(clips, "PART", 10)
     footage = Footage(name="m.mp4", codec="mpeg4", frames=45, size=(64, 128), options={"g": "16"})
     path = spoil_packets(footage.make(tmp_path), tmp_path / "bad.mp4", (5, 9, 18, 26, 43))
@@ -557,16 +659,29 @@ def test_damage_is_counted_once_however_often_a_run_is_stopped(tmp_path: Path, m
     same(whole, result if result.complete else work(path, tmp_path / "out"))
 
 
-def test_frames_without_a_time_are_the_same_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_without_a_time_are_the_same_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(clips, "PART", 10)
-    path = Footage(name="h.avi", frames=45, size=(64, 128), options={"preset": "medium", "bf": "2", "g": "8"}).make(tmp_path)
+    path = Footage(
+        name="h.avi", frames=45, size=(64, 128), options={"preset": "medium", "bf": "2", "g": "8"}
+    ).make(tmp_path)
     both = tmp_path / "both.ts"  # the clock begins anew: from there on times follow from those before
     both.write_bytes(
-        2 * Path(Footage(name="part.ts", frames=35, size=(64, 128), options={"g": "8"}).make(tmp_path)).read_bytes()
+        2
+        * Path(
+            Footage(name="part.ts", frames=35, size=(64, 128), options={"g": "8"}).make(tmp_path)
+        ).read_bytes()
     )
     times = [0, 40, 40, *(40 * index for index in range(1, 43))]  # thrice the same: all that follow are late
     footage = Footage(
-        name="thrice.mkv", codec="ffv1", format="yuv444p", times=times, frames=45, base=MILLISECOND, size=(64, 128)
+        name="thrice.mkv",
+        codec="ffv1",
+        format="yuv444p",
+        times=times,
+        frames=45,
+        base=MILLISECOND,
+        size=(64, 128),
     )
     for name, one, stop in (("avi", path, 22), ("ts", str(both), 42), ("mkv", footage.make(tmp_path), 22)):
         whole = work(one, tmp_path / name / "whole")
@@ -604,14 +719,18 @@ print("end", flush=True)
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
-def test_a_killed_run_leaves_what_plays_and_ends_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_leaves_what_plays_and_ends_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(clips, "PART", 10)
     path = Footage(frames=600, size=(64, 128), sounds=(Sound(end=Fraction(24)),)).make(tmp_path)
     out = tmp_path / "out"
     random = np.random.default_rng(5)
     killed = 0
     for _ in range(10):
-        with subprocess.Popen([sys.executable, "-c", CHILD, path, str(out)], stdout=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(
+            [sys.executable, "-c", CHILD, path, str(out)], stdout=subprocess.PIPE, text=True
+        ) as child:
             assert child.stdout is not None
             until = int(random.integers(1, 60))
             for line in child.stdout:
@@ -661,8 +780,17 @@ def test_a_bad_file_is_one_named_error_and_leaves_nothing(tmp_path: Path) -> Non
 
 def test_a_clip_larger_than_the_limit_is_refused(tmp_path: Path) -> None:
     path = Footage(size=(64, 96)).make(tmp_path)
-    with Segmenter(FakeBackend(), max_pixels=1000) as segmenter, pytest.raises(VideoError, match="at most 1,000"):
-        segment(Item(path, "clip"), segmenter, Layout(str(tmp_path / "out"), KINDS, CODECS["h264"]), VideoOptions(), "one")
+    with (
+        Segmenter(FakeBackend(), max_pixels=1000) as segmenter,
+        pytest.raises(VideoError, match="at most 1,000"),
+    ):
+        segment(
+            Item(path, "clip"),
+            segmenter,
+            Layout(str(tmp_path / "out"), KINDS, CODECS["h264"]),
+            VideoOptions(),
+            "one",
+        )
 
 
 def test_a_backend_that_fails_keeps_what_is_done(tmp_path: Path, long_clip: str) -> None:
@@ -764,7 +892,9 @@ def test_an_encoder_that_refuses_is_named_and_leaves_nothing(tmp_path: Path) -> 
     path = Footage().make(tmp_path)
     broken = replace(CODECS["h264"], options={"preset": "no such preset"})
     with Segmenter(FakeBackend()) as segmenter, pytest.raises(VideoError, match="cannot be encoded"):
-        segment(Item(path, "clip"), segmenter, Layout(str(tmp_path / "out"), KINDS, broken), VideoOptions(), "one")
+        segment(
+            Item(path, "clip"), segmenter, Layout(str(tmp_path / "out"), KINDS, broken), VideoOptions(), "one"
+        )
     assert files(tmp_path / "out") == []
 
 
@@ -784,8 +914,12 @@ def test_the_first_interrupt_leaves_whole_parts(tmp_path: Path, long_clip: str) 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("frames", "smooth"), [(30_000, 0.0), (10_000, 0.3)])
 def test_memory_stays_flat(tmp_path: Path, frames: int, smooth: float) -> None:
-    """Two hours at 30 frames a second are 216,000 frames; here are tiny ones; the first 3,000 fill all pools."""
-    path = Footage(frames=frames, pictures=[scene(index, (32, 48)) for index in range(10)] * (frames // 10)).make(tmp_path)
+    """Two hours at 30 frames a second are 216,000 frames; here are tiny ones; the first 3,000 fill all
+    pools.
+    """
+    path = Footage(
+        frames=frames, pictures=[scene(index, (32, 48)) for index in range(10)] * (frames // 10)
+    ).make(tmp_path)
     process, sizes = psutil.Process(), {}
 
     def on_frame(done: int, total: int | None) -> None:

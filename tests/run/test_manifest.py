@@ -27,7 +27,13 @@ SLOW_DISK = settings(deadline=None, suppress_health_check=[HealthCheck.function_
 
 def done(key: str, outputs: Mapping[str, Files] | None = None, identity: Identity = SEEN) -> Record:
     return Record(
-        key, "done", identity, RECIPE.digest, outputs or {"mask": ((f"masks/{key}.png", len(PNG)),)}, "fake fp32", "/photos"
+        key,
+        "done",
+        identity,
+        RECIPE.digest,
+        outputs or {"mask": ((f"masks/{key}.png", len(PNG)),)},
+        "fake fp32",
+        "/photos",
     )
 
 
@@ -57,7 +63,10 @@ def test_a_new_folder_knows_nothing(tmp_path: Path) -> None:
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     records = [
-        done("lot/a", {"mask": (("masks/lot/a.png", 7),), "frames": (("frames/a/1.png", 1), ("frames/a/2.png", 2))}),
+        done(
+            "lot/a",
+            {"mask": (("masks/lot/a.png", 7),), "frames": (("frames/a/1.png", 1), ("frames/a/2.png", 2))},
+        ),
         done("\u20ac \n%FF", identity=Identity("\u20ac \udcff\n", 1, 2, "ff" * 32)),
         Record("b", "failed", None, RECIPE.digest, error="decode: ImageError"),
         Record("c", "void"),
@@ -106,7 +115,9 @@ def test_outputs_of_the_same_source_and_recipe_stay_on_record(tmp_path: Path) ->
     write(tmp_path, done("a", more))
     assert set(Manifest(str(tmp_path)).records["a"].outputs) == {"mask", "overlay"}
     write(tmp_path, done("a", more, Identity("a.jpg", 11, 5)))
-    assert set(Manifest(str(tmp_path)).records["a"].outputs) == {"overlay"}, "the mask is of another picture now"
+    assert set(Manifest(str(tmp_path)).records["a"].outputs) == {"overlay"}, (
+        "the mask is of another picture now"
+    )
 
 
 def test_a_hundred_thousand_lines_load_at_once(tmp_path: Path) -> None:
@@ -151,7 +162,8 @@ def test_a_torn_end_costs_at_most_its_own_line(tmp_path: Path, data: st.DataObje
     cut = data.draw(st.integers(0, len(raw)))
     tail = data.draw(st.sampled_from([b"", bytes(1), bytes(500), bytes(7) + b"\n", b"\n"]))
     (folder / "manifest.jsonl").write_bytes(raw[:cut] + tail)
-    ends = [sum(map(len, lines[: i + 1])) - 1 for i in range(len(lines))]  # the line feed itself is not missed
+    # The line feed itself is not missed
+    ends = [sum(map(len, lines[: i + 1])) - 1 for i in range(len(lines))]
     expected = {key for key, end in zip(keys, ends, strict=True) if end <= cut}
     torn = Manifest(str(folder))
     assert set(torn.records) == expected
@@ -171,7 +183,12 @@ def test_nothing_in_the_file_can_stop_it(tmp_path: Path, before: bytes, after: b
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 1) | st.floats() | st.text(max_size=5) | st.sampled_from(["done", "mask"]),
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 1)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["done", "mask"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
@@ -279,7 +296,10 @@ def test_a_folder_in_its_place(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     manifest = Manifest(str(tmp_path / "new"))
     (tmp_path / "new/manifest.jsonl").mkdir()
-    with pytest.raises(OutputError, match="cannot be written: a folder of this name"), manifest.writing(RECIPE):
+    with (
+        pytest.raises(OutputError, match="cannot be written: a folder of this name"),
+        manifest.writing(RECIPE),
+    ):
         pass
 
 
@@ -395,7 +415,9 @@ def test_each_folder_is_listed_once(known: Path, monkeypatch: pytest.MonkeyPatch
     assert len(listed) == 2
 
 
-@pytest.mark.parametrize("file", ["../secret", "/etc/hostname", "masks/../../secret", "\0/a", "masks//a.png", ""])
+@pytest.mark.parametrize(
+    "file", ["../secret", "/etc/hostname", "masks/../../secret", "\0/a", "masks//a.png", ""]
+)
 def test_nothing_outside_is_looked_at(tmp_path: Path, file: str) -> None:
     put(tmp_path, "secret")
     put(tmp_path, "out/masks/a.png")
@@ -428,7 +450,9 @@ def test_shards_are_about_equal() -> None:
     assert str(Shard(2, 8)) == "2/8"
 
 
-@pytest.mark.parametrize("text", ["", "1", "0/4", "5/4", "a/b", "-1/4", "1/4/5", "\u00b2/4", "1/100000", "Slurm"])
+@pytest.mark.parametrize(
+    "text", ["", "1", "0/4", "5/4", "a/b", "-1/4", "1/4/5", "\u00b2/4", "1/100000", "Slurm"]
+)
 def test_a_wrong_shard(text: str) -> None:
     with pytest.raises(UsageError, match="shard"):
         Shard.parse(text, {})
@@ -442,12 +466,15 @@ def slurm(task: int, least: int, most: int, count: int, step: int | None = None)
 def test_slurm() -> None:
     assert Shard.parse("2/8", slurm(1, 1, 4, 4)) == Shard(2, 8), "only where it is asked for"
     assert [Shard.parse("slurm", slurm(i, 0, 3, 4)) for i in range(4)] == [Shard(i, 4) for i in range(1, 5)]
-    assert [Shard.parse("slurm", slurm(i, 5, 15, 3, 5)) for i in (5, 10, 15)] == [Shard(i, 3) for i in (1, 2, 3)]
+    assert [Shard.parse("slurm", slurm(i, 5, 15, 3, 5)) for i in (5, 10, 15)] == [
+        Shard(i, 3) for i in (1, 2, 3)
+    ]
     assert Shard.parse("slurm", slurm(7, 7, 7, 1)) == Shard(1, 1)
 
 
 @pytest.mark.parametrize(
-    "variables", [{}, slurm(3, 3, 7, 2), slurm(2, 1, 7, 3, 3), {**slurm(1, 1, 2, 2), "SLURM_ARRAY_TASK_ID": "x"}]
+    "variables",
+    [{}, slurm(3, 3, 7, 2), slurm(2, 1, 7, 3, 3), {**slurm(1, 1, 2, 2), "SLURM_ARRAY_TASK_ID": "x"}],
 )
 def test_an_array_with_gaps_is_no_shard(variables: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="--shard slurm") as caught:

@@ -151,7 +151,9 @@ def test_other_pictures_of_the_same_names_are_not_replaced(photos: Path, tmp_pat
     write(other / "a.png", np.zeros((64, 96, 3), np.uint8))
     write(other / "z.png", half_bright())
     before = tree(out)
-    with pytest.raises(ManifestError, match=rf"outputs of 1 other pictures of the same names, from {photos}$"):
+    with pytest.raises(
+        ManifestError, match=rf"outputs of 1 other pictures of the same names, from {photos}$"
+    ):
         run(other, out)
     assert tree(out) == before
     (photos / "a.png").unlink()
@@ -177,7 +179,9 @@ def test_what_changes_no_pixel_changes_nothing(photos: Path, tmp_path: Path) -> 
     assert run(photos, tmp_path / "out", batch_size=1, workers=3).states == {"done": 4}
 
 
-@pytest.mark.parametrize("change", [{"threshold": 0.7}, {"model": {**FAKE, "sha256": "f" * 64}}], ids=["threshold", "model"])
+@pytest.mark.parametrize(
+    "change", [{"threshold": 0.7}, {"model": {**FAKE, "sha256": "f" * 64}}], ids=["threshold", "model"]
+)
 def test_two_models_are_never_mixed(photos: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     out = tmp_path / "out"
     run(photos, out)
@@ -218,7 +222,9 @@ def test_what_other_sources_left_is_not_passed_over_in_silence(photos: Path, tmp
     with pytest.raises(ManifestError, match="holds outputs of 4 items"):
         run(photos / "sub", out, threshold=0.7)
     report = run(photos / "sub", out, threshold=0.7, overwrite=True)
-    assert report.notes == ("outputs of 3 items that are not among these sources stay as another model made them",)
+    assert report.notes == (
+        "outputs of 3 items that are not among these sources stay as another model made them",
+    )
 
 
 def test_a_dry_run_counts_and_writes_nothing(photos: Path, tmp_path: Path) -> None:
@@ -255,7 +261,9 @@ def test_old_outputs_of_another_model(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(photos, out)
     before_manifests(out)
-    with pytest.raises(ManifestError, match=r"holds outputs for 4 of these items, made by fake \(sha256 0\), threshold 0.5"):
+    with pytest.raises(
+        ManifestError, match=r"holds outputs for 4 of these items, made by fake \(sha256 0\), threshold 0.5"
+    ):
         run(photos, out, threshold=0.7)
     assert run(photos, out, threshold=0.7, overwrite=True).done == 4
 
@@ -264,14 +272,18 @@ def test_old_outputs_of_another_model(photos: Path, tmp_path: Path) -> None:
     "run_json", [None, "{}", '{"unet_batch": "0", "model": 5}', '{"unet_batch": "0", "status": "sharded"}']
 )
 @pytest.mark.parametrize("shard", [None, Shard(1, 1)])
-def test_somebody_elses_masks_are_not_touched(photos: Path, tmp_path: Path, run_json: str | None, shard: Shard | None) -> None:
+def test_somebody_elses_masks_are_not_touched(
+    photos: Path, tmp_path: Path, run_json: str | None, shard: Shard | None
+) -> None:
     """A data set with `images/` and hand-drawn `masks/`, named as the output folder by mistake."""
     out = tmp_path / "dataset"
     write(out / "masks/a.png", np.eye(64, 96, dtype=np.uint8))
     if run_json:
         (out / "run.json").write_text(run_json)
     drawn = (out / "masks/a.png").read_bytes()
-    with pytest.raises(ManifestError, match="holds outputs for 1 of these items of which no manifest tells who made them"):
+    with pytest.raises(
+        ManifestError, match="holds outputs for 1 of these items of which no manifest tells who made them"
+    ):
         run(photos, out, shard=shard)
     assert (out / "masks/a.png").read_bytes() == drawn
     assert not (out / "manifest.jsonl").exists()
@@ -337,7 +349,9 @@ def flaky(monkeypatch: pytest.MonkeyPatch, fails: Callable[[str, int], int]) -> 
         name = os.path.basename(path)
         reads[name] += 1
         if code := fails(name, reads[name] - 1):
-            raise segmenter_module.images.ImageError(f"{path}: cannot be opened") from OSError(code, os.strerror(code))
+            raise segmenter_module.images.ImageError(f"{path}: cannot be opened") from OSError(
+                code, os.strerror(code)
+            )
         return real(path)
 
     monkeypatch.setattr(segmenter_module.images, "_open", open_)
@@ -358,7 +372,9 @@ def test_what_a_network_failed_to_read_is_tried_again(
     assert [stage.items for stage in report.stages] == [7, 7, 4, 4, 4]
 
 
-def test_what_stays_unreadable_fails_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stays_unreadable_fails_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_module, "RETRY_PAUSES", (0.0, 0.0, 0.0))
     reads = flaky(monkeypatch, lambda name, before: errno.EIO if name == "b.png" else 0)
     heard: list[str] = []
@@ -367,13 +383,17 @@ def test_what_stays_unreadable_fails_once(photos: Path, tmp_path: Path, monkeypa
     assert len(heard) == 4
 
 
-def test_a_file_without_rights_is_not_tried_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_rights_is_not_tried_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reads = flaky(monkeypatch, lambda name, before: errno.EACCES if name == "b.png" else 0)
     assert run(photos, tmp_path / "out").failed == 1
     assert reads["b.png"] == 1
 
 
-def test_stop_while_waiting_to_try_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_while_waiting_to_try_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_module, "RETRY_PAUSES", (50.0,))
     flaky(monkeypatch, lambda name, before: errno.EIO if name == "b.png" else 0)
     stop = Stop()
@@ -388,7 +408,11 @@ def test_a_source_that_vanished_is_named(photos: Path, tmp_path: Path) -> None:
     plan = prepare(RunOptions((str(photos),), str(tmp_path / "out")))
     with Segmenter(FakeBackend(), workers=1) as segmenter:
         report = execute(
-            plan, segmenter, FAKE, lambda item, failure: None, on_start=lambda plan: (photos / "sub/deep/c.png").unlink()
+            plan,
+            segmenter,
+            FAKE,
+            lambda item, failure: None,
+            on_start=lambda plan: (photos / "sub/deep/c.png").unlink(),
         )
     assert (report.done, report.failed) == (3, 1)
     assert report.failures[0].error == "SourceVanished"
@@ -471,11 +495,15 @@ BOUNDARIES = ("open", "decode", "infer", "encode", "write", "replace", "record",
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(
-        st.tuples(st.sampled_from(BOUNDARIES), st.integers(0, 25)), st.sampled_from([errno.EIO, errno.ENOSPC]), max_size=4
+        st.tuples(st.sampled_from(BOUNDARIES), st.integers(0, 25)),
+        st.sampled_from([errno.EIO, errno.ENOSPC]),
+        max_size=4,
     )
 )
 def test_faults_at_every_boundary_lose_nothing(tmp_path: Path, faults: dict[tuple[str, int], int]) -> None:
-    """Whatever fails when, each run ends; and once nothing fails any more, the folder is as if nothing ever had."""
+    """Whatever fails when, each run ends; and once nothing fails any more, the folder is as if nothing ever
+    had.
+    """
     clean = tmp_path / "clean"
     if not clean.exists():
         run(many(tmp_path / "photos", 20), clean)
@@ -508,7 +536,9 @@ def test_faults_at_every_boundary_lose_nothing(tmp_path: Path, faults: dict[tupl
         patch.setattr(run_module, "RETRY_PAUSES", (0.0, 0.0))
         patch.setattr(manifest_module, "SYNC_SECONDS", 0.0)
         patch.setattr(segmenter_module.images, "_open", failing("open", segmenter_module.images._open))
-        patch.setattr(segmenter_module.images, "_finished", failing("decode", segmenter_module.images._finished))
+        patch.setattr(
+            segmenter_module.images, "_finished", failing("decode", segmenter_module.images._finished)
+        )
         patch.setattr(run_module.images, "encode_mask", failing("encode", run_module.images.encode_mask))
         patch.setattr(sinks.os, "replace", failing("replace", os.replace))
         patch.setattr(sinks, "_open_temporary", failing("write", sinks._open_temporary))
@@ -636,7 +666,19 @@ def test_shards_joined_are_one_run(tmp_path: Path) -> None:
     assert tree(out) == tree(whole)
     assert (out / "errors.jsonl").read_text() == (whole / "errors.jsonl").read_text()
     one, other = (json.loads((path / "run.json").read_text()) for path in (out, whole))
-    for name in ("status", "found", "skipped", "done", "failed", "failures", "states", "model", "save", "shard", "overwrite"):
+    for name in (
+        "status",
+        "found",
+        "skipped",
+        "done",
+        "failed",
+        "failures",
+        "states",
+        "model",
+        "save",
+        "shard",
+        "overwrite",
+    ):
         assert one[name] == other[name], name
     assert [stage["items"] for stage in one["stages"]] == [stage["items"] for stage in other["stages"]]
     assert (merged.status, merged.done, merged.failed) == ("failures", 40, 3)
@@ -687,7 +729,9 @@ def test_a_shard_that_is_missing(tmp_path: Path) -> None:
         merge(str(tmp_path / "none"))
 
 
-def test_a_merge_that_is_cut_short_is_finished_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_that_is_cut_short_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = many(tmp_path / "photos", 20)
     (folder / "bad.png").write_bytes(b"")
     run(folder, tmp_path / "whole")
@@ -787,7 +831,8 @@ def test_killed_at_fifty_random_moments_over_500_photos(tmp_path: Path) -> None:
     while True:
         process = start(folder, out)
         try:
-            if kills < 50:  # at some moment after it has recorded something, so that it ends before the photos do
+            # At some moment after it has recorded something, so that it ends before the photos do
+            if kills < 50:
                 wanted = len(lines(out)) + choose.randrange(0, 3)
                 while process.poll() is None and len(lines(out)) <= wanted:
                     time.sleep(0.001)
@@ -823,8 +868,15 @@ def lines(out: Path) -> list[bytes]:
 
 def png(height: int, width: int, pixels: bytes) -> bytes:
     """A grey PNG whose header may announce more than there is."""
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
-    chunks = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts)
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(pixels)),
+        (b"IEND", b""),
+    ]
+    chunks = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -891,7 +943,9 @@ def test_twenty_thousand_files_of_which_a_thousand_are_corrupt(tmp_path: Path) -
 
 
 def test_what_crashed_its_decoder_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="tests.helpers.readers:obey"))
+    monkeypatch.setattr(
+        segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="tests.helpers.readers:obey")
+    )
     folder = tmp_path / "photos"
     folder.mkdir()
     write(folder / "a.png", half_bright())

@@ -58,7 +58,9 @@ def segment(
     heard: list[str] = []
     plan = prepare(RunOptions(tuple(map(str, sources)), str(output) if output else None, **options))
     with Segmenter(backend or FakeBackend(), workers=2) as segmenter:
-        report = execute(plan, segmenter, {"name": "fake", "sha256": "0"}, lambda item, failure: heard.append(item.key))
+        report = execute(
+            plan, segmenter, {"name": "fake", "sha256": "0"}, lambda item, failure: heard.append(item.key)
+        )
     return report, heard
 
 
@@ -83,7 +85,14 @@ def test_masks_mirror_the_tree_and_lie_beside_the_source(photos: Path) -> None:
 def test_every_kind_of_output(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     segment(photos / "a.png", output=out, save=("mask", "overlay", "cutout", "prob"))
-    assert files(out) == ["cutouts/a.png", "manifest.jsonl", "masks/a.png", "overlays/a.jpg", "probs/a.png", "run.json"]
+    assert files(out) == [
+        "cutouts/a.png",
+        "manifest.jsonl",
+        "masks/a.png",
+        "overlays/a.jpg",
+        "probs/a.png",
+        "run.json",
+    ]
     overlay, cutout, prob = (read(out / name) for name in ("overlays/a.jpg", "cutouts/a.png", "probs/a.png"))
     assert overlay.shape == (64, 96, 3)
     assert overlay[32, 10].max() < 10, "the background is left alone"
@@ -137,7 +146,9 @@ def test_an_unreadable_file_is_named_and_the_rest_is_done(photos: Path, tmp_path
     assert len(heard) == 6
     lines = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
     assert {os.path.basename(line["path"]) for line in lines} == {"broken.jpg", "empty.png"}
-    assert all(line["stage"] == "decode" and line["error"] == "ImageError" and line["message"] for line in lines)
+    assert all(
+        line["stage"] == "decode" and line["error"] == "ImageError" and line["message"] for line in lines
+    )
     assert json.loads((out / "run.json").read_text())["failed"] == 2
     assert not (out / "masks/empty.png").exists()
 
@@ -207,7 +218,9 @@ def test_fail_fast_stops_and_says_so(tmp_path: Path) -> None:
     assert len(files(tmp_path / "out/masks")) == report.done, "what was in flight is finished and counted"
 
 
-def test_a_full_disk_ends_the_run_at_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_the_run_at_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: str, data: bytes) -> None:
         raise OutputError(f"{path} cannot be written: the disk is full", hint="free some space")
 
@@ -258,7 +271,9 @@ def test_a_broken_device_ends_the_run(tmp_path: Path) -> None:
         segment(tmp_path / "photos", output=tmp_path / "out", backend=FakeBackend(answer=answer))
 
 
-def test_an_error_nobody_foresaw_is_one_items_own(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_nobody_foresaw_is_one_items_own(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = segmenter_module.images.read
 
     def surprising(path: str, **options: Any) -> Any:
@@ -275,7 +290,9 @@ def test_an_error_nobody_foresaw_is_one_items_own(photos: Path, tmp_path: Path, 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    """A thousand pictures hold no more than three hundred did; `scripts/bench_memory.py` does it with real ones."""
+    """A thousand pictures hold no more than three hundred did; `scripts/bench_memory.py` does it with real
+    ones.
+    """
     write(tmp_path / "photo.png", half_bright(300, 400))
     (tmp_path / "photos").mkdir()
     for index in range(1000):
@@ -283,13 +300,17 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     plan = prepare(RunOptions((str(tmp_path / "photos"),), str(tmp_path / "out"), ("mask", "overlay")))
     process, resident = psutil.Process(), []
     with Segmenter(FakeBackend(), workers=2) as segmenter:
-        report = execute(plan, segmenter, {}, lambda item, failure: resident.append(process.memory_info().rss))
+        report = execute(
+            plan, segmenter, {}, lambda item, failure: resident.append(process.memory_info().rss)
+        )
     assert report.done == 1000
     assert max(resident[300:]) - resident[299] < 30e6  # a leak of one picture each would be 250 MB
 
 
 def test_several_classes_write_ids(photos: Path, tmp_path: Path) -> None:
-    backend = FakeBackend(fake_spec(classes=3), answer=lambda pictures: (pictures[..., 0] // 100).astype(np.uint8))
+    backend = FakeBackend(
+        fake_spec(classes=3), answer=lambda pictures: (pictures[..., 0] // 100).astype(np.uint8)
+    )
     segment(photos / "a.png", output=tmp_path / "out", backend=backend, save=("mask", "overlay"))
     assert set(np.unique(read(tmp_path / "out/masks/a.png"))) == {0, 2}
 
@@ -340,7 +361,9 @@ def test_nothing_to_save(photos: Path) -> None:
 
 
 def test_every_odd_file_ends_as_a_mask_or_a_named_error(data: Path, tmp_path: Path) -> None:
-    """What each of them becomes stands in the table of `test_images.py`; here the whole folder goes through a run."""
+    """What each of them becomes stands in the table of `test_images.py`; here the whole folder goes through a
+    run.
+    """
     odd = sorted(path for path in (data / "awkward").iterdir() if path.name != "LIST.tsv")
     listing = tmp_path / "list.txt"
     listing.write_text("\n".join(map(str, odd)))
@@ -350,7 +373,9 @@ def test_every_odd_file_ends_as_a_mask_or_a_named_error(data: Path, tmp_path: Pa
         report = execute(plan, segmenter, {}, lambda item, failure: None)
     assert report.found == report.done + report.failed == len(odd)
     failed = {failure.path: failure for failure in report.failures}
-    assert all(failure.stage == "decode" and failure.message.startswith(path) for path, failure in failed.items())
+    assert all(
+        failure.stage == "decode" and failure.message.startswith(path) for path, failure in failed.items()
+    )
     for item in plan.todo:
         written = [Path(plan.outputs.path(kind, item.key)) for kind in plan.options.save]
         if item.path in failed:

@@ -69,8 +69,17 @@ def test_clips_beside_pictures(mixed: Path) -> None:
         *("overlays/a.mp4.mp4", "overlays/a.png.jpg", "overlays/sub/b.mp4"),
         *("timelines/a.mp4.csv", "timelines/sub/b.csv"),
     ]
-    assert (report.status, report.found, report.done, report.failed, report.frames) == ("failures", 4, 3, 1, 17)
-    assert [(os.path.basename(clip["path"]), clip["frames"]) for clip in report.clips] == [("a.mp4", 12), ("b.mkv", 5)]
+    assert (report.status, report.found, report.done, report.failed, report.frames) == (
+        "failures",
+        4,
+        3,
+        1,
+        17,
+    )
+    assert [(os.path.basename(clip["path"]), clip["frames"]) for clip in report.clips] == [
+        ("a.mp4", 12),
+        ("b.mkv", 5),
+    ]
     [failure] = report.failures
     assert (failure.stage, failure.error) == ("clip", "VideoError")
     assert failure.path == str(mixed / "notes.mov")
@@ -103,8 +112,17 @@ def test_a_second_run_does_what_is_left(mixed: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *(VideoOptions(codec="vp9"), VideoOptions(quality=30), VideoOptions(smooth=0.2), VideoOptions(every=2)),
-        *(VideoOptions(start=Position(Fraction(1, 10))), VideoOptions(end=Position(frame=4)), VideoOptions(max_frames=3)),
+        *(
+            VideoOptions(codec="vp9"),
+            VideoOptions(quality=30),
+            VideoOptions(smooth=0.2),
+            VideoOptions(every=2),
+        ),
+        *(
+            VideoOptions(start=Position(Fraction(1, 10))),
+            VideoOptions(end=Position(frame=4)),
+            VideoOptions(max_frames=3),
+        ),
     ],
 )
 def test_other_options_make_a_clip_anew_but_no_picture(mixed: Path, change: VideoOptions) -> None:
@@ -216,7 +234,11 @@ def test_a_folder_that_vanishes_after_the_last_frame_is_named(
 
 
 def test_the_names_of_outputs_tell_what_decides_them() -> None:
-    assert VideoOptions().names(("overlay", "prob", "mask")) == ("clip timeline", "clip mask", "clip overlay h264")
+    assert VideoOptions().names(("overlay", "prob", "mask")) == (
+        "clip timeline",
+        "clip mask",
+        "clip overlay h264",
+    )
     options = VideoOptions("vp9", 31, Position(Fraction(3, 2)), Position(frame=90), 2, 30, 0.25)
     assert options.names(("overlay",)) == (
         "clip timeline start=3/2 end=90f every=2 max=30 smooth=0.25",

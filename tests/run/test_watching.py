@@ -43,7 +43,14 @@ def watching(folder: Path, **options: Any) -> Iterator[list[RunReport]]:
             told: list[RunReport] = batches
             outcome.append(
                 watch(
-                    own, segmenter, model, lambda item, failure: None, settle=0.15, poll=0.05, on_batch=told.append, stop=stop
+                    own,
+                    segmenter,
+                    model,
+                    lambda item, failure: None,
+                    settle=0.15,
+                    poll=0.05,
+                    on_batch=told.append,
+                    stop=stop,
                 )
             )
 
@@ -129,7 +136,9 @@ def test_only_folders_can_be_watched(tmp_path: Path, kind: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["grow", "remove", "look"])), max_size=40))
-def test_a_file_is_given_once_as_it_is_and_only_at_rest(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
+def test_a_file_is_given_once_as_it_is_and_only_at_rest(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
+) -> None:
     folder = tmp_path_factory.mktemp("files")
     arrivals, now = Arrivals(2.0), 0.0
     touched: dict[str, float] = {}

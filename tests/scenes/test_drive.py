@@ -1,4 +1,6 @@
-"""The drawn clips: any frame alone, masks that lie exactly on the cars, and a sound that goes where they go."""
+"""The drawn clips: any frame alone, masks that lie exactly on the cars, and a sound that goes where they
+go.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from unet_batch.scenes.drive import SHOT_SECONDS, Shot, _Car, _plan, drive, soun
 SMALL = (48, 80)
 SIZE = (180, 320)
 RATE = Fraction(25)
-ALONE = [seed for seed in range(20) if len(_plan(seed, 0).cars) == 1][:4]  # clips that begin with a single car
+# Clips that begin with a single car
+ALONE = [seed for seed in range(20) if len(_plan(seed, 0).cars) == 1][:4]
 TWO = next(seed for seed in range(40) if len(_plan(seed, 0).cars) == 2)
 
 
@@ -127,7 +130,9 @@ def test_mask_is_what_hides_half_of_the_backdrop(seed):
     covered = (1 - shown[True] / np.maximum(shown[False], 1)).mean(axis=2) >= 0.5
 
     def misfit(rows, columns):
-        moved = cv2.warpAffine(mask, np.float64([[1, 0, columns], [0, 1, rows]]), SIZE[::-1], borderMode=cv2.BORDER_REPLICATE)
+        moved = cv2.warpAffine(
+            mask, np.float64([[1, 0, columns], [0, 1, rows]]), SIZE[::-1], borderMode=cv2.BORDER_REPLICATE
+        )
         return ((moved > 0) != covered).sum()
 
     assert misfit(0, 0) < 0.01 * covered.sum()
@@ -194,7 +199,8 @@ def test_wheels_turn_with_the_distance(seed, monkeypatch):
     masks = [shot.draw(progress, 0)[1] for progress in (0.48, 0.53)]
     driven = (centroid(masks[1])[1] - centroid(masks[0])[1]) * shot._plan.way / shot._view.scale
     for before, after in ((angles[0], angles[2]), (angles[1], angles[3])):
-        assert (before - after) * shot._cars[0].car.radius == pytest.approx(driven, rel=0.05)  # turned forward: clockwise
+        # Turned forward: clockwise
+        assert (before - after) * shot._cars[0].car.radius == pytest.approx(driven, rel=0.05)
 
 
 def test_a_wheel_looks_the_same_after_a_spoke():
@@ -273,12 +279,17 @@ def test_sound_goes_where_the_car_goes(seed):
         assert right > 1.5 * left
         middle = loudness(shot[len(shot) * 4 // 9 : len(shot) * 5 // 9])
         assert max(middle) < 1.4 * min(middle)
-        assert min(middle) > 2 * max(loudness(shot[: len(shot) // 9]).max(), loudness(shot[-len(shot) // 9 :]).max()) / 2
+        assert (
+            min(middle)
+            > 2 * max(loudness(shot[: len(shot) // 9]).max(), loudness(shot[-len(shot) // 9 :]).max()) / 2
+        )
         assert np.abs(shot[[0, -1]]).max() < 100, "a click at the cut"
     assert 8_000 < np.abs(heard.astype(int)).max() < 32_767
 
 
-@pytest.mark.parametrize("wrong", [{"seed": -1}, {"seconds": -1}, {"sample_rate": 0}, {"shot_seconds": Fraction(0)}])
+@pytest.mark.parametrize(
+    "wrong", [{"seed": -1}, {"seconds": -1}, {"sample_rate": 0}, {"shot_seconds": Fraction(0)}]
+)
 def test_sound_that_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match="must be positive"):
         sound(**{"seed": 0, "seconds": 1, **wrong})

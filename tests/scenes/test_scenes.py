@@ -79,10 +79,12 @@ def test_mask_is_where_the_car_changes_the_picture(seed):
     empty, cover = render(seed, size, with_car=False)
     assert ((cover >= 0.5) == (mask > 0)).all()
     difference = np.abs(photo.astype(int) - empty.astype(int)).max(axis=2)
-    # Outside of the mask, but for the pixel or two over which the lens blurs the edge, nothing knows of the car ...
+    # Outside of the mask, but for the pixel or two over which the lens blurs the edge, nothing knows of the
+    # car ...
     near = cv2.dilate(mask, np.ones((9, 9), np.uint8)) > 0
     assert (difference[~near] == 0).all()
-    # ... and inside, the car hides what was there. Glass and paint may match the backdrop by chance, but not by the thousand.
+    # ... and inside, the car hides what was there. Glass and paint may match the backdrop by chance, but not
+    # by the thousand.
     inner = cv2.erode(mask, np.ones((5, 5), np.uint8)) > 0
     assert (difference[inner] > 6).mean() > 0.90
 
@@ -110,12 +112,24 @@ def test_one_seed_shows_one_scene_at_every_size():
 
 def test_the_dice_reach_every_kind_of_scene():
     scenes = [dice(seed) for seed in range(300)]
-    assert {scene.car.style.name for scene in scenes} >= {"sedan", "coupe", "hatchback", "estate", "suv", "van", "pickup"}
+    assert {scene.car.style.name for scene in scenes} >= {
+        "sedan",
+        "coupe",
+        "hatchback",
+        "estate",
+        "suv",
+        "van",
+        "pickup",
+    }
     assert {type(scene.place) for scene in scenes} == {Studio, Road}
     assert {scene.flip for scene in scenes} == {False, True}
     assert all(abs(scene.tilt) <= 2 for scene in scenes)
-    assert any(isinstance(s.place, Studio) and min(s.place.wall) > 0.8 and min(s.car.paint) > 0.8 for s in scenes)
-    assert any(isinstance(s.place, Road) and s.place.asphalt < 0.25 and max(s.car.paint) < 0.06 for s in scenes)
+    assert any(
+        isinstance(s.place, Studio) and min(s.place.wall) > 0.8 and min(s.car.paint) > 0.8 for s in scenes
+    )
+    assert any(
+        isinstance(s.place, Road) and s.place.asphalt < 0.25 and max(s.car.paint) < 0.06 for s in scenes
+    )
 
 
 def test_shapes_stay_inside_their_control_polygon():

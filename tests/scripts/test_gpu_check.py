@@ -1,4 +1,6 @@
-"""`scripts/gpu_check.py` without a GPU: what it says, what it survives, and what it measures in host memory."""
+"""`scripts/gpu_check.py` without a GPU: what it says, what it survives, and what it measures in host
+memory.
+"""
 
 from __future__ import annotations
 
@@ -41,19 +43,24 @@ def reference() -> Reference:
     return Reference(pictures, brightness(pictures))
 
 
-# The command ---------------------------------------------------------------------------------------------------------------
+# The command ------------------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_lists_the_sections_and_why_some_are_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sections, "present", lambda module: module in ("torch", "tensorrt_rtx", "simplejpeg", "PIL", "cv2"))
+    monkeypatch.setattr(
+        sections, "present", lambda module: module in ("torch", "tensorrt_rtx", "simplejpeg", "PIL", "cv2")
+    )
     assert gpu_check.main(["--dry-run", "--models", "bundled,31m"]) == 0
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
     assert "tensorrt-rtx" in lines["libraries"]
     assert lines["build tensorrt bundled"] == "skipped: tensorrt is not installed"
     assert lines["buffers tensorrt-rtx pycuda"] == "skipped: pycuda is not installed"
-    assert all(lines[name].startswith("at most") for name in ("environment", "tests", "build tensorrt-rtx 31m", "run bundled"))
+    assert all(
+        lines[name].startswith("at most")
+        for name in ("environment", "tests", "build tensorrt-rtx 31m", "run bundled")
+    )
     assert "build tensorrt-rtx 4class" not in lines
     assert lines["training bf16"] == "skipped: kornia, safetensors not installed"
     assert lines["clip decoding"] == "skipped: av, safetensors not installed"
@@ -89,16 +96,22 @@ def test_only_the_command_line_needs_what_draws_curves(
     monkeypatch.setattr(sections, "present", lambda module: module not in ("matplotlib", "av"))
     assert gpu_check.main(["--dry-run"]) == 0
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    assert {name for name in TRAINING if lines[name] == "skipped: matplotlib not installed"} == {"training killed and resumed"}
+    assert {name for name in TRAINING if lines[name] == "skipped: matplotlib not installed"} == {
+        "training killed and resumed"
+    }
     assert {name for name in CLIPS if lines[name] == "skipped: av not installed"} == CLIPS
 
 
-def test_each_section_of_the_plan_has_its_function_and_takes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_section_of_the_plan_has_its_function_and_takes_its_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Arguments go through JSON; one that a function does not know would be found out on the GPU only."""
     monkeypatch.setattr(sections, "present", lambda module: True)
     known = gpu_check.functions()
     for quick in (True, False):
-        options = argparse.Namespace(quick=quick, onnx=None, models=list(sections.MODELS), batches=9, only=None)
+        options = argparse.Namespace(
+            quick=quick, onnx=None, models=list(sections.MODELS), batches=9, only=None
+        )
         found = gpu_check.plan(options, "work")
         assert len({section.name for section in found}) == len(found)
         for section in found:
@@ -112,7 +125,11 @@ def test_with_onnx_files_nothing_runs_that_needs_pytorch(
     monkeypatch.setattr(sections, "present", lambda module: module in ("tensorrt", "pycuda"))
     assert gpu_check.main(["--dry-run", "--quick", "--onnx", "somewhere"]) == 0
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    runs = {name.rsplit(" ", 1)[0] if name.startswith("build") else name for name in lines if lines[name].startswith("at most")}
+    runs = {
+        name.rsplit(" ", 1)[0] if name.startswith("build") else name
+        for name in lines
+        if lines[name].startswith("at most")
+    }
     assert runs == {
         "environment",
         "build tensorrt",
@@ -139,17 +156,29 @@ def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, out: Path, outcomes: dict[str, Any], *arguments: str) -> int:
-    """The whole command on a GPU that is pretended, with sections whose outcomes are given; one may be raised."""
+    """The whole command on a GPU that is pretended, with sections whose outcomes are given; one may be
+    raised.
+    """
 
     def outcome(section: Section, seconds: float, folder: str) -> dict[str, Any]:
         found = outcomes[section.name]
         if isinstance(found, BaseException):
             raise found
-        return {"name": section.name, "status": "ok", "reason": "", "seconds": 1.0, "data": {}, "output": [], **found}
+        return {
+            "name": section.name,
+            "status": "ok",
+            "reason": "",
+            "seconds": 1.0,
+            "data": {},
+            "output": [],
+            **found,
+        }
 
     monkeypatch.setattr(gpu, "missing", lambda: "")
     monkeypatch.setattr(gpu, "driver", lambda: OTHER)
-    monkeypatch.setattr(gpu_check, "plan", lambda options, work: [Section(name, "none", 9) for name in outcomes])
+    monkeypatch.setattr(
+        gpu_check, "plan", lambda options, work: [Section(name, "none", 9) for name in outcomes]
+    )
     monkeypatch.setattr(gpu_check, "run_section", outcome)
     return gpu_check.main(["-o", str(out), *arguments])
 
@@ -168,14 +197,18 @@ def test_results_are_written_after_every_section(monkeypatch: pytest.MonkeyPatch
     assert "| a | ok |" in (tmp_path / "gpu_check.md").read_text()
 
 
-@pytest.mark.parametrize(("status", "expected"), [("ok", 0), ("skipped", 0), ("failed", 1), ("crashed", 1), ("timeout", 1)])
+@pytest.mark.parametrize(
+    ("status", "expected"), [("ok", 0), ("skipped", 0), ("failed", 1), ("crashed", 1), ("timeout", 1)]
+)
 def test_the_exit_status_tells_whether_all_went_well(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: str, expected: int
 ) -> None:
     assert run(monkeypatch, tmp_path, {"a": {"status": status}}) == expected
 
 
-def test_when_time_is_up_the_rest_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_when_time_is_up_the_rest_is_skipped_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert run(monkeypatch, tmp_path, {"a": {}, "b": {}}, "--seconds", "1") == 0
     assert all(found["status"] == "skipped" and found["reason"] for found in read(tmp_path))
 
@@ -190,11 +223,13 @@ def test_providers_that_differ_are_found() -> None:
 
     same = gpu_check.agreement([buffers("pycuda", "a", "a"), buffers("torch", "a", "a")])
     assert (same["status"], list(same["data"]["digests"])) == ("ok", ["tensorrt m, batch 32"])
-    assert gpu_check.agreement([buffers("pycuda", "a", "a"), buffers("torch", "b", "b")])["status"] == "failed"
+    assert (
+        gpu_check.agreement([buffers("pycuda", "a", "a"), buffers("torch", "b", "b")])["status"] == "failed"
+    )
     assert gpu_check.agreement([buffers("pycuda", "a", "a")])["status"] == "skipped"
 
 
-# A process for each section ------------------------------------------------------------------------------------------------
+# A process for each section ---------------------------------------------------------------------------------
 
 SCRIPT = f"""
 import os, signal, subprocess, sys, time
@@ -248,7 +283,9 @@ def section(tmp_path: Path) -> Any:
     script.write_text(SCRIPT)
 
     def run(function: str, seconds: float = 30, **arguments: Any) -> dict[str, Any]:
-        return gpu_check.run_section(Section("it", function, 1, arguments), seconds, str(tmp_path), str(script))
+        return gpu_check.run_section(
+            Section("it", function, 1, arguments), seconds, str(tmp_path), str(script)
+        )
 
     return run
 
@@ -303,7 +340,7 @@ def test_an_older_result_is_not_taken_for_this_one(section: Any) -> None:
     assert section("exits")["data"] == {}
 
 
-# Markdown ------------------------------------------------------------------------------------------------------------------
+# Markdown ---------------------------------------------------------------------------------------------------
 
 
 RATE = {"median": 812.4, "min": 800.0, "max": 820.0, "rounds": [800.0, 812.4, 820.0]}
@@ -325,13 +362,32 @@ TRAINED_AND_FILMED: dict[str, dict[str, Any]] = {
     "training deterministic": {
         "equal": [
             {"data": "one", "what": "again", "tensors": 124, "differing": [], "notes": []},
-            {"data": "three", "what": "again", "tensors": 124, "differing": ["model.a"], "notes": ["nll_loss2d"]},
+            {
+                "data": "three",
+                "what": "again",
+                "tensors": 124,
+                "differing": ["model.a"],
+                "notes": ["nll_loss2d"],
+            },
         ]
     },
-    "training in two processes": {"how": "gloo", "gpus": 1, "batchnorm": "over both", "batch": 4, "one": [1.0, 0.5]},
+    "training in two processes": {
+        "how": "gloo",
+        "gpus": 1,
+        "batchnorm": "over both",
+        "batch": 4,
+        "one": [1.0, 0.5],
+    },
     "training from files": {
         "loading": [
-            {"batch": 8, "precision": "bf16", "augment": "strong", "fixed": RATE, "decoded": RATE, "decoded_times": 1.05},
+            {
+                "batch": 8,
+                "precision": "bf16",
+                "augment": "strong",
+                "fixed": RATE,
+                "decoded": RATE,
+                "decoded_times": 1.05,
+            },
             {"batch": 900, "precision": "bf16", "augment": "strong", "reason": "too few"},
         ]
     },
@@ -344,7 +400,14 @@ TRAINED_AND_FILMED: dict[str, dict[str, Any]] = {
     },
     "clip encoding": {
         "encoders": [
-            {"encoder": "libx264", "frames": 100, "frames_per_s": RATE, "bytes": 2**20, "read_back": 100, "mean": 1.94},
+            {
+                "encoder": "libx264",
+                "frames": 100,
+                "frames_per_s": RATE,
+                "bytes": 2**20,
+                "read_back": 100,
+                "mean": 1.94,
+            },
             {"encoder": "h264_nvenc", **NO_NVENC},
         ]
     },
@@ -372,7 +435,14 @@ TRAINED_AND_FILMED: dict[str, dict[str, Any]] = {
 
 def hand_made() -> dict[str, Any]:
     rate = {"median": 8123.4, "min": 8000.0, "max": 8200.0, "rounds": [8000.0, 8123.4, 8200.0]}
-    parity = {"pictures": 48, "dice": 0.99987, "worst": 0.99, "pixels": 0.0001, "largest": 0.01, "foreground": 0.4}
+    parity = {
+        "pictures": 48,
+        "dice": 0.99987,
+        "worst": 0.99,
+        "pixels": 0.0001,
+        "largest": 0.01,
+        "foreground": 0.4,
+    }
     built = {
         "model": "31m",
         "batch": [1, 32, 32],
@@ -380,13 +450,22 @@ def hand_made() -> dict[str, Any]:
         "compile_seconds": 41.26,
         "plan_bytes": 2**26,
         "shares": [{"source": "network", "body": 1.0}],
-        "proofs": {"NVIDIA H200": {"batch 32 and 16": parity}, "onnxruntime 1.31": {"batch 1": parity | {"dice": 0.5}}},
+        "proofs": {
+            "NVIDIA H200": {"batch 32 and 16": parity},
+            "onnxruntime 1.31": {"batch 1": parity | {"dice": 0.5}},
+        },
         "verified_on_gpu": True,
         "notes": [],
         "inspector": {"reason": "it does not say"},
     }
     refused = {"model": "4class", "batch": [1, 32, 32], "failed": "cannot build | really"}
-    speed = {"images_per_s": rate, "ms_per_batch": rate, "tflops": 458.6, "share_of_h200_floor": 0.606, "clock": "events"}
+    speed = {
+        "images_per_s": rate,
+        "ms_per_batch": rate,
+        "tflops": 458.6,
+        "share_of_h200_floor": 0.606,
+        "clock": "events",
+    }
     throughput = {
         "backend": "tensorrt 10.13",
         "model": "31m",
@@ -395,15 +474,29 @@ def hand_made() -> dict[str, Any]:
         "pipeline": {"torch": speed | {"share_of_h200_floor": None, "threads": 3}},
     }
 
-    def section(name: str, data: dict[str, Any], status: str = "ok", output: tuple[str, ...] = ()) -> dict[str, Any]:
-        return {"name": name, "status": status, "reason": "", "seconds": 1.25, "data": data, "output": list(output)}
+    def section(
+        name: str, data: dict[str, Any], status: str = "ok", output: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
+        return {
+            "name": name,
+            "status": status,
+            "reason": "",
+            "seconds": 1.25,
+            "data": data,
+            "output": list(output),
+        }
 
     return {
         **gpu_check.header(["python", "scripts/gpu_check.py", "--quick"]),
         "gpu": "NVIDIA H200",
         "driver_cuda": "13.0",
         "sections": [
-            section("tests", {"passed": 7, "failed": ["a::b"], "skipped": 1, "output": []}, "failed", ("E  assert",)),
+            section(
+                "tests",
+                {"passed": 7, "failed": ["a::b"], "skipped": 1, "output": []},
+                "failed",
+                ("E  assert",),
+            ),
             section("build tensorrt 31m", {"version": "10.13", "engines": [built, refused]}),
             section("throughput tensorrt", {"entries": [throughput]}),
             section("throughput torch", {"entries": [throughput | {"backend": "torch 2.11"}]}),
@@ -418,12 +511,21 @@ def test_markdown_shows_what_was_measured_and_a_dash_for_the_rest() -> None:
     assert text.startswith("# NVIDIA H200, driver for CUDA 13.0, ")
     assert "`python scripts/gpu_check.py --quick`" in text
     assert "7 passed, 1 failed, 1 skipped; failed: `a::b`" in text
-    assert "| tensorrt 10.13 | 31m | 1,32,32 | 41.3 | 64.0 MiB | network 100.0 % | - of -/- | 0.99987 | yes | - |" in text
+    assert (
+        "| tensorrt 10.13 | 31m | 1,32,32 | 41.3 | 64.0 MiB | network 100.0 % | - of -/- | 0.99987 | yes | "
+        "- |" in text
+    )
     assert "**failed**: cannot build \\| really" in text
-    assert "| engine, plain | 8,123 (8,000 to 8,200) | 8,123.400 (8,000.000 to 8,200.000) | 458.6 | 60.6 % | events |" in text
+    assert (
+        "| engine, plain | 8,123 (8,000 to 8,200) | 8,123.400 (8,000.000 to 8,200.000) | 458.6 | 60.6 % | "
+        "events |" in text
+    )
     assert "| engine, graph | - | - | - | - | no CUDA graphs |" in text
     assert "| memory tensorrt torch | crashed | 1.2 |" in text
-    assert "| fp16 | 32, 64 | 16 | 2 x 28 | 812 (800 to 820) | 1.2000 to 0.6000 | 0.9876 | 65,536 | 2 | 1,024.0 MiB |" in text
+    assert (
+        "| fp16 | 32, 64 | 16 | 2 x 28 | 812 (800 to 820) | 1.2000 to 0.6000 | 0.9876 | 65,536 | 2 | "
+        "1,024.0 MiB |" in text
+    )
     assert "| training deterministic | one | again | 124 | yes | - | - |" in text
     assert "| training deterministic | three | again | 124 | **no** | model.a | nll_loss2d |" in text
     assert "| gloo | 1 | over both | 4 | 1.0000, 0.5000 | - | - |" in text
@@ -476,10 +578,12 @@ def test_a_share_of_the_floor_is_given_only_where_the_floor_is_known(
     assert sections.speed(rates, widths, None)["tflops"] is None
 
 
-# Models --------------------------------------------------------------------------------------------------------------------
+# Models -----------------------------------------------------------------------------------------------------
 
 
-def test_export_writes_graphs_that_can_be_built_without_pytorch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_export_writes_graphs_that_can_be_built_without_pytorch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(sections, "MODELS", {"4class": (4, (4, 8, 16))})
     monkeypatch.setattr(sections, "SIZE", SHAPE[:2])
@@ -496,11 +600,15 @@ def test_export_writes_graphs_that_can_be_built_without_pytorch(monkeypatch: pyt
     # The arithmetic is counted alike in the network and in its graph: throughput of both is told in TFLOP/s.
     import _gpu_check_torch as with_torch
 
-    assert with_torch._flops(with_torch._load("4class", str(folder))) == sections.flops_of("4class", str(folder)) > 10**6
+    assert (
+        with_torch._flops(with_torch._load("4class", str(folder)))
+        == sections.flops_of("4class", str(folder))
+        > 10**6
+    )
     assert sections.flops_of("31m", str(folder)) is None
 
 
-# On a GPU made of host memory ----------------------------------------------------------------------------------------------
+# On a GPU made of host memory -------------------------------------------------------------------------------
 
 
 class Backend(HostBackend):
@@ -545,7 +653,10 @@ class Astray(FakeBackend):
     ("backend", "problem"),
     [
         (FakeBackend(fake_spec(SHAPE[:2]), wrong_values, batch_size=8), "Dice"),
-        (FakeBackend(fake_spec(SHAPE[:2]), by_position, batch_size=8), "batches of 1, 2, 3, 4, 7 give other bytes"),
+        (
+            FakeBackend(fake_spec(SHAPE[:2]), by_position, batch_size=8),
+            "batches of 1, 2, 3, 4, 7 give other bytes",
+        ),
         (Astray(fake_spec(SHAPE[:2]), batch_size=8), "maps differ with 3 threads"),
     ],
 )
@@ -568,7 +679,9 @@ def test_all_batches_are_run(reference: Reference) -> None:
         found = measure.pipelined(backend, reference, rounds=2, batches=10)
         assert backend.batches == [4] * (2 * 10 + 3)
     assert found["images_per_s"]["min"] <= found["images_per_s"]["median"] <= found["images_per_s"]["max"]
-    for rate, milliseconds in zip(found["images_per_s"]["rounds"], found["ms_per_batch"]["rounds"], strict=True):
+    for rate, milliseconds in zip(
+        found["images_per_s"]["rounds"], found["ms_per_batch"]["rounds"], strict=True
+    ):
         assert rate == pytest.approx(4000 / milliseconds)
 
 
@@ -635,7 +748,10 @@ def starved(**changes: Any) -> dict[str, Any]:
         (starved(batch=16, dice=0.9), "Dice 0.90000"),
         (starved(refused="no", kind="DeviceOutOfMemory"), "no smaller batch was ever taken"),
         (starved(refused="no context", kind="BackendError"), "BackendError: no context"),
-        (starved(batch=16) | {"after": {"refused": "still none"}}, "after it the maps are not what they were"),
+        (
+            starved(batch=16) | {"after": {"refused": "still none"}},
+            "after it the maps are not what they were",
+        ),
     ],
 )
 def test_bad_ends_of_starving_are_named(data: dict[str, Any], problem: str) -> None:

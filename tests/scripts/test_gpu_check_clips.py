@@ -1,4 +1,6 @@
-"""The sections of `scripts/gpu_check.py` on video, with the processor's decoder and encoders, on a small clip."""
+"""The sections of `scripts/gpu_check.py` on video, with the processor's decoder and encoders, on a small
+clip.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def test_decoders_are_compared(folder: str) -> None:
     data: dict[str, Any] = {}
     clips.clip_decoding(data, nothing, folder, hardware=None, rounds=2, compared=7)
     assert data["compared"] == {"frames": 7, "other_times": 0, "largest": 0, "mean": 0.0}
-    assert [(entry["frames"], entry["damaged"], entry["format"]) for entry in data["decoders"]] == [(36, 0, "yuv420p")] * 2
+    assert [(entry["frames"], entry["damaged"], entry["format"]) for entry in data["decoders"]] == [
+        (36, 0, "yuv420p")
+    ] * 2
     assert len(data["decoders"][1]["frames_per_s"]["rounds"]) == 2
 
 
@@ -87,13 +91,17 @@ def test_a_clip_that_nobody_decodes_is_no_skip(folder: str, tmp_path: Path) -> N
 
 def off_by(levels: int) -> Any:
     def rgb(self: video.Reader, shot: video.Shot, real: Any = video.Reader.rgb) -> Any:
-        return np.clip(real(self, shot).astype(np.int16) + levels * getattr(self, "odd", 0), 0, 255).astype(np.uint8)
+        return np.clip(real(self, shot).astype(np.int16) + levels * getattr(self, "odd", 0), 0, 255).astype(
+            np.uint8
+        )
 
     return rgb
 
 
 @pytest.mark.parametrize(("levels", "wrong"), [(2, False), (9, True)])
-def test_other_pictures_are_found(folder: str, monkeypatch: pytest.MonkeyPatch, levels: int, wrong: bool) -> None:
+def test_other_pictures_are_found(
+    folder: str, monkeypatch: pytest.MonkeyPatch, levels: int, wrong: bool
+) -> None:
     real = clips._open
 
     def opened(path: str, hardware: str | None) -> video.Reader:
@@ -114,18 +122,26 @@ def test_other_pictures_are_found(folder: str, monkeypatch: pytest.MonkeyPatch, 
 
 def test_lost_frames_are_found(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = clips._decoded
-    monkeypatch.setattr(clips, "_decoded", lambda path, hardware: (real(path, None)[0] - (hardware is not None), 0, 1.0))
+    monkeypatch.setattr(
+        clips, "_decoded", lambda path, hardware: (real(path, None)[0] - (hardware is not None), 0, 1.0)
+    )
     monkeypatch.setattr(clips, "_open", lambda path, hardware: video.Reader(path))
     with pytest.raises(BackendError, match="cuda: 35 frames, 0 damaged"):
         clips.clip_decoding({}, nothing, folder, hardware="cuda", rounds=1, compared=3)
 
 
 def test_encoders_are_compared_and_read_back(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "encoder_problem", lambda codec: "no NVENC" if codec.encoder == "h264_nvenc" else "")
+    monkeypatch.setattr(
+        video, "encoder_problem", lambda codec: "no NVENC" if codec.encoder == "h264_nvenc" else ""
+    )
     data: dict[str, Any] = {}
     clips.clip_encoding(data, nothing, folder, codecs=("h264", "h264_nvenc", "ffv1"), frames=10, rounds=2)
     lossy, missing, lossless = data["encoders"]
-    assert missing == {"codec": "h264_nvenc", "encoder": "h264_nvenc", "reason": "h264_nvenc does not work here: no NVENC"}
+    assert missing == {
+        "codec": "h264_nvenc",
+        "encoder": "h264_nvenc",
+        "reason": "h264_nvenc does not work here: no NVENC",
+    }
     for entry in (lossy, lossless):
         assert (entry["frames"], entry["read_back"], entry["other_times"]) == (10, 10, 0)
     assert 0 < lossless["mean"] < lossy["mean"] < clips._CODED
@@ -150,7 +166,9 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeBackend]:
 def test_a_clip_goes_through_every_decoder_and_encoder(
     folder: str, backend: FakeBackend, no_device: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(video, "encoder_problem", lambda codec: "no NVENC" if codec.encoder == "h264_nvenc" else "")
+    monkeypatch.setattr(
+        video, "encoder_problem", lambda codec: "no NVENC" if codec.encoder == "h264_nvenc" else ""
+    )
     data: dict[str, Any] = {}
     ways = {"decoders": (None, "cuda"), "codecs": ("h264", "h264_nvenc")}
     clips.clip_run(data, nothing, folder, engines="none", device="cpu", rounds=1, **ways)
@@ -169,7 +187,9 @@ def test_a_clip_goes_through_every_decoder_and_encoder(
 def test_an_overlay_that_is_not_in_time_is_found() -> None:
     assert clips._late("overlay", [0.0, 0.04], [0.0, 0.04], exact=True) == []
     assert clips._late("mask", [0.0, 0.04], [0.0, 0.0405], exact=False) == []
-    assert clips._late("overlay", [0.0, 0.04], [0.0, 0.0405], exact=True) == ["overlay: a frame is 0.500 ms off"]
+    assert clips._late("overlay", [0.0, 0.04], [0.0, 0.0405], exact=True) == [
+        "overlay: a frame is 0.500 ms off"
+    ]
     assert clips._late("mask", [0.0, 0.04], [0.0], exact=False) == ["mask: 1 frames of 2"]
 
 

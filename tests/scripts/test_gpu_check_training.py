@@ -49,7 +49,12 @@ def test_without_pictures_a_section_is_skipped(tmp_path: Path) -> None:
 def test_a_training_is_described(folder: str) -> None:
     data: dict[str, Any] = {}
     training.training(data, nothing, folder, precision="bf16", epochs=4, lr=1e-2, **TINY)
-    assert (data["ended"], data["precision"], data["epochs"], len(data["history"])) == ("all epochs", "bf16", 4, 4)
+    assert (data["ended"], data["precision"], data["epochs"], len(data["history"])) == (
+        "all epochs",
+        "bf16",
+        4,
+        4,
+    )
     assert data["all_steps"] == 4 * data["steps"]
     assert len(data["images_per_s"]["rounds"]) == 3  # without the first epoch
     assert (data["scale"], data["skipped_steps"], data["peak_bytes"], data["finite"]) == (None, 0, None, True)
@@ -97,7 +102,9 @@ def test_a_training_repeats_itself_and_resumes(folder: str) -> None:
     assert all(entry["tensors"] > 50 for entry in data["equal"])
 
 
-def test_a_training_that_does_not_repeat_itself_is_found(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_does_not_repeat_itself_is_found(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, made = loop._prepare, iter(range(100))
 
     def prepare(*values: Any) -> Any:
@@ -114,7 +121,9 @@ def test_a_training_that_does_not_repeat_itself_is_found(folder: str, monkeypatc
 
 def test_loading_is_compared_with_a_fixed_batch(folder: str) -> None:
     data: dict[str, Any] = {}
-    training.training_loading(data, nothing, folder, batch_sizes=(4, 64), steps=3, rounds=2, **{**TINY, "batch_size": 1})
+    training.training_loading(
+        data, nothing, folder, batch_sizes=(4, 64), steps=3, rounds=2, **{**TINY, "batch_size": 1}
+    )
     small, large = data["loading"]
     assert (small["batch"], small["steps"]) == (4, 3)
     assert all(len(small[name]["rounds"]) == 2 for name in ("fixed", "remembered", "decoded"))

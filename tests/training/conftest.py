@@ -14,7 +14,9 @@ SIZE = (40, 56)
 
 
 def write_shapes(folder: Path, count: int, *, classes: int = 1, per_group: int = 2, seed: int = 0) -> Path:
-    """Bright discs, and with several classes dark squares, on noise: images/<group>_<n>.png and masks of ids (one: 0/255)."""
+    """Bright discs, and with several classes dark squares, on noise: images/<group>_<n>.png and masks of ids
+    (one: 0/255).
+    """
     random = np.random.default_rng(seed)
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)

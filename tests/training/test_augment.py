@@ -65,14 +65,17 @@ class TestMoving:
     def test_picture_and_mask_go_where_the_matrix_says(self, preset, flip, scale, network, key, data):
         stored = (scale * network[0], scale * network[1])
         top, left = (data.draw(st.integers(0, side // 2)) for side in stored)
-        bottom, right = (data.draw(st.integers(start + 6, side)) for start, side in zip((top, left), stored, strict=True))
+        bottom, right = (
+            data.draw(st.integers(start + 6, side)) for start, side in zip((top, left), stored, strict=True)
+        )
         ids = np.zeros(stored, np.uint8)
         ids[top:bottom, left:right] = 1
         picture, mask = torch.from_numpy(np.dstack([ids * 255] * 3))[None], torch.from_numpy(ids)[None]
         change = moved_only(draw(preset, flip, stored, network, (key,)))
         x, found = apply(picture, mask, no_coverage(1), [change], network)
         _, shares = apply(picture, mask * 255, torch.full_like(mask, 255), [change], network)
-        # Where each pixel of the result was, in pixels of what is stored; nothing reaches further than one of these.
+        # Where each pixel of the result was, in pixels of what is stored; nothing reaches further than one of
+        # these.
         v, u = np.mgrid[: network[0], : network[1]]
         at = np.linalg.solve(change.matrix[:, :2], np.stack([u.ravel(), v.ravel()]) - change.matrix[:, 2:])
         at = at.reshape(2, *network)
@@ -118,27 +121,37 @@ class TestMoving:
         assert (four == found[:, :, None, :, None]).any(4).any(2).all()
 
     @pytest.mark.parametrize("network", [NETWORK, (24, 24)])
-    def test_horizontal_mirrors_half_of_the_samples_and_does_nothing_else(self, network: tuple[int, int]) -> None:
+    def test_horizontal_mirrors_half_of_the_samples_and_does_nothing_else(
+        self, network: tuple[int, int]
+    ) -> None:
         stored = (2 * network[0], 2 * network[1])
         pictures, coverage, known = noise(1, stored)
         straight = pooled(pictures, 2)
         mirrored = 0
         for key in range(40):
-            x, y = apply(pictures, coverage, known, [draw(STILL, "horizontal", stored, network, (key,))], network)
+            x, y = apply(
+                pictures, coverage, known, [draw(STILL, "horizontal", stored, network, (key,))], network
+            )
             is_mirrored = bool((x - straight.flip(3)).abs().max() < LEVEL)
             assert is_mirrored or (x - straight).abs().max() < LEVEL
             expected = pooled(coverage[..., None], 2)
-            assert torch.allclose(y[:, :1].double(), expected.flip(3) if is_mirrored else expected, atol=LEVEL, rtol=0)
+            assert torch.allclose(
+                y[:, :1].double(), expected.flip(3) if is_mirrored else expected, atol=LEVEL, rtol=0
+            )
             mirrored += is_mirrored
         assert 10 <= mirrored <= 30
 
     def test_any_gives_all_eight_positions_of_a_square(self) -> None:
         pictures, coverage, known = noise(1, (48, 48))
         straight = pooled(pictures, 2)
-        eight = [torch.rot90(side, turns, (2, 3)) for side in (straight, straight.flip(3)) for turns in range(4)]
+        eight = [
+            torch.rot90(side, turns, (2, 3)) for side in (straight, straight.flip(3)) for turns in range(4)
+        ]
         seen = set()
         for key in range(100):
-            x, _ = apply(pictures, coverage, known, [draw(STILL, "any", (48, 48), (24, 24), (key,))], (24, 24))
+            x, _ = apply(
+                pictures, coverage, known, [draw(STILL, "any", (48, 48), (24, 24), (key,))], (24, 24)
+            )
             (which,) = [index for index, each in enumerate(eight) if (x - each).abs().max() < LEVEL]
             seen.add(which)
         assert seen == set(range(8))
@@ -148,7 +161,9 @@ class TestMoving:
         stored = (scale * NETWORK[0], scale * NETWORK[1])
         picture = np.zeros((1, *stored, 3), np.uint8)
         half = stored[0] // 2, stored[1] // 2
-        for index, (rows, columns) in enumerate((r, c) for r in (slice(half[0]), slice(half[0], None)) for c in (0, 1)):
+        for index, (rows, columns) in enumerate(
+            (r, c) for r in (slice(half[0]), slice(half[0], None)) for c in (0, 1)
+        ):
             picture[0, rows, slice(columns * half[1], (columns + 1) * half[1])] = 60 * (index + 1)
         pictures, known = torch.from_numpy(picture), torch.full((1, *stored), 255, dtype=torch.uint8)
         seen = set()
@@ -163,13 +178,23 @@ class TestMoving:
         assert len(seen) == 8
 
     @settings(deadline=None, max_examples=40)
-    @given(st.sampled_from([STILL, ALL]), st.sampled_from(FLIPS), st.integers(0, 2**31), st.integers(1, 32), st.integers(1, 48))
-    def test_a_window_is_a_part_of_the_whole(self, preset: Preset, flip: str, key: int, height: int, width: int) -> None:
+    @given(
+        st.sampled_from([STILL, ALL]),
+        st.sampled_from(FLIPS),
+        st.integers(0, 2**31),
+        st.integers(1, 32),
+        st.integers(1, 48),
+    )
+    def test_a_window_is_a_part_of_the_whole(
+        self, preset: Preset, flip: str, key: int, height: int, width: int
+    ) -> None:
         values, crop = noise(1, (64, 96), 3), (height, width)
         whole = draw(preset, flip, (64, 96), NETWORK, (key,))
         part = draw(preset, flip, (64, 96), NETWORK, (key,), crop=crop)
         assert all(
-            getattr(part, field.name) == getattr(whole, field.name) for field in fields(Change) if field.name != "matrix"
+            getattr(part, field.name) == getattr(whole, field.name)
+            for field in fields(Change)
+            if field.name != "matrix"
         )
         left, top = (int(value) for value in np.rint(whole.matrix[:, 2] - part.matrix[:, 2]))
         assert 0 <= top <= NETWORK[0] - height
@@ -183,7 +208,9 @@ class TestMoving:
 
     def test_windows_lie_everywhere(self) -> None:
         still = identity(1).matrix[:, 2]
-        windows = [draw(STILL, "none", NETWORK, NETWORK, (key,), crop=(30, 44)).matrix[:, 2] for key in range(300)]
+        windows = [
+            draw(STILL, "none", NETWORK, NETWORK, (key,), crop=(30, 44)).matrix[:, 2] for key in range(300)
+        ]
         places = {tuple(int(value) for value in np.rint(still - window)) for window in windows}
         assert places == {(left, top) for left in range(5) for top in range(3)}
 
@@ -197,13 +224,18 @@ class TestBending:
         alone = apply(pictures[:1], coverage[:1], known[:1], [plain], NETWORK)
         beside = apply(pictures, coverage, known, [plain, bent], NETWORK)
         for one, other in zip(alone, beside, strict=True):
-            assert torch.allclose(one[0], other[0], atol=1e-3)  # the same places, in another order of operations
+            # The same places, in another order of operations
+            assert torch.allclose(one[0], other[0], atol=1e-3)
 
     def test_each_pixel_looks_as_far_beside_itself_as_the_lattice_says(self) -> None:
         pictures, coverage, known = noise(1, NETWORK)
         still = identity(1)
-        everywhere = replace(still, bend=np.stack([np.full((4, 4), 10.0), np.full((4, 4), -7.0)]).astype(np.float32))
-        bent, moved = (apply(pictures, coverage, known, [change], NETWORK) for change in (everywhere, shifted(-10, 7)))
+        everywhere = replace(
+            still, bend=np.stack([np.full((4, 4), 10.0), np.full((4, 4), -7.0)]).astype(np.float32)
+        )
+        bent, moved = (
+            apply(pictures, coverage, known, [change], NETWORK) for change in (everywhere, shifted(-10, 7))
+        )
         assert torch.allclose(bent[0], moved[0], atol=1e-3)
         assert torch.allclose(bent[1][:, 1], moved[1][:, 1], atol=1e-3)
         assert torch.allclose(bent[1].prod(1), moved[1].prod(1), atol=1e-3)  # coverage, where it is known
@@ -212,7 +244,9 @@ class TestBending:
         x, _ = apply(pictures, coverage, known, [replace(still, bend=corner)], NETWORK)
         straight = pooled(pictures, 1).float()
         assert torch.allclose(x[0, :, -1, 0], straight[0, :, -4, 4], atol=1e-3)
-        assert torch.allclose(x[0, :, [0, 0, -1], [0, -1, -1]], straight[0, :, [0, 0, -1], [0, -1, -1]], atol=1e-3)
+        assert torch.allclose(
+            x[0, :, [0, 0, -1], [0, -1, -1]], straight[0, :, [0, 0, -1], [0, -1, -1]], atol=1e-3
+        )
 
     @pytest.mark.parametrize("scale", [1, 2])
     def test_picture_and_mask_bend_alike(self, scale: int) -> None:
@@ -238,7 +272,10 @@ class TestBending:
         changes = [draw(PRESETS["elastic"], "none", (512, 1024), (256, 512), (key,)) for key in range(50)]
         bends = np.array([change.bend for change in changes])
         assert bends.std() == pytest.approx(0.02 * 256, rel=0.1)
-        assert all(draw(PRESETS[name], "any", NETWORK, NETWORK, (3,)).bend is None for name in ("none", "light", "strong"))
+        assert all(
+            draw(PRESETS[name], "any", NETWORK, NETWORK, (3,)).bend is None
+            for name in ("none", "light", "strong")
+        )
 
 
 class TestEdges:
@@ -272,7 +309,9 @@ class TestEdges:
     @pytest.mark.parametrize("network", [(1, 1), (2, 3), (1, 9), (5, 2)])
     def test_a_network_of_few_pixels(self, network: tuple[int, int]) -> None:
         stored = (2 * network[0], 2 * network[1])
-        x, y = apply(*noise(2, stored), [draw(ALL, "any", stored, network, (key,)) for key in (1, 2)], network)
+        x, y = apply(
+            *noise(2, stored), [draw(ALL, "any", stored, network, (key,)) for key in (1, 2)], network
+        )
         assert x.shape == (2, 3, *network)
         assert torch.isfinite(x).all()
         assert torch.isfinite(y).all()
@@ -293,7 +332,9 @@ class TestColour:
         pictures, coverage, known = noise(2, NETWORK)
         pictures[:] = 0
         pictures[:, 16, 24] = 255
-        x, _ = apply(pictures, coverage, known, [replace(shifted(0, 0), blur=blur) for blur in (0.5, 1.1)], NETWORK)
+        x, _ = apply(
+            pictures, coverage, known, [replace(shifted(0, 0), blur=blur) for blur in (0.5, 1.1)], NETWORK
+        )
         columns = torch.arange(48.0)
         for one, blur in zip(x[:, 0], (0.5, 1.1), strict=True):
             assert one.sum() == pytest.approx(1, abs=1e-3)
@@ -336,11 +377,24 @@ class TestColour:
 
 class TestKeys:
     @settings(deadline=None, max_examples=30)
-    @given(st.integers(0, 2**40), st.integers(0, 10**4), st.integers(0, 10**7), st.sampled_from([*PRESETS.values(), ALL]))
+    @given(
+        st.integers(0, 2**40),
+        st.integers(0, 10**4),
+        st.integers(0, 10**7),
+        st.sampled_from([*PRESETS.values(), ALL]),
+    )
     def test_the_key_decides(self, seed, epoch, number, preset):
         def values(key: Sequence[int]) -> tuple[object, ...]:
             change = draw(preset, "any", (64, 96), NETWORK, key)
-            return change.matrix.tolist(), change.gain, change.lift, change.saturation, change.blur, change.noise, change.seed
+            return (
+                change.matrix.tolist(),
+                change.gain,
+                change.lift,
+                change.saturation,
+                change.blur,
+                change.noise,
+                change.seed,
+            )
 
         first = values((seed, epoch, number))
         np.random.seed(1)
@@ -359,10 +413,16 @@ class TestKeys:
         changes = [draw(preset, "any", stored, NETWORK, (0, 1, number)) for number in range(count)]
         x, y = apply(*values, changes, NETWORK)
         for chosen in ([0], [4], [3, 1], [4, 0, 2, 1]):
-            part, target = apply(*(value[chosen] for value in values), [changes[index] for index in chosen], NETWORK)
+            part, target = apply(
+                *(value[chosen] for value in values), [changes[index] for index in chosen], NETWORK
+            )
             assert torch.equal(target, y[chosen])
             # A convolution may add in another order where the batch is larger.
-            assert torch.allclose(part, x[chosen], atol=1e-6, rtol=0) if blurred else torch.equal(part, x[chosen])
+            assert (
+                torch.allclose(part, x[chosen], atol=1e-6, rtol=0)
+                if blurred
+                else torch.equal(part, x[chosen])
+            )
 
 
 class TestPresets:
@@ -370,7 +430,9 @@ class TestPresets:
         none, light, strong = (PRESETS[name] for name in ("none", "light", "strong"))
         for field in fields(Preset):
             if field.name != "bend":
-                assert 0 == getattr(none, field.name) < getattr(light, field.name) < getattr(strong, field.name)
+                assert (
+                    0 == getattr(none, field.name) < getattr(light, field.name) < getattr(strong, field.name)
+                )
 
     def test_slices_have_no_up_but_a_magnification(self) -> None:
         light, strong, elastic = (PRESETS[name] for name in ("light", "strong", "elastic"))

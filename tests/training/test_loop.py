@@ -106,7 +106,9 @@ class TestTrain:
         assert checkpoint.load(plan.output).spec.output == "class_ids"
 
     def test_same_seed_same_weights_other_seed_others(self, shapes: Path, tmp_path: Path) -> None:
-        plans = [plan_of(shapes, tmp_path / f"{n}.safetensors", seed=seed) for n, seed in enumerate((5, 5, 6))]
+        plans = [
+            plan_of(shapes, tmp_path / f"{n}.safetensors", seed=seed) for n, seed in enumerate((5, 5, 6))
+        ]
         for plan in plans:
             loop.train(plan)
         first, second, third = map(weights, plans)
@@ -116,10 +118,14 @@ class TestTrain:
     def test_fine_tuning_starts_from_the_given_weights(self, shapes: Path, tmp_path: Path) -> None:
         first = plan_of(shapes, tmp_path / "a.safetensors", epochs=8, lr=1e-2)
         loop.train(first)
-        second = plan_of(shapes, tmp_path / "b.safetensors", epochs=1, lr=1e-4, init=first.output, widths=None, size=None)
+        second = plan_of(
+            shapes, tmp_path / "b.safetensors", epochs=1, lr=1e-4, init=first.output, widths=None, size=None
+        )
         assert loop.train(second).history[0]["val_dice"] > 0.85
 
-    def test_a_new_head_is_trained_where_the_classes_differ(self, shapes: Path, two_kinds: Path, tmp_path: Path) -> None:
+    def test_a_new_head_is_trained_where_the_classes_differ(
+        self, shapes: Path, two_kinds: Path, tmp_path: Path
+    ) -> None:
         first = plan_of(shapes, tmp_path / "a.safetensors", epochs=1)
         loop.train(first)
         second = plan_of(two_kinds, tmp_path / "b.safetensors", epochs=1, init=first.output, widths=None)
@@ -135,7 +141,9 @@ class TestTrain:
             assert outcome.best == (6 if keep == "last" else scores.index(max(scores)) + 1)
             assert checkpoint.load(plan.output).spec.training["epoch"] == outcome.best
 
-    def test_stops_without_improvement(self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_stops_without_improvement(
+        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         records = iter([0.5, 0.6, 0.6, 0.55, 0.7])
         real = loop._record
         monkeypatch.setattr(loop, "_record", lambda *values: {**real(*values), "val_dice": next(records)})
@@ -156,7 +164,8 @@ class TestTrain:
     ) -> None:
         monkeypatch.setattr(loop.losses, "loss_of", lambda logits, *rest: logits.sum() * float("nan"))
         with pytest.raises(
-            TrainingError, match=r"nan in epoch 1, step \d+: the training diverged|nan after epoch 1: the training diverged"
+            TrainingError,
+            match=r"nan in epoch 1, step \d+: the training diverged|nan after epoch 1: the training diverged",
         ) as caught:
             loop.train(plan_of(shapes, tmp_path / "m.safetensors"))
         assert "--lr" in caught.value.hint
@@ -178,7 +187,9 @@ class TestTrain:
         with pytest.raises(RuntimeError, match="illegal memory access"):
             fail("CUDA error: an illegal memory access was encountered")
 
-    def test_a_file_that_vanished_is_named(self, shapes: Path, tmp_path: Path, no_thread_is_left: None) -> None:
+    def test_a_file_that_vanished_is_named(
+        self, shapes: Path, tmp_path: Path, no_thread_is_left: None
+    ) -> None:
         plan = plan_of(shapes, tmp_path / "m.safetensors")
         gone = plan.train[3]
         object.__setattr__(gone, "image", str(tmp_path / "gone.png"))
@@ -186,7 +197,9 @@ class TestTrain:
             loop.train(plan)
         object.__setattr__(gone, "image", str(shapes / "images" / f"{gone.key}.png"))
 
-    def test_a_full_disk_leaves_the_state_before(self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_full_disk_leaves_the_state_before(
+        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         plan = plan_of(shapes, tmp_path / "m.safetensors")
         loop.train(plan, stop=After(6))
         before = weights(plan)
@@ -235,8 +248,12 @@ class TestResume:
         assert loop.train(plan, resume=True).history == first.history
         assert same(weights(plan), before)
 
-    @pytest.mark.parametrize(("damage", "complaint"), [("gone", "is gone"), ("empty", "0 bytes"), ("other", "holds epoch 7")])
-    def test_another_model_beside_the_state_is_noticed(self, shapes: Path, tmp_path: Path, damage: str, complaint: str) -> None:
+    @pytest.mark.parametrize(
+        ("damage", "complaint"), [("gone", "is gone"), ("empty", "0 bytes"), ("other", "holds epoch 7")]
+    )
+    def test_another_model_beside_the_state_is_noticed(
+        self, shapes: Path, tmp_path: Path, damage: str, complaint: str
+    ) -> None:
         plan = plan_of(shapes, tmp_path / "m.safetensors")
         loop.train(plan, stop=After(plan.steps + 2))
         if damage == "gone":
@@ -273,15 +290,41 @@ class TestResume:
 
     @pytest.mark.slow
     @pytest.mark.timeout(420)
-    def test_killed_at_ten_random_moments_ends_with_the_same_weights(self, shapes: Path, tmp_path: Path) -> None:
-        """Each process is killed while it trains, writes the state or writes the model; the next one goes on."""
-        options = [*COMMAND, "--widths", "4,8,16", "--batch-size", "4", "--epochs", "60", "--augment", "strong"]
+    def test_killed_at_ten_random_moments_ends_with_the_same_weights(
+        self, shapes: Path, tmp_path: Path
+    ) -> None:
+        """Each process is killed while it trains, writes the state or writes the model; the next one goes
+        on.
+        """
+        options = [
+            *COMMAND,
+            "--widths",
+            "4,8,16",
+            "--batch-size",
+            "4",
+            "--epochs",
+            "60",
+            "--augment",
+            "strong",
+        ]
 
         def start(output: Path, *more: str) -> subprocess.Popen[bytes]:
-            command = [sys.executable, "-m", "unet_batch", "train", str(shapes), "-o", str(output), *options, *more]
+            command = [
+                sys.executable,
+                "-m",
+                "unet_batch",
+                "train",
+                str(shapes),
+                "-o",
+                str(output),
+                *options,
+                *more,
+            ]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             with open(tmp_path / "errors.txt", "ab") as errors:
-                return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+                return subprocess.Popen(
+                    command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors
+                )
 
         whole = start(tmp_path / "whole.safetensors")
         assert whole.wait() == 0, (tmp_path / "errors.txt").read_text()
@@ -293,7 +336,9 @@ class TestResume:
             process = start(output, *(["--resume"] if saved.exists() else ["--overwrite"]))
             try:
                 if kills < 10:  # wait until it trains, so that every kill hits something
-                    while process.poll() is None and not (saved.exists() and saved.stat().st_mtime_ns > before):
+                    while process.poll() is None and not (
+                        saved.exists() and saved.stat().st_mtime_ns > before
+                    ):
                         time.sleep(0.005)
                     time.sleep(choose.uniform(0, 0.12))
                     process.send_signal(signal.SIGKILL)
@@ -303,11 +348,17 @@ class TestResume:
             if code != -signal.SIGKILL:
                 break
             kills += 1
-            epochs.add(json.loads(Path(tmp_path / "killed.training" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"])
+            epochs.add(
+                json.loads(Path(tmp_path / "killed.training" / "metrics.jsonl").read_text().splitlines()[-1])[
+                    "epoch"
+                ]
+            )
         assert code == 0, (tmp_path / "errors.txt").read_text()
         assert kills == 10
         assert len(epochs) > 5, "the kills should fall on different epochs"
-        one, other = (load_file(tmp_path / f"{name}.training" / "state.safetensors") for name in ("whole", "killed"))
+        one, other = (
+            load_file(tmp_path / f"{name}.training" / "state.safetensors") for name in ("whole", "killed")
+        )
         assert same(one, other)
         assert same(load_file(tmp_path / "whole.safetensors"), load_file(output))
 
@@ -316,19 +367,32 @@ class TestSeveralProcesses:
     @pytest.mark.slow
     @pytest.mark.timeout(300)
     def test_two_reach_the_loss_of_one_and_resume_to_the_bit(self, shapes: Path, tmp_path: Path) -> None:
-        """BatchNorm sees half a batch in each of two processes on a CPU, so the curves agree closely, not exactly."""
+        """BatchNorm sees half a batch in each of two processes on a CPU, so the curves agree closely, not
+        exactly.
+        """
         options = [*COMMAND, "--widths", "4,8", "--batch-size", "8", "--epochs", "8", "--lr", "0.01"]
 
         def start(count: int, name: str, *more: str) -> subprocess.Popen[str]:
             command = [sys.executable, "-m"]
             command += ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"] * (count > 1)
-            command += ["unet_batch", "train", str(shapes), "-o", str(tmp_path / f"{name}.safetensors"), *options, *more]
+            command += [
+                "unet_batch",
+                "train",
+                str(shapes),
+                "-o",
+                str(tmp_path / f"{name}.safetensors"),
+                *options,
+                *more,
+            ]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             pipe = subprocess.PIPE
             return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
 
         def records(name: str) -> list[dict[str, Any]]:
-            return [json.loads(line) for line in (tmp_path / f"{name}.training" / "metrics.jsonl").read_text().splitlines()]
+            return [
+                json.loads(line)
+                for line in (tmp_path / f"{name}.training" / "metrics.jsonl").read_text().splitlines()
+            ]
 
         for count, name in ((1, "one"), (2, "two")):
             process = start(count, name)
@@ -351,7 +415,9 @@ class TestSeveralProcesses:
         process = start(2, "stopped", "--resume")
         _, errors = process.communicate()
         assert process.returncode == 0, errors
-        whole, parts = (load_file(tmp_path / f"{name}.training" / "state.safetensors") for name in ("two", "stopped"))
+        whole, parts = (
+            load_file(tmp_path / f"{name}.training" / "state.safetensors") for name in ("two", "stopped")
+        )
         assert same(whole, parts)
 
 

@@ -34,7 +34,9 @@ def shares_of(seed: int = 0, *, void: float = 0.0) -> Tensor:
 
 
 def logits_of(classes: int, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).normal(0, 2, (SHAPE[0], classes, *SHAPE[1:])).astype(np.float32))
+    return torch.from_numpy(
+        np.random.default_rng(seed).normal(0, 2, (SHAPE[0], classes, *SHAPE[1:])).astype(np.float32)
+    )
 
 
 def target_of(classes: int, seed: int = 0, *, void: float = 0.0) -> Tensor:
@@ -68,7 +70,11 @@ def one(logits: Tensor, target: Tensor, over: str = "batch") -> float:
     p = 1 / (1 + np.exp(-z))
     entropy = -(known * (coverage * np.log(p) + (1 - coverage) * np.log(1 - p))).sum() / known.sum()
     overlap, total = known * np.minimum(p, coverage), known * (p + coverage)
-    return float(entropy + 1 - np.mean([(2 * overlap[part].sum() + 1) / (total[part].sum() + 1) for part in regions(over)]))
+    return float(
+        entropy
+        + 1
+        - np.mean([(2 * overlap[part].sum() + 1) / (total[part].sum() + 1) for part in regions(over)])
+    )
 
 
 class TestFigures:
@@ -80,15 +86,20 @@ class TestFigures:
         self, classes: int, weights: tuple[float, ...] | None, void: float, dice: Literal["batch", "picture"]
     ) -> None:
         logits, ids = logits_of(classes), ids_of(classes, void=void)
-        ids[0][(ids[0] > 1) & (ids[0] != VOID)] = 1  # a picture that lacks a class, where there are more than two
+        # A picture that lacks a class, where there are more than two
+        ids[0][(ids[0] > 1) & (ids[0] != VOID)] = 1
         weight = None if weights is None else torch.tensor(weights[:classes])
-        assert loss_of(logits, ids, weight, dice).item() == pytest.approx(several(logits, ids, weight, dice), rel=1e-5)
+        assert loss_of(logits, ids, weight, dice).item() == pytest.approx(
+            several(logits, ids, weight, dice), rel=1e-5
+        )
 
     @pytest.mark.parametrize("dice", ["batch", "picture"])
     @pytest.mark.parametrize("void", [0.0, 0.4])
     def test_of_one_class(self, void: float, dice: Literal["batch", "picture"]) -> None:
         logits, target = logits_of(1), shares_of(void=void)
-        assert loss_of(logits, target, None, dice).item() == pytest.approx(one(logits, target, dice), rel=1e-5)
+        assert loss_of(logits, target, None, dice).item() == pytest.approx(
+            one(logits, target, dice), rel=1e-5
+        )
 
     def test_of_the_picture_one_small_region_counts_as_much_as_a_large_one(self) -> None:
         target = torch.zeros(2, 2, 20, 20)
@@ -96,7 +107,12 @@ class TestFigures:
         target[0, 0, 2:4, 2:4] = 1
         target[1, 0, 2:18, 2:18] = 1
         found = 20.0 * (2 * target[:, :1] - 1)
-        for missed, least in (((0, "batch"), 0.0), ((1, "batch"), 0.9), ((0, "picture"), 0.39), ((1, "picture"), 0.49)):
+        for missed, least in (
+            ((0, "batch"), 0.0),
+            ((1, "batch"), 0.9),
+            ((0, "picture"), 0.39),
+            ((1, "picture"), 0.49),
+        ):
             number, dice = missed
             logits = found.clone()
             logits[number] = -20.0
@@ -107,7 +123,10 @@ class TestFigures:
     def test_is_near_nothing_where_all_is_right_and_large_where_all_is_wrong(self, classes: int) -> None:
         ids = ids_of(max(2, classes))
         if classes == 1:
-            logits, target = 40.0 * (ids[:, None] * 2 - 1), torch.stack((ids, torch.ones_like(ids)), 1).float()
+            logits, target = (
+                40.0 * (ids[:, None] * 2 - 1),
+                torch.stack((ids, torch.ones_like(ids)), 1).float(),
+            )
         else:
             logits, target = 40.0 * (ids[:, None] == torch.arange(classes).view(1, -1, 1, 1)), ids
         assert 0 <= loss_of(logits, target).item() < 1e-5
@@ -121,9 +140,13 @@ class TestFigures:
     def test_weights_count_by_their_ratio_and_only_in_the_cross_entropy(self) -> None:
         logits, ids = logits_of(3), ids_of(3)
         weights = torch.tensor([1.0, 2.0, 4.0])
-        assert loss_of(logits, ids, 3 * weights).item() == pytest.approx(loss_of(logits, ids, weights).item(), rel=1e-6)
+        assert loss_of(logits, ids, 3 * weights).item() == pytest.approx(
+            loss_of(logits, ids, weights).item(), rel=1e-6
+        )
         third_is_missed = 5.0 * (ids[:, None] % 2 == torch.arange(3).view(1, -1, 1, 1))
-        lighter, equal, heavier = (loss_of(third_is_missed, ids, torch.tensor([1.0, 1.0, w])).item() for w in (0.5, 1, 2))
+        lighter, equal, heavier = (
+            loss_of(third_is_missed, ids, torch.tensor([1.0, 1.0, w])).item() for w in (0.5, 1, 2)
+        )
         assert equal == pytest.approx(loss_of(third_is_missed, ids).item(), rel=1e-6)
         assert lighter < equal - 0.1
         assert heavier > equal + 0.1
@@ -139,7 +162,9 @@ class TestVoid:
         second = torch.where(void[:, None], logits_of(classes, 1) * 100, first).detach().requires_grad_()
         weights = None if classes == 1 else torch.linspace(0.5, 2, classes)
         losses = [loss_of(logits, target, weights) for logits in (first, second)]
-        gradients = [torch.autograd.grad(loss, logits)[0] for loss, logits in zip(losses, (first, second), strict=True)]
+        gradients = [
+            torch.autograd.grad(loss, logits)[0] for loss, logits in zip(losses, (first, second), strict=True)
+        ]
         assert losses[0].item() == losses[1].item()
         assert torch.equal(*gradients)
         assert (gradients[0].movedim(1, -1)[void] == 0).all()
@@ -148,7 +173,9 @@ class TestVoid:
     @pytest.mark.parametrize("dice", ["batch", "picture"])
     @pytest.mark.parametrize("weights", [False, True])
     @pytest.mark.parametrize("classes", [1, 2, 4])
-    def test_alone_gives_no_gradient(self, classes: int, weights: bool, dice: Literal["batch", "picture"]) -> None:
+    def test_alone_gives_no_gradient(
+        self, classes: int, weights: bool, dice: Literal["batch", "picture"]
+    ) -> None:
         logits = logits_of(classes).requires_grad_()
         target = target_of(classes, void=2)
         loss = loss_of(logits, target, torch.ones(classes) if weights and classes > 1 else None, dice)
@@ -161,7 +188,8 @@ class TestVoid:
 class TestLeast:
     @pytest.mark.parametrize("coverage", [0.1, 0.35, 0.65, 0.9])
     def test_is_at_the_share_that_the_class_covers(self, coverage: float) -> None:
-        # A small region inside and a rim of pixels that it covers in part: soft Dice of the product would sharpen the rim.
+        # A small region inside and a rim of pixels that it covers in part: soft Dice of the product would
+        # sharpen the rim.
         target = torch.zeros(1, 2, 12, 12)
         target[:, 1] = 1
         target[0, 0, 3:8, 3:8] = coverage
@@ -213,7 +241,9 @@ class TestClassWeights:
         weights = class_weights(shares)
         assert weights.dtype == torch.float32
         if weights.max() < 10:
-            assert sum(w * s for w, s in zip(weights.tolist(), shares, strict=True)) == pytest.approx(1, abs=1e-4)
+            assert sum(w * s for w, s in zip(weights.tolist(), shares, strict=True)) == pytest.approx(
+                1, abs=1e-4
+            )
         order = sorted(range(len(shares)), key=shares.__getitem__)
         assert all(weights[a] >= weights[b] for a, b in pairwise(order))
 

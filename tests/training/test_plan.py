@@ -24,7 +24,9 @@ from unet_batch.types import ClassTable
 
 
 def plan_of(dataset: Dataset, processes: int = 1, output: str = "m.safetensors", **options: Any) -> Plan:
-    return make_plan(dataset, output, Options(**{"device": "cpu", "widths": (4, 8), **options}), processes=processes)
+    return make_plan(
+        dataset, output, Options(**{"device": "cpu", "widths": (4, 8), **options}), processes=processes
+    )
 
 
 def listed(path: Path, *names: str) -> str:
@@ -105,14 +107,18 @@ class TestParts:
         assert (len(plan.train), len(plan.val)) == (20, 4)
         assert not {pair.group for pair in plan.train} & {pair.group for pair in plan.val}
         assert (
-            "20 pictures of 10 groups train, 4 of 2 validate (by a hash of the group, about 25% for validation)" in plan.reasons
+            "20 pictures of 10 groups train, 4 of 2 validate (by a hash of the group, about 25% for "
+            "validation)" in plan.reasons
         )
 
     def test_another_seed_keeps_the_parts(self, dataset: Dataset) -> None:
         assert plan_of(dataset, seed=5).val == plan_of(dataset).val
 
     def test_lists_name_one_part_or_both(self, dataset: Dataset, tmp_path: Path) -> None:
-        val, train = listed(tmp_path / "val", "set00_0", "set00_1"), listed(tmp_path / "train", "set05_0.png", "set05_1")
+        val, train = (
+            listed(tmp_path / "val", "set00_0", "set00_1"),
+            listed(tmp_path / "train", "set05_0.png", "set05_1"),
+        )
         plan = plan_of(dataset, val_list=val)
         assert [pair.key for pair in plan.val] == ["set00_0", "set00_1"]
         assert len(plan.train) == 22
@@ -146,10 +152,15 @@ class TestSize:
             ([(300, 600)] * 4 + [(600, 300)], (176, 368)),
         ],
     )
-    def test_has_the_pictures_shape(self, tmp_path: Path, sizes: list[tuple[int, int]], expected: tuple[int, int]) -> None:
+    def test_has_the_pictures_shape(
+        self, tmp_path: Path, sizes: list[tuple[int, int]], expected: tuple[int, int]
+    ) -> None:
         plan = plan_of(pictures(tmp_path / "d", *sizes))
         assert plan.spec.input_size == expected
-        assert any(reason.startswith(f"{expected[0]}x{expected[1]}: of the pictures' shape") for reason in plan.reasons)
+        assert any(
+            reason.startswith(f"{expected[0]}x{expected[1]}: of the pictures' shape")
+            for reason in plan.reasons
+        )
 
     def test_is_the_one_asked_for_else_that_of_the_start(self, dataset: Dataset, tmp_path: Path) -> None:
         init = start(tmp_path / "s.safetensors", size=(24, 40))
@@ -176,7 +187,8 @@ class TestStart:
         init = start(tmp_path / "s.safetensors")
         plan = plan_of(dataset, init=init, widths=None)
         assert (plan.init, plan.lr, plan.spec.widths) == (init, 1e-3, (4, 8, 16))
-        assert (plan.spec.mean, plan.spec.std) == (tiny_spec().mean, tiny_spec().std)  # what the weights are used to
+        # What the weights are used to
+        assert (plan.spec.mean, plan.spec.std) == (tiny_spec().mean, tiny_spec().std)
         assert any(reason.startswith("starts from tiny, sha256 ") for reason in plan.reasons)
         assert plan_of(dataset, init=init, widths=None, lr=0.01).lr == 0.01
 
@@ -231,8 +243,12 @@ class TestBatches:
         plan = plan_of(dataset, batch_size=6, val_fraction=0.25)
         assert plan.steps == 3
 
-    @pytest.mark.parametrize(("crop", "windows"), [((32, 48), 1), ((16, 24), 4), ((31, 48), 2), ((32, 17), 3), ((8, 8), 24)])
-    def test_hold_as_many_windows_as_cover_each_picture(self, dataset: Dataset, crop: tuple[int, int], windows: int) -> None:
+    @pytest.mark.parametrize(
+        ("crop", "windows"), [((32, 48), 1), ((16, 24), 4), ((31, 48), 2), ((32, 17), 3), ((8, 8), 24)]
+    )
+    def test_hold_as_many_windows_as_cover_each_picture(
+        self, dataset: Dataset, crop: tuple[int, int], windows: int
+    ) -> None:
         plan = plan_of(dataset, size=(32, 48), crop=crop, batch_size=2)
         assert plan.training_size == crop
         assert (plan.samples, plan.steps) == (windows * len(plan.train), windows * len(plan.train) // 2)
@@ -315,7 +331,10 @@ class TestFingerprint:
     )
     def test_changes_with_each_option_that_matters(self, dataset: Dataset, key: str, value: object) -> None:
         base = {"size": (32, 48), "precision": "fp32"}
-        one, other = plan_of(dataset, **base).fingerprint, plan_of(dataset, **{**base, key: value}).fingerprint
+        one, other = (
+            plan_of(dataset, **base).fingerprint,
+            plan_of(dataset, **{**base, key: value}).fingerprint,
+        )
         changed = {name for name in one if one[name] != other[name]}
         assert key in changed <= {key, "pictures"}
 
@@ -327,7 +346,9 @@ class TestFingerprint:
         }
         same = plan_of(dataset, output=str(tmp_path / "n.safetensors"), size=(16, 24), **lists)  # type: ignore[arg-type]
         assert same.fingerprint == plan.fingerprint
-        elsewhere = replace(plan, device=torch.device("cuda:1"), options=replace(plan.options, device="cuda:1"))
+        elsewhere = replace(
+            plan, device=torch.device("cuda:1"), options=replace(plan.options, device="cuda:1")
+        )
         assert elsewhere.fingerprint == plan.fingerprint
 
     def test_what_was_chosen_for_a_person_counts_like_what_a_person_chose(self, dataset: Dataset) -> None:
@@ -339,13 +360,16 @@ class TestFingerprint:
         dataset = pictures(tmp_path / "d", *[(20, 24)] * 6)
 
         def print_of(pairs: Dataset) -> str:
-            return str(plan_of(pairs, size=(16, 24), val_list=listed(tmp_path / "v", "p0")).fingerprint["pictures"])
+            return str(
+                plan_of(pairs, size=(16, 24), val_list=listed(tmp_path / "v", "p0")).fingerprint["pictures"]
+            )
 
         first = print_of(dataset)
         assert print_of(find_dataset(str(tmp_path / "d"))) == first
         assert print_of(replace(dataset, pairs=dataset.pairs[:-1])) != first
         sides = [
-            plan_of(dataset, size=(16, 24), val_list=listed(tmp_path / "v", *names)) for names in (["p5"], ["p4", "p5"], ["p1"])
+            plan_of(dataset, size=(16, 24), val_list=listed(tmp_path / "v", *names))
+            for names in (["p5"], ["p4", "p5"], ["p1"])
         ]
         assert len({first, *(plan.fingerprint["pictures"] for plan in sides)}) == 4
         for path in (dataset.pairs[3].image, dataset.pairs[3].mask):
@@ -357,7 +381,8 @@ class TestFingerprint:
 
     def test_does_not_hang_on_where_the_dataset_lies(self, tmp_path: Path) -> None:
         prints = [
-            plan_of(pictures(tmp_path / name / "d", *[(20, 24)] * 4), size=(16, 24)).fingerprint for name in ("here", "there")
+            plan_of(pictures(tmp_path / name / "d", *[(20, 24)] * 4), size=(16, 24)).fingerprint
+            for name in ("here", "there")
         ]
         assert prints[0] == prints[1]
 

@@ -1,4 +1,6 @@
-"""Samples: the same numbers from memory and from files, laid out as at run time, in batches that arrive in order."""
+"""Samples: the same numbers from memory and from files, laid out as at run time, in batches that arrive in
+order.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,19 @@ CPU = torch.device("cpu")
 def dataset_of(root: Path, toml: str, suffix: str = "png") -> Dataset:
     """A picture of each size, with discs of the classes and of void."""
     for index, (height, width) in enumerate(SIZES):
-        noise = np.random.default_rng(index).integers(0, 256, (height // 32 + 2, width // 32 + 2, 3), np.uint8)
+        noise = np.random.default_rng(index).integers(
+            0, 256, (height // 32 + 2, width // 32 + 2, 3), np.uint8
+        )
         pixels = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
         ids = np.zeros((height, width), np.uint8)
         for place, id in enumerate((1, 1, 255) if toml == ONE else (1, 2, 3, 255)):
-            cv2.circle(ids, (width * (2 * place + 1) // 8, height * (place + 1) // 5), min(height, width) // 6, id, -1)
+            cv2.circle(
+                ids,
+                (width * (2 * place + 1) // 8, height * (place + 1) // 5),
+                min(height, width) // 6,
+                id,
+                -1,
+            )
         for folder, array, ending in (("images", pixels, suffix), ("masks", ids, "png")):
             (root / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(root / folder / f"p{index}.{ending}")
@@ -54,7 +64,9 @@ def samples_of(dataset: Dataset, scale: int = 2, budget: int = 2**30) -> Samples
 
 
 def equal(one: Sample, other: Sample) -> bool:
-    return all(np.array_equal(getattr(one, part), getattr(other, part)) for part in ("picture", "target", "known"))
+    return all(
+        np.array_equal(getattr(one, part), getattr(other, part)) for part in ("picture", "target", "known")
+    )
 
 
 def weight(sample: Sample) -> int:
@@ -106,10 +118,13 @@ class TestLayout:
             assert np.array_equal(sample.picture, expected)
 
     def test_at_twice_the_size_the_mean_of_four_is_what_a_run_sees(self, dataset: Dataset) -> None:
-        for pair, small, large in zip(dataset.pairs, samples_of(dataset, 1), samples_of(dataset), strict=True):
+        for pair, small, large in zip(
+            dataset.pairs, samples_of(dataset, 1), samples_of(dataset), strict=True
+        ):
             assert large.picture.shape == (64, 96, 3)
             apart = np.abs(large.picture.reshape(32, 2, 48, 2, 3).mean((1, 3)) - small.picture)
-            halved_first = images.read(pair.image).size == (160, 240)  # by 5 at once, but by 2.5 where it is kept
+            # By 5 at once, but by 2.5 where it is kept
+            halved_first = images.read(pair.image).size == (160, 240)
             assert apart.mean() < (0.8 if halved_first else 0.4)
             assert apart.max() <= (3 if halved_first else 1.5)
 
@@ -129,11 +144,15 @@ class TestLayout:
         still = augment.draw(augment.PRESETS["none"], "none", (64, 96), NETWORK, (0,))
         parts = [torch.from_numpy(part)[None] for part in (kept.picture, kept.target, kept.known)]
         x, y = augment.apply(*parts, [still], NETWORK)
-        assert np.abs(x[0].permute(1, 2, 0).numpy() - seen.picture / 255).max() < (1 / 255 if size == (64, 96) else 1e-5)
+        assert np.abs(x[0].permute(1, 2, 0).numpy() - seen.picture / 255).max() < (
+            1 / 255 if size == (64, 96) else 1e-5
+        )
         if toml == ONE:
             known = seen.known == 255
             assert np.array_equal(y[0, 1] > 0.5, known)
-            assert np.abs(y[0, 0].numpy() - seen.target / 255)[known].max() < (1 / 255 if size == (64, 96) else 1e-5)
+            assert np.abs(y[0, 0].numpy() - seen.target / 255)[known].max() < (
+                1 / 255 if size == (64, 96) else 1e-5
+            )
         elif size != (64, 96):  # of four pixels that become one, any may be the nearest
             assert np.array_equal(y[0], seen.target)
 
@@ -166,7 +185,9 @@ class TestLayout:
             target, known = (geometry.content_of(each, place) for each in (sample.target, sample.known))
             if min(ids.shape[axis] / place.content[axis] for axis in (0, 1)) < 1:
                 continue  # enlarged
-            assert target[known == 255].mean() / 255 == pytest.approx((ids == 1)[ids != VOID].mean(), abs=0.01)
+            assert target[known == 255].mean() / 255 == pytest.approx(
+                (ids == 1)[ids != VOID].mean(), abs=0.01
+            )
             assert 255 in target  # all of a pixel is all, void beside it or not
             assert np.logical_and(target > 0, target < 255).any()
 
@@ -176,12 +197,18 @@ class TestLayout:
         for pair, sample in zip(dataset.pairs, samples_of(dataset), strict=True):
             ids = dataset.read_mask(pair)
             place = geometry.place(ids.shape, NETWORK)
-            each = 2 if all(side >= 2 * length for side, length in zip(ids.shape, place.content, strict=True)) else 1
+            each = (
+                2
+                if all(side >= 2 * length for side, length in zip(ids.shape, place.content, strict=True))
+                else 1
+            )
             rows, columns = (
                 ((np.arange(each * length) + 0.5) * side / (each * length)).astype(int).repeat(2 // each)
                 for side, length in zip(ids.shape, place.content, strict=True)
             )
-            found = sample.target[2 * place.top :, 2 * place.left :][: 2 * place.content[0], : 2 * place.content[1]]
+            found = sample.target[2 * place.top :, 2 * place.left :][
+                : 2 * place.content[0], : 2 * place.content[1]
+            ]
             assert (found != ids[np.ix_(rows, columns)]).mean() < 0.01
             assert set(np.unique(found)) == {0, 1, 2, 3, VOID}
 
@@ -217,7 +244,9 @@ class TestBatches:
     @staticmethod
     def stream(some: Samples, order: list[list[int]]) -> Iterator[Batch]:
         preset = augment.PRESETS["strong"]
-        return batches(some, order, lambda n: augment.draw(preset, "any", some.stored, some.size, (0, 0, n)), CPU)
+        return batches(
+            some, order, lambda n: augment.draw(preset, "any", some.stored, some.size, (0, 0, n)), CPU
+        )
 
     @pytest.mark.usefixtures("no_thread_is_left")
     def test_come_in_order_whatever_is_remembered(self, dataset: Dataset) -> None:
@@ -257,7 +286,9 @@ class TestBatches:
 
     @pytest.mark.usefixtures("no_thread_is_left")
     @pytest.mark.parametrize("taken", [0, 1, 3])
-    def test_stopping_early_leaves_nothing_behind(self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+    def test_stopping_early_leaves_nothing_behind(
+        self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, taken: int
+    ) -> None:
         some = samples_of(dataset)
         read = some._read
         monkeypatch.setattr(some, "_read", lambda pair: (time.sleep(0.1), read(pair))[1])
@@ -268,7 +299,9 @@ class TestBatches:
         stream.close()
 
     @pytest.mark.usefixtures("no_thread_is_left")
-    def test_reads_a_few_batches_ahead_and_no_more(self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_reads_a_few_batches_ahead_and_no_more(
+        self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         asked: list[int] = []
         some = samples_of(dataset)
         read = some._read

@@ -41,21 +41,29 @@ class Training:
     def steps(self, count: int) -> None:
         for _ in range(count):
             random = torch.Generator().manual_seed(self.progress.step)
-            pictures = torch.randn(2, 3, 16, 24, generator=random).contiguous(memory_format=torch.channels_last)
+            pictures = torch.randn(2, 3, 16, 24, generator=random).contiguous(
+                memory_format=torch.channels_last
+            )
             ids = torch.randint(0, 2, (2, 16, 24), generator=random)
             self.optimizer.zero_grad()
             loss_of(self.model(pictures), ids).backward()
             self.optimizer.step()
-            for old, new in zip(self.mean.state_dict().values(), self.model.state_dict().values(), strict=True):
+            for old, new in zip(
+                self.mean.state_dict().values(), self.model.state_dict().values(), strict=True
+            ):
                 old.lerp_(new, 0.1) if old.is_floating_point() else old.copy_(new)
             self.progress.step += 1
             self.progress.updates += 1
 
     def save(self, path: Path, **changes: object) -> None:
-        state.save(str(path), self.model, self.mean, self.optimizer, self.progress, {**FINGERPRINT, **changes})
+        state.save(
+            str(path), self.model, self.mean, self.optimizer, self.progress, {**FINGERPRINT, **changes}
+        )
 
     def load(self, path: Path, **changes: object) -> None:
-        self.progress = state.load(str(path), self.model, self.mean, self.optimizer, {**FINGERPRINT, **changes})
+        self.progress = state.load(
+            str(path), self.model, self.mean, self.optimizer, {**FINGERPRINT, **changes}
+        )
 
     def everything(self) -> dict[str, torch.Tensor]:
         return {
@@ -114,7 +122,10 @@ class TestRoundTrip:
             layouts.add(parameter.is_contiguous())
         assert layouts == {False, True}
         assert other.optimizer.state[parameter]["step"] == 1
-        assert other.optimizer.state[parameter]["step"] is not other.optimizer.state[next(other.model.parameters())]["step"]
+        assert (
+            other.optimizer.state[parameter]["step"]
+            is not other.optimizer.state[next(other.model.parameters())]["step"]
+        )
 
     def test_groups_keep_the_options_of_this_run(self, path: Path, saved: Training) -> None:
         other = Training()
@@ -122,7 +133,9 @@ class TestRoundTrip:
         other.load(path)
         assert other.optimizer.param_groups[0]["lr"] == 0.5
         assert [group["weight_decay"] for group in other.optimizer.param_groups] == [0.01, 0.0]
-        assert sum(len(group["params"]) for group in other.optimizer.param_groups) == len(list(other.model.parameters()))
+        assert sum(len(group["params"]) for group in other.optimizer.param_groups) == len(
+            list(other.model.parameters())
+        )
 
     def test_progress_comes_back(self, path: Path) -> None:
         training = Training()
@@ -164,7 +177,9 @@ class TestRefused:
             ({"flip": "any"}, r"flip \(then None, now 'any'\)"),
         ],
     )
-    def test_another_training(self, path: Path, saved: Training, changes: dict[str, object], told: str) -> None:
+    def test_another_training(
+        self, path: Path, saved: Training, changes: dict[str, object], told: str
+    ) -> None:
         other = Training(seed=1)
         before = copy.deepcopy(other.model.state_dict())
         with pytest.raises(TrainingError, match=told) as error:
@@ -205,7 +220,9 @@ class TestRefused:
 
 
 class TestWriting:
-    def test_a_full_disk_leaves_the_earlier_state(self, path: Path, saved: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_full_disk_leaves_the_earlier_state(
+        self, path: Path, saved: Training, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         before = path.read_bytes()
 
         def full(*_: object) -> None:

@@ -1,4 +1,6 @@
-"""The command line: parse, call, print. Everything heavy is imported inside the commands, so that `--help` is instant."""
+"""The command line: parse, call, print. Everything heavy is imported inside the commands, so that `--help` is
+instant.
+"""
 
 from __future__ import annotations
 

@@ -30,12 +30,20 @@ _SHOWN = 4  # cases of each finding that are printed
 @click.argument("folder", metavar="DATASET")
 @dataset_options
 @click.option(
-    "--split", "split_files", metavar="FILE", multiple=True, help="A list of names, one part; give it once for each part."
+    "--split",
+    "split_files",
+    metavar="FILE",
+    multiple=True,
+    help="A list of names, one part; give it once for each part.",
 )
-@click.option("--sheet", metavar="FILE", help="Write a JPEG that shows images and masks, the suspicious ones first.")
+@click.option(
+    "--sheet", metavar="FILE", help="Write a JPEG that shows images and masks, the suspicious ones first."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
 @reported
-def check_data(folder: str, split_files: tuple[str, ...], sheet: str | None, as_json: bool, **options: Any) -> None:
+def check_data(
+    folder: str, split_files: tuple[str, ...], sheet: str | None, as_json: bool, **options: Any
+) -> None:
     """Say what a folder of images and masks holds, and what would spoil a training.
 
     Finds pairs by their names, or in a file of COCO annotations, works out what the values in the masks mean, and reads every
@@ -80,7 +88,11 @@ def _checked(dataset: Dataset, splits: Mapping[str, Sequence[Pair]], check: Call
 
     total = len(dataset.pairs)
     with staged(Lines(quiet=not sys.stderr.isatty(), to_stderr=True)) as progress:
-        return check(dataset, splits=splits or None, progress=lambda done: progress(f"checking {total:,} pairs", done / total))
+        return check(
+            dataset,
+            splits=splits or None,
+            progress=lambda done: progress(f"checking {total:,} pairs", done / total),
+        )
 
 
 def _understood(out: Lines, dataset: Dataset, splits: Mapping[str, Sequence[Pair]]) -> None:
@@ -106,17 +118,24 @@ def _print(lines: Lines, report: Report, sheet: str | None) -> None:
         for case in finding.files[:_SHOWN]:
             out.print(f"            {printable(case)}", style="dim")
         if len(finding.files) > _SHOWN:
-            out.print(f"            and {len(finding.files) - _SHOWN:,} more (--json lists them)", style="dim")
+            out.print(
+                f"            and {len(finding.files) - _SHOWN:,} more (--json lists them)", style="dim"
+            )
         lines.line("", f"fix: {finding.fix}" if finding.severity != "note" else finding.fix)
     out.print()
     if sheet is not None:
         lines.line("sheet", shown(os.path.abspath(sheet)))
-    counts = {level: sum(finding.severity == level for finding in report.findings) for level in ("error", "warning")}
+    counts = {
+        level: sum(finding.severity == level for finding in report.findings) for level in ("error", "warning")
+    }
     found = " and ".join(f"{count} {plural(count, level)}" for level, count in counts.items() if count)
     if counts["error"]:
         out.print(f"A training on these {report.pairs:,} pairs would be wrong: {found}.", style="bold red")
     else:
-        out.print(f"{report.pairs:,} pairs are ready for training{': ' + found if found else ''}.", style="bold green")
+        out.print(
+            f"{report.pairs:,} pairs are ready for training{': ' + found if found else ''}.",
+            style="bold green",
+        )
 
 
 def _print_json(dataset: Dataset, splits: Mapping[str, Sequence[Pair]], report: Report) -> None:

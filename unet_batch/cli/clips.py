@@ -19,14 +19,22 @@ _OPTIONS = (
         type=click.Choice(("h264", "h264_nvenc", "h265", "vp9", "ffv1", "prores")),
         default="h264",
         show_default=True,
-        help="Of overlays. h264 takes the GPU's encoder where there is one; masks are always FFV1, which is lossless.",
+        help="Of overlays. h264 takes the GPU's encoder where there is one; masks are always FFV1, which is "
+        "lossless.",
     ),
     click.Option(
-        ["--quality"], metavar="N", type=int, help="Of overlays, in the codec's own measure: 20 is the default of h264."
+        ["--quality"],
+        metavar="N",
+        type=int,
+        help="Of overlays, in the codec's own measure: 20 is the default of h264.",
     ),
-    click.Option(["--start"], metavar="TIME", help="Begin here: 90.5, 1:30 or 0:01:30.5; 2250f counts frames."),
+    click.Option(
+        ["--start"], metavar="TIME", help="Begin here: 90.5, 1:30 or 0:01:30.5; 2250f counts frames."
+    ),
     click.Option(["--end"], metavar="TIME", help="End here, likewise."),
-    click.Option(["--every"], metavar="N", type=click.IntRange(1), default=1, help="Take each Nth frame only."),
+    click.Option(
+        ["--every"], metavar="N", type=click.IntRange(1), default=1, help="Take each Nth frame only."
+    ),
     click.Option(["--max-frames"], metavar="N", type=click.IntRange(1), help="Stop a clip after N frames."),
     click.Option(
         ["--smooth"],
@@ -36,10 +44,16 @@ _OPTIONS = (
         help="Steady masks where the picture stays as it is; 0.2 is a start.",
     ),
     click.Option(
-        ["--decode"], type=click.Choice(("cpu", "nvdec")), default="cpu", show_default=True, help="What decodes clips."
+        ["--decode"],
+        type=click.Choice(("cpu", "nvdec")),
+        default="cpu",
+        show_default=True,
+        help="What decodes clips.",
     ),
     click.Option(
-        ["--drop-frames"], is_flag=True, help="Of cameras: skip the frames that there is no time for, and count them."
+        ["--drop-frames"],
+        is_flag=True,
+        help="Of cameras: skip the frames that there is no time for, and count them.",
     ),
 )
 _NAMES = tuple(option.name or "" for option in _OPTIONS)
@@ -88,7 +102,9 @@ def video_options(arguments: dict[str, Any]) -> VideoOptions:
     """
     from unet_batch.run.clip import Position, VideoOptions
 
-    start, end = (None if text is None else Position.parse(text) for text in (arguments["start"], arguments["end"]))
+    start, end = (
+        None if text is None else Position.parse(text) for text in (arguments["start"], arguments["end"])
+    )
     return VideoOptions(
         codec=arguments["codec"],
         quality=arguments["quality"],

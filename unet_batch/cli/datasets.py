@@ -17,10 +17,14 @@ _OPTIONS = (
     click.option("--images", metavar="DIR", help="Folder of images, if not DATASET/images or the like."),
     click.option("--masks", metavar="DIR", help="Folder of masks, if not DATASET/masks or the like."),
     click.option(
-        "--coco", metavar="FILE.json", help="COCO annotations in place of a folder of masks; DATASET holds the images."
+        "--coco",
+        metavar="FILE.json",
+        help="COCO annotations in place of a folder of masks; DATASET holds the images.",
     ),
     click.option(
-        "--group-by", metavar="REGEX", help="What in a name tells which images belong together: '^(.+)_' for <car>_<view>."
+        "--group-by",
+        metavar="REGEX",
+        help="What in a name tells which images belong together: '^(.+)_' for <car>_<view>.",
     ),
 )
 
@@ -32,7 +36,9 @@ def dataset_options(command: Command) -> Command:
     return command
 
 
-def opened(folder: str, *, images: str | None, masks: str | None, coco: str | None, group_by: str | None) -> Dataset:
+def opened(
+    folder: str, *, images: str | None, masks: str | None, coco: str | None, group_by: str | None
+) -> Dataset:
     """Find the dataset that the options name.
 
     Raises:

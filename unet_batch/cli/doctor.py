@@ -53,7 +53,9 @@ def _print(checks: tuple[Check, ...]) -> None:
     columns = out.width if out.is_terminal else sys.maxsize
 
     def wrapped(text: str, indent: int = 0) -> str:
-        lines = textwrap.wrap(printable(text), max(20, columns - indent), break_long_words=False, break_on_hyphens=False)
+        lines = textwrap.wrap(
+            printable(text), max(20, columns - indent), break_long_words=False, break_on_hyphens=False
+        )
         return f"\n{' ' * indent}".join(lines)
 
     name_width = max(len(check.name) for check in checks)
@@ -70,7 +72,10 @@ def _print(checks: tuple[Check, ...]) -> None:
         if check.fix:
             fixes.setdefault(check.fix, []).append(check)
     optional = [fix for fix, helped in fixes.items() if all(check.status == "off" for check in helped)]
-    for title, commands in (("to fix", [fix for fix in fixes if fix not in optional]), ("optional", optional)):
+    for title, commands in (
+        ("to fix", [fix for fix in fixes if fix not in optional]),
+        ("optional", optional),
+    ):
         if commands:
             out.print(title, style="bold cyan")
             for fix in commands:

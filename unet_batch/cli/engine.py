@@ -47,7 +47,9 @@ def optional_size(context: click.Context, option: click.Parameter, value: str | 
     return None if value is None else parse_size(value)
 
 
-def _sizes(context: click.Context, option: click.Parameter, value: str | None) -> tuple[Size, Size, Size] | None:
+def _sizes(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[Size, Size, Size] | None:
     """`160x240` three times over, or `160x240,320x480,640x960`."""
     if value is None:
         return None
@@ -79,7 +81,8 @@ def _bytes(context: click.Context, option: click.Parameter, value: str | None) -
 @click.command(
     "build-engine",
     short_help="Compile a model into a proven FP16 TensorRT engine.",
-    epilog="Exit codes: 0 built or there already, 1 only the ONNX graph was written, because nothing installed builds engines, "
+    epilog="Exit codes: 0 built or there already, 1 only the ONNX graph was written, because nothing "
+    "installed builds engines, "
     "2 wrong usage, a failed build, or an engine that failed its proof, 130 interrupted.",
 )
 @click.argument("model", metavar="[CHECKPOINT]", required=False)
@@ -99,7 +102,11 @@ def _bytes(context: click.Context, option: click.Parameter, value: str | None) -
     help="Pictures in one pass: kernels are tuned for BEST. One number fixes all three.",
 )
 @click.option(
-    "--precision", type=click.Choice(("fp16", "bf16", "fp32")), default="fp16", show_default=True, help="Of the network's body."
+    "--precision",
+    type=click.Choice(("fp16", "bf16", "fp32")),
+    default="fp16",
+    show_default=True,
+    help="Of the network's body.",
 )
 @click.option(
     "--builder",
@@ -108,8 +115,14 @@ def _bytes(context: click.Context, option: click.Parameter, value: str | None) -
     show_default=True,
     help="What compiles. tensorrt needs the GPU that will run the engine, tensorrt-rtx builds anywhere.",
 )
-@click.option("--workspace", metavar="SIZE", callback=_bytes, help="Most scratch memory on the GPU, for example 4G.")
-@click.option("--opt-level", type=click.IntRange(0, 5), help="0 builds fast, 5 searches longest.  [default: TensorRT's, 3]")
+@click.option(
+    "--workspace", metavar="SIZE", callback=_bytes, help="Most scratch memory on the GPU, for example 4G."
+)
+@click.option(
+    "--opt-level",
+    type=click.IntRange(0, 5),
+    help="0 builds fast, 5 searches longest.  [default: TensorRT's, 3]",
+)
 @click.option(
     "--hardware-compat",
     type=click.Choice(("none", "ampere+", "same-cc")),
@@ -118,9 +131,15 @@ def _bytes(context: click.Context, option: click.Parameter, value: str | None) -
     help="Which other GPUs may run the engine, at some cost in speed (tensorrt only).",
 )
 @click.option(
-    "--timing-cache", metavar="FILE", help="Kernel timings, to make later builds faster.  [default: one in the engines folder]"
+    "--timing-cache",
+    metavar="FILE",
+    help="Kernel timings, to make later builds faster.  [default: one in the engines folder]",
 )
-@click.option("--opset", type=click.IntRange(17, 22), help="Of the ONNX graph; 17 is what TensorRT 8.6 reads.  [default: 18]")
+@click.option(
+    "--opset",
+    type=click.IntRange(17, 22),
+    help="Of the ONNX graph; 17 is what TensorRT 8.6 reads.  [default: 18]",
+)
 @click.option(
     "--proof-images",
     metavar="SOURCE",
@@ -249,7 +268,9 @@ def _show_checkpoint(lines: Lines, found: CheckpointFile) -> dict[str, Any]:
 def _show_spec(lines: Lines, spec: ModelSpec) -> None:
     height, width = spec.input_size
     lines.line("model", spec.name, f"U-Net of widths {', '.join(map(str, spec.widths))}", f"{height}x{width}")
-    means = "the probability of it" if spec.output == "probability" else f"ids 0 to {len(spec.classes.names) - 1}"
+    means = (
+        "the probability of it" if spec.output == "probability" else f"ids 0 to {len(spec.classes.names) - 1}"
+    )
     lines.line("classes", ", ".join(spec.classes.names), f"the map holds {means}")
 
 
@@ -270,9 +291,18 @@ def _show_engine(lines: Lines, engine: Engine) -> None:
 
     sidecar: Sidecar = engine.sidecar
     recipe, built = sidecar.recipe, sidecar.built
-    lines.line("plan", shown(engine.path), megabytes(sidecar.plan_bytes), f"sha256 {sidecar.plan_sha256[:12]}")
-    target = "any GPU the library supports" if recipe.target == "any" else f"{built.get('gpu')} ({recipe.target})"
-    lines.line("builder", f"{recipe.flavour} {recipe.version}", f"{clock(float(built.get('seconds', 0)))}", f"for {target}")
+    lines.line(
+        "plan", shown(engine.path), megabytes(sidecar.plan_bytes), f"sha256 {sidecar.plan_sha256[:12]}"
+    )
+    target = (
+        "any GPU the library supports" if recipe.target == "any" else f"{built.get('gpu')} ({recipe.target})"
+    )
+    lines.line(
+        "builder",
+        f"{recipe.flavour} {recipe.version}",
+        f"{clock(float(built.get('seconds', 0)))}",
+        f"for {target}",
+    )
     lines.line("profile", str(recipe.profile))
     if recipe.options:
         lines.line("options", ", ".join(f"{name} {value}" for name, value in recipe.options.items()))
@@ -298,7 +328,9 @@ def _show_proof(lines: Lines, shares: Sequence[Mapping[str, Any]], proofs: Mappi
             lines.line(name, str(proof))
             continue
         worst = min(proof.values(), key=lambda parity: parity["dice"])
-        off = max((parity["largest"] for parity in proof.values() if parity["largest"] is not None), default=None)
+        off = max(
+            (parity["largest"] for parity in proof.values() if parity["largest"] is not None), default=None
+        )
         lines.line(
             "parity",
             f"Dice {worst['dice']:.5f} with PyTorch float32",
@@ -311,13 +343,21 @@ def _show_proof(lines: Lines, shares: Sequence[Mapping[str, Any]], proofs: Mappi
 
 
 def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a training says of itself, a line each: lists and what is nested are opened; lists in the latter are for --json."""
+    """What a training says of itself, a line each: lists and what is nested are opened; lists in the latter
+    are for --json.
+    """
     for name, value in facts.items():
         if isinstance(value, dict):
-            flat = {key: part for key, part in value.items() if part is not None and not isinstance(part, (dict, list))}
+            flat = {
+                key: part
+                for key, part in value.items()
+                if part is not None and not isinstance(part, (dict, list))
+            }
             if flat:
                 yield name, ", ".join(f"{key} {_short(part)}" for key, part in flat.items())
-            yield from _facts({f"{name} {key}": part for key, part in value.items() if isinstance(part, dict)})
+            yield from _facts(
+                {f"{name} {key}": part for key, part in value.items() if isinstance(part, dict)}
+            )
         elif isinstance(value, list):
             yield from ((name, _short(part)) for part in value)
         else:

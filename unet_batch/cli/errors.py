@@ -14,8 +14,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def printable(text: str) -> str:
-    """`text` without anything that could steer a terminal: file names may hold escape codes and undecodable bytes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+    """`text` without anything that could steer a terminal: file names may hold escape codes and undecodable
+    bytes.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text
+    )
 
 
 def reported(command: Command) -> Command:

@@ -34,7 +34,13 @@ if TYPE_CHECKING:
 _SHOWN = 10  # failures that are printed
 _FILES = ("evaluation.json", "pictures.csv")
 _OF_MODELS = ("model", "threshold", "backend", "device", "require_gpu", "engines_dir", "size", "batch_size")
-_COLUMNS = (("dice", "Dice"), ("iou", "IoU"), ("precision", "precision"), ("recall", "recall"), ("boundary_f1", "boundary F1"))
+_COLUMNS = (
+    ("dice", "Dice"),
+    ("iou", "IoU"),
+    ("precision", "precision"),
+    ("recall", "recall"),
+    ("boundary_f1", "boundary F1"),
+)
 
 
 class _Outcome(NamedTuple):
@@ -49,21 +55,40 @@ class _Outcome(NamedTuple):
 
 @click.command(
     short_help="Say how good a model is on images with masks, or how good predicted masks are.",
-    epilog="Exit codes: 0 all pictures judged, 1 some could not be, 2 wrong usage or nothing could be done, 130 interrupted.",
+    epilog="Exit codes: 0 all pictures judged, 1 some could not be, 2 wrong usage or nothing could be done, "
+    "130 interrupted.",
 )
 @click.argument("folder", metavar="DATASET")
 @dataset_options
 @click.option(
-    "--split", "split_file", metavar="FILE", help="A list of names: judge these only, such as those kept from training."
+    "--split",
+    "split_file",
+    metavar="FILE",
+    help="A list of names: judge these only, such as those kept from training.",
 )
 @click.option(
-    "--predictions", metavar="DIR", help="Judge the masks in this folder, or in the output of a run, instead of a model's."
+    "--predictions",
+    metavar="DIR",
+    help="Judge the masks in this folder, or in the output of a run, instead of a model's.",
 )
 @network_options
-@click.option("--workers", type=click.IntRange(1, 256), help="Threads for each of decode and compare.  [default: the cores]")
-@click.option("-o", "--output", metavar="DIR", help="Write evaluation.json and pictures.csv, a row for each picture, here.")
-@click.option("--sheet", metavar="FILE", help="Write a JPEG of the worst pictures: image, truth, prediction, error.")
-@click.option("--worst", type=click.IntRange(1, 150), default=12, show_default=True, help="How many the sheet shows.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    help="Threads for each of decode and compare.  [default: the cores]",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    help="Write evaluation.json and pictures.csv, a row for each picture, here.",
+)
+@click.option(
+    "--sheet", metavar="FILE", help="Write a JPEG of the worst pictures: image, truth, prediction, error."
+)
+@click.option(
+    "--worst", type=click.IntRange(1, 150), default=12, show_default=True, help="How many the sheet shows."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON on stdout.")
 @reported
 def evaluate(
@@ -101,7 +126,9 @@ def evaluate(
 
     if predictions is not None and (given := [name for name in _OF_MODELS if _is_given(name)]):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UsageError(f"{names}: there is no model where --predictions are judged", hint="leave one of them out")
+        raise UsageError(
+            f"{names}: there is no model where --predictions are judged", hint="leave one of them out"
+        )
     started, begun = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
     out = Lines(quiet=as_json, to_stderr=as_json)
     if predictions is not None and not (images or masks or coco) and is_mask_folder(folder):
@@ -111,10 +138,17 @@ def evaluate(
     pairs = dataset.pairs if split_file is None else read_split(split_file, dataset.pairs)
     understood(out, dataset)
     if split_file is not None:
-        out.line("", f"{len(pairs):,} images in {len({pair.group for pair in pairs}):,} groups are in {split_file}")
+        out.line(
+            "", f"{len(pairs):,} images in {len({pair.group for pair in pairs}):,} groups are in {split_file}"
+        )
     elif left_out := len(dataset.unmatched_images) + len(dataset.ambiguous):
-        out.line("note", f"{left_out:,} images without one mask of their own are left out: `unet-batch check-data` lists them")
-    for place in (output, sheet and os.path.dirname(os.path.abspath(sheet))):  # to fail before the work rather than after
+        out.line(
+            "note",
+            f"{left_out:,} images without one mask of their own are left out: `unet-batch check-data` lists "
+            f"them",
+        )
+    # To fail before the work rather than after
+    for place in (output, sheet and os.path.dirname(os.path.abspath(sheet))):
         if place:
             make_folder(os.path.abspath(place))
     count = worst if sheet is not None else 0
@@ -133,7 +167,8 @@ def evaluate(
         json.dump(document, sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:
-        _print(out, outcome.evaluation, output, sheet if outcome.sheet else None)  # none where nothing is marked or found
+        # None where nothing is marked or found
+        _print(out, outcome.evaluation, output, sheet if outcome.sheet else None)
     raise SystemExit(1 if outcome.evaluation.failures else 0)
 
 
@@ -153,7 +188,10 @@ def _judged(out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, **o
     from unet_batch.inference.backends.select import Request, select
     from unet_batch.inference.segmenter import Segmenter
 
-    asked = {name: options[name] for name in ("backend", "device", "batch_size", "size", "engines_dir", "require_gpu")}
+    asked = {
+        name: options[name]
+        for name in ("backend", "device", "batch_size", "size", "engines_dir", "require_gpu")
+    }
     chosen, passed = select(Request(file, **asked))
     with Segmenter(chosen, threshold=options["threshold"], workers=options["workers"]) as segmenter:
         Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(file, segmenter, passed)
@@ -174,7 +212,9 @@ def _judged(out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, **o
 
 
 def _warn_of_known(out: Lines, dataset: Dataset, pairs: Sequence[Pair], file: CheckpointFile) -> None:
-    """Say so where the pictures are probably those that the model was trained on; only their number and folder tell."""
+    """Say so where the pictures are probably those that the model was trained on; only their number and
+    folder tell.
+    """
     trained = file.spec.training
     seen, kept_out = trained.get("train_images"), trained.get("val_images")
     if not (isinstance(seen, int) and isinstance(kept_out, int)):
@@ -213,7 +253,11 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _sheet(
-    dataset: Dataset, pairs: Sequence[Pair], evaluation: Evaluation, worst: int, source: Segmenter | Predictions
+    dataset: Dataset,
+    pairs: Sequence[Pair],
+    evaluation: Evaluation,
+    worst: int,
+    source: Segmenter | Predictions,
 ) -> bytes | None:
     """The worst pictures, read and segmented once more: their pixels were not kept."""
     from unet_batch.datasets.sheet import comparison_sheet
@@ -227,10 +271,12 @@ def _sheet(
     return comparison_sheet(rows, dataset.classes) if rows else None
 
 
-# What comes out ------------------------------------------------------------------------------------------------------------
+# What comes out ---------------------------------------------------------------------------------------------
 
 
-def _document(dataset: Dataset, pairs: Sequence[Pair], outcome: _Outcome, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _document(
+    dataset: Dataset, pairs: Sequence[Pair], outcome: _Outcome, asked: Mapping[str, Any]
+) -> dict[str, Any]:
     from unet_batch.run.execute import versions
     from unet_batch.version import __version__
 
@@ -251,7 +297,11 @@ def _document(dataset: Dataset, pairs: Sequence[Pair], outcome: _Outcome, asked:
 
 
 def _write(
-    outcome: _Outcome, document: Mapping[str, Any], pairs: Sequence[Pair], output: str | None, sheet: str | None
+    outcome: _Outcome,
+    document: Mapping[str, Any],
+    pairs: Sequence[Pair],
+    output: str | None,
+    sheet: str | None,
 ) -> None:
     from unet_batch.files.sinks import write_atomic, write_json
 
@@ -263,7 +313,9 @@ def _write(
 
 
 def _csv(evaluation: Evaluation, pairs: Sequence[Pair]) -> bytes:
-    """A row for each picture, also for those that failed, in the order of the pairs; what has no figure is empty."""
+    """A row for each picture, also for those that failed, in the order of the pairs; what has no figure is
+    empty.
+    """
     from unet_batch.evaluation.metrics import singly
 
     sizes = {"photo": evaluation.photo, "network": evaluation.network}
@@ -277,8 +329,12 @@ def _csv(evaluation: Evaluation, pairs: Sequence[Pair]) -> bytes:
         header += [f"{size}_{metric}_{figures.names[id]}" for id in figures.judged for metric, _ in _COLUMNS]
         accuracy, values = singly(figures.counts)
         for row, each in enumerate(figures.counts):
-            found = [accuracy[row], *(values[metric][row, id] for id in figures.judged for metric, _ in _COLUMNS)]
-            cells[each.key] += ["" if value != value else f"{value:.6f}" for value in found]  # nan is not itself
+            found = [
+                accuracy[row],
+                *(values[metric][row, id] for id in figures.judged for metric, _ in _COLUMNS),
+            ]
+            # Nan is not itself
+            cells[each.key] += ["" if value != value else f"{value:.6f}" for value in found]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -297,7 +353,9 @@ def _print(lines: Lines, evaluation: Evaluation, output: str | None, sheet: str 
         lines.line("note", note)
     for failure in evaluation.failures[:_SHOWN]:
         lines.err.print("failed    ", style="bold red", end="")
-        lines.err.print(printable(failure.message) + (f"  ({printable(failure.hint)})" if failure.hint else ""))
+        lines.err.print(
+            printable(failure.message) + (f"  ({printable(failure.hint)})" if failure.hint else "")
+        )
     if len(evaluation.failures) > _SHOWN:
         lines.err.print(f"          and {len(evaluation.failures) - _SHOWN:,} more (--json and -o list them)")
     failed, judged = len(evaluation.failures), len(evaluation.photo.counts)
@@ -321,7 +379,8 @@ def _print(lines: Lines, evaluation: Evaluation, output: str | None, sheet: str 
     figures = f"{judged:,} {plural(judged, 'picture')} in {groups:,} {plural(groups, 'group')}"
     if failed:
         out.print(
-            f"{failed:,} of {failed + judged:,} pictures could not be judged: the figures are over the others.",
+            f"{failed:,} of {failed + judged:,} pictures could not be judged: the figures are over the "
+            f"others.",
             style="bold red",
         )
     else:
@@ -343,12 +402,19 @@ def _print_figures(out: Console, title: str, figures: Figures) -> None:
         out.print(f"  {label:<22}  {_figure(value)}{between}")
     names = {id: printable(figures.names[id]) for id in figures.judged}
     width = max(22, *(len(name) for name in names.values()))
-    out.print(f"  {'':<{width}}" + "".join(f"  {label:>{max(6, len(label))}}" for _, label in _COLUMNS), style="dim")
-    rows = [(name, [figures.scores.pooled[metric][id] for metric, _ in _COLUMNS]) for id, name in names.items()]
+    out.print(
+        f"  {'':<{width}}" + "".join(f"  {label:>{max(6, len(label))}}" for _, label in _COLUMNS), style="dim"
+    )
+    rows = [
+        (name, [figures.scores.pooled[metric][id] for metric, _ in _COLUMNS]) for id, name in names.items()
+    ]
     if several:
         rows.append(("mean", [figures.mean(metric) for metric, _ in _COLUMNS]))
     for name, values in rows:
-        cells = (f"  {_figure(value):>{max(6, len(label))}}" for value, (_, label) in zip(values, _COLUMNS, strict=True))
+        cells = (
+            f"  {_figure(value):>{max(6, len(label))}}"
+            for value, (_, label) in zip(values, _COLUMNS, strict=True)
+        )
         out.print(f"  {name:<{width}}" + "".join(cells), style="bold" if several and name == "mean" else "")
 
 

@@ -33,7 +33,9 @@ def _channels(context: click.Context, option: click.Parameter, value: str | None
     except ValueError:
         numbers = (math.nan,)
     if len(numbers) not in (0, 3) or not all(map(math.isfinite, numbers)):
-        raise click.BadParameter(f"{value!r}: one number for each of red, green and blue, for example 0.485,0.456,0.406")
+        raise click.BadParameter(
+            f"{value!r}: one number for each of red, green and blue, for example 0.485,0.456,0.406"
+        )
     if numbers and option.name == "std" and min(numbers) <= 0:
         raise click.BadParameter(f"{value!r}: deviations are above 0")
     return numbers
@@ -41,13 +43,20 @@ def _channels(context: click.Context, option: click.Parameter, value: str | None
 
 @click.command("import-weights", short_help="Make a checkpoint of a public U-Net's weights.")
 @click.argument("source", metavar="FILE")
-@click.option("-o", "--output", required=True, metavar="MODEL.safetensors", help="The checkpoint to write; must not exist.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="MODEL.safetensors",
+    help="The checkpoint to write; must not exist.",
+)
 @click.option(
     "--arch",
     type=click.Choice(("auto", "milesial", "plain")),
     default="auto",
     show_default=True,
-    help="Which network it is: milesial/Pytorch-UNet, or the tutorials' with downs, ups, bottleneck and final_conv.",
+    help="Which network it is: milesial/Pytorch-UNet, or the tutorials' with downs, ups, bottleneck and "
+    "final_conv.",
 )
 @click.option(
     "--size",
@@ -55,9 +64,18 @@ def _channels(context: click.Context, option: click.Parameter, value: str | None
     callback=optional_size,
     help="Input the network was trained at.  [default: milesial 640x960, plain 160x240]",
 )
-@click.option("--classes", metavar="NAME,...", callback=_names, help="Names of the outputs.  [default: those of Carvana]")
-@click.option("--mean", metavar="R,G,B", callback=_channels, help="Subtracted from pixels of 0 to 1.  [default: 0,0,0]")
-@click.option("--std", metavar="R,G,B", callback=_channels, help="Pixels are then divided by this.  [default: 1,1,1]")
+@click.option(
+    "--classes",
+    metavar="NAME,...",
+    callback=_names,
+    help="Names of the outputs.  [default: those of Carvana]",
+)
+@click.option(
+    "--mean", metavar="R,G,B", callback=_channels, help="Subtracted from pixels of 0 to 1.  [default: 0,0,0]"
+)
+@click.option(
+    "--std", metavar="R,G,B", callback=_channels, help="Pixels are then divided by this.  [default: 1,1,1]"
+)
 @click.option("--name", default="", help="What the model calls itself.  [default: the name of FILE]")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found and proven as JSON on stdout.")
 @reported
@@ -108,11 +126,15 @@ def _show(lines: Lines, found: Imported) -> None:
 
     spec = found.spec
     names, (height, width) = spec.classes.names, spec.input_size
-    lines.line("found", f"{found.arch} U-Net of widths {', '.join(map(str, spec.widths))}", f"{height}x{width}")
+    lines.line(
+        "found", f"{found.arch} U-Net of widths {', '.join(map(str, spec.widths))}", f"{height}x{width}"
+    )
     if len(names) == 1:
         lines.line("classes", names[0], "the map holds the probability of it")
     else:
-        lines.line("classes", ", ".join(names), f"the map holds ids 0 to {len(names) - 1}, of the largest output")
+        lines.line(
+            "classes", ", ".join(names), f"the map holds ids 0 to {len(names) - 1}, of the largest output"
+        )
     lines.line("pixels", f"0 to 1, mean {_numbers(spec.mean)}, std {_numbers(spec.std)}")
     if found.folded:
         lines.line("note", "biases of convolutions went into the BatchNorm after them")

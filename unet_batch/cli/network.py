@@ -14,7 +14,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option(
-        "-m", "--model", metavar="FILE", help=f"A checkpoint (.safetensors) or {', '.join(BUNDLED)}.  [default: {BUNDLED[0]}]"
+        "-m",
+        "--model",
+        metavar="FILE",
+        help=f"A checkpoint (.safetensors) or {', '.join(BUNDLED)}.  [default: {BUNDLED[0]}]",
     ),
     click.option(
         "--threshold",
@@ -26,13 +29,19 @@ _OPTIONS = (
         type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "torch")),
         default="auto",
         show_default=True,
-        help="What runs the network. auto takes the first that can, in this order, and says why; the others never fall back.",
+        help="What runs the network. auto takes the first that can, in this order, and says why; the others "
+        "never fall back.",
     ),
-    click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]"),
+    click.option(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]"
+    ),
     click.option("--require-gpu", is_flag=True, help="Refuse to run on the CPU."),
     engines_dir_option,
     click.option(
-        "--size", metavar="HxW", callback=optional_size, help="Height and width of the network's input.  [default: the model's]"
+        "--size",
+        metavar="HxW",
+        callback=optional_size,
+        help="Height and width of the network's input.  [default: the model's]",
     ),
     click.option(
         "--batch-size",

@@ -33,19 +33,26 @@ def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple
     kinds = tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
     wrong = [kind for kind in kinds if kind not in KINDS]
     if wrong or not kinds:
-        raise click.BadParameter(f"{', '.join(map(repr, wrong)) or 'nothing'} is not one of {', '.join(KINDS)}")
+        raise click.BadParameter(
+            f"{', '.join(map(repr, wrong)) or 'nothing'} is not one of {', '.join(KINDS)}"
+        )
     return kinds
 
 
 @click.command(
     cls=RunCommand,
     short_help="Segment photos and videos: masks and overlays out.",
-    epilog="Exit codes: 0 all done, 1 some failed, 2 wrong usage or nothing could be done, 130 Ctrl-C, 143 SIGTERM.",
+    epilog="Exit codes: 0 all done, 1 some failed, 2 wrong usage or nothing could be done, 130 Ctrl-C, 143 "
+    "SIGTERM.",
 )
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
-@click.option("-o", "--output", metavar="DIR", help="Output folder.  [default: SOURCE-segmented, beside the source]")
+@click.option(
+    "-o", "--output", metavar="DIR", help="Output folder.  [default: SOURCE-segmented, beside the source]"
+)
 @network_options
-@click.option("--overlay", is_flag=True, help="Save overlays too: the photo with the mask tinted and outlined.")
+@click.option(
+    "--overlay", is_flag=True, help="Save overlays too: the photo with the mask tinted and outlined."
+)
 @click.option(
     "--save",
     metavar="KINDS",
@@ -54,13 +61,20 @@ def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple
     show_default=True,
     help="What to save, with commas: " + ", ".join(KINDS) + ".",
 )
-@click.option("--build", is_flag=True, help="Build the engine first where none fits, as `unet-batch build-engine` does.")
 @click.option(
-    "--workers", type=click.IntRange(1, 256), help="Threads for each of decode, render and write.  [default: the cores]"
+    "--build", is_flag=True, help="Build the engine first where none fits, as `unet-batch build-engine` does."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    help="Threads for each of decode, render and write.  [default: the cores]",
 )
 @click.option("--overwrite", is_flag=True, help="Redo pictures that are done, also those of another model.")
 @click.option(
-    "--hash", "hash_sources", is_flag=True, help="Record the contents of sources: copied or touched ones are not redone."
+    "--hash",
+    "hash_sources",
+    is_flag=True,
+    help="Record the contents of sources: copied or touched ones are not redone.",
 )
 @click.option(
     "--isolate",
@@ -68,7 +82,10 @@ def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple
     help="Decode pictures in processes of their own: a file that crashes its decoder costs itself only.",
 )
 @click.option(
-    "--max-pixels", metavar="N", type=click.IntRange(1), help="Refuse pictures with more pixels.  [default: 200,000,000]"
+    "--max-pixels",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Refuse pictures with more pixels.  [default: 200,000,000]",
 )
 @click.option("--fail-fast", is_flag=True, help="Stop at the first picture that fails.")
 @click.option("--max-errors", metavar="N", type=click.IntRange(1), help="Stop once N pictures have failed.")
@@ -78,7 +95,9 @@ def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple
 @click.option("-q", "--quiet", is_flag=True, help="Print failures only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print a line for each picture.")
 @click.option("--log-json", metavar="FILE", help="Add a line of JSON for each event; - means stdout.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout, everything else on stderr.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the report as JSON on stdout, everything else on stderr."
+)
 @clip_options
 @reported
 def run(**options: Any) -> None:
@@ -132,7 +151,8 @@ def run(**options: Any) -> None:
     cls=RunCommand,
     short_help="Segment files as they arrive in a folder, until stopped.",
     params=[parameter for parameter in run.params if parameter.name not in ("dry_run", "as_json", "shard")],
-    epilog="Exit codes: 0 nothing failed, 1 some failed, 2 wrong usage or nothing could be done. Ctrl-C ends it well.",
+    epilog="Exit codes: 0 nothing failed, 1 some failed, 2 wrong usage or nothing could be done. Ctrl-C "
+    "ends it well.",
 )
 @click.option(
     "--settle",
@@ -174,7 +194,9 @@ def watch(settle: float, **options: Any) -> None:
                 log=log,
                 stop=stop,
             )
-    screen.line("stopped", f"{found.done:,} done", f"{found.failed:,} failed" if found.failed else "nothing failed")
+    screen.line(
+        "stopped", f"{found.done:,} done", f"{found.failed:,} failed" if found.failed else "nothing failed"
+    )
     raise SystemExit(1 if found.failed else 0)
 
 
@@ -209,7 +231,9 @@ def _run_options(options: dict[str, Any]) -> RunOptions:
 
 
 @contextmanager
-def _opened(screen: Screen, options: dict[str, Any]) -> Iterator[tuple[CheckpointFile, Segmenter, Sequence[Step]]]:
+def _opened(
+    screen: Screen, options: dict[str, Any]
+) -> Iterator[tuple[CheckpointFile, Segmenter, Sequence[Step]]]:
     """The model on the best backend, presented on the screen."""
     from unet_batch.inference.backends.select import Request, select
     from unet_batch.inference.segmenter import Segmenter
@@ -220,7 +244,16 @@ def _opened(screen: Screen, options: dict[str, Any]) -> Iterator[tuple[Checkpoin
     engines_dir, size, batch_size = options["engines_dir"], options["size"], options["batch_size"]
     builder = _builder(screen, file.path, engines_dir, size, batch_size) if options["build"] else None
     chosen, passed = select(
-        Request(file, options["backend"], options["device"], batch_size, size, engines_dir, options["require_gpu"], builder)
+        Request(
+            file,
+            options["backend"],
+            options["device"],
+            batch_size,
+            size,
+            engines_dir,
+            options["require_gpu"],
+            builder,
+        )
     )
     with Segmenter(
         chosen,
@@ -277,7 +310,9 @@ def _builder(
 
 @contextmanager
 def _stopping(stop: Stop) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM lets the run finish what it has begun; the second ends it now, also without half files."""
+    """The first Ctrl-C or SIGTERM lets the run finish what it has begun; the second ends it now, also without
+    half files.
+    """
 
     def on_signal(number: int, frame: object) -> None:
         if stop.reason:
@@ -290,7 +325,11 @@ def _stopping(stop: Stop) -> Iterator[None]:
 
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     # What is ignored stays so: a shell starts its background jobs without Ctrl-C.
-    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
+    before = {
+        number: signal.getsignal(number)
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         for number in before:
             signal.signal(number, on_signal)
@@ -310,7 +349,9 @@ def _log(target: str | None, screen: Screen) -> Iterator[Log | None]:
         stream = sys.stdout if target == "-" else open(target, "a", encoding="ascii")  # noqa: SIM115 - closed below
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{target} cannot be written: {reason}", hint="choose another file for --log-json") from error
+        raise OutputError(
+            f"{target} cannot be written: {reason}", hint="choose another file for --log-json"
+        ) from error
     broken = False
 
     def write(event: Mapping[str, Any]) -> None:

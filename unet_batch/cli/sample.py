@@ -22,20 +22,46 @@ def _size(context: click.Context, option: click.Parameter, value: str) -> tuple[
 
 @click.command(short_help="Draw photos of cars with exact masks.")
 @click.argument("folder", metavar="DIR")
-@click.option("--photos", type=click.IntRange(0, 1_000_000), default=12, show_default=True, help="How many photos to draw.")
 @click.option(
-    "--size", metavar="HxW", callback=_size, default="640x960", show_default=True, help="Height and width of each photo."
+    "--photos",
+    type=click.IntRange(0, 1_000_000),
+    default=12,
+    show_default=True,
+    help="How many photos to draw.",
 )
 @click.option(
-    "--video", metavar="SECONDS", type=click.FloatRange(0.1, 3600), help="Draw a clip of cars driving past, too, with sound."
+    "--size",
+    metavar="HxW",
+    callback=_size,
+    default="640x960",
+    show_default=True,
+    help="Height and width of each photo.",
 )
-@click.option("--rate", type=click.FloatRange(1, 120), default=25, show_default=True, help="Frames a second of the clip.")
 @click.option(
-    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Another seed draws other scenes."
+    "--video",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 3600),
+    help="Draw a clip of cars driving past, too, with sound.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(1, 120),
+    default=25,
+    show_default=True,
+    help="Frames a second of the clip.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    help="Another seed draws other scenes.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
 @reported
-def sample(folder: str, photos: int, size: tuple[int, int], video: float | None, rate: float, seed: int, quiet: bool) -> None:
+def sample(
+    folder: str, photos: int, size: tuple[int, int], video: float | None, rate: float, seed: int, quiet: bool
+) -> None:
     """Draw photos of cars with exact masks, for a first try without data of your own.
 
     DIR gets photos/ (JPEG) and masks/ (PNG, 0 and 255), with --video also videos/ (MP4) and video-masks/ (FFV1). The same seed
@@ -55,10 +81,15 @@ def sample(folder: str, photos: int, size: tuple[int, int], video: float | None,
         with drawing(photos, quiet=quiet) as progress:
             write_samples(folder, photos, size, seed, progress=progress)
         if not quiet:
-            click.echo(f"{photos} photos of {size[0]}x{size[1]} in {folder}/photos, their masks in {folder}/masks")
+            click.echo(
+                f"{photos} photos of {size[0]}x{size[1]} in {folder}/photos, their masks in {folder}/masks"
+            )
     if video is not None:
         exact = Fraction(rate).limit_denominator(1001)
         with drawing(round(video * exact), quiet=quiet) as progress:
             path = write_clip(folder, video, size, exact, seed, progress)
         if not quiet:
-            click.echo(f"{video:g} s of {size[0]}x{size[1]} at {rate:g} frames/s in {path}, its masks in {folder}/video-masks")
+            click.echo(
+                f"{video:g} s of {size[0]}x{size[1]} at {rate:g} frames/s in {path}, its masks in "
+                f"{folder}/video-masks"
+            )

@@ -53,14 +53,17 @@ STATES = {
     "touched": "touched but equal",
     "done": "already done",
 }
-# So many failures are printed as they happen; a folder of ten thousand broken files should not scroll everything away.
+# So many failures are printed as they happen; a folder of ten thousand broken files should not scroll
+# everything away.
 SHOWN_FAILURES = 20
 # Seconds between two lines of progress where there is no terminal.
 QUIET_SECONDS = 10.0
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that never guesses: no markup or highlighting in file names, no wrapping of lines in a pipe."""
+    """A console that never guesses: no markup or highlighting in file names, no wrapping of lines in a
+    pipe.
+    """
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
@@ -146,7 +149,9 @@ class Screen(Lines):
     def todo(self, plan: Plan) -> None:
         """What earlier runs have left to do; nothing where there were none."""
         if set(plan.states) - {"new"}:
-            counts = [f"{plan.states[state]:,} {words}" for state, words in STATES.items() if plan.states.get(state)]
+            counts = [
+                f"{plan.states[state]:,} {words}" for state, words in STATES.items() if plan.states.get(state)
+            ]
             self.line("resume", ", ".join(counts))
         for note in plan.notes:
             self.line("note", note)
@@ -185,7 +190,10 @@ class Screen(Lines):
         """A line for a batch of `watch`."""
         counts = f"{report.done:,} done", f"{report.failed:,} failed" if report.failed else ""
         self.line(
-            time.strftime("%H:%M:%S"), *counts, f"{report.frames:,} frames" if report.frames else "", clock(report.seconds)
+            time.strftime("%H:%M:%S"),
+            *counts,
+            f"{report.frames:,} frames" if report.frames else "",
+            clock(report.seconds),
         )
 
     def summary(self, report: RunReport) -> None:
@@ -198,7 +206,9 @@ class Screen(Lines):
         pictures = report.done + report.failed - len(report.clips)
         pace = f"{report.images_per_second:.1f} pictures/s" if pictures and not report.clips else ""
         if report.frames:
-            pace = f"{report.frames:,} frames" + (f", {report.frames / report.seconds:.1f}/s" if not pictures else "")
+            pace = f"{report.frames:,} frames" + (
+                f", {report.frames / report.seconds:.1f}/s" if not pictures else ""
+            )
         counts.add_row(
             Text(f"{report.done:,} done", style="bold green" if report.done else ""),
             Text(f"{report.failed:,} failed", style="bold red" if report.failed else ""),
@@ -239,7 +249,8 @@ class Screen(Lines):
 
 
 class RunProgress:
-    """How far a run is: a live bar on a terminal, with a second one for the frames of a clip; else a line now and then.
+    """How far a run is: a live bar on a terminal, with a second one for the frames of a clip; else a line now
+    and then.
 
     Args:
         screen: where to.
@@ -284,15 +295,21 @@ class RunProgress:
             self.failed += 1
             screen.failure(failure, self.failed, self.bar if self.live else None)
         elif screen.verbose:
-            (self.bar.console if self.live else screen.out).print(Text(f"done      {printable(shown(item.path))}"))
+            (self.bar.console if self.live else screen.out).print(
+                Text(f"done      {printable(shown(item.path))}")
+            )
         speed = f"{self.done / max(1e-9, time.monotonic() - self.begun):.1f}/s"
         failures = f"{self.failed:,} failed" if self.failed else ""
         if self.live:
-            self.bar.update(self.items, completed=self.done, speed="" if self.clip else speed, failures=failures)
+            self.bar.update(
+                self.items, completed=self.done, speed="" if self.clip else speed, failures=failures
+            )
             self.bar.update(self.frames, visible=False)
         elif self._may_speak():
             left = (self.total - self.done) * (self.spoken - self.begun) / self.done
-            screen.line("progress", f"{self.done:,} of {self.total:,}", speed, f"{clock(left)} left", failures)
+            screen.line(
+                "progress", f"{self.done:,} of {self.total:,}", speed, f"{clock(left)} left", failures
+            )
 
     def frame(self, item: Item, done: int, total: int | None) -> None:
         """A frame of a clip has ended."""
@@ -305,7 +322,9 @@ class RunProgress:
         if self.live:
             self.bar.update(self.frames, completed=done, speed=speed)
         elif self._may_speak():
-            self.screen.line("progress", shown(item.path), f"frame {done:,}" + (f" of {total:,}" if total else ""), speed)
+            self.screen.line(
+                "progress", shown(item.path), f"frame {done:,}" + (f" of {total:,}" if total else ""), speed
+            )
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
@@ -349,7 +368,9 @@ def census(items: Sequence[Item]) -> str:
 
 
 def shown(path: str) -> str:
-    """A path as a person would type it, relative to here where that is shorter; an address without its password."""
+    """A path as a person would type it, relative to here where that is shorter; an address without its
+    password.
+    """
     if naming.is_live(path):
         return naming.shown(path)
     try:
@@ -366,7 +387,9 @@ def left_out(ignored: Mapping[str, int]) -> str:
         return ""
     commonest = sorted(ignored.items(), key=lambda entry: (-entry[1], entry[0]))[:4]
     kinds = ", ".join(f"{count:,} {suffix or 'without extension'}" for suffix, count in commonest)
-    return f"{total:,} other {plural(total, 'file')} left out: {kinds}" + (", ..." if len(ignored) > 4 else "")
+    return f"{total:,} other {plural(total, 'file')} left out: {kinds}" + (
+        ", ..." if len(ignored) > 4 else ""
+    )
 
 
 def plural(count: int, word: str) -> str:
@@ -384,7 +407,9 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def staged(lines: Lines) -> Iterator[Callable[[str, float], None]]:
-    """Yields the function that hears of a stage and its share: a bar for each, or a line where there is no terminal."""
+    """Yields the function that hears of a stage and its share: a bar for each, or a line where there is no
+    terminal.
+    """
     live = not lines.quiet and lines.err.is_terminal
     tasks: dict[str, TaskID] = {}
     columns = (
@@ -411,7 +436,9 @@ def staged(lines: Lines) -> Iterator[Callable[[str, float], None]]:
 @contextmanager
 def drawing(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     """A bar for `sample`; silent without a terminal."""
-    with Progress(console=console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True) as bar:
+    with Progress(
+        console=console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True
+    ) as bar:
         task = bar.add_task("drawing", total=total)
         yield lambda done: bar.update(task, completed=done)
 
@@ -445,13 +472,17 @@ def training(
         done, now = (report.epoch - 1) * plan.steps + report.step, time.monotonic()
         first = first or (done, now)
         left = (
-            f" · {clock((now - first[1]) / (done - first[0]) * (epochs * plan.steps - done))} left" if done > first[0] else ""
+            f" · {clock((now - first[1]) / (done - first[0]) * (epochs * plan.steps - done))} left"
+            if done > first[0]
+            else ""
         )
         text = f"loss {report.loss:.4f} · {report.speed:.1f} images/s{left}"
         bar.update(task, description=f"epoch {report.epoch}/{epochs}", completed=report.step, state=text)
         if not live and not lines.quiet and now - spoken >= QUIET_SECONDS:
             spoken = now
-            lines.line("...", f"epoch {report.epoch}/{epochs}, step {report.step:,} of {report.steps:,}", text)
+            lines.line(
+                "...", f"epoch {report.epoch}/{epochs}, step {report.step:,} of {report.steps:,}", text
+            )
 
     def on_epoch(history: Sequence[dict[str, Any]]) -> None:
         nonlocal headed
@@ -461,9 +492,12 @@ def training(
             heading = f"{'epoch':>9}  {'loss':>7}  {'val loss':>8}  {'Dice':>6}  {'IoU':>6}  {'accuracy':>8}  {'time':>8}"
             lines.out.print(heading, style="bold cyan")
         if not lines.quiet:
-            loss, val_loss, *shares = (record[key] for key in ("loss", "val_loss", "val_dice", "val_iou", "val_accuracy"))
+            loss, val_loss, *shares = (
+                record[key] for key in ("loss", "val_loss", "val_dice", "val_iou", "val_accuracy")
+            )
             figures = "".join(
-                f"  {'-' if share is None else f'{share:.4f}':>{width}}" for share, width in zip(shares, (6, 6, 8), strict=True)
+                f"  {'-' if share is None else f'{share:.4f}':>{width}}"
+                for share, width in zip(shares, (6, 6, 8), strict=True)
             )
             row = f"{record['epoch']:>5}/{epochs:<3}  {loss:>7.4f}  {val_loss:>8.4f}{figures}"
             row += f"  {clock(record['seconds']):>8}" + ("  best" if best else "")

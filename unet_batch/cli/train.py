@@ -30,7 +30,9 @@ def _widths(context: click.Context, option: click.Parameter, value: str | None) 
     try:
         return tuple(int(part) for part in value.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{value!r}: numbers with commas expected, such as 32,64,128,256,512") from error
+        raise click.BadParameter(
+            f"{value!r}: numbers with commas expected, such as 32,64,128,256,512"
+        ) from error
 
 
 def _config(context: click.Context, option: click.Parameter, value: str | None) -> None:
@@ -44,12 +46,16 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
         document = load_toml(value)
     except (OSError, ValueError, UsageError) as error:
         raise click.BadParameter(f"{value}: {getattr(error, 'strerror', None) or error}") from error
-    names = sorted(p.name for p in context.command.params if p.name and p.name not in ("config", "folder", "help"))
+    names = sorted(
+        p.name for p in context.command.params if p.name and p.name not in ("config", "folder", "help")
+    )
     defaults = {}
     for key, entry in document.items():
         name = key.replace("-", "_")
         if name not in names:
-            raise click.BadParameter(f"{value}: {key!r} is not an option of train; there are {', '.join(names)}")
+            raise click.BadParameter(
+                f"{value}: {key!r} is not an option of train; there are {', '.join(names)}"
+            )
         if isinstance(entry, list):
             entry = ("x" if name in ("size", "crop") else ",").join(map(str, entry))
         defaults[name] = entry
@@ -59,7 +65,8 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
 @click.command(
     "train",
     short_help="Train a U-Net on images and masks.",
-    epilog="Exit codes: 0 trained, 1 the dataset would spoil the training, 2 wrong usage or failure, 130 interrupted.",
+    epilog="Exit codes: 0 trained, 1 the dataset would spoil the training, 2 wrong usage or failure, 130 "
+    "interrupted.",
 )
 @click.argument("folder", metavar="DATASET")
 @click.option("-o", "--output", metavar="FILE", required=True, help="The model to write: MODEL.safetensors.")
@@ -68,11 +75,17 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
     help="A TOML file of options: epochs = 60. The command line comes first.",
 )  # fmt: skip
 @dataset_options
-@click.option("--train-list", metavar="FILE", help="Names of the images to train on, one a line.  [default: all others]")
 @click.option(
-    "--val-list", metavar="FILE", help="Names of the images to validate on.  [default: whole groups, by --val-fraction]"
+    "--train-list", metavar="FILE", help="Names of the images to train on, one a line.  [default: all others]"
 )
-@click.option("--val-fraction", type=float, default=0.2, show_default=True, help="Share of the images to validate on.")
+@click.option(
+    "--val-list",
+    metavar="FILE",
+    help="Names of the images to validate on.  [default: whole groups, by --val-fraction]",
+)
+@click.option(
+    "--val-fraction", type=float, default=0.2, show_default=True, help="Share of the images to validate on."
+)
 @click.option(
     "--size",
     metavar="HxW",
@@ -83,15 +96,29 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
     "--crop",
     metavar="HxW",
     callback=optional_size,
-    help="Train on windows of the input of this size, as many as cover each image: more steps in the same time.",
+    help="Train on windows of the input of this size, as many as cover each image: more steps in the same "
+    "time.",
 )
-@click.option("--widths", metavar="N,N,...", callback=_widths, help="Channels of each level.  [default: 32,64,128,256,512]")
-@click.option("--epochs", type=click.IntRange(1), default=40, show_default=True, help="Passes over the training images.")
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images in a step, over all processes."
+    "--widths",
+    metavar="N,N,...",
+    callback=_widths,
+    help="Channels of each level.  [default: 32,64,128,256,512]",
+)
+@click.option(
+    "--epochs", type=click.IntRange(1), default=40, show_default=True, help="Passes over the training images."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Images in a step, over all processes.",
 )
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate at its height.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, order and augmentation.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, order and augmentation."
+)
 @click.option("--init", metavar="MODEL", help="A checkpoint to start from, or the name of a bundled model.")
 @click.option(
     "--augment", type=click.Choice(("none", "light", "strong", "elastic")), default="light", show_default=True,
@@ -103,7 +130,8 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
 )  # fmt: skip
 @click.option(
     "--dice", type=click.Choice(("batch", "picture")), default="batch", show_default=True,
-    help="Of the loss, over the batch or of each picture: then those with few pixels of a class count as much as others.",
+    help="Of the loss, over the batch or of each picture: then those with few pixels of a class count as "
+         "much as others.",
 )  # fmt: skip
 @click.option(
     "--class-weights", type=click.Choice(("auto", "none")), default="auto", show_default=True,
@@ -114,19 +142,36 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
     help="The weights of which epoch the model holds; best is judged on the validation images.",
 )  # fmt: skip
 @click.option(
-    "--patience", type=click.IntRange(0), default=0, help="Epochs without improvement after which to stop.  [default: never]"
+    "--patience",
+    type=click.IntRange(0),
+    default=0,
+    help="Epochs without improvement after which to stop.  [default: never]",
 )
-@click.option("--weight-decay", type=float, default=0.01, show_default=True, help="Of AdamW, on the convolutions.")
+@click.option(
+    "--weight-decay", type=float, default=0.01, show_default=True, help="Of AdamW, on the convolutions."
+)
 @click.option("--clip", type=float, default=1.0, show_default=True, help="Longest gradient.")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]")
 @click.option(
-    "--precision", type=click.Choice(("fp32", "bf16", "fp16")), help="Of the arithmetic.  [default: what the device does best]"
+    "--precision",
+    type=click.Choice(("fp32", "bf16", "fp16")),
+    help="Of the arithmetic.  [default: what the device does best]",
 )
-@click.option("--deterministic", is_flag=True, help="The same weights from the same seed on a GPU too; a CPU does anyhow.")
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="The same weights from the same seed on a GPU too; a CPU does anyhow.",
+)
 @click.option("--tensorboard", is_flag=True, help="Also write the curves for TensorBoard.")
-@click.option("--resume", is_flag=True, help="Go on where an interrupted training stopped; give the same options.")
-@click.option("--overwrite", is_flag=True, help="Begin again, even though there is a model or a training of this name.")
-@click.option("--dry-run", is_flag=True, help="Print the plan, with estimates of memory and time, and write nothing.")
+@click.option(
+    "--resume", is_flag=True, help="Go on where an interrupted training stopped; give the same options."
+)
+@click.option(
+    "--overwrite", is_flag=True, help="Begin again, even though there is a model or a training of this name."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Print the plan, with estimates of memory and time, and write nothing."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @reported
 def train(
@@ -183,7 +228,11 @@ def train(
             if not ranks.leads:
                 return
             if outcome.ended == "interrupted":
-                click.echo(f"interrupted after {len(outcome.history)} epochs; the same command with --resume goes on", err=True)
+                click.echo(
+                    f"interrupted after {len(outcome.history)} epochs; the same command with --resume goes "
+                    f"on",
+                    err=True,
+                )
                 raise SystemExit(130)
             _finished(lines, plan, outcome)
 
@@ -221,9 +270,12 @@ def _planned(lines: Lines, plan: Plan, ranks: Ranks) -> None:
     if left > plan.batch_size // 2 and plan.steps < 8:
         lines.line(
             "note",
-            f"{left} of {plan.samples} {plan.samples_are} wait for the next epoch each time: --batch-size fits better?",
+            f"{left} of {plan.samples} {plan.samples_are} wait for the next epoch each time: --batch-size "
+            f"fits better?",
         )
-    lines.line("device", f"{plan.device} {plan.precision}", f"{ranks.count} processes" if ranks.count > 1 else "")
+    lines.line(
+        "device", f"{plan.device} {plan.precision}", f"{ranks.count} processes" if ranks.count > 1 else ""
+    )
 
 
 def _estimated(lines: Lines, plan: Plan) -> None:
@@ -232,7 +284,8 @@ def _estimated(lines: Lines, plan: Plan) -> None:
     from unet_batch.training.samples import OVERSAMPLING, memory_budget
 
     height, width = plan.spec.input_size
-    bytes_each = 5 if len(plan.spec.classes.names) == 1 else 4  # colours, and coverage with how far it is known, or ids
+    # Colours, and coverage with how far it is known, or ids
+    bytes_each = 5 if len(plan.spec.classes.names) == 1 else 4
     stored = height * width * bytes_each * (OVERSAMPLING**2 * len(plan.train) + len(plan.val))
     activations = plan.batch_size * plan.activation_bytes
     lines.line(
@@ -242,14 +295,18 @@ def _estimated(lines: Lines, plan: Plan) -> None:
     )
     kept = min(stored, memory_budget())
     lines.line(
-        "", f"{_gigabytes(stored)} of samples, {kept / stored:.0%} of them kept in memory, the rest is decoded again each epoch"
+        "",
+        f"{_gigabytes(stored)} of samples, {kept / stored:.0%} of them kept in memory, the rest is decoded "
+        f"again each epoch",
     )
     taken = seconds_per_step(plan)
     # A validation picture costs a third of a training picture: it has no backward pass.
     validation = len(plan.val) * plan.samples / len(plan.train) / plan.batch_size / 3
     epoch = taken * (plan.steps + validation)
     lines.line(
-        "time", f"about {clock(epoch)} an epoch, {clock(epoch * plan.options.epochs)} in all", f"{taken:.2f} s a step, on noise"
+        "time",
+        f"about {clock(epoch)} an epoch, {clock(epoch * plan.options.epochs)} in all",
+        f"{taken:.2f} s a step, on noise",
     )
     lines.line("dry run", "nothing was written")
 
@@ -279,9 +336,15 @@ def _checked(lines: Lines, plan: Plan, ranks: Ranks) -> list[float]:
 
     told: list[tuple[bool, list[float]]] = []
     if ranks.leads:
-        left_out = plan.dataset.unmatched_images + plan.dataset.unmatched_masks + tuple(plan.dataset.ambiguous)
+        left_out = (
+            plan.dataset.unmatched_images + plan.dataset.unmatched_masks + tuple(plan.dataset.ambiguous)
+        )
         if left_out:  # nobody trains on them, so they spoil nothing
-            lines.line("note", f"{len(left_out):,} files without a partner, or with several, are left out", shown(left_out[0]))
+            lines.line(
+                "note",
+                f"{len(left_out):,} files without a partner, or with several, are left out",
+                shown(left_out[0]),
+            )
         pairs = (*plan.train, *plan.val)
         dataset = replace(plan.dataset, pairs=pairs, unmatched_images=(), unmatched_masks=(), ambiguous={})
         total = len(dataset.pairs)
@@ -295,7 +358,9 @@ def _checked(lines: Lines, plan: Plan, ranks: Ranks) -> list[float]:
         empty = report.ok and not _anything(plan)
         if empty:
             names = " or ".join(plan.spec.classes.names)
-            click.echo(f"error: not one validation mask holds {names}: nothing could be judged by them", err=True)
+            click.echo(
+                f"error: not one validation mask holds {names}: nothing could be judged by them", err=True
+            )
             click.echo(" hint: name other images with --val-list", err=True)
         for finding in report.findings:
             if finding.severity == "warning":
@@ -328,23 +393,33 @@ def _found(lines: Lines, report: Report) -> None:
         click.echo("not trained; `unet-batch check-data` shows every case", err=True)
 
 
-def _trained(lines: Lines, plan: Plan, ranks: Ranks, shares: list[float] | None, *, resume: bool, tensorboard: bool) -> Outcome:
+def _trained(
+    lines: Lines, plan: Plan, ranks: Ranks, shares: list[float] | None, *, resume: bool, tensorboard: bool
+) -> Outcome:
     from unet_batch.cli.screen import training
     from unet_batch.training.loop import train as run
     from unet_batch.training.report import Curves
 
-    with _until_signalled() as stop, training(lines, plan) as (on_step, on_epoch), Curves(plan, tensorboard) as curves:
+    with (
+        _until_signalled() as stop,
+        training(lines, plan) as (on_step, on_epoch),
+        Curves(plan, tensorboard) as curves,
+    ):
 
         def over(history: Sequence[dict[str, Any]]) -> None:
             curves.add(history)
             on_epoch(history)
 
-        return run(plan, shares=shares or (), ranks=ranks, resume=resume, on_step=on_step, on_epoch=over, stop=stop)
+        return run(
+            plan, shares=shares or (), ranks=ranks, resume=resume, on_step=on_step, on_epoch=over, stop=stop
+        )
 
 
 @contextmanager
 def _until_signalled() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM end the training after the step that runs, with its state saved; a second Ctrl-C ends it at once."""
+    """Ctrl-C and SIGTERM end the training after the step that runs, with its state saved; a second Ctrl-C
+    ends it at once.
+    """
     signalled = False
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -352,9 +427,11 @@ def _until_signalled() -> Iterator[Callable[[], bool]]:
         if signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
         signalled = True
-        os.write(2, b"stopping after this step; Ctrl-C again to stop at once\n")  # a signal may come while print is at work
+        # A signal may come while print is at work
+        os.write(2, b"stopping after this step; Ctrl-C again to stop at once\n")
 
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]  # of a lost terminal
+    # Of a lost terminal
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield lambda: signalled
@@ -370,13 +447,22 @@ def _finished(lines: Lines, plan: Plan, outcome: Outcome) -> None:
     with staged(lines) as progress:
         found = report.finish(plan, outcome, progress)
     why = f"no improvement for {plan.options.patience} epochs" if outcome.ended == "no improvement" else ""
-    lines.line("trained", f"{len(outcome.history)} epochs in {clock(outcome.seconds)}", why, f"kept epoch {outcome.best}")
+    lines.line(
+        "trained",
+        f"{len(outcome.history)} epochs in {clock(outcome.seconds)}",
+        why,
+        f"kept epoch {outcome.best}",
+    )
     for place, text, over in report.figures(found):
         lines.line("validated", place, text, over)
     for failure in found.failures[:3]:
         lines.warn(failure.message, failure.hint)
     lines.line("written", shown(plan.output), shown(plan.card), shown(plan.folder) + os.sep)
-    lines.line("", f"{shown(plan.folder)}/val.txt names the images that took no part: unet-batch evaluate DATASET --split ...")
+    lines.line(
+        "",
+        f"{shown(plan.folder)}/val.txt names the images that took no part: unet-batch evaluate DATASET "
+        f"--split ...",
+    )
     lines.line("next", f"unet-batch run ./photos -m {shown(plan.output)} --overlay")
 
 

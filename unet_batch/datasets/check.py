@@ -1,7 +1,8 @@
 """What is wrong with a dataset, found before a training is spent on it.
 
 Every file is decoded once, on all cores, and of its pixels only digests and a copy of 9 x 8 are kept: memory
-grows by about a kilobyte a pair. An error means that a training would be wrong, a warning that it may be; a note only informs.
+grows by about a kilobyte a pair. An error means that a training would be wrong, a warning that it may be; a
+note only informs.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ NEAR = 3
 """Bits of 64 in which the difference hashes of near duplicates may differ."""
 _CHUNK = 1024  # pairs handed to the threads at a time
 _RARE = 0.001
-# Levels by which 9 x 8 copies of near duplicates differ at most. By their hashes alone, 461 pairs of photos of different cars
-# in Carvana's studio would count; their copies differ by 17 and more.
+# Levels by which 9 x 8 copies of near duplicates differ at most. By their hashes alone, 461 pairs of photos
+# of different cars in Carvana's studio would count; their copies differ by 17 and more.
 _ALIKE = 12
 _PART = 11  # bits of a hash in one of six parts
 _NEIGHBOURS = 64  # bounds the comparisons where thousands of pictures have one hash, as flat ones do
@@ -62,7 +63,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How much there is of a class: share of all pixels that are not void (0..1), and in how many masks it occurs."""
+    """How much there is of a class: share of all pixels that are not void (0..1), and in how many masks it
+    occurs.
+    """
 
     name: str
     pixels: float
@@ -71,7 +74,9 @@ class Share:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome: findings, errors first; shares of the classes; `void`, the share of all pixels; the number of pairs."""
+    """The outcome: findings, errors first; shares of the classes; `void`, the share of all pixels; the number
+    of pairs.
+    """
 
     findings: tuple[Finding, ...]
     classes: tuple[Share, ...]
@@ -99,7 +104,10 @@ class _Facts:
 
 
 def check(
-    dataset: Dataset, *, splits: Mapping[str, Sequence[Pair]] | None = None, progress: Callable[[int], None] | None = None
+    dataset: Dataset,
+    *,
+    splits: Mapping[str, Sequence[Pair]] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Decode every pair and look for what would spoil a training.
 
@@ -117,19 +125,23 @@ def check(
         if progress is not None:
             progress(done)
     sound = [fact for fact in facts if fact.size != (0, 0)]
-    names = dataset.classes.names if len(dataset.classes.names) > 1 else ("background", *dataset.classes.names)
+    names = (
+        dataset.classes.names if len(dataset.classes.names) > 1 else ("background", *dataset.classes.names)
+    )
     total = max(1, int(pixels[: len(names)].sum()))
     classes = tuple(Share(name, int(pixels[id]) / total, int(occurs[id])) for id, name in enumerate(names))
     findings = [*_names(dataset), *_files(facts), *_copies(sound, splits), *_balance(classes), *_sizes(sound)]
     for group, parts in sorted(leaks(splits or {}).items()):
         keys = tuple(fact.pair.key for fact in facts if fact.pair.group == group)
         what = f"group {group!r} is in {' and '.join(parts)}: the score would be that of pictures known from training"
-        findings.append(Finding("error", "leakage", what, keys, "keep all pictures of a group in one part", keys))
+        findings.append(
+            Finding("error", "leakage", what, keys, "keep all pictures of a group in one part", keys)
+        )
     findings.sort(key=lambda finding: ("error", "warning", "note").index(finding.severity))
     return Report(tuple(findings), classes, int(pixels[VOID]) / max(1, int(pixels.sum())), len(facts))
 
 
-# One pair ------------------------------------------------------------------------------------------------------------------
+# One pair ---------------------------------------------------------------------------------------------------
 
 
 def _examined(dataset: Dataset) -> Iterator[tuple[_Facts, NDArray[np.int64]]]:
@@ -175,11 +187,15 @@ def _examine(dataset: Dataset, pair: Pair) -> tuple[_Facts, NDArray[np.int64]]:
 
 def _digest(pixels: Pixels) -> bytes:
     """16 bytes that tell these pixels, and their shape, from all others."""
-    return hashlib.sha256(repr(pixels.shape).encode() + b"\0" + np.ascontiguousarray(pixels).data).digest()[:16]
+    return hashlib.sha256(repr(pixels.shape).encode() + b"\0" + np.ascontiguousarray(pixels).data).digest()[
+        :16
+    ]
 
 
 def _same_regions(picture: Pixels, ids: Pixels) -> bool:
-    """Whether the picture is flat where its mask is, and differs where the mask does: then it is a mask itself."""
+    """Whether the picture is flat where its mask is, and differs where the mask does: then it is a mask
+    itself.
+    """
     step = max(1, max(ids.shape) // 256)
     colour = picture[::step, ::step].reshape(-1, 3).astype(np.int32) @ np.array([65536, 256, 1], np.int32)
     region = ids[::step, ::step].ravel()
@@ -187,7 +203,7 @@ def _same_regions(picture: Pixels, ids: Pixels) -> bool:
     return 1 < count == len(np.unique(colour)) == len(np.unique(colour * 256 + region))
 
 
-# All of them ---------------------------------------------------------------------------------------------------------------
+# All of them ------------------------------------------------------------------------------------------------
 
 _KINDS: dict[str, tuple[Literal["error", "warning"], str, str]] = {
     "unreadable image": ("error", "cannot be decoded", "restore the file, or take the pair out"),
@@ -206,8 +222,16 @@ _KINDS: dict[str, tuple[Literal["error", "warning"], str, str]] = {
         "values that stand for no class",
         "name every value in classes.toml (or as void), or correct the masks",
     ),
-    "images that are masks": ("error", "the image shows the regions of its mask and no more", "put the photo in its place"),
-    "empty masks": ("warning", "nothing is marked", "fine if there is nothing to find; else draw them again, or take them out"),
+    "images that are masks": (
+        "error",
+        "the image shows the regions of its mask and no more",
+        "put the photo in its place",
+    ),
+    "empty masks": (
+        "warning",
+        "nothing is marked",
+        "fine if there is nothing to find; else draw them again, or take them out",
+    ),
 }
 _REMARKS = {
     SOFT: (
@@ -229,7 +253,14 @@ def _files(facts: Sequence[_Facts]) -> Iterator[Finding]:
     for kind, (severity, what, fix) in _KINDS.items():
         if found := cases.get(kind):
             lines = tuple(f"{_file(fact.pair, kind)}: {fact.problem[1]}" for fact in found)
-            yield Finding(severity, kind, f"{_pairs(len(found))}: {what}", lines, fix, tuple(fact.pair.key for fact in found))
+            yield Finding(
+                severity,
+                kind,
+                f"{_pairs(len(found))}: {what}",
+                lines,
+                fix,
+                tuple(fact.pair.key for fact in found),
+            )
     for kind, (what, fix) in _REMARKS.items():
         if noted := [fact for fact in facts if fact.remark[0] == kind]:
             lines = tuple(f"{_file(fact.pair, 'mask')}: {fact.remark[1]}" for fact in noted)
@@ -244,17 +275,31 @@ def _names(dataset: Dataset) -> Iterator[Finding]:
         return os.path.relpath(path, dataset.root)
 
     if dataset.ambiguous:
-        lines = tuple(f"{shown(image)}: {', '.join(map(shown, others))}" for image, others in dataset.ambiguous.items())
+        lines = tuple(
+            f"{shown(image)}: {', '.join(map(shown, others))}" for image, others in dataset.ambiguous.items()
+        )
         what = f"{len(dataset.ambiguous):,} names: several files for one image and one mask, none of them is used"
         yield Finding("error", "ambiguous match", what, lines, "keep one image and one mask of each name")
     for kind, files, what, fix in (
-        ("missing mask", dataset.unmatched_images, "without a mask, left out", "add the masks, or ignore this"),
-        ("extra mask", dataset.unmatched_masks, "without an image, left out", "add the images, or ignore this"),
+        (
+            "missing mask",
+            dataset.unmatched_images,
+            "without a mask, left out",
+            "add the masks, or ignore this",
+        ),
+        (
+            "extra mask",
+            dataset.unmatched_masks,
+            "without an image, left out",
+            "add the images, or ignore this",
+        ),
     ):
         if files:
             meant = kind == "missing mask" and dataset.masks.lists_images
             many = len(files) > len(dataset.pairs) and not meant  # so many are seldom meant
-            yield Finding("error" if many else "warning", kind, f"{len(files):,} {what}", tuple(map(shown, files)), fix)
+            yield Finding(
+                "error" if many else "warning", kind, f"{len(files):,} {what}", tuple(map(shown, files)), fix
+            )
 
 
 def _copies(facts: Sequence[_Facts], splits: Mapping[str, Sequence[Pair]] | None) -> Iterator[Finding]:
@@ -291,7 +336,13 @@ def _copies(facts: Sequence[_Facts], splits: Mapping[str, Sequence[Pair]] | None
             "keep one of each",
         ),
         ("warning", "duplicates", "the same pixels", harmless, "keep one of each"),
-        ("warning", "near duplicates", f"hardly different, {apart}", near, "put them into one group (--group-by), or keep one"),
+        (
+            "warning",
+            "near duplicates",
+            f"hardly different, {apart}",
+            near,
+            "put them into one group (--group-by), or keep one",
+        ),
     )
     for severity, kind, what, found, fix in cases:
         if found:
@@ -302,9 +353,11 @@ def _copies(facts: Sequence[_Facts], splits: Mapping[str, Sequence[Pair]] | None
 
 
 def _near(facts: Sequence[_Facts], sides: Sequence[str]) -> list[list[_Facts]]:
-    """Clusters of pictures on different sides whose hashes differ in up to NEAR bits, and whose small copies are alike.
+    """Clusters of pictures on different sides whose hashes differ in up to NEAR bits, and whose small copies
+    are alike.
 
-    Of six parts of two such hashes at least three are the same. So for each choice of three, hashes are sorted by these 32
+    Of six parts of two such hashes at least three are the same. So for each choice of three, hashes are
+    sorted by these 32
     bits, and only neighbours that share them are compared: about n log n, where all against all would be n².
     """
     if not facts:
@@ -328,7 +381,9 @@ def _near(facts: Sequence[_Facts], sides: Sequence[str]) -> list[list[_Facts]]:
             first = first[first + step < len(key)]
             first = first[key[first] == key[first + step]]
             one, other = order[first], order[first + step]
-            bits = np.unpackbits((hashes[one] ^ hashes[other]).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
+            bits = np.unpackbits((hashes[one] ^ hashes[other]).view(np.uint8).reshape(-1, 8), axis=1).sum(
+                axis=1
+            )
             close = (bits <= NEAR) & (side[one] != side[other])
             one, other = one[close], other[close]
             alike = np.abs(thumbs[one].astype(np.int16) - thumbs[other]).max(axis=1, initial=0) <= _ALIKE
@@ -343,15 +398,33 @@ def _near(facts: Sequence[_Facts], sides: Sequence[str]) -> list[list[_Facts]]:
 def _balance(classes: Sequence[Share]) -> Iterator[Finding]:
     """Classes that are missing or rare."""
     if sum(share.images > 0 for share in classes) < 2:
-        yield Finding("error", "nothing to learn", "all masks together hold one class only", (), "mark something in the masks")
+        yield Finding(
+            "error",
+            "nothing to learn",
+            "all masks together hold one class only",
+            (),
+            "mark something in the masks",
+        )
     absent = tuple(share.name for share in classes if not share.images)
-    rare = tuple(f"{s.name}: {s.pixels:.3%} of the pixels, in {s.images:,} masks" for s in classes if 0 < s.pixels < _RARE)
+    rare = tuple(
+        f"{s.name}: {s.pixels:.3%} of the pixels, in {s.images:,} masks"
+        for s in classes
+        if 0 < s.pixels < _RARE
+    )
     if absent:
         fix = "leave them out of the list of classes, or add pictures that show them"
-        yield Finding("warning", "classes that never occur", f"{len(absent)} of {len(classes)} classes", absent, fix)
+        yield Finding(
+            "warning", "classes that never occur", f"{len(absent)} of {len(classes)} classes", absent, fix
+        )
     if rare:
         fix = "add pictures that show them, or expect little of these classes"
-        yield Finding("warning", "rare classes", f"{len(rare)} of {len(classes)} classes: under 0.1 % of the pixels", rare, fix)
+        yield Finding(
+            "warning",
+            "rare classes",
+            f"{len(rare)} of {len(classes)} classes: under 0.1 % of the pixels",
+            rare,
+            fix,
+        )
 
 
 def _sizes(facts: Sequence[_Facts]) -> Iterator[Finding]:
@@ -360,7 +433,9 @@ def _sizes(facts: Sequence[_Facts]) -> Iterator[Finding]:
         lines = tuple(f"{height}x{width}: {count:,}" for (height, width), count in sizes.most_common())
         ratios = sorted(width / height for height, width in sizes)
         what = f"{len(sizes):,} sizes (height x width), {ratios[0]:.2f} to {ratios[-1]:.2f} times as wide as high"
-        yield Finding("note", "mixed sizes", what, lines, "nothing to do: pictures keep their shape, and are padded")
+        yield Finding(
+            "note", "mixed sizes", what, lines, "nothing to do: pictures keep their shape, and are padded"
+        )
 
 
 def _file(pair: Pair, kind: str) -> str:

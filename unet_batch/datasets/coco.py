@@ -13,9 +13,9 @@
 | iscrowd: 1                           | void, where no other object lies                                                  |
 | an image without annotations         | background                                                                        |
 
-Of the file only what is needed stays in memory, outlines as packed numbers: 1.7 times its size, and 2.4 times while it is read
-(a drawn-up 94 MB of 172,000 polygons: 3.6 s). A mask of 480x640 with seven objects is drawn in 4 ms. An annotation that
-cannot be drawn costs its own image only.
+Of the file only what is needed stays in memory, outlines as packed numbers: 1.7 times its size, and 2.4 times
+while it is read (a drawn-up 94 MB of 172,000 polygons: 3.6 s). A mask of 480x640 with seven objects is drawn
+in 4 ms. An annotation that cannot be drawn costs its own image only.
 """
 
 from __future__ import annotations
@@ -95,17 +95,24 @@ class Coco:
 
         entry = self.entries[mask]
         if entry.size is None:
-            raise ImageError(f"{mask}: has no width and height in pixels", hint="export the file again, with both")
+            raise ImageError(
+                f"{mask}: has no width and height in pixels", hint="export the file again, with both"
+            )
         height, width = entry.size
         if height * width > MAX_PIXELS:
-            raise ImageTooLarge(f"{mask}: {height}x{width} (height x width) is over the limit of {MAX_PIXELS:,} pixels")
+            raise ImageTooLarge(
+                f"{mask}: {height}x{width} (height x width) is over the limit of {MAX_PIXELS:,} pixels"
+            )
         crowds: list[Any] = []
         objects: list[tuple[int, int, Any]] = []  # pixels, class, outline
         invisible = []
         for place, annotation in enumerate(entry.annotations):
             name = f"annotation {annotation.get('id', f'number {place + 1} of this image')}"
             try:
-                outline, id = _outline(annotation, entry.size), self.ids.get(_key(annotation.get("category_id")))
+                outline, id = (
+                    _outline(annotation, entry.size),
+                    self.ids.get(_key(annotation.get("category_id"))),
+                )
                 if id is None:
                     raise ValueError(f"the category {annotation.get('category_id')!r} is not in the file")
             except ValueError as error:
@@ -121,7 +128,10 @@ class Coco:
         objects.sort(key=lambda drawn: -drawn[0])
         layers = [(VOID, crowds)] if crowds else []
         # Neighbours of one class are drawn together: with one class alone, that is everything in one go.
-        layers += [(id, [drawn[2] for drawn in run]) for id, run in itertools.groupby(objects, key=lambda drawn: drawn[1])]
+        layers += [
+            (id, [drawn[2] for drawn in run])
+            for id, run in itertools.groupby(objects, key=lambda drawn: drawn[1])
+        ]
         for id, outlines in layers:
             np.copyto(ids, np.uint8(id), where=rle.decode(rle.merge(outlines)).view(bool))
         remark = ("", "")
@@ -135,25 +145,31 @@ def load(file: str) -> Coco:
     """Read a file of annotations; see the top of this module for what becomes of it.
 
     Raises:
-        UsageError: pycocotools is missing, the file cannot be read, is not COCO's, holds boxes only, or its images or
-            categories contradict each other.
+        UsageError: pycocotools is missing, the file cannot be read, is not COCO's, holds boxes only, or its
+            images or categories contradict each other.
     """
     try:
         import pycocotools.mask  # noqa: F401
     except ImportError as error:
         hint = 'pip install "unet-batch[coco]"'
-        raise UsageError(f"{file}: COCO annotations need pycocotools, which is not installed", hint=hint) from error
+        raise UsageError(
+            f"{file}: COCO annotations need pycocotools, which is not installed", hint=hint
+        ) from error
     images, annotations, categories = _lists(file)
     if not images:
         raise UsageError(f"{file}: names no images", hint="export it again")
-    if annotations and not any(isinstance(entry, dict) and entry.get("segmentation") for entry in annotations):
+    if annotations and not any(
+        isinstance(entry, dict) and entry.get("segmentation") for entry in annotations
+    ):
         why = f"none of its {len(annotations):,} annotations has a segmentation: boxes only?"
         raise UsageError(f"{file}: {why}", hint="export polygons or masks (COCO instance segmentation)")
     ids, classes, why_classes = _classes(file, categories, annotations)
     lost: list[str] = []
     entries = _entries(file, images, annotations, lost)
     crowds = sum(entry.get("iscrowd") == 1 for entry in annotations if isinstance(entry, dict))
-    overlap = "where objects overlap, the smaller one counts" + (f"; iscrowd is void ({crowds:,} regions)" if crowds else "")
+    overlap = "where objects overlap, the smaller one counts" + (
+        f"; iscrowd is void ({crowds:,} regions)" if crowds else ""
+    )
     return Coco(
         classes=classes,
         void=crowds > 0,
@@ -164,7 +180,7 @@ def load(file: str) -> Coco:
     )
 
 
-# The file ------------------------------------------------------------------------------------------------------------------
+# The file ---------------------------------------------------------------------------------------------------
 
 
 def _lists(file: str) -> list[list[Any]]:
@@ -173,9 +189,13 @@ def _lists(file: str) -> list[list[Any]]:
         with open(file, encoding="utf-8-sig") as stream:
             document = json.load(stream, object_hook=_slim)
     except OSError as error:
-        raise UsageError(f"{file}: cannot be read: {error.strerror or error}", hint="name a file of annotations") from error
+        raise UsageError(
+            f"{file}: cannot be read: {error.strerror or error}", hint="name a file of annotations"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{file}: is not JSON: {error}", hint="it may be cut short: export or copy it again") from error
+        raise UsageError(
+            f"{file}: is not JSON: {error}", hint="it may be cut short: export or copy it again"
+        ) from error
     hint = "COCO's format is an object with the lists images, annotations and categories"
     if not isinstance(document, dict):
         what = "a list" if isinstance(document, list) else "a single value"
@@ -202,31 +222,47 @@ def _packed(polygon: Any) -> Any:
         return polygon
 
 
-def _classes(file: str, categories: list[Any], annotations: list[Any]) -> tuple[dict[int, int], ClassTable, str]:
+def _classes(
+    file: str, categories: list[Any], annotations: list[Any]
+) -> tuple[dict[int, int], ClassTable, str]:
     """Class by category, the table, and why."""
     names: dict[int, str] = {}
     parents: dict[int, object] = {}
     for place, category in enumerate(categories):
         id, name = (category.get("id"), category.get("name")) if isinstance(category, dict) else (None, None)
         if not isinstance(id, int) or not isinstance(name, str) or not name:
-            raise UsageError(f"{file}: categories[{place}] needs a whole number 'id' and a 'name'", hint="export it again")
+            raise UsageError(
+                f"{file}: categories[{place}] needs a whole number 'id' and a 'name'", hint="export it again"
+            )
         if id in names or name in names.values():
             same = f"the id {id}" if id in names else f"called {name!r}"
-            raise UsageError(f"{file}: two categories are {same}", hint="give each an id and a name of its own")
+            raise UsageError(
+                f"{file}: two categories are {same}", hint="give each an id and a name of its own"
+            )
         names[id], parents[id] = name, category.get("supercategory")
     used = {_key(entry.get("category_id")) for entry in annotations if isinstance(entry, dict)}
-    headings = [id for id in names if id not in used and any(parents[k] == names[id] for k in names if k != id)]
+    headings = [
+        id for id in names if id not in used and any(parents[k] == names[id] for k in names if k != id)
+    ]
     empty = [id for id in names if names[id].lower() == "background"]
     kept = [id for id in sorted(names) if id not in headings and id not in empty]
     if not 0 < len(kept) < _MOST:
         why = f"{len(kept)} categories, 1 to {_MOST - 1} expected"
-        raise UsageError(f"{file}: {why}", hint="merge categories" if kept else "export it again, with its categories")
+        raise UsageError(
+            f"{file}: {why}", hint="merge categories" if kept else "export it again, with its categories"
+        )
     ids = {id: number for number, id in enumerate(kept, 1)} | dict.fromkeys(empty, 0)
     extra = "".join(f"; {names[id]!r} only stands above others: not a class" for id in headings)
     colours = palette(len(kept))
     if len(kept) == 1:
-        return ids, ClassTable((names[kept[0]],), colours), f"one category: one class, called {names[kept[0]]}{extra}"
-    why = f"{len(kept)} categories: classes 1 to {len(kept)} in the order of their ids, 0 is background{extra}"
+        return (
+            ids,
+            ClassTable((names[kept[0]],), colours),
+            f"one category: one class, called {names[kept[0]]}{extra}",
+        )
+    why = (
+        f"{len(kept)} categories: classes 1 to {len(kept)} in the order of their ids, 0 is background{extra}"
+    )
     return ids, ClassTable(("background", *(names[id] for id in kept)), ((0, 0, 0), *colours)), why
 
 
@@ -239,7 +275,8 @@ def _entries(file: str, images: list[Any], annotations: list[Any], lost: list[st
             lost.append(f"{file}: images[{place}] has no id")
         elif key in own:
             raise UsageError(
-                f"{file}: two images have the id {key!r}", hint="number them anew, and their annotations with them"
+                f"{file}: two images have the id {key!r}",
+                hint="number them anew, and their annotations with them",
             )
         else:
             own[key] = []
@@ -252,7 +289,10 @@ def _entries(file: str, images: list[Any], annotations: list[Any], lost: list[st
             own[key].append(annotation)
         else:
             name = annotation.get("id", f"number {place + 1}")
-            lost.append(f"{file}: annotation {name} is of image {annotation.get('image_id')!r}, which is not in the file")
+            lost.append(
+                f"{file}: annotation {name} is of image {annotation.get('image_id')!r}, which is not in the "
+                f"file"
+            )
     named = [image for image in images if isinstance(image, dict) and _key(image.get("id")) is not None]
     copies = Counter(image["file_name"] for image in named if isinstance(image.get("file_name"), str))
     entries = []
@@ -277,7 +317,7 @@ def _side(value: object) -> int:
     return int(value) if isinstance(value, (int, float)) and value > 0 and float(value).is_integer() else 0
 
 
-# Outlines ------------------------------------------------------------------------------------------------------------------
+# Outlines ---------------------------------------------------------------------------------------------------
 
 
 def _outline(annotation: Mapping[str, Any], size: Size) -> Any:
@@ -300,7 +340,9 @@ def _outline(annotation: Mapping[str, Any], size: Size) -> Any:
     if not isinstance(shape, dict) or not {"size", "counts"} <= shape.keys():
         raise ValueError("its segmentation is neither a list of polygons nor an RLE with size and counts")
     if shape["size"] != list(size):
-        raise ValueError(f"its RLE is for size {shape['size']}, the image is {list(size)} (height, width) in the file")
+        raise ValueError(
+            f"its RLE is for size {shape['size']}, the image is {list(size)} (height, width) in the file"
+        )
     counts, total = shape["counts"], size[0] * size[1]
     if isinstance(counts, list):
         if not all(type(count) is int and count >= 0 for count in counts):
@@ -313,11 +355,14 @@ def _outline(annotation: Mapping[str, Any], size: Size) -> Any:
     try:
         pixels = rle.decode(shape)
     except ValueError:
-        raise ValueError(f"its RLE is damaged: it counts more than the {total:,} pixels of the image") from None
+        raise ValueError(
+            f"its RLE is damaged: it counts more than the {total:,} pixels of the image"
+        ) from None
     try:  # what is too short leaves pixels that were never set; it would fit into one pixel less, too
         rle.decode({"size": [total - 1, 1], "counts": shape["counts"]})
     except ValueError:
-        return rle.encode(pixels)  # anew: `merge` writes beyond its memory if runs of no pixels are among the counts
+        # Anew: `merge` writes beyond its memory if runs of no pixels are among the counts
+        return rle.encode(pixels)
     raise ValueError(f"its RLE is damaged: it counts fewer than the {total:,} pixels of the image")
 
 
@@ -331,4 +376,7 @@ def _check_polygon(polygon: Any, size: Size) -> None:
         points = np.asarray(values)
         far = points[~((points >= -side) & (points <= 2 * side))]  # also what is not a number
         if far.size:  # pycocotools would need memory for each step out there
-            raise ValueError(f"a polygon reaches {axis} = {far[0]:g}, but the image ends at {side}: of another image or size?")
+            raise ValueError(
+                f"a polygon reaches {axis} = {far[0]:g}, but the image ends at {side}: of another image or "
+                f"size?"
+            )

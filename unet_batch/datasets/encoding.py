@@ -1,7 +1,7 @@
 """What the values in mask files mean: from classes.toml, or from the values themselves.
 
-classes.toml lies beside the folders of images and masks. `id` (the class's place in the file, unless given) and `color` are
-what masks hold; which of the two, the masks show.
+classes.toml lies beside the folders of images and masks. `id` (the class's place in the file, unless given)
+and `color` are what masks hold; which of the two, the masks show.
 
     void = 255                  # ignored in training; also [254, 255], or colours such as [[0, 0, 0]]
     [[class]]
@@ -9,8 +9,8 @@ what masks hold; which of the two, the masks show.
     color = [128, 64, 128]
     id = 3
 
-One class alone is the foreground: 1 or 255 in the masks unless it has an id or a color, and 0 (black) is the background.
-Of a palette mask the index counts, never its colour.
+One class alone is the foreground: 1 or 255 in the masks unless it has an id or a color, and 0 (black) is the
+background. Of a palette mask the index counts, never its colour.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class Encoding:
     Attributes:
         kind: "grey" for values (palette indices among them), "colour" for RGB.
         table: id, or VOID, by stored value; a colour is the number 0xRRGGBB.
-        threshold: of two-valued masks, the value from which others count as the class, as blurred edges need; else None.
+        threshold: of two-valued masks, the value from which others count as the class, as blurred edges need;
+            else None.
     """
 
     lists_images: ClassVar[bool] = False
@@ -121,11 +122,15 @@ class Encoding:
         """
         values, kind = _values(mask)
         if kind == "colour" and self.kind == "grey":
-            raise ImageError(f"{mask}: is coloured, other masks hold ids", hint="save it as a grey PNG of ids")
+            raise ImageError(
+                f"{mask}: is coloured, other masks hold ids", hint="save it as a grey PNG of ids"
+            )
         if kind != "colour" and self.kind == "colour":
             values = np.minimum(values, 255).astype(np.int32) * 0x010101
         # cv2 looks bytes up four times as fast: 0.7 instead of 3.2 ms for 1280x1918.
-        ids = cast("Pixels", cv2.LUT(values, self.lut[:256])) if values.dtype == np.uint8 else self.lut[values]
+        ids = (
+            cast("Pixels", cv2.LUT(values, self.lut[:256])) if values.dtype == np.uint8 else self.lut[values]
+        )
         unknown = ids == _STRAY
         if not unknown.any():
             return Mask(ids)
@@ -133,11 +138,15 @@ class Encoding:
         if self.threshold is not None:
             ids[unknown] = values[unknown] >= self.threshold
         if self._softened(stray, ids.size):
-            return Mask(ids, remark=(SOFT, f"{sum(stray.values()):,} of {ids.size:,} pixels between 0 and 255"))
+            return Mask(
+                ids, remark=(SOFT, f"{sum(stray.values()):,} of {ids.size:,} pixels between 0 and 255")
+            )
         return Mask(ids, self._spelled(stray))
 
     def _softened(self, stray: Mapping[int, int], pixels: int) -> bool:
-        """Whether stray values are the soft edges of a mask of 0 and 255, which `threshold` settles: not ids among them."""
+        """Whether stray values are the soft edges of a mask of 0 and 255, which `threshold` settles: not ids
+        among them.
+        """
         if self.threshold is None or len(stray) < 3 or max(stray) < self.threshold:
             return False
         return sum(count for value, count in stray.items() if 16 <= value < 240) < 0.1 * pixels
@@ -151,7 +160,9 @@ class Encoding:
 
 
 def _values(path: str) -> tuple[NDArray[Any], str]:
-    """Stored values (h, w) and their kind, as `images.read_ids` names it; colours as 0xRRGGBB, grey saved as RGB as grey."""
+    """Stored values (h, w) and their kind, as `images.read_ids` names it; colours as 0xRRGGBB, grey saved as
+    RGB as grey.
+    """
     values, kind = images.read_ids(path)
     if kind != "colour":
         return values, kind
@@ -207,12 +218,18 @@ def understand(toml: str, masks: Sequence[str]) -> tuple[ClassTable, Encoding, s
         classes, encoding, why = _from_toml(toml, files, kinds)
         return classes, encoding, f"{why} ({basis})"
     if "colour" in kinds:
-        common = sum((values for values, kind in histograms if kind == "colour"), Counter[int]()).most_common()
+        common = sum(
+            (values for values, kind in histograms if kind == "colour"), Counter[int]()
+        ).most_common()
         shown = ", ".join(_shown(value, "colour") for value, _ in common[:8]) + ", ..." * (len(common) > 8)
-        raise UsageError(f"{masks[0]}: masks hold {len(common):,} colours: {shown}", hint=f"name each of them in {toml}")
+        raise UsageError(
+            f"{masks[0]}: masks hold {len(common):,} colours: {shown}", hint=f"name each of them in {toml}"
+        )
     guess, why = _guess(files, "jpeg" in kinds)
     if guess is None:
-        raise UsageError(f"{masks[0]}: masks hold {why}", hint=f"save masks as 8-bit ids, or name each value in {toml}")
+        raise UsageError(
+            f"{masks[0]}: masks hold {why}", hint=f"save masks as 8-bit ids, or name each value in {toml}"
+        )
     count = max(id for id in guess.table.values() if id != VOID) + 1
     names = ("foreground",) if count <= 2 else tuple(f"class{id}" for id in range(count))
     return ClassTable(names, palette(len(names))), guess, f"{why} ({basis})"
@@ -229,10 +246,17 @@ def _guess(files: Sequence[Counter[int]], lossy: bool) -> tuple[Encoding | None,
         return Encoding("grey", {0: 0, 255: 1}, 128), "masks hold 0 and 255: one class, called foreground"
     if values == {0, 1, 255}:
         if any({1, 255} <= set(file) for file in files):
-            return Encoding("grey", {0: 0, 1: 1, 255: VOID}), "masks hold 0, 1 and 255: one class, called foreground, and void"
-        return Encoding("grey", {0: 0, 1: 1, 255: 1}), "some masks hold 0 and 1, others 0 and 255: one class, called foreground"
-    extreme = sum(count for value, count in counts.items() if value < 16 or 240 <= value < 256) / counts.total()
-    smooth = lossy or (len(values) > 4 and any(64 <= value < 192 for value in values))  # up to 20 ids and 255 would not be
+            return Encoding(
+                "grey", {0: 0, 1: 1, 255: VOID}
+            ), "masks hold 0, 1 and 255: one class, called foreground, and void"
+        return Encoding(
+            "grey", {0: 0, 1: 1, 255: 1}
+        ), "some masks hold 0 and 1, others 0 and 255: one class, called foreground"
+    extreme = (
+        sum(count for value, count in counts.items() if value < 16 or 240 <= value < 256) / counts.total()
+    )
+    # Up to 20 ids and 255 would not be
+    smooth = lossy or (len(values) > 4 and any(64 <= value < 192 for value in values))
     if extreme > 0.9 and 240 <= max(values) < 256 and smooth:
         soft = 1 - (counts[0] + counts[255]) / counts.total()
         why = f"masks hold 0 and 255 with soft edges (JPEG or anti-aliasing, {soft:.1%} of the pixels): above 127 is foreground"
@@ -243,11 +267,20 @@ def _guess(files: Sequence[Counter[int]], lossy: bool) -> tuple[Encoding | None,
         return None, f"the values {', '.join(map(str, sorted(values)))}, too far apart to be ids"
     if sorted(map(len, files))[len(files) // 2] > 64:
         return None, f"{len(values)} different values: photos, or ids blurred by JPEG?"
-    table, why = {id: id for id in range(top + 1)}, f"masks hold ids from 0 to {top}: {top + 1} classes without names"
-    return (Encoding("grey", {**table, 255: VOID}), why + "; 255 is void") if VOID in values else (Encoding("grey", table), why)
+    table, why = (
+        {id: id for id in range(top + 1)},
+        f"masks hold ids from 0 to {top}: {top + 1} classes without names",
+    )
+    return (
+        (Encoding("grey", {**table, 255: VOID}), why + "; 255 is void")
+        if VOID in values
+        else (Encoding("grey", table), why)
+    )
 
 
-def _from_toml(path: str, files: Sequence[Counter[int]], kinds: Container[str]) -> tuple[ClassTable, Encoding, str]:
+def _from_toml(
+    path: str, files: Sequence[Counter[int]], kinds: Container[str]
+) -> tuple[ClassTable, Encoding, str]:
     """Classes as a person wrote them down; the sample only says whether ids or colours are stored."""
     colour = "colour" in kinds
     hint = '[[class]] name = "road" color = [128, 64, 128] id = 3, each on a line of its own; void = 255 above them'
@@ -255,15 +288,26 @@ def _from_toml(path: str, files: Sequence[Counter[int]], kinds: Container[str]) 
         document = load_toml(path)
         entries = document["class"]
         names = tuple(str(entry["name"]) for entry in entries)
-        colours = tuple(_colour(entry.get("color", chosen)) for entry, chosen in zip(entries, palette(len(names)), strict=True))
+        colours = tuple(
+            _colour(entry.get("color", chosen))
+            for entry, chosen in zip(entries, palette(len(names)), strict=True)
+        )
         key = "color" if colour else "id"
-        stored = [_packed(entry["color"]) if colour else int(entry.get("id", place)) for place, entry in enumerate(entries)]
+        stored = [
+            _packed(entry["color"]) if colour else int(entry.get("id", place))
+            for place, entry in enumerate(entries)
+        ]
         listed = document.get("void", [])
         void = listed if isinstance(listed, list) else [listed]
-        ignored = [_packed(value) if colour else int(value) for value in void if isinstance(value, list) == colour]
-        if not 0 < len(names) < _STRAY or not all(0 <= value < 1 << (24 if colour else 16) for value in stored + ignored):
+        ignored = [
+            _packed(value) if colour else int(value) for value in void if isinstance(value, list) == colour
+        ]
+        if not 0 < len(names) < _STRAY or not all(
+            0 <= value < 1 << (24 if colour else 16) for value in stored + ignored
+        ):
             raise ValueError("1 to 253 classes, ids from 0 to 65535")
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:  # tomllib's own is a ValueError
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        # Tomllib's own is a ValueError
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UsageError(f"{path}: {reason}", hint=hint) from error
     if len({*stored, *ignored}) < len(stored) + len(ignored):
@@ -275,10 +319,15 @@ def _from_toml(path: str, files: Sequence[Counter[int]], kinds: Container[str]) 
         return classes, Encoding(kind, {value: id for id, value in enumerate(stored)} | voids), why
     if colour or "id" in entries[0]:
         return classes, Encoding(kind, {0: 0, stored[0]: 1, **voids}), why
-    marked = [Counter({value: count for value, count in file.items() if value not in voids}) for file in files]
+    marked = [
+        Counter({value: count for value, count in file.items() if value not in voids}) for file in files
+    ]
     encoding, guess = _guess(marked, "jpeg" in kinds)
     if encoding is None or max(encoding.table.values()) > 1:
-        raise UsageError(f"{path}: names one class, but {guess}", hint="name the other classes, or list their values as void")
+        raise UsageError(
+            f"{path}: names one class, but {guess}",
+            hint="name the other classes, or list their values as void",
+        )
     return classes, Encoding("grey", {**encoding.table, **voids}, encoding.threshold), f"{why}: {guess}"
 
 

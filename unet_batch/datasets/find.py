@@ -1,4 +1,5 @@
-"""A folder of pictures and their masks, understood: which belong together, what the values mean, what must stay together.
+"""A folder of pictures and their masks, understood: which belong together, what the values mean, what must
+stay together.
 
 | what                | is recognised by                                                                               |
 |---------------------|------------------------------------------------------------------------------------------------|
@@ -48,7 +49,8 @@ _BY_NAME, _BY_FOLDER = re.compile(r"(.*[^/_-])[_-][^/_-]+"), re.compile(r"(.+)/[
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A picture and its mask: absolute paths, the picture's key (see `Item`), and what it must stay together with.
+    """A picture and its mask: absolute paths, the picture's key (see `Item`), and what it must stay together
+    with.
 
     A mask in a file of annotations is named by both: `/data/annotations.json: car_01.jpg`.
     """
@@ -92,7 +94,8 @@ class Dataset:
 
         Args:
             pair: one of `pairs`.
-            size: of the upright picture, as `images.read` gives it; None skips the comparison. A mask is never turned to fit.
+            size: of the upright picture, as `images.read` gives it; None skips the comparison. A mask is
+                never turned to fit.
 
         Raises:
             ImageError: the mask cannot be read, is of another size, or holds values without a meaning.
@@ -120,31 +123,47 @@ def find_dataset(
         folder: holds classes.toml, if any, and both folders unless they are named.
         images, masks: the two folders; relative names start at `folder`, if they exist there.
         coco: a file of COCO annotations in place of masks; named like the folders.
-        group_by: a regular expression searched in each key; its group named `group`, or its first one, names the group.
+        group_by: a regular expression searched in each key; its group named `group`, or its first one, names
+            the group.
 
     Raises:
         SourceError: a folder is missing or holds no pictures, or no mask fits a picture.
-        UsageError: classes.toml, the annotations or `group_by` are wrong, there are several files of annotations, or the values
-            of the masks cannot be guessed.
+        UsageError: classes.toml, the annotations or `group_by` are wrong, there are several files of
+            annotations, or the values of the masks cannot be guessed.
         ImageError: not one of the masks can be read.
     """
     root = os.path.abspath(folder)
     if not os.path.isdir(root):
         raise SourceError(f"{folder}: no such folder", hint="name the folder that holds images and masks")
     if coco is not None and masks is not None:
-        raise UsageError(f"both masks ({masks}) and COCO annotations ({coco}) are named", hint="name one of them")
+        raise UsageError(
+            f"both masks ({masks}) and COCO annotations ({coco}) are named", hint="name one of them"
+        )
     if coco is not None:
-        return _from_coco(root, _named(root, coco, os.path.isfile, "the file of annotations"), "", images, group_by)
-    if masks is None and _known(root, _MASKS, besides=_holds_json_only) is None and (only := _only_coco(root, images)):
+        return _from_coco(
+            root, _named(root, coco, os.path.isfile, "the file of annotations"), "", images, group_by
+        )
+    if (
+        masks is None
+        and _known(root, _MASKS, besides=_holds_json_only) is None
+        and (only := _only_coco(root, images))
+    ):
         return _from_coco(root, only, ": no folder of masks, and no other COCO file", images, group_by)
     return _from_folders(root, images, masks, group_by)
 
 
 def _from_folders(root: str, images: str | None, masks: str | None, group_by: str | None) -> Dataset:
-    image_folder, mask_folder = _subfolder(root, images, _IMAGES, "images"), _subfolder(root, masks, _MASKS, "masks")
+    image_folder, mask_folder = (
+        _subfolder(root, images, _IMAGES, "images"),
+        _subfolder(root, masks, _MASKS, "masks"),
+    )
     if os.path.samefile(image_folder, mask_folder):
-        raise SourceError(f"{image_folder}: images and masks in one folder cannot be told apart", hint="use two folders")
-    image_files, mask_files = (collect([name], is_picture=pictures.is_supported).items for name in (image_folder, mask_folder))
+        raise SourceError(
+            f"{image_folder}: images and masks in one folder cannot be told apart", hint="use two folders"
+        )
+    image_files, mask_files = (
+        collect([name], is_picture=pictures.is_supported).items for name in (image_folder, mask_folder)
+    )
     by_stem: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)  # (path, key) of the pictures
     for item in image_files:
         by_stem[stem_of(item.path, image_folder)].append((item.path, item.key))
@@ -170,13 +189,17 @@ def _from_folders(root: str, images: str | None, masks: str | None, group_by: st
     if not matched:
         names = f"such as {os.path.basename(image_files[0].path)} and {os.path.basename(mask_files[0].path)}"
         why = f"none of {len(image_files):,} images and {len(mask_files):,} masks belong together, {names}"
-        raise SourceError(f"{root}: {why}", hint="a mask is called like its image, with _mask or nothing added")
+        raise SourceError(
+            f"{root}: {why}", hint="a mask is called like its image, with _mask or nothing added"
+        )
     used = ", ".join(f"{suffix or 'nothing'} added ({count:,})" for suffix, count in suffixes.most_common(3))
     reasons = (
         f"images are in {os.path.relpath(image_folder, root)}, masks in {os.path.relpath(mask_folder, root)}",
         f"{len(matched):,} of {len(image_files):,} images have a mask of the same name, with {used}",
     )
-    classes, encoding, why_classes = understand(os.path.join(root, "classes.toml"), sorted(mask for _, _, mask in matched))
+    classes, encoding, why_classes = understand(
+        os.path.join(root, "classes.toml"), sorted(mask for _, _, mask in matched)
+    )
     pairs, why_groups = paired(matched, group_by)
     return Dataset(
         root=root,
@@ -197,7 +220,11 @@ def _from_coco(root: str, file: str, why: str, images: str | None, group_by: str
     else:
         folders = [folder for folder in (_known(root, _IMAGES), root) if folder is not None]
     found = _claims(coco, folders[0])
-    if found.missing and len(folders) > 1 and len((other := _claims(coco, root)).missing) < len(found.missing):
+    if (
+        found.missing
+        and len(folders) > 1
+        and len((other := _claims(coco, root)).missing) < len(found.missing)
+    ):
         found = other
     takers = Counter(item.path for items in found.claims.values() for item in items)
     matched: list[tuple[str, str, str]] = []
@@ -215,7 +242,8 @@ def _from_coco(root: str, file: str, why: str, images: str | None, group_by: str
         )
     bare = sum(not coco.entries[mask].annotations for _, _, mask in matched)
     reasons = [
-        f"annotations are in {os.path.relpath(file, root)}{why}; images are in {os.path.relpath(found.folder, root)}",
+        f"annotations are in {os.path.relpath(file, root)}{why}; images are in "
+        f"{os.path.relpath(found.folder, root)}",
         f"{len(matched):,} of {len(coco.entries):,} images in the file are there"
         + (f", {found.deeper:,} in folders that file_name does not name" if found.deeper else "")
         + (f"; {bare:,} without annotations are all background" if bare else ""),
@@ -237,8 +265,9 @@ def _from_coco(root: str, file: str, why: str, images: str | None, group_by: str
 
 
 class _Claims(NamedTuple):
-    """The pictures in a folder, those that each mask may belong to, how many were found by the end of their path, and the masks
-    of none."""
+    """The pictures in a folder, those that each mask may belong to, how many were found by the end of their
+    path, and the masks of none.
+    """
 
     folder: str
     items: Sequence[Item]
@@ -254,14 +283,21 @@ def _claims(coco: Coco, folder: str) -> _Claims:
     for item in items:
         path = _slashed(item.path)
         by_name[posixpath.basename(path)].append((path, item))
-    names = {mask: posixpath.normpath(_slashed(entry.file_name.replace("\\", "/"))) for mask, entry in coco.entries.items()}
+    names = {
+        mask: posixpath.normpath(_slashed(entry.file_name.replace("\\", "/")))
+        for mask, entry in coco.entries.items()
+    }
     claims = {mask: [exact[name]] for mask, name in names.items() if name in exact}
     taken, straight, missing = {item.path for (item,) in claims.values()}, len(claims), []
     for mask, name in names.items():
         if mask in claims:
             continue
         end = "/" + name.lstrip("/")  # never cut: val/1.jpg is not train/1.jpg
-        near = [item for path, item in by_name[posixpath.basename(name)] if path.endswith(end) and item.path not in taken]
+        near = [
+            item
+            for path, item in by_name[posixpath.basename(name)]
+            if path.endswith(end) and item.path not in taken
+        ]
         if near:
             claims[mask] = near
         else:
@@ -270,12 +306,13 @@ def _claims(coco: Coco, folder: str) -> _Claims:
 
 
 def split(pairs: Sequence[Pair], fraction: float) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    """Keep whole groups out of training: the same ones on every machine, and still the same ones when others come to them.
+    """Keep whole groups out of training: the same ones on every machine, and still the same ones when others
+    come to them.
 
-    A group validates if a hash of its name falls below the fraction, whatever other groups there are: a model can be trained
-    further on a dataset that has grown, and no picture that it was trained on is among those that judge it. Where that misses
-    the fraction by a factor of two, as it may with a few groups, those are kept out, in the order of their hashes, that bring
-    the share closer to it.
+    A group validates if a hash of its name falls below the fraction, whatever other groups there are: a model
+    can be trained further on a dataset that has grown, and no picture that it was trained on is among those
+    that judge it. Where that misses the fraction by a factor of two, as it may with a few groups, those are
+    kept out, in the order of their hashes, that bring the share closer to it.
 
     Args:
         pairs: what to split; the order within a part is theirs.
@@ -295,7 +332,9 @@ def split(pairs: Sequence[Pair], fraction: float) -> tuple[tuple[Pair, ...], tup
         raise UsageError(f"{len(sizes)} group cannot be on both sides of a split", hint=hint)
 
     def place(group: str) -> float:
-        return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+        return (
+            int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+        )
 
     kept_out = {group for group in sizes if place(group) < fraction}
     share = sum(sizes[group] for group in kept_out) / len(pairs)
@@ -335,7 +374,8 @@ def read_split(file: str, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
         if len(fits) != 1:
             what = f"fits {len(fits)} images" if fits else "fits no image that has a mask"
             raise UsageError(
-                f"{file}, line {number}: {line!r} {what}", hint="write a key, such as " + pairs[0].key if pairs else ""
+                f"{file}, line {number}: {line!r} {what}",
+                hint="write a key, such as " + pairs[0].key if pairs else "",
             )
         chosen.update(fits)
     if not chosen:
@@ -353,21 +393,31 @@ def leaks(splits: Mapping[str, Iterable[Pair]]) -> dict[str, tuple[str, ...]]:
 
 
 def require_apart(splits: Mapping[str, Iterable[Pair]]) -> None:
-    """Raise UsageError if a group lies in more than one part: its pictures would be judged after training on their like."""
+    """Raise UsageError if a group lies in more than one part: its pictures would be judged after training on
+    their like.
+    """
     for group, names in leaks(splits).items():
-        raise UsageError(f"group {group!r} is in {' and '.join(names)}", hint="keep all pictures of a group in one part")
+        raise UsageError(
+            f"group {group!r} is in {' and '.join(names)}", hint="keep all pictures of a group in one part"
+        )
 
 
 def misfit(image: Size, mask: tuple[int, ...], path: str) -> str:
-    """Say how a mask's size differs from that of its upright picture, the file `path`, and why if EXIF explains it."""
+    """Say how a mask's size differs from that of its upright picture, the file `path`, and why if EXIF
+    explains it.
+    """
     text = f"the image is {image[0]}x{image[1]}, the mask {mask[0]}x{mask[1]} (height x width)"
     if mask != image[::-1]:
         return text
     turned = pictures.orientation(path)
-    return text + (f": the image is turned by its EXIF orientation {turned}, the mask is not" if turned > 4 else ": transposed")
+    return text + (
+        f": the image is turned by its EXIF orientation {turned}, the mask is not"
+        if turned > 4
+        else ": transposed"
+    )
 
 
-# Names ---------------------------------------------------------------------------------------------------------------------
+# Names ------------------------------------------------------------------------------------------------------
 
 
 def _subfolder(root: str, given: str | None, known: Sequence[str], what: str) -> str:
@@ -388,14 +438,18 @@ def _named(root: str, given: str, exists: Callable[[str], bool], what: str) -> s
     raise SourceError(f"{given}: no such {kind}, neither here nor in {root}", hint=f"name {what}")
 
 
-def _known(root: str, names: Sequence[str], besides: Callable[[str], bool] = lambda path: False) -> str | None:
+def _known(
+    root: str, names: Sequence[str], besides: Callable[[str], bool] = lambda path: False
+) -> str | None:
     """The first folder in `root` that has one of these names, in any case, leaving some out."""
     here = {entry.name.lower(): entry.path for entry in os.scandir(root) if entry.is_dir()}
     return next((here[name] for name in names if name in here and not besides(here[name])), None)
 
 
 def _holds_json_only(folder: str) -> bool:
-    """Whether a folder, called annotations perhaps, holds .json but no picture and no folder: then it holds no masks."""
+    """Whether a folder, called annotations perhaps, holds .json but no picture and no folder: then it holds
+    no masks.
+    """
     found = False
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -411,22 +465,33 @@ def _only_coco(root: str, images: str | None) -> str | None:
     Raises:
         UsageError: there are several.
     """
-    places = [root, _known(root, ("annotations",)), _known(root, _IMAGES) if images is None else os.path.join(root, images)]
+    places = [
+        root,
+        _known(root, ("annotations",)),
+        _known(root, _IMAGES) if images is None else os.path.join(root, images),
+    ]
     found: dict[str, None] = {}
     for place in places:
         if place is not None and os.path.isdir(place):
-            found.update((os.path.join(place, name), None) for name in sorted(os.listdir(place)) if _COCO.fullmatch(name))
+            found.update(
+                (os.path.join(place, name), None)
+                for name in sorted(os.listdir(place))
+                if _COCO.fullmatch(name)
+            )
     if len(found) > 1:
         names = [os.path.relpath(path, root) for path in found]
         shown = ", ".join(names[:4]) + ", ..." * (len(names) > 4)
         raise UsageError(
-            f"{root}: {len(names):,} files may hold COCO annotations, {shown}", hint="name one of them with --coco"
+            f"{root}: {len(names):,} files may hold COCO annotations, {shown}",
+            hint="name one of them with --coco",
         )
     return next(iter(found), None)
 
 
 def stem_of(path: str, folder: str) -> str:
-    """The name of a file below a folder, `/`-separated, without its extension: what tells which files belong together."""
+    """The name of a file below a folder, `/`-separated, without its extension: what tells which files belong
+    together.
+    """
     return _slashed(os.path.splitext(os.path.relpath(path, folder))[0])
 
 
@@ -454,16 +519,27 @@ def _groups(keys: Sequence[str], group_by: str | None) -> tuple[list[str], str]:
         except re.error as error:
             raise UsageError(f"group-by {group_by!r} is not a regular expression: {error}") from error
         if not pattern.groups:
-            raise UsageError(f"group-by {group_by!r} has no group", hint="put what names the group in brackets: '^(.+)_'")
+            raise UsageError(
+                f"group-by {group_by!r} has no group", hint="put what names the group in brackets: '^(.+)_'"
+            )
         which: str | int = "group" if "group" in pattern.groupindex else 1
         found = [(key, pattern.search(key)) for key in keys]
         if misses := [key for key, match in found if not match or match[which] is None]:
-            raise UsageError(f"group-by {group_by!r} does not fit {len(misses):,} of {len(keys):,} keys, such as {misses[0]!r}")
+            raise UsageError(
+                f"group-by {group_by!r} does not fit {len(misses):,} of {len(keys):,} keys, such as "
+                f"{misses[0]!r}"
+            )
         groups = [match[which] for _, match in found if match]
         return groups, f"{len(set(groups)):,} groups by {group_by!r}"
-    for pattern, what in ((_BY_NAME, "by what stands before the last _ or - of the names"), (_BY_FOLDER, "by folder")):
+    for pattern, what in (
+        (_BY_NAME, "by what stands before the last _ or - of the names"),
+        (_BY_FOLDER, "by folder"),
+    ):
         groups = [match[1] if (match := pattern.fullmatch(key)) else key for key in keys]
         counts = Counter(groups)
         if sum(count > 1 for count in counts.values()) >= 2 and len(counts) <= len(keys) / 2:
-            return groups, f"{len(counts):,} groups {what}, such as {groups[0]!r} with {counts[groups[0]]:,} images"
+            return (
+                groups,
+                f"{len(counts):,} groups {what}, such as {groups[0]!r} with {counts[groups[0]]:,} images",
+            )
     return list(keys), "every image is a group of its own: the names share no prefixes"

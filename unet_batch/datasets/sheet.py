@@ -1,4 +1,6 @@
-"""One picture that shows a dataset, images beside their masks, or what a model makes of it, masks beside the true ones."""
+"""One picture that shows a dataset, images beside their masks, or what a model makes of it, masks beside the
+true ones.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ _MISSED, _INVENTED, _CONFUSED, _UNKNOWN = (235, 90, 0), (0, 100, 235), (150, 30,
 
 
 def contact_sheet(dataset: Dataset, report: Report, count: int = 24) -> bytes:
-    """Draw up to `count` pairs, image and overlay, as a JPEG: some of each finding, named in red, then a spread of others."""
+    """Draw up to `count` pairs, image and overlay, as a JPEG: some of each finding, named in red, then a
+    spread of others.
+    """
     reasons = _suspicious(report, count)
     calm = [pair for pair in dataset.pairs if pair.key not in reasons]
     wanted = min(len(calm), count - len(reasons))
@@ -43,7 +47,9 @@ def contact_sheet(dataset: Dataset, report: Report, count: int = 24) -> bytes:
 
 def _suspicious(report: Report, count: int) -> dict[str, str]:
     """Key -> kind of finding: in turn the first pair of every kind, then the second, and so on."""
-    queues = [(finding.kind, list(dict.fromkeys(finding.keys))) for finding in report.findings if finding.keys]
+    queues = [
+        (finding.kind, list(dict.fromkeys(finding.keys))) for finding in report.findings if finding.keys
+    ]
     reasons: dict[str, str] = {}
     for turn in range(max((len(keys) for _, keys in queues), default=0)):
         for kind, keys in queues:
@@ -79,11 +85,15 @@ def _cell(dataset: Dataset, pair: Pair, reason: str) -> Pixels:
 
 
 def _fitted(pixels: Pixels, mask: Pixels | None = None, classes: ClassTable | None = None) -> Pixels:
-    """Shrunk into a place of the sheet, on light grey, with the mask over it; shrunk first, so that contours stay lines."""
+    """Shrunk into a place of the sheet, on light grey, with the mask over it; shrunk first, so that contours
+    stay lines.
+    """
     height, width = pixels.shape[:2] if mask is None else mask.shape
     scale = min(_HEIGHT / height, _WIDTH / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cast("Pixels", cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR))
+    small = cast(
+        "Pixels", cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    )
     if mask is not None and classes is not None:
         ids = cast("Pixels", cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST))
         regions = (ids == 1).astype(np.uint8) * 255 if len(classes.names) == 1 else ids
@@ -94,7 +104,7 @@ def _fitted(pixels: Pixels, mask: Pixels | None = None, classes: ClassTable | No
     return out
 
 
-# Comparisons ---------------------------------------------------------------------------------------------------------------
+# Comparisons ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +167,8 @@ def _compared(row: Comparison, classes: ClassTable) -> list[Pixels]:
     error = np.repeat(grey, 3, axis=2)
     for wrong, colour in _errors(row.truth, row.found, classes):
         share = _resized(wrong.astype(np.uint8) * np.uint8(255), size)[..., None] / np.float32(255)
-        error += np.minimum(1, 2.5 * share) * (np.array(colour, np.float32) - error)  # so that thin errors can be seen
+        # So that thin errors can be seen
+        error += np.minimum(1, 2.5 * share) * (np.array(colour, np.float32) - error)
     return [photo, *masks, error.round().astype(np.uint8)]
 
 
@@ -194,7 +205,11 @@ def _legend(rows: Sequence[Comparison], classes: ClassTable, width: int) -> list
         entries.append(("not judged (void)", _UNKNOWN, _INK))
     if several:
         entries.append(("   classes:", None, _INK))
-    shown = [(name, colour, _INK) for id, (name, colour) in enumerate(zip(*_named(classes), strict=True)) if id != ground]
+    shown = [
+        (name, colour, _INK)
+        for id, (name, colour) in enumerate(zip(*_named(classes), strict=True))
+        if id != ground
+    ]
     lines, left = [], 0
     line: list[tuple[str, Colour | None, Colour]] = []
     for entry in [*entries, *shown]:
@@ -208,12 +223,20 @@ def _legend(rows: Sequence[Comparison], classes: ClassTable, width: int) -> list
 
 
 def _named(classes: ClassTable) -> tuple[Sequence[str], Sequence[Colour]]:
-    return ([_shortened(name, 24) for name in classes.names], classes.colours) if len(classes.names) > 1 else ((), ())
+    return (
+        ([_shortened(name, 24) for name in classes.names], classes.colours)
+        if len(classes.names) > 1
+        else ((), ())
+    )
 
 
 def _entry_width(entry: tuple[str, Colour | None, Colour]) -> int:
     text, colour, _ = entry
-    return int(cv2.getTextSize(_drawable(text), cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0]) + (20 if colour else 0) + 18
+    return (
+        int(cv2.getTextSize(_drawable(text), cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0])
+        + (20 if colour else 0)
+        + 18
+    )
 
 
 def _text_line(entries: Sequence[tuple[str, Colour | None, Colour]], width: int, step: int = 0) -> Pixels:
@@ -232,7 +255,10 @@ def _text_line(entries: Sequence[tuple[str, Colour | None, Colour]], width: int,
 
 def _resized(pixels: Pixels, size: Size) -> Pixels:
     smaller = size[0] <= pixels.shape[0] and size[1] <= pixels.shape[1]
-    return cast("Pixels", cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_NEAREST))
+    return cast(
+        "Pixels",
+        cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_NEAREST),
+    )
 
 
 def _shortened(text: str, length: int) -> str:

@@ -22,7 +22,8 @@ _DTYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
 
 @dataclass(frozen=True)
 class Profile:
-    """The shapes an engine takes, as TensorRT's optimization profile: smallest, the one kernels are tuned for, largest.
+    """The shapes an engine takes, as TensorRT's optimization profile: smallest, the one kernels are tuned
+    for, largest.
 
     Attributes:
         batch: pictures, (min, opt, max).
@@ -35,7 +36,9 @@ class Profile:
     def __post_init__(self) -> None:
         low, best, high = self.batch
         if not 1 <= low <= best <= high:
-            raise UsageError(f"batch {low},{best},{high}: smallest, best and largest expected, in this order, from 1")
+            raise UsageError(
+                f"batch {low},{best},{high}: smallest, best and largest expected, in this order, from 1"
+            )
         for axis in (0, 1):
             low, best, high = (size[axis] for size in self.size)
             if not 1 <= low <= best <= high:
@@ -43,9 +46,15 @@ class Profile:
                 raise UsageError(f"size {shown}: smallest, best and largest expected, in this order")
 
     def __str__(self) -> str:
-        batch = f"{self.batch[0]}" if len(set(self.batch)) == 1 else "{}..{} (best {})".format(*_ranged(self.batch))
+        batch = (
+            f"{self.batch[0]}"
+            if len(set(self.batch)) == 1
+            else "{}..{} (best {})".format(*_ranged(self.batch))
+        )
         sizes = [f"{height}x{width}" for height, width in self.size]
-        return f"batch {batch}, " + (sizes[0] if len(set(sizes)) == 1 else "{}..{} (best {})".format(*_ranged(sizes)))
+        return f"batch {batch}, " + (
+            sizes[0] if len(set(sizes)) == 1 else "{}..{} (best {})".format(*_ranged(sizes))
+        )
 
     def holds(self, size: Size) -> bool:
         """Whether pictures of this size lie inside."""
@@ -77,7 +86,8 @@ class Compiled:
 
     Attributes:
         plan: the serialized engine, nothing added.
-        precisions: of each convolution by its name in the ONNX graph; empty where only the plan can tell (8.6).
+        precisions: of each convolution by its name in the ONNX graph; empty where only the plan can tell
+            (8.6).
         seconds: that the build took.
         timing_cache: to make the next build faster; None where the flavour keeps none.
     """
@@ -130,13 +140,17 @@ def compile_plan(
     network = builder.create_network(flavour.network_flags())
     parser = trt.OnnxParser(network, flavour.logger)
     if not parser.parse(onnx):
-        reasons = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)) or flavour.take_errors()
+        reasons = (
+            "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)) or flavour.take_errors()
+        )
         raise BackendError(f"{flavour.name} {flavour.version} cannot read the ONNX graph: {reasons[:500]}")
     config = builder.create_builder_config()
     _configure(flavour, config, options)
     cache = _set_timing_cache(flavour, config, timing_cache)
     picture = network.get_input(0)
-    shapes = [(count, *size, picture.shape[3]) for count, size in zip(profile.batch, profile.size, strict=True)]
+    shapes = [
+        (count, *size, picture.shape[3]) for count, size in zip(profile.batch, profile.size, strict=True)
+    ]
     optimization = builder.create_optimization_profile()
     optimization.set_shape(picture.name, *shapes)
     if config.add_optimization_profile(optimization) < 0:
@@ -175,7 +189,8 @@ def compile_plan(
 def _interrupts() -> Iterator[list[int]]:
     """Yields a list that fills when Ctrl-C is pressed.
 
-    TensorRT calls Python for every line of its log, and its bindings swallow what is raised there: an interrupt would be lost.
+    TensorRT calls Python for every line of its log, and its bindings swallow what is raised there: an
+    interrupt would be lost.
     """
     pressed: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -200,18 +215,26 @@ def _configure(flavour: Flavour, config: Any, options: CompilerOptions) -> None:
     config.max_aux_streams = 0
     # Names and formats of layers in the plan, so that their precision can be read from it.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    # 8.6 lets one context use a profile unless asked, later releases any number; 10.10 gives memory back for small batches.
+    # 8.6 lets one context use a profile unless asked, later releases any number; 10.10 gives memory back for
+    # small batches.
     for feature in ("PROFILE_SHARING_0806", "RUNTIME_ACTIVATION_RESIZE_10_10"):
         if (member := getattr(trt.PreviewFeature, feature, None)) is not None:
             config.set_preview_feature(member, True)
-    if not flavour.strongly_typed:  # TensorRT's own kernels: cuDNN and cuBLAS, which 8.6 would use as well, may be missing
+    # TensorRT's own kernels: cuDNN and cuBLAS, which 8.6 would use as well, may be missing
+    if not flavour.strongly_typed:
         own = trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS
         config.set_tactic_sources(sum(1 << int(source) for source in own))
     if options.hardware_compat == "none":
         return
-    level = getattr(getattr(trt, "HardwareCompatibilityLevel", None), _COMPAT_MEMBERS[options.hardware_compat], None)
+    level = getattr(
+        getattr(trt, "HardwareCompatibilityLevel", None), _COMPAT_MEMBERS[options.hardware_compat], None
+    )
     if flavour.name == "tensorrt-rtx" or level is None:
-        why = "its engines run on every RTX generation anyway" if flavour.name == "tensorrt-rtx" else "needs a newer version"
+        why = (
+            "its engines run on every RTX generation anyway"
+            if flavour.name == "tensorrt-rtx"
+            else "needs a newer version"
+        )
         raise UsageError(
             f"--hardware-compat {options.hardware_compat}: not in {flavour.name} {flavour.version} ({why})",
             hint="leave --hardware-compat out",
@@ -241,7 +264,9 @@ def _lower_precision(trt: Any, network: Any, config: Any, options: CompilerOptio
     for index, layer in enumerate(layers):
         if index < head and _is_convolution(trt, layer):
             layer.precision = trt.DataType.FLOAT if layer.name in options.float32 else lower
-        elif index == head or (index > head and layer.type in (trt.LayerType.ACTIVATION, trt.LayerType.ELEMENTWISE)):
+        elif index == head or (
+            index > head and layer.type in (trt.LayerType.ACTIVATION, trt.LayerType.ELEMENTWISE)
+        ):
             layer.precision = trt.DataType.FLOAT
 
 

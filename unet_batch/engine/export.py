@@ -1,8 +1,8 @@
 """Checkpoint to typed ONNX: uint8 pictures in, uint8 maps out, the body in half precision.
 
-Precision is in the types of the graph, because TensorRT 11 takes it from nowhere else: BatchNorm is folded in float32, then
-the body is halved; normalisation, head and sigmoid stay float32. Exported from the same module that PyTorch runs
-(`model.graph`), so that there is one definition of the network.
+Precision is in the types of the graph, because TensorRT 11 takes it from nowhere else: BatchNorm is folded in
+float32, then the body is halved; normalisation, head and sigmoid stay float32. Exported from the same module
+that PyTorch runs (`model.graph`), so that there is one definition of the network.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def export(
     Raises:
         UsageError: an unknown precision or opset, or a size that the network's levels do not divide.
         BackendUnavailable: onnx or onnxscript is not installed.
-        BackendError: the graph cannot be exported, or is larger than the 2 GB that a file of this kind may have.
+        BackendError: the graph cannot be exported, or is larger than the 2 GB that a file of this kind may
+            have.
     """
     if precision not in DTYPES:
         raise UsageError(f"precision {precision!r} is not known", hint=f"choose from: {', '.join(DTYPES)}")
@@ -72,7 +73,9 @@ def export(
     size = size or checkpoint.spec.input_size
     check_size(size, checkpoint.spec)
     graph = Graph(checkpoint.model, checkpoint.spec, DTYPES[precision], float32=float32).eval()
-    proto = _trace(graph, size, checkpoint.spec.in_channels, checkpoint.model.stride if any_size else None, opset)
+    proto = _trace(
+        graph, size, checkpoint.spec.in_channels, checkpoint.model.stride if any_size else None, opset
+    )
     proto.ir_version = _IR.get(opset, proto.ir_version)
     _tidy(proto)
     facts = {
@@ -88,15 +91,21 @@ def export(
     import onnx
 
     if proto.ByteSize() > _MAX_BYTES:
-        raise BackendError(f"the graph has {proto.ByteSize():,} bytes; an ONNX file holds up to {_MAX_BYTES:,}")
+        raise BackendError(
+            f"the graph has {proto.ByteSize():,} bytes; an ONNX file holds up to {_MAX_BYTES:,}"
+        )
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # onnx's ValidationError and InferenceError share no base
-        raise BackendError(f"the exported graph is not valid ONNX: {' '.join(str(error).split())[:300]}") from error
+        raise BackendError(
+            f"the exported graph is not valid ONNX: {' '.join(str(error).split())[:300]}"
+        ) from error
     return parse(proto.SerializeToString())
 
 
-def reference_maps(checkpoint: Checkpoint, pictures: Pixels, progress: Callable[[int], None] = lambda done: None) -> Pixels:
+def reference_maps(
+    checkpoint: Checkpoint, pictures: Pixels, progress: Callable[[int], None] = lambda done: None
+) -> Pixels:
     """What PyTorch computes in float32: uint8 (N, H, W, C) -> uint8 (N, H, W)."""
     graph = Graph(checkpoint.model, checkpoint.spec).eval()
     maps = []
@@ -108,9 +117,11 @@ def reference_maps(checkpoint: Checkpoint, pictures: Pixels, progress: Callable[
 
 
 def offenders(checkpoint: Checkpoint, reference: Reference, precision: str) -> tuple[str, ...]:
-    """Convolutions that half precision breaks: with all others in float32, their masks alone fall below the limit.
+    """Convolutions that half precision breaks: with all others in float32, their masks alone fall below the
+    limit.
 
-    Values beyond 65,504 are what breaks one in float16; the layer that makes them and the layer that takes them are both found.
+    Values beyond 65,504 are what breaks one in float16; the layer that makes them and the layer that takes
+    them are both found.
     """
     few = reference.pictures[:4]
     names = convolutions(checkpoint.model)
@@ -130,10 +141,15 @@ def _trace(graph: Graph, size: Size, channels: int, stride: int | None, opset: i
         try:
             __import__(name)
         except ImportError as error:
-            raise BackendUnavailable(f"{name} is not installed", hint='pip install "unet-batch[onnx]"') from error
+            raise BackendUnavailable(
+                f"{name} is not installed", hint='pip install "unet-batch[onnx]"'
+            ) from error
     dims: dict[int, Any] = {0: torch.export.Dim("n", min=1, max=65536)}
     if stride is not None:
-        dims |= {1: stride * torch.export.Dim("h", min=1, max=1024), 2: stride * torch.export.Dim("w", min=1, max=1024)}
+        dims |= {
+            1: stride * torch.export.Dim("h", min=1, max=1024),
+            2: stride * torch.export.Dim("w", min=1, max=1024),
+        }
     # A batch of one would be taken for a constant.
     pictures = torch.zeros((2, *size, channels), dtype=torch.uint8)
     with _silence():
@@ -149,7 +165,9 @@ def _trace(graph: Graph, size: Size, channels: int, stride: int | None, opset: i
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise BackendError(f"PyTorch {torch.__version__} cannot export the network: {str(error)[:300]}") from error
+            raise BackendError(
+                f"PyTorch {torch.__version__} cannot export the network: {str(error)[:300]}"
+            ) from error
     assert program is not None
     proto = program.model_proto
     converted = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))

@@ -8,7 +8,8 @@
 | a `Runtime` without a driver | ends the process | an error | an error | an error |
 | progress monitor | no | yes | yes | yes |
 
-Members are looked up with a default, because each release removes some: 11 raises AttributeError for what 8.6 requires.
+Members are looked up with a default, because each release removes some: 11 raises AttributeError for what 8.6
+requires.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Flavour:
         """Import it.
 
         Raises:
-            BackendUnavailable: it is not installed, does not load, or is of a version this program does not know.
+            BackendUnavailable: it is not installed, does not load, or is of a version this program does not
+                know.
         """
         self.name = name
         try:
@@ -62,11 +64,15 @@ class Flavour:
                 raise BackendUnavailable(f"{name} does not load: {error}", hint=install_line(name)) from error
             raise BackendUnavailable(f"{name} is not installed", hint=install_line(name)) from error
         except (ImportError, OSError, RuntimeError) as error:
-            raise BackendUnavailable(f"{name} does not load: {_first_line(error)}", hint=install_line(name)) from error
+            raise BackendUnavailable(
+                f"{name} does not load: {_first_line(error)}", hint=install_line(name)
+            ) from error
         self.version = str(self.module.__version__)
         if not is_supported(name, self.version):
             known = ", ".join(f"{release}.x" for release in SUPPORTED[name])
-            raise BackendUnavailable(f"{name} {self.version} is installed, this program knows {known}", hint=install_line(name))
+            raise BackendUnavailable(
+                f"{name} {self.version} is installed, this program knows {known}", hint=install_line(name)
+            )
         self.errors: deque[str] = deque(maxlen=20)  # nobody may ask for a whole night
         self.logger = _logger(self.module, self.errors)
 
@@ -85,7 +91,9 @@ class Flavour:
 
     @property
     def max_opset(self) -> int | None:
-        """Newest ONNX opset the parser is known to read; None where there is no such bound for this program."""
+        """Newest ONNX opset the parser is known to read; None where there is no such bound for this
+        program.
+        """
         return None if self.strongly_typed else 17
 
     def take_errors(self) -> str:
@@ -97,7 +105,9 @@ class Flavour:
     def network_flags(self) -> int:
         """Flags for `Builder.create_network`."""
         flags = self.module.NetworkDefinitionCreationFlag
-        wanted = getattr(flags, "STRONGLY_TYPED", None) or (None if self.strongly_typed else flags.EXPLICIT_BATCH)
+        wanted = getattr(flags, "STRONGLY_TYPED", None) or (
+            None if self.strongly_typed else flags.EXPLICIT_BATCH
+        )
         return 0 if wanted is None else 1 << int(wanted)
 
     def runtime(self) -> Any:
@@ -115,12 +125,18 @@ class Flavour:
 
     @property
     def lends_memory(self) -> bool:
-        """Whether a context can be given memory for the shapes it runs; 8.6 takes what its largest profile would need."""
+        """Whether a context can be given memory for the shapes it runs; 8.6 takes what its largest profile
+        would need.
+        """
         context = self.module.IExecutionContext
-        return hasattr(context, "update_device_memory_size_for_shapes") and hasattr(context, "set_device_memory")
+        return hasattr(context, "update_device_memory_size_for_shapes") and hasattr(
+            context, "set_device_memory"
+        )
 
     def create_context(self, engine: Any, config: Any | None) -> Any | None:
-        """An execution context, without memory of its own where the flavour `lends_memory`; None if it cannot be made."""
+        """An execution context, without memory of its own where the flavour `lends_memory`; None if it cannot
+        be made.
+        """
         if not self.lends_memory:
             return engine.create_execution_context()
         strategy = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -130,10 +146,12 @@ class Flavour:
         return engine.create_execution_context(config)
 
     def runtime_config(self, engine: Any, kernels: bytes) -> tuple[Any, Any] | None:
-        """How execution contexts of an engine are made, and their cache of kernels; None where there is nothing to say.
+        """How execution contexts of an engine are made, and their cache of kernels; None where there is
+        nothing to say.
 
-        TensorRT-RTX compiles kernels when it meets a shape. By default it answers with slower ones until those are ready: masks
-        would then depend on the time, and a CUDA graph would keep the slow ones. `kernels` holds those of an earlier run.
+        TensorRT-RTX compiles kernels when it meets a shape. By default it answers with slower ones until
+        those are ready: masks would then depend on the time, and a CUDA graph would keep the slow ones.
+        `kernels` holds those of an earlier run.
         """
         if self.name != "tensorrt-rtx":
             return None
@@ -148,7 +166,8 @@ class Flavour:
         return config, cache
 
     def progress_monitor(self, step: Callable[[float], None]) -> Any | None:
-        """A monitor that reports the share of the build that is done, and stops it when `step` raises; None in 8.6.
+        """A monitor that reports the share of the build that is done, and stops it when `step` raises; None
+        in 8.6.
 
         What `step` raised is in the monitor's `stopped_by`: an exception must not travel through TensorRT.
         """
@@ -177,7 +196,8 @@ class Flavour:
             def _report(self) -> bool:
                 if self.stopped_by is None:
                     try:
-                        self.done = max(self.done, min(1.0, self._share(None)))  # a phase that ends takes its share away
+                        # A phase that ends takes its share away
+                        self.done = max(self.done, min(1.0, self._share(None)))
                         step(self.done)
                     except BaseException as error:  # noqa: BLE001 - raised again by whoever started the build
                         self.stopped_by = error
@@ -188,7 +208,9 @@ class Flavour:
                 below = [(name, *phase[1:]) for name, phase in self.phases.items() if phase[0] == parent]
                 if not below:
                     return 0.0
-                return float(max((done + min(0.999, self._share(name))) / steps for name, steps, done in below))
+                return float(
+                    max((done + min(0.999, self._share(name))) / steps for name, steps, done in below)
+                )
 
         return Monitor()
 
@@ -196,7 +218,8 @@ class Flavour:
 def installed_version(name: str) -> str | None:
     """Version of an installed flavour, without importing it; None where it is not installed.
 
-    The distribution names differ: a wheel for one CUDA release is called `tensorrt-cu12`, say, and JetPack's is `tensorrt`.
+    The distribution names differ: a wheel for one CUDA release is called `tensorrt-cu12`, say, and JetPack's
+    is `tensorrt`.
     """
     for suffix in ("", "-cu13", "-cu12", "-cu11"):
         try:

@@ -1,4 +1,6 @@
-"""ONNX graphs made by `unet_batch.engine.export`: what they say of themselves, where their arithmetic is, and how a CPU runs them."""
+"""ONNX graphs made by `unet_batch.engine.export`: what they say of themselves, where their arithmetic is, and
+how a CPU runs them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from unet_batch.types import Pixels
 
 KEY = "unet_batch"  # of our entry in `metadata_props`: JSON
-# Raise it when `export` or `model.graph` makes another graph of the same weights: engines of the old one are built again.
+# Raise it when `export` or `model.graph` makes another graph of the same weights: engines of the old one are
+# built again.
 GRAPH_VERSION = 1
 INPUT, OUTPUT = "pictures", "maps"
 # onnx.TensorProto.DataType, spelled out so that these names need no import of onnx.
@@ -98,7 +101,9 @@ def parse(data: bytes) -> OnnxModel:
         model = onnx.load_model_from_string(data)
         facts = json.loads(next((entry.value for entry in model.metadata_props if entry.key == KEY), "null"))
         if not isinstance(facts, dict):
-            raise CheckpointError("an ONNX graph, but not one of unet-batch: it carries no description of its model", hint=hint)
+            raise CheckpointError(
+                "an ONNX graph, but not one of unet-batch: it carries no description of its model", hint=hint
+            )
         spec = spec_json.loads(json.dumps(facts["spec"]))
         dims = model.graph.input[0].type.tensor_type.shape.dim
         size = (dims[1].dim_value, dims[2].dim_value) if dims[1].dim_value and dims[2].dim_value else None
@@ -120,7 +125,9 @@ def parse(data: bytes) -> OnnxModel:
     except Exception as error:  # protobuf's DecodeError and onnx's InferenceError share no base with anything
         if isinstance(error, CheckpointError) or not type(error).__module__.startswith(("google.", "onnx")):
             raise
-        raise CheckpointError(f"not an ONNX graph, or a damaged one ({len(data):,} bytes): {error}", hint=hint) from error
+        raise CheckpointError(
+            f"not an ONNX graph, or a damaged one ({len(data):,} bytes): {error}", hint=hint
+        ) from error
 
 
 def check_size(size: Size, spec: ModelSpec) -> None:
@@ -130,7 +137,8 @@ def check_size(size: Size, spec: ModelSpec) -> None:
     if height % stride or width % stride:
         fits = tuple(max(stride, round(side / stride) * stride) for side in size)
         raise UsageError(
-            f"size {height}x{width}: an engine of this network takes heights and widths that {stride} divides",
+            f"size {height}x{width}: an engine of this network takes heights and widths that {stride} "
+            f"divides",
             hint=f"use --size {fits[0]}x{fits[1]}",
         )
 
@@ -144,7 +152,8 @@ class OnnxRunner:
     """Runs a graph with ONNX Runtime on the CPU: uint8 (N, H, W, C) -> uint8 (N, H, W).
 
     Raises:
-        BackendUnavailable: onnxruntime is not installed, or does not execute this precision (bfloat16, mostly).
+        BackendUnavailable: onnxruntime is not installed, or does not execute this precision (bfloat16,
+            mostly).
     """
 
     def __init__(self, data: bytes) -> None:
@@ -155,7 +164,9 @@ class OnnxRunner:
         try:
             self._session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no public base
-            raise BackendUnavailable(f"ONNX Runtime {runtime.__version__} refuses the graph: {_line(error)}") from error
+            raise BackendUnavailable(
+                f"ONNX Runtime {runtime.__version__} refuses the graph: {_line(error)}"
+            ) from error
 
     def __call__(self, pictures: Pixels) -> Pixels:
         """Raises BackendError when the run fails."""
@@ -171,7 +182,10 @@ def _convolutions(onnx: Any, model: Any, size: Size, layers: Sequence[str]) -> d
     shaped = onnx.ModelProto()
     shaped.CopyFrom(model)
     del shaped.graph.value_info[:]  # may hold symbols where the size is free
-    picture, maps = shaped.graph.input[0].type.tensor_type.shape.dim, shaped.graph.output[0].type.tensor_type.shape.dim
+    picture, maps = (
+        shaped.graph.input[0].type.tensor_type.shape.dim,
+        shaped.graph.output[0].type.tensor_type.shape.dim,
+    )
     for dims, values in ((picture, (1, *size)), (maps, (1, *size))):
         for dim, value in zip(dims, values, strict=False):
             dim.dim_value = value

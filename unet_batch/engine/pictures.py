@@ -26,7 +26,8 @@ def proof_pictures(paths: Sequence[str], spec: ModelSpec, size: Size) -> tuple[P
     """Pictures to prove an engine on, uint8 (N, H, W, 3), and a sentence about files that could not be read.
 
     Args:
-        paths: sources as `run` takes them, of which up to a hundred are read, spread evenly; none draws scenes.
+        paths: sources as `run` takes them, of which up to a hundred are read, spread evenly; none draws
+            scenes.
         spec: of the model.
         size: (height, width) of its input.
 
@@ -42,7 +43,9 @@ def proof_pictures(paths: Sequence[str], spec: ModelSpec, size: Size) -> tuple[P
         drawn = [scenes.draw(FIRST_SCENE + number, at)[0] for number in range(SCENES)]
         return np.stack([geometry.to_network(photo, geometry.place(at, size)) for photo in drawn]), ""
     items = collect(paths, is_picture=images.is_supported).items
-    chosen = [items[round(number)] for number in np.linspace(0, len(items) - 1, min(len(items), MAX_PROOF_PICTURES))]
+    chosen = [
+        items[round(number)] for number in np.linspace(0, len(items) - 1, min(len(items), MAX_PROOF_PICTURES))
+    ]
     pictures, failures = [], []
     for item in chosen:
         try:
@@ -52,5 +55,9 @@ def proof_pictures(paths: Sequence[str], spec: ModelSpec, size: Size) -> tuple[P
             failures.append(error.message)
     if not pictures:
         raise UsageError(f"none of the {len(chosen)} proof pictures can be read, for example: {failures[0]}")
-    note = f"{len(failures)} of {len(chosen)} proof pictures cannot be read, for example: {failures[0]}" if failures else ""
+    note = (
+        f"{len(failures)} of {len(chosen)} proof pictures cannot be read, for example: {failures[0]}"
+        if failures
+        else ""
+    )
     return np.stack(pictures), note

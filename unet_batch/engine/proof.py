@@ -1,7 +1,8 @@
-"""Proof that an engine is what was asked for: its precision counted in FLOPs, its maps compared with PyTorch in float32.
+"""Proof that an engine is what was asked for: its precision counted in FLOPs, its maps compared with PyTorch
+in float32.
 
-Dice is pooled: over all pixels of all pictures, for each class, and then averaged over the classes that occur. One pixel of a
-small object is then one pixel, and pictures without the class count neither way.
+Dice is pooled: over all pixels of all pictures, for each class, and then averaged over the classes that
+occur. One pixel of a small object is then one pixel, and pictures without the class count neither way.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ Infer = Callable[["Pixels"], "Pixels"]
 
 # Least share of the body's convolution FLOPs in the precision that was asked for.
 MIN_SHARE = 0.99
-# Least Dice between the masks and those of PyTorch in float32. What rounding alone costs: fp16 0.99999 with the bundled model,
-# down to 0.9992 with random weights and four classes, some of them rare; a graph that is wrong stays below 0.99.
+# Least Dice between the masks and those of PyTorch in float32. What rounding alone costs: fp16 0.99999 with
+# the bundled model, down to 0.9992 with random weights and four classes, some of them rare; a graph that is
+# wrong stays below 0.99.
 MIN_DICE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99}
-# Largest difference of the probability where the masks are empty or full, so that Dice says nothing: what overflows gives 0.3.
+# Largest difference of the probability where the masks are empty or full, so that Dice says nothing: what
+# overflows gives 0.3.
 MAX_OFF = {"fp32": 0.02, "fp16": 0.1, "bf16": 0.25}
 
 
@@ -39,7 +42,8 @@ class Share:
         asked: the precision.
         body: share of the FLOPs of all convolutions but the head and those kept in float32 on purpose.
         overall: share of the FLOPs of all convolutions.
-        convolutions: how many there are, and `in_precision` how many of them run in it: fewer by count than by work.
+        convolutions: how many there are, and `in_precision` how many of them run in it: fewer by count than
+            by work.
         kept: names of the layers kept in float32 on purpose.
         source: what was counted: `onnx`, `network` or `engine`.
     """
@@ -56,14 +60,20 @@ class Share:
         """Raise BackendError if less than 99 % is what was asked for."""
         if self.body < MIN_SHARE:
             raise BackendError(
-                f"asked for {self.asked}, but only {self.body:.1%} of the convolutions' arithmetic is {self.asked} in the "
-                f"{self.source} ({self.in_precision} of {self.convolutions} convolutions; {MIN_SHARE:.0%} expected)",
+                f"asked for {self.asked}, but only {self.body:.1%} of the convolutions' arithmetic is "
+                f"{self.asked} in the "
+                f"{self.source} ({self.in_precision} of {self.convolutions} convolutions; {MIN_SHARE:.0%} "
+                f"expected)",
                 hint="export the graph from the checkpoint with --precision " + self.asked,
             )
 
 
 def share(
-    convolutions: Mapping[str, Convolution], asked: str, kept: Iterable[str], precisions: Mapping[str, str], source: str
+    convolutions: Mapping[str, Convolution],
+    asked: str,
+    kept: Iterable[str],
+    precisions: Mapping[str, str],
+    source: str,
 ) -> Share:
     """Count FLOPs.
 
@@ -71,7 +81,8 @@ def share(
         convolutions: of the ONNX graph, by node name.
         asked: the precision.
         kept: layers kept in float32 on purpose.
-        precisions: what each convolution really runs in, by node name; one that is missing counts as not in the precision.
+        precisions: what each convolution really runs in, by node name; one that is missing counts as not in
+            the precision.
         source: where `precisions` come from.
     """
     kept = tuple(kept)
@@ -92,12 +103,14 @@ def share(
 def inspected_precisions(information: str, convolutions: Mapping[str, Convolution]) -> dict[str, str]:
     """Precision of each convolution in a built engine, from the JSON of TensorRT's engine inspector.
 
-    A layer of the engine may hold several nodes of the graph: its name lists them. Convolutions that the inspector does not
-    name one by one (a fused region may hide them) are left out, and so is a layer whose format it does not tell.
+    A layer of the engine may hold several nodes of the graph: its name lists them. Convolutions that the
+    inspector does not name one by one (a fused region may hide them) are left out, and so is a layer whose
+    format it does not tell.
     """
     try:
         layers = json.loads(information).get("Layers", [])
-    except (ValueError, AttributeError):  # an engine built without names, or a library that answers in another form
+    except (ValueError, AttributeError):
+        # An engine built without names, or a library that answers in another form
         return {}
     found: dict[str, str] = {}
     for layer in layers:
@@ -105,14 +118,23 @@ def inspected_precisions(information: str, convolutions: Mapping[str, Convolutio
             continue
         names = set(str(layer.get("Name", "")).replace("+", " ").replace(",", " ").split())
         names |= {part.strip("[]") for part in str(layer.get("Metadata", "")).replace("\x1e", " ").split()}
-        formats = " ".join(str(tensor.get("Format/Datatype", "")) for tensor in layer.get("Inputs", [])).lower()
+        formats = " ".join(
+            str(tensor.get("Format/Datatype", "")) for tensor in layer.get("Inputs", [])
+        ).lower()
         kinds = {precision for word, precision in _FORMATS if word in formats}
         if len(kinds) == 1:
             found |= dict.fromkeys(names & convolutions.keys(), kinds.pop())
     return found
 
 
-_FORMATS = (("half", "fp16"), ("fp16", "fp16"), ("bf16", "bf16"), ("bfloat16", "bf16"), ("fp32", "fp32"), ("float32", "fp32"))
+_FORMATS = (
+    ("half", "fp16"),
+    ("fp16", "fp16"),
+    ("bf16", "bf16"),
+    ("bfloat16", "bf16"),
+    ("fp32", "fp32"),
+    ("float32", "fp32"),
+)
 
 
 @dataclass(frozen=True)
@@ -122,10 +144,12 @@ class Parity:
     Attributes:
         pictures: compared.
         dice: between the masks, pooled.
-        worst: lowest Dice of a single picture, of those in which any class occurs in both or one of the masks.
+        worst: lowest Dice of a single picture, of those in which any class occurs in both or one of the
+            masks.
         pixels: share of the masks' pixels that differ.
         largest: largest difference of the probability, 0..1; None for class ids.
-        foreground: share of the reference's pixels that are foreground (class ids: not class 0); 0 or 1 proves little.
+        foreground: share of the reference's pixels that are foreground (class ids: not class 0); 0 or 1
+            proves little.
     """
 
     pictures: int
@@ -144,21 +168,29 @@ class Parity:
         """Raise BackendError below the limit."""
         if self.is_weak and self.largest is not None and not self.largest <= MAX_OFF[precision]:
             raise BackendError(
-                f"{what}: the probability is off by {self.largest:.2f} from PyTorch's in float32, at most {MAX_OFF[precision]} "
-                f"expected for {precision}; the masks say nothing, as {self.foreground:.1%} of the pixels are foreground",
+                f"{what}: the probability is off by {self.largest:.2f} from PyTorch's in float32, at most "
+                f"{MAX_OFF[precision]} "
+                f"expected for {precision}; the masks say nothing, as {self.foreground:.1%} of the pixels "
+                f"are foreground",
                 hint="" if precision == "fp32" else "try --precision fp32, or other --proof-images",
             )
         if not self.dice >= MIN_DICE[precision]:
             raise BackendError(
-                f"{what}: the masks differ from PyTorch's in float32: Dice {self.dice:.5f} over {self.pictures} pictures, "
-                f"at least {MIN_DICE[precision]} expected for {precision}; {self.pixels:.3%} of the pixels differ",
-                hint="" if precision == "fp32" else "try --precision " + ("bf16 or fp32" if precision == "fp16" else "fp32"),
+                f"{what}: the masks differ from PyTorch's in float32: Dice {self.dice:.5f} over "
+                f"{self.pictures} pictures, "
+                f"at least {MIN_DICE[precision]} expected for {precision}; {self.pixels:.3%} of the pixels "
+                f"differ",
+                hint=""
+                if precision == "fp32"
+                else "try --precision " + ("bf16 or fp32" if precision == "fp16" else "fp32"),
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Pictures at the network's size, uint8 (N, H, W, C), and PyTorch's float32 maps of them, uint8 (N, H, W)."""
+    """Pictures at the network's size, uint8 (N, H, W, C), and PyTorch's float32 maps of them, uint8 (N, H,
+    W).
+    """
 
     pictures: Pixels
     maps: Pixels
@@ -193,11 +225,16 @@ def compare(maps: Pixels, reference: Pixels, spec: ModelSpec) -> Parity:
 
 def run_in_batches(infer: Infer, pictures: Pixels, batch: int) -> Pixels:
     """Maps of all pictures, `batch` at a time; the last batch may be smaller."""
-    return np.concatenate([infer(pictures[start : start + batch]) for start in range(0, len(pictures), batch)])
+    return np.concatenate(
+        [infer(pictures[start : start + batch]) for start in range(0, len(pictures), batch)]
+    )
 
 
-def prove(infer_at: Callable[[int], Infer], reference: Reference, spec: ModelSpec, batches: Iterable[int]) -> dict[str, Parity]:
-    """Parity at several batch sizes: one by one over all pictures, larger ones over one full batch and one ragged.
+def prove(
+    infer_at: Callable[[int], Infer], reference: Reference, spec: ModelSpec, batches: Iterable[int]
+) -> dict[str, Parity]:
+    """Parity at several batch sizes: one by one over all pictures, larger ones over one full batch and one
+    ragged.
 
     Args:
         infer_at: gives the function that runs batches of up to a size.
@@ -211,7 +248,9 @@ def prove(infer_at: Callable[[int], Infer], reference: Reference, spec: ModelSpe
         count = batch + ragged if batch > 1 else len(reference.pictures)
         order = np.arange(count) % len(reference.pictures)
         maps = run_in_batches(infer_at(batch), reference.pictures[order], batch)
-        proven[f"batch {batch}" + (f" and {ragged}" if ragged else "")] = compare(maps, reference.maps[order], spec)
+        proven[f"batch {batch}" + (f" and {ragged}" if ragged else "")] = compare(
+            maps, reference.maps[order], spec
+        )
     return proven
 
 

@@ -1,12 +1,13 @@
-"""Engines on disk: a pure TensorRT plan beside a JSON sidecar, found by what decides whether it may be loaded.
+"""Engines on disk: a pure TensorRT plan beside a JSON sidecar, found by what decides whether it may be
+loaded.
 
     engines/cars-160x240-fp16-1f0c9a7b.plan    what trtexec or C++ loads, nothing added
     engines/cars-160x240-fp16-1f0c9a7b.json    the sidecar: for what, by what, proven how, and the plan's sha256
     engines/cars-160x240-fp16-1f0c9a7b.npz     pictures and PyTorch's maps, so that the proof can be repeated on the GPU
     engines/cars-160x240-fp16-82c1da8a.onnx    the graph it was compiled from, named by the checkpoint's sha256
 
-The sidecar is written last. What has none, or one that does not match the plan's bytes, is never loaded: a build that was
-killed, a copy that was cut off and a file that was edited all look alike.
+The sidecar is written last. What has none, or one that does not match the plan's bytes, is never loaded: a
+build that was killed, a copy that was cut off and a file that was edited all look alike.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ class Sidecar:
         plan_sha256: of the plan's bytes, and `plan_bytes` their number.
         float32: names of the layers that were kept in float32 because half precision broke them.
         shares: of the arithmetic in the precision asked for, one entry for each source that could be counted.
-        proofs: parity with PyTorch float32, by what ran: `onnxruntime 1.31`, `NVIDIA H200`, each with its numbers by batch.
+        proofs: parity with PyTorch float32, by what ran: `onnxruntime 1.31`, `NVIDIA H200`, each with its
+            numbers by batch.
         refused: GPUs on which the plan was run and its masks were wrong, with the reason.
         verified_on_gpu: the plan itself was run on some GPU and found equal; another GPU proves it again.
         built: when, by what, on what GPU, in how many seconds.
@@ -165,17 +167,22 @@ class Engine:
             with open(self.path, "rb") as file:
                 data = file.read()
         except OSError as error:
-            raise BackendUnavailable(f"{self.path}: cannot be read: {error.strerror or error}", hint=REBUILD) from error
+            raise BackendUnavailable(
+                f"{self.path}: cannot be read: {error.strerror or error}", hint=REBUILD
+            ) from error
         if hashlib.sha256(data).hexdigest() != self.sidecar.plan_sha256:
             raise BackendUnavailable(
-                f"{self.path}: not the plan that was built: its sha256 differs from the sidecar's ({len(data):,} bytes, "
+                f"{self.path}: not the plan that was built: its sha256 differs from the sidecar's "
+                f"({len(data):,} bytes, "
                 f"{self.sidecar.plan_bytes:,} expected)",
                 hint=REBUILD,
             )
         return data
 
     def read_kernels(self, target: str) -> bytes:
-        """Kernels that TensorRT-RTX compiled in an earlier run on a GPU like this, `sm_89`; empty if there are none."""
+        """Kernels that TensorRT-RTX compiled in an earlier run on a GPU like this, `sm_89`; empty if there
+        are none.
+        """
         try:
             with open(_beside(self.path, f"-{target}.kernels"), "rb") as file:
                 return file.read()
@@ -234,14 +241,17 @@ def load(path: str) -> Engine:
     except OSError as error:
         reason = "there is none" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
         raise CheckpointError(
-            f"{sidecar}: {path} needs its sidecar, and {reason}: nothing says what the plan computes", hint=REBUILD
+            f"{sidecar}: {path} needs its sidecar, and {reason}: nothing says what the plan computes",
+            hint=REBUILD,
         ) from error
     except (ValueError, KeyError, TypeError, IndexError, RecursionError, CheckpointError) as error:
         raise CheckpointError(f"{sidecar}: not the sidecar of an engine: {error}", hint=REBUILD) from error
 
 
 def listed(folder: str) -> tuple[list[Engine], list[str]]:
-    """All engines of a folder, sorted by name, and a sentence for each sidecar or plan that cannot be used."""
+    """All engines of a folder, sorted by name, and a sentence for each sidecar or plan that cannot be
+    used.
+    """
     engines, problems = [], []
     try:
         names = sorted(os.listdir(folder))
@@ -273,8 +283,8 @@ def find(
 ) -> Engine:
     """The engine to run a checkpoint with.
 
-    Of those that fit, fp16 comes before bf16 before fp32, then what was proven on this GPU, what is tuned for this size, and
-    the newest.
+    Of those that fit, fp16 comes before bf16 before fp32, then what was proven on this GPU, what is tuned for
+    this size, and the newest.
 
     Args:
         folder: with the engines.
@@ -300,7 +310,8 @@ def find(
         return min(fitting, key=lambda engine: _rank(engine.sidecar, size, gpu))
     hint = "build one: unet-batch build-engine, or run with --build"
     closest = max(misfits, key=lambda misfit: misfit[0], default=None)
-    if problems and (closest is None or closest[0] == 0):  # a damaged engine may have been the one; another model's was not
+    # A damaged engine may have been the one; another model's was not
+    if problems and (closest is None or closest[0] == 0):
         raise BackendUnavailable(problems[0], hint=hint)
     if closest is not None:
         raise BackendUnavailable(f"{os.path.basename(closest[2].path)} {closest[1]}", hint=hint)
@@ -310,11 +321,22 @@ def find(
 def _rank(sidecar: Sidecar, size: Size, gpu: Gpu) -> tuple[int, bool, bool, float]:
     recipe = sidecar.recipe
     other_size = recipe.profile.size != (size, size, size)
-    return _ORDER.index(recipe.precision), gpu.name not in sidecar.proofs, other_size, -_seconds(sidecar.built.get("at"))
+    return (
+        _ORDER.index(recipe.precision),
+        gpu.name not in sidecar.proofs,
+        other_size,
+        -_seconds(sidecar.built.get("at")),
+    )
 
 
 def _misfit(
-    engine: Engine, source_sha256: str, size: Size, flavour: str, version: str, gpu: Gpu, batch_size: int | None
+    engine: Engine,
+    source_sha256: str,
+    size: Size,
+    flavour: str,
+    version: str,
+    gpu: Gpu,
+    batch_size: int | None,
 ) -> tuple[int, str] | None:
     """How close an engine comes (higher is closer), and why it does not fit; None if it does."""
     sidecar = engine.sidecar
@@ -329,7 +351,11 @@ def _misfit(
     if not recipe.profile.holds(size):
         return 3, f"takes {recipe.profile}, not {size[0]}x{size[1]}"
     if recipe.graph != GRAPH_VERSION:
-        return 4, f"holds version {recipe.graph} of the network's graph, this program makes version {GRAPH_VERSION}"
+        return (
+            4,
+            f"holds version {recipe.graph} of the network's graph, this program makes version "
+            f"{GRAPH_VERSION}",
+        )
     if recipe.version != version:
         return 5, f"was built by {flavour} {recipe.version}, installed is {version}"
     if not _runs_on(recipe, gpu):
@@ -340,7 +366,8 @@ def _misfit(
     if gpu.name in sidecar.refused:
         return 8, f"was run and refused: {sidecar.refused[gpu.name]}"
     there = os.path.getsize(engine.path) if os.path.isfile(engine.path) else None
-    if there != sidecar.plan_bytes:  # read and compared byte by byte when it is loaded; this is what `--build` can mend
+    # Read and compared byte by byte when it is loaded; this is what `--build` can mend
+    if there != sidecar.plan_bytes:
         return 9, "is missing" if there is None else f"has {there:,} bytes, {sidecar.plan_bytes:,} were built"
     if gpu.name not in sidecar.proofs and not os.path.isfile(_beside(engine.path, ".npz")):
         return 10, "was never run on this GPU, and the pictures to prove it on are missing"
@@ -413,7 +440,9 @@ def pack(reference: Reference) -> bytes:
     """A reference as the bytes of an `.npz` file, shortened to what a repetition of the proof needs."""
     arrays = io.BytesIO()
     # Those that show most, in their order: empty pictures prove little.
-    busy = np.argsort(-reference.maps.reshape(len(reference.maps), -1).astype(np.float32).std(axis=1), kind="stable")
+    busy = np.argsort(
+        -reference.maps.reshape(len(reference.maps), -1).astype(np.float32).std(axis=1), kind="stable"
+    )
     few = np.sort(busy[:REFERENCE_PICTURES])
     np.savez_compressed(arrays, pictures=reference.pictures[few], maps=reference.maps[few])
     return arrays.getvalue()
@@ -429,9 +458,18 @@ def unpack(path: str) -> Reference:
         with np.load(path, allow_pickle=False) as arrays:
             pictures, maps = arrays["pictures"], arrays["maps"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = "there is none" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-        raise BackendUnavailable(f"{path}: pictures to prove the engine on, cannot be read: {reason}", hint=REBUILD) from error
-    if pictures.dtype != np.uint8 or maps.dtype != np.uint8 or pictures.shape[:3] != maps.shape or not len(maps):
+        reason = (
+            "there is none" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+        )
+        raise BackendUnavailable(
+            f"{path}: pictures to prove the engine on, cannot be read: {reason}", hint=REBUILD
+        ) from error
+    if (
+        pictures.dtype != np.uint8
+        or maps.dtype != np.uint8
+        or pictures.shape[:3] != maps.shape
+        or not len(maps)
+    ):
         raise BackendUnavailable(f"{path}: not pictures and maps, the engine cannot be proven", hint=REBUILD)
     return Reference(pictures, maps)
 

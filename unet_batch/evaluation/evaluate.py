@@ -5,9 +5,9 @@
 | the photo's size    | the mask                                    | the mask that `unet-batch run` would write    |
 | the network's size  | the class that covers most of the pixel     | the network's map, cut at the threshold       |
 
-The first is what a user gets, the second what the network was trained for; padding counts in neither. A network's pixel of
-which half or more is void is void, else what is known of it decides. Of a model of one class the figures are that class's, of
-one of several their mean over the classes that occur or were found.
+The first is what a user gets, the second what the network was trained for; padding counts in neither. A
+network's pixel of which half or more is void is void, else what is known of it decides. Of a model of one
+class the figures are that class's, of one of several their mean over the classes that occur or were found.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class Figures:
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 % intervals over groups; empty if there are fewer than two.
 
-        Of "accuracy", of "dice", "iou" and "dice_per_picture" (means over the classes that count), and of "dice NAME" and
-        "iou NAME" for each of these classes.
+        Of "accuracy", of "dice", "iou" and "dice_per_picture" (means over the classes that count), and of
+        "dice NAME" and "iou NAME" for each of these classes.
         """
         if self.groups < 2:
             return {}
@@ -147,8 +147,9 @@ class Evaluation:
     seconds: float
 
     def ranked(self) -> list[tuple[str, float]]:
-        """Keys with their Dice at the photo's size (mean over the classes that count), worst first; where nothing is marked and
-        nothing was found, there is none."""
+        """Keys with their Dice at the photo's size (mean over the classes that count), worst first; where
+        nothing is marked and nothing was found, there is none.
+        """
         if not self.photo.counts:
             return []
         dice = metrics.singly(self.photo.counts)[1]["dice"][:, list(self.photo.judged)]
@@ -177,7 +178,11 @@ class Evaluation:
 
 
 def evaluate(
-    dataset: Dataset, pairs: Sequence[Pair], segmenter: Segmenter, *, progress: Callable[[int], None] | None = None
+    dataset: Dataset,
+    pairs: Sequence[Pair],
+    segmenter: Segmenter,
+    *,
+    progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Segment pictures as `unet-batch run` does, and compare the masks with the true ones.
 
@@ -200,7 +205,9 @@ def evaluate(
         pair = by_key[item.key]
         truth = dataset.read_mask(pair, placement.source)
         content = geometry.content_of(prediction.map, placement)
-        small = np.greater_equal(content, postprocess.cut(segmenter.threshold)).view(np.uint8) if one else content
+        small = (
+            np.greater_equal(content, postprocess.cut(segmenter.threshold)).view(np.uint8) if one else content
+        )
         small_truth = at_network(truth, placement, ties_to_class=one)
         found = _as_ids(segmenter.mask(prediction), segmenter.spec)
         return _Judged(item, _count(found, truth, pair, names), _count(small, small_truth, pair, names))
@@ -211,7 +218,10 @@ def evaluate(
         judged, failures = _consumed(outcomes, progress)
     figures = [
         Figures(counts, names, _that_count(names, dataset.classes))
-        for counts in (tuple(each.photo for each in judged), tuple(each.network for each in judged if each.network))
+        for counts in (
+            tuple(each.photo for each in judged),
+            tuple(each.network for each in judged if each.network),
+        )
     ]
     seconds = time.perf_counter() - begun
     return Evaluation(figures[0], figures[1], segmenter.backend.input_size, failures, notes, seconds)
@@ -268,22 +278,32 @@ def agreed(dataset: ClassTable, model: ClassTable) -> tuple[tuple[str, ...], tup
     real = [names for names in (ours, theirs) if not all(map(_UNNAMED.fullmatch, names))]
     both = f"the dataset has {_listed(ours)}, the model {_listed(theirs)}"
     if (len(ours) == 1) != (len(theirs) == 1):
-        hint = "name both ids in classes.toml, if background is one of the model's classes" if len(theirs) == 2 else ""
-        raise UsageError(f"other classes: {both}", hint=hint or "choose the model that was trained for these masks")
+        hint = (
+            "name both ids in classes.toml, if background is one of the model's classes"
+            if len(theirs) == 2
+            else ""
+        )
+        raise UsageError(
+            f"other classes: {both}", hint=hint or "choose the model that was trained for these masks"
+        )
     if len(ours) != len(theirs) or (len(ours) > 1 and len(real) == 2 and ours != theirs):
-        raise UsageError(f"other classes: {both}", hint="the same classes in the same order are needed; see classes.toml")
+        raise UsageError(
+            f"other classes: {both}", hint="the same classes in the same order are needed; see classes.toml"
+        )
     names = real[0] if real else ours
     notes = () if ours == theirs else (f"taken as the same: {both}",)
     return _id_names(names), notes
 
 
 def at_network(ids: Pixels, placement: Placement, *, ties_to_class: bool = False) -> Pixels:
-    """The true mask as the network could know it: of each pixel the class that covers most of what is known of it.
+    """The true mask as the network could know it: of each pixel the class that covers most of what is known
+    of it.
 
     Args:
         ids: uint8 (height, width) at the source's size, VOID where nothing is known.
         placement: where the picture lies.
-        ties_to_class: of classes that cover the same, take the highest id, as one class cut at one half does; else the lowest.
+        ties_to_class: of classes that cover the same, take the highest id, as one class cut at one half does;
+            else the lowest.
 
     Returns:
         uint8 (h, w) at the size of the placement's content; VOID where half of the pixel or more is void.
@@ -305,12 +325,16 @@ def at_network(ids: Pixels, placement: Placement, *, ties_to_class: bool = False
     return out
 
 
-def comparison(dataset: Dataset, pair: Pair, source: Segmenter | Predictions, caption: str = "") -> Comparison:
-    """What `sheet.comparison_sheet` draws of a pair: picture, true mask, and the one that a model or somebody finds.
+def comparison(
+    dataset: Dataset, pair: Pair, source: Segmenter | Predictions, caption: str = ""
+) -> Comparison:
+    """What `sheet.comparison_sheet` draws of a pair: picture, true mask, and the one that a model or somebody
+    finds.
 
     Args:
         dataset: says how the true mask is read.
-        pair: which; its picture, of which the whole mask and a part of the pixels stay in memory, is read again.
+        pair: which; its picture, of which the whole mask and a part of the pixels stay in memory, is read
+            again.
         source: what finds the mask.
         caption: a few words, such as its Dice.
 
@@ -323,7 +347,7 @@ def comparison(dataset: Dataset, pair: Pair, source: Segmenter | Predictions, ca
     return Comparison(pair.key, caption, pixels, dataset.read_mask(pair), found)
 
 
-# Parts of the above --------------------------------------------------------------------------------------------------------
+# Parts of the above -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,7 +359,9 @@ class _Judged:
     network: Counts | None
 
 
-def _consumed(outcomes: Iterable[Any], progress: Callable[[int], None] | None) -> tuple[list[_Judged], tuple[Failure, ...]]:
+def _consumed(
+    outcomes: Iterable[Any], progress: Callable[[int], None] | None
+) -> tuple[list[_Judged], tuple[Failure, ...]]:
     judged: list[_Judged] = []
     failures: list[Failure] = []
     broken = 0
@@ -345,7 +371,9 @@ def _consumed(outcomes: Iterable[Any], progress: Callable[[int], None] | None) -
             failures.append(Failure(item.key, item.path, error.message, error.hint))
             broken = broken + 1 if outcome.stage == "infer" else broken
             if broken >= BROKEN_DEVICE:
-                raise error if isinstance(error, BackendError) else BackendError(error.message, hint=error.hint)
+                raise (
+                    error if isinstance(error, BackendError) else BackendError(error.message, hint=error.hint)
+                )
         else:
             judged.append(outcome)
             broken = 0

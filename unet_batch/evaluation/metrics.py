@@ -1,12 +1,13 @@
 """Dice, IoU, accuracy, precision, recall and boundary F1, and how far they can be trusted.
 
-Everything is a sum over pixels of a picture, so that a set of a hundred thousand pictures is judged without keeping one of
-them: `count` turns a picture into a few integers, `scores` turns integers into figures, `intervals` says how much the figures
-would move with another draw of groups.
+Everything is a sum over pixels of a picture, so that a set of a hundred thousand pictures is judged without
+keeping one of
+them: `count` turns a picture into a few integers, `scores` turns integers into figures, `intervals` says how
+much the figures would move with another draw of groups.
 
-Two ways to average are in use, and both are given. Pooled: over all pixels of all pictures, as CamVid and Cityscapes do for
-IoU. Per picture: the mean of every picture's own value, as Carvana does for Dice; a picture in which a class neither occurs nor
-is found says nothing about it and is left out.
+Two ways to average are in use, and both are given. Pooled: over all pixels of all pictures, as CamVid and
+Cityscapes do for IoU. Per picture: the mean of every picture's own value, as Carvana does for Dice; a picture
+in which a class neither occurs nor is found says nothing about it and is left out.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ class Counts:
     Attributes:
         key: of the picture.
         group: pictures of one group are not independent: photos of one car, frames of one film.
-        confusion: int64 (classes, classes): pixels of each class (row) that were found as each class (column); void left out.
-        boundary: int64 (classes, 4): boundary pixels found, those of them near a true boundary, true boundary pixels, those of
-            them near a found one.
+        confusion: int64 (classes, classes): pixels of each class (row) that were found as each class
+            (column); void left out.
+        boundary: int64 (classes, 4): boundary pixels found, those of them near a true boundary, true boundary
+            pixels, those of them near a found one.
     """
 
     key: str
@@ -62,7 +64,8 @@ class Scores:
     Attributes:
         pictures: how many.
         accuracy: share of the pixels that are right, void left out.
-        pooled: of each class, by name: `dice`, `iou`, `precision`, `recall`, `boundary_f1`; float64 (classes,).
+        pooled: of each class, by name: `dice`, `iou`, `precision`, `recall`, `boundary_f1`; float64
+            (classes,).
         per_picture: mean over pictures of `dice` and `iou`, float64 (classes,).
     """
 
@@ -81,7 +84,10 @@ class Scores:
         """For JSON; nan becomes null."""
 
         def by_class(values: Floats) -> dict[str, float | None]:
-            return {name: None if np.isnan(value) else float(value) for name, value in zip(names, values, strict=True)}
+            return {
+                name: None if np.isnan(value) else float(value)
+                for name, value in zip(names, values, strict=True)
+            }
 
         return {
             "pictures": self.pictures,
@@ -104,16 +110,21 @@ def count(found: Pixels, truth: Pixels, classes: int, *, key: str = "", group: s
         UsageError: other sizes, or ids that do not exist.
     """
     if found.shape != truth.shape or found.ndim != 2:
-        raise UsageError(f"{key or 'mask'}: masks of {found.shape} and {truth.shape} cannot be compared, one size expected")
+        raise UsageError(
+            f"{key or 'mask'}: masks of {found.shape} and {truth.shape} cannot be compared, one size expected"
+        )
     pairs = truth.astype(np.uint16)
     pairs <<= 8
     pairs |= found
-    table = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)  # by id, so that it shows wrong ones too
+    # By id, so that it shows wrong ones too
+    table = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
     void = bool(table[VOID].any())
     for what, occurs in (("found", table[:VOID].any(0)), ("true", table[:VOID].any(1))):
         highest = int(np.flatnonzero(occurs).max(initial=0))
         if highest >= classes:
-            raise UsageError(f"{key or 'mask'}: the {what} mask holds id {highest}, the classes are 0 to {classes - 1}")
+            raise UsageError(
+                f"{key or 'mask'}: the {what} mask holds id {highest}, the classes are 0 to {classes - 1}"
+            )
     confusion = table[:classes, :classes].astype(np.int64)
     reach = max(1.0, BOUNDARY_TOLERANCE * float(np.hypot(*truth.shape)))
     known = truth != VOID if void else None
@@ -135,7 +146,9 @@ def scores(counts: Sequence[Counts]) -> Scores:
 
 
 def singly(counts: Sequence[Counts]) -> tuple[Floats, dict[str, Floats]]:
-    """Figures of every picture alone: accuracy, float64 (pictures,), and those of `Scores.pooled`, (pictures, classes)."""
+    """Figures of every picture alone: accuracy, float64 (pictures,), and those of `Scores.pooled`, (pictures,
+    classes).
+    """
     if not counts:
         return np.empty(0), {}
     sums = _sums(counts)
@@ -150,9 +163,11 @@ def intervals(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Bootstrap intervals of figures, resampling whole groups: pictures of one group would make them too narrow.
+    """Bootstrap intervals of figures, resampling whole groups: pictures of one group would make them too
+    narrow.
 
-    All figures are of the same samples. Each group is added up first, so 10,000 pictures take less than a second.
+    All figures are of the same samples. Each group is added up first, so 10,000 pictures take less than a
+    second.
 
     Args:
         counts: of the pictures.
@@ -162,13 +177,15 @@ def intervals(
         seed: of the draws.
 
     Returns:
-        Lower and upper end of each; both are the figure itself where there is a single group, which says nothing of others, and
-        nan where the figure is nan in every sample.
+        Lower and upper end of each; both are the figure itself where there is a single group, which says
+        nothing of others, and nan where the figure is nan in every sample.
 
     Raises:
         UsageError: there are no pictures.
     """
-    groups = {name: index for index, name in enumerate(dict.fromkeys(each.group or each.key for each in counts))}
+    groups = {
+        name: index for index, name in enumerate(dict.fromkeys(each.group or each.key for each in counts))
+    }
     if len(groups) < 2:
         whole = scores(counts)
         return {name: (figure(whole), figure(whole)) for name, figure in figures.items()}
@@ -180,20 +197,26 @@ def intervals(
     drawn: list[list[float]] = []
     for start in range(0, samples, _BATCH):
         draws = random.integers(0, len(groups), (min(_BATCH, samples - start), len(groups)))
-        times = np.array([np.bincount(draw, minlength=len(groups)) for draw in draws], np.float64)  # each group is in a sample
+        # Each group is in a sample
+        times = np.array([np.bincount(draw, minlength=len(groups)) for draw in draws], np.float64)
         for sums_drawn, pictures_drawn in zip(np.tensordot(times, totals, 1), times @ pictures, strict=True):
             scored = _scores(sums_drawn, int(pictures_drawn))
             drawn.append([figure(scored) for figure in figures.values()])
     ends = {}
     for name, values in zip(figures, np.array(drawn).T, strict=True):
         sound = values[~np.isnan(values)]
-        low, high = np.quantile(sound, [(1 - confidence) / 2, (1 + confidence) / 2]) if len(sound) else (np.nan, np.nan)
+        low, high = (
+            np.quantile(sound, [(1 - confidence) / 2, (1 + confidence) / 2])
+            if len(sound)
+            else (np.nan, np.nan)
+        )
         ends[name] = float(low), float(high)
     return ends
 
 
-# Eleven numbers of each class that add up over pictures: pixels found right, true, found; the boundary's four; and of the
-# picture's own Dice and IoU the value and whether there is one. All but those two values are whole, and exact up to 2^53.
+# Eleven numbers of each class that add up over pictures: pixels found right, true, found; the boundary's
+# four; and of the picture's own Dice and IoU the value and whether there is one. All but those two values are
+# whole, and exact up to 2^53.
 _HITS, _TRUE, _FOUND, _EDGE, _DICE, _IOU = 0, 1, 2, slice(3, 7), slice(7, 9), slice(9, 11)
 
 
@@ -218,7 +241,10 @@ def _scores(sums: Floats, pictures: int) -> Scores:
             pictures=pictures,
             accuracy=float(_accuracy(sums)),
             pooled={**_of_pixels(sums), "boundary_f1": _of_boundary(sums)},
-            per_picture={name: sums[:, place][:, 0] / sums[:, place][:, 1] for name, place in (("dice", _DICE), ("iou", _IOU))},
+            per_picture={
+                name: sums[:, place][:, 0] / sums[:, place][:, 1]
+                for name, place in (("dice", _DICE), ("iou", _IOU))
+            },
         )
 
 
@@ -229,7 +255,9 @@ def _accuracy(sums: Floats) -> Floats:
 
 
 def _of_pixels(sums: Floats) -> dict[str, Floats]:
-    """Dice, IoU, precision and recall of each class, (..., classes); nan where a class neither occurs nor was found."""
+    """Dice, IoU, precision and recall of each class, (..., classes); nan where a class neither occurs nor was
+    found.
+    """
     hits, true, found = sums[..., _HITS], sums[..., _TRUE], sums[..., _FOUND]
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
@@ -241,7 +269,9 @@ def _of_pixels(sums: Floats) -> dict[str, Floats]:
 
 
 def _of_boundary(sums: Floats) -> Floats:
-    """Boundary F1 of each class, (..., classes); 0 where only one side has a boundary, nan where neither has."""
+    """Boundary F1 of each class, (..., classes); 0 where only one side has a boundary, nan where neither
+    has.
+    """
     found, near_found, true, near_true = np.moveaxis(sums[..., _EDGE], -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         precise, complete = near_found / found, near_true / true
@@ -254,11 +284,18 @@ def _boundary(found: Mask, truth: Mask, known: Mask | None, reach: float) -> lis
     edges = [_edge(mask, known) for mask in (found, truth)]
     left, top, width, height = cv2.boundingRect(edges[0] | edges[1])
     one, other = (np.ascontiguousarray(edge[top : top + height, left : left + width]) for edge in edges)
-    return [cv2.countNonZero(edges[0]), _near(one, other, reach), cv2.countNonZero(edges[1]), _near(other, one, reach)]
+    return [
+        cv2.countNonZero(edges[0]),
+        _near(one, other, reach),
+        cv2.countNonZero(edges[1]),
+        _near(other, one, reach),
+    ]
 
 
 def _edge(mask: Mask, known: Mask | None) -> Pixels:
-    """1 for pixels of the mask with a neighbour that is known to lie outside; the picture's own border is no boundary."""
+    """1 for pixels of the mask with a neighbour that is known to lie outside; the picture's own border is no
+    boundary.
+    """
     inside = (mask if known is None else mask | ~known).view(np.uint8)
     eroded = cv2.erode(inside, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE)
     edge = mask & (eroded == 0)
@@ -268,8 +305,9 @@ def _edge(mask: Mask, known: Mask | None) -> Pixels:
 def _near(own: Pixels, others: Pixels, reach: float) -> int:
     """How many pixels of `own` have one of `others` within reach; both uint8 (h, w), 0 and 1.
 
-    cv2.distanceTransform would take 28 ms for 1280x1918, this takes 2, and is exact in whole numbers: nearly all pixels have
-    one inside the square that fits into the circle, or none in the square around it. Only those between are measured.
+    cv2.distanceTransform would take 28 ms for 1280x1918, this takes 2, and is exact in whole numbers: nearly
+    all pixels have one inside the square that fits into the circle, or none in the square around it. Only
+    those between are measured.
     """
     if not cv2.countNonZero(own) or not cv2.countNonZero(others):
         return 0
@@ -283,7 +321,8 @@ def _near(own: Pixels, others: Pixels, reach: float) -> int:
         return sure
     row, column = np.nonzero(perhaps[top : top + height, left : left + width])
     around = np.pad(others, outer)[top : top + height + 2 * outer, left : left + width + 2 * outer]
-    before = np.zeros((around.shape[0], around.shape[1] + 1), np.int32)  # how many there are in a row up to each column
+    # How many there are in a row up to each column
+    before = np.zeros((around.shape[0], around.shape[1] + 1), np.int32)
     np.cumsum(around, axis=1, out=before[:, 1:])
     near = np.zeros(len(row), np.bool_)
     for step in range(-outer, outer + 1):

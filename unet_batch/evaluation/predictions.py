@@ -1,8 +1,8 @@
 """Masks that somebody predicted, beside the true ones: which belong together, and what their values mean.
 
-A prediction is called like its picture, or like the picture's key, with a suffix that masks may have; where that is the only
-one, its folder does not matter. Its values are those of the dataset's own masks, else 0 and 1 or 0 and 255 for one class, and
-ids 0, 1, ... for several.
+A prediction is called like its picture, or like the picture's key, with a suffix that masks may have; where
+that is the only one, its folder does not matter. Its values are those of the dataset's own masks, else 0 and
+1 or 0 and 255 for one class, and ids 0, 1, ... for several.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Predictions:
     reasons: tuple[str, ...]
 
     def read(self, pair: Pair, size: Size | None = None) -> Pixels:
-        """Read the ids that were predicted for a pair, uint8 (H, W); `size` is that of the true mask, None for any.
+        """Read the ids that were predicted for a pair, uint8 (H, W); `size` is that of the true mask, None
+        for any.
 
         Raises:
             ImageError: the prediction cannot be read, is of another size, or holds values without a meaning.
@@ -56,7 +57,9 @@ class Predictions:
         path = self.files[pair.key]
         mask = self.encoding.decode(path)
         if mask.unexpected:
-            raise ImageError(f"{path}: {mask.unexpected}", hint="predictions hold 0 and 255 for one class, ids for several")
+            raise ImageError(
+                f"{path}: {mask.unexpected}", hint="predictions hold 0 and 255 for one class, ids for several"
+            )
         if size is not None and mask.ids.shape != size:
             height, width = mask.ids.shape
             why = f"the prediction is {height}x{width}, the mask {size[0]}x{size[1]} (height x width)"
@@ -95,12 +98,15 @@ def find_predictions(dataset: Dataset, pairs: Sequence[Pair], folder: str) -> Pr
 
 
 def is_mask_folder(folder: str) -> bool:
-    """Whether a folder holds pictures itself and no folder: nothing but masks, where predictions take the photos' place."""
+    """Whether a folder holds pictures itself and no folder: nothing but masks, where predictions take the
+    photos' place.
+    """
     if not os.path.isdir(folder):
         return False
     with os.scandir(folder) as entries:
         here = [(entry.is_dir(), entry.name) for entry in entries if not entry.name.startswith(".")]
-    if any(is_folder or name.lower().endswith(".json") for is_folder, name in here):  # annotations are of pictures
+    # Annotations are of pictures
+    if any(is_folder or name.lower().endswith(".json") for is_folder, name in here):
         return False
     return any(images.is_supported(name) for _, name in here)
 
@@ -122,7 +128,9 @@ def find_masks(folder: str, *, group_by: str | None = None) -> Dataset:
     keys = short if len(set(short)) == len(short) else stems
     twice, times = max(Counter(keys).items(), key=itemgetter(1), default=("", 0))
     if times > 1:
-        files = " and ".join(os.path.relpath(path, root) for path, key in zip(paths, keys, strict=True) if key == twice)
+        files = " and ".join(
+            os.path.relpath(path, root) for path, key in zip(paths, keys, strict=True) if key == twice
+        )
         raise SourceError(f"{root}: {files} are {times} masks of one name", hint="keep one of them")
     classes, encoding, why_classes = understand(os.path.join(root, "classes.toml"), sorted(paths))
     pairs, why_groups = paired(list(zip(paths, keys, paths, strict=True)), group_by)
@@ -154,7 +162,9 @@ def _matched(pairs: Sequence[Pair], paths: Sequence[str], root: str) -> dict[str
     if missing := [key for key, files in found.items() if not files]:
         shown = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
         why = f"no prediction for {len(missing):,} of {len(pairs):,} pictures: {shown}"
-        raise SourceError(f"{root}: {why}", hint="a prediction is called like its picture; --split judges a part of them")
+        raise SourceError(
+            f"{root}: {why}", hint="a prediction is called like its picture; --split judges a part of them"
+        )
     users: defaultdict[str, list[str]] = defaultdict(list)
     for key, files in found.items():
         users[files[0]].append(key)
@@ -171,7 +181,8 @@ def _matched(pairs: Sequence[Pair], paths: Sequence[str], root: str) -> dict[str
 def _understood(dataset: Dataset, files: Sequence[str], ours: bool) -> tuple[Encoding, str]:
     """What the values of predictions mean, and why: the first way of spelling that fits most of a sample."""
     ways: list[tuple[Encoding, str]] = []
-    if isinstance(dataset.masks, Encoding) and not ours:  # as the true masks, but for void, which nobody can predict
+    # As the true masks, but for void, which nobody can predict
+    if isinstance(dataset.masks, Encoding) and not ours:
         known = {value: id for value, id in dataset.masks.table.items() if id != VOID}
         ways.append((replace(dataset.masks, table=known), "the values of the dataset's own masks"))
     if len(dataset.classes.names) == 1:
@@ -195,4 +206,6 @@ def _understood(dataset: Dataset, files: Sequence[str], ours: bool) -> tuple[Enc
             if not misfits[-1]:
                 break
     best = misfits.index(min(misfits))
-    return ways[best][0], f"predictions hold {ways[best][1]} ({len(sample) - misfits[best]:,} of {len(sample):,} looked at fit)"
+    return ways[best][
+        0
+    ], f"predictions hold {ways[best][1]} ({len(sample) - misfits[best]:,} of {len(sample):,} looked at fit)"

@@ -1,7 +1,7 @@
 """What outputs are called: one rule that never gives two pictures the same file, on any file system.
 
-Pure functions on names; nothing is looked up on a disk, so that the same names give the same keys everywhere and always. Names
-of cameras and addresses (`webcam:0`, `rtsp://...`) are told from those of files here, too.
+Pure functions on names; nothing is looked up on a disk, so that the same names give the same keys everywhere
+and always. Names of cameras and addresses (`webcam:0`, `rtsp://...`) are told from those of files here, too.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 def assign_keys(names: Iterable[str]) -> dict[str, str]:
     """Give each of these `/`-separated relative file names a key of its own, whatever their order.
 
-    A key is the name without its extension. Where two would be the same, extensions stay; where they still are, the later
-    name gets `~2`, `~3`, and so on. "The same" holds for file systems that ignore case or normalise Unicode, too.
+    A key is the name without its extension. Where two would be the same, extensions stay; where they still
+    are, the later name gets `~2`, `~3`, and so on. "The same" holds for file systems that ignore case or
+    normalise Unicode, too.
     """
     ordered = sorted(names, key=lambda name: name.split("/"))
     prefixes: dict[str, str] = {"": ""}
@@ -36,13 +37,16 @@ def assign_keys(names: Iterable[str]) -> dict[str, str]:
             parts = [_component(part) for part in folder.split("/")]
             prefixes[folder] = "/".join(parts) + "/"
             for depth, part in enumerate(parts, 1):
-                blocked.update(_fold("/".join(parts[:depth]))[: -len(s)] for s in SUFFIXES if part.lower().endswith(s))
+                blocked.update(
+                    _fold("/".join(parts[:depth]))[: -len(s)] for s in SUFFIXES if part.lower().endswith(s)
+                )
         stem = os.path.splitext(last)[0]
         key = prefixes[folder] + _component(stem)
         plans.append((name, prefixes[folder], last, key))
         claims[_fold(key)] += 1
         if stem != last:
-            # The full name is claimed even if unused: `a.jpg.png` beside `a.jpg` and `a.png` must not become `a.jpg`.
+            # The full name is claimed even if unused: `a.jpg.png` beside `a.jpg` and `a.png` must not become
+            # `a.jpg`.
             claims[_fold(prefixes[folder] + _component(last))] += 1
     keys: dict[str, str] = {}
     used: set[str] = set()
@@ -94,7 +98,9 @@ def shown(source: str) -> str:
 
 
 def live_name(source: str) -> str | None:
-    """What the outputs of a camera or an address are called: where it is, without its password, and when; None for a file."""
+    """What the outputs of a camera or an address are called: where it is, without its password, and when;
+    None for a file.
+    """
     if not is_live(source):
         return None
     place = re.sub(r"^[^:]*://", "", shown(source).partition("?")[0])

@@ -1,7 +1,8 @@
 """Where results go: whole files or none at all, in one folder, and errors that say what to do.
 
-A file is written under a temporary name in its own folder and then renamed, so that whoever reads it under its own name,
-or a run that resumes, never sees half of one. Whoever writes to a folder holds its lock (`claim`).
+A file is written under a temporary name in its own folder and then renamed, so that whoever reads it under
+its own name, or a run that resumes, never sees half of one. Whoever writes to a folder holds its lock
+(`claim`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ _TEMPORARY = re.compile(r"\.ub-([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{8}\.part
 _LOCK = re.compile(r"\.run(?:-[0-9]+-of-([0-9]+))?\.lock")
 _DAY = 24 * 3600.0
 _LOOK = 0.5  # seconds; whoever only looks whether a lock is free holds it for some microseconds
-# Worth another try: a folder that vanished under us; on Windows also a file that a virus scanner or viewer holds open.
+# Worth another try: a folder that vanished under us; on Windows also a file that a virus scanner or viewer
+# holds open.
 _PASSING = (FileNotFoundError, PermissionError) if os.name == "nt" else (FileNotFoundError,)
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT)
 _ELSEWHERE = "choose another output folder with -o"
@@ -79,13 +81,15 @@ def write_atomic(path: str, data: bytes, *, sync: bool = False) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
-    """Yields a name to write a file under, for those who write it themselves; afterwards it stands under its own.
+    """Yields a name to write a file under, for those who write it themselves; afterwards it stands under its
+    own.
 
     Args:
         path: the file; folders that are missing are made.
 
     Raises:
-        OutputError: the file cannot be written; whatever else the block raises is passed on, and nothing is left behind.
+        OutputError: the file cannot be written; whatever else the block raises is passed on, and nothing is
+            left behind.
     """
     temporary = ""
     try:
@@ -124,7 +128,8 @@ def write_json(path: str, value: Any, *, sync: bool = False) -> None:
 
 
 class LineLog:
-    """A file of JSON lines, each written out at once, so that a killed run leaves all of them. Absent while it has none.
+    """A file of JSON lines, each written out at once, so that a killed run leaves all of them. Absent while
+    it has none.
 
     Args:
         path: the file; what an earlier run left there is removed.
@@ -173,7 +178,9 @@ class OutputTree:
     def __init__(self, folder: str, kinds: Sequence[str]) -> None:
         unknown = [kind for kind in kinds if kind not in LAYOUT]
         if unknown:
-            raise OutputError(f"unknown kind of output: {', '.join(unknown)}", hint=f"choose from {', '.join(LAYOUT)}")
+            raise OutputError(
+                f"unknown kind of output: {', '.join(unknown)}", hint=f"choose from {', '.join(LAYOUT)}"
+            )
         self.folder = os.path.abspath(folder)
         self.kinds = tuple(dict.fromkeys(kinds))
 
@@ -214,7 +221,9 @@ class OutputTree:
             for kind in self.kinds:
                 if left:
                     there = {
-                        entry.name for entry in _scan(os.path.dirname(self.path(kind, next(iter(left))))) if _is_file(entry)
+                        entry.name
+                        for entry in _scan(os.path.dirname(self.path(kind, next(iter(left)))))
+                        if _is_file(entry)
                     }
                     left = {key for key in left if key.rpartition("/")[2] + LAYOUT[kind][1] in there}
             done |= left
@@ -241,7 +250,10 @@ class OutputTree:
     def clean_leftovers(self) -> int:
         """Remove the temporary files of runs that were killed, and return how many; see `clean_leftovers`."""
         removed = clean_leftovers(self.folder)
-        stack = [os.path.join(self.folder, folder) for folder in (*(folder for folder, _ in LAYOUT.values()), *OF_CLIPS)]
+        stack = [
+            os.path.join(self.folder, folder)
+            for folder in (*(folder for folder, _ in LAYOUT.values()), *OF_CLIPS)
+        ]
         while stack:
             folder = stack.pop()
             removed += clean_leftovers(folder)
@@ -251,9 +263,11 @@ class OutputTree:
 
 
 def clean_leftovers(folder: str) -> int:
-    """Remove the temporary files of killed processes from a folder, not from those below, and return how many.
+    """Remove the temporary files of killed processes from a folder, not from those below, and return how
+    many.
 
-    A process on this machine is asked whether it lives. One elsewhere cannot be asked: its files go after a day.
+    A process on this machine is asked whether it lives. One elsewhere cannot be asked: its files go after a
+    day.
     """
     removed = 0
     entries: list[os.DirEntry[str]] = []
@@ -289,7 +303,8 @@ def claim(
 ) -> Iterator[bool]:
     """Hold the right to write to an output folder; a process that dies gives it back.
 
-    A run that does everything excludes all others; shards exclude it, themselves, and shards of another count.
+    A run that does everything excludes all others; shards exclude it, themselves, and shards of another
+    count.
 
     Args:
         folder: the output folder; must exist.
@@ -336,7 +351,10 @@ def claim(
             told = True
         time.sleep(_LOOK)
     try:
-        write_json(owner_path, {"pid": os.getpid(), "host": platform.node(), "started": time.strftime("%Y-%m-%d %H:%M:%S")})
+        write_json(
+            owner_path,
+            {"pid": os.getpid(), "host": platform.node(), "started": time.strftime("%Y-%m-%d %H:%M:%S")},
+        )
         yield True
     finally:
         with contextlib.suppress(OSError):
@@ -345,7 +363,9 @@ def claim(
 
 
 def _blocker(folder: str, lock: Any, part: str) -> str | None:
-    """Take the lock and return None, or name who is in the way. Two who try at once may both be refused, never both let in."""
+    """Take the lock and return None, or name who is in the way. Two who try at once may both be refused,
+    never both let in.
+    """
     from filelock import FileLock, Timeout
 
     try:
@@ -383,7 +403,9 @@ def _owner(lock_file: str) -> str:
 
 
 def _open_temporary(folder: str) -> tuple[str, int]:
-    """Make a file that no other thread, process or machine makes; its name tells `clean_leftovers` whose it is."""
+    """Make a file that no other thread, process or machine makes; its name tells `clean_leftovers` whose it
+    is.
+    """
     path = os.path.join(folder, f".ub-{_here()}-{os.getpid()}-{secrets.token_hex(4)}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:

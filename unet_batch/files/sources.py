@@ -1,7 +1,8 @@
 """Which pictures and clips to segment, and what their outputs will be called.
 
-Only names are looked at here, never pixels. What a person named is taken as it is; what a folder holds is taken if it is
-called like a picture or clip. Whatever cannot be taken is counted or listed in the result: nothing is lost without a word.
+Only names are looked at here, never pixels. What a person named is taken as it is; what a folder holds is
+taken if it is called like a picture or clip. Whatever cannot be taken is counted or listed in the result:
+nothing is lost without a word.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def collect(
     exclude: Sequence[str] = (),
     cwd: str | None = None,
 ) -> Sources:
-    """Find what `sources` name: files, folders (recursively), glob patterns, and `@lists` of files and folders.
+    """Find what `sources` name: files, folders (recursively), glob patterns, and `@lists` of files and
+    folders.
 
     Args:
         sources: what the user named; relative names start at `cwd`.
@@ -64,18 +66,29 @@ def collect(
         cwd: where relative names start; the current folder if None.
 
     Raises:
-        SourceError: a source does not exist, cannot be read, or holds no pictures; or the sources have no common folder.
+        SourceError: a source does not exist, cannot be read, or holds no pictures; or the sources have no
+            common folder.
     """
     try:
         search = _Search(is_picture, live, exclude, os.path.abspath(cwd or os.getcwd()))
     except OSError as error:
-        raise SourceError(f"the current folder is gone: {_reason(error)}", hint="change to one that exists") from error
+        raise SourceError(
+            f"the current folder is gone: {_reason(error)}", hint="change to one that exists"
+        ) from error
     for source in sources:
         search.add(source)
     if not search.found and not search.addresses:
-        why = f": {len(search.skipped)} folder(s) hold outputs, such as {min(search.skipped)}" if search.skipped else ""
-        why += "".join(f"; {path} {reason}" for path, reason in itertools.islice(search.unreadable.items(), 1))
-        raise SourceError(f"no pictures to segment{why}", hint="name a file or folder with pictures that are not outputs")
+        why = (
+            f": {len(search.skipped)} folder(s) hold outputs, such as {min(search.skipped)}"
+            if search.skipped
+            else ""
+        )
+        why += "".join(
+            f"; {path} {reason}" for path, reason in itertools.islice(search.unreadable.items(), 1)
+        )
+        raise SourceError(
+            f"no pictures to segment{why}", hint="name a file or folder with pictures that are not outputs"
+        )
     try:
         root = os.path.commonpath(list(search.bases) or [os.path.join(search.cwd, "live")])
     except ValueError as error:  # Windows only
@@ -88,7 +101,9 @@ def collect(
     return Sources(
         items=tuple(items),
         root=root,
-        ignored=Counter(itertools.chain.from_iterable(counts.elements() for counts in search.ignored.values())),
+        ignored=Counter(
+            itertools.chain.from_iterable(counts.elements() for counts in search.ignored.values())
+        ),
         skipped_folders=tuple(sorted(search.skipped)),
         unreadable=tuple(sorted(search.unreadable.items())),
         duplicates=search.duplicates,
@@ -111,13 +126,18 @@ class _Search:
     """What was found so far; see `Sources` for the meaning of its attributes."""
 
     def __init__(
-        self, is_picture: Callable[[str], bool], live: Callable[[str], str | None], exclude: Sequence[str], cwd: str
+        self,
+        is_picture: Callable[[str], bool],
+        live: Callable[[str], str | None],
+        exclude: Sequence[str],
+        cwd: str,
     ) -> None:
         self.is_picture, self.live, self.cwd = is_picture, live, cwd
         self.found: dict[str, None] = {}
         self.addresses: dict[str, str] = {}  # by name
         self.bases: set[str] = set()
-        self.ignored: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by folder: one visited twice counts once
+        # By folder: one visited twice counts once
+        self.ignored: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.skipped: set[str] = set()
         self.unreadable: dict[str, str] = {}
         self.duplicates = 0
@@ -169,7 +189,9 @@ class _Search:
         except (OSError, ValueError) as error:
             raise SourceError(f"the list {name} cannot be read: {_reason(error)}", hint=hint) from error
         if b"\0" in raw:
-            raise SourceError(f"the list {name} is not UTF-8 text", hint="save it as UTF-8, one file name per line")
+            raise SourceError(
+                f"the list {name} is not UTF-8 text", hint="save it as UTF-8, one file name per line"
+            )
         lines = [line.removesuffix("\r") for line in raw.decode("utf-8-sig", "surrogateescape").split("\n")]
         entries = [_absolute(line, folder) for line in lines if line.strip() and not line.startswith("#")]
         if not entries:
@@ -191,7 +213,11 @@ class _Search:
             base = os.path.join(base, parts.pop(0))  # `[2024]` names the folder of that name, if there is one
         base = _absolute(base, self.cwd)
         if not parts:
-            why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {_reason(error)}"
+            why = (
+                "does not exist"
+                if isinstance(error, FileNotFoundError)
+                else f"cannot be read: {_reason(error)}"
+            )
             raise SourceError(f"{source} {why}", hint=_nearby(base))
         try:
             pattern = _Pattern([part for part in parts if part not in ("", ".")])
@@ -238,7 +264,8 @@ class _Search:
                 except OSError:  # a link that leads in circles, or to where we may not look
                     is_folder = False
                 if is_folder:
-                    # Only links lead back, and only below one may a folder have two names. Windows has more than links.
+                    # Only links lead back, and only below one may a folder have two names. Windows has more
+                    # than links.
                     through_link = linked or entry.is_symlink() or os.name == "nt"
                     identity = None
                     if through_link or name.casefold() in self.excluded_names:
@@ -255,8 +282,13 @@ class _Search:
                 else:
                     extension = os.path.splitext(name)[1].lower()
                     here[extension] += 1
-                    if not re.search("[a-z]", extension) and entry.is_symlink() and not os.path.exists(entry.path):
-                        self.unreadable[entry.path] = "a link to something that is not there"  # a folder, perhaps
+                    if (
+                        not re.search("[a-z]", extension)
+                        and entry.is_symlink()
+                        and not os.path.exists(entry.path)
+                    ):
+                        # A folder, perhaps
+                        self.unreadable[entry.path] = "a link to something that is not there"
             others += here
             if here:
                 self.ignored[folder] |= here
@@ -281,10 +313,13 @@ class _Pattern:
 
     def __init__(self, parts: list[str]) -> None:
         flags = re.IGNORECASE if os.name == "nt" else 0
-        self.tests = [None if part == "**" else re.compile(fnmatch.translate(part), flags).match for part in parts]
+        self.tests = [
+            None if part == "**" else re.compile(fnmatch.translate(part), flags).match for part in parts
+        ]
         self.start, self.end = self._spread({0}), len(parts)
         extension = os.path.splitext(parts[-1])[1]
-        self.names_extension = bool(extension) and not _MAGIC.search(extension)  # `*.dat` asks for just these files
+        # `*.dat` asks for just these files
+        self.names_extension = bool(extension) and not _MAGIC.search(extension)
 
     def step(self, places: frozenset[int], name: str) -> frozenset[int]:
         after: set[int] = set()
@@ -306,11 +341,17 @@ class _Pattern:
 def _absolute(path: str, cwd: str) -> str:
     path = os.path.join(cwd, path)
     if os.pardir in path.replace(os.altsep or os.sep, os.sep).split(os.sep):
-        # The parent of a link is not what its name suggests, so `..` needs the file system; the last name stays as given.
+        # The parent of a link is not what its name suggests, so `..` needs the file system; the last name
+        # stays as given.
         head, last = os.path.split(path)
-        path = os.path.realpath(path) if last in ("", os.curdir, os.pardir) else os.path.join(os.path.realpath(head), last)
+        path = (
+            os.path.realpath(path)
+            if last in ("", os.curdir, os.pardir)
+            else os.path.join(os.path.realpath(head), last)
+        )
     path = os.path.abspath(path)
-    return path if os.name == "nt" else "/" + path.lstrip("/")  # POSIX lets two slashes be, and keys are cut by length
+    # POSIX lets two slashes be, and keys are cut by length
+    return path if os.name == "nt" else "/" + path.lstrip("/")
 
 
 def _holds_outputs(entries: list[os.DirEntry[str]]) -> bool:
@@ -331,7 +372,9 @@ def _census(others: Counter[str]) -> str:
 
 
 def _nearby(path: str) -> str:
-    """Suggest names like that of a missing file; the listing is cut short, for a suggestion must not take long."""
+    """Suggest names like that of a missing file; the listing is cut short, for a suggestion must not take
+    long.
+    """
     try:
         with os.scandir(os.path.dirname(path)) as listing:
             names = [entry.name for entry in itertools.islice(listing, 2000)]

@@ -1,8 +1,8 @@
 """From the network's small map to what is written at the picture's size: probabilities, masks, class ids.
 
-Maps are widened to 16 bit before they are enlarged. cv2 is faster there (0.30 ms instead of 0.50 ms for 160x240 to 1280x1918
-on one core) and exact to 0.002 of a uint8 level instead of 0.8, so an edge is a smooth ramp and the mask cuts it where it
-should. INTER_LINEAR_EXACT is no help: 0.61 ms on bytes, 3.3 ms on 16 bit.
+Maps are widened to 16 bit before they are enlarged. cv2 is faster there (0.30 ms instead of 0.50 ms for
+160x240 to 1280x1918 on one core) and exact to 0.002 of a uint8 level instead of 0.8, so an edge is a smooth
+ramp and the mask cuts it where it should. INTER_LINEAR_EXACT is no help: 0.61 ms on bytes, 3.3 ms on 16 bit.
 
 All functions are pure and may run in several threads at once; cv2 releases the GIL while it works.
 """
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from unet_batch.types import Pixels, Placement, Size
 
 
-# The whole of a pixel when classes share it: near the top of 16 bit, and divisible by 2 and 16, so that halves are exact (a
-# tie is seen as one) and so are the sums of the smoothing.
+# The whole of a pixel when classes share it: near the top of 16 bit, and divisible by 2 and 16, so that
+# halves are exact (a tie is seen as one) and so are the sums of the smoothing.
 SHARE = 65504
 HALF = np.uint16(SHARE // 2)
 SMOOTH = np.array([0.25, 0.5, 0.25], np.float32)
@@ -60,7 +60,8 @@ def probability16(map: Pixels, placement: Placement) -> NDArray[np.uint16]:
     Returns:
         uint16 (height, width) at the source's size, round(65535 p).
     """
-    # 255 * 257 = 65535: bytes map onto the full range, and back without loss. On the small map this costs 5 us.
+    # 255 * 257 = 65535: bytes map onto the full range, and back without loss. On the small map this costs 5
+    # us.
     return geometry.from_network(map.astype(np.uint16) * np.uint16(257), placement)
 
 
@@ -91,7 +92,8 @@ def mask(probability: Pixels, threshold: float) -> Pixels:
 
 
 def mask_from_map(map: Pixels, placement: Placement, threshold: float) -> Pixels:
-    """The same as `mask(probability(map, placement), threshold)`, bit for bit, without the probability between.
+    """The same as `mask(probability(map, placement), threshold)`, bit for bit, without the probability
+    between.
 
     Args:
         map: uint8 (H, W) at the network's size, round(255 p).
@@ -101,10 +103,11 @@ def mask_from_map(map: Pixels, placement: Placement, threshold: float) -> Pixels
     Returns:
         uint8 (height, width) at the source's size: 255 or 0.
     """
-    # v / 257 rounds to t or more exactly from v = 257 t - 128 on; at a threshold of 0.5 that is 32768, half of 65535.
+    # v / 257 rounds to t or more exactly from v = 257 t - 128 on; at a threshold of 0.5 that is 32768, half
+    # of 65535.
     inside = np.greater_equal(probability16(map, placement), np.uint16(257 * cut(threshold) - 128))
-    # True is the byte 1, and -1 is the byte 255: 0.13 ms for both steps; cv2.inRange takes 0.28 ms, and cv2.compare (0.18 ms)
-    # refuses arrays of one pixel.
+    # True is the byte 1, and -1 is the byte 255: 0.13 ms for both steps; cv2.inRange takes 0.28 ms, and
+    # cv2.compare (0.18 ms) refuses arrays of one pixel.
     mask: Pixels = np.negative(inside.view(np.int8)).view(np.uint8)
     return mask
 
@@ -112,11 +115,12 @@ def mask_from_map(map: Pixels, placement: Placement, threshold: float) -> Pixels
 def class_ids(map: Pixels, placement: Placement, classes: int) -> Pixels:
     """The class of every pixel, with smooth edges instead of enlarged squares.
 
-    Each class present is enlarged like a probability of 0 or 1, and the largest wins, ties going to the lower id. From twice
-    the size on these are smoothed first, which takes the stairs off slanted edges; but pixels that smoothing would turn to
-    another class keep theirs in full, so that thin lines and single pixels survive, and the centre of every pixel of the map
-    has its id. Against masks of cars at 1280x1918, the intersection over union of ids made at 160x240 is 0.986 when enlarged
-    to squares, 0.989 without the smoothing, and 0.990 with it.
+    Each class present is enlarged like a probability of 0 or 1, and the largest wins, ties going to the lower
+    id. From twice the size on these are smoothed first, which takes the stairs off slanted edges; but pixels
+    that smoothing would turn to another class keep theirs in full, so that thin lines and single pixels
+    survive, and the centre of every pixel of the map has its id. Against masks of cars at 1280x1918, the
+    intersection over union of ids made at 160x240 is 0.986 when enlarged to squares, 0.989 without the
+    smoothing, and 0.990 with it.
 
     Where no resize is needed the ids come back as they are.
 
@@ -157,7 +161,9 @@ def _share(content: Pixels, id: int, size: Size) -> NDArray[np.uint16]:
     share = own.astype(np.uint16) * np.uint16(SHARE)
     if size[0] >= 2 * content.shape[0] and size[1] >= 2 * content.shape[1]:
         smooth = cv2.sepFilter2D(share, -1, SMOOTH, SMOOTH, borderType=cv2.BORDER_REPLICATE)
-        share = np.where(np.where(own, smooth > HALF, smooth < HALF), smooth, share).astype(np.uint16, copy=False)
+        share = np.where(np.where(own, smooth > HALF, smooth < HALF), smooth, share).astype(
+            np.uint16, copy=False
+        )
     return geometry.resize_map(share, size)
 
 

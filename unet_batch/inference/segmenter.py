@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 # Pictures in flight may hold this many bytes of pixels: two dozen photos of 20 megapixels.
 PIXEL_BUDGET = 512 * 2**20
-# A photo is decoded at reduced scale only while it stays this many times as large as the network sees it. Dice against the
-# masks of a full decode, 24 photos: 0.9996 at 4, 0.9993 at 2, 0.998 at 1.6, 0.997 at 1. Noise of one level gives 0.9995.
+# A photo is decoded at reduced scale only while it stays this many times as large as the network sees it.
+# Dice against the masks of a full decode, 24 photos: 0.9996 at 4, 0.9993 at 2, 0.998 at 1.6, 0.997 at 1.
+# Noise of one level gives 0.9995.
 OVERSAMPLING = 2
 
 
@@ -48,7 +49,8 @@ class Result:
     Attributes:
         path: the picture, as it was given.
         prediction: None if the picture failed.
-        mask: uint8 (height, width) as a person sees the picture: 0/255 for one class, class ids for several; None if it failed.
+        mask: uint8 (height, width) as a person sees the picture: 0/255 for one class, class ids for several;
+            None if it failed.
         error: why it failed, else None.
     """
 
@@ -73,14 +75,17 @@ class Segmenter:
     """A backend with its model, open until `close`; see `unet_batch.load`.
 
     Args:
-        backend: opened here unless it is open; from then on the segmenter's, which closes it, also where it refuses it.
+        backend: opened here unless it is open; from then on the segmenter's, which closes it, also where it
+            refuses it.
         threshold: probability from which a pixel counts; None takes the model's own.
         workers: threads for each of decoding, rendering and writing; None takes one for each core.
         max_pixels: largest height x width of a picture that is decoded.
-        isolate: decode in as many processes, so that a picture that crashes its decoder fails alone; see `isolation.py`.
+        isolate: decode in as many processes, so that a picture that crashes its decoder fails alone; see
+            `isolation.py`.
 
     Raises:
-        UsageError: the threshold lies outside (0, 1], workers or max_pixels is below 1, or the model does not take RGB.
+        UsageError: the threshold lies outside (0, 1], workers or max_pixels is below 1, or the model does not
+            take RGB.
     """
 
     def __init__(
@@ -105,7 +110,9 @@ class Segmenter:
             if max_pixels < 1:
                 raise UsageError(f"max_pixels {max_pixels}: 1 or more expected")
             if (channels := backend.spec.in_channels) != 3:
-                raise UsageError(f"{backend.spec.name} takes {channels} channels, pictures are read as RGB (3)")
+                raise UsageError(
+                    f"{backend.spec.name} takes {channels} channels, pictures are read as RGB (3)"
+                )
             if not backend.is_open:
                 backend.__enter__()
         except BaseException:
@@ -127,7 +134,9 @@ class Segmenter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             if self._decoders is not None:
                 self._decoders.close()
@@ -156,7 +165,8 @@ class Segmenter:
         return self.mask(self.infer([frame])[0])
 
     def stream(self, paths: Iterable[str | os.PathLike[str]]) -> Iterator[Result]:
-        """Segment many pictures: decoding, inference and masks overlap, results come in order, memory stays bounded.
+        """Segment many pictures: decoding, inference and masks overlap, results come in order, memory stays
+        bounded.
 
         A picture that fails is a `Result` with its `error`; the stream goes on.
 
@@ -171,7 +181,11 @@ class Segmenter:
         items = (Item(os.fspath(path), "") for path in paths)
         with self.pipeline(items, [("mask", finish)], keep_pixels=False) as outcomes:
             for outcome in outcomes:
-                yield Result(item_of(outcome).path, None, None, as_error(outcome)) if isinstance(outcome, Failed) else outcome
+                yield (
+                    Result(item_of(outcome).path, None, None, as_error(outcome))
+                    if isinstance(outcome, Failed)
+                    else outcome
+                )
 
     # The stages.
 
@@ -184,7 +198,9 @@ class Segmenter:
         return self.frame(item, picture.pixels, picture.size, keep_pixels=keep_pixels)
 
     def frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool = False) -> Frame:
-        """Place a decoded picture, or a smaller version of it, into the network's input; `size` is the whole picture's."""
+        """Place a decoded picture, or a smaller version of it, into the network's input; `size` is the whole
+        picture's.
+        """
         placement = geometry.place(size, self.backend.input_size)
         tensor = geometry.to_network(pixels, placement, out=self.backend.buffer())
         return Frame(item, placement, tensor, pixels if keep_pixels else None)
@@ -205,10 +221,11 @@ class Segmenter:
     def pipeline(
         self, items: Iterable[Item], finish: Sequence[tuple[str, Callable[[Any], Any]]], *, keep_pixels: bool
     ) -> Iterator[Pipeline]:
-        """Decode and infer, then the stages of `finish`, each a name and a function; delivers results and `Failed`s in order.
+        """Decode and infer, then the stages of `finish`, each a name and a function; delivers results and
+        `Failed`s in order.
 
-        What concerns one picture is isolated. A `UsageError` ends the run: the next write, or the start of the next decoder,
-        would fail as well.
+        What concerns one picture is isolated. A `UsageError` ends the run: the next write, or the start of
+        the next decoder, would fail as well.
         """
         batch = self.backend.batch_size
 
@@ -216,8 +233,20 @@ class Segmenter:
             return self.infer(frames) if batch > 1 else self.infer([frames])[0]
 
         stages = [
-            Stage("decode", lambda item: self.decode(item, keep_pixels=keep_pixels), self.workers, isolate=_concerns_one_item),
-            Stage("infer", infer, self.backend.streams, batch, isolate=_is_backend_error, enter=self.backend.thread),
+            Stage(
+                "decode",
+                lambda item: self.decode(item, keep_pixels=keep_pixels),
+                self.workers,
+                isolate=_concerns_one_item,
+            ),
+            Stage(
+                "infer",
+                infer,
+                self.backend.streams,
+                batch,
+                isolate=_is_backend_error,
+                enter=self.backend.thread,
+            ),
             *(Stage(name, work, self.workers, isolate=_concerns_one_item) for name, work in finish),
         ]
         # Enough for every worker to have one in hand and one waiting.
@@ -281,9 +310,14 @@ def _weigh(value: Any) -> int:
 
 
 def _as_rgb(array: NDArray[Any]) -> Pixels:
-    if array.dtype != np.uint8 or array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+    if (
+        array.dtype != np.uint8
+        or array.size == 0
+        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3))
+    ):
         raise ImageError(
-            f"array of {array.dtype} {array.shape}: uint8 (height, width, 3) in RGB order or (height, width) expected",
+            f"array of {array.dtype} {array.shape}: uint8 (height, width, 3) in RGB order or (height, "
+            f"width) expected",
             hint="convert it first, e.g. (255 * x).astype('uint8')",
         )
     rgb = np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array

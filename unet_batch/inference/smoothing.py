@@ -1,9 +1,11 @@
 """Steadier masks of a clip: where the picture stays as it is, the network's answers are averaged over time.
 
-A network looks at one frame at a time, and where it is unsure its masks flicker. What it said just before is a second opinion,
-but only of the same thing: a mean over time alone drags every moving edge behind itself (Dice of a drawn car driving past at
-0.2 s: 0.986 without, 0.927 with such a mean, 0.985 with this one). So what came before counts for as much as the picture at
-this place resembles the frame before, and nothing of it survives a cut. How much it counts depends on the time between two
+A network looks at one frame at a time, and where it is unsure its masks flicker. What it said just before is
+a second opinion,
+but only of the same thing: a mean over time alone drags every moving edge behind itself (Dice of a drawn car
+driving past at 0.2 s: 0.986 without, 0.927 with such a mean, 0.985 with this one). So what came before counts
+for as much as the picture at this place resembles the frame before, and nothing of it survives a cut. How
+much it counts depends on the time between two
 frames, not on their number: a clip looks the same at any frame rate.
 """
 
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 
     from unet_batch.types import Pixels
 
-# Levels by which a place may differ from the frame before and still count for 37 %, and the pixels around that are taken
-# together, which noise cancels out in. 3 steadies half as much; with 10, or with 9 pixels, edges begin to drag.
+# Levels by which a place may differ from the frame before and still count for 37 %, and the pixels around
+# that are taken together, which noise cancels out in. 3 steadies half as much; with 10, or with 9 pixels,
+# edges begin to drag.
 CHANGE = 6.0
 _AROUND = (5, 5)
 
@@ -71,7 +74,8 @@ class Smoother:
         """What a later `Smoother` needs to go on from here; none of the arrays is written to afterwards."""
         if self._mean is None or self._before is None:
             return {}
-        time = np.array([str(self._time.numerator), str(self._time.denominator)])  # may be too large for 64 bits
+        # May be too large for 64 bits
+        time = np.array([str(self._time.numerator), str(self._time.denominator)])
         return {"mean": self._mean, "before": self._before, "time": time}
 
     def resume(self, state: dict[str, NDArray[Any]]) -> None:

@@ -1,10 +1,12 @@
 """How a picture lies inside the network's input, and the way back.
 
-A picture keeps its aspect ratio: it is scaled until it touches the network's input on one axis, centred on the other, and
-the rest is grey ("letterbox"). Training and inference place pictures through this module, so both see the same thing.
+A picture keeps its aspect ratio: it is scaled until it touches the network's input on one axis, centred on
+the other, and the rest is grey ("letterbox"). Training and inference place pictures through this module, so
+both see the same thing.
 
-Every resize maps pixel areas onto pixel areas (half-pixel centres, as cv2.resize does), so nothing shifts on the way there
-and back. All functions are pure and may run in several threads at once; cv2 releases the GIL while it works.
+Every resize maps pixel areas onto pixel areas (half-pixel centres, as cv2.resize does), so nothing shifts on
+the way there and back. All functions are pure and may run in several threads at once; cv2 releases the GIL
+while it works.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
     Array = TypeVar("Array", NDArray[np.uint8], NDArray[np.uint16])
 
-# The grey of the padding, 0..255: near the mean of photographs (0.45), so that after normalisation it is close to zero.
+# The grey of the padding, 0..255: near the mean of photographs (0.45), so that after normalisation it is
+# close to zero.
 PAD_VALUE = 114
 
 
@@ -35,13 +38,16 @@ def place(source: Size, network: Size) -> Placement:
         network: (height, width) of the network's input in pixels, both at least 1.
 
     Returns:
-        The placement: centred, with an odd row or column of padding at the bottom or right. A picture that would miss the
-        network's size by at most one pixel fills it without padding (1280x1918 in 160x240: 239.75 columns).
+        The placement: centred, with an odd row or column of padding at the bottom or right. A picture that
+        would miss the network's size by at most one pixel fills it without padding (1280x1918 in 160x240:
+        239.75 columns).
     """
     height, width = source
     net_height, net_width = network
     if min(height, width, net_height, net_width) < 1:
-        raise ValueError(f"sizes must be at least 1x1, got source {height}x{width}, network {net_height}x{net_width}")
+        raise ValueError(
+            f"sizes must be at least 1x1, got source {height}x{width}, network {net_height}x{net_width}"
+        )
     # Round half up on integers: floats would decide 0.5 by chance. One axis is met exactly, the other is
     # `net * side / other side`, e.g. net_height * width / height columns.
     if net_height * width <= net_width * height:  # the height is the tight axis
@@ -49,18 +55,21 @@ def place(source: Size, network: Size) -> Placement:
     else:
         content = (max(1, (2 * net_width * height + width) // (2 * width)), net_width)
     if net_height - content[0] <= 1 and net_width - content[1] <= 1:
-        # A padding of one pixel would cost more (an artificial edge beside the picture) than this stretch of under 1 %.
+        # A padding of one pixel would cost more (an artificial edge beside the picture) than this stretch of
+        # under 1 %.
         content = network
     top, left = (net_height - content[0]) // 2, (net_width - content[1]) // 2
-    return Placement(source=(height, width), network=(net_height, net_width), top=top, left=left, content=content)
+    return Placement(
+        source=(height, width), network=(net_height, net_width), top=top, left=left, content=content
+    )
 
 
 def to_network(pixels: Pixels, placement: Placement, out: Pixels | None = None) -> Pixels:
     """Put a picture into the network's input.
 
     Args:
-        pixels: RGB uint8 (h, w, 3), the whole picture. `h, w` need not be the placement's source: a picture decoded at a
-            reduced scale goes straight to its place.
+        pixels: RGB uint8 (h, w, 3), the whole picture. `h, w` need not be the placement's source: a picture
+            decoded at a reduced scale goes straight to its place.
         placement: where it goes.
         out: uint8 (H, W, 3) to write the result to, whatever it holds; None makes a new array.
 
@@ -71,7 +80,8 @@ def to_network(pixels: Pixels, placement: Placement, out: Pixels | None = None) 
     if out is None:
         out = np.empty(shape, np.uint8)
     elif out.dtype != np.uint8 or out.shape != shape:
-        raise ValueError(f"out must be uint8 {shape}, got {out.dtype} {out.shape}")  # cv2 would write elsewhere, silently
+        # Cv2 would write elsewhere, silently
+        raise ValueError(f"out must be uint8 {shape}, got {out.dtype} {out.shape}")
     content = content_of(out, placement)
     if _shrinks(pixels, placement.content):
         _shrink(pixels, content)
@@ -96,7 +106,8 @@ def from_network(map: Array, placement: Placement) -> Array:
         placement: how the picture was put there.
 
     Returns:
-        The map of the picture, (height, width) at the source's size, in the type of `map`; a new array, made by `resize_map`.
+        The map of the picture, (height, width) at the source's size, in the type of `map`; a new array, made
+        by `resize_map`.
     """
     return resize_map(content_of(map, placement), placement.source)
 
@@ -104,9 +115,9 @@ def from_network(map: Array, placement: Placement) -> Array:
 def resize_map(map: Array, size: Size) -> Array:
     """Resize a map (h, w) to `size`; always a new array.
 
-    Bilinear where the map is enlarged; averaged over areas where it is shrunk on both axes (pictures smaller than their
-    place in the network's input). uint16 maps come out right to 0.002 of a uint8 level; uint8 maps to 0.8 of one, because
-    cv2 interpolates bytes with few bits.
+    Bilinear where the map is enlarged; averaged over areas where it is shrunk on both axes (pictures smaller
+    than their place in the network's input). uint16 maps come out right to 0.002 of a uint8 level; uint8 maps
+    to 0.8 of one, because cv2 interpolates bytes with few bits.
     """
     if not _shrinks(map, size):
         return _linear(map, size)
@@ -132,13 +143,15 @@ def _linear(array: Array, size: Size) -> Array:
 def _shrink(pixels: Array, out: Array) -> None:
     """Shrink to the size of `out`, and into it, by averaging areas.
 
-    cv2 halves even sizes exactly and fast, and is slow at factors that are not whole: 1280x1918 to 160x240 takes 6.8 ms at
-    once and 2.3 ms with a halving first (one core). The last step keeps a factor of 2 (or of 1.998: 959 columns to the 480
-    that 479.5 were rounded to), so that its fractional edges blur no more than a direct resize would; on photos the two
-    differ by 0.1 grey levels on average.
+    cv2 halves even sizes exactly and fast, and is slow at factors that are not whole: 1280x1918 to 160x240
+    takes 6.8 ms at once and 2.3 ms with a halving first (one core). The last step keeps a factor of 2 (or of
+    1.998: 959 columns to the 480 that 479.5 were rounded to), so that its fractional edges blur no more than
+    a direct resize would; on photos the two differ by 0.1 grey levels on average.
     """
     height, width = pixels.shape[:2]
-    while height % 2 == 0 and width % 2 == 0 and height >= 3.99 * out.shape[0] and width >= 3.99 * out.shape[1]:
+    while (
+        height % 2 == 0 and width % 2 == 0 and height >= 3.99 * out.shape[0] and width >= 3.99 * out.shape[1]
+    ):
         height, width = height // 2, width // 2
         pixels = cast("Array", cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA))
     cv2.resize(pixels, out.shape[1::-1], dst=out, interpolation=cv2.INTER_AREA)

@@ -3,14 +3,15 @@
     with Decoders(workers=4) as decoders:
         picture = decoders.read("photo.jpg")  # from any thread; same pixels, same errors as images.read
 
-A decoder is a fresh interpreter that imports `images` and nothing heavier (no torch), started when it is first needed. It
-decodes one picture at a time. Requests and answers are lines of JSON on its stdin and stdout. Pixels come through an anonymous
-file that both sides hold open (a memfd; elsewhere an unlinked temporary file; on Windows there is none, and they follow the
-answer on stdout): it has no name, so however either side dies, nothing is left. It is written and read, not mapped: where a
-mapped file shrinks, its reader crashes as well.
+A decoder is a fresh interpreter that imports `images` and nothing heavier (no torch), started when it is
+first needed. It decodes one picture at a time. Requests and answers are lines of JSON on its stdin and
+stdout. Pixels come through an anonymous file that both sides hold open (a memfd; elsewhere an unlinked
+temporary file; on Windows there is none, and they follow the answer on stdout): it has no name, so however
+either side dies, nothing is left. It is written and read, not mapped: where a mapped file shrinks, its reader
+crashes as well.
 
-Not `multiprocessing`: its children run the caller's script again, which needs a guard against that; its messages are pickles;
-its shared memory has names, which outlive a kill -9.
+Not `multiprocessing`: its children run the caller's script again, which needs a guard against that; its
+messages are pickles; its shared memory has names, which outlive a kill -9.
 
 No sandbox: a decoder may do whatever its owner may. What is contained are crashes and hangs.
 """
@@ -49,13 +50,14 @@ TIME_LIMIT = 120.0
 # Starting may fail by accident: a moment without memory, a signal to all processes of a job.
 _STARTS = 3
 _READY = b"ready\n"
-# Bytes that a file keeps between pictures, as new pages would have to be cleared first; those of a huge picture are given back.
+# Bytes that a file keeps between pictures, as new pages would have to be cleared first; those of a huge
+# picture are given back.
 _KEEP = 64 * 2**20
 _SHARED = os.name == "posix"
 _TIMED_OUT = -signal.SIGALRM if hasattr(signal, "SIGALRM") else None
 
-# The alarm ends a start that hangs. Modules are looked for where the owner finds them, not in the current folder, which may be
-# a stranger's.
+# The alarm ends a start that hangs. Modules are looked for where the owner finds them, not in the current
+# folder, which may be a stranger's.
 _CODE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -73,10 +75,12 @@ _serve({reader!r}, {time_limit!r}, {shared!r})
 class Decoders:
     """A pool of decoder processes that takes the place of `images.read`; a context manager that ends them.
 
-    A decoder that dies is replaced. A picture is blamed for that only if its decoder was a fresh one: another one may have been
-    spoiled by the picture before, or was killed for its neighbours' hunger for memory, so the picture is tried once more.
+    A decoder that dies is replaced. A picture is blamed for that only if its decoder was a fresh one: another
+    one may have been spoiled by the picture before, or was killed for its neighbours' hunger for memory, so
+    the picture is tried once more.
 
-    Decoders ignore Ctrl-C and SIGTERM, which are their owner's business, and end as soon as they find it gone.
+    Decoders ignore Ctrl-C and SIGTERM, which are their owner's business, and end as soon as they find it
+    gone.
 
     Args:
         workers: the most processes; each holds 20 to 30 MB of its own beside its picture.
@@ -87,9 +91,13 @@ class Decoders:
         UsageError: an argument is out of range.
     """
 
-    def __init__(self, workers: int, *, time_limit: float = TIME_LIMIT, reader: str = "unet_batch.media.images:read") -> None:
+    def __init__(
+        self, workers: int, *, time_limit: float = TIME_LIMIT, reader: str = "unet_batch.media.images:read"
+    ) -> None:
         if workers < 1 or not 0 < time_limit < 1e6:
-            raise UsageError(f"{workers} decoders, {time_limit} s each picture: 1 or more, and above 0 s, expected")
+            raise UsageError(
+                f"{workers} decoders, {time_limit} s each picture: 1 or more, and above 0 s, expected"
+            )
         self._workers = workers
         self._time_limit = time_limit
         self._reader = reader
@@ -101,7 +109,9 @@ class Decoders:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -114,11 +124,13 @@ class Decoders:
             decoder.end()
 
     def read(self, path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
-        """Decode a picture file as `images.read` does. Safe to call from many threads, which wait for a decoder to be free.
+        """Decode a picture file as `images.read` does. Safe to call from many threads, which wait for a
+        decoder to be free.
 
         Raises:
             DecoderCrashed: the picture ended its decoder, or was not decoded within the time limit.
-            ImageError, ImageTooLarge: as for `images.read`; of its causes, only the number of an `OSError` arrives.
+            ImageError, ImageTooLarge: as for `images.read`; of its causes, only the number of an `OSError`
+                arrives.
             UsageError: no decoder can be started.
         """
         with self._change:
@@ -158,7 +170,9 @@ class Decoders:
                 reason = death.said or f"it {_manner(death.code)}"
             except OSError as error:
                 reason = str(error)
-        raise UsageError(f"cannot start a decoder process ({sys.executable}): {reason}", hint="decode without isolation")
+        raise UsageError(
+            f"cannot start a decoder process ({sys.executable}): {reason}", hint="decode without isolation"
+        )
 
 
 class _Died(Exception):
@@ -200,7 +214,8 @@ class _Decoder:
         path = [entry for entry in sys.path if isinstance(entry, str)]
         code = _CODE.format(path=path, reader=reader, time_limit=time_limit, shared=shared)
         return subprocess.Popen(
-            [sys.executable, "-X", f"utf8={sys.flags.utf8_mode}", "-c", code],  # the names of files must mean the same
+            # The names of files must mean the same
+            [sys.executable, "-X", f"utf8={sys.flags.utf8_mode}", "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -307,7 +322,9 @@ def _manner(code: int) -> str:
 
 
 def _crash(path: str, death: _Died, time_limit: float) -> DecoderCrashed:
-    hint = "the file is damaged, or made to do harm: leave it out, or save it anew with the program that made it"
+    hint = (
+        "the file is damaged, or made to do harm: leave it out, or save it anew with the program that made it"
+    )
     if death.code == _TIMED_OUT:
         return DecoderCrashed(f"{path}: not decoded within {time_limit:g} s", hint=hint)
     if hasattr(signal, "SIGKILL") and death.code == -signal.SIGKILL:
@@ -319,7 +336,7 @@ def _crash(path: str, death: _Died, time_limit: float) -> DecoderCrashed:
     return DecoderCrashed(f"{path}: its decoder {_manner(death.code)}{said}", hint=hint)
 
 
-# In the decoder's process ----------------------------------------------------------------------------------------------------
+# In the decoder's process -----------------------------------------------------------------------------------
 
 
 def _serve(reader: str, time_limit: float, shared: int | None) -> None:

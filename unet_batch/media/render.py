@@ -1,7 +1,8 @@
 """Pictures for people: overlays, cutouts, comparison sheets, and the colours of classes.
 
-All functions are pure: they write into none of their inputs and may run in several threads at once. Pictures stay bytes
-throughout (no float copies), and cv2 releases the GIL while it works. Times are for 1280x1918 on one core.
+All functions are pure: they write into none of their inputs and may run in several threads at once. Pictures
+stay bytes throughout (no float copies), and cv2 releases the GIL while it works. Times are for 1280x1918 on
+one core.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
     from unet_batch.types import ClassTable, Colour, Pixels
 
-# Half the width of a cutout's soft edge, in probability. An edge of a 160x240 map is 16 pixels wide at 1280x1918; 0.3 lets
-# a rim of the background through, 0.15 (about 5 pixels) looks cut out by hand.
+# Half the width of a cutout's soft edge, in probability. An edge of a 160x240 map is 16 pixels wide at
+# 1280x1918; 0.3 lets a rim of the background through, 0.15 (about 5 pixels) looks cut out by hand.
 RAMP = 0.15
 
-# Violet comes first: hardly any car, road, plant or skin has it, so it stands out from red, white, blue and black alike.
-# The others are far apart in OKLab, also as simulated for red- and green-blind eyes: the closest two of the first six are
-# 0.16 apart, of all ten 0.10 (the closest two of Okabe and Ito's seven: 0.08).
+# Violet comes first: hardly any car, road, plant or skin has it, so it stands out from red, white, blue and
+# black alike. The others are far apart in OKLab, also as simulated for red- and green-blind eyes: the closest
+# two of the first six are 0.16 apart, of all ten 0.10 (the closest two of Okabe and Ito's seven: 0.08).
 _COLOURS: tuple[Colour, ...] = (
     (200, 40, 255),  # violet
     (50, 250, 255),  # cyan
@@ -48,8 +49,8 @@ def palette(count: int) -> tuple[Colour, ...]:
         count: how many.
 
     Returns:
-        RGB colours, all different up to 256. The first ten are distinct for colour-blind eyes too; the rest walk around the
-        colour circle by the golden angle, which keeps neighbours in the table far apart.
+        RGB colours, all different up to 256. The first ten are distinct for colour-blind eyes too; the rest
+        walk around the colour circle by the golden angle, which keeps neighbours in the table far apart.
     """
     colours = list(_COLOURS[:count])
     for step in range(count - len(colours)):
@@ -60,20 +61,25 @@ def palette(count: int) -> tuple[Colour, ...]:
 
 
 def line_width(height: int, width: int) -> int:
-    """Width in pixels of a contour on a picture: 1/400 of its shorter side, so it looks the same at every size."""
+    """Width in pixels of a contour on a picture: 1/400 of its shorter side, so it looks the same at every
+    size.
+    """
     return max(1, round(min(height, width) / 400))
 
 
-def overlay(pixels: Pixels, regions: Pixels, classes: ClassTable, alpha: float = 0.45, contour: bool = True) -> Pixels:
-    """Tint the classes in a picture and outline them: 3 ms for a car, 1 ms without the contour; 2 ms for each class that
-    fills the picture.
+def overlay(
+    pixels: Pixels, regions: Pixels, classes: ClassTable, alpha: float = 0.45, contour: bool = True
+) -> Pixels:
+    """Tint the classes in a picture and outline them: 3 ms for a car, 1 ms without the contour; 2 ms for each
+    class that fills the picture.
 
     Args:
         pixels: RGB uint8 (h, w, 3).
         regions: uint8 (h, w): for a table of one class its mask, 0 or 255; for several the ids.
         classes: the table. Of several classes, those that are black or named "background" stay as they are.
         alpha: strength of the tint, 0 (none) to 1 (opaque).
-        contour: whether to draw a line of `line_width` along the inside of every region, so that neighbours keep theirs.
+        contour: whether to draw a line of `line_width` along the inside of every region, so that neighbours
+            keep theirs.
 
     Returns:
         RGB uint8 (h, w, 3), a new array.
@@ -91,13 +97,13 @@ def cutout(pixels: Pixels, probability: Pixels, threshold: float = 0.5) -> Pixel
     Args:
         pixels: RGB uint8 (h, w, 3).
         probability: uint8 (h, w), round(255 p).
-        threshold: probability of the edge, in (0, 1]: there the alpha crosses one half, so it is 128 or more exactly where
-            the mask of that threshold is set.
+        threshold: probability of the edge, in (0, 1]: there the alpha crosses one half, so it is 128 or more
+            exactly where the mask of that threshold is set.
 
     Returns:
-        RGBA uint8 (h, w, 4), straight (not premultiplied) alpha: 0 up to threshold - RAMP, 255 from threshold + RAMP on, and
-        a smooth step between. Colours are the photo's, but black where nothing shows: that makes the PNGs of car photos
-        34 to 52 % smaller, and their encoding 3 to 10 % faster.
+        RGBA uint8 (h, w, 4), straight (not premultiplied) alpha: 0 up to threshold - RAMP, 255 from threshold
+        + RAMP on, and a smooth step between. Colours are the photo's, but black where nothing shows: that
+        makes the PNGs of car photos 34 to 52 % smaller, and their encoding 3 to 10 % faster.
     """
     alpha = cv2.LUT(probability, _ramp(threshold))
     rgba = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
@@ -170,10 +176,11 @@ def _draw(out: Pixels, region: Pixels, colour: Colour, alpha: float, line: int) 
     cv2.copyTo(cv2.addWeighted(view, 1 - alpha, plane, alpha, 0), part, view)
     if not line:
         return
-    # Within reach of its box, a blurred mask says how far the edge is; so a table turns it into a line with smooth rims. At
-    # the picture's border the mask goes on as it is, and no line is drawn there.
+    # Within reach of its box, a blurred mask says how far the edge is; so a table turns it into a line with
+    # smooth rims. At the picture's border the mask goes on as it is, and no line is drawn there.
     soft = cv2.blur(part, (2 * line + 1, 2 * line + 1), borderType=cv2.BORDER_REPLICATE)
-    # Few pixels are near an edge (1 % for a car), so they are picked out and blended one by one: those neither 0 nor 255.
+    # Few pixels are near an edge (1 % for a car), so they are picked out and blended one by one: those
+    # neither 0 nor 255.
     row, column = np.divmod(np.flatnonzero(np.subtract(soft, np.uint8(1)) < 254), view.shape[1])
     share = _line(line)[soft[row, column]][:, None]
     mixed = view[row, column] * (255 - share) + np.array(colour, np.uint16) * share
@@ -182,7 +189,9 @@ def _draw(out: Pixels, region: Pixels, colour: Colour, alpha: float, line: int) 
 
 @functools.lru_cache(maxsize=16)
 def _line(width: int) -> NDArray[np.uint16]:
-    """Opacity (256,), 0..255, of a line by the blurred mask: `width` pixels inside the edge, fading over one outside."""
+    """Opacity (256,), 0..255, of a line by the blurred mask: `width` pixels inside the edge, fading over one
+    outside.
+    """
     inside = (np.arange(256) / 255 - 0.5) * (2 * width + 1)  # pixels from the edge, for a straight one
     opacity = np.clip(np.minimum(inside + 1, width + 0.5 - inside), 0, 1)
     table: NDArray[np.uint16] = np.rint(255 * opacity).astype(np.uint16)
@@ -195,6 +204,10 @@ def _ramp(threshold: float) -> Pixels:
     p = np.arange(256) / 255
     half = min(RAMP, threshold, 1 - threshold)
     # A ramp narrower than a byte is a hard edge (and would divide by next to nothing).
-    step = np.clip((p - threshold) / (2 * half) + 0.5, 0, 1) if 255 * half >= 1 else np.where(p >= threshold, 1.0, 0.0)
+    step = (
+        np.clip((p - threshold) / (2 * half) + 0.5, 0, 1)
+        if 255 * half >= 1
+        else np.where(p >= threshold, 1.0, 0.0)
+    )
     table: Pixels = np.rint(255 * step * step * (3 - 2 * step)).astype(np.uint8)
     return table

@@ -1,9 +1,11 @@
 """Checkpoints: `.safetensors` files that carry their ModelSpec.
 
-What a file says of itself is read without PyTorch, which a run through TensorRT does not need; the weights are not.
+What a file says of itself is read without PyTorch, which a run through TensorRT does not need; the weights
+are not.
 
-Convolution weights are stored as float16, which costs nothing measurable in Dice and halves the file; everything that is one
-value a channel (BatchNorm, biases) stays float32, since running variances go below what float16 can hold.
+Convolution weights are stored as float16, which costs nothing measurable in Dice and halves the file;
+everything that is one value a channel (BatchNorm, biases) stays float32, since running variances go below
+what float16 can hold.
 """
 
 from __future__ import annotations
@@ -87,9 +89,14 @@ def save(path: str, model: UNet, spec: ModelSpec, *, sync: bool = False) -> None
     expected = (spec.in_channels, len(spec.classes.names), spec.widths)
     actual = (model.in_channels, model.out_channels, model.widths)
     if expected != actual:
-        raise CheckpointError(f"{path}: the spec says (in, classes, widths) = {expected}, the network has {actual}")
+        raise CheckpointError(
+            f"{path}: the spec says (in, classes, widths) = {expected}, the network has {actual}"
+        )
     tensors = {
-        name: (tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor).detach().cpu().contiguous()
+        name: (tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor)
+        .detach()
+        .cpu()
+        .contiguous()
         for name, tensor in model.state_dict().items()
     }
     metadata = {"format": FORMAT, "version": str(VERSION), "spec": spec_json.dumps(spec)}
@@ -114,16 +121,22 @@ def identify(path: str) -> CheckpointFile:
     except (OSError, SafetensorError, ValueError) as error:
         raise _translated(path, error) from error
     # BatchNorm's running statistics are measured, not trained.
-    trained = [shape for name, shape in shapes.items() if not name.endswith(("running_mean", "running_var", "_tracked"))]
-    return CheckpointFile(os.path.abspath(path), _spec(path, metadata), digest.hexdigest(), sum(map(math.prod, trained)))
+    trained = [
+        shape
+        for name, shape in shapes.items()
+        if not name.endswith(("running_mean", "running_var", "_tracked"))
+    ]
+    return CheckpointFile(
+        os.path.abspath(path), _spec(path, metadata), digest.hexdigest(), sum(map(math.prod, trained))
+    )
 
 
 def load(path: str) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: the file is missing, truncated, not a checkpoint of this program, a pickle, or newer than this
-            program; or its weights do not fit its own spec.
+        CheckpointError: the file is missing, truncated, not a checkpoint of this program, a pickle, or newer
+            than this program; or its weights do not fit its own spec.
     """
     import torch
     from safetensors.torch import load as load_tensors
@@ -139,7 +152,9 @@ def load(path: str) -> Checkpoint:
         raise _translated(path, error) from error
     with torch.device("meta"):  # no time spent on random weights that are replaced at once
         model = UNet(spec.in_channels, len(spec.classes.names), spec.widths)
-    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    tensors = {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
+    }
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
@@ -149,7 +164,9 @@ def load(path: str) -> Checkpoint:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path}: the weights do not fit the file's own description: {reason}") from error
+        raise CheckpointError(
+            f"{path}: the weights do not fit the file's own description: {reason}"
+        ) from error
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return Checkpoint(model.eval(), spec, hashlib.sha256(data).hexdigest(), os.path.abspath(path))
@@ -159,7 +176,8 @@ def _spec(path: str, metadata: dict[str, str]) -> ModelSpec:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: a safetensors file, but not a checkpoint of unet-batch",
-            hint="a public U-Net's weights become one with: unet-batch import-weights FILE.safetensors -o MODEL.safetensors",
+            hint="a public U-Net's weights become one with: unet-batch import-weights FILE.safetensors -o "
+            "MODEL.safetensors",
         )
     version = metadata.get("version", "")
     if not version.isdecimal() or int(version) > VERSION:
@@ -180,11 +198,13 @@ def _refuse_pickle(path: str) -> None:
             start = file.read(9)
     except OSError as error:
         raise _translated(path, error) from error
-    # A safetensors file begins with the length of its header, which may have any bytes, and then the header, a JSON object.
+    # A safetensors file begins with the length of its header, which may have any bytes, and then the header,
+    # a JSON object.
     if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         raise CheckpointError(
             f"{path}: a pickled PyTorch file; reading one can run code hidden in it",
-            hint="a public U-Net's weights become a checkpoint with: unet-batch import-weights FILE.pth -o MODEL.safetensors",
+            hint="a public U-Net's weights become a checkpoint with: unet-batch import-weights FILE.pth -o "
+            "MODEL.safetensors",
         )
 
 

@@ -1,7 +1,7 @@
 """The network as it is run: uint8 pictures in, uint8 maps out, everything between baked in.
 
-Every backend computes this graph, whether PyTorch executes it or an export of it was compiled: one byte a pixel and channel
-goes in, one byte a pixel comes out, and no caller needs to know about normalisation.
+Every backend computes this graph, whether PyTorch executes it or an export of it was compiled: one byte a
+pixel and channel goes in, one byte a pixel comes out, and no caller needs to know about normalisation.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from unet_batch.types import ModelSpec
 class Graph(nn.Module):
     """A U-Net prepared for inference.
 
-    The body runs in `dtype`; normalisation, head and sigmoid stay float32, because a rounding error there is a rounding
-    error of the result, and they cost nothing.
+    The body runs in `dtype`; normalisation, head and sigmoid stay float32, because a rounding error there is
+    a rounding error of the result, and they cost nothing.
 
     Args:
         model: the network; left untouched.
@@ -34,7 +34,12 @@ class Graph(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, model: UNet, spec: ModelSpec, dtype: torch.dtype = torch.float32, *, float32: Collection[str] = ()
+        self,
+        model: UNet,
+        spec: ModelSpec,
+        dtype: torch.dtype = torch.float32,
+        *,
+        float32: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.dtype = dtype
@@ -52,13 +57,14 @@ class Graph(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """uint8 (N, H, W, C) -> uint8 (N, H, W): round(255 p) for one class, class ids for several."""
-        # A permuted NHWC tensor *is* channels_last in memory: no copy, and the layout the convolutions are fastest in.
+        # A permuted NHWC tensor *is* channels_last in memory: no copy, and the layout the convolutions are
+        # fastest in.
         x = (pictures.float().permute(0, 3, 1, 2) - self.mean) * self.scale
         logits: Tensor = self.head(self.body.features(x.to(self.dtype)).float())
         if self.body.out_channels == 1:
             return (logits.squeeze(1).sigmoid() * 255 + 0.5).to(torch.uint8)
-        # No argmax: TensorRT turns it into a TopK, which is slow on maps. Ids are floats until the last cast, because
-        # TensorRT 8.6 makes uint8 from floats only.
+        # No argmax: TensorRT turns it into a TopK, which is slow on maps. Ids are floats until the last cast,
+        # because TensorRT 8.6 makes uint8 from floats only.
         if self.body.out_channels == 2:
             return (logits.squeeze(1) > 0).float().to(torch.uint8)
         best = torch.maximum(logits[:, :1], logits[:, 1:2])
@@ -84,7 +90,9 @@ class _InDtype(nn.Module):
 
 
 def convolutions(model: UNet) -> list[str]:
-    """Names of the convolutions in the body, in the order they run: `down.0.0`, ..., `up.0`, `merge.0.0`, ..., `merge.3.3`."""
+    """Names of the convolutions in the body, in the order they run: `down.0.0`, ..., `up.0`, `merge.0.0`,
+    ..., `merge.3.3`.
+    """
     down = [f"down.{level}.{index}" for level in range(len(model.down)) for index in (0, 3)]
     return down + [name for k in range(len(model.up)) for name in (f"up.{k}", f"merge.{k}.0", f"merge.{k}.3")]
 

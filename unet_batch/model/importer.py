@@ -1,10 +1,12 @@
 """Weights of well-known public U-Nets as checkpoints of ours.
 
-Two layouts are understood, both with transposed convolutions: `milesial`, of https://github.com/milesial/Pytorch-UNet, and
-`plain`, of the tutorials that keep `downs`, `ups`, `bottleneck` and `final_conv`. Both compute what our network computes under
-other names, as long as the picture's sides are multiples of the stride: at other sizes each pads at a place of its own.
+Two layouts are understood, both with transposed convolutions: `milesial`, of
+https://github.com/milesial/Pytorch-UNet, and `plain`, of the tutorials that keep `downs`, `ups`, `bottleneck`
+and `final_conv`. Both compute what our network computes under other names, as long as the picture's sides are
+multiples of the stride: at other sizes each pads at a place of its own.
 
-Nothing is believed: a network under the source's names is built, and what it says is compared with what ours says.
+Nothing is believed: a network under the source's names is built, and what it says is compared with what ours
+says.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ from unet_batch.model import spec as spec_json
 from unet_batch.model.unet import UNet
 from unet_batch.types import ClassTable, ModelSpec, Size
 
-# Largest difference of the logits, as a share of the largest logit: of the same weights in float32, and after the rounding to
-# float16 that our checkpoints store. The first is rounding error only; a wrong name or order is off by tenths.
+# Largest difference of the logits, as a share of the largest logit: of the same weights in float32, and after
+# the rounding to float16 that our checkpoints store. The first is rounding error only; a wrong name or order
+# is off by tenths.
 TOLERANCE = 1e-4
 STORED_TOLERANCE = 2e-2
 
@@ -40,7 +43,11 @@ _PREFIXES = ("module.", "model.", "_orig_mod.")
 _CONVOLUTIONS = ("0", "3")
 _BLOCK = tuple(
     [f"{index}.weight" for index in _CONVOLUTIONS]
-    + [f"{index}.{part}" for index in ("1", "4") for part in ("weight", "bias", "running_mean", "running_var")]
+    + [
+        f"{index}.{part}"
+        for index in ("1", "4")
+        for part in ("weight", "bias", "running_mean", "running_var")
+    ]
 )
 
 
@@ -84,17 +91,19 @@ def import_weights(
         source: a `.pth` of tensors (read without running what a pickle may hold) or a `.safetensors` file.
         target: the checkpoint to write, `.safetensors`; must not exist.
         arch: `milesial`, `plain`, or `auto` to go by the names of the tensors.
-        size, classes, mean, std, name: fields of the spec that weights do not hold; see ModelSpec. What is left out is what
-            the source's authors use on Carvana, and the file's name.
+        size, classes, mean, std, name: fields of the spec that weights do not hold; see ModelSpec. What is
+            left out is what the source's authors use on Carvana, and the file's name.
 
     Raises:
-        CheckpointError: the source is damaged, needs code to be read, or is no network that ours can be; or it is a `.pth`
-            and PyTorch is older than 2.10.
+        CheckpointError: the source is damaged, needs code to be read, or is no network that ours can be; or
+            it is a `.pth` and PyTorch is older than 2.10.
         UsageError: a size that is no multiple of the stride, or names for another number of classes.
         OutputError: the target exists or cannot be written.
     """
     if not target.lower().endswith(".safetensors"):
-        raise UsageError(f"{target}: checkpoints are .safetensors files", hint="end the output's name with .safetensors")
+        raise UsageError(
+            f"{target}: checkpoints are .safetensors files", hint="end the output's name with .safetensors"
+        )
     if os.path.exists(target):
         raise OutputError(f"{target} exists already", hint="remove it, or choose another name")
     tensors = _state_dict(source)
@@ -105,7 +114,10 @@ def import_weights(
     biased = f"{names['down.0']}.0.bias" in tensors
     _check_names(source, tensors, arch, names, biased)
     widths = tuple(len(tensors[f"{names[f'down.{level}']}.3.weight"]) for level in range(levels))
-    in_channels, outputs = tensors[f"{names['down.0']}.0.weight"].shape[1], len(tensors[f"{names['head']}.weight"])
+    in_channels, outputs = (
+        tensors[f"{names['down.0']}.0.weight"].shape[1],
+        len(tensors[f"{names['head']}.weight"]),
+    )
     if in_channels != 3:
         raise CheckpointError(f"{source}: takes {in_channels} channels, pictures are read as RGB (3)")
     table = _class_table(source, outputs, classes)
@@ -123,14 +135,17 @@ def import_weights(
     stride = 2 ** (levels - 1)
     if any(side % stride for side in spec.input_size):
         raise UsageError(
-            f"size {spec.input_size[0]}x{spec.input_size[1]}: both sides must be multiples of {stride} for {levels} levels, "
+            f"size {spec.input_size[0]}x{spec.input_size[1]}: both sides must be multiples of {stride} for "
+            f"{levels} levels, "
             "or the masks would not be the source's at the border",
             hint="choose the multiples nearest to the size that the network was trained at (--size HxW)",
         )
     reference = _loaded(source, lambda: layout.network(in_channels, outputs, widths, biased), tensors)
     model = _loaded(source, lambda: UNet(in_channels, outputs, widths), _translated(tensors, names, biased))
     difference = _compare(source, reference, model, spec, TOLERANCE, "under our names")
-    stored_difference = _compare(source, reference, _rounded(model), spec, STORED_TOLERANCE, "stored in float16")
+    stored_difference = _compare(
+        source, reference, _rounded(model), spec, STORED_TOLERANCE, "stored in float16"
+    )
     facts = {
         "from": os.path.basename(source),
         "layout": arch,
@@ -161,7 +176,12 @@ def _state_dict(path: str) -> dict[str, Tensor]:
         found = {name[len(prefix) :]: value for name, value in found.items()}
     tensors = {name: value for name, value in found.items() if not name.endswith(".num_batches_tracked")}
     for name, value in tensors.items():
-        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_complex() or value.device.type != "cpu":
+        if (
+            not isinstance(value, Tensor)
+            or value.layout != torch.strided
+            or value.is_complex()
+            or value.device.type != "cpu"
+        ):
             raise CheckpointError(f"{path}: {name} is no ordinary tensor but {type(value).__name__}")
         tensors[name] = value.float()
         if not bool(torch.isfinite(tensors[name]).all()):
@@ -187,11 +207,13 @@ def _read(path: str) -> Any:
         except (OSError, SafetensorError) as error:
             raise _damaged(path, error) from error
         raise CheckpointError(
-            f"{path}: a checkpoint of unet-batch already, nothing to import", hint=f"unet-batch run ./photos -m {path}"
+            f"{path}: a checkpoint of unet-batch already, nothing to import",
+            hint=f"unet-batch run ./photos -m {path}",
         )
     if tuple(map(int, torch.__version__.split(".")[:2])) < _SAFE_TORCH:
         raise CheckpointError(
-            f"{path}: not read with PyTorch {torch.__version__}: before {_SAFE_TORCH[0]}.{_SAFE_TORCH[1]}, a .pth can corrupt "
+            f"{path}: not read with PyTorch {torch.__version__}: before {_SAFE_TORCH[0]}.{_SAFE_TORCH[1]}, "
+            f"a .pth can corrupt "
             "the memory even where its code is not run (CVE-2026-24747)",
             hint="update PyTorch, or import a .safetensors file of the same weights",
         )
@@ -206,13 +228,18 @@ def _read(path: str) -> Any:
             what = f"Python code ({code[1]})" if code else "a TorchScript program"
             raise CheckpointError(
                 f"{path}: holds {what}, not only weights; reading it could run code hidden in it",
-                hint="where you trust it, load it and save the weights alone: torch.save(model.state_dict(), 'weights.pth')",
+                hint="where you trust it, load it and save the weights alone: "
+                "torch.save(model.state_dict(), 'weights.pth')",
             ) from error
         raise _damaged(path, error) from error
 
 
 def _damaged(path: str, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0][:100]
+    reason = (
+        " ".join(str(error).split())
+        .rpartition("WeightsUnpickler error: ")[2]
+        .partition(" Check the doc")[0][:100]
+    )
     size = os.path.getsize(path)
     return CheckpointError(
         f"{path}: damaged, or not written by torch.save ({size:,} bytes): {type(error).__name__} {reason}".rstrip(),
@@ -242,30 +269,43 @@ def _expected(names: Mapping[str, str], biased: bool) -> list[str]:
     """All tensors of a source whose convolutions have biases, or not."""
     biases = tuple(f"{index}.bias" for index in _CONVOLUTIONS) if biased else ()
     parts = {"down": _BLOCK + biases, "merge": _BLOCK + biases}
-    return [f"{theirs}.{part}" for ours, theirs in names.items() for part in parts.get(ours.split(".")[0], ("weight", "bias"))]
+    return [
+        f"{theirs}.{part}"
+        for ours, theirs in names.items()
+        for part in parts.get(ours.split(".")[0], ("weight", "bias"))
+    ]
 
 
 def _recognise(path: str, tensors: Mapping[str, Tensor], arch: str) -> str:
     if arch == "auto":
-        marked = [name for name, layout in _LAYOUTS.items() if f"{layout.names(2)['down.0']}.0.weight" in tensors]
+        marked = [
+            name for name, layout in _LAYOUTS.items() if f"{layout.names(2)['down.0']}.0.weight" in tensors
+        ]
         if not marked:
             rooms = {name.split(".")[0] for name in tensors}
             expected = {name: _expected(layout.names(5), False) for name, layout in _LAYOUTS.items()}
-            nearest = max(expected, key=lambda name: len(rooms & {each.split(".")[0] for each in expected[name]}))
+            nearest = max(
+                expected, key=lambda name: len(rooms & {each.split(".")[0] for each in expected[name]})
+            )
             raise CheckpointError(
-                f"{path}: no U-Net that can be imported; its {len(tensors)} tensors begin with {_first(tensors)}",
+                f"{path}: no U-Net that can be imported; its {len(tensors)} tensors begin with "
+                f"{_first(tensors)}",
                 hint=f"the nearest is {nearest}, which begins with {_first(expected[nearest])}",
             )
         arch = marked[0]
     if arch == "milesial" and "up1.conv.double_conv.0.weight" in tensors and "up1.up.weight" not in tensors:
         raise CheckpointError(
-            f"{path}: milesial's bilinear variant is not supported yet; its variant with transposed convolutions is",
-            hint="train with UNet(..., bilinear=False): no transposed convolution of stride 2 computes the other upsampling",
+            f"{path}: milesial's bilinear variant is not supported yet; its variant with transposed "
+            f"convolutions is",
+            hint="train with UNet(..., bilinear=False): no transposed convolution of stride 2 computes the "
+            "other upsampling",
         )
     return arch
 
 
-def _check_names(path: str, tensors: Mapping[str, Tensor], arch: str, names: Mapping[str, str], biased: bool) -> None:
+def _check_names(
+    path: str, tensors: Mapping[str, Tensor], arch: str, names: Mapping[str, str], biased: bool
+) -> None:
     expected = _expected(names, biased)
     missing = [name for name in expected if name not in tensors]
     extra = sorted(tensors.keys() - set(expected))
@@ -278,7 +318,9 @@ def _check_names(path: str, tensors: Mapping[str, Tensor], arch: str, names: Map
         )
     for name in expected:
         if name.endswith((".0.weight", ".3.weight", f"{names['head']}.weight")) and tensors[name].dim() != 4:
-            raise CheckpointError(f"{path}: {name} has {tensors[name].dim()} dimensions, that of a 2D convolution has 4")
+            raise CheckpointError(
+                f"{path}: {name} has {tensors[name].dim()} dimensions, that of a 2D convolution has 4"
+            )
 
 
 def _first(names: Iterable[str]) -> str:
@@ -293,14 +335,18 @@ def _class_table(path: str, count: int, names: Sequence[str]) -> ClassTable:
             hint="one name for each output, background included" if count > 1 else "one name",
         )
     if not names:  # both sources are best known for Carvana's cars
-        names = {1: ("car",), 2: ("background", "car")}.get(count, tuple(f"class{index}" for index in range(count)))
+        names = {1: ("car",), 2: ("background", "car")}.get(
+            count, tuple(f"class{index}" for index in range(count))
+        )
     if names[0].lower() == "background":
         return ClassTable(tuple(names), ((0, 0, 0), *palette(count - 1)))
     return ClassTable(tuple(names), palette(count))
 
 
 def _translated(tensors: Mapping[str, Tensor], names: Mapping[str, str], biased: bool) -> dict[str, Tensor]:
-    """The tensors under our names, without biases before BatchNorm: it subtracts a mean, so the mean takes them in."""
+    """The tensors under our names, without biases before BatchNorm: it subtracts a mean, so the mean takes
+    them in.
+    """
     renamed = {}
     for ours, theirs in names.items():
         for name, tensor in tensors.items():
@@ -322,7 +368,9 @@ def _loaded(path: str, network: Callable[[], nn.Module], tensors: Mapping[str, T
         made.load_state_dict({**counters, **tensors}, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path}: its shapes are not those of a U-Net that can be imported: {reason}") from error
+        raise CheckpointError(
+            f"{path}: its shapes are not those of a U-Net that can be imported: {reason}"
+        ) from error
     return made.eval().requires_grad_(False)
 
 
@@ -335,20 +383,25 @@ def _rounded(model: UNet) -> UNet:
     return rounded
 
 
-def _compare(path: str, reference: nn.Module, model: UNet, spec: ModelSpec, tolerance: float, what: str) -> float:
+def _compare(
+    path: str, reference: nn.Module, model: UNet, spec: ModelSpec, tolerance: float, what: str
+) -> float:
     """Largest difference of the logits as a share of the largest logit, over noise of three shapes."""
     generator = torch.Generator().manual_seed(0)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
     worst = 0.0
     for rows, columns in ((1, 1), (2, 3), (5, 4)):
-        noise = torch.rand(1, spec.in_channels, rows * model.stride, columns * model.stride, generator=generator)
+        noise = torch.rand(
+            1, spec.in_channels, rows * model.stride, columns * model.stride, generator=generator
+        )
         with torch.inference_mode():
             theirs, ours = (network((noise - mean) / std) for network in (reference, model))
         # Written so that a value that is not finite fails, too.
         difference = float((theirs - ours).abs().max() / theirs.abs().max().clamp(min=1e-30))
         if not difference < tolerance:
             raise CheckpointError(
-                f"{path}: {what} the network says something else: its logits are off by {difference:.2g} of the largest, "
+                f"{path}: {what} the network says something else: its logits are off by {difference:.2g} of "
+                f"the largest, "
                 f"the limit is {tolerance:.2g}",
                 hint="the file may come from a changed network, or from one that is not trained",
             )
@@ -359,7 +412,11 @@ def _compare(path: str, reference: nn.Module, model: UNet, spec: ModelSpec, tole
 def _double(in_channels: int, out_channels: int, biased: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (in_channels, out_channels):
-        layers += [nn.Conv2d(channels, out_channels, 3, padding=1, bias=biased), nn.BatchNorm2d(out_channels), nn.ReLU()]
+        layers += [
+            nn.Conv2d(channels, out_channels, 3, padding=1, bias=biased),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+        ]
     return nn.Sequential(*layers)
 
 
@@ -405,7 +462,9 @@ class _Milesial(nn.Module):
 
 
 class _Plain(nn.Module):
-    """Under the tutorials' names; without their resizing of skips, which does nothing at multiples of the stride."""
+    """Under the tutorials' names; without their resizing of skips, which does nothing at multiples of the
+    stride.
+    """
 
     def __init__(self, in_channels: int, classes: int, widths: Sequence[int], biased: bool) -> None:
         super().__init__()

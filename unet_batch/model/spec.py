@@ -1,7 +1,7 @@
 """ModelSpec to JSON text and back, with every field checked.
 
-The text travels in the metadata of a checkpoint and of everything made from it, so that no file needs another one beside it
-to be understood. Reading it needs neither torch nor numpy.
+The text travels in the metadata of a checkpoint and of everything made from it, so that no file needs another
+one beside it to be understood. Reading it needs neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def loads(text: str) -> ModelSpec:
     """The spec from JSON text.
 
     Raises:
-        CheckpointError: not JSON, a field is missing, or a value is out of bounds; the message names the field.
+        CheckpointError: not JSON, a field is missing, or a value is out of bounds; the message names the
+            field.
     """
     try:
         data = json.loads(text)
@@ -49,10 +50,17 @@ def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
         raise ValueError(f"widths: 1 to {MAX_LEVELS} levels expected, got {len(widths)}")
     height, width = (_integer(side, "input_size", 1, MAX_SIDE) for side in data["input_size"])
     names = tuple(str(name) for name in data["classes"]["names"])
-    colours = tuple(tuple(_integer(part, "colours", 0, 255) for part in colour) for colour in data["classes"]["colours"])
-    if not 1 <= len(names) <= MAX_CLASSES or len(colours) != len(names) or any(len(colour) != 3 for colour in colours):
+    colours = tuple(
+        tuple(_integer(part, "colours", 0, 255) for part in colour) for colour in data["classes"]["colours"]
+    )
+    if (
+        not 1 <= len(names) <= MAX_CLASSES
+        or len(colours) != len(names)
+        or any(len(colour) != 3 for colour in colours)
+    ):
         raise ValueError(
-            f"classes: {len(names)} names and {len(colours)} colours; one RGB colour for each of 1 to {MAX_CLASSES}"
+            f"classes: {len(names)} names and {len(colours)} colours; one RGB colour for each of 1 to "
+            f"{MAX_CLASSES}"
         )
     output = "probability" if len(names) == 1 else "class_ids"
     if data["output"] != output:

@@ -1,7 +1,7 @@
 """The network, and nothing else.
 
-The U-Net of Ronneberger, Fischer and Brox (2015, https://arxiv.org/abs/1505.04597) in the form the field has settled on:
-padded 3x3 convolutions with BatchNorm, so that the output is as large as the input.
+The U-Net of Ronneberger, Fischer and Brox (2015, https://arxiv.org/abs/1505.04597) in the form the field has
+settled on: padded 3x3 convolutions with BatchNorm, so that the output is as large as the input.
 """
 
 from __future__ import annotations
@@ -36,17 +36,23 @@ class UNet(nn.Module):
     Args:
         in_channels: channels of the input picture.
         out_channels: channels of the output: 1 for one class against background, else one for each class.
-        widths: channels of each level, finest first; its length is the depth. Each level below the first works at half the
-            resolution of the one above. `(64, 128, 256, 512, 1024)` is the network of the paper's size, 31.04 M parameters.
+        widths: channels of each level, finest first; its length is the depth. Each level below the first
+            works at half the resolution of the one above. `(64, 128, 256, 512, 1024)` is the network of the
+            paper's size, 31.04 M parameters.
 
     Raises:
         ValueError: a width or a channel count below 1, or no level at all.
     """
 
-    def __init__(self, in_channels: int = 3, out_channels: int = 1, widths: Sequence[int] = DEFAULT_WIDTHS) -> None:
+    def __init__(
+        self, in_channels: int = 3, out_channels: int = 1, widths: Sequence[int] = DEFAULT_WIDTHS
+    ) -> None:
         super().__init__()
         if not widths or min(in_channels, out_channels, *widths) < 1:
-            raise ValueError(f"channels must be 1 or more, got in={in_channels}, out={out_channels}, widths={tuple(widths)}")
+            raise ValueError(
+                f"channels must be 1 or more, got in={in_channels}, out={out_channels}, "
+                f"widths={tuple(widths)}"
+            )
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.widths = tuple(widths)
@@ -71,7 +77,8 @@ class UNet(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """What the head sees: (N, in_channels, H, W) -> (N, widths[0], H, W), any H and W.
 
-        Sizes that `stride` does not divide are padded at the right and bottom by repeating the last row and column, and the
+        Sizes that `stride` does not divide are padded at the right and bottom by repeating the last row and
+        column, and the
         result is cropped: zeros there would look like a black border to the network.
         """
         height, width = x.shape[-2:]
@@ -89,6 +96,8 @@ class UNet(nn.Module):
         return x[..., :height, :width] if bottom or right else x
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits for a normalised picture: float (N, in_channels, H, W) -> float (N, out_channels, H, W), any H and W."""
+        """Logits for a normalised picture: float (N, in_channels, H, W) -> float (N, out_channels, H, W), any
+        H and W.
+        """
         logits: Tensor = self.head(self.features(x))
         return logits

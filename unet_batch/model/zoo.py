@@ -11,7 +11,8 @@ _WEIGHTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights")
 
 
 def resolve(model: str | None) -> str:
-    """Path of a checkpoint: `None` means the bundled default, a bundled name its file, everything else is a path.
+    """Path of a checkpoint: `None` means the bundled default, a bundled name its file, everything else is a
+    path.
 
     Raises:
         CheckpointError: neither a bundled name nor an existing file.

@@ -1,15 +1,17 @@
-"""One clip: from a video to its masks, its overlay and its timeline, in parts that a killed run leaves behind whole.
+"""One clip: from a video to its masks, its overlay and its timeline, in parts that a killed run leaves behind
+whole.
 
     decode ──▶ convert ──▶ infer ──▶ (smooth) ──▶ render ──▶ encode overlay ──▶ encode mask ──▶ record
     Reader     RGB, place   batches   in order     in threads   in order, each with its own threads
 
-Outputs are encoded in parts of `PART` frames, below `OUT/unfinished/<key>/`. A part is closed in all outputs, then recorded in
-`journal.json`; a killed run loses what came after the last record, and the next one decodes from there. At the end the parts
-are put together without coding anything anew, the sound is copied beside them, and the folder goes. Each part begins with a key
-frame and depends on no other, so the final file has the same frames and timestamps however often it was interrupted.
+Outputs are encoded in parts of `PART` frames, below `OUT/unfinished/<key>/`. A part is closed in all outputs,
+then recorded in `journal.json`; a killed run loses what came after the last record, and the next one decodes
+from there. At the end the parts are put together without coding anything anew, the sound is copied beside
+them, and the folder goes. Each part begins with a key frame and depends on no other, so the final file has
+the same frames and timestamps however often it was interrupted.
 
-A long room, in three parts: what can be asked for and what comes of it; where outputs go and what encodes them; the stages,
-which share one clip's state and so stay together.
+A long room, in three parts: what can be asked for and what comes of it; where outputs go and what encodes
+them; the stages, which share one clip's state and so stay together.
 """
 
 from __future__ import annotations
@@ -62,16 +64,22 @@ class Position:
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """Read `90` or `90.5` (seconds), `1:30` or `0:01:30.25` (hours, minutes, seconds), or `2250f` (frames).
+        """Read `90` or `90.5` (seconds), `1:30` or `0:01:30.25` (hours, minutes, seconds), or `2250f`
+        (frames).
 
         Raises:
             UsageError: it is none of these.
         """
         if match := re.fullmatch(r"(\d{1,12})f", text):
             return cls(frame=int(match[1]))
-        match = re.fullmatch(r"(?:(?:(\d{1,6}):)?([0-5]?\d):(?=[0-5]?\d(?:\.|$)))?(\d{1,9}(?:\.\d{1,9})?)", text)
+        match = re.fullmatch(
+            r"(?:(?:(\d{1,6}):)?([0-5]?\d):(?=[0-5]?\d(?:\.|$)))?(\d{1,9}(?:\.\d{1,9})?)", text
+        )
         if match is None:
-            raise UsageError(f"{text!r} is no place in a clip", hint="90.5, 1:30, 0:01:30.25, or 2250f for a number of frames")
+            raise UsageError(
+                f"{text!r} is no place in a clip",
+                hint="90.5, 1:30, 0:01:30.25, or 2250f for a number of frames",
+            )
         hours, minutes, seconds = (Fraction(part or 0) for part in match.groups())
         return cls(3600 * hours + 60 * minutes + seconds)
 
@@ -102,10 +110,14 @@ class VideoOptions:
     latest: bool = False
 
     def names(self, kinds: Sequence[str]) -> tuple[str, ...]:
-        """The outputs by names that tell what decides their contents: the timeline first, then those of `kinds` in order."""
+        """The outputs by names that tell what decides their contents: the timeline first, then those of
+        `kinds` in order.
+        """
         place = {"start": self.start, "end": self.end}
         facts = {
-            name: f"{at.frame}f" if at.frame is not None else str(at.seconds) for name, at in place.items() if at is not None
+            name: f"{at.frame}f" if at.frame is not None else str(at.seconds)
+            for name, at in place.items()
+            if at is not None
         }
         facts |= {"every": str(self.every)} if self.every > 1 else {}
         facts |= {"max": str(self.max_frames)} if self.max_frames is not None else {}
@@ -120,7 +132,8 @@ class VideoOptions:
             option, _, lowest, highest = video.CODECS[self.codec].quality
             if not option:
                 raise UsageError(
-                    f"--quality {self.quality}: {self.codec} is lossless", hint="leave it out, or take --codec h264"
+                    f"--quality {self.quality}: {self.codec} is lossless",
+                    hint="leave it out, or take --codec h264",
                 )
             if not lowest <= self.quality <= highest:
                 raise UsageError(f"--quality {self.quality}: {self.codec} takes {lowest} to {highest}")
@@ -200,7 +213,9 @@ def choose_encoder(name: str) -> tuple[video.Codec, str]:
         why_not = gpu.missing() or video.encoder_problem(graphics)
         return (codec, f"no NVENC: {why_not}") if why_not else (graphics, "the GPU has NVENC")
     if problem := video.encoder_problem(codec):
-        raise UsageError(f"--codec {name}: {codec.encoder} does not work here: {problem}", hint="take --codec h264")
+        raise UsageError(
+            f"--codec {name}: {codec.encoder} does not work here: {problem}", hint="take --codec h264"
+        )
     return codec, "as asked"
 
 
@@ -222,8 +237,8 @@ def segment(
         options: what to read and how to write.
         fingerprint: of all that decides the outputs' contents; parts made with another are made anew.
         on_frame: called in this thread with the number of frames done, and how many there may be.
-        on_start: given a function that makes it stop early, as if killed, but at once and in good order; a live source then has
-            reached its end. Safe in a signal handler.
+        on_start: given a function that makes it stop early, as if killed, but at once and in good order; a
+            live source then has reached its end. Safe in a signal handler.
 
     Raises:
         VideoError: the clip cannot be opened, nothing of it decodes, or it cannot be encoded.
@@ -242,7 +257,9 @@ def _reader(path: str, options: VideoOptions, max_pixels: int) -> video.Reader:
     if not naming.is_live(path):
         return video.Reader(path, hardware=options.hardware, max_pixels=max_pixels)
     if wrong := [name for name in ("start", "end") if getattr(options, name) is not None]:
-        raise UsageError(f"{naming.shown(path)}: a live source has no --{wrong[0]}", hint="--max-frames ends it, or Ctrl-C")
+        raise UsageError(
+            f"{naming.shown(path)}: a live source has no --{wrong[0]}", hint="--max-frames ends it, or Ctrl-C"
+        )
     return video.LiveReader(path, latest=options.latest)
 
 
@@ -280,7 +297,9 @@ class _Moment:
         if self.shot is not None:
             total += sum(plane.buffer_size for plane in self.shot.frame.planes)
         if self.frame is not None:
-            total += self.frame.tensor.nbytes + (self.frame.pixels.nbytes if self.frame.pixels is not None else 0)
+            total += self.frame.tensor.nbytes + (
+                self.frame.pixels.nbytes if self.frame.pixels is not None else 0
+            )
         return total
 
 
@@ -288,13 +307,27 @@ class _Work:
     """The stages of one clip, and what they share."""
 
     def __init__(
-        self, item: Item, segmenter: Segmenter, layout: Layout, options: VideoOptions, fingerprint: str, reader: video.Reader
+        self,
+        item: Item,
+        segmenter: Segmenter,
+        layout: Layout,
+        options: VideoOptions,
+        fingerprint: str,
+        reader: video.Reader,
     ) -> None:
-        self.item, self.segmenter, self.layout, self.options, self.reader = item, segmenter, layout, options, reader
+        self.item, self.segmenter, self.layout, self.options, self.reader = (
+            item,
+            segmenter,
+            layout,
+            options,
+            reader,
+        )
         self.clip, self.classes = reader.clip, segmenter.spec.classes
         self.videos = tuple(kind for kind in layout.kinds if kind != "frames")
         self.smoother = Smoother(options.smooth, len(self.classes.names)) if options.smooth else None
-        self.journal = Journal(layout.unfinished(item.key), f"{fingerprint}, {PART}", stateful=self.smoother is not None)
+        self.journal = Journal(
+            layout.unfinished(item.key), f"{fingerprint}, {PART}", stateful=self.smoother is not None
+        )
         if self.smoother is not None:
             self.smoother.resume(self.journal.state())
         self.damaged_before = self.journal.damaged
@@ -302,7 +335,9 @@ class _Work:
         self.writers: dict[str, video.Writer] = {}
         self.moments_of_part: list[_Moment] = []
 
-    def run(self, on_frame: Callable[[int, int | None], None], on_start: Callable[[Callable[[], None]], None]) -> ClipResult:
+    def run(
+        self, on_frame: Callable[[int, int | None], None], on_start: Callable[[Callable[[], None]], None]
+    ) -> ClipResult:
         """Segment what is left, up to the end or until told to stop."""
         segmenter, journal = self.segmenter, self.journal
         backend, workers = segmenter.backend, segmenter.workers
@@ -352,13 +387,16 @@ class _Work:
         result.frames, result.damaged = journal.frames, journal.damaged
         result.notes = self.notes()
         if result.damaged:
-            result.notes.insert(0, f"{result.damaged} damaged {'packet' if result.damaged == 1 else 'packets'} left out")
+            result.notes.insert(
+                0, f"{result.damaged} damaged {'packet' if result.damaged == 1 else 'packets'} left out"
+            )
         result.complete = self.exhausted
         if not result.frames:
             journal.discard(self.layout.folder)
         if result.complete and not result.frames:
             raise VideoError(
-                f"{self.item.path}: no frame lies in the range asked for", hint="look at --start, --end and --every"
+                f"{self.item.path}: no frame lies in the range asked for",
+                hint="look at --start, --end and --every",
             )
         return result
 
@@ -400,7 +438,9 @@ class _Work:
                 return
             if index >= first and (index - first) % options.every == 0:
                 part, place = divmod(taken, PART)
-                yield _Moment(index, taken, part, place == PART - 1, shot.pts, shot.duration, shot.damaged, shot)
+                yield _Moment(
+                    index, taken, part, place == PART - 1, shot.pts, shot.duration, shot.damaged, shot
+                )
                 taken += 1
                 if taken == options.max_frames:
                     return
@@ -412,7 +452,9 @@ class _Work:
         assert moment.shot is not None
         pixels = self.reader.rgb(moment.shot)
         moment.shot = None
-        moment.frame = self.segmenter.frame(self.item, pixels, self.clip.size, keep_pixels="overlay" in self.videos)
+        moment.frame = self.segmenter.frame(
+            self.item, pixels, self.clip.size, keep_pixels="overlay" in self.videos
+        )
         return moment
 
     def infer(self, moments: Sequence[_Moment]) -> list[_Moment]:
@@ -455,7 +497,9 @@ class _Work:
             make_folder(self.journal.folder)
             quality = self.options.quality if kind == "overlay" else None
             path = self.journal.file(kind, moment.part, self.layout.codec_of(kind).suffix)
-            writer = self.writers[kind] = video.Writer(path, self.layout.codec_of(kind), self.clip, quality=quality)
+            writer = self.writers[kind] = video.Writer(
+                path, self.layout.codec_of(kind), self.clip, quality=quality
+            )
         writer.write(moment.outputs.pop(kind), moment.pts)
         if moment.last:
             del self.writers[kind]
@@ -473,7 +517,9 @@ class _Work:
     # Parts.
 
     def close_part(self) -> None:
-        """Close what the last part has. It counts if the end was reached: parts of other lengths would be coded otherwise."""
+        """Close what the last part has. It counts if the end was reached: parts of other lengths would be
+        coded otherwise.
+        """
         for kind in list(self.writers):
             self.writers.pop(kind).close()
         if self.moments_of_part and self.exhausted:
@@ -482,7 +528,9 @@ class _Work:
     def record_part(self, state: dict[str, NDArray[Any]], damaged: int) -> None:
         moments, self.moments_of_part = self.moments_of_part, []
         part, last = moments[-1].part, moments[-1]
-        files = {kind: self.journal.file(kind, part, self.layout.codec_of(kind).suffix) for kind in self.videos}
+        files = {
+            kind: self.journal.file(kind, part, self.layout.codec_of(kind).suffix) for kind in self.videos
+        }
         facts = {
             "frames": len(moments),
             "last": [last.index, last.pts],
@@ -529,9 +577,11 @@ class _Work:
         journal.discard(self.layout.folder)
 
     def shown(self, at: Sequence[int], duration: int) -> list[tuple[int, int]]:
-        """(pts, duration) of frames shown at these ticks: each until the next one, the last one until the end of its clip.
+        """(pts, duration) of frames shown at these ticks: each until the next one, the last one until the end
+        of its clip.
 
-        Files tell how long to the next frame in the order of decoding, which is another one with B-frames at a variable rate.
+        Files tell how long to the next frame in the order of decoding, which is another one with B-frames at
+        a variable rate.
 
         Args:
             at: ticks, increasing.
@@ -550,7 +600,9 @@ class _Work:
         return os.path.join(self.layout.path("frames", self.item.key), f"{index:06d}.png")
 
     def measure(self, moment: _Moment, prediction: Prediction, mask: Pixels) -> tuple[Any, ...]:
-        """A line of the timeline: when, how much of the picture each class covers, in how many regions, how sure."""
+        """A line of the timeline: when, how much of the picture each class covers, in how many regions, how
+        sure.
+        """
         seconds = float(moment.pts * self.clip.time_base - self.clip.origin)
         content = geometry.content_of(prediction.map, prediction.frame.placement)
         if self.segmenter.spec.output == "probability":

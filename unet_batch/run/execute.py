@@ -3,14 +3,16 @@
     plan = prepare(options)        # sources and output folder: nothing is written, no model is loaded
     report = execute(plan, segmenter, model, on_outcome)
 
-`execute` holds the folder's lock, compares the sources with the manifest (`planning.resume`, which also stands alone, for a dry
-run), and does what is left. Reading the options back is never needed: what was chosen stands in the plan and the report.
+`execute` holds the folder's lock, compares the sources with the manifest (`planning.resume`, which also
+stands alone, for a dry run), and does what is left. Reading the options back is never needed: what was chosen
+stands in the plan and the report.
 
-Four things happen to an item: its source is looked at just before it is read, it goes through the pipeline, its outputs are
-renamed into place, and the thread that did that records it. So a record is never ahead of its files, and a source that
-changes while it is read counts as changed next time.
+Four things happen to an item: its source is looked at just before it is read, it goes through the pipeline,
+its outputs are renamed into place, and the thread that did that records it. So a record is never ahead of its
+files, and a source that changes while it is read counts as changed next time.
 
-A long room, in three parts: what starts and stops a run; `_Run`, whose methods share one report; the rendering of pictures.
+A long room, in three parts: what starts and stops a run; `_Run`, whose methods share one report; the
+rendering of pictures.
 """
 
 from __future__ import annotations
@@ -69,13 +71,34 @@ __all__ = [
 NEED_PIXELS = frozenset({"overlay", "cutout"})
 # So many inference failures in a row, with no success between, are the device's fault, not the pictures'.
 BROKEN_DEVICE = 8
-# Seconds before what a disk or network failed to read is tried again, after everything else: it has had that time, too.
+# Seconds before what a disk or network failed to read is tried again, after everything else: it has had that
+# time, too.
 RETRY_PAUSES = (1.0, 5.0, 25.0)
 _PASSING = frozenset(
     code
     for name in (
-        *("EIO", "EAGAIN", "EINTR", "EBUSY", "ENFILE", "EMFILE", "ESTALE", "EREMOTEIO", "ENOBUFS", "ETIMEDOUT"),
-        *("ECONNRESET", "ECONNABORTED", "ENOTCONN", "ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH"),
+        *(
+            "EIO",
+            "EAGAIN",
+            "EINTR",
+            "EBUSY",
+            "ENFILE",
+            "EMFILE",
+            "ESTALE",
+            "EREMOTEIO",
+            "ENOBUFS",
+            "ETIMEDOUT",
+        ),
+        *(
+            "ECONNRESET",
+            "ECONNABORTED",
+            "ENOTCONN",
+            "ENETDOWN",
+            "ENETUNREACH",
+            "ENETRESET",
+            "EHOSTDOWN",
+            "EHOSTUNREACH",
+        ),
     )
     if (code := getattr(errno, name, None)) is not None
 )
@@ -141,16 +164,18 @@ def execute(
         passed_over: backends that could not run, for the report.
         on_start: called with the plan once it is known what is left.
         on_wait: called with the owner of the folder before waiting for it.
-        on_frame: called in the calling thread for each frame of a clip: how many are done, and of how many, if that is known.
+        on_frame: called in the calling thread for each frame of a clip: how many are done, and of how many,
+            if that is known.
         log: takes one event after the other, as what JSON can hold.
         stop: ends the run when it is called.
 
     Returns:
-        The report, which also stands in `OUT/run.json`. After Ctrl-C or `stop` its status is `interrupted`: what was written
-        is whole, and the next run goes on from there.
+        The report, which also stands in `OUT/run.json`. After Ctrl-C or `stop` its status is `interrupted`:
+        what was written is whole, and the next run goes on from there.
 
     Raises:
-        OutputError: the output folder cannot be written, vanished, is another run's, or holds what must not be mixed.
+        OutputError: the output folder cannot be written, vanished, is another run's, or holds what must not
+            be mixed.
         SourceError: the folder of the sources vanished.
         BackendError: the backend fails for one picture after the other.
     """
@@ -165,7 +190,9 @@ def execute(
         plan.outputs.clean_leftovers()
         on_start(plan)
         report = _new_report(plan, segmenter, model, passed_over)
-        run = _Run(plan, segmenter, recipe, report, on_outcome, on_frame, log or (lambda event: None), stop or Stop())
+        run = _Run(
+            plan, segmenter, recipe, report, on_outcome, on_frame, log or (lambda event: None), stop or Stop()
+        )
         return run.execute(writer)
 
 
@@ -204,7 +231,8 @@ class _Run:
         self.on_outcome, self.on_frame, self.log, self.stop = on_outcome, on_frame, log, stop
         self.maker = f"{segmenter.backend.name} {segmenter.backend.precision}"
         self.limit = 1 if plan.options.fail_fast else plan.options.max_errors
-        self.reading: dict[str, tuple[Identity | None, float]] = {}  # of what is in flight: its source, and since when
+        # Of what is in flight: its source, and since when
+        self.reading: dict[str, tuple[Identity | None, float]] = {}
         self.stages: dict[str, StageStats] = {}
         self.backlog = reports.Backlog()
         self.infer_failures = 0
@@ -222,7 +250,14 @@ class _Run:
         self.errors = LineLog(report.errors_file)
         try:
             write_json(run_json, report.as_dict())
-            self._tell("start", output=folder, shard=report.shard, model=report.model, found=report.found, states=report.states)
+            self._tell(
+                "start",
+                output=folder,
+                shard=report.shard,
+                model=report.model,
+                found=report.found,
+                states=report.states,
+            )
             with self.manifest.writing(self.recipe):
                 self.manifest.record(*plan.records)
                 if plan.options.shard is None or plan.options.shard.number == 1:
@@ -243,7 +278,11 @@ class _Run:
         except BaseException as error:
             report.status = "aborted"
             if isinstance(error, OutputError | SourceError):
-                error.hint = f"{error.hint}; {_AGAIN}" if error.hint and _AGAIN not in error.hint else error.hint or _AGAIN
+                error.hint = (
+                    f"{error.hint}; {_AGAIN}"
+                    if error.hint and _AGAIN not in error.hint
+                    else error.hint or _AGAIN
+                )
             raise
         finally:
             report.seconds = time.perf_counter() - begun
@@ -252,7 +291,8 @@ class _Run:
             report.bottleneck = bottleneck(report.stages).name if plan.todo and report.stages else ""
             report.backlog = self.backlog.figures()
             self.errors.close()
-            # What aborted the run is what the caller must hear of, not that its report met the same full disk.
+            # What aborted the run is what the caller must hear of, not that its report met the same full
+            # disk.
             with suppress(OutputError) if report.status == "aborted" else nullcontext():
                 if os.path.exists(self.manifest.path):  # or the folder is gone, and would be made again
                     write_json(run_json, report.as_dict())
@@ -260,7 +300,9 @@ class _Run:
         return report
 
     def _floor(self, cpu: float) -> float:
-        """Seconds that would do if nothing ever waited: the network's, and the processor's for all else over the cores."""
+        """Seconds that would do if nothing ever waited: the network's, and the processor's for all else over
+        the cores.
+        """
         network = self.stages.get("infer")
         if network is None or self.segmenter.backend.name.endswith("cpu"):
             return cpu / cpu_count()
@@ -321,7 +363,8 @@ class _Run:
             )
             outputs = {
                 names[kind]: tuple(
-                    (os.path.relpath(path, folder).replace(os.sep, "/"), os.path.getsize(path)) for path in paths
+                    (os.path.relpath(path, folder).replace(os.sep, "/"), os.path.getsize(path))
+                    for path in paths
                 )
                 for kind, paths in (result.files.items() if result.complete else ())
             }
@@ -361,7 +404,12 @@ class _Run:
         )
         self.report.done += 1
         self._tell(
-            "item", status="done", key=item.key, path=shown(item.path), frames=result.frames, seconds={"all": round(seconds, 6)}
+            "item",
+            status="done",
+            key=item.key,
+            path=shown(item.path),
+            frames=result.frames,
+            seconds={"all": round(seconds, 6)},
         )
         self.on_outcome(item, None)
 
@@ -382,7 +430,9 @@ class _Run:
             self.infer_failures += 1
             if self.infer_failures >= BROKEN_DEVICE:
                 raise error
-        self.manifest.record(Record(item.key, "failed", identity, self.recipe.digest, error=f"{stage}: {failure.error}"))
+        self.manifest.record(
+            Record(item.key, "failed", identity, self.recipe.digest, error=f"{stage}: {failure.error}")
+        )
         self._fail(failure, item.key)
         enough = self.limit is not None and self.report.failed >= self.limit
         if enough:
@@ -407,7 +457,9 @@ class _Run:
             outputs[kind] = (*outputs.get(kind, ()), (file, len(data)))
         identity = self._hashed(item, self.reading[item.key][0])
         self.manifest.record(
-            Record(item.key, "done", identity, self.recipe.digest, outputs, self.maker, self.plan.sources.root)
+            Record(
+                item.key, "done", identity, self.recipe.digest, outputs, self.maker, self.plan.sources.root
+            )
         )
         encoded.seconds["write"] = time.perf_counter() - begun
         return _Encoded(item, (), encoded.seconds)
@@ -438,7 +490,11 @@ class _Run:
                 self.infer_failures = 0
                 seconds = {**outcome.seconds, "all": time.perf_counter() - since}
                 self._tell(
-                    "item", status="done", key=item.key, path=item.path, seconds={k: round(v, 6) for k, v in seconds.items()}
+                    "item",
+                    status="done",
+                    key=item.key,
+                    path=item.path,
+                    seconds={k: round(v, 6) for k, v in seconds.items()},
                 )
                 self.on_outcome(item, None)
             self._look_around(results)
@@ -455,7 +511,8 @@ class _Run:
             if not os.path.isdir(root):
                 raise SourceError(f"{root} vanished while the run read from it", hint="reconnect its disk")
             return SourceVanished(
-                f"{item.path}: it was there when the run began, and is gone now", hint="restore it, or leave it out"
+                f"{item.path}: it was there when the run began, and is gone now",
+                hint="restore it, or leave it out",
             )
         return as_error(outcome)
 
@@ -473,7 +530,9 @@ class _Run:
         if now - self.spoken >= _PROGRESS_SECONDS:
             self.spoken = now
             report = self.report
-            self._tell("progress", done=report.done, failed=report.failed, left=report.left, backlog=self.backlog.now)
+            self._tell(
+                "progress", done=report.done, failed=report.failed, left=report.left, backlog=self.backlog.now
+            )
 
     def _tell(self, event: str, **values: Any) -> None:
         self.log({"event": event, "at": round(time.time(), 3), **values})
@@ -488,9 +547,12 @@ class _Writer:
         self.kinds = plan.outputs.kinds
         self.classes = segmenter.spec.classes
         names = self.classes.names
-        if segmenter.spec.output == "class_ids" and (wrong := sorted({"cutout", "prob", "prob16"}.intersection(self.kinds))):
+        if segmenter.spec.output == "class_ids" and (
+            wrong := sorted({"cutout", "prob", "prob16"}.intersection(self.kinds))
+        ):
             raise UsageError(
-                f"--save {','.join(wrong)}: {segmenter.spec.name} has {len(names)} classes: ids, not one probability",
+                f"--save {','.join(wrong)}: {segmenter.spec.name} has {len(names)} classes: ids, not one "
+                f"probability",
                 hint="save mask and overlay",
             )
 
@@ -507,7 +569,9 @@ class _Writer:
                     data = images.encode_jpeg(render.overlay(self._pixels(prediction), mask, self.classes))
                 elif kind == "cutout":
                     probability = postprocess.probability(prediction.map, placement)
-                    data = images.encode_rgba(render.cutout(self._pixels(prediction), probability, self.segmenter.threshold))
+                    data = images.encode_rgba(
+                        render.cutout(self._pixels(prediction), probability, self.segmenter.threshold)
+                    )
                 elif kind == "prob":
                     data = images.encode_map(postprocess.probability(prediction.map, placement))
                 else:
@@ -533,7 +597,9 @@ def _is_passing(error: BaseException | None) -> bool:
     return False
 
 
-def _new_report(plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], passed_over: Sequence[Step]) -> RunReport:
+def _new_report(
+    plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], passed_over: Sequence[Step]
+) -> RunReport:
     backend = segmenter.backend
     return RunReport(
         unet_batch=__version__,

@@ -31,7 +31,8 @@ class Journal:
     def __init__(self, folder: str, fingerprint: str, *, stateful: bool) -> None:
         self.folder, self.fingerprint = folder, fingerprint
         self.parts: list[dict[str, Any]] = []
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # torn, or not of our making
+        # Torn, or not of our making
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
             with open(os.path.join(folder, "journal.json"), encoding="utf-8") as file:
                 found = json.load(file)
             if found["fingerprint"] == fingerprint:
@@ -84,7 +85,8 @@ class Journal:
         """
         if len(self._whole(self.parts)) < len(self.parts):
             raise OutputError(
-                f"{self.folder}: parts of the clip have vanished or changed", hint="run again: they are made anew"
+                f"{self.folder}: parts of the clip have vanished or changed",
+                hint="run again: they are made anew",
             )
         for part in self.parts:
             with open(self._path(part["files"]["timeline"][0]), encoding="utf-8", newline="") as file:
@@ -120,7 +122,11 @@ class Journal:
         old = self.parts[-1]["files"].pop("state", None) if self.parts else None
         self.parts.append({**facts, "files": sizes})
         # On the disk before it counts: a power cut must not leave a journal of parts that are not there.
-        write_json(os.path.join(self.folder, "journal.json"), {"fingerprint": self.fingerprint, "parts": self.parts}, sync=True)
+        write_json(
+            os.path.join(self.folder, "journal.json"),
+            {"fingerprint": self.fingerprint, "parts": self.parts},
+            sync=True,
+        )
         if old:
             remove([self._path(old[0])])
 
@@ -134,7 +140,9 @@ class Journal:
                 folder = os.path.dirname(folder)
 
     def _clear(self) -> None:
-        """Remove the files, not the folders among them: those are of the clips `a/b`, `a/c` where this is `a`."""
+        """Remove the files, not the folders among them: those are of the clips `a/b`, `a/c` where this is
+        `a`.
+        """
         with suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):

@@ -5,16 +5,20 @@
     with manifest.writing(recipe):
         manifest.record(Record(...))                # after the outputs stand under their own names
 
-`OUT/manifest.jsonl` is only ever appended to; a shard has a file of its own, `manifest-2-of-8.jsonl`, and all are read. A line
-says what became of a key, and the last line of a key counts. Other lines name the recipes in words.
+`OUT/manifest.jsonl` is only ever appended to; a shard has a file of its own, `manifest-2-of-8.jsonl`, and all
+are read. A line says what became of a key, and the last line of a key counts. Other lines name the recipes in
+words.
 
-Safety. A line is one `write` to a descriptor in append mode, so no two lines mix, and a killed process loses none. A power cut
-can tear what was written in the last `SYNC_SECONDS`: lines that do not parse are counted and ignored, and their items done
-again. The outputs themselves are not forced to the disk: their sizes stand in the lines, and are compared before they count.
+Safety. A line is one `write` to a descriptor in append mode, so no two lines mix, and a killed process loses
+none. A power cut
+can tear what was written in the last `SYNC_SECONDS`: lines that do not parse are counted and ignored, and
+their items done again. The outputs themselves are not forced to the disk: their sizes stand in the lines, and
+are compared before they count.
 
 A picture has one file for each kind of output, a clip may have many: nothing here knows which.
 
-A long room, in three parts: what a line says; what stands in the folder; the file, whose reader and writer share one index.
+A long room, in three parts: what a line says; what stands in the folder; the file, whose reader and writer
+share one index.
 """
 
 from __future__ import annotations
@@ -40,17 +44,18 @@ from unet_batch.files.sinks import translate, write_atomic
 VERSION = 1
 SYNC_SECONDS = 5.0  # a power cut costs at most so much work; an fsync in that time costs less than 1 % of it
 _FILE = re.compile(r"manifest(?:-([1-9][0-9]{0,4})-of-([1-9][0-9]{0,4}))?\.jsonl")
-# How a whole file of this format ends. One that does and has another size was not cut short: somebody has worked on it.
+# How a whole file of this format ends. One that does and has another size was not cut short: somebody has
+# worked on it.
 _ENDINGS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}
 _NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # some network file systems
 
 State = Literal["done", "touched", "edited", "new", "changed", "lost", "more", "failed", "void", "other"]
 """What is known of an item.
 
-Nothing to do: `done`; `touched`: the source's time changed, its contents did not; `edited`: somebody replaced an output by
-another whole file, which is theirs. To do: `new`; `changed`: the source is not the one that was read; `lost`: an output is gone
-or cut short; `more`: of a kind that was not made; `failed` last time; `void`: an `--overwrite` was not finished; `other`: made
-with another recipe.
+Nothing to do: `done`; `touched`: the source's time changed, its contents did not; `edited`: somebody replaced
+an output by another whole file, which is theirs. To do: `new`; `changed`: the source is not the one that was
+read; `lost`: an output is gone or cut short; `more`: of a kind that was not made; `failed` last time; `void`:
+an `--overwrite` was not finished; `other`: made with another recipe.
 """
 FINISHED: tuple[State, ...] = ("done", "touched", "edited")
 
@@ -80,7 +85,8 @@ class Identity(NamedTuple):
     """A source as it was when it was read.
 
     Attributes:
-        source: its path relative to the sources' root, `/`-separated: the root may be mounted elsewhere tomorrow.
+        source: its path relative to the sources' root, `/`-separated: the root may be mounted elsewhere
+            tomorrow.
         size: in bytes.
         mtime_ns: when it was last written.
         sha256: of its contents, in hexadecimal; "" if not asked for.
@@ -154,7 +160,8 @@ class Listing:
         self._folders: dict[str, dict[str, os.DirEntry[str]]] = {}
 
     def size(self, file: str) -> int | None:
-        """Bytes of a file, relative and `/`-separated; None if there is none. Nothing outside the folder is looked at.
+        """Bytes of a file, relative and `/`-separated; None if there is none. Nothing outside the folder is
+        looked at.
 
         Raises:
             OutputError: its folder cannot be listed.
@@ -181,17 +188,24 @@ class Listing:
 
     def _list(self, folder: str) -> dict[str, os.DirEntry[str]]:
         steps = folder.split("/") if folder else []
-        if os.path.isabs(folder) or os.path.splitdrive(folder)[0] or not {"", os.curdir, os.pardir}.isdisjoint(steps):
+        if (
+            os.path.isabs(folder)
+            or os.path.splitdrive(folder)[0]
+            or not {"", os.curdir, os.pardir}.isdisjoint(steps)
+        ):
             return {}
         path = os.path.join(self.folder, *steps)
         try:
             with os.scandir(path) as entries:
                 return {entry.name: entry for entry in entries}
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            # ValueError: a name that no file can have
             return {}
         except OSError as error:
             reason = error.strerror or error
-            raise OutputError(f"{path} cannot be listed: {reason}", hint="choose another output folder with -o") from error
+            raise OutputError(
+                f"{path} cannot be listed: {reason}", hint="choose another output folder with -o"
+            ) from error
 
 
 class Manifest:
@@ -206,7 +220,8 @@ class Manifest:
         records: the last record of each key, from earlier runs.
         recipes: label of each recipe, by digest.
         damaged: how many lines could not be read.
-        is_new: whether no run has ever written the outputs that this one may write: nobody vouches for what is there.
+        is_new: whether no run has ever written the outputs that this one may write: nobody vouches for what
+            is there.
 
     Raises:
         ManifestError: a newer version of this program has written it, or it cannot be read.
@@ -223,7 +238,9 @@ class Manifest:
         self._torn = False  # the file does not end with a line feed
         self._synced = 0.0
         self.is_new = True
-        others = sorted(name for name in _names(folder) if _FILE.fullmatch(name) and name != os.path.basename(self.path))
+        others = sorted(
+            name for name in _names(folder) if _FILE.fullmatch(name) and name != os.path.basename(self.path)
+        )
         for name in (*others, os.path.basename(self.path)):
             written = self._read(os.path.join(folder, name))
             # The other shards of this run write only what is theirs.
@@ -261,7 +278,11 @@ class Manifest:
             return "changed"
         if not identity.is_of(record.identity):
             before, now = record.identity, identity
-            known = contents is not None and before.sha256 and (before.source, before.size) == (now.source, now.size)
+            known = (
+                contents is not None
+                and before.sha256
+                and (before.source, before.size) == (now.source, now.size)
+            )
             touched = bool(known and contents is not None and contents() == before.sha256)
             if not touched:
                 return "changed"
@@ -284,8 +305,14 @@ class Manifest:
 
     def made_otherwise(self, recipe: str, listing: Listing) -> Counter[str]:
         """How many items have outputs in the folder that another recipe made, by its label."""
-        others = (record for record in self.records.values() if record.status == "done" and record.recipe != recipe)
-        return Counter(self.recipes.get(record.recipe, record.recipe) for record in others if self.is_there(record, listing))
+        others = (
+            record for record in self.records.values() if record.status == "done" and record.recipe != recipe
+        )
+        return Counter(
+            self.recipes.get(record.recipe, record.recipe)
+            for record in others
+            if self.is_there(record, listing)
+        )
 
     def keep(self, keys: Iterable[str]) -> None:
         """Forget the records of all keys but these: 100,000 take 100 MB. What is written does not change."""
@@ -303,7 +330,9 @@ class Manifest:
         try:
             self._open()
             self._synced = time.monotonic()
-            self._append(_line({"v": VERSION, "recipe": recipe.digest, "made_with": recipe.label, "at": _now()}))
+            self._append(
+                _line({"v": VERSION, "recipe": recipe.digest, "made_with": recipe.label, "at": _now()})
+            )
             yield
             self.sync()
         finally:
@@ -313,8 +342,8 @@ class Manifest:
                     os.close(descriptor)
 
     def record(self, *records: Record) -> None:
-        """Add lines, in one write; from any thread. Outputs that the same source and recipe gave before stay on record, but for
-        those whose files were written anew.
+        """Add lines, in one write; from any thread. Outputs that the same source and recipe gave before stay
+        on record, but for those whose files were written anew.
 
         Raises:
             OutputError: the file cannot be written, or vanished meanwhile.
@@ -323,10 +352,22 @@ class Manifest:
         for record in records:
             before = self.records.get(record.key)
             outputs = record.outputs
-            if before is not None and before.status == record.status == "done" and before.recipe == record.recipe:
-                same = before.identity is not None and record.identity is not None and record.identity.is_of(before.identity)
+            if (
+                before is not None
+                and before.status == record.status == "done"
+                and before.recipe == record.recipe
+            ):
+                same = (
+                    before.identity is not None
+                    and record.identity is not None
+                    and record.identity.is_of(before.identity)
+                )
                 written = {file for files in outputs.values() for file, _ in files}
-                kept = {kind: files for kind, files in before.outputs.items() if written.isdisjoint(file for file, _ in files)}
+                kept = {
+                    kind: files
+                    for kind, files in before.outputs.items()
+                    if written.isdisjoint(file for file, _ in files)
+                }
                 outputs = {**kept, **outputs} if same else outputs
             lines.append(record._replace(outputs=outputs, at=_now()).line())
         if lines:
@@ -346,7 +387,8 @@ class Manifest:
                 return
         raise OutputError(
             f"{self.folder} vanished while the run wrote to it: {os.path.basename(self.path)} is gone",
-            hint="reconnect its disk, or choose another output folder with -o, and run the same command again",
+            hint="reconnect its disk, or choose another output folder with -o, and run the same command "
+            "again",
         )
 
     def sync(self) -> None:
@@ -364,7 +406,8 @@ class Manifest:
                 raise translate(error, self.path, 0) from error
 
     def rewrite(self) -> None:
-        """Write all that is known as one file, a line for each key, in the order of keys; the other files may go then.
+        """Write all that is known as one file, a line for each key, in the order of keys; the other files may
+        go then.
 
         Raises:
             OutputError: it cannot be written.
@@ -407,13 +450,15 @@ class Manifest:
         try:
             with open(path, "rb") as file:
                 for line in file:
-                    self._read_line(path, line.strip(b"\0\n"), found)  # zeros: where data were to be when the power went
+                    # Zeros: where data were to be when the power went
+                    self._read_line(path, line.strip(b"\0\n"), found)
                 size = file.tell()
         except FileNotFoundError:
             return False
         except OSError as error:
             raise ManifestError(
-                f"{path} cannot be read: {error.strerror or error}", hint="choose another output folder with -o"
+                f"{path} cannot be read: {error.strerror or error}",
+                hint="choose another output folder with -o",
             ) from error
         for key, record in found.items():
             before = self.records.get(key)
@@ -427,7 +472,8 @@ class Manifest:
         values = _parsed(line)
         if values is not None and isinstance(version := values.get("v"), int) and version > VERSION:
             raise ManifestError(
-                f"{path}: written by a newer version of unet-batch (manifest version {version}, this one knows {VERSION})",
+                f"{path}: written by a newer version of unet-batch (manifest version {version}, this one "
+                f"knows {VERSION})",
                 hint="update unet-batch, or choose another output folder with -o",
             )
         if values is not None and "made_with" in values:
@@ -441,7 +487,10 @@ class Manifest:
 def shard_parts(folder: str) -> list[str]:
     """The parts, such as `2-of-8`, of the shards that have left a manifest in a folder."""
     found = [match for name in _names(folder) if (match := _FILE.fullmatch(name)) and match[1]]
-    return [f"{match[1]}-of-{match[2]}" for match in sorted(found, key=lambda match: (int(match[2]), int(match[1])))]
+    return [
+        f"{match[1]}-of-{match[2]}"
+        for match in sorted(found, key=lambda match: (int(match[2]), int(match[1])))
+    ]
 
 
 def sha256_of(path: str) -> str:
@@ -463,7 +512,8 @@ def _names(folder: str) -> Sequence[str]:
         return ()
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be listed: {error.strerror or error}", hint="choose another output folder with -o"
+            f"{folder} cannot be listed: {error.strerror or error}",
+            hint="choose another output folder with -o",
         ) from error
 
 
@@ -486,7 +536,13 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 def _record(values: Mapping[str, Any]) -> Record | None:
     """A record from its line; None if anything in it is not what it should be."""
     get = values.get
-    key, status, recipe, maker, root = get("key"), get("status"), get("recipe", ""), get("maker", ""), get("root", "")
+    key, status, recipe, maker, root = (
+        get("key"),
+        get("status"),
+        get("recipe", ""),
+        get("maker", ""),
+        get("root", ""),
+    )
     source, size, mtime, digest = get("source"), get("size"), get("mtime_ns"), get("sha256", "")
     error, at = get("error", ""), get("at", 0.0)
     if status not in ("done", "failed", "void") or not isinstance(at, (int, float)):
@@ -499,7 +555,13 @@ def _record(values: Mapping[str, Any]) -> Record | None:
                 return None
             identity = Identity(source, size, mtime, digest)
         outputs = {
-            intern(kind): tuple([(file, bytes_) for file, bytes_ in files if isinstance(file, str) and isinstance(bytes_, int)])
+            intern(kind): tuple(
+                [
+                    (file, bytes_)
+                    for file, bytes_ in files
+                    if isinstance(file, str) and isinstance(bytes_, int)
+                ]
+            )
             for kind, files in get("outputs", {}).items()
         }
     except (AttributeError, TypeError, ValueError):

@@ -29,7 +29,9 @@ def merge(folder: str) -> RunReport:
     """
     folder = os.path.abspath(folder)
     if not shard_parts(folder):
-        raise UsageError(f"{folder} holds no manifests of shards", hint="name the output folder of runs with --shard")
+        raise UsageError(
+            f"{folder} holds no manifests of shards", hint="name the output folder of runs with --shard"
+        )
     with claim(folder):
         parts = shard_parts(folder)
         path = os.path.join(folder, run_name(""))
@@ -63,24 +65,30 @@ def _joined(folder: str, files: Mapping[str, str]) -> tuple[RunReport, list[Fail
         missing = [part for part in group if part not in found or found[part]["status"] == "running"]
         if missing:
             raise UsageError(
-                f"{folder}: {len(missing)} of {count} shards have not finished: {missing[0].replace('-of-', '/')}"
-                + (" and others" if len(missing) > 1 else ""),
+                f"{folder}: {len(missing)} of {count} shards have not finished: "
+                f"{missing[0].replace('-of-', '/')}" + (" and others" if len(missing) > 1 else ""),
                 hint="run them, or run once without --shard: that does what is left",
             )
         failures = []
         for part in group:
-            with suppress(FileNotFoundError), open(os.path.join(folder, errors_name(part)), encoding="ascii") as lines:
+            with (
+                suppress(FileNotFoundError),
+                open(os.path.join(folder, errors_name(part)), encoding="ascii") as lines,
+            ):
                 failures += [Failure(**json.loads(line)) for line in lines]
         failures.sort(key=lambda failure: failure.path.split(os.sep))
         return reports.joined(folder, [found[part] for part in group], failures), failures
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ManifestError(
-            f"{folder}: the report of a shard cannot be read: {error!r}", hint="run the shards again: what is done stays done"
+            f"{folder}: the report of a shard cannot be read: {error!r}",
+            hint="run the shards again: what is done stays done",
         ) from error
 
 
 def _is_newest(path: str, others: Iterable[str]) -> bool:
-    """Whether `run.json` is newer than what the shards left: by a later run of everything, or a merge that was cut short."""
+    """Whether `run.json` is newer than what the shards left: by a later run of everything, or a merge that
+    was cut short.
+    """
     report = reports.load(path)
     if report is None or report.get("status") == "sharded":
         return False
@@ -94,4 +102,6 @@ def _read_report(folder: str, path: str) -> RunReport:
         failures = [Failure(**values) for values in data["failures"]]
         return reports.joined(folder, [data], failures)
     except (KeyError, TypeError, ValueError) as error:
-        raise ManifestError(f"{path} cannot be read: {error!r}", hint="run again: what is done stays done") from error
+        raise ManifestError(
+            f"{path} cannot be read: {error!r}", hint="run again: what is done stays done"
+        ) from error

@@ -28,7 +28,8 @@ from unet_batch.types import CLIP_KINDS, KINDS, Item
 if TYPE_CHECKING:
     from unet_batch.inference.segmenter import Segmenter
 
-# Of the recipe: raise it when the same model gives other pixels, as after a change of `geometry` or `postprocess`.
+# Of the recipe: raise it when the same model gives other pixels, as after a change of `geometry` or
+# `postprocess`.
 RULES = 1
 _CRASHED = f"decode: {DecoderCrashed.__name__}"  # as the manifest has it
 
@@ -81,7 +82,9 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def kinds(self, item: Item) -> tuple[str, ...]:
-        """What is wanted of an item, as the manifest names it. Of clips, what was asked for is part of the name."""
+        """What is wanted of an item, as the manifest names it. Of clips, what was asked for is part of the
+        name.
+        """
         return self.options.video.names(self.options.save) if is_clip(item) else self.outputs.kinds
 
     def paths(self, item: Item) -> list[str]:
@@ -121,7 +124,8 @@ def prepare(options: RunOptions) -> Plan:
     exclude = [os.path.abspath(options.output)] if options.output else []
     if exclude and exclude[0] in map(os.path.abspath, options.sources):
         raise UsageError(
-            f"{options.output} is a source and cannot be the output folder as well: results would be read as pictures",
+            f"{options.output} is a source and cannot be the output folder as well: results would be read "
+            f"as pictures",
             hint=f"choose another folder, for example -o {default_output(exclude[0])}",
         )
     sources = collect(
@@ -131,7 +135,9 @@ def prepare(options: RunOptions) -> Plan:
         exclude=exclude,
     )
     _check_kinds(options.save, sources.items)
-    outputs = OutputTree(options.output or default_output(sources.root), [kind for kind in options.save if kind in LAYOUT])
+    outputs = OutputTree(
+        options.output or default_output(sources.root), [kind for kind in options.save if kind in LAYOUT]
+    )
     shard = options.shard
     items = sources.items if shard is None else tuple(item for item in sources.items if shard.takes(item.key))
     return Plan(options, sources, outputs, items, items)
@@ -145,7 +151,10 @@ def is_clip(item: Item) -> bool:
 def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
     """See that something of what is wanted can be made of each item."""
     moving = sum(map(is_clip, items))
-    for count, what, possible in ((moving, "clip", CLIP_KINDS), (len(items) - moving, "picture", tuple(LAYOUT))):
+    for count, what, possible in (
+        (moving, "clip", CLIP_KINDS),
+        (len(items) - moving, "picture", tuple(LAYOUT)),
+    ):
         if count and not set(kinds).intersection(possible):
             raise UsageError(
                 f"--save {','.join(kinds)}: none of it can be made of a {what}; the sources hold {count:,}",
@@ -154,10 +163,12 @@ def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
 
 
 def recipe_of(segmenter: Segmenter, model: Mapping[str, Any]) -> Recipe:
-    """What decides the pixels: the model's bytes, the threshold where it has one, the network's size, our own rules.
+    """What decides the pixels: the model's bytes, the threshold where it has one, the network's size, our own
+    rules.
 
-    Backend and precision are not in it. A backend is used only after its masks were proven equal to PyTorch's, and a night's
-    work must not begin anew because the GPU was taken in the morning. Batch, streams and threads change nothing at all.
+    Backend and precision are not in it. A backend is used only after its masks were proven equal to
+    PyTorch's, and a night's work must not begin anew because the GPU was taken in the morning. Batch, streams
+    and threads change nothing at all.
     """
     threshold = None if segmenter.spec.output == "class_ids" else segmenter.threshold
     return _recipe(str(model.get("sha256", "")), threshold, segmenter.backend.input_size, segmenter.spec.name)
@@ -176,8 +187,9 @@ def resume(plan: Plan, recipe: Recipe) -> Plan:
         The plan, its `todo` what is left.
 
     Raises:
-        ManifestError: the folder holds outputs of another recipe, of other pictures of the same names, or that nobody
-            vouches for, and overwriting was not asked for; or a newer version has written its manifest.
+        ManifestError: the folder holds outputs of another recipe, of other pictures of the same names, or
+            that nobody vouches for, and overwriting was not asked for; or a newer version has written its
+            manifest.
         OutputError: the folder cannot be listed.
     """
     options = plan.options
@@ -210,13 +222,22 @@ def resume(plan: Plan, recipe: Recipe) -> Plan:
             # On record at once: when this run is cut short, the next one needs no --overwrite to go on.
             state = "void"
             records.append(Record(item.key, "void"))
-        elif state == "touched" and before is not None and before.identity is not None and identity is not None:
+        elif (
+            state == "touched" and before is not None and before.identity is not None and identity is not None
+        ):
             identity = identity._replace(sha256=before.identity.sha256)
             records.append(before._replace(identity=identity, root=plan.sources.root))
         elif item.key in adopted and identity is not None:
             state = "adopted"
-            records.append(Record(item.key, "done", identity, recipe.digest, adopted[item.key], root=plan.sources.root))
-        elif state == "failed" and before is not None and _is_quarantined(before, identity) and not options.isolate:
+            records.append(
+                Record(item.key, "done", identity, recipe.digest, adopted[item.key], root=plan.sources.root)
+            )
+        elif (
+            state == "failed"
+            and before is not None
+            and _is_quarantined(before, identity)
+            and not options.isolate
+        ):
             state = "quarantined"
             quarantined.append(item)
         if state not in FINISHED and state not in ("adopted", "quarantined"):
@@ -231,11 +252,17 @@ def resume(plan: Plan, recipe: Recipe) -> Plan:
     notes = []
     if others:
         ours = {record.key for record in records} | {item.key for item in plan.sources.items}
-        rest = sum(record.key not in ours and record.recipe != recipe.digest for record in manifest.records.values())
+        rest = sum(
+            record.key not in ours and record.recipe != recipe.digest for record in manifest.records.values()
+        )
         if rest:
-            notes.append(f"outputs of {rest:,} items that are not among these sources stay as another model made them")
+            notes.append(
+                f"outputs of {rest:,} items that are not among these sources stay as another model made them"
+            )
     if manifest.damaged:
-        notes.append(f"{manifest.damaged:,} damaged lines in the manifest are ignored, as a power cut leaves them")
+        notes.append(
+            f"{manifest.damaged:,} damaged lines in the manifest are ignored, as a power cut leaves them"
+        )
     manifest.keep(item.key for item in todo)
     return dataclasses.replace(
         plan,
@@ -263,13 +290,17 @@ def _is_namesake(record: Record, root: str) -> bool:
 
 
 def _adoptable(plan: Plan, recipe: Recipe, listing: Listing) -> dict[str, dict[str, Files]]:
-    """Outputs that were there before there were manifests, by key and kind: taken over if the last run had this recipe."""
+    """Outputs that were there before there were manifests, by key and kind: taken over if the last run had
+    this recipe.
+    """
     found: dict[str, dict[str, Files]] = {}
     for item in plan.items:
         if is_clip(item):
             continue
         files = {kind: plan.outputs.file(kind, item.key) for kind in plan.outputs.kinds}
-        there: dict[str, Files] = {k: ((file, size),) for k, file in files.items() if (size := listing.size(file)) is not None}
+        there: dict[str, Files] = {
+            k: ((file, size),) for k, file in files.items() if (size := listing.size(file)) is not None
+        }
         if there:
             found[item.key] = there
     if not found:
@@ -288,4 +319,8 @@ def _adoptable(plan: Plan, recipe: Recipe, listing: Listing) -> dict[str, dict[s
     if last.digest != recipe.digest:
         raise ManifestError(f"{some}, made by {last.label}. This run would use {recipe.label}", hint=hint)
     kinds = len(plan.outputs.kinds)
-    return {key: there for key, there in found.items() if len(there) == kinds and all(size for [(_, size)] in there.values())}
+    return {
+        key: there
+        for key, there in found.items()
+        if len(there) == kinds and all(size for [(_, size)] in there.values())
+    }

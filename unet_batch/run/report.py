@@ -50,26 +50,30 @@ class RunReport:
     """What a run did; the same as `OUT/run.json`.
 
     Attributes:
-        status: `done` (everything), `failures` (some items failed), `stopped` (by --fail-fast or --max-errors), `interrupted`
-            (by Ctrl-C or SIGTERM), `aborted` (by an error that concerns the whole run); `running` in the file of a run that
-            goes on or was killed.
+        status: `done` (everything), `failures` (some items failed), `stopped` (by --fail-fast or
+            --max-errors), `interrupted` (by Ctrl-C or SIGTERM), `aborted` (by an error that concerns the
+            whole run); `running` in the file of a run that goes on or was killed.
         shard: `2/8`; "" for a run that does everything.
         overwrite: whether outputs of earlier runs were to be made again.
-        found: items in the sources (of the shard), of which `done` were segmented now, `failed`, and `skipped` had their
-            outputs already.
-        unreadable: folders and links among the sources that could not be listed; they count as failed, and not as found.
+        found: items in the sources (of the shard), of which `done` were segmented now, `failed`, and
+            `skipped` had their outputs already.
+        unreadable: folders and links among the sources that could not be listed; they count as failed, and
+            not as found.
         states: how many items were in which `manifest.State` when the run began.
         frames: of clips, segmented now.
-        clips: of each clip that did not fail: frames, damaged packets, notes, and whether its end was reached.
+        clips: of each clip that did not fail: frames, damaged packets, notes, and whether its end was
+            reached.
         encoder: of overlay videos, and why this one.
         retried: reads that were tried again after an error of the disk or network.
         signal: name of the signal that interrupted it; "" for a Ctrl-C that Python itself raised.
         seconds: wall time from the first decode to the last file, start-up apart.
-        floor_seconds: what would do if nothing ever waited: the network's seconds, and the processor seconds of all else
-            (encoders and decoders with their own threads) divided by the cores. On a CPU all is processor seconds.
+        floor_seconds: what would do if nothing ever waited: the network's seconds, and the processor seconds
+            of all else (encoders and decoders with their own threads) divided by the cores. On a CPU all is
+            processor seconds.
         stages: work of each stage.
         bottleneck: name of the stage whose threads were busiest.
-        backlog: of each stage, how many items waited for it or were in it: the mean over the run, and the most.
+        backlog: of each stage, how many items waited for it or were in it: the mean over the run, and the
+            most.
         failures: the first hundred; all of them stand in `OUT/errors.jsonl`.
         notes: what people should know: a sentence each.
     """
@@ -155,14 +159,17 @@ def joined(output: str, reports: Sequence[Mapping[str, Any]], failures: Sequence
 
     Args:
         output: the folder.
-        reports: of the shards, as `load` returned them; one at least. One that still says `running` was killed.
+        reports: of the shards, as `load` returned them; one at least. One that still says `running` was
+            killed.
         failures: of all.
 
     Raises:
         KeyError, TypeError, ValueError: a report lacks what it should hold.
     """
     first = reports[0]
-    known: dict[str, Any] = {name: first[name] for name in ("unet_batch", "model", "backend", "versions", "overwrite", "notes")}
+    known: dict[str, Any] = {
+        name: first[name] for name in ("unet_batch", "model", "backend", "versions", "overwrite", "notes")
+    }
     states: Counter[str] = Counter()
     stages: dict[str, StageStats] = {}
     for each in reports:
@@ -172,7 +179,9 @@ def joined(output: str, reports: Sequence[Mapping[str, Any]], failures: Sequence
             total = stages.setdefault(more.name, StageStats(more.name, 0))
             add(total, more)
             total.workers += more.workers
-    statuses: list[Status] = ["interrupted" if each["status"] == "running" else each["status"] for each in reports]
+    statuses: list[Status] = [
+        "interrupted" if each["status"] == "running" else each["status"] for each in reports
+    ]
     status = max(statuses, key=_SEVERITY.index)
     report = RunReport(
         **known,
@@ -210,7 +219,8 @@ def versions() -> dict[str, str]:
     """Of Python and of what results depend on, as far as it is installed."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):  # an engine runs without PyTorch, PyTorch without TensorRT
+        # An engine runs without PyTorch, PyTorch without TensorRT
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
 
@@ -220,7 +230,9 @@ def _part(shard: str) -> str:
 
 
 class Backlog:
-    """How many items wait for each stage or are in it: what entered less what left, looked at now and then."""
+    """How many items wait for each stage or are in it: what entered less what left, looked at now and
+    then.
+    """
 
     def __init__(self) -> None:
         self.failed: Counter[str] = Counter()
@@ -248,5 +260,6 @@ class Backlog:
     def figures(self) -> dict[str, dict[str, float]]:
         """Of each stage, the mean and the most."""
         return {
-            name: {"mean": round(self._sum[name] / max(1, self._looks), 1), "most": most} for name, most in self._most.items()
+            name: {"mean": round(self._sum[name] / max(1, self._looks), 1), "most": most}
+            for name, most in self._most.items()
         }

@@ -11,7 +11,8 @@ from unet_batch.errors import UsageError
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several runs that share the work by a hash of the key: whatever the order, each item belongs to just one.
+    """One of several runs that share the work by a hash of the key: whatever the order, each item belongs to
+    just one.
 
     Attributes:
         number: 1..count.
@@ -26,7 +27,9 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.count <= 99999:
-            raise UsageError(f"shard {self.number}/{self.count}: I/N with I from 1 to N expected", hint="e.g. --shard 2/8")
+            raise UsageError(
+                f"shard {self.number}/{self.count}: I/N with I from 1 to N expected", hint="e.g. --shard 2/8"
+            )
 
     @classmethod
     def parse(cls, text: str, environment: Mapping[str, str]) -> Shard:
@@ -41,7 +44,9 @@ class Shard:
                 raise UsageError(f"shard {text!r}: I/N or slurm expected", hint="e.g. --shard 2/8")
             return cls(int(number[:9]), int(count[:9]))
         try:
-            task, least, most, count_ = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT"))
+            task, least, most, count_ = (
+                int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT")
+            )
             step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
         except (KeyError, ValueError) as error:
             raise UsageError(
@@ -50,7 +55,8 @@ class Shard:
             ) from error
         if step < 1 or (task - least) % step or least + (count_ - 1) * step != most:
             raise UsageError(
-                f"--shard slurm: {count_} tasks from {least} to {most} by {step} are not one evenly spaced range",
+                f"--shard slurm: {count_} tasks from {least} to {most} by {step} are not one evenly spaced "
+                f"range",
                 hint="submit the array whole, as in --array=1-8, or say --shard I/N",
             )
         return cls((task - least) // step + 1, count_)

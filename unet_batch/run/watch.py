@@ -1,8 +1,8 @@
 """`unet-batch watch`: a run that goes on as files arrive.
 
-It looks at the folders again and again, and hands the files that have come to rest to `run.execute`, a batch at a time: the
-same manifest, lock and guarantees. A file is at rest when its size and time have been the same for a while, because whoever
-copies it has no way to say that it is whole.
+It looks at the folders again and again, and hands the files that have come to rest to `run.execute`, a batch
+at a time: the same manifest, lock and guarantees. A file is at rest when its size and time have been the same
+for a while, because whoever copies it has no way to say that it is whole.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _SHARE = 0.1  # of a processor that looking may take
 
 @dataclass
 class Watched:
-    """What came of it all: files `done` and `failed` since it began, in so many `batches`, and the last `report`."""
+    """What came of it all: files `done` and `failed` since it began, in so many `batches`, and the last
+    `report`.
+    """
 
     done: int = 0
     failed: int = 0
@@ -117,8 +119,12 @@ def watch(
         ready = arrivals.look(plan.items, begun) if plan is not None else []
         took = time.monotonic() - begun
         if plan is not None and ready:
-            # Pictures first, as always; a clip that takes an hour must not hold up those that arrive meanwhile for longer.
-            for batch in ([item for item in ready if not is_clip(item)], *([item] for item in ready if is_clip(item))):
+            # Pictures first, as always; a clip that takes an hour must not hold up those that arrive
+            # meanwhile for longer.
+            for batch in (
+                [item for item in ready if not is_clip(item)],
+                *([item] for item in ready if is_clip(item)),
+            ):
                 if batch and not stop.reason:
                     _segment(
                         replace(plan, items=tuple(batch), todo=tuple(batch)),
@@ -140,7 +146,9 @@ def watch(
     return total
 
 
-def _segment(plan: Plan, total: Watched, on_batch: Callable[[RunReport], None], carry_out: Callable[[Plan], RunReport]) -> None:
+def _segment(
+    plan: Plan, total: Watched, on_batch: Callable[[RunReport], None], carry_out: Callable[[Plan], RunReport]
+) -> None:
     report = carry_out(plan)
     total.report = report
     total.done += report.done

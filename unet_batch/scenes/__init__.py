@@ -1,7 +1,7 @@
 """Drawn photos of cars with exact masks, for demonstrations, tests and training without a data set.
 
-`draw(seed)` is a pure function: the same seed and size give the same bytes. The seed picks the scene (car, place, light,
-camera) and the size only frames it, so one seed shows the same car at every size.
+`draw(seed)` is a pure function: the same seed and size give the same bytes. The seed picks the scene (car,
+place, light, camera) and the size only frames it, so one seed shows the same car at every size.
 """
 
 from __future__ import annotations

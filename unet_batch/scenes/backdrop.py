@@ -1,6 +1,7 @@
 """What stands behind and under the car: a photo studio, or a road.
 
-Backdrops are RGB float32 (h, w, 3), 0..1. They are soft, so very large pictures get theirs from a smaller drawing.
+Backdrops are RGB float32 (h, w, 3), 0..1. They are soft, so very large pictures get theirs from a smaller
+drawing.
 """
 
 from __future__ import annotations
@@ -48,7 +49,14 @@ class View:
         return self.centre + x * self.scale * self.distance / (self.distance + depth)
 
     def resized(self, factor: float, size: tuple[int, int]) -> View:
-        return View(size, self.scale * factor, self.centre * factor, self.ground * factor, self.horizon * factor, self.distance)
+        return View(
+            size,
+            self.scale * factor,
+            self.centre * factor,
+            self.ground * factor,
+            self.horizon * factor,
+            self.distance,
+        )
 
 
 @dataclass(frozen=True)
@@ -85,20 +93,32 @@ class Studio:
         column = np.arange(width, dtype=np.float32)[None]
         unit = float(max(height, width))
         x, y, reach, strength = self.spot
-        glow = np.exp(-(((column - x * width) / (reach * unit)) ** 2) - ((row - y * view.ground) / (0.8 * reach * unit)) ** 2)
+        glow = np.exp(
+            -(((column - x * width) / (reach * unit)) ** 2)
+            - ((row - y * view.ground) / (0.8 * reach * unit)) ** 2
+        )
         wall = np.array(self.wall, np.float32) * (0.86 + np.float32(strength) * glow)[..., None]
         if self.panels:
             step = width / self.panels
             near = np.abs((column + 0.37 * step) % step - step / 2)
-            wall *= (1 - 0.07 * np.exp(-((near / (0.0016 * unit)) ** 2)) * ramp(row, view.horizon * 1.1, 0))[..., None]
+            wall *= (1 - 0.07 * np.exp(-((near / (0.0016 * unit)) ** 2)) * ramp(row, view.horizon * 1.1, 0))[
+                ..., None
+            ]
         depth = (row - view.horizon) / max(height - view.horizon, 1.0)
-        pool = np.exp(-(((column - view.centre) / (3.6 * view.scale)) ** 2) - ((row - view.ground) / (1.1 * view.scale)) ** 2)
-        floor = np.array(self.floor, np.float32) * (0.90 + 0.12 * pool - 0.12 * np.clip(depth, 0, 1))[..., None]
+        pool = np.exp(
+            -(((column - view.centre) / (3.6 * view.scale)) ** 2)
+            - ((row - view.ground) / (1.1 * view.scale)) ** 2
+        )
+        floor = (
+            np.array(self.floor, np.float32) * (0.90 + 0.12 * pool - 0.12 * np.clip(depth, 0, 1))[..., None]
+        )
         soft = (1 - self.seam) * 0.55 * view.scale + 1.0
         share = ramp(row, view.horizon - soft, view.horizon + soft)[..., None]
         picture: Floats = wall + (floor - wall) * share
         # The bend of the backdrop is a little darker than the wall and the floor.
-        picture *= (1 - 0.06 * np.exp(-(((row - view.horizon) / (0.6 * soft + 0.12 * view.scale)) ** 2)))[..., None]
+        picture *= (1 - 0.06 * np.exp(-(((row - view.horizon) / (0.6 * soft + 0.12 * view.scale)) ** 2)))[
+            ..., None
+        ]
         if self.table:
             self._turntable(picture, view)
         picture *= (0.985 + 0.03 * noise(rng, view.size, (2, 3), 3))[..., None]
@@ -106,7 +126,8 @@ class Studio:
 
     def _turntable(self, picture: Floats, view: View) -> None:
         """A round stage: a lighter disc with a dark gap and a lit edge."""
-        flat = (view.ground - view.horizon) / view.distance / view.scale  # how much the camera foreshortens the floor
+        # How much the camera foreshortens the floor
+        flat = (view.ground - view.horizon) / view.distance / view.scale
         centre = (view.centre, view.ground - 0.03 * view.scale)
         axes = (self.table * view.scale, self.table * view.scale * max(flat, 0.06))
         disc = np.zeros(view.size, np.uint8)
@@ -181,7 +202,9 @@ class Road:
         row = np.arange(height, dtype=np.float32)[:, None]
         t = np.clip(row / max(view.horizon, 1.0), 0, 1) ** 1.3
         zenith, haze = np.array(self.zenith, np.float32), np.array(self.haze, np.float32)
-        picture = np.ascontiguousarray(np.broadcast_to((zenith + (haze - zenith) * t[..., None]), (height, width, 3)))
+        picture = np.ascontiguousarray(
+            np.broadcast_to((zenith + (haze - zenith) * t[..., None]), (height, width, 3))
+        )
         end = int(np.clip(np.ceil(view.horizon), 1, height))
         cells = (3, 3) if height > width else (4, 3)
         field = noise(rng, (end, width), cells, 6)
@@ -189,7 +212,9 @@ class Road:
         share = ramp(field, cover - 0.06, cover + 0.16)[..., None] * np.float32(0.9)
         above = field[np.maximum(np.arange(end) - max(end // 24, 1), 0)]  # thick above means dark below
         shadow = ramp(above, cover, cover + 0.3)[..., None]
-        bright = np.array((0.97, 0.97, 0.98), np.float32) - 0.20 * shadow * np.array((1, 0.95, 0.85), np.float32)
+        bright = np.array((0.97, 0.97, 0.98), np.float32) - 0.20 * shadow * np.array(
+            (1, 0.95, 0.85), np.float32
+        )
         picture[:end] += (bright - picture[:end]) * share
         return picture
 
@@ -219,11 +244,13 @@ class Road:
             dice = rng.random((count, 4)).astype(np.float32)
             radius = (0.45 + 0.9 * dice[:, :1]) * np.float32(wide * 0.75)
             middle = (dice[:, 1:2] - 0.5) * 14
-            crown = radius * np.sqrt(np.maximum(1 - ((x - middle) / radius) ** 2, 0)) * 1.15 + (tall * dice[:, 2:3]) * (
-                np.abs(x - middle) < radius
-            )
+            crown = radius * np.sqrt(np.maximum(1 - ((x - middle) / radius) ** 2, 0)) * 1.15 + (
+                tall * dice[:, 2:3]
+            ) * (np.abs(x - middle) < radius)
             ragged = noise(rng, (1, width), (1, 40), 4) - 0.5
-            crest = base - (crown.max(axis=0) + 0.22 * ragged[0] + 0.12 * (layer + 1)) * np.float32(view.scale)
+            crest = base - (crown.max(axis=0) + 0.22 * ragged[0] + 0.12 * (layer + 1)) * np.float32(
+                view.scale
+            )
             shade = 0.75 + 0.5 * dice[crown.argmax(axis=0), 3]
             shade = blur(shade[None], max(0.03 * view.scale, 0.5))
             leaves = noise(rng, (end - start, width), (12, 40), 4)
@@ -248,12 +275,20 @@ class Road:
             column = right + scale * (5 * gap if gap > 0.6 else 0)
             if x1 <= x0 or base <= y0:
                 continue
-            walls = ((0.62, 0.56, 0.50), (0.55, 0.55, 0.56), (0.52, 0.38, 0.32), (0.70, 0.68, 0.62), (0.42, 0.45, 0.50))
+            walls = (
+                (0.62, 0.56, 0.50),
+                (0.55, 0.55, 0.56),
+                (0.52, 0.38, 0.32),
+                (0.70, 0.68, 0.62),
+                (0.42, 0.45, 0.50),
+            )
             colour = np.array(walls[int(kind * 5)], np.float32) * (0.75 + 0.35 * tone)
             x = (np.arange(x0, x1, dtype=np.float32)[None] - right) / scale
             y = (base - np.arange(y0, base, dtype=np.float32)[:, None]) / scale
             pane = (np.abs(x % (2.2 + step) - 1.2) < 0.55) & (np.abs(y % 2.9 - 1.7) < 0.75) & (y > 0.8)
-            glass = np.array((0.22, 0.26, 0.31), np.float32) + 0.25 * np.array(self.haze, np.float32) * np.float32(tone)
+            glass = np.array((0.22, 0.26, 0.31), np.float32) + 0.25 * np.array(
+                self.haze, np.float32
+            ) * np.float32(tone)
             block = np.where(pane[..., None], glass, colour * (0.92 + 0.012 * y)[..., None])
             block[: max(int(0.35 * scale), 1)] = colour * (0.55 + 0.3 * roof)
             picture[y0:base, x0:x1] = block
@@ -268,25 +303,36 @@ class Road:
         row = np.arange(start, height, dtype=np.float32)[:, None] + np.float32(0.5)
         reach = np.float32((view.ground - view.horizon) * view.distance)
         depth = reach / np.maximum(row - np.float32(view.horizon), 0.5) - np.float32(view.distance)
-        scale = np.float32(view.scale * view.distance) / (np.float32(view.distance) + depth)  # pixels per metre in that row
+        # Pixels per metre in that row
+        scale = np.float32(view.scale * view.distance) / (np.float32(view.distance) + depth)
         across = (np.arange(width, dtype=np.float32)[None] - np.float32(view.centre)) / scale
         fine, coarse = self._grain(across, depth, rng)
 
         asphalt = np.float32(self.asphalt) * (1 + 0.10 * (coarse - 0.5))
         near = np.clip(scale / np.float32(view.scale), 0, 2)
         asphalt = asphalt * (1 + (fine - 0.5) * 0.42 * np.clip(near, 0.15, 1.2))
-        asphalt = asphalt * (1 - 0.07 * np.exp(-(((np.abs(depth - 0.9) - 0.85) / 0.35) ** 2)))  # where tyres polish it
+        # Where tyres polish it
+        asphalt = asphalt * (1 - 0.07 * np.exp(-(((np.abs(depth - 0.9) - 0.85) / 0.35) ** 2)))
         land = asphalt[..., None] * np.array((1.0, 1.0, 1.015), np.float32)
-        land += (np.array(self.haze, np.float32) * np.float32(self.asphalt * 1.4) - land) * ramp(depth, 4, 60)[..., None] * 0.5
+        land += (
+            (np.array(self.haze, np.float32) * np.float32(self.asphalt * 1.4) - land)
+            * ramp(depth, 4, 60)[..., None]
+            * 0.5
+        )
 
         worn = 0.62 + 0.5 * coarse
         for lane in self.lanes:
-            dash = ramp(np.abs((across + lane) % 9.0 - 4.5), 1.56, 1.5) * ramp(np.abs(depth - lane), 0.085, 0.055)
+            dash = ramp(np.abs((across + lane) % 9.0 - 4.5), 1.56, 1.5) * ramp(
+                np.abs(depth - lane), 0.085, 0.055
+            )
             self._stripe(land, dash * worn)
         if self.solid:
             self._stripe(land, ramp(np.abs(depth - self.solid), 0.09, 0.055) * np.ones_like(across) * worn)
 
-        verge = np.array(self.verge, np.float32) * (0.72 + 0.55 * fine * np.clip(near * 1.6, 0.3, 1) + 0.2 * coarse)[..., None]
+        verge = (
+            np.array(self.verge, np.float32)
+            * (0.72 + 0.55 * fine * np.clip(near * 1.6, 0.3, 1) + 0.2 * coarse)[..., None]
+        )
         kerb = np.float32(self.kerb)
         path = np.float32(0.60) * (0.9 + 0.16 * fine)[..., None] * np.array((1.0, 0.985, 0.96), np.float32)
         joints = ramp(np.abs(across % 1.2 - 0.6), 0.58, 0.598)[..., None]

@@ -71,14 +71,18 @@ def grain(lens: Lens, rng: np.random.Generator) -> Floats:
 
 
 def develop(picture: Floats, lens: Lens, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Turns light into a photo: RGB float32 (h, w, 3), 0..1, which is overwritten, into RGB uint8 of the same size."""
+    """Turns light into a photo: RGB float32 (h, w, 3), 0..1, which is overwritten, into RGB uint8 of the same
+    size.
+    """
     height, width = picture.shape[:2]
     sigma = softness(lens, (height, width))
     if sigma:
         cv2.GaussianBlur(picture, (0, 0), sigma, dst=picture)
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None]
-    uneven = cv2.resize(noise(rng, (24, 24), (2, 2), 2), (width, 1 if height == 1 else height), interpolation=cv2.INTER_CUBIC)
+    uneven = cv2.resize(
+        noise(rng, (24, 24), (2, 2), 2), (width, 1 if height == 1 else height), interpolation=cv2.INTER_CUBIC
+    )
     bright = (np.array(lens.balance, np.float32) * np.float32(255 * lens.exposure))[None, None]
     tile = grain(lens, rng)
     photo = np.empty((height, width, 3), np.uint8)

@@ -30,7 +30,9 @@ class Canvas:
     """
 
     def __init__(self, size: tuple[int, int], matrix: Path) -> None:
-        """Args: size in pixels; `matrix`, 3x3 float64: metres to pixels, (0, 0) being the first pixel's corner."""
+        """Args: size in pixels; `matrix`, 3x3 float64: metres to pixels, (0, 0) being the first pixel's
+        corner.
+        """
         height, width = size
         self.colour = np.zeros((height, width, 3), np.float32)
         self.alpha = np.zeros(size, np.float32)
@@ -44,7 +46,8 @@ class Canvas:
         self.y: Floats = (back[1, 0] * column + back[1, 1] * row + back[1, 2]) / depth
 
     def cover(self, paths: Sequence[Path], blur: float = 0.0) -> tuple[tuple[slice, slice], Floats] | None:
-        """How much of each pixel the paths enclose (even-odd), and where; None where that is nowhere on the canvas.
+        """How much of each pixel the paths enclose (even-odd), and where; None where that is nowhere on the
+        canvas.
 
         Args:
             blur: standard deviation of a softened edge, in metres.
@@ -61,7 +64,9 @@ class Canvas:
             return None
         mask = np.zeros((bottom - top, right - left), np.uint8)
         # cv2 puts whole numbers at pixel centres.
-        fixed = [np.round((path - (left + 0.5, top + 0.5)) * (1 << _BITS)).astype(np.int32) for path in placed]
+        fixed = [
+            np.round((path - (left + 0.5, top + 0.5)) * (1 << _BITS)).astype(np.int32) for path in placed
+        ]
         cv2.fillPoly(mask, fixed, 255, cv2.LINE_AA, _BITS)
         share: Floats = mask.astype(np.float32) * np.float32(1 / 255)
         if sigma > 0.4:
@@ -75,7 +80,13 @@ class Canvas:
         return flat
 
     def put(
-        self, paths: Path | Sequence[Path], fill: Fill, *, opacity: float = 1.0, blur: float = 0.0, new: bool = False
+        self,
+        paths: Path | Sequence[Path],
+        fill: Fill,
+        *,
+        opacity: float = 1.0,
+        blur: float = 0.0,
+        new: bool = False,
     ) -> None:
         """Paints the area the paths enclose.
 
@@ -91,7 +102,12 @@ class Canvas:
 
     def trace(self, path: Path, width: float, fill: Fill, *, opacity: float = 1.0, blur: float = 0.0) -> None:
         """Draws a line over the car; one thinner than a pixel fades instead of growing to a pixel's width."""
-        self.put(stroke(path, width), fill, opacity=opacity * min(1.0, width * self.pixels_per_metre / 1.5), blur=blur)
+        self.put(
+            stroke(path, width),
+            fill,
+            opacity=opacity * min(1.0, width * self.pixels_per_metre / 1.5),
+            blur=blur,
+        )
 
     def mix(self, area: tuple[slice, slice], share: Floats, fill: Fill, *, new: bool = False) -> None:
         """Lays `fill` over an area of the canvas, `share` (0..1) of it per pixel (see `put`)."""

@@ -230,8 +230,16 @@ def roll(rng: np.random.Generator) -> Car:
     shift = rng.uniform(0.9, 1.1, 3)
     return Car(
         style=style,
-        stretch=(float(rng.uniform(0.95, 1.06)), float(rng.uniform(0.96, 1.05)), float(rng.uniform(0.94, 1.07))),
-        paint=(min(colour[0] * shift[0], 0.95), min(colour[1] * shift[1], 0.95), min(colour[2] * shift[2], 0.95))
+        stretch=(
+            float(rng.uniform(0.95, 1.06)),
+            float(rng.uniform(0.96, 1.05)),
+            float(rng.uniform(0.94, 1.07)),
+        ),
+        paint=(
+            min(colour[0] * shift[0], 0.95),
+            min(colour[1] * shift[1], 0.95),
+            min(colour[2] * shift[2], 0.95),
+        )
         if max(colour) - min(colour) > 0.12
         else (colour[0] * shift[0], colour[1] * shift[0], colour[2] * shift[0]),
         gloss=float(rng.uniform(0.75, 1.15)),

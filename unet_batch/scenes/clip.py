@@ -25,7 +25,8 @@ def write_clip(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> str:
-    """Writes `videos/drive.mp4` (H.264, stereo) and `video-masks/drive.mkv` (FFV1 grey, 0 and 255) into a folder.
+    """Writes `videos/drive.mp4` (H.264, stereo) and `video-masks/drive.mkv` (FFV1 grey, 0 and 255) into a
+    folder.
 
     Frame i is what `drive` draws for the seed, whatever the length: a longer clip continues a shorter one.
 
@@ -46,7 +47,10 @@ def write_clip(
     """
     frames = max(1, round(seconds * rate))
     clip = video.new_clip(size, rate)
-    shown, masks = os.path.join(folder, "videos", "drive.mp4"), os.path.join(folder, "video-masks", "drive.mkv")
+    shown, masks = (
+        os.path.join(folder, "videos", "drive.mp4"),
+        os.path.join(folder, "video-masks", "drive.mkv"),
+    )
     for path in (shown, masks):
         make_folder(os.path.dirname(path))
     with (

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from unet_batch.types import Pixels, Size
 
 _BACKDROP_PIXELS = 2_600_000  # larger pictures get an enlarged backdrop: it is soft anyway
-_CAR_PIXELS = 1300  # a car is drawn about this wide at least, and then reduced: this is what smooths its edges
+# A car is drawn about this wide at least, and then reduced: this is what smooths its edges
+_CAR_PIXELS = 1300
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Scene:
         eye: height of the camera in metres.
         distance: of the camera to the car, in metres.
         tilt: rotation of the car in degrees.
-        nearer: how much larger the front is shown than the rear (perspective), -1..1 in units of a few per cent.
+        nearer: how much larger the front is shown than the rear (perspective), -1..1 in units of a few per
+            cent.
     """
 
     car: car.Car
@@ -79,8 +81,8 @@ def draw(seed: int, size: Size = (640, 960)) -> tuple[Pixels, Pixels]:
         size: (height, width) in pixels, each at least 64.
 
     Returns:
-        The photo, RGB uint8 (height, width, 3), and the car's mask, uint8 (height, width): 255 where the car covers at least
-        half of the pixel, else 0. Shadow and reflection do not belong to the car.
+        The photo, RGB uint8 (height, width, 3), and the car's mask, uint8 (height, width): 255 where the car
+        covers at least half of the pixel, else 0. Shadow and reflection do not belong to the car.
     """
     photo, cover = render(seed, size)
     return photo, np.where(cover >= 0.5, np.uint8(255), np.uint8(0))
@@ -97,7 +99,9 @@ def render(seed: int, size: Size, *, with_car: bool = True) -> tuple[Pixels, Flo
     """
     if min(size) < 64:
         raise ValueError(f"a scene of {size[0]}x{size[1]} pixels is too small: each side needs at least 64")
-    dice, texture, sensor = (np.random.default_rng(stream) for stream in np.random.SeedSequence(seed).spawn(3))
+    dice, texture, sensor = (
+        np.random.default_rng(stream) for stream in np.random.SeedSequence(seed).spawn(3)
+    )
     scene = plan(dice)
     view, matrix = frame(scene, size)
     picture = scenery(scene, view, texture)
@@ -121,7 +125,13 @@ def frame(scene: Scene, size: Size) -> tuple[View, Path]:
     # As wide as the dice say, but no smaller than some 6 % of the picture and no higher than 62 % of it.
     least = max(0.42, np.sqrt(0.07 * height * length / (0.78 * width * tall)))
     most = min(0.76, 0.62 * height * length / (tall * width))
-    share = min(least + (0.76 - least) * scene.share, most) if least < most else most if most < 0.76 else min(least, 0.92)
+    share = (
+        min(least + (0.76 - least) * scene.share, most)
+        if least < most
+        else most
+        if most < 0.76
+        else min(least, 0.92)
+    )
     scale = share * width / length
     room = width - share * width
     centre = width / 2 + (scene.across - 0.5) * 0.7 * room
@@ -148,7 +158,9 @@ def scenery(scene: Scene, view: View, rng: np.random.Generator) -> Floats:
 
 
 def car_layer(scene: Scene, size: Size, matrix: Path, *, wheels: bool = True) -> tuple[Floats, Floats]:
-    """The car alone: premultiplied RGB float32 (h, w, 3) and coverage float32 (h, w), over the whole picture."""
+    """The car alone: premultiplied RGB float32 (h, w, 3) and coverage float32 (h, w), over the whole
+    picture.
+    """
     height, width = size
     length, tall = scene.car.length + 0.1, scene.car.height + 0.2
     corners = np.array([(-0.1, -0.1, 1), (length, -0.1, 1), (length, tall, 1), (-0.1, tall, 1)]) @ matrix.T
@@ -173,7 +185,9 @@ def finer(width: int) -> int:
 
 
 def shade(picture: Floats, scene: Scene, matrix: Path, cover: Floats) -> None:
-    """Darkens the ground around the car: deep under the tyres, softer below the body, and the sun's shadow."""
+    """Darkens the ground around the car: deep under the tyres, softer below the body, and the sun's
+    shadow.
+    """
     height, width = picture.shape[:2]
     step = max(1, width // 700)
     small = (height // step, width // step)
@@ -226,7 +240,11 @@ def reflect(picture: Floats, scene: Scene, matrix: Path, colour: Floats, cover: 
     canvas = Canvas((height // step, width // step), np.diag([1 / step, 1 / step, 1.0]) @ matrix)
     sigma = max(0.03 * canvas.pixels_per_metre, 0.3)
     image, share = blur(image, sigma), blur(share, sigma)
-    fade = np.float32(strength) * np.clip(1 + canvas.y / np.float32(0.75 * scene.car.height), 0, 1) * (canvas.y < 0.02)
+    fade = (
+        np.float32(strength)
+        * np.clip(1 + canvas.y / np.float32(0.75 * scene.car.height), 0, 1)
+        * (canvas.y < 0.02)
+    )
     image *= fade[..., None]
     share *= fade
     picture *= 1 - resized(share, (height, width))[..., None]

@@ -1,11 +1,12 @@
 """Drawn cars that drive past, frame after frame, with exact masks and the sound they make.
 
-Time is cut into shots of equal length; each shows another car (sometimes two) before another road, from the moment it enters
-the picture to the moment it has left. What a frame shows depends on the seed, the size and the frame's time, and on nothing
+Time is cut into shots of equal length; each shows another car (sometimes two) before another road, from the
+moment it enters the picture to the moment it has left. What a frame shows depends on the seed, the size and
+the frame's time, and on nothing
 else: any frame can be drawn alone, and a longer clip continues a shorter one.
 
-All that never changes within a shot is drawn once: the empty road, what a car does to the ground, its body, and its wheel in
-each position. A frame lays these over each other, moved by fractions of a pixel.
+All that never changes within a shot is drawn once: the empty road, what a car does to the ground, its body,
+and its wheel in each position. A frame lays these over each other, moved by fractions of a pixel.
 """
 
 from __future__ import annotations
@@ -41,7 +42,13 @@ _CUT = 0.02  # seconds over which sound fades at the ends of a shot
 
 
 def drive(
-    seed: int, size: Size, frames: int, rate: Fraction, *, start: int = 0, shot_seconds: Fraction = SHOT_SECONDS
+    seed: int,
+    size: Size,
+    frames: int,
+    rate: Fraction,
+    *,
+    start: int = 0,
+    shot_seconds: Fraction = SHOT_SECONDS,
 ) -> Iterator[tuple[Pixels, Pixels]]:
     """Draws a clip of cars that drive past.
 
@@ -54,19 +61,25 @@ def drive(
         shot_seconds: how long a car takes from one side to the other; then the picture cuts to the next.
 
     Yields:
-        The frame, RGB uint8 (height, width, 3), and the mask of the cars, uint8 (height, width): 255 where they cover at least
-        half of the pixel, else 0; empty while they are outside. Both are new arrays.
+        The frame, RGB uint8 (height, width, 3), and the mask of the cars, uint8 (height, width): 255 where
+        they cover at least half of the pixel, else 0; empty while they are outside. Both are new arrays.
 
     Raises:
         ValueError: the size, a time or a number is out of range.
     """
     if min(size) < _LEAST:
-        raise ValueError(f"a clip of {size[0]}x{size[1]} pixels is too small: each side needs at least {_LEAST}")
+        raise ValueError(
+            f"a clip of {size[0]}x{size[1]} pixels is too small: each side needs at least {_LEAST}"
+        )
     if seed < 0 or frames < 0 or start < 0:
-        raise ValueError(f"a clip cannot have seed {seed}, {frames} frames and start at frame {start}: none may be negative")
+        raise ValueError(
+            f"a clip cannot have seed {seed}, {frames} frames and start at frame {start}: none may be "
+            f"negative"
+        )
     if rate <= 0 or shot_seconds <= 0:
         raise ValueError(
-            f"a clip of {rate} frames per second in shots of {shot_seconds} s cannot be drawn: both must be positive"
+            f"a clip of {rate} frames per second in shots of {shot_seconds} s cannot be drawn: both must be "
+            f"positive"
         )
     return _frames(seed, size, range(start, start + frames), rate, shot_seconds)
 
@@ -74,7 +87,8 @@ def drive(
 def sound(
     seed: int, seconds: Fraction | float, sample_rate: int = 48_000, *, shot_seconds: Fraction = SHOT_SECONDS
 ) -> NDArray[np.int16]:
-    """The sound of a clip: engines that come, pass and go, on the side and in the direction that `drive` shows.
+    """The sound of a clip: engines that come, pass and go, on the side and in the direction that `drive`
+    shows.
 
     Args:
         seed: which clip; at least 0.
@@ -90,7 +104,8 @@ def sound(
     """
     if seed < 0 or seconds < 0 or sample_rate <= 0 or shot_seconds <= 0:
         raise ValueError(
-            f"sound of {float(seconds):g} s in shots of {shot_seconds} s at {sample_rate} samples per second, seed {seed}: "
+            f"sound of {float(seconds):g} s in shots of {shot_seconds} s at {sample_rate} samples per "
+            f"second, seed {seed}: "
             "shots and rate must be positive, the others not negative"
         )
     total = round(Fraction(seconds) * sample_rate)
@@ -111,17 +126,22 @@ def _pass(shot: _Plan, samples: int, rate: int) -> NDArray[np.int16]:
     note = 2 * np.pi * np.cumsum(shot.engine * (1 - 0.04 * np.tanh(away))) / rate  # lower once it has passed
     strength = dice.uniform(0.4, 1.0, 14) / np.arange(1, 15) ** 0.9
     tone = sum(
-        a * np.sin(k * note + turn) for k, (a, turn) in enumerate(zip(strength, dice.uniform(0, 6.3, 14), strict=True), 1)
+        a * np.sin(k * note + turn)
+        for k, (a, turn) in enumerate(zip(strength, dice.uniform(0, 6.3, 14), strict=True), 1)
     )
-    hiss = np.convolve(dice.standard_normal(samples + 15), np.hanning(18)[1:-1] / 3, mode="valid")  # of the tyres
+    # Of the tyres
+    hiss = np.convolve(dice.standard_normal(samples + 15), np.hanning(18)[1:-1] / 3, mode="valid")
     heard = np.clip(0.7 * tone / strength.sum() + 0.12 * hiss, -1, 1) / (1 + away**2)
-    heard *= np.clip(np.minimum(progress, 1 - progress) * samples / (_CUT * rate), 0, 1)  # no click at the cut
+    # No click at the cut
+    heard *= np.clip(np.minimum(progress, 1 - progress) * samples / (_CUT * rate), 0, 1)
     side = (progress if shot.way > 0 else 1 - progress) * np.pi / 2
     both = np.stack([np.cos(side), np.sin(side)], axis=1) * heard[:, None]
     return np.asarray(np.rint(both * 32_000), dtype=np.int16)
 
 
-def _frames(seed: int, size: Size, numbers: range, rate: Fraction, shot_seconds: Fraction) -> Iterator[tuple[Pixels, Pixels]]:
+def _frames(
+    seed: int, size: Size, numbers: range, rate: Fraction, shot_seconds: Fraction
+) -> Iterator[tuple[Pixels, Pixels]]:
     shot: Shot | None = None
     for number in numbers:
         index, progress = _when(number / rate, shot_seconds)
@@ -174,7 +194,15 @@ def _plan(seed: int, index: int) -> _Plan:
         second = car.roll(dice)
         cars.append((second, (scene.car.length + second.length) / 2 + float(dice.uniform(0.9, 2.2))))
     sway = dice.uniform(0, 2 * np.pi, 2)
-    return _Plan(scene, tuple(cars), (float(sway[0]), float(sway[1])), float(dice.uniform(38, 62)), texture, sensor, rumble)
+    return _Plan(
+        scene,
+        tuple(cars),
+        (float(sway[0]), float(sway[1])),
+        float(dice.uniform(38, 62)),
+        texture,
+        sensor,
+        rumble,
+    )
 
 
 @dataclass(frozen=True)
@@ -184,7 +212,8 @@ class _Layer:
     Attributes:
         colour: its light, RGB uint8 (h, w, 3), premultiplied, before the camera's uneven gain.
         keep: what shows through of what is behind it, uint8 (h, w, 3), softened by the lens.
-        clear: the same, sharp, uint8 (h, w): what the mask is made of. None where the layer is no part of the car.
+        clear: the same, sharp, uint8 (h, w): what the mask is made of. None where the layer is no part of the
+            car.
         left, top: where the first pixel lies, in pixels from the middle of the car on the ground.
     """
 
@@ -199,7 +228,9 @@ class _Car:
     """A car in layers, ready to be put anywhere along its way."""
 
     def __init__(self, scene: Scene, view: backdrop.View, behind: float, sigma: float) -> None:
-        """Args: the scene with this car in it; how far it is behind the first, in metres; the lens's blur in pixels."""
+        """Args: the scene with this car in it; how far it is behind the first, in metres; the lens's blur in
+        pixels.
+        """
         self.car = scene.car
         self.behind = behind
         self._scene = scene
@@ -214,7 +245,8 @@ class _Car:
 
         size, matrix = self._box(length / 2, length / 2 + _AROUND, 0.9 * tall + 0.2, tall + 0.5)
         colour, cover = car_layer(scene, size, matrix)
-        # Shadow and reflection change the picture by a factor and a summand: known once two pictures went through them.
+        # Shadow and reflection change the picture by a factor and a summand: known once two pictures went
+        # through them.
         black, white = np.zeros((*size, 3), np.float32), np.ones((*size, 3), np.float32)
         shade(white, scene, matrix, cover)
         for picture in (black, white):
@@ -224,10 +256,14 @@ class _Car:
         self.body = self._layer(*car_layer(scene, size, matrix, wheels=False), *corner)
 
     def _box(self, middle: float, reach: float, low: float, high: float) -> tuple[Size, Path]:
-        """A sheet for x within `reach` of `middle` and y from -`low` to `high` (metres): its size and its matrix."""
+        """A sheet for x within `reach` of `middle` and y from -`low` to `high` (metres): its size and its
+        matrix.
+        """
         size = int(np.ceil((low + high) * self._scale)), int(np.ceil(2 * reach * self._scale))
         across = self._way * self._scale
-        return size, np.array([[across, 0, size[1] / 2 - across * middle], [0, -self._scale, high * self._scale], [0, 0, 1.0]])
+        return size, np.array(
+            [[across, 0, size[1] / 2 - across * middle], [0, -self._scale, high * self._scale], [0, 0, 1.0]]
+        )
 
     def _layer(self, colour: Floats, cover: Floats, left: float, top: float) -> _Layer:
         clear = _bytes(1 - cover)
@@ -241,11 +277,16 @@ class _Car:
         turn = round(angle / self.period * self._turns) % self._turns
         if turn not in self._wheels:
             vehicle, radius = self.car, self.car.radius
-            size, matrix = self._box(0, 1.1 * radius + 4 * self._sigma / self._scale, 0.1 * radius, 2.1 * radius)
+            size, matrix = self._box(
+                0, 1.1 * radius + 4 * self._sigma / self._scale, 0.1 * radius, 2.1 * radius
+            )
             times = finer(int(vehicle.length * self._scale))
             canvas = Canvas((size[0] * times, size[1] * times), np.diag([times, times, 1.0]) @ matrix)
             draw_wheel(canvas, vehicle, self._scene.place.light, 0.0, turn * self.period / self._turns)
-            colour, cover = resized(canvas.colour, size, smaller=True), resized(canvas.alpha, size, smaller=True)
+            colour, cover = (
+                resized(canvas.colour, size, smaller=True),
+                resized(canvas.alpha, size, smaller=True),
+            )
             self._wheels[turn] = self._layer(colour, cover, -size[1] / 2, -2.1 * radius * self._scale)
         return self._wheels[turn]
 
@@ -289,16 +330,23 @@ class Shot:
         self._view = view
         quiet = replace(scene.lens, grain=0.0)
         self.empty: Pixels = camera.develop(
-            scenery(scene, view, np.random.default_rng(self._plan.texture)), quiet, np.random.default_rng(self._plan.sensor)
+            scenery(scene, view, np.random.default_rng(self._plan.texture)),
+            quiet,
+            np.random.default_rng(self._plan.sensor),
         )
         # What the camera makes of an even grey is what it does to any light.
         grey = np.full((height, width, 3), _GREY, np.float32)
-        self._gain: Pixels = camera.develop(grey, replace(quiet, blur=0.0), np.random.default_rng(self._plan.sensor))
+        self._gain: Pixels = camera.develop(
+            grey, replace(quiet, blur=0.0), np.random.default_rng(self._plan.sensor)
+        )
         tile = np.rint(camera.grain(scene.lens, np.random.default_rng(self._plan.sensor))).astype(np.int16)
         # Frames see different parts of one sheet of noise; two of them, since bytes have no sign.
         self._tile = tile.shape[0]
         sheet = np.pad(tile, ((0, height), (0, width), (0, 0)), mode="wrap")
-        self._brighter, self._darker = np.maximum(sheet, 0).astype(np.uint8), np.maximum(-sheet, 0).astype(np.uint8)
+        self._brighter, self._darker = (
+            np.maximum(sheet, 0).astype(np.uint8),
+            np.maximum(-sheet, 0).astype(np.uint8),
+        )
         sigma = camera.softness(scene.lens, size)
         self._cars = [_Car(replace(scene, car=each), view, behind, sigma) for each, behind in self._plan.cars]
 
@@ -306,9 +354,11 @@ class Shot:
         """Draws one frame.
 
         Args:
-            progress: how much of the shot has passed: at 0 the first car is about to enter, at 1 the last has just left.
+            progress: how much of the shot has passed: at 0 the first car is about to enter, at 1 the last has
+                just left.
             number: of the frame in the clip; decides its noise.
-            with_cars: False leaves the cars out of the picture, but not out of the mask, and not their shadows.
+            with_cars: False leaves the cars out of the picture, but not out of the mask, and not their
+                shadows.
 
         Returns:
             See `drive`.
@@ -318,9 +368,12 @@ class Shot:
         photo = self.empty.copy()
         unseen = np.full((height, width), 255, np.uint8)
         first, last = cars[0], cars[-1]
-        front = width / view.scale / 2 + first.car.length / 2  # where the first car starts, before the picture's middle
+        # Where the first car starts, before the picture's middle
+        front = width / view.scale / 2 + first.car.length / 2
         way_driven = progress * (front + width / view.scale / 2 + last.behind + last.car.length / 2)
-        places = [width / 2 + self._plan.way * view.scale * (way_driven - front - each.behind) for each in cars]
+        places = [
+            width / 2 + self._plan.way * view.scale * (way_driven - front - each.behind) for each in cars
+        ]
         for each, column in zip(cars, places, strict=True):
             self._lay(photo, unseen, each.ground, column, view.ground)
         seen = photo if with_cars else photo.copy()
@@ -340,7 +393,9 @@ class Shot:
         return photo, cast("Pixels", cv2.threshold(unseen, 127, 255, cv2.THRESH_BINARY_INV)[1])
 
     def _lay(self, photo: Pixels, unseen: Pixels, layer: _Layer, column: float, row: float) -> None:
-        """Lays a layer, whose car stands at (column, row), over the picture and over what is left of the backdrop."""
+        """Lays a layer, whose car stands at (column, row), over the picture and over what is left of the
+        backdrop.
+        """
         x, y = column + layer.left, row + layer.top
         x0, y0 = int(np.floor(x)), int(np.floor(y))
         tall, wide = layer.keep.shape[:2]

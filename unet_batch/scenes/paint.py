@@ -1,8 +1,10 @@
 """Draws a car, part by part, on a transparent canvas.
 
-Shading is a function of where a point lies on the car (metres), so a part looks the same at every picture size.
+Shading is a function of where a point lies on the car (metres), so a part looks the same at every picture
+size.
 
-A long room because a car has many parts: each has a function, and `draw_car` calls them in the order they cover each other.
+A long room because a car has many parts: each has a function, and `draw_car` calls them in the order they
+cover each other.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ def draw_car(canvas: Canvas, car: Car, light: Light, *, wheels: bool = True) -> 
 
 def _table(points: Sequence[tuple[float, float]], at: Floats, low: float, high: float) -> Floats:
     """A piecewise linear curve through `points`, looked up at `at` (clipped to low..high)."""
-    values = np.interp(np.linspace(low, high, _STEPS), [p[0] for p in points], [p[1] for p in points]).astype(np.float32)
+    values = np.interp(np.linspace(low, high, _STEPS), [p[0] for p in points], [p[1] for p in points]).astype(
+        np.float32
+    )
     index = ((at - np.float32(low)) * np.float32((_STEPS - 1) / (high - low))).astype(np.int32)
     result: Floats = values[np.clip(index, 0, _STEPS - 1)]
     return result
@@ -85,7 +89,9 @@ def _belt(car: Car, x: Floats) -> Floats:
 
 
 def _roundness(share: Floats, sigma: float) -> tuple[Floats, Floats]:
-    """How far the sheet metal turns away from the viewer near the silhouette: (sideways, upward), each -1..1."""
+    """How far the sheet metal turns away from the viewer near the silhouette: (sideways, upward), each
+    -1..1.
+    """
     step = max(1, int(sigma / 4))  # it is smooth: a coarse grid is enough
     height, width = share.shape
     small = cv2.resize(share, (max(width // step, 1), max(height // step, 1)), interpolation=cv2.INTER_AREA)
@@ -101,7 +107,9 @@ def _roundness(share: Floats, sigma: float) -> tuple[Floats, Floats]:
 
 
 def _painted(canvas: Canvas, car: Car, light: Light, area: tuple[slice, slice], share: Floats) -> Shade:
-    """The paint of the body: what it reflects by height, brighter where it turns up, darker where it turns away."""
+    """The paint of the body: what it reflects by height, brighter where it turns up, darker where it turns
+    away.
+    """
     side, up = _roundness(share, 0.075 * canvas.pixels_per_metre)
     sill = car.place(0, car.style.sill)[1]
     crease = car.crease
@@ -110,7 +118,8 @@ def _painted(canvas: Canvas, car: Car, light: Light, area: tuple[slice, slice], 
         a, b, c = (np.float32(phase) for phase in car.wobble)
         wave = 0.012 * np.sin(2.1 * x + a) + 0.008 * np.sin(4.7 * x + b) + 0.004 * np.sin(11 * x + c)
         t = (y - np.float32(sill)) / (_belt(car, x) - np.float32(sill))
-        bent = t + 2.2 * wave * np.clip(1.6 * (1 - t), 0, 1)  # the shoulder is a pressed edge: reflections stay straight there
+        # The shoulder is a pressed edge: reflections stay straight there
+        bent = t + 2.2 * wave * np.clip(1.6 * (1 - t), 0, 1)
         matte = _table(
             [(-0.2, 0.30), (0.0, 0.40), (crease - 0.03, 0.56), (crease, 0.72), (crease + 0.02, 0.70), (0.55, 0.74),
              (0.72, 0.80), (0.88, 0.88), (0.955, 0.84), (0.985, 1.06), (1.02, 1.04), (1.06, 0.96), (1.5, 1.02), (1.9, 1.1)],
@@ -123,7 +132,11 @@ def _painted(canvas: Canvas, car: Car, light: Light, area: tuple[slice, slice], 
         )  # fmt: skip
         band = _table([(0.36, 0.0), (0.44, 1.0), (0.54, 1.0), (0.58, 0.0)], bent, 0.3, 0.7)
         sky = np.clip(mirror + 0.8 * np.maximum(up, 0), 0, 1.6)
-        lit = matte * (1 - 0.30 * np.abs(side)) + 0.14 * np.maximum(up, 0) - 0.35 * np.maximum(-up, 0) * (t < 0.5)
+        lit = (
+            matte * (1 - 0.30 * np.abs(side))
+            + 0.14 * np.maximum(up, 0)
+            - 0.35 * np.maximum(-up, 0) * (t < 0.5)
+        )
         lit *= 1 - np.float32(light.horizon * 0.22) * band
         lit *= 1 + 0.05 * np.sin(0.9 * x + b)  # the light is not even along the car
         ground = np.clip(0.56 - t, 0, 0.36) * 0.85
@@ -149,7 +162,9 @@ def _extras(canvas: Canvas, car: Car) -> None:
     rear, front = car.axles
     sill = car.place(0, style.sill)[1]
     low = sill * 0.62
-    canvas.put(smooth([(rear - 0.5, sill, 0.1), (rear, low), (front, low), (front + 0.5, sill, 0.1)]), dark, new=True)
+    canvas.put(
+        smooth([(rear - 0.5, sill, 0.1), (rear, low), (front, low), (front + 0.5, sill, 0.1)]), dark, new=True
+    )
     pipe_y = car.place(0, style.outline[0][1])[1]
     canvas.put(box(0.09, pipe_y - 0.004, 0.22, pipe_y + 0.06, 0.3), (0.42, 0.42, 0.43), new=True)
     if style.rails:
@@ -187,7 +202,10 @@ def _trim(canvas: Canvas, car: Car, light: Light) -> None:
         for axle in car.axles:
             canvas.put(ellipse(axle, car.radius, car.radius * 1.34), plastic)
         canvas.put(box(rear, sill - 0.2, front, sill + 0.07), plastic)
-        canvas.put(smooth([(-0.1, 0.2, 0), (-0.1, sill + 0.22, 0.1), (0.5, sill + 0.10, 0.2), (0.7, 0.2, 0)]), plastic)
+        canvas.put(
+            smooth([(-0.1, 0.2, 0), (-0.1, sill + 0.22, 0.1), (0.5, sill + 0.10, 0.2), (0.7, 0.2, 0)]),
+            plastic,
+        )
         canvas.put(
             smooth(
                 [
@@ -203,19 +221,31 @@ def _trim(canvas: Canvas, car: Car, light: Light) -> None:
         canvas.put(box(rear, sill - 0.2, front, sill - 0.01), (0.03, 0.03, 0.032), opacity=0.55, blur=0.012)
         canvas.put(
             smooth(
-                [(length + 0.1, 0.1, 0), (length + 0.1, sill + 0.06, 0.2), (length - 0.25, sill + 0.04), (length - 0.6, 0.1, 0)]
+                [
+                    (length + 0.1, 0.1, 0),
+                    (length + 0.1, sill + 0.06, 0.2),
+                    (length - 0.25, sill + 0.04),
+                    (length - 0.6, 0.1, 0),
+                ]
             ),
             plastic,
         )
-        canvas.put(smooth([(-0.1, 0.1, 0), (-0.1, sill + 0.05, 0.2), (0.3, sill + 0.03), (0.5, 0.1, 0)]), plastic)
+        canvas.put(
+            smooth([(-0.1, 0.1, 0), (-0.1, sill + 0.05, 0.2), (0.3, sill + 0.03), (0.5, 0.1, 0)]), plastic
+        )
     # The gaps between the bumpers and the wings.
     tail = car.place(0, style.tail[1][1])[1]
     head_x, head_y = car.place(style.head[0][0], style.head[0][1])
     canvas.trace(
-        line([(-0.05, tail - 0.04), (0.3, tail - 0.05), (rear - car.radius * 1.1, car.radius * 1.5)]), 0.009, gap, opacity=0.75
+        line([(-0.05, tail - 0.04), (0.3, tail - 0.05), (rear - car.radius * 1.1, car.radius * 1.5)]),
+        0.009,
+        gap,
+        opacity=0.75,
     )
     canvas.trace(
-        line([(head_x, head_y), (head_x - 0.02, head_y - 0.1), (front + car.radius * 1.08, car.radius * 1.4)]),
+        line(
+            [(head_x, head_y), (head_x - 0.02, head_y - 0.1), (front + car.radius * 1.08, car.radius * 1.4)]
+        ),
         0.009,
         gap,
         opacity=0.75,
@@ -255,7 +285,9 @@ def _trim(canvas: Canvas, car: Car, light: Light) -> None:
 
 
 def _glass(canvas: Canvas, car: Car, light: Light) -> None:
-    """Side windows with what is behind them, their reflections, pillars and frames, and a sliver of windscreen."""
+    """Side windows with what is behind them, their reflections, pillars and frames, and a sliver of
+    windscreen.
+    """
     style = car.style
     rear_belt = car.place(0, style.belt[0])[1]
     top = car.place(0, style.top)[1]
@@ -298,9 +330,9 @@ def _within(canvas: Canvas, share: Floats, area: tuple[slice, slice], part: tupl
     top, bottom = max(area[0].start, part[0].start), min(area[0].stop, part[0].stop)
     left, right = max(area[1].start, part[1].start), min(area[1].stop, part[1].stop)
     if top < bottom and left < right:
-        full[top - part[0].start : bottom - part[0].start, left - part[1].start : right - part[1].start] = share[
-            top - area[0].start : bottom - area[0].start, left - area[1].start : right - area[1].start
-        ]
+        full[top - part[0].start : bottom - part[0].start, left - part[1].start : right - part[1].start] = (
+            share[top - area[0].start : bottom - area[0].start, left - area[1].start : right - area[1].start]
+        )
     return full
 
 
@@ -335,7 +367,12 @@ def _cabin(canvas: Canvas, car: Car, share: Floats, area: tuple[slice, slice]) -
                 canvas.mix(part[0], part[1] * _within(canvas, share, area, part[0]) * np.float32(0.75), dark)
     wheel = stroke(
         line(
-            [(front - 0.50, belt - 0.1), (front - 0.44, belt + 0.06), (front - 0.56, belt + 0.16), (front - 0.60, belt + 0.20)]
+            [
+                (front - 0.50, belt - 0.1),
+                (front - 0.44, belt + 0.06),
+                (front - 0.56, belt + 0.16),
+                (front - 0.60, belt + 0.20),
+            ]
         ),
         0.035,
     )
@@ -389,7 +426,9 @@ def _doors(canvas: Canvas, car: Car) -> None:
         x = car.place(drawn, 0)[0] + 0.13
         y = belt(x) - 0.115
         canvas.put(box(x - 0.01, y - 0.035, x + 0.20, y + 0.022, 0.4), (0, 0, 0), opacity=0.28, blur=0.012)
-        canvas.put(box(x, y - 0.014, x + 0.19, y + 0.022, 0.4), (0.62, 0.62, 0.63) if car.chrome else car.paint)
+        canvas.put(
+            box(x, y - 0.014, x + 0.19, y + 0.022, 0.4), (0.62, 0.62, 0.63) if car.chrome else car.paint
+        )
         canvas.put(box(x + 0.01, y + 0.008, x + 0.18, y + 0.018, 0.4), (1.0, 1.0, 1.0), opacity=0.45)
 
 
@@ -450,11 +489,15 @@ def draw_wheel(canvas: Canvas, car: Car, light: Light, x: float, turned: float) 
     rubber[:, 1] = np.maximum(rubber[:, 1], 0.012 * r)
     canvas.put(rubber, tyre, new=True)
     for share, opacity in ((0.93, 0.10), (0.5 * (1 + rim / r), 0.05)):
-        canvas.put([ellipse(x, r, r * share), ellipse(x, r, r * share - 0.010)], (1.0, 1.0, 1.0), opacity=opacity)
+        canvas.put(
+            [ellipse(x, r, r * share), ellipse(x, r, r * share - 0.010)], (1.0, 1.0, 1.0), opacity=opacity
+        )
 
     def metal(u: Floats, v: Floats) -> Floats:
         level = (
-            np.float32(car.rim) * (0.62 + 0.42 * np.clip((v - r + rim) / np.float32(2 * rim), 0, 1)) * np.float32(light.power)
+            np.float32(car.rim)
+            * (0.62 + 0.42 * np.clip((v - r + rim) / np.float32(2 * rim), 0, 1))
+            * np.float32(light.power)
         )
         return np.stack([level, level, level * 1.02], axis=-1)
 
@@ -500,7 +543,13 @@ def _mirror(canvas: Canvas, car: Car, light: Light) -> None:
     """The door mirror, with its foot and the shadow it throws."""
     x, y = car.place(*car.style.mirror)
     shell = smooth(
-        [(x - 0.11, y - 0.02), (x - 0.12, y + 0.13), (x + 0.10, y + 0.13), (x + 0.15, y + 0.02), (x + 0.02, y - 0.03)]
+        [
+            (x - 0.11, y - 0.02),
+            (x - 0.12, y + 0.13),
+            (x + 0.10, y + 0.13),
+            (x + 0.15, y + 0.02),
+            (x + 0.02, y - 0.03),
+        ]
     )
     canvas.put(shell - (0.01, 0.03), (0, 0, 0), opacity=0.35, blur=0.02)
     canvas.put(box(x - 0.03, y - 0.07, x + 0.05, y + 0.02), (0.03, 0.03, 0.03))
@@ -509,7 +558,9 @@ def _mirror(canvas: Canvas, car: Car, light: Light) -> None:
 
     def shade(u: Floats, v: Floats) -> Floats:
         t = np.clip((v - np.float32(y - 0.03)) / np.float32(0.16), 0, 1)[..., None]
-        return np.asarray(np.clip(paint * (0.45 + 0.6 * t) * np.float32(light.power) + sky * (0.02 + 0.18 * t * t), 0, 1))
+        return np.asarray(
+            np.clip(paint * (0.45 + 0.6 * t) * np.float32(light.power) + sky * (0.02 + 0.18 * t * t), 0, 1)
+        )
 
     canvas.put(shell, shade, new=True)
     canvas.put(box(x - 0.11, y - 0.01, x - 0.085, y + 0.1, 0.3), (0.06, 0.06, 0.06), opacity=0.8)

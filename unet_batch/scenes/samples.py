@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from unet_batch.types import Size
 
 _QUALITY = 92
-_STRIDE = 1_000_003  # scenes of one series; a prime, so that the series of neighbouring seeds do not overlap soon
+# Scenes of one series; a prime, so that the series of neighbouring seeds do not overlap soon
+_STRIDE = 1_000_003
 
 
 def scene_seed(seed: int, index: int) -> int:
@@ -33,8 +34,8 @@ def write_samples(
 ) -> list[str]:
     """Writes `photos/scene_0000.jpg`, ... and `masks/scene_0000.png`, ... into a folder.
 
-    Scene i is `draw(seed * 1_000_003 + i, size)`: the same seed and size give the same bytes, and a larger `count` continues
-    the same series. Files of those names are replaced, others are left alone.
+    Scene i is `draw(seed * 1_000_003 + i, size)`: the same seed and size give the same bytes, and a larger
+    `count` continues the same series. Files of those names are replaced, others are left alone.
 
     Args:
         folder: where to; made if it does not exist.

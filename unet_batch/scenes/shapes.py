@@ -21,8 +21,9 @@ def smooth(points: Sequence[Point], steps: int = 10) -> Path:
     """A closed curve inside a control polygon, made of one quadratic Bézier arc per corner.
 
     Args:
-        points: corners (x, y) or (x, y, cut); `cut` is the share of each adjacent edge that the arc replaces: 0.5 (the
-            default) is a quadratic B-spline, 0 a sharp corner. The curve never leaves the polygon's hull.
+        points: corners (x, y) or (x, y, cut); `cut` is the share of each adjacent edge that the arc replaces:
+            0.5 (the default) is a quadratic B-spline, 0 a sharp corner. The curve never leaves the polygon's
+            hull.
         steps: points per arc.
     """
     corner = np.array([p[:2] for p in points], dtype=np.float64)
@@ -60,18 +61,22 @@ def line(points: Sequence[tuple[float, float]], steps: int = 16) -> Path:
     return smooth([(*first, 0.0), *points[1:-1], (*last, 0.0)], steps)
 
 
-def noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[int, int], octaves: int = 4) -> Floats:
+def noise(
+    rng: np.random.Generator, size: tuple[int, int], cells: tuple[int, int], octaves: int = 4
+) -> Floats:
     """Cloudy noise, float32 `size`, about 0..1 with mean 0.5.
 
     Args:
         size: (height, width) in pixels.
-        cells: (rows, columns) of the coarsest octave; each further octave has twice as many at half the strength.
+        cells: (rows, columns) of the coarsest octave; each further octave has twice as many at half the
+            strength.
     """
     total = np.zeros(size, np.float32)
     weight = 0.0
     for octave in range(octaves):
         shape = (cells[0] << octave, cells[1] << octave)
-        grid = rng.random(shape, dtype=np.float32)  # drawn even where it is skipped: the series must not depend on size
+        # Drawn even where it is skipped: the series must not depend on size
+        grid = rng.random(shape, dtype=np.float32)
         if octave and (shape[0] > 2 * size[0] or shape[1] > 2 * size[1]):
             continue
         total += cv2.resize(grid, size[::-1], interpolation=cv2.INTER_CUBIC) * np.float32(0.5**octave)

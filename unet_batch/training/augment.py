@@ -1,8 +1,9 @@
 """Augmentation: image and mask moved together, colour changed in the image alone.
 
-What happens to a sample is drawn from (seed, epoch, its number in the dataset) and from nothing else: not from the batch it
-is in, the process that loads it or the samples before it. So a resumed training, and one on several processes, sees the same
-samples. The arithmetic is kornia's, on whole batches and on the device that trains.
+What happens to a sample is drawn from (seed, epoch, its number in the dataset) and from nothing else: not
+from the batch it is in, the process that loads it or the samples before it. So a resumed training, and one on
+several processes, sees the same samples. The arithmetic is kornia's, on whole batches and on the device that
+trains.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ class Preset:
         turn: deviation in degrees.
         shift: deviation as a share of the height and width.
         colour: share of the samples whose brightness, contrast, saturation and tint change.
-        tone: how far these change; 1: brightness by 8 % of full scale, contrast by a quarter, saturation by half.
+        tone: how far these change; 1: brightness by 8 % of full scale, contrast by a quarter, saturation by
+            half.
         blur, noise: shares of the samples.
-        bend: deviation as a share of the shorter side, of points four to a side; what lies between them follows smoothly.
+        bend: deviation as a share of the shorter side, of points four to a side; what lies between them
+            follows smoothly.
     """
 
     move: float = 0.0
@@ -56,12 +59,26 @@ class Preset:
 
 PRESETS = {
     "none": Preset(),
-    "light": Preset(move=0.7, zoom=0.05, aspect=0.015, turn=1.0, shift=0.015, colour=0.7, tone=1.0, blur=0.05, noise=0.1),
-    "strong": Preset(move=0.9, zoom=0.25, aspect=0.07, turn=6.0, shift=0.1, colour=0.8, tone=1.8, blur=0.15, noise=0.25),
-    # For slices under a microscope: no side is up, staining and exposure differ, tissue bends, by ten of 512 pixels as in the
-    # paper of the U-Net (Ronneberger and others, 2015, section 3.1). The magnification stays about the same.
+    "light": Preset(
+        move=0.7, zoom=0.05, aspect=0.015, turn=1.0, shift=0.015, colour=0.7, tone=1.0, blur=0.05, noise=0.1
+    ),
+    "strong": Preset(
+        move=0.9, zoom=0.25, aspect=0.07, turn=6.0, shift=0.1, colour=0.8, tone=1.8, blur=0.15, noise=0.25
+    ),
+    # For slices under a microscope: no side is up, staining and exposure differ, tissue bends, by ten of 512
+    # pixels as in the paper of the U-Net (Ronneberger and others, 2015, section 3.1). The magnification stays
+    # about the same.
     "elastic": Preset(
-        move=0.9, zoom=0.1, aspect=0.05, turn=20.0, shift=0.05, colour=0.8, tone=1.5, blur=0.15, noise=0.25, bend=0.02
+        move=0.9,
+        zoom=0.1,
+        aspect=0.05,
+        turn=20.0,
+        shift=0.05,
+        colour=0.8,
+        tone=1.5,
+        blur=0.15,
+        noise=0.25,
+        bend=0.02,
     ),
 }
 FLIPS = ("none", "horizontal", "any")
@@ -73,15 +90,16 @@ class Change:
     """What is done to one sample.
 
     Attributes:
-        matrix: float64 (2, 3), from pixels of the stored sample to pixels of the network's input, or of a window of it (x, y).
+        matrix: float64 (2, 3), from pixels of the stored sample to pixels of the network's input, or of a
+            window of it (x, y).
         gain: of each channel; contrast and tint.
         lift: added to the pixels, as a share of full scale.
         saturation: 1 leaves colours alone.
         blur: deviation of a Gaussian in pixels; 0 for none.
         noise: deviation as a share of full scale; 0 for none.
         seed: of the noise.
-        bend: float32 (2, 4, 4), how far beside itself (x, y; pixels of the network's input) each point of a lattice over the
-            input looks, before the matrix is undone; None for no bending.
+        bend: float32 (2, 4, 4), how far beside itself (x, y; pixels of the network's input) each point of a
+            lattice over the input looks, before the matrix is undone; None for no bending.
     """
 
     matrix: np.ndarray
@@ -94,7 +112,9 @@ class Change:
     bend: np.ndarray | None = None
 
 
-def draw(preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[int], *, crop: Size | None = None) -> Change:
+def draw(
+    preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[int], *, crop: Size | None = None
+) -> Change:
     """Decide what to do with one sample.
 
     Args:
@@ -102,8 +122,8 @@ def draw(preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[i
         flip: one of FLIPS.
         stored, network: size of the sample as it is kept, and of the network's input.
         key: integers that the draw depends on, such as (seed, epoch, number).
-        crop: size of a window of the network's input, at most as large; where it lies is drawn too. `apply` is given this size
-            then. None for the whole.
+        crop: size of a window of the network's input, at most as large; where it lies is drawn too. `apply`
+            is given this size then. None for the whole.
     """
     random = np.random.default_rng(tuple(key))
     zoom = aspect = 1.0
@@ -120,8 +140,15 @@ def draw(preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[i
     if quarter % 2:  # what is wide becomes tall: it is stretched into the same place
         turned = np.diag(network[::-1]) @ turned @ np.diag([1 / network[1], 1 / network[0]])
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    linear = np.diag([zoom * aspect, zoom / aspect]) @ rotation @ turned @ np.diag([-1.0 if mirror else 1.0, 1.0]) @ scale
-    # Pixel centres lie at +0.5: the middle of the stored sample goes to the middle of the input, plus the shift.
+    linear = (
+        np.diag([zoom * aspect, zoom / aspect])
+        @ rotation
+        @ turned
+        @ np.diag([-1.0 if mirror else 1.0, 1.0])
+        @ scale
+    )
+    # Pixel centres lie at +0.5: the middle of the stored sample goes to the middle of the input, plus the
+    # shift.
     middle, target = (np.array([size[1] / 2 - 0.5, size[0] / 2 - 0.5]) for size in (stored, network))
     matrix = np.hstack([linear, (target + shift - linear @ middle)[:, None]])
     gain, lift, saturation = (1.0, 1.0, 1.0), 0.0, 1.0
@@ -140,7 +167,9 @@ def draw(preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[i
         blur=random.uniform(0.4, 1.2) if blurred else 0.0,
         noise=random.uniform(0.004, 0.03) if noisy else 0.0,
         seed=int(random.integers(2**62)),
-        bend=random.normal(0, preset.bend * min(crop or network), (2, 4, 4)).astype(np.float32) if preset.bend else None,
+        bend=random.normal(0, preset.bend * min(crop or network), (2, 4, 4)).astype(np.float32)
+        if preset.bend
+        else None,
     )
     if crop is not None:  # drawn last: all else is as it would be without
         top, left = random.integers(np.subtract(network, crop) + 1)
@@ -148,7 +177,9 @@ def draw(preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[i
     return change
 
 
-def apply(pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Change], size: Size) -> tuple[Tensor, Tensor]:
+def apply(
+    pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Change], size: Size
+) -> tuple[Tensor, Tensor]:
     """Carry out one change for each sample.
 
     Args:
@@ -159,8 +190,9 @@ def apply(pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Ch
         size: (H, W) of the result: the network's, or that of the window of it.
 
     Returns:
-        float32 pictures (N, 3, H, W), 0..1, channels_last, PAD_VALUE outside of the stored sample; and the targets: int64 ids
-        (N, H, W) with VOID outside, or float32 (N, 2, H, W), coverage 0..1 and how far it is known, 0 outside.
+        float32 pictures (N, 3, H, W), 0..1, channels_last, PAD_VALUE outside of the stored sample; and the
+        targets: int64 ids (N, H, W) with VOID outside, or float32 (N, 2, H, W), coverage 0..1 and how far it
+        is known, 0 outside.
     """
     device = pictures.device
     matrix = torch.from_numpy(np.array([change.matrix for change in changes], np.float32)).to(device)
@@ -175,7 +207,12 @@ def apply(pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Ch
             )
         else:
             moved = kornia.geometry.transform.remap(
-                values - outside, *places, mode=mode, padding_mode="zeros", align_corners=True, normalized_coordinates=False
+                values - outside,
+                *places,
+                mode=mode,
+                padding_mode="zeros",
+                align_corners=True,
+                normalized_coordinates=False,
             )
         return moved + outside
 
@@ -190,7 +227,9 @@ def apply(pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Ch
 
 
 def _bent(changes: Sequence[Change], size: Size, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Where in the stored sample each pixel of the input comes from, x and y as float32 (N, H, W); None if nothing is bent."""
+    """Where in the stored sample each pixel of the input comes from, x and y as float32 (N, H, W); None if
+    nothing is bent.
+    """
     if all(change.bend is None for change in changes):
         return None
     flat = np.zeros((2, 4, 4), np.float32)
@@ -214,9 +253,13 @@ def _recolour(x: Tensor, changes: Sequence[Change]) -> Tensor:
     coloured = [change for change in changes if change.saturation != 1]
     if coloured:
         which = some([change.saturation != 1 for change in changes])
-        gain = torch.tensor([change.gain for change in coloured], dtype=torch.float32, device=device).view(-1, 3, 1, 1)
+        gain = torch.tensor([change.gain for change in coloured], dtype=torch.float32, device=device).view(
+            -1, 3, 1, 1
+        )
         lift = torch.tensor([change.lift for change in coloured], dtype=torch.float32, device=device)
-        saturation = torch.tensor([change.saturation for change in coloured], dtype=torch.float32, device=device)
+        saturation = torch.tensor(
+            [change.saturation for change in coloured], dtype=torch.float32, device=device
+        )
         part = kornia.enhance.adjust_brightness(x[which] * gain, lift)
         x = x.index_copy(0, which, kornia.enhance.adjust_saturation_with_gray_subtraction(part, saturation))
     if blurred := [change.blur for change in changes if change.blur]:
@@ -226,7 +269,8 @@ def _recolour(x: Tensor, changes: Sequence[Change]) -> Tensor:
     if noisy := [change for change in changes if change.noise]:
         which = some([change.noise > 0 for change in changes])
         grain = [  # drawn on the CPU: the same on every device
-            change.noise * torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(change.seed)) for change in noisy
+            change.noise * torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(change.seed))
+            for change in noisy
         ]
         x = x.index_copy(0, which, (x[which] + torch.stack(grain).to(device)).clamp(0, 1))
     return x

@@ -1,7 +1,8 @@
-"""The training itself: steps, validation after each epoch, and a state from which it can be taken up to the bit.
+"""The training itself: steps, validation after each epoch, and a state from which it can be taken up to the
+bit.
 
-Everything random is drawn from (seed, epoch, number of the picture), so a step depends on the state before it and on
-nothing else. On several processes (torchrun) each takes its share of every batch.
+Everything random is drawn from (seed, epoch, number of the picture), so a step depends on the state before it
+and on nothing else. On several processes (torchrun) each takes its share of every batch.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ _REPORT_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class StepReport:
-    """Where the training is: epoch from 1, steps of it that are done and in all, mean loss so far, pictures a second."""
+    """Where the training is: epoch from 1, steps of it that are done and in all, mean loss so far, pictures a
+    second.
+    """
 
     epoch: int
     step: int
@@ -100,7 +103,8 @@ def train(
 
     Args:
         plan: what to do.
-        shares: of the classes in the pixels, for their weights; empty for equal weights. A training that is taken up keeps its.
+        shares: of the classes in the pixels, for their weights; empty for equal weights. A training that is
+            taken up keeps its.
         ranks: this process among others.
         resume: take up the state that an interrupted training left.
         on_step, on_epoch: hear of the progress; the latter gets the records of all epochs that are over.
@@ -118,20 +122,28 @@ def train(
         trainee = _prepare(plan, ranks)
         trainee.progress.shares = list(shares)
         if resume:
-            trainee.progress = state.load(trainee.state_file, trainee.model, trainee.mean, trainee.optimizer, plan.fingerprint)
+            trainee.progress = state.load(
+                trainee.state_file, trainee.model, trainee.mean, trainee.optimizer, plan.fingerprint
+            )
             if trainee.scaler.is_enabled():
                 trainee.scaler.load_state_dict(trainee.progress.scaler)
             _require_kept(plan, trainee.progress)
         elif ranks.leads:
             _begin(plan)
-        if len(plan.spec.classes.names) > 1 and trainee.progress.shares and plan.options.class_weights == "auto":
+        if (
+            len(plan.spec.classes.names) > 1
+            and trainee.progress.shares
+            and plan.options.class_weights == "auto"
+        ):
             trainee.weights = losses.class_weights(trainee.progress.shares).to(plan.device)
         with _memory(plan, ranks):
             return _run(trainee, on_step, on_epoch, stop)
 
 
 def _begin(plan: Plan) -> None:
-    """Make the folder, without what an earlier training left there: nothing may be taken up from it, or said of it."""
+    """Make the folder, without what an earlier training left there: nothing may be taken up from it, or said
+    of it.
+    """
     make_folder(plan.folder)
     names = ("state.safetensors", "metrics.jsonl", "results.json", "curves.png", "sheet.jpg", "val.txt")
     remove([plan.card, *(os.path.join(plan.folder, name) for name in names)])
@@ -154,7 +166,10 @@ def _require_kept(plan: Plan, progress: state.Progress) -> None:
     hint = "--overwrite begins again"
     if not os.path.exists(plan.output):
         raise TrainingError(f"{plan.output}: is gone; it held the weights to keep", hint=hint)
-    holds, kept = checkpoint.identify(plan.output).spec.training.get("epoch"), kept_epoch(plan, progress.history)
+    holds, kept = (
+        checkpoint.identify(plan.output).spec.training.get("epoch"),
+        kept_epoch(plan, progress.history),
+    )
     if holds not in (kept, len(progress.history) + 1):
         raise TrainingError(f"{plan.output}: holds epoch {holds}, the training kept epoch {kept}", hint=hint)
 
@@ -171,8 +186,10 @@ def _memory(plan: Plan, ranks: Ranks) -> Iterator[None]:
             raise
         height, width = plan.training_size
         raise TrainingError(
-            f"{plan.device}: its memory does not hold a batch of {plan.batch_size // ranks.count} at {height}x{width}",
-            hint=f"--batch-size {max(ranks.count, plan.batch_size // 2)}, a smaller --size or --crop, or narrower --widths",
+            f"{plan.device}: its memory does not hold a batch of {plan.batch_size // ranks.count} at "
+            f"{height}x{width}",
+            hint=f"--batch-size {max(ranks.count, plan.batch_size // 2)}, a smaller --size or --crop, or "
+            f"narrower --widths",
         ) from error
 
 
@@ -191,7 +208,10 @@ def _prepare(plan: Plan, ranks: Ranks) -> _Trainee:
     mean = copy.deepcopy(model).requires_grad_(False).eval()
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=plan.lr, fused=device.type in ("cpu", "cuda"))
     network: nn.Module = _Mixed(model, plan)
     if ranks.count > 1:
@@ -238,19 +258,28 @@ def _run(
         progress.seconds = time.monotonic() - begun
         progress.scaler = trainee.scaler.state_dict()
         if ranks.leads:
-            state.save(trainee.state_file, trainee.model, trainee.mean, trainee.optimizer, progress, plan.fingerprint)
+            state.save(
+                trainee.state_file, trainee.model, trainee.mean, trainee.optimizer, progress, plan.fingerprint
+            )
 
     ended = "all epochs"
     while len(progress.history) < options.epochs:
-        if options.patience and len(progress.history) - best_epoch(plan, progress.history) >= options.patience:
+        if (
+            options.patience
+            and len(progress.history) - best_epoch(plan, progress.history) >= options.patience
+        ):
             ended = "no improvement"
             break
         epoch_begun = time.monotonic()
         if not _epoch(trainee, training, on_step, stop, save):
-            return Outcome(tuple(progress.history), kept_epoch(plan, progress.history), "interrupted", progress.seconds)
+            return Outcome(
+                tuple(progress.history), kept_epoch(plan, progress.history), "interrupted", progress.seconds
+            )
         counts, loss = _validate(trainee, validation)
         _finite(plan, loss, progress)
-        progress.history.append(_record(trainee, counts, loss, time.monotonic() - epoch_begun, time.monotonic() - begun))
+        progress.history.append(
+            _record(trainee, counts, loss, time.monotonic() - epoch_begun, time.monotonic() - begun)
+        )
         progress.loss = 0.0
         if ranks.leads:
             if options.keep == "last" or best_epoch(plan, progress.history) == len(progress.history):
@@ -291,7 +320,11 @@ def _epoch(
             total += loss.to(total.device)
             progress.step += 1
             now = time.monotonic()
-            if on_step is not None and ranks.leads and (now - reported > _REPORT_SECONDS or position == plan.steps):
+            if (
+                on_step is not None
+                and ranks.leads
+                and (now - reported > _REPORT_SECONDS or position == plan.steps)
+            ):
                 reported = now
                 speed = (position - done) * plan.batch_size / (now - begun)
                 on_step(StepReport(epoch + 1, position, plan.steps, total.item() / position, speed))
@@ -307,10 +340,14 @@ def _epoch(
 
 def epoch_order(plan: Plan, epoch: int) -> list[int]:
     """Numbers of the training samples in the order of an epoch, counted from 0."""
-    return [int(number) for number in np.random.default_rng((plan.options.seed, epoch)).permutation(plan.samples)]
+    return [
+        int(number) for number in np.random.default_rng((plan.options.seed, epoch)).permutation(plan.samples)
+    ]
 
 
-def _training_batches(plan: Plan, ranks: Ranks, samples: Samples, epoch: int, done: int) -> Generator[Batch, None, None]:
+def _training_batches(
+    plan: Plan, ranks: Ranks, samples: Samples, epoch: int, done: int
+) -> Generator[Batch, None, None]:
     options, preset = plan.options, augment.PRESETS[plan.options.augment]
     order = epoch_order(plan, epoch)
     whole = [order[step * plan.batch_size : (step + 1) * plan.batch_size] for step in range(done, plan.steps)]
@@ -319,7 +356,9 @@ def _training_batches(plan: Plan, ranks: Ranks, samples: Samples, epoch: int, do
         key = (options.seed, epoch, number)
         return augment.draw(preset, options.flip, samples.stored, samples.size, key, crop=options.crop)
 
-    return batches(samples, [ranks.share(numbers) for numbers in whole], change, plan.device, plan.training_size)
+    return batches(
+        samples, [ranks.share(numbers) for numbers in whole], change, plan.device, plan.training_size
+    )
 
 
 def _step(trainee: _Trainee, batch: Batch) -> Tensor:
@@ -343,7 +382,9 @@ def _step(trainee: _Trainee, batch: Batch) -> Tensor:
 
 
 def rate(step: int, steps: int) -> float:
-    """Share of the learning rate at a step of `steps`: a linear warm-up, then a cosine down to a thousandth."""
+    """Share of the learning rate at a step of `steps`: a linear warm-up, then a cosine down to a
+    thousandth.
+    """
     warm_up = min(200, steps // 10 + 1)
     if step < warm_up:
         return (step + 1) / warm_up
@@ -351,7 +392,9 @@ def rate(step: int, steps: int) -> float:
 
 
 def _average(mean: UNet, model: UNet, step: int, steps: int) -> None:
-    """Exponential mean of the weights, over a tenth of the training at most: steadier than the last step's."""
+    """Exponential mean of the weights, over a tenth of the training at most: steadier than the last
+    step's.
+    """
     weight = max(1 / min(500, max(10, steps // 10)), 10 / (step + 11))
     with torch.no_grad():
         for old, new in zip(mean.state_dict().values(), model.state_dict().values(), strict=True):
@@ -362,7 +405,9 @@ def _average(mean: UNet, model: UNet, step: int, steps: int) -> None:
 
 
 def _validate(trainee: _Trainee, samples: Samples) -> tuple[list[metrics.Counts], float]:
-    """Counts of every validation picture at the network's size, and the mean loss, both of the averaged weights."""
+    """Counts of every validation picture at the network's size, and the mean loss, both of the averaged
+    weights.
+    """
     plan, ranks = trainee.plan, trainee.ranks
     numbers = ranks.share(range(len(samples)))
     order = [numbers[start : start + plan.batch_size] for start in range(0, len(numbers), plan.batch_size)]
@@ -383,13 +428,19 @@ def _validate(trainee: _Trainee, samples: Samples) -> tuple[list[metrics.Counts]
                 found, truth = logits.argmax(1), batch.targets
             for number, one, other in zip(batch.numbers, found.cpu(), truth.cpu(), strict=True):
                 known = other != VOID
-                confusion = torch.bincount(ids * other[known] + one[known], minlength=ids * ids).view(ids, ids)
+                confusion = torch.bincount(ids * other[known] + one[known], minlength=ids * ids).view(
+                    ids, ids
+                )
                 pair = samples.pairs[number]
-                counts.append(metrics.Counts(pair.key, pair.group, confusion.numpy(), np.zeros((ids, 4), np.int64)))
+                counts.append(
+                    metrics.Counts(pair.key, pair.group, confusion.numpy(), np.zeros((ids, 4), np.int64))
+                )
     return ranks.gather(counts), float(np.mean(ranks.gather(lost)))
 
 
-def _record(trainee: _Trainee, counts: Sequence[metrics.Counts], loss: float, seconds: float, since: float) -> dict[str, Any]:
+def _record(
+    trainee: _Trainee, counts: Sequence[metrics.Counts], loss: float, seconds: float, since: float
+) -> dict[str, Any]:
     """One line of metrics.jsonl."""
     plan, progress = trainee.plan, trainee.progress
     found = metrics.scores(counts)
@@ -440,8 +491,9 @@ def kept_epoch(plan: Plan, history: Sequence[dict[str, Any]]) -> int:
 
 
 def best_epoch(plan: Plan, history: Sequence[dict[str, Any]]) -> int:
-    """The first epoch, from 1, with the best figure; 0 before the first. Nothing to find and nothing found is perfect, but if
-    there never was anything to find, the last epoch is as good as any."""
+    """The first epoch, from 1, with the best figure; 0 before the first. Nothing to find and nothing found is
+    perfect, but if there never was anything to find, the last epoch is as good as any.
+    """
     figures = [record[judged_by(plan)] for record in history]
     if all(figure is None for figure in figures):
         return len(history)
@@ -456,7 +508,11 @@ def _write_model(plan: Plan, mean: UNet, history: Sequence[dict[str, Any]]) -> N
         "seed": plan.options.seed,
         "pictures": len(plan.train),
         "validation": {key: value for key, value in history[-1].items() if key.startswith("val_")},
-        "versions": {"unet-batch": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "unet-batch": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
     }
     # On the disk before the state that rests on it is.
     checkpoint.save(plan.output, mean, replace(plan.spec, training=training), sync=True)
@@ -479,7 +535,8 @@ def _deterministic(plan: Plan) -> Iterator[None]:
         yield
         return
     if not plan.options.deterministic:
-        torch.backends.cudnn.benchmark = True  # all batches have one shape: the search for the fastest kernels pays
+        # All batches have one shape: the search for the fastest kernels pays
+        torch.backends.cudnn.benchmark = True
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,7 +1,7 @@
 """What a training will do, decided before it begins: every choice with its reason.
 
-A `Plan` is complete: the loop reads nothing else. So it can be shown (`--dry-run`), compared with that of an interrupted
-training, and written into the model.
+A `Plan` is complete: the loop reads nothing else. So it can be shown (`--dry-run`), compared with that of an
+interrupted training, and written into the model.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Options:
 
     Attributes:
         size: (height, width) of the network's input.
-        crop: (height, width) of windows of it to train on, as many of each picture as cover it; None for all of it at once.
+        crop: (height, width) of windows of it to train on, as many of each picture as cover it; None for all
+            of it at once.
         widths: channels of each level, finest first.
         epochs: passes over the training pictures.
         batch_size: samples in a step, over all processes.
@@ -62,7 +63,8 @@ class Options:
         clip: longest gradient, over all weights together.
         device: "cpu", "cuda", "cuda:1", "mps".
         precision: "fp32", "bf16" or "fp16" of the arithmetic; weights and sums stay float32.
-        deterministic: the same weights from the same seed on a GPU too, at some cost; a CPU always repeats itself.
+        deterministic: the same weights from the same seed on a GPU too, at some cost; a CPU always repeats
+            itself.
     """
 
     size: Size | None = None
@@ -94,7 +96,9 @@ class Options:
             "size": self.size is not None and not 1 <= min(self.size) <= max(self.size) <= MAX_SIDE,
             "crop": self.crop is not None and min(self.crop) < 1,
             "widths": self.widths is not None
-            and not (1 <= len(self.widths) <= MAX_LEVELS and 1 <= min(self.widths) <= max(self.widths) <= MAX_WIDTH),
+            and not (
+                1 <= len(self.widths) <= MAX_LEVELS and 1 <= min(self.widths) <= max(self.widths) <= MAX_WIDTH
+            ),
             "epochs": self.epochs < 1,
             "batch_size": self.batch_size < 1,
             "lr": not 0 < self.lr < 10,
@@ -112,7 +116,10 @@ class Options:
         }
         for name, bad in wrong.items():
             if bad:
-                raise UsageError(f"{name} {getattr(self, name)!r}: out of range", hint="unet-batch train --help says what fits")
+                raise UsageError(
+                    f"{name} {getattr(self, name)!r}: out of range",
+                    hint="unet-batch train --help says what fits",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +197,15 @@ class Plan:
                 sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path in (pair.image, mask)]
                 digest.update(f"{part}\0{pair.key}\0{pair.group}\0{sizes}\n".encode("utf-8", "surrogatepass"))
         chosen = dataclasses.asdict(self.options)
-        for key in ("device", "train_list", "val_list"):  # the lists count by what they name; a GPU may have another number
+        # The lists count by what they name; a GPU may have another number
+        for key in ("device", "train_list", "val_list"):
             del chosen[key]
-        chosen |= {"size": self.spec.input_size, "widths": self.spec.widths, "lr": self.lr, "precision": self.precision}
+        chosen |= {
+            "size": self.spec.input_size,
+            "widths": self.spec.widths,
+            "lr": self.lr,
+            "precision": self.precision,
+        }
         chosen["init"] = self.init_sha256
         # What the values of masks mean; the JSON of COCO is among the files above.
         table = getattr(self.dataset.masks, "table", {})
@@ -238,7 +251,8 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
         processes: how many train together.
 
     Raises:
-        UsageError: the options cannot be carried out with this dataset, or with `init`; a group is in both parts.
+        UsageError: the options cannot be carried out with this dataset, or with `init`; a group is in both
+            parts.
         CheckpointError: the file of `init` cannot be read.
         BackendUnavailable: the device does not exist.
     """
@@ -264,7 +278,9 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     new_head = start is not None and names != known and not unnamed
     if new_head:
         reasons.append(f"new head, for {_some(names)} instead of {_some(known)}")
-    size, why_size = (options.size, "") if options.size else (start.spec.input_size, "") if start else _size(train)
+    size, why_size = (
+        (options.size, "") if options.size else (start.spec.input_size, "") if start else _size(train)
+    )
     reasons += [why_size] if why_size else []
     seen = options.crop or size
     if seen[0] > size[0] or seen[1] > size[1]:
@@ -275,7 +291,10 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     samples = len(train) * _windows(size, seen)
     batch_size = min(options.batch_size, samples)
     if samples < processes:
-        raise UsageError(f"{len(train)} training pictures are too few for {processes} processes", hint="start fewer of them")
+        raise UsageError(
+            f"{len(train)} training pictures are too few for {processes} processes",
+            hint="start fewer of them",
+        )
     if batch_size % processes:
         raise UsageError(
             f"a batch of {batch_size} cannot be shared by {processes} processes",
@@ -283,7 +302,8 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
         )
     if batch_size == processes and max(seen) <= 2 ** (len(widths) - 1):
         raise UsageError(
-            f"{seen[0]}x{seen[1]} at {len(widths)} levels, one picture at a time, leaves BatchNorm one value a channel",
+            f"{seen[0]}x{seen[1]} at {len(widths)} levels, one picture at a time, leaves BatchNorm one "
+            f"value a channel",
             hint="a larger --size, --crop or --batch-size, or fewer --widths",
         )
     device = pick_device(options.device)
@@ -293,7 +313,9 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     if options.precision:
         precision, why = options.precision, f"{options.precision}: asked for"
     if precision == "fp16" and device.type == "cpu":
-        raise UsageError("fp16 on a CPU: gradients vanish, and nothing is faster", hint="--precision bf16 or fp32")
+        raise UsageError(
+            "fp16 on a CPU: gradients vanish, and nothing is faster", hint="--precision bf16 or fp32"
+        )
     reasons.append(why)
     return Plan(
         output=os.path.abspath(output),
@@ -330,21 +352,27 @@ def _windows(whole: Size, window: Size) -> int:
 def _parts(dataset: Dataset, options: Options) -> tuple[tuple[Pair, ...], tuple[Pair, ...], str]:
     pairs = dataset.pairs
     if options.train_list or options.val_list:
-        listed = [set(read_split(file, pairs)) if file else None for file in (options.train_list, options.val_list)]
+        listed = [
+            set(read_split(file, pairs)) if file else None for file in (options.train_list, options.val_list)
+        ]
         named = set().union(*filter(None, listed))
         # In the dataset's order, whatever the lists' is; a part without a list is what the other one leaves.
         train, val = (
-            tuple(pair for pair in pairs if (pair in chosen if chosen is not None else pair not in named)) for chosen in listed
+            tuple(pair for pair in pairs if (pair in chosen if chosen is not None else pair not in named))
+            for chosen in listed
         )
         why = "by list"
     else:
         fraction = options.val_fraction
-        # Not by `seed`: a second training that starts from the first must not validate on what that one has seen.
+        # Not by `seed`: a second training that starts from the first must not validate on what that one has
+        # seen.
         train, val = split(pairs, fraction)
         why = f"by a hash of the group, about {fraction:.0%} for validation"
     if not train or not val:
         empty = "training" if not train else "validation"
-        raise UsageError(f"no picture is left for {empty}: {len(pairs):,} in all", hint="name fewer in the other list")
+        raise UsageError(
+            f"no picture is left for {empty}: {len(pairs):,} in all", hint="name fewer in the other list"
+        )
     groups = [len({pair.group for pair in part}) for part in (train, val)]
     why = f"{len(train):,} pictures of {groups[0]:,} groups train, {len(val):,} of {groups[1]:,} validate ({why})"
     return train, val, why
@@ -363,7 +391,10 @@ def _size(pairs: Sequence[Pair]) -> tuple[Size, str]:
     ratio = float(np.median(ratios)) if ratios else 1.0
     area = min(_AREA, largest[0] * largest[1])
     size = max(32, round((area / ratio) ** 0.5 / 16) * 16), max(32, round((area * ratio) ** 0.5 / 16) * 16)
-    return size, f"{size[0]}x{size[1]}: of the pictures' shape (the median is {ratio:.2f} times as wide as high)"
+    return (
+        size,
+        f"{size[0]}x{size[1]}: of the pictures' shape (the median is {ratio:.2f} times as wide as high)",
+    )
 
 
 def _some(names: Sequence[str]) -> str:

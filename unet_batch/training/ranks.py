@@ -1,4 +1,6 @@
-"""Processes that train together, as torchrun starts them; one process alone is the same with nobody to talk to."""
+"""Processes that train together, as torchrun starts them; one process alone is the same with nobody to talk
+to.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Ranks:
             flat = torch.cat([tensor.flatten() for tensor in tensors])
             dist.all_reduce(flat)
             flat /= self.count
-            for tensor, mean in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+            for tensor, mean in zip(
+                tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True
+            ):
                 tensor.copy_(mean.view_as(tensor))
 
     def gather(self, values: Sequence[Any]) -> list[Any]:
@@ -79,13 +83,16 @@ def joined(device: str | None) -> Iterator[Ranks]:
         yield Ranks()
         return
     if device is not None and ":" in device:
-        raise UsageError(f"--device {device} for {count} processes", hint="--device cuda: each takes a GPU of its own")
+        raise UsageError(
+            f"--device {device} for {count} processes", hint="--device cuda: each takes a GPU of its own"
+        )
     on_gpu = (device or "cuda").startswith("cuda") and torch.cuda.is_available()
     if on_gpu:
         local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local >= gpus:
             raise UsageError(
-                f"process {local + 1} of this machine has no GPU, there are {gpus}", hint=f"--nproc-per-node {gpus}"
+                f"process {local + 1} of this machine has no GPU, there are {gpus}",
+                hint=f"--nproc-per-node {gpus}",
             )
         torch.cuda.set_device(local)
     # The first may check a large dataset while the others wait for it.

@@ -1,4 +1,5 @@
-"""What a training leaves beside its model: curves while it runs; a sheet of pictures, figures and the model card at its end.
+"""What a training leaves beside its model: curves while it runs; a sheet of pictures, figures and the model
+card at its end.
 
 | file                         | what                                                                       |
 |------------------------------|----------------------------------------------------------------------------|
@@ -62,8 +63,12 @@ def locked(plan: Plan, ranks: Ranks) -> Iterator[None]:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
         if not isinstance(error, filelock.Timeout):
-            raise OutputError(f"{lock.lock_file} cannot be locked: {error}", hint="choose another -o") from error
-        raise UsageError(f"{plan.folder}: another training writes here", hint="wait for it, or choose another -o") from error
+            raise OutputError(
+                f"{lock.lock_file} cannot be locked: {error}", hint="choose another -o"
+            ) from error
+        raise UsageError(
+            f"{plan.folder}: another training writes here", hint="wait for it, or choose another -o"
+        ) from error
     try:
         yield
     finally:
@@ -89,13 +94,17 @@ class Curves:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise UsageError("TensorBoard is not installed", hint='pip install "unet-batch[tensorboard]"') from error
+                raise UsageError(
+                    "TensorBoard is not installed", hint='pip install "unet-batch[tensorboard]"'
+                ) from error
             self._writer = SummaryWriter
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._board is not None:
             self._board.close()
 
@@ -123,8 +132,17 @@ def draw_curves(plan: Plan, history: Sequence[dict[str, Any]]) -> bytes:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     marker = "o" if len(epochs) < 30 else ""
-    left.plot(epochs, [record["loss"] for record in history], color=blue, marker=marker, ms=3, label="training")
-    left.plot(epochs, [record["val_loss"] for record in history], color=orange, marker=marker, ms=3, label="validation")
+    left.plot(
+        epochs, [record["loss"] for record in history], color=blue, marker=marker, ms=3, label="training"
+    )
+    left.plot(
+        epochs,
+        [record["val_loss"] for record in history],
+        color=orange,
+        marker=marker,
+        ms=3,
+        label="validation",
+    )
     left.set_yscale("log")
     for numbers in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         numbers(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -137,7 +155,9 @@ def draw_curves(plan: Plan, history: Sequence[dict[str, Any]]) -> bytes:
     kept = kept_epoch(plan, history) - 1
     right.plot(epochs[kept], values[kept], marker="o", ms=8, mfc="none", mec=grey, mew=1.5)
     what = "Dice" if key == "val_dice" else "mean IoU"
-    right.set_title(f"validation {what}, kept: {values[kept]:.4f} of epoch {epochs[kept]}", loc="left", fontsize=11)
+    right.set_title(
+        f"validation {what}, kept: {values[kept]:.4f} of epoch {epochs[kept]}", loc="left", fontsize=11
+    )
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.set_xlim(0.5, max(plan.options.epochs, len(epochs)) + 0.5)
@@ -150,10 +170,12 @@ def draw_curves(plan: Plan, history: Sequence[dict[str, Any]]) -> bytes:
     return out.getvalue()
 
 
-# The end -------------------------------------------------------------------------------------------------------------------
+# The end ----------------------------------------------------------------------------------------------------
 
 
-def finish(plan: Plan, outcome: Outcome, progress: Callable[[str, float], None] = lambda stage, share: None) -> Evaluation:
+def finish(
+    plan: Plan, outcome: Outcome, progress: Callable[[str, float], None] = lambda stage, share: None
+) -> Evaluation:
     """Judge the model that was written as `run` would use it, and write sheet, figures and card.
 
     Args:
@@ -168,12 +190,20 @@ def finish(plan: Plan, outcome: Outcome, progress: Callable[[str, float], None] 
     total = len(plan.val)
     with unet_batch.load(plan.output, backend="torch", device=str(plan.device)) as segmenter:
         found = evaluate(
-            plan.dataset, plan.val, segmenter, progress=lambda done: progress(f"judging {total:,} images", done / total)
+            plan.dataset,
+            plan.val,
+            segmenter,
+            progress=lambda done: progress(f"judging {total:,} images", done / total),
         )
         if not found.photo.counts:
-            raise TrainingError(f"none of {total:,} validation images could be judged: {found.failures[0].message}")
+            raise TrainingError(
+                f"none of {total:,} validation images could be judged: {found.failures[0].message}"
+            )
         pairs = {pair.key: pair for pair in plan.val}
-        rows = [comparison(plan.dataset, pairs[key], segmenter, caption) for key, caption in _chosen(found.ranked())]
+        rows = [
+            comparison(plan.dataset, pairs[key], segmenter, caption)
+            for key, caption in _chosen(found.ranked())
+        ]
         backend = f"{segmenter.backend.name} {segmenter.backend.precision}"
     if rows:
         write_atomic(os.path.join(plan.folder, "sheet.jpg"), comparison_sheet(rows, plan.dataset.classes))
@@ -196,17 +226,29 @@ def figures(found: Evaluation) -> list[tuple[str, str, str]]:
         value = part.mean("dice", per_picture=True) if one else part.mean("iou")
         shown = f"{name} {_within(value, part.intervals.get(key), 4)}"
         accuracy = f"accuracy {_within(100 * part.scores.accuracy, part.intervals.get('accuracy'), 2, 100)} %"
-        place = "at the images' own size" if which == "photo" else f"at the network's {size[0]}x{size[1]}" if size else ""
+        place = (
+            "at the images' own size"
+            if which == "photo"
+            else f"at the network's {size[0]}x{size[1]}"
+            if size
+            else ""
+        )
         rows.append((place, f"{shown}, {accuracy}", f"{len(part.counts):,} images of {part.groups:,} groups"))
     return rows
 
 
 def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) -> str:
-    """The model card, as Markdown: what was trained on what, how good it is, and how far that can be trusted."""
+    """The model card, as Markdown: what was trained on what, how good it is, and how far that can be
+    trusted.
+    """
     spec, options, folder = plan.spec, plan.options, os.path.basename(plan.folder)
     height, width = spec.input_size
     names = spec.classes.names
-    task = f"{names[0]} against everything else" if len(names) == 1 else f"{len(names)} classes: {', '.join(names)}"
+    task = (
+        f"{names[0]} against everything else"
+        if len(names) == 1
+        else f"{len(names)} classes: {', '.join(names)}"
+    )
     kept = f"epoch {outcome.best} of {len(outcome.history)}"
     lines = [
         f"# Model card: `{spec.name}`",
@@ -214,10 +256,13 @@ def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) ->
         "| | |",
         "|---|---|",
         f"| task | {task} |",
-        f"| network | U-Net, widths {', '.join(map(str, spec.widths))}, {plan.weights_bytes / 20 / 1e6:.2f} M parameters |",
+        f"| network | U-Net, widths {', '.join(map(str, spec.widths))}, {plan.weights_bytes / 20 / 1e6:.2f} "
+        f"M parameters |",
         f"| input | RGB, {height}x{width} (height x width), letterboxed |",
-        f"| training | {kept}, {_duration(outcome.seconds)} on {plan.device.type} in {plan.precision}; {outcome.ended} |",
-        f"| versions | unet-batch {__version__}, torch {torch.__version__}, Python {platform.python_version()} |",
+        f"| training | {kept}, {_duration(outcome.seconds)} on {plan.device.type} in {plan.precision}; "
+        f"{outcome.ended} |",
+        f"| versions | unet-batch {__version__}, torch {torch.__version__}, Python "
+        f"{platform.python_version()} |",
         "",
         "## Results",
         "",
@@ -230,14 +275,25 @@ def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) ->
         *_per_class(found),
     ]
     if found.failures:
-        lines += [f"{len(found.failures)} images could not be judged, such as {found.failures[0].message}", ""]
+        lines += [
+            f"{len(found.failures)} images could not be judged, such as {found.failures[0].message}",
+            "",
+        ]
     if found.photo.groups < 2:
-        lines += ["All validation images are of one group: how far the figures would vary with another one cannot be told.", ""]
+        lines += [
+            "All validation images are of one group: how far the figures would vary with another one cannot "
+            "be told.",
+            "",
+        ]
     elif found.photo.groups < FEW_GROUPS:
-        lines += [f"The intervals rest on {found.photo.groups} groups: they are rough, and rather too narrow.", ""]
+        lines += [
+            f"The intervals rest on {found.photo.groups} groups: they are rough, and rather too narrow.",
+            "",
+        ]
     if options.keep == "best" or options.patience:
         lines += [
-            f"The same images chose {kept}, so these figures flatter a little; `unet-batch evaluate` on others does not.",
+            f"The same images chose {kept}, so these figures flatter a little; `unet-batch evaluate` on "
+            f"others does not.",
             "",
         ]
     lines += [f"![Curves]({folder}/curves.png)", ""]
@@ -249,10 +305,14 @@ def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) ->
         "",
         "## Options",
         "",
-        f"* {options.epochs} epochs of {plan.steps:,} steps, {plan.batch_size} {plan.samples_are} each; seed {options.seed}",
-        f"* learning rate {plan.lr:g}, warmed up, then falling along a cosine; loss with the Dice of each {options.dice}",
-        f"* augmentation {options.augment}, flips {options.flip}; class weights {options.class_weights}; keep {options.keep}",
-        f"* AdamW, weight decay {options.weight_decay:g}, gradients clipped at {options.clip:g}; averaged weights",
+        f"* {options.epochs} epochs of {plan.steps:,} steps, {plan.batch_size} {plan.samples_are} each; "
+        f"seed {options.seed}",
+        f"* learning rate {plan.lr:g}, warmed up, then falling along a cosine; loss with the Dice of each "
+        f"{options.dice}",
+        f"* augmentation {options.augment}, flips {options.flip}; class weights {options.class_weights}; "
+        f"keep {options.keep}",
+        f"* AdamW, weight decay {options.weight_decay:g}, gradients clipped at {options.clip:g}; averaged "
+        f"weights",
         "",
         "## Limits",
         "",
@@ -271,13 +331,16 @@ def _per_class(found: Evaluation) -> list[str]:
     table = ["| class | IoU | Dice | precision | recall | boundary F1 |", "|---|---|---|---|---|---|"]
     for id in part.judged:
         values = (part.scores.pooled[key][id] for key in keys)
-        table.append(f"| {part.names[id]} | " + " | ".join("-" if np.isnan(v) else f"{v:.3f}" for v in values) + " |")
+        table.append(
+            f"| {part.names[id]} | " + " | ".join("-" if np.isnan(v) else f"{v:.3f}" for v in values) + " |"
+        )
     table.append("| **mean** | " + " | ".join(f"**{part.mean(key):.3f}**" for key in keys) + " |")
     return [*table, ""]
 
 
 def _chosen(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
-    """Keys and captions of the best, the middle and the worst images, best first; of few images all, none twice.
+    """Keys and captions of the best, the middle and the worst images, best first; of few images all, none
+    twice.
 
     Args:
         ranked: keys with their Dice, worst first.
@@ -304,7 +367,9 @@ def _facts(plan: Plan, outcome: Outcome, found: Evaluation, backend: str) -> dic
             "accuracy": _number(part.scores.accuracy),
             "images": len(part.counts),
             "groups": part.groups,
-            "intervals": {name: list(map(_number, ends)) for name, ends in part.intervals.items() if " " not in name},
+            "intervals": {
+                name: list(map(_number, ends)) for name, ends in part.intervals.items() if " " not in name
+            },
         }
     return {
         "data": os.path.basename(plan.dataset.root),
@@ -318,7 +383,11 @@ def _facts(plan: Plan, outcome: Outcome, found: Evaluation, backend: str) -> dic
         "options": {key: value for key, value in plan.fingerprint.items() if key != "pictures"},
         "images_sha256": plan.fingerprint["pictures"],
         "metrics": metrics,
-        "versions": {"unet-batch": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "unet-batch": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
     }
 
 

@@ -1,7 +1,7 @@
 """Pictures and masks on their way from files to batches.
 
-A sample is decoded, brought to the size it is kept at, and remembered while there is room; what does not fit in memory is
-decoded again in the next epoch. All cores decode ahead of the step that is running.
+A sample is decoded, brought to the size it is kept at, and remembered while there is room; what does not fit
+in memory is decoded again in the next epoch. All cores decode ahead of the step that is running.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from unet_batch.training import augment
 if TYPE_CHECKING:
     from unet_batch.types import Pixels, Placement, Size
 
-# Kept at twice the network's size, zooming and turning need not invent detail, and sampling at half scale is the 2x2 mean,
-# the same as the area resampling at run time.
+# Kept at twice the network's size, zooming and turning need not invent detail, and sampling at half scale is
+# the 2x2 mean, the same as the area resampling at run time.
 OVERSAMPLING = 2
 _AHEAD = 3  # batches decoded ahead of the one in use
 
@@ -41,8 +41,10 @@ class Sample:
 
     Attributes:
         picture: RGB uint8 (h, w, 3), letterboxed.
-        target: uint8 (h, w): of one class its coverage, 0..255; of several the ids, VOID where unknown and in the padding.
-        known: uint8 (h, w), of one class: 255 where the coverage counts, 0 in void and padding; of several empty.
+        target: uint8 (h, w): of one class its coverage, 0..255; of several the ids, VOID where unknown and in
+            the padding.
+        known: uint8 (h, w), of one class: 255 where the coverage counts, 0 in void and padding; of several
+            empty.
     """
 
     picture: Pixels
@@ -94,13 +96,19 @@ class Samples:
         ids = self.dataset.read_mask(pair, picture.size)
         placement = geometry.place(picture.size, self.size)
         enlarged = self._enlarged(placement)
-        # What has too few pixels for the size it is kept at is brought to the network's, and each pixel is doubled: enlarged
-        # smoothly and averaged again, it would be softer in training than it is at run time.
+        # What has too few pixels for the size it is kept at is brought to the network's, and each pixel is
+        # doubled: enlarged smoothly and averaged again, it would be softer in training than it is at run
+        # time.
         repeat = self.scale if min(np.subtract(picture.size, enlarged.content)) < 0 else 1
         sample = self._placed(picture.pixels, ids, placement if repeat > 1 else enlarged)
         if repeat == 1:
             return sample
-        return Sample(*(part.repeat(repeat, 0).repeat(repeat, 1) for part in (sample.picture, sample.target, sample.known)))
+        return Sample(
+            *(
+                part.repeat(repeat, 0).repeat(repeat, 1)
+                for part in (sample.picture, sample.target, sample.known)
+            )
+        )
 
     def _placed(self, picture: Pixels, ids: Pixels, placement: Placement) -> Sample:
         """A picture RGB (h, w, 3) and its ids (H, W) put in their place."""
@@ -116,7 +124,8 @@ class Samples:
         visible = np.full(placement.content, 255, np.uint8)
         if self.dataset.void is not None:
             visible = geometry.resize_map((ids != VOID).astype(np.uint8) * 255, placement.content)
-            share = covered * (255 / np.maximum(visible, 1).astype(np.float32))  # of what is known of the pixel
+            # Of what is known of the pixel
+            share = covered * (255 / np.maximum(visible, 1).astype(np.float32))
             covered = np.where(visible >= 128, np.rint(share).clip(max=255), 0).astype(np.uint8)
             visible = np.where(visible >= 128, 255, 0).astype(np.uint8)
         geometry.content_of(target, placement)[:] = covered
@@ -137,7 +146,9 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Samples on the training device: pictures and targets as `augment.apply` returns them, and the numbers of the pairs."""
+    """Samples on the training device: pictures and targets as `augment.apply` returns them, and the numbers
+    of the pairs.
+    """
 
     pictures: Tensor
     targets: Tensor
@@ -145,7 +156,9 @@ class Batch:
 
 
 def memory_budget() -> int:
-    """Bytes that samples may take: a third of the memory of the machine or the job, at most half of what is free."""
+    """Bytes that samples may take: a third of the memory of the machine or the job, at most half of what is
+    free.
+    """
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 * 2**30
     free = total
     with suppress(OSError, ValueError), open("/proc/meminfo", encoding="ascii") as file:
@@ -157,12 +170,18 @@ def memory_budget() -> int:
 
 
 def _job_limits() -> list[str]:
-    """Files that may hold the limit of a container, or of a job of a batch system: its control group's and those above."""
+    """Files that may hold the limit of a container, or of a job of a batch system: its control group's and
+    those above.
+    """
     files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
     with suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as file:
         for line in file:
             _, kinds, path = line.rstrip("\n").split(":", 2)
-            root, name = ("/sys/fs/cgroup", "memory.max") if not kinds else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            root, name = (
+                ("/sys/fs/cgroup", "memory.max")
+                if not kinds
+                else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            )
             if not kinds or "memory" in kinds.split(","):
                 parts = [part for part in path.split("/") if part]
                 files += ["/".join([root, *parts[:depth], name]) for depth in range(1, len(parts) + 1)]
@@ -180,7 +199,8 @@ def batches(
 
     Args:
         samples: where they come from.
-        order: numbers of the samples of each batch; beyond the last they begin again, for more windows of the same pictures.
+        order: numbers of the samples of each batch; beyond the last they begin again, for more windows of the
+            same pictures.
         change: what is done to the sample of a number.
         device: where the batches go.
         size: (H, W) that the changes lead to; None for that of the samples.
@@ -206,7 +226,9 @@ def batches(
                 parts = (part.pin_memory().to(device, non_blocking=True) for part in parts)
             pictures, targets, known = parts
             changes = [change(number) for number in numbers]
-            yield Batch(*augment.apply(pictures, targets, known, changes, size or samples.size), tuple(numbers))
+            yield Batch(
+                *augment.apply(pictures, targets, known, changes, size or samples.size), tuple(numbers)
+            )
     finally:
         pool.shutdown(cancel_futures=True)
         cv2.setNumThreads(threads)

@@ -1,7 +1,7 @@
 """A training as it can be taken up again: one .safetensors file, written whole or not at all.
 
-Tensors are the weights (`model.`), their running mean (`mean.`) and AdamW's two moments (`first.`, `second.`), all as the
-training holds them, unrounded; the rest is JSON in the file's metadata.
+Tensors are the weights (`model.`), their running mean (`mean.`) and AdamW's two moments (`first.`,
+`second.`), all as the training holds them, unrounded; the rest is JSON in the file's metadata.
 """
 
 from __future__ import annotations
@@ -51,7 +51,12 @@ class Progress:
 
 
 def save(
-    path: str, model: UNet, mean: UNet, optimizer: torch.optim.Optimizer, progress: Progress, fingerprint: Mapping[str, Any]
+    path: str,
+    model: UNet,
+    mean: UNet,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    fingerprint: Mapping[str, Any],
 ) -> None:
     """Write the state.
 
@@ -73,15 +78,20 @@ def save(
         "fingerprint": json.dumps(fingerprint, sort_keys=True),
     }
     write_atomic(
-        path, save_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata), sync=True
+        path,
+        save_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata),
+        sync=True,
     )
 
 
-def load(path: str, model: UNet, mean: UNet, optimizer: torch.optim.Optimizer, fingerprint: Mapping[str, Any]) -> Progress:
+def load(
+    path: str, model: UNet, mean: UNet, optimizer: torch.optim.Optimizer, fingerprint: Mapping[str, Any]
+) -> Progress:
     """Take up a state: fills `model`, `mean` and `optimizer`.
 
     Raises:
-        TrainingError: there is none, it is damaged, or it belongs to a training with other options or pictures.
+        TrainingError: there is none, it is damaged, or it belongs to a training with other options or
+            pictures.
     """
     if not os.path.exists(path):
         raise TrainingError(f"{path}: no training to resume", hint="leave out --resume to begin one")
@@ -92,7 +102,8 @@ def load(path: str, model: UNet, mean: UNet, optimizer: torch.optim.Optimizer, f
         version = metadata["version"]
         if version != str(VERSION):
             raise TrainingError(
-                f"{path}: a state of version {version}, this program reads {VERSION}", hint="begin again with --overwrite"
+                f"{path}: a state of version {version}, this program reads {VERSION}",
+                hint="begin again with --overwrite",
             )
         then = json.loads(metadata["fingerprint"])
         progress = Progress(**json.loads(metadata["progress"]))
@@ -103,22 +114,30 @@ def load(path: str, model: UNet, mean: UNet, optimizer: torch.optim.Optimizer, f
     now = json.loads(json.dumps(fingerprint))
     if changed := [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]:
         what = ", ".join(
-            key if key == "pictures" else f"{key} (then {then.get(key)!r}, now {now.get(key)!r})" for key in changed
+            key if key == "pictures" else f"{key} (then {then.get(key)!r}, now {now.get(key)!r})"
+            for key in changed
         )
         raise TrainingError(
-            f"{path}: another training: {what} changed", hint="give the same options and data, or begin again with --overwrite"
+            f"{path}: another training: {what} changed",
+            hint="give the same options and data, or begin again with --overwrite",
         )
     for kind, each in (("model", model), ("mean", mean)):
-        each.load_state_dict({name[len(kind) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{kind}.")})
+        each.load_state_dict(
+            {name[len(kind) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{kind}.")}
+        )
     state = {}
     places = {
-        parameter: place for place, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
+        parameter: place
+        for place, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
     }
     for name, parameter in model.named_parameters():
         if f"first.{name}" in tensors:
             # Laid out in memory like the weights: the fused AdamW goes through both byte by byte.
             kinds = {"exp_avg": "first", "exp_avg_sq": "second"}
-            moments = {key: torch.empty_like(parameter).copy_(tensors[f"{kind}.{name}"]) for key, kind in kinds.items()}
+            moments = {
+                key: torch.empty_like(parameter).copy_(tensors[f"{kind}.{name}"])
+                for key, kind in kinds.items()
+            }
             state[places[parameter]] = {"step": torch.tensor(float(progress.updates)), **moments}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress

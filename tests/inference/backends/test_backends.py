@@ -43,7 +43,9 @@ BACKENDS: dict[str, Callable[[int], Backend]] = {
 }
 
 
-@pytest.fixture(params=["fake", "streaming-host", "torch-cpu", pytest.param("torch-cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(
+    params=["fake", "streaming-host", "torch-cpu", pytest.param("torch-cuda", marks=pytest.mark.gpu)]
+)
 def make(request: pytest.FixtureRequest) -> Callable[[int], Backend]:
     return BACKENDS[request.param]
 
@@ -144,13 +146,27 @@ def test_pictures_may_be_read_only(make: Callable[[int], Backend]) -> None:
         (np.zeros((1, 32, 40, 3), np.uint8), r"1, one of uint8 \(32, 40, 3\)"),
         (np.zeros((1, 32, 48), np.uint8), r"1, one of uint8 \(32, 48\)"),
         (np.zeros((1, 32, 48, 3), np.float32), r"1, one of float32 \(32, 48, 3\)"),
-        ([np.zeros((32, 48, 3), np.uint8), np.zeros((32, 40, 3), np.uint8)], r"2, one of uint8 \(32, 40, 3\)"),
+        (
+            [np.zeros((32, 48, 3), np.uint8), np.zeros((32, 40, 3), np.uint8)],
+            r"2, one of uint8 \(32, 40, 3\)",
+        ),
         ([np.zeros((48, 32, 3), np.uint8).transpose(1, 0, 2)], "1, one not C-contiguous"),
         ([], "0"),
     ],
-    ids=["none", "too many", "another size", "no channels", "floats", "one of two", "transposed", "an empty list"],
+    ids=[
+        "none",
+        "too many",
+        "another size",
+        "no channels",
+        "floats",
+        "one of two",
+        "transposed",
+        "an empty list",
+    ],
 )
-def test_a_wrong_batch_is_named(make: Callable[[int], Backend], wrong: Sequence[np.ndarray], got: str) -> None:
+def test_a_wrong_batch_is_named(
+    make: Callable[[int], Backend], wrong: Sequence[np.ndarray], got: str
+) -> None:
     with (
         make(3) as backend,
         pytest.raises(BackendError, match=rf"1 to 3 pictures of uint8 \(32, 48, 3\) expected, got {got}$"),
@@ -224,7 +240,10 @@ class TestOutOfMemory:
 
         backend = FakeBackend(tiny_spec(), answer, batch_size=16)
         backend.least_batch = 4
-        with backend, pytest.raises(DeviceOutOfMemory, match="no room, at a batch of 4, the smallest there is"):
+        with (
+            backend,
+            pytest.raises(DeviceOutOfMemory, match="no room, at a batch of 4, the smallest there is"),
+        ):
             backend.infer(pictures(16))
         assert backend.batches == [16, 8, 4]
 
@@ -272,7 +291,8 @@ def test_one_thread_per_stream() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "precision"), [({"avx512_bf16": True}, "bf16"), ({"avx512_bf16": False}, "fp32"), ({}, "fp32")]
+    ("capabilities", "precision"),
+    [({"avx512_bf16": True}, "bf16"), ({"avx512_bf16": False}, "fp32"), ({}, "fp32")],
 )
 def test_precision_follows_the_processor(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: str

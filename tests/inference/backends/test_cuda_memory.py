@@ -1,4 +1,6 @@
-"""One suite over everything that can hold a batch on a GPU, and over the stand-in that other tests rely on."""
+"""One suite over everything that can hold a batch on a GPU, and over the stand-in that other tests rely
+on.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,10 @@ def test_addresses_are_those_of_the_bytes(memory: CudaMemory) -> None:
     with memory.current():
         host, device, stream, other = memory.host(8), memory.device(8), memory.stream(), memory.stream()
         assert host.address == host.raw.ctypes.data
-        assert all(isinstance(resource.address, int) and resource.address for resource in (host, device, stream, other))
+        assert all(
+            isinstance(resource.address, int) and resource.address
+            for resource in (host, device, stream, other)
+        )
         assert stream.address != other.address
         assert (host.nbytes, device.nbytes) == (8, 8)
         for resource in (host, device, stream, other):
@@ -281,7 +286,10 @@ class TestOpenMemory:
         monkeypatch.setattr(cuda_memory.importlib, "import_module", nothing)
         with pytest.raises(BackendUnavailable) as caught:
             open_memory()
-        assert "PyCUDA: No module named 'pycuda.driver'; PyTorch: No module named 'torch'" in caught.value.message
+        assert (
+            "PyCUDA: No module named 'pycuda.driver'; PyTorch: No module named 'torch'"
+            in caught.value.message
+        )
         assert caught.value.hint == "pip install pycuda"
 
     def test_a_pytorch_without_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +305,9 @@ class TestOpenMemory:
             raise BackendUnavailable("broken")
 
         monkeypatch.setattr(gpu, "driver", lambda: GPU)
-        monkeypatch.setattr(cuda_memory, "PROVIDERS", {"first": broken, "second": lambda device: HostMemory()})
+        monkeypatch.setattr(
+            cuda_memory, "PROVIDERS", {"first": broken, "second": lambda device: HostMemory()}
+        )
         assert isinstance(open_memory(), HostMemory)
         with pytest.raises(BackendUnavailable, match="no CUDA memory: broken"):
             open_memory(provider="first")

@@ -68,12 +68,18 @@ class TestWithoutADriver:
         assert all("driver" in step.fix for step in passed)
 
     @pytest.mark.parametrize("backend", ["auto", "torch"])
-    def test_and_without_pytorch(self, file: CheckpointFile, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_and_without_pytorch(
+        self, file: CheckpointFile, backend: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Engines run without it, so it may not be there."""
         monkeypatch.setitem(sys.modules, "unet_batch.inference.backends.torch", None)
-        with pytest.raises(BackendUnavailable, match="no NVIDIA driver; PyTorch is not installed or does not load") as caught:
+        with pytest.raises(
+            BackendUnavailable, match="no NVIDIA driver; PyTorch is not installed or does not load"
+        ) as caught:
             select.select(Request(file, backend))
-        assert caught.value.hint == "pip install --force-reinstall torch -i https://download.pytorch.org/whl/cpu"
+        assert (
+            caught.value.hint == "pip install --force-reinstall torch -i https://download.pytorch.org/whl/cpu"
+        )
 
     @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
     def test_an_explicit_choice_never_falls_back(self, file: CheckpointFile, name: str) -> None:
@@ -109,10 +115,13 @@ class TestWithAGpu:
         ]
         assert backend.reason.startswith(
             "tensorrt is not installed; tensorrt-rtx is not installed; "
-            "torch-cuda: an NVIDIA GPU is present, but this PyTorch was built without CUDA or needs a newer driver; "
+            "torch-cuda: an NVIDIA GPU is present, but this PyTorch was built without CUDA or needs a newer "
+            "driver; "
         )
 
-    def test_a_missing_engine_names_the_command_that_builds_it(self, file: CheckpointFile, tmp_path: Path) -> None:
+    def test_a_missing_engine_names_the_command_that_builds_it(
+        self, file: CheckpointFile, tmp_path: Path
+    ) -> None:
         request = Request(file, "tensorrt-rtx", engines_dir=str(tmp_path), size=(32, 48), batch_size=8)
         with pytest.raises(BackendUnavailable, match="no engine in ") as caught:
             select.select(request)
@@ -127,10 +136,14 @@ class TestWithAGpu:
         two = gpu.Driver((13, 0), (H200.gpus[0], replace(H200.gpus[0], index=1)))
         monkeypatch.setattr(gpu, "driver", lambda: two)
         with pytest.raises(BackendUnavailable, match="built on the first GPU") as caught:
-            select.select(Request(file, "tensorrt-rtx", "cuda:1", engines_dir=str(tmp_path), build=pytest.fail))
+            select.select(
+                Request(file, "tensorrt-rtx", "cuda:1", engines_dir=str(tmp_path), build=pytest.fail)
+            )
         assert caught.value.hint == "CUDA_VISIBLE_DEVICES=1 and --device cuda"
 
-    def test_auto_goes_on_when_pytorch_cannot_open_the_gpu(self, file: CheckpointFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_auto_goes_on_when_pytorch_cannot_open_the_gpu(
+        self, file: CheckpointFile, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Another program may have filled it."""
 
         def full(request: Request, device: str | None, reason: str) -> TorchBackend:
@@ -186,8 +199,12 @@ def with_backend(backend: object) -> None:
 
 @pytest.fixture(scope="module")
 def engine(file: CheckpointFile, tmp_path_factory: pytest.TempPathFactory) -> store.Engine:
-    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a GPU: pip install tensorrt-rtx")
-    options = BuildOptions(file.path, str(tmp_path_factory.mktemp("engines")), batch=(1, 2, 4), builder="tensorrt-rtx")
+    pytest.importorskip(
+        "tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a GPU: pip install tensorrt-rtx"
+    )
+    options = BuildOptions(
+        file.path, str(tmp_path_factory.mktemp("engines")), batch=(1, 2, 4), builder="tensorrt-rtx"
+    )
     built = build_engine(options).engine
     assert built is not None
     return built
@@ -229,7 +246,9 @@ class TestEnginesThatDoNotFit:
         assert message in self.refusal(file, folder)
 
     def test_of_another_model(self, file: CheckpointFile, folder: Path) -> None:
-        assert "belongs to another model (net, sha256 " in self.refusal(replace(file, sha256="0" * 64), folder)
+        assert "belongs to another model (net, sha256 " in self.refusal(
+            replace(file, sha256="0" * 64), folder
+        )
 
     def test_of_another_size(self, file: CheckpointFile, folder: Path) -> None:
         assert "takes batch 1..4 (best 2), 64x96, not 32x48" in self.refusal(file, folder, size=(32, 48))
@@ -237,7 +256,9 @@ class TestEnginesThatDoNotFit:
     def test_of_another_batch(self, file: CheckpointFile, folder: Path) -> None:
         assert "not a batch of 8" in self.refusal(file, folder, batch_size=8)
 
-    def test_of_another_version(self, file: CheckpointFile, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_of_another_version(
+        self, file: CheckpointFile, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(sys.modules["tensorrt_rtx"], "__version__", "1.99.0")
         assert "installed is 1.99.0" in self.refusal(file, folder)
 
@@ -252,9 +273,13 @@ class TestEnginesThatDoNotFit:
         backend, passed = select.select(Request(file, engines_dir=str(folder)))
         with_backend(backend)
         assert backend.name == "torch-cpu"
-        assert "not the plan that was built" in next(step.reason for step in passed if step.name == "tensorrt-rtx")
+        assert "not the plan that was built" in next(
+            step.reason for step in passed if step.name == "tensorrt-rtx"
+        )
 
-    def test_what_was_proven_here_comes_before_what_is_newer(self, engine: store.Engine, tmp_path: Path) -> None:
+    def test_what_was_proven_here_comes_before_what_is_newer(
+        self, engine: store.Engine, tmp_path: Path
+    ) -> None:
         recipe = engine.sidecar.recipe
         wide = Profile((1, 2, 4), ((32, 48), (32, 48), (128, 192)))
         for at, proofs, profile in (
@@ -268,7 +293,9 @@ class TestEnginesThatDoNotFit:
             store.install(str(tmp_path), sidecar, b"plan", engine.read_reference())
         common = {"size": SIZE, "flavour": recipe.flavour, "version": recipe.version}
         found = [
-            store.find(str(tmp_path), recipe.source_sha256, gpu=replace(H200.gpus[0], name=name), **common).sidecar.built["at"]
+            store.find(
+                str(tmp_path), recipe.source_sha256, gpu=replace(H200.gpus[0], name=name), **common
+            ).sidecar.built["at"]
             for name in ("NVIDIA H200", "NVIDIA A100")
         ]
         assert found == [2.0, 3.0], "then what is tuned for the size, then the newest"
@@ -278,7 +305,9 @@ class TestEnginesThatDoNotFit:
         for index, (precision, target, at) in enumerate(
             [("fp32", "any", 9.0), ("fp16", "any", 1.0), ("fp16", "any", 2.0), ("fp16", "sm_80", 3.0)]
         ):
-            recipe = replace(engine.sidecar.recipe, precision=precision, target=target, options={"opt_level": index})
+            recipe = replace(
+                engine.sidecar.recipe, precision=precision, target=target, options={"opt_level": index}
+            )
             sidecar = replace(engine.sidecar, recipe=recipe, built={"at": at}, plan_bytes=4)
             store.install(str(tmp_path), sidecar, b"plan", engine.read_reference())
         recipe = engine.sidecar.recipe
@@ -291,7 +320,9 @@ class TestEnginesThatDoNotFit:
             gpu=H200.gpus[0],
         )
         assert (found.sidecar.recipe.precision, found.sidecar.built["at"]) == ("fp16", 2.0)
-        ampere = replace(recipe, target="sm_80", options={"hardware_compat": "ampere+"}, profile=recipe.profile)
+        ampere = replace(
+            recipe, target="sm_80", options={"hardware_compat": "ampere+"}, profile=recipe.profile
+        )
         assert store._runs_on(ampere, H200.gpus[0])
         assert not store._runs_on(replace(ampere, options={}), H200.gpus[0])
 
@@ -323,7 +354,9 @@ class TestRequests:
         ("device", "message"),
         [("warp", "not a device PyTorch knows"), ("xpu", "not supported"), ("cuda:99", "cuda:99: ")],
     )
-    def test_an_impossible_device_never_falls_back(self, file: CheckpointFile, device: str, message: str) -> None:
+    def test_an_impossible_device_never_falls_back(
+        self, file: CheckpointFile, device: str, message: str
+    ) -> None:
         with pytest.raises(BackendUnavailable, match=message):
             select.select(Request(file, device=device))
 

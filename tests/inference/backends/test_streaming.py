@@ -150,7 +150,8 @@ def test_steps_of_different_batches_overlap() -> None:
         assert entered.wait(10)
         bench.program.fails = lambda batch: None
         second = pool.submit(bench.is_right, 3, 1)
-        both = 2 * (3 + 1) + 2  # uploads of three pictures and a mark, twice; the first batch's wait, and its work
+        # Uploads of three pictures and a mark, twice; the first batch's wait, and its work
+        both = 2 * (3 + 1) + 2
         for _ in range(1000):
             if bench.memory.pending == both:
                 break
@@ -174,7 +175,9 @@ class TestGraphs:
         with Bench(HostMemory(graphs=False)) as bench:
             assert all(bench.is_right(3, seed) for seed in range(4))
             assert bench.memory.launches == 0
-            assert bench.notes == ["no CUDA graphs: refused in a test: the steps of each batch are queued one by one"]
+            assert bench.notes == [
+                "no CUDA graphs: refused in a test: the steps of each batch are queued one by one"
+            ]
             bench.executor.resize(2)
             assert bench.is_right(2)
             assert len(bench.notes) == 1
@@ -242,7 +245,9 @@ class TestMemory:
     def test_least(self) -> None:
         bench = Bench(batch=32, least=8)
         bench.program.largest = 4
-        with pytest.raises(DeviceOutOfMemory, match="no room for activations of 8, at a batch of 8, the smallest") as caught:
+        with pytest.raises(
+            DeviceOutOfMemory, match="no room for activations of 8, at a batch of 8, the smallest"
+        ) as caught:
             bench.__enter__()
         assert "smaller input size" in caught.value.hint
         assert bench.notes[-1].endswith("continuing with 8")
@@ -462,9 +467,13 @@ class TestPool:
     def test_no_page_locked_memory_is_no_failure(self, monkeypatch: pytest.MonkeyPatch) -> None:
         memory = HostMemory()
         real = memory.host
-        monkeypatch.setattr(memory, "host", lambda size: fail("no memory to lock") if size == 6 * BYTES else real(size))
+        monkeypatch.setattr(
+            memory, "host", lambda size: fail("no memory to lock") if size == 6 * BYTES else real(size)
+        )
         with Bench(memory) as bench:
-            assert bench.notes == ["no page-locked memory for 6 pictures, copies take longer: no memory to lock"]
+            assert bench.notes == [
+                "no page-locked memory for 6 pictures, copies take longer: no memory to lock"
+            ]
             assert bench.executor.buffer().shape == SHAPE
             assert bench.is_right(3)
 
@@ -478,7 +487,9 @@ class TestPool:
             assert bench.executor.buffer().shape == SHAPE
 
     def test_many_threads(self) -> None:
-        """Whatever the threads do, no picture is lent twice, and all come back; also when it closes meanwhile."""
+        """Whatever the threads do, no picture is lent twice, and all come back; also when it closes
+        meanwhile.
+        """
         for turn in range(20):
             memory = HostMemory()
             with memory.current():
@@ -531,14 +542,18 @@ class TestBackend:
             backend._infer = meet  # type: ignore
             backend.program.largest = 4
             batches = [pictures(8, seed, (32, 48, 3)) for seed in range(3)]
-            results = together(3, lambda number: np.array_equal(backend.infer(batches[number]), brightness(batches[number])))
+            results = together(
+                3, lambda number: np.array_equal(backend.infer(batches[number]), brightness(batches[number]))
+            )
             assert results == [True] * 3
             assert backend.notes == ["out of GPU memory at a batch of 8: continuing with 4"]
 
     def test_at_one_picture_the_error_goes_out(self) -> None:
         with HostBackend(batch_size=4) as backend:
             backend.program.largest = 0
-            with pytest.raises(DeviceOutOfMemory, match="no room for a batch of 1, at a batch of 1, the smallest") as caught:
+            with pytest.raises(
+                DeviceOutOfMemory, match="no room for a batch of 1, at a batch of 1, the smallest"
+            ) as caught:
                 backend.infer(pictures(3, shape=(32, 48, 3)))
             assert caught.value.hint
             assert len(backend.notes) == 2
@@ -559,7 +574,8 @@ class TestBackend:
             addresses = {backend.buffer().ctypes.data for _ in range(3)}
             assert len(addresses) == 1  # lent and returned
             slab = max(
-                (found for found, kind in backend.memory.alive.items() if kind == "host"), key=lambda found: found.nbytes
+                (found for found, kind in backend.memory.alive.items() if kind == "host"),
+                key=lambda found: found.nbytes,
             )
             assert slab.address <= addresses.pop() < slab.address + slab.nbytes
 

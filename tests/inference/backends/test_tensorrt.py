@@ -1,6 +1,8 @@
-"""What surrounds TensorRT in its backend: the proof at the first run, batches, buffers. Host memory stands for the GPU.
+"""What surrounds TensorRT in its backend: the proof at the first run, batches, buffers. Host memory stands
+for the GPU.
 
-The calls into TensorRT itself (`Plan`, `Program.prepare`, `Execution`) need a real one: `test_a_real_engine`, gpu_check.py.
+The calls into TensorRT itself (`Plan`, `Program.prepare`, `Execution`) need a real one: `test_a_real_engine`,
+gpu_check.py.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class HostPlan:
 
     compiled = b""
 
-    def __init__(self, flavour: SimpleNamespace, data: bytes, memory: HostMemory, kernels: bytes = b"") -> None:
+    def __init__(
+        self, flavour: SimpleNamespace, data: bytes, memory: HostMemory, kernels: bytes = b""
+    ) -> None:
         assert data == b"plan"
         self.given = kernels
         HostPlan.loaded += 1
@@ -95,7 +99,13 @@ def backend(made: Engine, memory: HostMemory | None = None, **changes: object) -
 
 def test_says_what_it_is(tmp_path: Path) -> None:
     made = backend(engine(tmp_path), reason="as asked")
-    assert (made.name, made.precision, made.batch_size, made.least_batch, made.streams) == ("tensorrt", "fp16", 4, 1, 3)
+    assert (made.name, made.precision, made.batch_size, made.least_batch, made.streams) == (
+        "tensorrt",
+        "fp16",
+        4,
+        1,
+        3,
+    )
     assert made.reason.startswith("as asked; tensorrt 10.9; fake-32x48-fp16-")
 
 
@@ -110,7 +120,9 @@ class TestTheFirstRun:
         with backend(store.load(made.path)) as again:
             assert again.notes == [], "once is enough"
 
-    def test_another_gpu_and_another_batch_prove_it_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_another_gpu_and_another_batch_prove_it_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """TensorRT-RTX compiles for each of them."""
         made = engine(tmp_path, verified=True)
         with backend(made, batch_size=5) as opened:
@@ -122,7 +134,9 @@ class TestTheFirstRun:
             assert any("first run on this GPU" in note for note in opened.notes)
         assert list(store.load(made.path).sidecar.proofs) == ["NVIDIA H200", "NVIDIA RTX 5090"]
 
-    def test_a_batch_that_does_not_fit_is_not_asked_for_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_batch_that_does_not_fit_is_not_asked_for_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The profile's largest was too much for this GPU: a run that does not need it opens at once."""
         monkeypatch.setattr(HostPlan, "largest", 4)
         made = engine(tmp_path)
@@ -152,7 +166,9 @@ class TestTheFirstRun:
     def test_refuses_a_plan_whose_masks_are_wrong(self, tmp_path: Path) -> None:
         made = engine(tmp_path, right=False)
         memory = HostMemory()
-        with pytest.raises(BackendUnavailable, match=r"NVIDIA H200, batch 1: the masks differ from PyTorch's") as caught:
+        with pytest.raises(
+            BackendUnavailable, match=r"NVIDIA H200, batch 1: the masks differ from PyTorch's"
+        ) as caught:
             backend(made, memory).__enter__()
         assert "build it again" in caught.value.hint
         assert not memory.alive
@@ -160,12 +176,16 @@ class TestTheFirstRun:
         assert not recorded.verified_on_gpu
         assert "the masks differ" in recorded.refused["NVIDIA H200"]
         with pytest.raises(BackendUnavailable, match=r"was run and refused: .*the masks differ"):
-            store.find(str(tmp_path), "5" * 64, size=SIZE, flavour="tensorrt", version="10.9", gpu=H200.gpus[0])
+            store.find(
+                str(tmp_path), "5" * 64, size=SIZE, flavour="tensorrt", version="10.9", gpu=H200.gpus[0]
+            )
 
     def test_without_its_pictures_it_is_not_used(self, tmp_path: Path) -> None:
         made = engine(tmp_path)
         Path(made.path).with_suffix(".npz").unlink()
-        with pytest.raises(BackendUnavailable, match="pictures to prove the engine on, cannot be read: there is none"):
+        with pytest.raises(
+            BackendUnavailable, match="pictures to prove the engine on, cannot be read: there is none"
+        ):
             backend(made).__enter__()
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -184,10 +204,14 @@ class TestTheFirstRun:
         plan = HostPlan(SimpleNamespace(name="tensorrt", strongly_typed=False), b"plan", HostMemory())
         with pytest.raises(BackendError, match="names 0 of 1 convolutions"):
             tensorrt._execute(plan, made.sidecar, made.read_reference(), convolutions, (1,))  # type: ignore[arg-type]
-        plan.inspector = json.dumps({"Layers": [{"Name": "conv", "Inputs": [{"Format/Datatype": "FP32 NCHW"}]}]})
+        plan.inspector = json.dumps(
+            {"Layers": [{"Name": "conv", "Inputs": [{"Format/Datatype": "FP32 NCHW"}]}]}
+        )
         with pytest.raises(BackendError, match=r"asked for fp16, but only 0\.0% .* in the engine"):
             tensorrt._execute(plan, made.sidecar, made.read_reference(), convolutions, (1,))  # type: ignore[arg-type]
-        plan.inspector = json.dumps({"Layers": [{"Name": "conv", "Inputs": [{"Format/Datatype": "Half NHWC8"}]}]})
+        plan.inspector = json.dumps(
+            {"Layers": [{"Name": "conv", "Inputs": [{"Format/Datatype": "Half NHWC8"}]}]}
+        )
         ran = tensorrt._execute(plan, made.sidecar, made.read_reference(), convolutions, (1,))  # type: ignore[arg-type]
         assert ran.shares[0]["body"] == 1
         plan.close()
@@ -222,7 +246,9 @@ class TestRunning:
             batch = pictures(2, shape=SHAPE)
             assert np.array_equal(opened.infer(batch), brightness(batch))
 
-    def test_what_was_compiled_for_this_gpu_is_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_was_compiled_for_this_gpu_is_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(HostPlan, "compiled", b"kernels")
         made = engine(tmp_path, verified=True)
         with backend(made):
@@ -282,7 +308,9 @@ def test_a_real_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         with TensorRTBackend(flavour, built, batch_size=8) as opened:
             maps = opened.infer(list(reference.pictures[:5]))
             for index in range(5):
-                assert np.array_equal(opened.infer([reference.pictures[index]])[0], maps[index]), "depends on its batch"
+                assert np.array_equal(opened.infer([reference.pictures[index]])[0], maps[index]), (
+                    "depends on its batch"
+                )
             assert (np.abs(maps.astype(int) - reference.maps[:5]) > 8).mean() < 0.01
         ran += 1
     if not ran:

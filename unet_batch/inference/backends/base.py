@@ -24,25 +24,28 @@ if TYPE_CHECKING:
 class Backend(ABC):
     """Runs batches of pictures through one model.
 
-    A backend is opened once, used by up to `streams` threads at the same time, and closed once; it is its own context manager:
+    A backend is opened once, used by up to `streams` threads at the same time, and closed once; it is its own
+    context manager:
 
         with TorchBackend(checkpoint) as backend:
             maps = backend.infer(pictures)
 
-    Buffers: `infer` only reads the pictures it is given, and only until it returns; the caller may reuse them from then on. The
-    maps it returns belong to the caller and are never written again.
+    Buffers: `infer` only reads the pictures it is given, and only until it returns; the caller may reuse them
+    from then on. The maps it returns belong to the caller and are never written again.
 
-    The maps of a picture do not depend on the batch it was in, so that a run that was cut short and resumed writes the same
-    bytes as one that was not.
+    The maps of a picture do not depend on the batch it was in, so that a run that was cut short and resumed
+    writes the same bytes as one that was not.
 
-    Out of memory: what does not fit is tried again in smaller pieces, and a note says so. `infer` still takes `batch_size`.
+    Out of memory: what does not fit is tried again in smaller pieces, and a note says so. `infer` still takes
+    `batch_size`.
 
     Attributes:
         name: e.g. `torch-cpu`.
         precision: of the network's body: `fp32`, `bf16` or `fp16`.
         reason: why this backend and this precision were chosen, in a few words for people.
         spec: of the model it runs.
-        batch_size: how many pictures one call takes at the most. Opening may lower it to what fits the GPU's memory.
+        batch_size: how many pictures one call takes at the most. Opening may lower it to what fits the GPU's
+            memory.
         least_batch: the smallest batch worth trying when memory runs out.
         streams: how many concurrent calls of `infer` pay off.
     """
@@ -59,7 +62,9 @@ class Backend(ABC):
 
     @cached_property
     def input_size(self) -> Size:
-        """(height, width) of the pictures that `infer` takes: the model's own, unless the backend sets another."""
+        """(height, width) of the pictures that `infer` takes: the model's own, unless the backend sets
+        another.
+        """
         return self.spec.input_size
 
     @cached_property
@@ -82,7 +87,9 @@ class Backend(ABC):
         self._is_open = True
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._is_open = False
         self._close()
 
@@ -90,8 +97,9 @@ class Backend(ABC):
         """Maps of a batch, from several threads at once.
 
         Args:
-            pictures: 1 to `batch_size` arrays, each uint8 (H, W, C) and C-contiguous, with (H, W) = `input_size`; an array
-                (N, H, W, C) is such a sequence, too. Fastest are those that `buffer` made.
+            pictures: 1 to `batch_size` arrays, each uint8 (H, W, C) and C-contiguous, with (H, W) =
+                `input_size`; an array (N, H, W, C) is such a sequence, too. Fastest are those that `buffer`
+                made.
 
         Returns:
             uint8 (N, H, W).
@@ -117,7 +125,8 @@ class Backend(ABC):
     def buffer(self) -> Pixels:
         """Room for one picture: uint8 (H, W, C), uninitialised, the caller's. For decoders to fill in place.
 
-        A GPU copies straight from what its backend gives here. Safe to keep, also after the backend was closed.
+        A GPU copies straight from what its backend gives here. Safe to keep, also after the backend was
+        closed.
         """
         return np.empty((*self.input_size, self.spec.in_channels), np.uint8)
 
@@ -135,10 +144,14 @@ class Backend(ABC):
                 wrong = ", one not C-contiguous"
         if wrong or not 1 <= len(pictures) <= self.batch_size:
             got = f"{len(pictures)}{wrong}"
-            raise BackendError(f"{self.name}: 1 to {self.batch_size} pictures of uint8 {expected} expected, got {got}")
+            raise BackendError(
+                f"{self.name}: 1 to {self.batch_size} pictures of uint8 {expected} expected, got {got}"
+            )
 
     def _halve(self, tried: int, error: DeviceOutOfMemory) -> None:
-        """Make batches smaller, once for all threads that failed at the same size; raise where they cannot be."""
+        """Make batches smaller, once for all threads that failed at the same size; raise where they cannot
+        be.
+        """
         with self._lock:
             if self._limit == tried:
                 self._limit = halved(tried, self.least_batch, error, self.notes)
@@ -152,7 +165,9 @@ class Backend(ABC):
         """`infer` without its checks. What raises `DeviceOutOfMemory` is called again with fewer pictures."""
 
     def _resize(self, batch: int) -> None:  # noqa: B027 - most have nothing to do
-        """No more than `batch` pictures will be given at once from now on, but for calls that are on their way."""
+        """No more than `batch` pictures will be given at once from now on, but for calls that are on their
+        way.
+        """
 
     @abstractmethod
     def _close(self) -> None: ...
@@ -167,6 +182,8 @@ def halved(batch: int, least: int, error: DeviceOutOfMemory, notes: list[str]) -
     smaller = batch // 2
     if smaller < least:
         hint = "close other programs that use the GPU, or choose a smaller input size"
-        raise DeviceOutOfMemory(f"{error.message}, at a batch of {batch}, the smallest there is", hint=hint) from error
+        raise DeviceOutOfMemory(
+            f"{error.message}, at a batch of {batch}, the smallest there is", hint=hint
+        ) from error
     notes.append(f"out of GPU memory at a batch of {batch}: continuing with {smaller}")
     return smaller

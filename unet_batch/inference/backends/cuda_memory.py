@@ -1,7 +1,8 @@
 """CUDA's buffers, streams, events and graphs through PyCUDA or PyTorch: what `streaming` needs, and no more.
 
-Whoever allocates something frees it. Both libraries work in the device's primary context, which TensorRT uses, too; it is kept
-until the process ends, as PyTorch does, so that memory can be freed at any time and from any thread.
+Whoever allocates something frees it. Both libraries work in the device's primary context, which TensorRT
+uses, too; it is kept until the process ends, as PyTorch does, so that memory can be freed at any time and
+from any thread.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class CudaMemory(ABC):
 
     @abstractmethod
     def current(self) -> AbstractContextManager[None]:
-        """Makes the GPU the thread's own; may be nested. CUDA's errors leave it as `DeviceOutOfMemory` and `BackendError`."""
+        """Makes the GPU the thread's own; may be nested. CUDA's errors leave it as `DeviceOutOfMemory` and
+        `BackendError`.
+        """
 
     @abstractmethod
     def host(self, nbytes: int) -> Resource:
@@ -73,7 +76,9 @@ class CudaMemory(ABC):
 
     @abstractmethod
     def upload(self, target: Resource, offset: int, source: Pixels, stream: Resource) -> None:
-        """Queue a copy of a C-contiguous array to the GPU, `offset` bytes into `target`; `source` stays as it is until then."""
+        """Queue a copy of a C-contiguous array to the GPU, `offset` bytes into `target`; `source` stays as it
+        is until then.
+        """
 
     @abstractmethod
     def download(self, target: Resource, source: Resource, nbytes: int, stream: Resource) -> None:
@@ -85,10 +90,14 @@ class CudaMemory(ABC):
 
     @abstractmethod
     def wait(self, stream: Resource, event: Resource) -> None:
-        """What is queued from now on begins after the event's mark; an event without a mark delays nothing."""
+        """What is queued from now on begins after the event's mark; an event without a mark delays
+        nothing.
+        """
 
     def synchronize(self, resource: Resource) -> None:
-        """Wait until the event's mark, or all that was queued in the stream, is done; releases the interpreter lock."""
+        """Wait until the event's mark, or all that was queued in the stream, is done; releases the
+        interpreter lock.
+        """
         resource.raw.synchronize()
 
     @abstractmethod
@@ -99,7 +108,8 @@ class CudaMemory(ABC):
     def capture(self, stream: Resource, enqueue: Callable[[], None]) -> Resource:
         """A CUDA graph of what `enqueue` queues in the stream; nothing of it runs now.
 
-        Nothing else may be queued in the stream meanwhile. `enqueue` must have run before with the same addresses and shapes.
+        Nothing else may be queued in the stream meanwhile. `enqueue` must have run before with the same
+        addresses and shapes.
 
         Raises:
             BackendError: there are no graphs here, or not of this; the stream is as before.
@@ -121,9 +131,13 @@ def open_memory(device: int = 0, provider: str | None = None) -> CudaMemory:
         BackendUnavailable: there is no such GPU, or nothing to reach it with.
     """
     if provider is not None and provider not in PROVIDERS:
-        raise BackendUnavailable(f"{provider!r} is no way to CUDA memory", hint=f"choose from: {', '.join(PROVIDERS)}")
+        raise BackendUnavailable(
+            f"{provider!r} is no way to CUDA memory", hint=f"choose from: {', '.join(PROVIDERS)}"
+        )
     if (reason := gpu.missing()) or (driver := gpu.driver()) is None:
-        raise BackendUnavailable(f"no CUDA memory: {reason}", hint="use the torch backend, which runs on the CPU, too")
+        raise BackendUnavailable(
+            f"no CUDA memory: {reason}", hint="use the torch backend, which runs on the CPU, too"
+        )
     if not 0 <= device < len(driver.gpus):
         raise BackendUnavailable(f"GPU {device}: this machine has {len(driver.gpus)} GPU(s), counted from 0")
     reasons: list[str] = []
@@ -169,7 +183,8 @@ class PyCudaMemory(CudaMemory):
 
     def device(self, nbytes: int) -> Resource:
         raw = self._cuda.mem_alloc(nbytes)
-        stream = self._cuda.Stream(_NON_BLOCKING)  # the whole context cannot be waited for while a thread captures
+        # The whole context cannot be waited for while a thread captures
+        stream = self._cuda.Stream(_NON_BLOCKING)
         self._cuda.memset_d8_async(int(raw), 0, nbytes, stream)
         stream.synchronize()
         return Resource(raw, int(raw), nbytes)
@@ -207,7 +222,9 @@ class PyCudaMemory(CudaMemory):
         try:
             runtime = _runtime()
         except ImportError as error:
-            raise BackendError(f"no CUDA graphs without cuda-bindings ({error})", hint="pip install cuda-bindings") from error
+            raise BackendError(
+                f"no CUDA graphs without cuda-bindings ({error})", hint="pip install cuda-bindings"
+            ) from error
         # Other threads allocate and wait while this one captures: only its own calls may spoil the capture.
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         with self.current():
@@ -234,9 +251,9 @@ class _Graph(Resource):
 
 @functools.cache
 def _primary_context(device: int) -> Any:
-    # One handle for each GPU: PyCUDA frees nothing while another of the same context is current. Detached in the end only: the
-    # context stays current in the thread that does it, and a handle nobody detached complains. Never `pycuda.autoinit`, which
-    # makes a context of its own, whose streams TensorRT cannot use.
+    # One handle for each GPU: PyCUDA frees nothing while another of the same context is current. Detached in
+    # the end only: the context stays current in the thread that does it, and a handle nobody detached
+    # complains. Never `pycuda.autoinit`, which makes a context of its own, whose streams TensorRT cannot use.
     cuda = importlib.import_module("pycuda.driver")
     cuda.init()
     context = cuda.Device(device).retain_primary_context()
@@ -269,7 +286,9 @@ class TorchMemory(CudaMemory):
         except (ImportError, OSError) as error:
             raise BackendUnavailable(f"PyTorch: {error}", hint="pip install torch") from error
         if not self._torch.cuda.is_available():
-            why = "built without CUDA" if self._torch.version.cuda is None else "cannot use this GPU or driver"
+            why = (
+                "built without CUDA" if self._torch.version.cuda is None else "cannot use this GPU or driver"
+            )
             raise BackendUnavailable(f"PyTorch: {why}")
         self._device = self._torch.device("cuda", device)
 
@@ -303,10 +322,12 @@ class TorchMemory(CudaMemory):
         on_gpu = isinstance(resource.raw, self._torch.Tensor)
         super().free(resource)
         if on_gpu:
-            self._torch.cuda.empty_cache()  # TensorRT allocates past PyTorch: what that keeps for itself would be lost
+            # TensorRT allocates past PyTorch: what that keeps for itself would be lost
+            self._torch.cuda.empty_cache()
 
     def upload(self, target: Resource, offset: int, source: Pixels, stream: Resource) -> None:
-        # PyTorch has no read-only tensors. CUDA is done with an array that is not page-locked when the call returns.
+        # PyTorch has no read-only tensors. CUDA is done with an array that is not page-locked when the call
+        # returns.
         flat = (source if source.flags.writeable else source.copy()).reshape(-1)
         with self._torch.cuda.stream(stream.raw):
             target.raw[offset : offset + flat.nbytes].copy_(self._torch.from_numpy(flat), non_blocking=True)

@@ -1,7 +1,7 @@
 """Which backend runs, and why: every automatic choice carries its reason.
 
-`auto` takes the first that can run: tensorrt, tensorrt-rtx, PyTorch on a GPU, PyTorch on the CPU. Each step down keeps its
-reason and the command that would have helped. An explicit choice never falls back.
+`auto` takes the first that can run: tensorrt, tensorrt-rtx, PyTorch on a GPU, PyTorch on the CPU. Each step
+down keeps its reason and the command that would have helped. An explicit choice never falls back.
 """
 
 from __future__ import annotations
@@ -76,12 +76,17 @@ def select(request: Request) -> tuple[Backend, tuple[Step, ...]]:
         BackendUnavailable: what was asked for cannot run; the hint is the command that would fix it.
     """
     if request.backend not in CHOICES:
-        raise UsageError(f"backend {request.backend!r} is not known", hint=f"choose from: {', '.join(CHOICES)}")
+        raise UsageError(
+            f"backend {request.backend!r} is not known", hint=f"choose from: {', '.join(CHOICES)}"
+        )
     on_cuda = request.device is None or request.device.startswith("cuda")
     if on_cuda:
         _index(request.device)
     if request.backend in NAMES and not on_cuda:
-        raise UsageError(f"--backend {request.backend} runs on NVIDIA GPUs, not on {request.device}", hint="leave --device out")
+        raise UsageError(
+            f"--backend {request.backend} runs on NVIDIA GPUs, not on {request.device}",
+            hint="leave --device out",
+        )
     if request.require_gpu and request.device == "cpu":
         raise UsageError("--require-gpu contradicts --device cpu", hint="leave one of them out")
     if request.backend in NAMES:
@@ -96,7 +101,8 @@ def _automatic(request: Request) -> tuple[Backend, tuple[Step, ...]]:
     for name in NAMES:
         try:
             return _opened(_tensorrt(request, name, _because(passed))), tuple(passed)
-        except (BackendError, UsageError) as error:  # also one that opens but cannot run, or a build that failed
+        except (BackendError, UsageError) as error:
+            # Also one that opens but cannot run, or a build that failed
             passed.append(Step(name, error.message, error.hint))
     try:
         if request.device is None and (reason := missing_gpu()):
@@ -134,7 +140,9 @@ def _tensorrt(request: Request, name: str, reason: str) -> Backend:
     index = _index(request.device)
     check_size(request.size or request.model.spec.input_size, request.model.spec)
     if found is None or index >= len(found.gpus):
-        raise BackendUnavailable(f"cuda:{index}: this machine has {len(found.gpus) if found else 0} GPU(s), counted from 0")
+        raise BackendUnavailable(
+            f"cuda:{index}: this machine has {len(found.gpus) if found else 0} GPU(s), counted from 0"
+        )
 
     def find() -> store.Engine:
         return store.find(
@@ -175,7 +183,9 @@ def _torch(request: Request, device: str | None, reason: str) -> Backend:
     try:
         from unet_batch.inference.backends.torch import TorchBackend
     except (ImportError, OSError) as error:  # engines run without it, so it may be missing
-        raise BackendUnavailable(f"{reason}; {_NO_TORCH}" if reason else _NO_TORCH, hint=_torch_fix()) from error
+        raise BackendUnavailable(
+            f"{reason}; {_NO_TORCH}" if reason else _NO_TORCH, hint=_torch_fix()
+        ) from error
     loaded = checkpoint.load(request.model.path)
     backend = TorchBackend(loaded, device, batch_size=request.batch_size, reason=reason, size=request.size)
     if request.require_gpu and backend.name == "torch-cpu":
@@ -192,11 +202,15 @@ def _why_torch(request: Request) -> str:
 
 
 def _because(passed: list[Step]) -> str:
-    """The reasons for stepping down, each said once: `no NVIDIA driver`, or `tensorrt: ...; tensorrt-rtx: ...`."""
+    """The reasons for stepping down, each said once: `no NVIDIA driver`, or `tensorrt: ...; tensorrt-rtx:
+    ...`.
+    """
     reasons = dict.fromkeys(step.reason for step in passed)
     if len(reasons) <= 1:
         return "".join(reasons)
-    return "; ".join(step.reason if step.name in step.reason else f"{step.name}: {step.reason}" for step in passed)
+    return "; ".join(
+        step.reason if step.name in step.reason else f"{step.name}: {step.reason}" for step in passed
+    )
 
 
 def _gpu_fix() -> str:

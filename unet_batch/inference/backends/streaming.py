@@ -1,13 +1,14 @@
 """Batches through a GPU without pauses: copies in, computing and copies out of different batches overlap.
 
-Knows nothing of TensorRT: a `Program` computes, a `CudaMemory` moves bytes. A call of `infer` takes a slot, which is room on
-the GPU for one batch, and queues three steps in three streams that all slots share:
+Knows nothing of TensorRT: a `Program` computes, a `CudaMemory` moves bytes. A call of `infer` takes a slot,
+which is room on the GPU for one batch, and queues three steps in three streams that all slots share:
 
     upload      pictures of batch 2 | ...
     compute              of batch 1 | batch 2 ...
     download        maps of batch 0 | batch 1 ...
 
-Events order the steps of a batch; steps of different batches need no order, as each batch has a slot to itself.
+Events order the steps of a batch; steps of different batches need no order, as each batch has a slot to
+itself.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Program(Protocol):
     """Computes maps from pictures that are on the GPU."""
 
     def prepare(self, batch: int, pictures: int, maps: int) -> Execution:
-        """For `batch` pictures uint8 (batch, H, W, C) at the address `pictures`, and maps uint8 (batch, H, W) at `maps`.
+        """For `batch` pictures uint8 (batch, H, W, C) at the address `pictures`, and maps uint8 (batch, H, W)
+        at `maps`.
 
         Several of one program run at once. Raises `DeviceOutOfMemory` or another `BackendError`.
         """
@@ -58,8 +60,8 @@ class Program(Protocol):
 class StreamingExecutor:
     """Runs a program on batches, for as many threads at once as it has slots; more threads wait.
 
-    A batch always runs at its full size, so that shapes never change and a CUDA graph can repeat it: a ragged one leaves the
-    last rows as they were and drops their maps.
+    A batch always runs at its full size, so that shapes never change and a CUDA graph can repeat it: a ragged
+    one leaves the last rows as they were and drops their maps.
 
     Args:
         memory: of the GPU; callers need not make it current.
@@ -116,7 +118,8 @@ class StreamingExecutor:
             self._idle.put(slot)
 
     def infer(self, pictures: Sequence[Pixels]) -> Pixels:
-        """Maps of any number of pictures: N arrays uint8 (H, W, C), C-contiguous -> uint8 (N, H, W), the caller's.
+        """Maps of any number of pictures: N arrays uint8 (H, W, C), C-contiguous -> uint8 (N, H, W), the
+        caller's.
 
         When it returns or raises, nothing reads the pictures any more.
 
@@ -128,7 +131,10 @@ class StreamingExecutor:
             if slot.batch != self.batch:
                 self._build(slot)
             try:
-                rounds = [self._run(slot, pictures[at : at + slot.batch]) for at in range(0, len(pictures), slot.batch)]
+                rounds = [
+                    self._run(slot, pictures[at : at + slot.batch])
+                    for at in range(0, len(pictures), slot.batch)
+                ]
             except BaseException:
                 self._settle()
                 slot.batch = 0  # who knows what state it is in: the next call builds it again
@@ -136,7 +142,9 @@ class StreamingExecutor:
         return rounds[0] if len(rounds) == 1 else np.concatenate(rounds)
 
     def buffer(self) -> Pixels:
-        """Room for one picture, uninitialised, page-locked while there is such memory; see `Backend.buffer`."""
+        """Room for one picture, uninitialised, page-locked while there is such memory; see
+        `Backend.buffer`.
+        """
         return np.empty(self._shape, np.uint8) if self._pool is None else self._pool.take()
 
     def resize(self, batch: int) -> None:
@@ -144,7 +152,8 @@ class StreamingExecutor:
         self.batch = max(batch, self._least)
 
     def close(self) -> None:
-        """Refuse new calls, wait for those that run, and free everything, lent pictures as soon as nobody holds them.
+        """Refuse new calls, wait for those that run, and free everything, lent pictures as soon as nobody
+        holds them.
 
         May be called again.
         """
@@ -224,7 +233,9 @@ class StreamingExecutor:
             slot.undo, slot.batch = undo.pop_all(), batch
 
     def _rehearse(self, execution: Execution) -> Resource | None:
-        """Run it once, as libraries load and allocate when they first run, and capture it as a graph where that is possible."""
+        """Run it once, as libraries load and allocate when they first run, and capture it as a graph where
+        that is possible.
+        """
         stream = self._compute.stream
         with self._compute.lock:  # what others queued in this stream would become part of the graph
             execution.enqueue(stream.address)
@@ -293,13 +304,14 @@ class _Slot:
 class PicturePool:
     """Page-locked room for pictures, lent out one by one.
 
-    A picture returns when the last array that shares its memory is gone: in whichever thread that happens, and perhaps amid
-    any of these methods. Hence no locks, only what is atomic in CPython. When none is left an ordinary array is lent: to copy
-    from it takes longer, but nobody ever waits for one.
+    A picture returns when the last array that shares its memory is gone: in whichever thread that happens,
+    and perhaps amid any of these methods. Hence no locks, only what is atomic in CPython. When none is left
+    an ordinary array is lent: to copy from it takes longer, but nobody ever waits for one.
 
     Args:
         shape: of a picture.
-        count: how many. All are allocated at once, inside `memory.current()`; the methods need not be called there.
+        count: how many. All are allocated at once, inside `memory.current()`; the methods need not be called
+            there.
     """
 
     def __init__(self, memory: CudaMemory, shape: tuple[int, ...], count: int) -> None:
@@ -322,7 +334,8 @@ class PicturePool:
         if self._closed:  # asked with a picture in hand, as the memory cannot go away from then on
             self._give_back(index)
             return np.empty(self._shape, np.uint8)
-        # A view need not keep the array alive that it is a view of, but every one keeps the owner of the memory.
+        # A view need not keep the array alive that it is a view of, but every one keeps the owner of the
+        # memory.
         loan = (ctypes.c_uint8 * self._size).from_address(self._address + index * self._size)
         weakref.finalize(loan, self._give_back, index).atexit = False
         return np.frombuffer(memoryview(loan), np.uint8).reshape(self._shape)

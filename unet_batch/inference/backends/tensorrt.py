@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX: plans from `engine.store`, run by `streaming`.
 
-Imports no PyTorch. A plan that was never run on this GPU is proven before its first use: its masks against PyTorch's, which lie
-beside it.
+Imports no PyTorch. A plan that was never run on this GPU is proven before its first use: its masks against
+PyTorch's, which lie beside it.
 """
 
 from __future__ import annotations
@@ -70,8 +70,12 @@ class TensorRTBackend(Backend):
         self.streams = STREAMS
         if not profile.holds(self.input_size) or not low <= self.batch_size <= high:
             height, width = self.input_size
-            raise UsageError(f"{engine.path} takes {profile}, not batch {self.batch_size}, {height}x{width}", hint=REBUILD)
-        self.reason = "; ".join(part for part in (reason, f"{flavour.name} {flavour.version}", _basename(engine.path)) if part)
+            raise UsageError(
+                f"{engine.path} takes {profile}, not batch {self.batch_size}, {height}x{width}", hint=REBUILD
+            )
+        self.reason = "; ".join(
+            part for part in (reason, f"{flavour.name} {flavour.version}", _basename(engine.path)) if part
+        )
         self.device = device
         self.memory = memory
         self.graphs = graphs
@@ -136,7 +140,8 @@ class TensorRTBackend(Backend):
         return driver.gpus[self.device]
 
     def _complete_proof(self, plan: Plan, card: str) -> None:
-        """Prove a plan on a GPU that has not run it at this batch, and record that; refuse one whose masks are wrong.
+        """Prove a plan on a GPU that has not run it at this batch, and record that; refuse one whose masks
+        are wrong.
 
         TensorRT-RTX compiles kernels for each GPU and batch, so that a proof on another says nothing.
         """
@@ -147,7 +152,8 @@ class TensorRTBackend(Backend):
         proven = {name.split()[1] for name in sidecar.proofs.get(card, ())}
         if str(self.batch_size) in proven:
             return
-        # Later only what this run needs: the profile's largest batch may not fit beside other programs, today or ever.
+        # Later only what this run needs: the profile's largest batch may not fit beside other programs, today
+        # or ever.
         batches = (self.batch_size,) if proven else (*sidecar.recipe.profile.batch, self.batch_size)
         ran = _execute(plan, sidecar, self.engine.read_reference(), {}, batches)
         try:
@@ -158,17 +164,27 @@ class TensorRTBackend(Backend):
                 self.engine = self.engine.refuse(card, error.message)
             raise BackendUnavailable(error.message, hint=REBUILD) from error
         dice = min(parity.dice for parity in ran.parities.values())
-        weak = ", but its pictures show next to nothing" if any(parity.is_weak for parity in ran.parities.values()) else ""
-        self.notes.append(f"the engine's first run on this GPU: its masks are PyTorch's, Dice {dice:.5f}{weak}")
+        weak = (
+            ", but its pictures show next to nothing"
+            if any(parity.is_weak for parity in ran.parities.values())
+            else ""
+        )
+        self.notes.append(
+            f"the engine's first run on this GPU: its masks are PyTorch's, Dice {dice:.5f}{weak}"
+        )
         try:
-            self.engine = self.engine.verified(card, {batch: proof.as_dict(parity) for batch, parity in ran.parities.items()})
+            self.engine = self.engine.verified(
+                card, {batch: proof.as_dict(parity) for batch, parity in ran.parities.items()}
+            )
         except OutputError as error:  # proven all the same, and proven again next time
             self.notes.append(f"the proof could not be recorded: {error.message}")
 
 
 @dataclass(frozen=True)
 class Executed:
-    """What running a plan showed: on what GPU, parity at each batch size, shares the inspector told, remarks."""
+    """What running a plan showed: on what GPU, parity at each batch size, shares the inspector told,
+    remarks.
+    """
 
     gpu: str
     parities: Mapping[str, Parity]
@@ -188,7 +204,8 @@ def execute_proof(
 
     Raises:
         BackendUnavailable: it cannot be loaded on this GPU, or no buffers are to be had.
-        BackendError: it failed while running, or the inspector says that its precision is not the one asked for.
+        BackendError: it failed while running, or the inspector says that its precision is not the one asked
+            for.
     """
     loaded = Plan(flavour, plan, open_memory(device))
     try:
@@ -211,7 +228,15 @@ def _execute(
     parities: dict[str, Parity] = {}
     for batch in dict.fromkeys(batches):
         executor = StreamingExecutor(
-            plan.memory, program, program.shape, batch=batch, least=least, slots=STREAMS, pictures=0, graphs=False, notes=notes
+            plan.memory,
+            program,
+            program.shape,
+            batch=batch,
+            least=least,
+            slots=STREAMS,
+            pictures=0,
+            graphs=False,
+            notes=notes,
         )
         with closing(executor):
             parities |= _parities(executor, reference, sidecar.spec)
@@ -223,7 +248,8 @@ def _execute(
         shares.append(proof.as_dict(counted))
     elif convolutions and not plan.flavour.strongly_typed:
         raise BackendError(
-            f"the engine inspector names {len(found)} of {len(convolutions)} convolutions: nothing proves their precision"
+            f"the engine inspector names {len(found)} of {len(convolutions)} convolutions: nothing proves "
+            f"their precision"
         )
     driver = gpu.driver()
     name = driver.gpus[device].name if driver is not None and device < len(driver.gpus) else "GPU"
@@ -262,16 +288,22 @@ class Plan:
             self.engine = self._runtime.deserialize_cuda_engine(data)
         if self.engine is None:
             reason = flavour.take_errors()
-            raise BackendUnavailable(f"{flavour.name} {flavour.version} refuses the plan: {reason}", hint=REBUILD)
+            raise BackendUnavailable(
+                f"{flavour.name} {flavour.version} refuses the plan: {reason}", hint=REBUILD
+            )
         trt = flavour.module
         names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         inputs = [name for name in names if self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if name not in inputs]
         if len(inputs) != 1 or len(outputs) != 1:
-            raise BackendUnavailable(f"the plan has {len(inputs)} inputs and {len(outputs)} outputs, one each expected")
+            raise BackendUnavailable(
+                f"the plan has {len(inputs)} inputs and {len(outputs)} outputs, one each expected"
+            )
         for name in names:
             if self.engine.get_tensor_dtype(name) != trt.DataType.UINT8:
-                raise BackendUnavailable(f"the plan's tensor {name} is {self.engine.get_tensor_dtype(name)}, not UINT8")
+                raise BackendUnavailable(
+                    f"the plan's tensor {name} is {self.engine.get_tensor_dtype(name)}, not UINT8"
+                )
         (self.input,), (self.output,) = inputs, outputs
         with memory.current():
             settings = flavour.runtime_config(self.engine, kernels)
@@ -303,7 +335,11 @@ class Plan:
     def error(self, what: str) -> BackendError:
         """What the library just refused, with its own reason."""
         reason = self.flavour.take_errors()
-        kind = DeviceOutOfMemory if "out of memory" in reason.lower() or "outofmemory" in reason.lower() else BackendError
+        kind = (
+            DeviceOutOfMemory
+            if "out of memory" in reason.lower() or "outofmemory" in reason.lower()
+            else BackendError
+        )
         return kind(f"{self.flavour.name}: {what}: {reason}")
 
 
@@ -339,11 +375,14 @@ class Program:
         found, expected = tuple(context.get_tensor_shape(plan.output)), (batch, *self.shape[:2])
         if found != expected:
             raise BackendError(f"the plan's maps are {found}, {expected} expected")
-        if not (context.set_tensor_address(plan.input, pictures) and context.set_tensor_address(plan.output, maps)):
+        if not (
+            context.set_tensor_address(plan.input, pictures) and context.set_tensor_address(plan.output, maps)
+        ):
             raise plan.error("the plan's buffers cannot be set")
         if not plan.flavour.lends_memory:
             return Execution(plan, context, None)
-        # As much as this batch needs, not what the profile's largest would: else no smaller batch could ever save memory.
+        # As much as this batch needs, not what the profile's largest would: else no smaller batch could ever
+        # save memory.
         scratch = plan.memory.device(max(1, context.update_device_memory_size_for_shapes()))
         context.set_device_memory(scratch.address, scratch.nbytes)
         return Execution(plan, context, scratch)

@@ -1,7 +1,8 @@
 """PyTorch on the CPU, on NVIDIA GPUs and on Apple's.
 
-On a CPU every stream is one thread that runs whole pictures by itself. Splitting each convolution over all cores instead
-makes the threads wait for each other at the end of every layer, and for whichever of them the decoder has just displaced.
+On a CPU every stream is one thread that runs whole pictures by itself. Splitting each convolution over all
+cores instead makes the threads wait for each other at the end of every layer, and for whichever of them the
+decoder has just displaced.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class TorchBackend(Backend):
         with self._errors():
             graph = Graph(self._checkpoint.model, self.spec, DTYPES[self.precision]).eval()
             self._graph = graph.to(self.device)
-        if self.device.type == "cuda":  # a GPU for which this PyTorch holds no kernels takes weights, and fails on pictures
+        # A GPU for which this PyTorch holds no kernels takes weights, and fails on pictures
+        if self.device.type == "cuda":
             self._infer([np.zeros((*self.input_size, self.spec.in_channels), np.uint8)])
 
     def _infer(self, pictures: Sequence[Pixels]) -> Pixels:
@@ -107,7 +109,9 @@ def _as_batch(pictures: Sequence[Pixels]) -> torch.Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The calling thread's convolutions stay in the calling thread (OpenMP keeps the count for each thread apart)."""
+    """The calling thread's convolutions stay in the calling thread (OpenMP keeps the count for each thread
+    apart).
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -122,12 +126,20 @@ def pick_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise BackendUnavailable(f"{name}: not a device PyTorch knows", hint="use cpu, cuda, cuda:N or mps") from error
+        raise BackendUnavailable(
+            f"{name}: not a device PyTorch knows", hint="use cpu, cuda, cuda:N or mps"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        reason = "PyTorch was built without CUDA" if torch.version.cuda is None else "no usable NVIDIA GPU or driver"
+        reason = (
+            "PyTorch was built without CUDA"
+            if torch.version.cuda is None
+            else "no usable NVIDIA GPU or driver"
+        )
         raise BackendUnavailable(f"{name}: {reason}", hint="use --device cpu")
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise BackendUnavailable(f"{name}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0")
+        raise BackendUnavailable(
+            f"{name}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise BackendUnavailable(f"{name}: no Apple GPU here", hint="use --device cpu")
     if device.type not in ("cpu", "cuda", "mps"):

@@ -42,7 +42,8 @@ def assemble(
     sound: bool,
     span: tuple[int, int] | None = None,
 ) -> list[str]:
-    """Put parts together, without coding anything anew, with the sound, subtitles, chapters and metadata of their source.
+    """Put parts together, without coding anything anew, with the sound, subtitles, chapters and metadata of
+    their source.
 
     Args:
         path: the file to write, under whatever name; its container is that of the parts.
@@ -50,8 +51,8 @@ def assemble(
         times: (pts, duration) of each frame of the parts, in ticks of the clip's time base.
         clip: the source.
         sound: take along the other streams of the source.
-        span: (begin, end) of what was read of the source, in ticks, if it was not the whole: the other streams are cut alike,
-            and time begins anew at 0.
+        span: (begin, end) of what was read of the source, in ticks, if it was not the whole: the other
+            streams are cut alike, and time begins anew at 0.
 
     Returns:
         What could not be taken along, or only by coding it anew, in words.
@@ -69,10 +70,14 @@ def assemble(
         source = stack.enter_context(opened(clip.path)) if clip.path else None
         sample = stack.enter_context(opened(parts[0]))
         with writing(path):
-            # Where a track does not begin at 0, MP4 says so in ticks of its own clock: milliseconds, unless told.
+            # Where a track does not begin at 0, MP4 says so in ticks of its own clock: milliseconds, unless
+            # told.
             bases = [base, *(one.time_base for one in (source.streams if source else ()) if one.time_base)]
             clock = lcm(*(one.denominator for one in bases))
-            options = {"movflags": "faststart", "movie_timescale": str(clock if clock < 2**31 else base.denominator)}
+            options = {
+                "movflags": "faststart",
+                "movie_timescale": str(clock if clock < 2**31 else base.denominator),
+            }
             out = created(path, options, suffix)
             try:
                 video = out.add_stream_from_template(sample.streams.video[0])
@@ -82,13 +87,18 @@ def assemble(
                     video.codec_context.codec_tag = "hvc1"  # QuickTime and Safari know it by no other name
                 if suffix == ".mkv" and sound and clip.aspect != 1:
                     notes.append(
-                        f"pixels are {clip.aspect} times as wide as high: Matroska files of this program do not say so"
+                        f"pixels are {clip.aspect} times as wide as high: Matroska files of this program do "
+                        f"not say so"
                     )
                 streams = [_video_packets(parts, times, video, base, begin)]
                 if source is not None:
-                    kept = _carry_over(source, out, video, video_stream(clip.path, source), sound, begin * base, end, notes)
+                    kept = _carry_over(
+                        source, out, video, video_stream(clip.path, source), sound, begin * base, end, notes
+                    )
                     if kept:
-                        streams.append(_other_packets(source, kept, begin * base, end, notes, negative=suffix != ".mkv"))
+                        streams.append(
+                            _other_packets(source, kept, begin * base, end, notes, negative=suffix != ".mkv")
+                        )
                 elif sound and (left := [kind for kind in clip.others if not kind.startswith("video")]):
                     notes.append(f"{', '.join(left)} of a live source was left out")
                 for _, packet in merge(*streams, key=lambda timed: timed[0]):
@@ -133,7 +143,9 @@ def _carry_over(
             elif stream.type == "audio":
                 copy = _anew(out, cast("AudioStream", stream))
                 if copy is not None:
-                    notes.append(f"{stream_name(stream)} was coded anew as AAC: the container does not hold it")
+                    notes.append(
+                        f"{stream_name(stream)} was coded anew as AAC: the container does not hold it"
+                    )
         if copy is None:
             # MP4 writes its chapters as a stream of text, too; those are carried over as chapters.
             if stream.type != "data" or not source.chapters():
@@ -148,7 +160,15 @@ def _carry_over(
 
 
 def _metadata(owner: Any) -> dict[str, str]:
-    technical = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "rotate", "alpha_mode"}
+    technical = {
+        "major_brand",
+        "minor_version",
+        "compatible_brands",
+        "encoder",
+        "duration",
+        "rotate",
+        "alpha_mode",
+    }
     return {key: value for key, value in owner.metadata.items() if key.lower() not in technical}
 
 
@@ -162,7 +182,9 @@ def _within(chapter: Chapter, begin: Fraction, end: Fraction | None) -> Chapter 
 
 
 def _holds(format: str, stream: Stream) -> bool:
-    """Tell by trying whether a container takes a stream as it is: some say so only as they write their header."""
+    """Tell by trying whether a container takes a stream as it is: some say so only as they write their
+    header.
+    """
     try:
         with av.open(io.BytesIO(), "w", format=format) as trial:
             trial.add_stream_from_template(stream)
@@ -196,13 +218,17 @@ def _video_packets(
                     continue
                 timed = next(clock, None)
                 if timed is None:
-                    raise VideoError(f"{part} holds more frames than were recorded", hint="run again with --overwrite")
+                    raise VideoError(
+                        f"{part} holds more frames than were recorded", hint="run again with --overwrite"
+                    )
                 packet.stream, packet.time_base = stream, base
                 packet.pts = packet.dts = timed[0] - begin
                 packet.duration = timed[1]
                 yield packet.pts * base, packet
     if next(clock, None) is not None:
-        raise VideoError(f"{parts[-1]} holds fewer frames than were recorded", hint="run again with --overwrite")
+        raise VideoError(
+            f"{parts[-1]} holds fewer frames than were recorded", hint="run again with --overwrite"
+        )
 
 
 def _other_packets(
@@ -216,8 +242,8 @@ def _other_packets(
 ) -> Iterator[tuple[Fraction, Packet[Any]]]:
     """Packets of the other streams, each with the second at which it is due.
 
-    Sound begins some milliseconds before the picture: a coder needs a run-up. Unless times may be negative, it is left out, as
-    all the rest would be shifted otherwise.
+    Sound begins some milliseconds before the picture: a coder needs a run-up. Unless times may be negative,
+    it is left out, as all the rest would be shifted otherwise.
     """
     latest: dict[int, int] = {}
     due = Fraction(0)

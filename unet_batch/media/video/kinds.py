@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 _NAMES = "mp4 m4v mov qt mkv webm avi mpg mpeg m2v ts mts m2ts wmv asf flv f4v 3gp 3g2 ogv mxf vob divx dv y4m ivf nut"
 EXTENSIONS = frozenset(_NAMES.split())
 """Extensions of the files that are taken for clips, lower case, without the dot."""
-# What such files are. FFmpeg goes by the contents: a playlist or a list of files, whatever its name, would make it open others.
+# What such files are. FFmpeg goes by the contents: a playlist or a list of files, whatever its name, would
+# make it open others.
 CONTAINERS = "mov,matroska,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg,mxf,dv,yuv4mpegpipe,ivf,nut"
 
 BT709, BT601, RGB = 1, 5, 0  # AVCOL_SPC_*, the numbers of ITU-T H.273
 LIMITED, FULL = 1, 2  # AVCOL_RANGE_*
 # What swscale calls them: BT.601 has two numbers, and BT.2020 two ways of which it knows one.
 SWS = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
-# swscale's quick way from YUV to RGB is off by 3 levels on average and does not come back: 10 ms instead of 1 ms for 1080p buy
-# 0.4 levels, and at most 2 after the way back.
+# swscale's quick way from YUV to RGB is off by 3 levels on average and does not come back: 10 ms instead of 1
+# ms for 1080p buy 0.4 levels, and at most 2 after the way back.
 EXACT = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
 DAMAGED = "the file is damaged or not a video: restore it from its source, or leave it out"
 
@@ -56,7 +57,9 @@ class Codec:
 
 CODECS: Mapping[str, Codec] = {
     "h264": Codec("libx264", ".mp4", ("yuv420p", "yuv444p"), ("crf", 20, 0, 51), {"preset": "veryfast"}),
-    "h264_nvenc": Codec("h264_nvenc", ".mp4", ("yuv420p", "yuv444p"), ("cq", 22, 0, 51), {"preset": "p4", "rc": "vbr"}),
+    "h264_nvenc": Codec(
+        "h264_nvenc", ".mp4", ("yuv420p", "yuv444p"), ("cq", 22, 0, 51), {"preset": "p4", "rc": "vbr"}
+    ),
     "h265": Codec(
         "libx265",
         ".mp4",
@@ -105,15 +108,17 @@ class Clip:
         time_base: seconds of one tick of its timestamps.
         start: seconds at which the clip begins.
         duration: seconds of the video alone; None if the file does not say.
-        frames: how many, by the file's own account or by rate and duration, of the whole file if need be; None if unknown.
+        frames: how many, by the file's own account or by rate and duration, of the whole file if need be;
+            None if unknown.
         aspect: width of a displayed pixel over its height.
-        turned: (transposed, mirrored left to right, mirrored top to bottom), in this order, from stored to displayed.
+        turned: (transposed, mirrored left to right, mirrored top to bottom), in this order, from stored to
+            displayed.
         look: its colours.
         codec: what it is coded in.
         depth: bits of a sample.
         others: the streams beside the video: "audio aac", "subtitle mov_text", ...
-        origin: seconds at which the clock of its file begins: of broadcast formats anywhere, which would be hours of nothing
-            in front of what is written; of others 0.
+        origin: seconds at which the clock of its file begins: of broadcast formats anywhere, which would be
+            hours of nothing in front of what is written; of others 0.
     """
 
     path: str
@@ -140,7 +145,8 @@ class Shot:
         index: its number in what is read, from 0.
         pts: when it is shown, in ticks of the clip's time base.
         duration: for how long, in ticks; 0 if unknown.
-        damaged: packets that did not decode, of those that came between the beginning of what is read and this frame.
+        damaged: packets that did not decode, of those that came between the beginning of what is read and
+            this frame.
         frame: PyAV's frame.
     """
 
@@ -157,7 +163,8 @@ def is_clip(name: str) -> bool:
 
 
 def new_clip(size: Size, rate: Fraction) -> Clip:
-    """The description of a clip to be made: square pixels, BT.709, limited range; a tick is a 1/1000 of a frame's time.
+    """The description of a clip to be made: square pixels, BT.709, limited range; a tick is a 1/1000 of a
+    frame's time.
 
     Args:
         size: (height, width).
@@ -165,7 +172,9 @@ def new_clip(size: Size, rate: Fraction) -> Clip:
     """
     look = Look(BT709, LIMITED, BT709, BT709)
     as_stored = (False, False, False)
-    return Clip("", size, rate, 1 / (1000 * rate), Fraction(0), None, None, Fraction(1), as_stored, look, "", 8, ())
+    return Clip(
+        "", size, rate, 1 / (1000 * rate), Fraction(0), None, None, Fraction(1), as_stored, look, "", 8, ()
+    )
 
 
 def pixel_format(codec: Codec, size: Size) -> str:
@@ -174,7 +183,9 @@ def pixel_format(codec: Codec, size: Size) -> str:
 
 
 def written_look(clip: Clip, codec: Codec) -> Look:
-    """The marks of what is written for a clip: its own; RGB becomes limited YUV, and so does all that a codec cannot mark."""
+    """The marks of what is written for a clip: its own; RGB becomes limited YUV, and so does all that a codec
+    cannot mark.
+    """
     look = clip.look
     if look.matrix == RGB:
         return Look(BT709 if clip.size[0] > 576 else BT601, LIMITED, look.primaries, look.transfer)

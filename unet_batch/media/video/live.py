@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class LiveReader(Reader):
     """A camera or a stream on the network, which ends when it is told to, or when it stays away.
 
-    Where the connection breaks it is made anew, after 1, 2, 4, ... seconds; the time that passed stays a gap in the timestamps.
+    Where the connection breaks it is made anew, after 1, 2, 4, ... seconds; the time that passed stays a gap
+    in the timestamps.
 
     Args:
         source: an URL that FFmpeg opens, or `webcam:0`.
@@ -63,10 +64,14 @@ class LiveReader(Reader):
             for frame, connection in source:
                 now = time.monotonic()
                 if shift is None or connection != shift[0]:
-                    # A new connection has a clock of its own: it goes on where the old one stopped, plus the time between.
+                    # A new connection has a clock of its own: it goes on where the old one stopped, plus the
+                    # time between.
                     gap = 0 if shift is None else max(1, round((now - seen) / self.clip.time_base))
                     shift = connection, last + max(gap, 1) - (frame.pts or 0)
-                pts = max(last + 1, (frame.pts if frame.pts is not None else last - shift[1] + self._step) + shift[1])
+                pts = max(
+                    last + 1,
+                    (frame.pts if frame.pts is not None else last - shift[1] + self._step) + shift[1],
+                )
                 last, seen = pts, now
                 yield Shot(count, pts, 0, self.damaged, frame)
                 count += 1
@@ -154,7 +159,9 @@ def _opened_live(source: str) -> InputContainer:
     elif source.lower().startswith("rtsp"):
         options["rtsp_transport"] = "tcp"  # over UDP pictures arrive in shreds
     try:
-        return av.open(name, "r", format=form, options=options, metadata_errors="replace", timeout=(10.0, 10.0))
+        return av.open(
+            name, "r", format=form, options=options, metadata_errors="replace", timeout=(10.0, 10.0)
+        )
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(
             f"{shown(source)}: cannot be opened: {reason(error)}",

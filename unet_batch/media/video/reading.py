@@ -59,7 +59,8 @@ class Reader:
         notes: what else was strange, in words.
 
     Raises:
-        VideoError: no such file, not a video, no video stream in it, too large, or none of its frames decodes.
+        VideoError: no such file, not a video, no video stream in it, too large, or none of its frames
+            decodes.
     """
 
     def __init__(self, path: str, *, hardware: str | None = None, max_pixels: int | None = None) -> None:
@@ -74,7 +75,10 @@ class Reader:
             self._decoding = self._decoded()
             first = next(self._decoding, None)
             if first is None:
-                raise VideoError(f"{shown(path)}: no frame of its video decodes ({self.damaged} damaged packets)", hint=DAMAGED)
+                raise VideoError(
+                    f"{shown(path)}: no frame of its video decodes ({self.damaged} damaged packets)",
+                    hint=DAMAGED,
+                )
             self._first: VideoFrame | None = first
             self._stored = first.width, first.height
             self.clip = _describe(path, self._container, self._stream, first)
@@ -123,7 +127,9 @@ class Reader:
         self._check_end(last)
 
     def rgb(self, shot: Shot) -> Pixels:
-        """The frame as displayed: RGB uint8 (height, width, 3). May be called from many threads; releases the GIL."""
+        """The frame as displayed: RGB uint8 (height, width, 3). May be called from many threads; releases the
+        GIL.
+        """
         alpha = any(component.is_alpha for component in shot.frame.format.components)
         look = self.clip.look
         converted = reformatter().reformat(
@@ -161,7 +167,8 @@ class Reader:
             context = self._stream.codec_context
             if self._max_pixels is not None and context.width * context.height > self._max_pixels:
                 raise VideoError(
-                    f"{shown(self.path)}: {context.width} x {context.height} pixels, at most {self._max_pixels:,} are decoded",
+                    f"{shown(self.path)}: {context.width} x {context.height} pixels, at most "
+                    f"{self._max_pixels:,} are decoded",
                     hint="raise --max-pixels if you trust the file",
                 )
         except BaseException:
@@ -176,7 +183,9 @@ class Reader:
         self._loses_rest = threads == "AUTO" and self._own is None
 
     def _packets(self) -> Iterator[Packet[Any] | None]:
-        """Packets of the video from where the container stands; then None, which asks the decoder for what it still has."""
+        """Packets of the video from where the container stands; then None, which asks the decoder for what it
+        still has.
+        """
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size:
@@ -207,8 +216,8 @@ class Reader:
                 latest = frames[-1].pts if latest is None else max(latest, frames[-1].pts)
             yield from frames
         if owed > 0 and latest is not None and self._loses_rest:
-            # A decoder of several threads is some frames behind. If one of them is damaged, those after it are lost as it is
-            # emptied, without an error: they are decoded once more, by a single thread.
+            # A decoder of several threads is some frames behind. If one of them is damaged, those after it
+            # are lost as it is emptied, without an error: they are decoded once more, by a single thread.
             self.damaged = before
             yield from self._rest(latest)
 
@@ -256,12 +265,15 @@ class Reader:
         seconds = (last + self._step) * base - self.clip.start
         if promised - seconds > max(Fraction(1, 2), 3 * self._step * base):
             self._note(
-                f"the video ends after {float(seconds):.2f} s, {float(promised):.2f} s are promised: the file is cut short"
+                f"the video ends after {float(seconds):.2f} s, {float(promised):.2f} s are promised: the "
+                f"file is cut short"
             )
 
 
 def upright(pixels: Pixels, turned: tuple[bool, bool, bool]) -> Pixels:
-    """Turn a picture: (transposed, then mirrored left to right, then top to bottom); a C-contiguous (h, w, c) or (h, w)."""
+    """Turn a picture: (transposed, then mirrored left to right, then top to bottom); a C-contiguous (h, w, c)
+    or (h, w).
+    """
     transposed, left_right, top_bottom = turned
     if transposed:
         pixels = cv2.transpose(pixels)  # type: ignore[assignment]
@@ -279,7 +291,8 @@ def opened(path: str, accelerator: Any = None) -> InputContainer:
     except (RuntimeError, av.error.FFmpegError, OSError, ValueError) as error:
         if accelerator is not None:
             raise VideoError(
-                f"{path}: cannot be decoded by the GPU: {reason(error)}", hint="--decode cpu decodes on the processor"
+                f"{path}: cannot be decoded by the GPU: {reason(error)}",
+                hint="--decode cpu decodes on the processor",
             ) from error
         if isinstance(error, RuntimeError):  # nothing foreseen
             raise
@@ -293,9 +306,14 @@ def video_stream(path: str, container: InputContainer) -> VideoStream:
         kinds = ", ".join(stream_name(stream) for stream in container.streams) or "no streams at all"
         raise VideoError(f"{shown(path)}: there is no video in it, only {kinds}", hint="leave it out")
     best = container.streams.best("video")
-    stream = next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
+    stream = next(
+        (stream for stream in streams if best is not None and stream.index == best.index), streams[0]
+    )
     if stream.codec_context is None:
-        raise VideoError(f"{shown(path)}: its video is in a format that this FFmpeg does not know", hint="convert it to H.264")
+        raise VideoError(
+            f"{shown(path)}: its video is in a format that this FFmpeg does not know",
+            hint="convert it to H.264",
+        )
     return stream
 
 
@@ -303,7 +321,8 @@ def _describe(path: str, container: InputContainer, stream: VideoStream, first: 
     base = stream.time_base or Fraction(1, 1000)
     rate = stream.average_rate or stream.guessed_rate
     length = Fraction(container.duration, av.time_base) if container.duration else None
-    alone = length if len(container.streams) == 1 else None  # of several streams, the longest makes a file's duration
+    # Of several streams, the longest makes a file's duration
+    alone = length if len(container.streams) == 1 else None
     duration = stream.duration * base if stream.duration else alone
     length = duration or length
     turned = _turned(first)
@@ -331,7 +350,11 @@ def _describe(path: str, container: InputContainer, stream: VideoStream, first: 
 def _origin(container: InputContainer) -> Fraction:
     if container.format.name not in ("mpegts", "mpeg"):
         return Fraction(0)
-    starts = [one.start_time * one.time_base for one in container.streams if one.start_time is not None and one.time_base]
+    starts = [
+        one.start_time * one.time_base
+        for one in container.streams
+        if one.start_time is not None and one.time_base
+    ]
     return min(starts, default=Fraction(0))
 
 
@@ -342,7 +365,8 @@ def stream_name(stream: Stream) -> str:
 
 def _turned(frame: VideoFrame) -> tuple[bool, bool, bool]:
     """What the display matrix asks for, in quarter turns; anything between is not done."""
-    sides = cast("Iterable[SideData]", frame.side_data)  # declared as a mapping, which iterates over its values
+    # Declared as a mapping, which iterates over its values
+    sides = cast("Iterable[SideData]", frame.side_data)
     data = next((side for side in sides if side.type == SideDataType.DISPLAYMATRIX), None)
     if data is None:
         return False, False, False

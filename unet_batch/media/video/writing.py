@@ -48,8 +48,8 @@ class Writer:
         clip: whose time base, rate, aspect and colours are taken.
         quality: in the codec's own measure; None takes its default.
         threads: of the encoder.
-        fragments: write MP4 so that it plays up to its last two seconds even if it is never closed. Such a file cannot say
-            that its sound begins before its picture, as AAC does.
+        fragments: write MP4 so that it plays up to its last two seconds even if it is never closed. Such a
+            file cannot say that its sound begins before its picture, as AAC does.
 
     Raises:
         OutputError: the file cannot be written.
@@ -81,7 +81,10 @@ class Writer:
             try:
                 rate = clip.rate or Fraction(25)
                 option, default, _, _ = codec.quality
-                options = {**codec.options, **({option: str(default if quality is None else quality)} if option else {})}
+                options = {
+                    **codec.options,
+                    **({option: str(default if quality is None else quality)} if option else {}),
+                }
                 stream = self._container.add_stream(codec.encoder, rate=rate, options=options)
                 assert isinstance(stream, av.VideoStream)
                 stream.width, stream.height, stream.pix_fmt = width, height, self.format
@@ -91,7 +94,8 @@ class Writer:
                 context.max_b_frames = 0
                 context.thread_count = threads
                 if "g" not in options:
-                    context.gop_size = max(1, min(round(2 * rate), _LONGEST))  # seeking lands within two seconds
+                    # Seeking lands within two seconds
+                    context.gop_size = max(1, min(round(2 * rate), _LONGEST))
                 if self.format == "gray":
                     context.color_range = FULL
                 else:
@@ -134,11 +138,15 @@ class Writer:
         frame.pts, frame.time_base = pts - self._first, self._base
         with writing(self.path):
             try:
-                while self._sound and (self._sound[0].dts or 0) * self._sound[0].time_base <= frame.pts * self._base:
+                while (
+                    self._sound
+                    and (self._sound[0].dts or 0) * self._sound[0].time_base <= frame.pts * self._base
+                ):
                     self._container.mux(self._sound.popleft())
                 self._mux(self._stream.encode(frame))
             except BaseException:
-                self._ended = True  # whoever writes to a file whose header could not be written crashes FFmpeg
+                # Whoever writes to a file whose header could not be written crashes FFmpeg
+                self._ended = True
                 raise
 
     def _mux(self, packets: Sequence[Packet[Any]]) -> None:
