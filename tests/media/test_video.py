@@ -1,6 +1,4 @@
-"""Reading and writing of clips: what a file says, what a person sees, and that nothing of it is lost on the
-way out.
-"""
+"""Clips are read as a file says and as a person sees them, and lose nothing where they are written."""
 
 from __future__ import annotations
 
@@ -493,9 +491,7 @@ def film(path: Path, frame: av.VideoFrame, look: Sequence[int], codec: str = "ff
 @pytest.mark.parametrize("span", [1, 2], ids=["limited", "full"])
 @pytest.mark.parametrize("matrix", KR_KB, ids=["709", "601-625", "601-525", "2020"])
 def test_colours_are_right_and_come_back(tmp_path: Path, matrix: int, span: int) -> None:
-    """Right by the formulas, and after a way through RGB and a lossless codec within two levels of the
-    source.
-    """
+    """Right by the formulas, and within two levels of the source after RGB and a lossless codec."""
     picture = colours()
     planes = yuv(picture, matrix, span)
     path = film(tmp_path / "source.mkv", av.VideoFrame.from_ndarray(planes, "yuv444p"), (matrix, span, 1, 1))
@@ -513,9 +509,7 @@ def test_colours_are_right_and_come_back(tmp_path: Path, matrix: int, span: int)
 @pytest.mark.parametrize("span", [1, 2], ids=["limited", "full"])
 @pytest.mark.parametrize("matrix", [1, 6, 9], ids=["709", "601", "2020"])
 def test_subsampled_colours_come_back_as_they_were_shown(tmp_path: Path, matrix: int, span: int) -> None:
-    """4:2:0 is written as 4:4:4. What a person sees differs by at most two levels; luma as well, where no
-    colour is clipped.
-    """
+    """4:2:0, written as 4:4:4, is shown within two levels; so is luma, where no colour is clipped."""
     grid = np.mgrid[0:48, 0:64]
     picture = np.stack([64 + grid[0] * 2, 80 + grid[1] * 2, 200 - grid[0] - grid[1]], -1).astype(np.uint8)
     planes = yuv(picture, matrix, span)
