@@ -156,7 +156,7 @@ class Decoders:
                 except _Died as death:
                     decoder = None
                     if fresh or death.code == _TIMED_OUT:
-                        raise _crash(path, death, self._time_limit) from None
+                        raise _crash_error(path, death, self._time_limit) from None
         except MemoryError as error:
             raise ImageError(f"{path}: not enough memory to decode this picture") from error
         finally:
@@ -176,7 +176,7 @@ class Decoders:
             try:
                 return _Decoder(self._reader, self._time_limit, self._shared, self._keep)
             except _Died as death:
-                reason = death.said or f"it {_manner(death.code)}"
+                reason = death.said or f"it {_describe_exit(death.code)}"
             except OSError as error:
                 reason = str(error)
         raise UsageError(
@@ -220,6 +220,7 @@ class _Decoder:
             raise
 
     def _spawn(self, reader: str, time_limit: float) -> subprocess.Popen[bytes]:
+        """Start a fresh interpreter that runs `_serve`."""
         shared = None if self._shared is None else self._shared.fileno()
         path = [entry for entry in sys.path if isinstance(entry, str)]
         code = _CODE.format(path=path, reader=reader, time_limit=time_limit, shared=shared)
@@ -302,6 +303,7 @@ class _Decoder:
         self._kill()
 
     def _kill(self) -> None:
+        """Kill the process if it is alive, and close all files."""
         if self.alive:
             self._process.kill()
             self._process.wait()
@@ -309,6 +311,7 @@ class _Decoder:
 
     @staticmethod
     def _close_files(*files: FileIO | BufferedReader | None) -> None:
+        """Close files, whatever state they are in."""
         for file in files:
             if file is not None:
                 with suppress(OSError):  # what it held for a process that is gone
@@ -323,7 +326,7 @@ def _anonymous_file() -> FileIO:
     return tempfile.TemporaryFile(buffering=0)
 
 
-def _manner(code: int) -> str:
+def _describe_exit(code: int) -> str:
     """Say how a process ended: "crashed (SIGSEGV)"."""
     if code >= 0:
         return f"ended with exit code {code}"
@@ -332,7 +335,7 @@ def _manner(code: int) -> str:
     return f"crashed (signal {-code})"
 
 
-def _crash(path: str, death: _Died, time_limit: float) -> DecoderCrashed:
+def _crash_error(path: str, death: _Died, time_limit: float) -> DecoderCrashed:
     """Make the error of a picture whose decoder has died."""
     hint = (
         "the file is damaged, or made to do harm: leave it out, or save it anew with the program that made it"
@@ -345,7 +348,7 @@ def _crash(path: str, death: _Died, time_limit: float) -> DecoderCrashed:
             hint="take fewer workers, or set a lower limit of pixels",
         )
     said = death.said and f": {death.said}"
-    return DecoderCrashed(f"{path}: its decoder {_manner(death.code)}{said}", hint=hint)
+    return DecoderCrashed(f"{path}: its decoder {_describe_exit(death.code)}{said}", hint=hint)
 
 
 # In the decoder's process -----------------------------------------------------------------------------------
@@ -415,6 +418,7 @@ def _answer(
 
 
 def _failure(kind: str, message: str, hint: str, error: BaseException) -> dict[str, Any]:
+    """Make the answer that stands for an error, with the number of the OSError among its causes."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__
