@@ -170,7 +170,7 @@ class Decoders:
                 decoder.end()
 
     def _start(self) -> _Decoder:
-        """Start a process; try again a few times, and raise UsageError if none starts."""
+        """Start a process; try again a few times, and raise RunError if none starts."""
         reason = ""
         for _ in range(_STARTS):
             try:
