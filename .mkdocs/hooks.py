@@ -1,7 +1,7 @@
 """Documents that lie outside docs/ become pages of the site, and links between them keep working.
 
-On a forge, a link from docs/run.md to ../ARCHITECTURE.md is right as it stands; in the site that file is another
-page. So links are resolved in the repository first, and written anew for the place where the page lies.
+On a forge, a link from docs/run.md to ../ARCHITECTURE.md is right as it stands; in the site that file is
+another page. So links are resolved in the repository first, and written anew for the page's own place.
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ OUTSIDE = {
     "CHANGELOG.md": "project/changelog.md",
     "LICENSE": "project/LICENSE.txt",
     "README.md": "index.md",
-    **{
-        f"unet_batch/model/weights/{name}.md": f"cards/{name}.md"
-        for name in ("default", "fast", "fine")
-    },
+    **{f"unet_batch/model/weights/{name}.md": f"cards/{name}.md" for name in ("default", "fast", "fine")},
 }
 _LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 

@@ -31,11 +31,9 @@ What `unet-batch COMMAND --help` prints. What the commands do in more words:
 
 def page() -> str:
     """The whole of docs/cli.md."""
-    parts = [INTRODUCTION, _block("unet-batch", [])]
     assert isinstance(main, click.Group)
-    for name in main.commands:
-        parts.append(f"## {name}\n\n" + _block(f"unet-batch {name}", [name]))
-    return "\n".join(parts)
+    commands = (f"## {name}\n\n" + _block(f"unet-batch {name}", [name]) for name in main.commands)
+    return "\n".join([INTRODUCTION, _block("unet-batch", []), *commands])
 
 
 def _block(title: str, words: list[str]) -> str:

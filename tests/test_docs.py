@@ -73,9 +73,10 @@ def dead_links(document: str, text: str) -> list[str]:
             continue
         path, _, anchor = target.partition("#")
         place = posixpath.normpath(posixpath.join(posixpath.dirname(document), path)) if path else document
-        if not (ROOT / place).exists():
-            dead.append(target)
-        elif anchor and anchor not in anchors(text if place == document else read(place)):
+        there = (ROOT / place).exists()
+        if there and anchor:
+            there = anchor in anchors(text if place == document else read(place))
+        if not there:
             dead.append(target)
     return dead
 
@@ -213,7 +214,9 @@ def test_options_in_the_prose_exist(document: str) -> None:
 
 
 def test_the_checks_see_what_is_wrong() -> None:
-    assert dead_links("README.md", "[a](docs/nowhere.md) [b](docs/run.md#nowhere) [c](docs/run.md#formats)") == [
+    assert dead_links(
+        "README.md", "[a](docs/nowhere.md) [b](docs/run.md#nowhere) [c](docs/run.md#formats)"
+    ) == [
         "docs/nowhere.md",
         "docs/run.md#nowhere",
     ]
@@ -249,7 +252,7 @@ def test_the_snippet_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_snippet_in_the_python_page_is_that_of_the_readme() -> None:
-    first = [block for language, block in blocks(read("docs/python.md")) if language == "python"][0]
+    first = next(block for language, block in blocks(read("docs/python.md")) if language == "python")
     assert ("python", first) in blocks(read("README.md"))
 
 
