@@ -104,7 +104,7 @@ def built_engines(flavour: Flavour, folder: str, batches: Sequence[int] = ()) ->
     """Engines of this library with their models' names; of all best batches, or of `batches` only."""
     from unet_batch.engine import store
 
-    engines, _ = store.listed(folder)
+    engines, _ = store.list_engines(folder)
     found = [
         (SPEC_NAMES.get(engine.sidecar.spec.name, engine.sidecar.spec.name), engine)
         for engine in engines
@@ -299,13 +299,13 @@ def _inspect(library: Flavour, engine: Engine, convolutions: Any) -> Data:
 
     from unet_batch.engine import proof
     from unet_batch.inference.backends.cuda_memory import open_memory
-    from unet_batch.inference.backends.tensorrt import Plan
+    from unet_batch.inference.backends.tensorrt import LoadedEngine
 
-    plan = Plan(library, engine.read_plan(), open_memory(0))
+    loaded = LoadedEngine(library, engine.read_plan(), open_memory(0))
     try:
-        text = plan.information()
+        text = loaded.information()
     finally:
-        plan.close()
+        loaded.close()
     recipe = engine.sidecar.recipe
     found = proof.inspected_precisions(text, convolutions)
     counted = proof.share(convolutions, recipe.precision, engine.sidecar.float32, found, "engine")
@@ -326,7 +326,7 @@ def _stand_ins() -> None:
     if not present("filelock"):  # nobody else builds in the folder of this check
         from unet_batch.engine import store
 
-        setattr(store, "building", lambda *_: contextlib.nullcontext(False))  # noqa: B010 - mypy knows its type
+        setattr(store, "lock_build", lambda *_: contextlib.nullcontext(False))  # noqa: B010 - mypy knows its type
     if not present("safetensors"):
         stub: Any = types.ModuleType("safetensors")
         stub.SafetensorError, stub.safe_open = OSError, None
@@ -450,7 +450,7 @@ def throughput(
     batches: int,
 ) -> None:
     """Engine alone, and `Backend.infer` with copies, of every engine for one of the batch sizes."""
-    from unet_batch.inference.backends.tensorrt import Plan, Program
+    from unet_batch.inference.backends.tensorrt import LoadedEngine, Program
 
     library, providers = open_flavour(flavour), usable_providers()
     data["entries"] = []
@@ -465,12 +465,12 @@ def throughput(
         }
         data["entries"].append(entry)
         memory = open_provider(providers[0])
-        plan = Plan(library, engine.read_plan(), memory)
+        loaded = LoadedEngine(library, engine.read_plan(), memory)
         try:
-            program = Program(plan, (*recipe.profile.size[1], spec.in_channels))
+            program = Program(loaded, (*recipe.profile.size[1], spec.in_channels))
             alone = measure.engine_only(memory, program, program.shape, reference, batch, rounds, batches)
         finally:
-            plan.close()
+            loaded.close()
         entry["engine"] = {
             way: speed(found, spec.widths, flops) if "images_per_s" in found else found
             for way, found in alone.items()
