@@ -46,8 +46,8 @@ def drawn(seconds: float, noise: float) -> Iterator[tuple[Fraction, Pixels, Pixe
 def footage(path: Path) -> Iterator[tuple[Fraction, Pixels, Pixels | None]]:
     """(time, picture, nothing) of a file."""
     with video.Reader(str(path)) as reader:
-        for shot in reader.shots():
-            yield shot.pts * reader.clip.time_base, reader.rgb(shot), None
+        for frame in reader.frames():
+            yield frame.pts * reader.clip.time_base, reader.rgb(frame), None
 
 
 def flicker(masks: list[Pixels]) -> float:

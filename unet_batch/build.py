@@ -32,7 +32,7 @@ from unet_batch.engine.sidecar import EngineRecipe, Sidecar, file_name
 from unet_batch.engine.source import Source
 from unet_batch.engine.store import Engine
 from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, OutputError, UsageError
-from unet_batch.files.sinks import make_folder, write_atomic
+from unet_batch.files.atomic import make_folder, write_atomic
 from unet_batch.types import ModelSpec, Size
 from unet_batch.version import __version__
 

@@ -39,7 +39,7 @@ from scripts.gpu_check.plan import Section, plan
 from unet_batch import gpu
 from unet_batch.engine import flavours
 from unet_batch.errors import UnetBatchError
-from unet_batch.files.sinks import make_folder, write_atomic
+from unet_batch.files.atomic import make_folder, write_atomic
 from unet_batch.pipeline import cpu_count
 
 TAIL = 25  # lines of a process that did not end well

@@ -28,7 +28,7 @@ from unet_batch.engine.onnx_model import GRAPH_VERSION
 from unet_batch.engine.proof import Reference
 from unet_batch.engine.sidecar import PRECISIONS, EngineRecipe, Sidecar, parse_sidecar
 from unet_batch.errors import BackendUnavailable, CheckpointError, OutputError
-from unet_batch.files.sinks import OutputTree, make_folder, write_atomic, write_json
+from unet_batch.files.atomic import clean_leftovers, make_folder, write_atomic, write_json
 from unet_batch.types import Size
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ def lock_build(folder: str, stem: str, on_wait: Callable[[], None]) -> Iterator[
         raise OutputError(
             f"{lock.lock_file} cannot be locked: {error}", hint="choose another folder with --engines-dir"
         ) from error
-    OutputTree(folder, ()).clean_leftovers()  # halves of files that a killed build left
+    clean_leftovers(folder)  # halves of files that a killed build left
     try:
         yield waited
     finally:
