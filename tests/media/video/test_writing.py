@@ -152,7 +152,7 @@ video.onloadedmetadata = () => {
   Object.assign(found, {width: video.videoWidth, height: video.videoHeight, duration: video.duration});
   video.currentTime = video.duration / 2;
 };
-video.onseeked = () => {
+video.onseeked = function draw() {
   found.time = video.currentTime;
   const canvas = document.createElement("canvas");
   canvas.width = video.videoWidth; canvas.height = video.videoHeight;
@@ -160,7 +160,8 @@ video.onseeked = () => {
   context.drawImage(video, 0, 0);
   const data = context.getImageData(0, 0, canvas.width, canvas.height).data;
   found.red = Array.from(data.filter((_, index) => index % 4 === 0));
-  say();
+  // On a busy machine, the frame may not be there yet, and a canvas is black.
+  if (found.red.some(value => value)) say(); else setTimeout(draw, 20);
 };
 video.src = "SOURCE";
 video.load();
