@@ -24,6 +24,7 @@ from unet_batch.errors import (
     ImageError,
     ImageTooLarge,
     OutputError,
+    RunError,
     UsageError,
 )
 from unet_batch.inference import segmenter as segmenter_module
@@ -285,7 +286,7 @@ def test_decoders_that_cannot_start_end_the_run(photo: Path, monkeypatch: pytest
     )
     with (
         Segmenter(FakeBackend(), workers=2, isolate=True) as segmenter,
-        pytest.raises(UsageError, match="cannot start a decoder"),
+        pytest.raises(RunError, match="cannot start a decoder"),
     ):
         list(segmenter.stream([photo] * 50))
 
@@ -321,7 +322,8 @@ def test_everything_promised_is_there() -> None:
         (ValueError("nobody foresaw it"), True),
         (MemoryError(), True),
         (OutputError("the disk is full"), False),
-        (UsageError("no decoder can be started"), False),
+        (RunError("no decoder can be started"), False),
+        (UsageError("contradicts itself"), False),
         (CheckpointError("damaged"), False),
     ],
 )

@@ -17,7 +17,7 @@ from unet_batch.cli.clips import RunCommand, clip_arguments, clip_options, video
 from unet_batch.cli.errors import printable, reported
 from unet_batch.cli.network import network_options
 from unet_batch.errors import OutputError, UsageError
-from unet_batch.types import KINDS
+from unet_batch.files.outputs import KINDS
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import RunProgress, Screen

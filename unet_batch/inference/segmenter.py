@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from unet_batch.errors import BackendError, EncodeError, ImageError, ItemError, UnetBatchError, UsageError
+from unet_batch.errors import (
+    BackendError,
+    EncodeError,
+    ImageError,
+    ItemError,
+    UnetBatchError,
+    UsageError,
+)
 from unet_batch.inference import postprocess
 from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.select import Request, Step, select
@@ -316,7 +323,7 @@ def as_error(failed: Failed[HasItem]) -> UnetBatchError:
 
 def concerns_one_item(error: Exception) -> bool:
     """Whether the next picture may fare better: its own file's fault, or a surprise; not a full disk, say."""
-    return isinstance(error, ItemError) or not isinstance(error, UnetBatchError)
+    return _inference_failed(error) or not isinstance(error, UnetBatchError)
 
 
 def _inference_failed(error: Exception) -> bool:
