@@ -286,7 +286,7 @@ class _Moment:
     pts: int
     duration: int
     damaged: int
-    shot: video.Shot | None
+    shot: video.DecodedFrame | None
     frame: Frame | None = None
     prediction: Prediction | None = None
     outputs: dict[str, VideoFrame] = field(default_factory=dict)
@@ -430,7 +430,7 @@ class _Work:
         if taken == options.max_frames:
             return
         begin = start if journal.last is None else journal.last[1] + 1
-        for shot in self.reader.shots(begin, end, seek=journal.timed):
+        for shot in self.reader.frames(begin, end, seek=journal.timed):
             if stop is not None and index >= stop:
                 return
             if index >= first and (index - first) % options.every == 0:
@@ -481,8 +481,8 @@ class _Work:
                 assert prediction.frame.pixels is not None
                 pixels = render.overlay(prediction.frame.pixels, mask, self.classes)
             codec = self.layout.codec_of(kind)
-            look = video.written_look(self.clip, codec)
-            moment.outputs[kind] = video.prepared(pixels, video.pixel_format(codec, self.clip.size), look)
+            look = video.output_color(self.clip, codec)
+            moment.outputs[kind] = video.make_frame(pixels, video.pixel_format(codec, self.clip.size), look)
         if "frames" in self.layout.kinds:
             write_atomic(self.frame_file(moment.index), images.encode_mask(mask))
         moment.frame = moment.prediction = None
