@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the command line imports this module before it may afford n
 
     Pixels = NDArray[np.uint8]
 
+
 class HasItem(Protocol):
     """An item, or what a stage made of it."""
 
