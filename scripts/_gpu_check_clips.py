@@ -21,7 +21,7 @@ from unet_batch.pipeline import cpu_count
 if TYPE_CHECKING:
     from unet_batch.inference.backends.base import Backend
     from unet_batch.inference.segmenter import Segmenter
-    from unet_batch.media.video import Clip, Codec, Reader, DecodedFrame
+    from unet_batch.media.video import Clip, Codec, DecodedFrame, Reader
     from unet_batch.run.clip import VideoOptions
     from unet_batch.types import Pixels
 
