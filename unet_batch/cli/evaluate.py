@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from math import nan
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +104,7 @@ def evaluate(
     """
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.split import read_split
-    from unet_batch.files.sinks import make_folder
+    from unet_batch.files.atomic import make_folder
     from unet_batch.run.report import versions
 
     started, begun = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
@@ -194,30 +193,21 @@ def _evaluate_model(
         what = f"the model was trained on {known[0]:,} images of a folder of this name, which flatter it"
         listed = f"--split {os.path.splitext(file.path)[0]}.training/val.txt"
         out.line("note", what, f"{listed} takes the {known[1]:,} others")
-    from unet_batch.inference.backends.select import Request, select
-    from unet_batch.inference.segmenter import Segmenter
+    from unet_batch.inference.backends.select import Request
+    from unet_batch.inference.segmenter import open_segmenter
 
     asked = {
         name: options[name]
         for name in ("backend", "device", "batch_size", "size", "engines_dir", "require_gpu")
     }
-    chosen, passed = select(Request(file, **asked))
-    with Segmenter(chosen, threshold=options["threshold"], workers=options["workers"]) as segmenter:
-        Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(file, segmenter, passed)
+    request = Request(file, **asked)
+    with open_segmenter(request, threshold=options["threshold"], workers=options["workers"]) as segmenter:
+        Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(file, segmenter, segmenter.passed_over)
         with _progress("segmenting", len(pairs)) as progress:
             evaluation = evaluate(dataset, pairs, segmenter, progress=progress)
         sheet = worst_sheet(dataset, pairs, evaluation, worst, segmenter)
-    backend = {
-        "name": chosen.name,
-        "reason": chosen.reason,
-        "precision": chosen.precision,
-        "input_size": list(chosen.input_size),
-        "passed_over": [asdict(step) for step in passed],
-        "batch_size": chosen.batch_size,
-        "threshold": segmenter.threshold,
-        "notes": list(chosen.notes),
-    }
-    return EvaluationReport(dataset, pairs, evaluation, model=file.as_dict(), backend=backend, sheet=sheet)
+    source = {"model": file.as_dict(), "backend": segmenter.describe()}
+    return EvaluationReport(dataset, pairs, evaluation, **source, sheet=sheet)
 
 
 def _evaluate_predictions(

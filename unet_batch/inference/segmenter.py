@@ -13,25 +13,35 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import cv2
 import numpy as np
 
-from unet_batch.errors import BackendError, EncodeError, ImageError, ItemError, UnetBatchError, UsageError
+from unet_batch.errors import (
+    BackendError,
+    EncodeError,
+    ImageError,
+    ItemError,
+    UnetBatchError,
+    UsageError,
+)
 from unet_batch.inference import postprocess
 from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.select import Request, Step, select
 from unet_batch.media import geometry, images
 from unet_batch.media.isolation import Decoders
+from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
-from unet_batch.types import Frame, Item, ModelSpec, Prediction
+from unet_batch.types import Frame, HasItem, Item, ModelSpec, Prediction
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.types import Pixels, Size
 
 # Pictures in flight may hold this many bytes of pixels: two dozen photos of 20 megapixels.
@@ -40,6 +50,8 @@ PIXEL_BUDGET = 512 * 2**20
 # Dice against the masks of a full decode, 24 photos: 0.9996 at 4, 0.9993 at 2, 0.998 at 1.6, 0.997 at 1.
 # Noise of one level gives 0.9995.
 OVERSAMPLING = 2
+
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +84,12 @@ class Result:
 
 
 class Segmenter:
-    """A backend with its model, open until `close`; see `unet_batch.load`.
+    """A backend with its model, open until `close`; see `unet_batch.load` and `open_segmenter`.
 
     Args:
-        backend: opened here unless it is open; from then on the segmenter's, which closes it, also where it
-            refuses it.
+        backend: opened here unless it is open. `close` closes it, and so does a refusal to begin.
+        model: the file the backend runs, for reports; None where it did not come from one.
+        passed_over: backends that were tried before this one, for reports.
         threshold: probability from which a pixel counts; None takes the model's own.
         workers: threads for each of decoding, rendering and writing; None takes one for each core.
         max_pixels: largest height x width of a picture that is decoded.
@@ -92,12 +105,16 @@ class Segmenter:
         self,
         backend: Backend,
         *,
+        model: CheckpointFile | None = None,
+        passed_over: Sequence[Step] = (),
         threshold: float | None = None,
         workers: int | None = None,
         max_pixels: int = images.MAX_PIXELS,
         isolate: bool = False,
     ) -> None:
         self.backend = backend
+        self.model = model
+        self.passed_over = tuple(passed_over)
         self.threshold = backend.spec.threshold if threshold is None else threshold
         self.workers = cpu_count() if workers is None else workers
         self.max_pixels = max_pixels
@@ -114,10 +131,9 @@ class Segmenter:
                     f"{backend.spec.name} takes {channels} channels, pictures are read as RGB (3)"
                 )
             if not backend.is_open:
-                backend.__enter__()
+                backend.open()
         except BaseException:
-            if backend.is_open:
-                self.close()
+            self.close()
             raise
         if isolate:
             self._decoders = Decoders(self.workers)
@@ -127,9 +143,22 @@ class Segmenter:
         """The model's own description."""
         return self.backend.spec
 
+    def describe(self) -> dict[str, Any]:
+        """The backend, why it was chosen and how it is used, for reports: values that JSON can hold."""
+        return {
+            **self.backend.describe(),
+            "passed_over": [asdict(step) for step in self.passed_over],
+            "workers": self.workers,
+            "threshold": self.threshold,
+        }
+
     def close(self) -> None:
-        """Release the backend, and end the decoders if they have processes of their own."""
-        self.__exit__(None, None, None)
+        """Close the backend, and end the decoders if they have processes of their own."""
+        try:
+            if self._decoders is not None:
+                self._decoders.close()
+        finally:
+            self.backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -137,11 +166,7 @@ class Segmenter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if self._decoders is not None:
-                self._decoders.close()
-        finally:
-            self.backend.__exit__(kind, error, traceback)
+        self.close()
 
     def __call__(self, picture: str | os.PathLike[str] | NDArray[Any]) -> Pixels:
         """Segment one picture.
@@ -159,9 +184,9 @@ class Segmenter:
         """
         if isinstance(picture, np.ndarray):
             pixels = _as_rgb(picture)
-            frame = self.frame(Item("array", "array"), pixels, (pixels.shape[0], pixels.shape[1]))
+            frame = self.frame(Item("array"), pixels, (pixels.shape[0], pixels.shape[1]))
         else:
-            frame = self.decode(Item(os.fspath(picture), ""), keep_pixels=False)
+            frame = self.decode(Item(os.fspath(picture)), keep_pixels=False)
         return self.mask(self.infer([frame])[0])
 
     def stream(self, paths: Iterable[str | os.PathLike[str]]) -> Iterator[Result]:
@@ -178,7 +203,7 @@ class Segmenter:
         def finish(prediction: Prediction) -> Result:
             return Result(prediction.frame.item.path, prediction, self.mask(prediction), None)
 
-        items = (Item(os.fspath(path), "") for path in paths)
+        items = (Item(os.fspath(path)) for path in paths)
         with self.pipeline(items, [("mask", finish)], keep_pixels=False) as outcomes:
             for outcome in outcomes:
                 yield (
@@ -219,88 +244,93 @@ class Segmenter:
 
     @contextmanager
     def pipeline(
-        self, items: Iterable[Item], finish: Sequence[tuple[str, Callable[[Any], Any]]], *, keep_pixels: bool
-    ) -> Iterator[Pipeline]:
-        """Decode and infer, then the stages of `finish`, each a name and a function; delivers results and
-        `Failed`s in order.
+        self,
+        items: Iterable[Item],
+        finish: Sequence[tuple[str, Callable[[Any], Done]]],
+        *,
+        keep_pixels: bool,
+    ) -> Iterator[Pipeline[HasItem, Done | Failed[HasItem]]]:
+        """Decode and infer, then the stages of `finish`, each a name and a function; in the order of the items.
 
-        What concerns one picture is isolated. A `UsageError` ends the run: the next write, or the start of
-        the next decoder, would fail as well.
+        What concerns one picture is delivered as a `Failed`, whose value has the `item`. All else ends the
+        iteration: the next write, or the start of the next decoder, would fail as well.
         """
-        batch = self.backend.batch_size
-
-        def infer(frames: Any) -> Any:
-            return self.infer(frames) if batch > 1 else self.infer([frames])[0]
-
-        stages = [
-            Stage(
-                "decode",
-                lambda item: self.decode(item, keep_pixels=keep_pixels),
-                self.workers,
-                isolate=_concerns_one_item,
-            ),
-            Stage(
-                "infer",
-                infer,
-                self.backend.streams,
-                batch,
-                isolate=_is_backend_error,
-                enter=self.backend.thread,
-            ),
-            *(Stage(name, work, self.workers, isolate=_concerns_one_item) for name, work in finish),
+        batch, streams = self.backend.batch_size, self.backend.streams
+        decode = partial(self.decode, keep_pixels=keep_pixels)
+        stages: list[Stage[Any, Any]] = [
+            Stage("decode", decode, self.workers, isolate=concerns_one_item),
+            Stage("infer", self.infer, streams, batch, isolate=_inference_failed, enter=self.backend.thread),
+            *(Stage(name, work, self.workers, isolate=concerns_one_item) for name, work in finish),
         ]
-        # Enough for every worker to have one in hand and one waiting.
-        in_flight = 2 * (batch * self.backend.streams + (1 + len(finish)) * self.workers)
-        # cv2's own threads would fight for the cores that the workers fill already.
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        try:
-            with Pipeline(
+        with (
+            single_threaded_cv2(),
+            Pipeline[HasItem, "Done | Failed[HasItem]"](
                 items,
                 stages,
-                in_flight=in_flight,
+                # Enough for every worker to have one in hand and one waiting.
+                in_flight=2 * (batch * streams + (1 + len(finish)) * self.workers),
                 weigh=_weigh,
                 budget=PIXEL_BUDGET,
-                describe=lambda value: item_of(value).path,
-            ) as results:
-                yield results
-        finally:
-            cv2.setNumThreads(threads)
+                describe=lambda value: value.item.path,
+            ) as results,
+        ):
+            yield results
 
 
-def item_of(value: Any) -> Item:
-    """The item that a value of the pipeline belongs to."""
-    while isinstance(value, Failed):
-        value = value.value
-    if isinstance(value, Prediction):
-        value = value.frame
-    item = value.item if not isinstance(value, Item) else value
-    assert isinstance(item, Item)
-    return item
+def open_segmenter(
+    request: Request,
+    *,
+    threshold: float | None = None,
+    workers: int | None = None,
+    max_pixels: int = images.MAX_PIXELS,
+    isolate: bool = False,
+) -> Segmenter:
+    """Open the best backend for a model and segment with it; see `select` and `Segmenter` for the arguments.
+
+    Raises:
+        BackendUnavailable: what was asked for cannot run; the hint is the command that would fix it.
+        UsageError: an argument is out of range, or the device contradicts the backend.
+    """
+    chosen = select(request)
+    return Segmenter(
+        chosen.backend,
+        model=request.model,
+        passed_over=chosen.passed_over,
+        threshold=threshold,
+        workers=workers,
+        max_pixels=max_pixels,
+        isolate=isolate,
+    )
 
 
-def as_error(failed: Failed) -> UnetBatchError:
+def item_of(outcome: HasItem | Failed[HasItem]) -> Item:
+    """The item that a result, or a failure, belongs to."""
+    return (outcome.value if isinstance(outcome, Failed) else outcome).item
+
+
+def as_error(failed: Failed[HasItem]) -> UnetBatchError:
     """The failure in our own words; one that nobody foresaw keeps its type's name in the message."""
     if isinstance(failed.error, UnetBatchError):
         return failed.error
     kind = EncodeError if failed.stage != "decode" else ImageError
     error = kind(
-        f"{item_of(failed).path}: {type(failed.error).__name__}: {failed.error}",
+        f"{failed.value.item.path}: {type(failed.error).__name__}: {failed.error}",
         hint="unexpected; please report it with the file",
     )
     error.__cause__ = failed.error
     return error
 
 
-def _concerns_one_item(error: Exception) -> bool:
-    return not isinstance(error, UsageError)
+def concerns_one_item(error: Exception) -> bool:
+    """Whether the next picture may fare better: its own file's fault, or a surprise; not a full disk, say."""
+    return _inference_failed(error) or not isinstance(error, UnetBatchError)
 
 
-def _is_backend_error(error: Exception) -> bool:
-    return isinstance(error, (BackendError, ItemError))
+def _inference_failed(error: Exception) -> bool:
+    return isinstance(error, BackendError | ItemError)
 
 
-def _weigh(value: Any) -> int:
+def _weigh(value: HasItem) -> int:
     """Bytes of pixels that a value holds."""
     if isinstance(value, Prediction):
         value = value.frame

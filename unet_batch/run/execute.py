@@ -31,13 +31,15 @@ from unet_batch.errors import (
     BackendError,
     DecoderCrashed,
     OutputError,
+    RunError,
     SourceError,
     SourceVanished,
     UnetBatchError,
     UsageError,
 )
+from unet_batch.files.atomic import LineLog, write_atomic, write_json
+from unet_batch.files.locks import claim
 from unet_batch.files.naming import shown
-from unet_batch.files.sinks import LineLog, claim, write_atomic, write_json
 from unet_batch.inference import postprocess
 from unet_batch.inference.segmenter import Segmenter, as_error, item_of
 from unet_batch.media import images, render
@@ -47,7 +49,7 @@ from unet_batch.run import report as reports
 from unet_batch.run.manifest import Files, Identity, Recipe, Record, sha256_of
 from unet_batch.run.plan import Plan, RunOptions, is_clip, prepare, recipe_of, resume
 from unet_batch.run.report import LISTED_FAILURES, Failure, RunReport, run_name, versions
-from unet_batch.types import Item, Prediction
+from unet_batch.types import HasItem, Item, Prediction
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
@@ -368,7 +370,7 @@ class _Run:
                 )
                 for kind, paths in (result.files.items() if result.complete else ())
             }
-        except UsageError:  # an output folder that cannot be written, above all
+        except RunError:  # an output folder that cannot be written, above all
             raise
         except Exception as error:  # noqa: BLE001 - one bad clip costs one clip
             self._failed(item, identity, "clip", as_error(Failed("clip", error, item)))
@@ -472,7 +474,7 @@ class _Run:
         # Else the digest is of something else.
         return identity._replace(sha256=digest) if self.plan.identity(item) == identity else identity
 
-    def _consume(self, results: Pipeline, *, last: bool) -> Sequence[Item]:
+    def _consume(self, results: Pipeline[HasItem, Any], *, last: bool) -> Sequence[Item]:
         again: list[Item] = []
         self.backlog.begin()
         for outcome in results:
@@ -500,7 +502,7 @@ class _Run:
             self._look_around(results)
         return again
 
-    def _explained(self, outcome: Failed) -> UnetBatchError:
+    def _explained(self, outcome: Failed[HasItem]) -> UnetBatchError:
         """The failure in our own words; a file that is gone is nothing that its decoder could explain.
 
         Raises:
@@ -523,7 +525,7 @@ class _Run:
         self.errors.write(dataclasses.asdict(failure))
         self._tell("item", status="failed", key=key, **dataclasses.asdict(failure))
 
-    def _look_around(self, results: Pipeline) -> None:
+    def _look_around(self, results: Pipeline[HasItem, Any]) -> None:
         now = time.monotonic()
         if now - self.backlog.seen >= _SAMPLE_SECONDS:
             self.backlog.look(results.stats, now)
@@ -600,7 +602,6 @@ def _is_passing(error: BaseException | None) -> bool:
 def _new_report(
     plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], passed_over: Sequence[Step]
 ) -> RunReport:
-    backend = segmenter.backend
     return RunReport(
         unet_batch=__version__,
         status="running",
@@ -608,18 +609,7 @@ def _new_report(
         sources=tuple(map(shown, plan.options.sources)),
         save=plan.options.save,
         model=model,
-        backend={
-            "name": backend.name,
-            "reason": backend.reason,
-            "precision": backend.precision,
-            "input_size": list(backend.input_size),
-            "passed_over": [dataclasses.asdict(step) for step in passed_over],
-            "notes": backend.notes,  # the list itself: what happens later belongs into the final report, too
-            "batch_size": backend.batch_size,
-            "streams": backend.streams,
-            "workers": segmenter.workers,
-            "threshold": segmenter.threshold,
-        },
+        backend=segmenter.describe(),
         found=len(plan.items),
         skipped=plan.skipped,
         shard=str(plan.options.shard or ""),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from unet_batch.files.sinks import write_atomic
+from unet_batch.files.atomic import write_atomic
 from unet_batch.media import images
 from unet_batch.pipeline import Pipeline, Stage, cpu_count
 from unet_batch.scenes.compose import draw
@@ -63,7 +63,8 @@ def write_samples(
 
     written = []
     workers = cpu_count()
-    with Pipeline(range(count), [Stage("draw", scene, workers)], in_flight=2 * workers) as paths:
+    stages = [Stage("draw", scene, workers)]
+    with Pipeline[int, str](range(count), stages, in_flight=2 * workers) as paths:
         for path in paths:
             written.append(path)
             if progress is not None:
