@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.dataset import Dataset
+from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.find import find_dataset
 from unet_batch.errors import ImageError
 from unet_batch.media import geometry, images
