@@ -201,7 +201,7 @@ def finish(
         pairs = {pair.key: pair for pair in plan.val}
         rows = [
             comparison(plan.dataset, pairs[key], segmenter, caption)
-            for key, caption in _pick_examples(found.ranked())
+            for key, caption in pick_examples(found.ranked())
         ]
         backend = f"{segmenter.backend.name} {segmenter.backend.precision}"
     if rows:
@@ -336,7 +336,7 @@ def _class_table(found: Evaluation) -> list[str]:
     return [*table, ""]
 
 
-def _pick_examples(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
+def pick_examples(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
     """Pick the best, middle and worst images, best first, with captions; of few images all, none twice.
 
     Args:

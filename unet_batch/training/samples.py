@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Kept at twice the network's size, zooming and turning need not invent detail, and sampling at half scale is
 # the 2x2 mean, the same as the area resampling at run time.
 OVERSAMPLING = 2
-_AHEAD = 3  # batches decoded ahead of the one in use
+BATCHES_AHEAD = 3  # batches decoded ahead of the one in use
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Samples:
         kept = self._cache.get(number)
         if kept is not None:
             return kept
-        sample = self._read(self.pairs[number])
+        sample = self.decode(self.pairs[number])
         with self._lock:
             weight = sample.picture.nbytes + sample.target.nbytes + sample.known.nbytes
             if number not in self._cache and weight <= self._free_bytes:
@@ -92,7 +92,12 @@ class Samples:
                 self._cache[number] = sample
         return sample
 
-    def _read(self, pair: Pair) -> Sample:
+    def decode(self, pair: Pair) -> Sample:
+        """Read a pair and resize it to the stored size, without the cache.
+
+        Raises:
+            ImageError: see `__getitem__`.
+        """
         picture = images.read(pair.image, at_least=(OVERSAMPLING * self.size[0], OVERSAMPLING * self.size[1]))
         ids = self.dataset.read_mask(pair, picture.size)
         placement = geometry.place(picture.size, self.size)
@@ -212,7 +217,7 @@ def batches(
         stack.callback(pool.shutdown, cancel_futures=True)
         ahead = iter(order)
         for numbers in order:
-            while len(waiting) < _AHEAD and (later := next(ahead, None)) is not None:
+            while len(waiting) < BATCHES_AHEAD and (later := next(ahead, None)) is not None:
                 waiting.append([pool.submit(samples.__getitem__, number % len(samples)) for number in later])
             loaded = [future.result() for future in waiting.popleft()]
             parts = (
