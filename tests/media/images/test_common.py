@@ -19,7 +19,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from tests.helpers.pictures import encoded, jpeg_variants, png, read_bytes
+from tests.helpers.formats import encoded, jpeg_variants, png, read_bytes
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.media import images
 

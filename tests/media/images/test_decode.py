@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.conftest import ROOT
-from tests.helpers.pictures import chunk, encoded, grey, png, read_bytes, tiff
+from tests.helpers.formats import chunk, encoded, grey, png, read_bytes, tiff
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.media import images
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.pictures import grey, read_bytes
+from tests.helpers.formats import grey, read_bytes
 from unet_batch.errors import EncodeError
 from unet_batch.media import images
 

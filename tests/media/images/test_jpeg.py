@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.helpers.pictures import encoded, jpeg_variants, read_bytes
+from tests.helpers.formats import encoded, jpeg_variants, read_bytes
 from unet_batch.errors import ImageError
 from unet_batch.media import images
 
