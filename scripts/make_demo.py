@@ -6,12 +6,10 @@ python -m scripts.make_demo -o docs/images/demo.jpg
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import unet_batch
 from unet_batch.inference import postprocess
 from unet_batch.media import render

@@ -249,6 +249,8 @@ def test_the_snippet_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> N
     assert printed[0].startswith("car.jpg ")
     assert printed[1].startswith("missing.jpg ")
     assert "no such file" in printed[1]
+    assert Path("out/masks/car.png").is_file()
+    assert Path("out/overlays/car.jpg").is_file()
 
 
 def test_the_snippet_in_the_python_page_is_that_of_the_readme() -> None:

@@ -170,7 +170,7 @@ class Decoders:
                 decoder.end()
 
     def _start(self) -> _Decoder:
-        """Start a process; try again a few times, and raise UsageError if none starts."""
+        """Start a process; try again a few times, and raise RunError if none starts."""
         reason = ""
         for _ in range(_STARTS):
             try:
@@ -408,7 +408,7 @@ def _answer(
                 view = view[file.write(view) :]
             file.truncate()  # a large picture before it leaves nothing
         except OSError as error:
-            raise ImageError(f"{path}: no room to hand over its pixels: {error.strerror}") from error
+            raise ImageError(f"{path}: no space to hand over its pixels: {error.strerror}") from error
     except UnetBatchError as error:
         return _failure(type(error).__name__, error.message, error.hint, error), b""
     except Exception as error:  # noqa: BLE001 - the owner gets it, in the words of `segmenter.as_error`

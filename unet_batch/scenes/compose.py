@@ -33,7 +33,7 @@ class Scene:
         lens: the camera.
         flip: the car faces left.
         share: width of the car, 0 small to 1 large.
-        across, down: position in the room that is left, 0..1.
+        across, down: position in the space that is left, 0..1.
         eye: height of the camera in metres.
         distance: of the camera to the car, in metres.
         tilt: rotation of the car in degrees.
@@ -133,8 +133,8 @@ def frame(scene: Scene, size: Size) -> tuple[View, Path]:
         else min(least, 0.92)
     )
     scale = share * width / length
-    room = width - share * width
-    centre = width / 2 + (scene.across - 0.5) * 0.7 * room
+    left = width - share * width
+    centre = width / 2 + (scene.across - 0.5) * 0.7 * left
     lowest, highest = 0.88 * height, max(0.64 * height, tall * scale + 0.08 * height)
     ground = min(lowest, highest + (lowest - highest) * (0.15 + 0.6 * scene.down))
     view = View(size, scale, centre, ground, ground - scene.eye * scale, scene.distance)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SHOT_SECONDS = Fraction(6)
 
 _LEAST = 16  # pixels of the shorter side: below, not even a car's colour is left
-_GREY = 0.8  # leaves the camera room to brighten it
+_GREY = 0.8  # the camera brightens it
 _AROUND = 1.8  # metres before and behind a car that its shadow may reach
 _TURNS = 24  # positions of a wheel between one spoke and the next at most; more could not be told apart
 _CUT = 0.02  # seconds over which sound fades at the ends of a shot
