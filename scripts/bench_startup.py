@@ -61,7 +61,8 @@ def measure(tree: Path, photo: Path, work: Path, imports: bool) -> tuple[dict[st
         done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=True)
         return time.perf_counter() - begun, done.stdout, done.stderr
 
-    seconds, packages = {}, defaultdict(float)
+    seconds: dict[str, float] = {}
+    packages: defaultdict[str, float] = defaultdict(float)
     with tempfile.TemporaryDirectory(dir=work) as output:
         module = ("-m", "unet_batch")
         seconds["unet-batch --help"] = run(sys.executable, *module, "--help")[0]

@@ -228,9 +228,7 @@ class Segmenter:
         return self.frame(source.item, picture.pixels, picture.size, keep_pixels=keep_pixels)
 
     def frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool = False) -> Frame:
-        """Place a decoded picture, or a smaller version of it, into the network's input; `size` is the whole
-        picture's.
-        """
+        """Place a picture of `size`, or a smaller version of it, into the network's input."""
         placement = geometry.place(size, self.backend.input_size)
         tensor = geometry.to_network(pixels, placement, out=self.backend.buffer())
         return Frame(item, placement, tensor, pixels if keep_pixels else None)

@@ -230,9 +230,7 @@ def _why_torch(request: Request) -> str:
 
 
 def _because(passed: list[Step]) -> str:
-    """The reasons for stepping down, each said once: `no NVIDIA driver`, or `tensorrt: ...; tensorrt-rtx:
-    ...`.
-    """
+    """Join the reasons for stepping down, each said once: `tensorrt: ...; tensorrt-rtx: ...`."""
     reasons = dict.fromkeys(step.reason for step in passed)
     if len(reasons) <= 1:
         return "".join(reasons)
