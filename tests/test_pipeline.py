@@ -394,7 +394,8 @@ def test_ctrl_c_ends_the_threads(delay: float) -> None:
     code, out, err = interrupted(
         """
         try:
-            with Pipeline(source(), [Stage("a", work, workers=2), Stage("b", lambda v: v, batch=4)], in_flight=8) as results:
+            stages = [Stage("a", work, workers=2), Stage("b", lambda v: v, batch=4)]
+            with Pipeline(source(), stages, in_flight=8) as results:
                 for result in results:
                     pass
         except KeyboardInterrupt:
@@ -411,7 +412,8 @@ def test_ctrl_c_ends_the_threads(delay: float) -> None:
 def test_ctrl_c_can_finish_what_is_in_flight(delay: float) -> None:
     code, out, err = interrupted(
         """
-        with Pipeline(source(), [Stage("a", work, workers=2), Stage("b", lambda v: v, batch=4)], in_flight=8) as results:
+        stages = [Stage("a", work, workers=2), Stage("b", lambda v: v, batch=4)]
+        with Pipeline(source(), stages, in_flight=8) as results:
             signal.signal(signal.SIGINT, lambda *_: results.stop())
             seen = list(results)
         assert seen == list(range(results.stats[0].items)), seen

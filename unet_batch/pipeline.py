@@ -126,9 +126,7 @@ class StageStats:
     waiting: float = 0.0
 
     def _add(self, items: int, begun: float, ready: float, cpu: float) -> None:
-        """Count a batch that was waited for since `begun` and worked on since `ready`, when the thread's
-        clock said `cpu`.
-        """
+        """Count a batch: waited for since `begun`, worked on since `ready`, thread time `cpu` then."""
         self.items += items
         self.batches += 1
         self.busy += time.perf_counter() - ready
@@ -142,7 +140,7 @@ def bottleneck(stats: Sequence[StageStats]) -> StageStats:
 
 
 def cpu_count() -> int:
-    """Number of cores this process may use: a batch system may have pinned it, a container may have a quota."""
+    """Count the cores this process may use: it may be pinned to some, a container may have a quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with open(_CGROUP_QUOTA, encoding="ascii") as file:
@@ -409,9 +407,7 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
     # What the threads share.
 
     def _wait_for_space(self, slot: _Slot) -> None:
-        """Wait until a value may be read into `slot`, or once read, may enter the first stage; or until all
-        is halted.
-        """
+        """Wait until a value may be read into `slot`, or enter the first stage; or until all is halted."""
         with self._lock:
             while not self._halted and slot.index != self._turn:  # the oldest need not wait
                 if slot.index < self._turn + self._in_flight and self._weight - slot.weight <= self._budget:

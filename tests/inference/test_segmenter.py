@@ -30,6 +30,7 @@ from unet_batch.errors import (
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.backends.select import Request, Selection, Step
 from unet_batch.inference.segmenter import Segmenter, concerns_one_item, open_segmenter
+from unet_batch.media import isolation
 from unet_batch.model import checkpoint
 from unet_batch.testing import FakeBackend, fake_spec
 
@@ -261,7 +262,7 @@ def test_isolated_decoding_survives_a_crash(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="tests.helpers.readers:obey")
+        isolation, "Decoders", partial(isolation.Decoders, reader="tests.helpers.readers:obey")
     )
     crash = tmp_path / "crash.jpg"
     crash.write_text("segfault\n")
@@ -284,9 +285,7 @@ def test_isolated_decoding_survives_a_crash(
 
 def test_decoders_that_cannot_start_end_the_run(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or each picture of a hundred thousand would fail for the same reason."""
-    monkeypatch.setattr(
-        segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="nowhere:read")
-    )
+    monkeypatch.setattr(isolation, "Decoders", partial(isolation.Decoders, reader="nowhere:read"))
     with (
         Segmenter(FakeBackend(), workers=2, isolate=True) as segmenter,
         pytest.raises(RunError, match="cannot start a decoder"),
@@ -306,7 +305,8 @@ def test_load_says_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_importing_the_package_is_free() -> None:
-    code = "import sys, unet_batch; print(sorted({'torch', 'numpy', 'cv2', 'av', 'PIL', 'rich'} & set(sys.modules)))"
+    heavy = {"torch", "numpy", "cv2", "av", "PIL", "rich"}
+    code = f"import sys, unet_batch; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import importlib
 from collections import deque
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 from unet_batch import gpu
@@ -213,6 +212,8 @@ def installed_version(name: str) -> str | None:
     The distribution names differ: a wheel for one CUDA release is called `tensorrt-cu12`, say, and JetPack's
     is `tensorrt`.
     """
+    from importlib import metadata
+
     for suffix in ("", "-cu13", "-cu12", "-cu11"):
         try:
             return metadata.version(name + suffix)

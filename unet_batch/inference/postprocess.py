@@ -92,8 +92,7 @@ def mask(probability: Pixels, threshold: float) -> Pixels:
 
 
 def mask_from_map(map: Pixels, placement: Placement, threshold: float) -> Pixels:
-    """The same as `mask(probability(map, placement), threshold)`, bit for bit, without the probability
-    between.
+    """Mask of a map: `mask(probability(map, placement), threshold)` bit for bit, in one step.
 
     Args:
         map: uint8 (H, W) at the network's size, round(255 p).

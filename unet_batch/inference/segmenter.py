@@ -33,7 +33,6 @@ from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.select import Request, Step, select
 from unet_batch.inference.result import Result
 from unet_batch.media import geometry, images
-from unet_batch.media.isolation import Decoders
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
 from unet_batch.types import Frame, HasItem, Item, ModelSpec, Prediction
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from unet_batch.media.images.memory import InMemory
+    from unet_batch.media.isolation import Decoders
     from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.types import Pixels, Size
 
@@ -118,6 +118,8 @@ class Segmenter:
             self.close()
             raise
         if isolate:
+            from unet_batch.media.isolation import Decoders
+
             self._decoders = Decoders(self.workers)
 
     @property
@@ -226,9 +228,7 @@ class Segmenter:
         return self.frame(source.item, picture.pixels, picture.size, keep_pixels=keep_pixels)
 
     def frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool = False) -> Frame:
-        """Place a decoded picture, or a smaller version of it, into the network's input; `size` is the whole
-        picture's.
-        """
+        """Place a picture of `size`, or a smaller version of it, into the network's input."""
         placement = geometry.place(size, self.backend.input_size)
         tensor = geometry.to_network(pixels, placement, out=self.backend.buffer())
         return Frame(item, placement, tensor, pixels if keep_pixels else None)

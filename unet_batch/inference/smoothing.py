@@ -1,12 +1,11 @@
-"""Steadier masks of a clip: where the picture stays as it is, the network's answers are averaged over time.
+"""Steady the masks of a clip: average the network's answers over time where the picture stays as it is.
 
 A network looks at one frame at a time, and where it is unsure its masks flicker. What it said just before is
-a second opinion,
-but only of the same thing: a mean over time alone drags every moving edge behind itself (Dice of a drawn car
-driving past at 0.2 s: 0.986 without, 0.927 with such a mean, 0.985 with this one). So what came before counts
-for as much as the picture at this place resembles the frame before, and nothing of it survives a cut. How
-much it counts depends on the time between two
-frames, not on their number: a clip looks the same at any frame rate.
+a second opinion, but only of the same thing: a mean over time alone drags every moving edge behind itself
+(Dice of a drawn car driving past at 0.2 s: 0.986 without, 0.927 with such a mean, 0.985 with this one). So
+what came before counts for as much as the picture at this place resembles the frame before, and nothing of it
+survives a cut. How much it counts depends on the time between two frames, not on their number: a clip looks
+the same at any frame rate.
 """
 
 from __future__ import annotations

@@ -62,9 +62,7 @@ class Backend(ABC):
 
     @cached_property
     def input_size(self) -> Size:
-        """(height, width) of the pictures that `infer` takes: the model's own, unless the backend sets
-        another.
-        """
+        """(height, width) that `infer` takes: the model's own, unless the backend sets another."""
         return self.spec.input_size
 
     @cached_property
@@ -178,12 +176,10 @@ class Backend(ABC):
             )
 
     def _halve(self, tried: int, error: DeviceOutOfMemory) -> None:
-        """Make batches smaller, once for all threads that failed at the same size; raise where they cannot
-        be.
-        """
+        """Halve the batches, once for all threads that failed at the same size, or raise at the least."""
         with self._lock:
             if self._limit == tried:
-                self._limit = halved(tried, self.least_batch, error, self.notes)
+                self._limit = halve_batch(tried, self.least_batch, error, self.notes)
                 self._resize(self._limit)
 
     @abstractmethod
@@ -194,15 +190,13 @@ class Backend(ABC):
         """`infer` without its checks. What raises `DeviceOutOfMemory` is called again with fewer pictures."""
 
     def _resize(self, batch: int) -> None:  # noqa: B027 - most have nothing to do
-        """No more than `batch` pictures will be given at once from now on, but for calls that are on their
-        way.
-        """
+        """Adapt to batches of at most `batch` from now on, but for calls that are on their way."""
 
     @abstractmethod
     def _close(self) -> None: ...
 
 
-def halved(batch: int, least: int, error: DeviceOutOfMemory, notes: list[str]) -> int:
+def halve_batch(batch: int, least: int, error: DeviceOutOfMemory, notes: list[str]) -> int:
     """Half the batch, for which there was no memory, with a note.
 
     Raises:

@@ -1,7 +1,8 @@
 """Choose the backend that runs a model, with the reason for the choice.
 
 `auto` takes the first that can run: tensorrt, tensorrt-rtx, PyTorch on a GPU, PyTorch on the CPU. Each step
-down keeps its reason and the command that would have helped. An explicit choice never falls back.
+down keeps its reason and the command that would have helped. An explicit choice never falls back. What one
+backend alone needs is imported when its turn comes.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from unet_batch import gpu
-from unet_batch.engine import store
-from unet_batch.engine.flavours import NAMES, Flavour
-from unet_batch.engine.onnx_model import check_size
+from unet_batch.engine.flavours import NAMES
 from unet_batch.errors import BackendError, BackendUnavailable, UsageError
 from unet_batch.inference.backends.base import Backend
 from unet_batch.model import checkpoint, zoo
@@ -164,6 +163,10 @@ def _tensorrt(request: Request, name: str, reason: str) -> Backend:
         raise BackendUnavailable(
             missing, hint="install NVIDIA's driver (https://www.nvidia.com/drivers), or use --backend torch"
         )
+    from unet_batch.engine import store
+    from unet_batch.engine.flavours import Flavour
+    from unet_batch.engine.onnx_model import check_size
+
     flavour = Flavour(name)
     found = gpu.driver()
     index = _index(request.device)
@@ -227,9 +230,7 @@ def _why_torch(request: Request) -> str:
 
 
 def _because(passed: list[Step]) -> str:
-    """The reasons for stepping down, each said once: `no NVIDIA driver`, or `tensorrt: ...; tensorrt-rtx:
-    ...`.
-    """
+    """Join the reasons for stepping down, each said once: `tensorrt: ...; tensorrt-rtx: ...`."""
     reasons = dict.fromkeys(step.reason for step in passed)
     if len(reasons) <= 1:
         return "".join(reasons)

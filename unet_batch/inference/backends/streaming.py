@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from unet_batch.errors import BackendError, DeviceOutOfMemory
-from unet_batch.inference.backends.base import halved
+from unet_batch.inference.backends.base import halve_batch
 from unet_batch.inference.backends.cuda_memory import CudaMemory, Resource
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class StreamingExecutor:
             try:
                 self._build(missing[0])
             except DeviceOutOfMemory as error:
-                self.batch = halved(self.batch, self._least, error, self._notes)
+                self.batch = halve_batch(self.batch, self._least, error, self._notes)
 
     def _empty_slots(self) -> None:
         for slot in self._slots:

@@ -109,9 +109,7 @@ def _as_batch(pictures: Sequence[Pixels]) -> torch.Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The calling thread's convolutions stay in the calling thread (OpenMP keeps the count for each thread
-    apart).
-    """
+    """Keep convolutions in the calling thread; OpenMP keeps the count for each thread apart."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -14,7 +14,9 @@ rounds to milliseconds.
 
 from __future__ import annotations
 
-from unet_batch.media.video.assembling import assemble
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from unet_batch.media.video.kinds import (
     CODECS,
     EXTENSIONS,
@@ -28,9 +30,23 @@ from unet_batch.media.video.kinds import (
     output_color,
     pixel_format,
 )
-from unet_batch.media.video.live import LiveReader
-from unet_batch.media.video.reading import Reader, upright
-from unet_batch.media.video.writing import Writer, encoder_problem, make_frame
+
+if TYPE_CHECKING:
+    from unet_batch.media.video.assembling import assemble
+    from unet_batch.media.video.live import LiveReader
+    from unet_batch.media.video.reading import Reader, upright
+    from unet_batch.media.video.writing import Writer, encoder_problem, make_frame
+
+# What needs FFmpeg is imported on first use: a run over pictures alone does without it.
+_MODULES = {
+    "LiveReader": "live",
+    "Reader": "reading",
+    "Writer": "writing",
+    "assemble": "assembling",
+    "encoder_problem": "writing",
+    "make_frame": "writing",
+    "upright": "reading",
+}
 
 __all__ = [
     "CODECS",
@@ -52,3 +68,9 @@ __all__ = [
     "pixel_format",
     "upright",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
-
-from av.video.reformatter import Interpolation, VideoReformatter
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -33,7 +30,6 @@ LIMITED, FULL = 1, 2  # AVCOL_RANGE_*
 SWS = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 # swscale's quick way from YUV to RGB is off by 3 levels on average and does not come back: 10 ms instead of 1
 # ms for 1080p buy 0.4 levels, and at most 2 after the way back.
-EXACT = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
 DAMAGED = "the file is damaged or not a video: restore it from its source, or leave it out"
 
 
@@ -190,17 +186,6 @@ def output_color(clip: Clip, codec: Codec) -> ColorInfo:
     if color.matrix == RGB:
         return ColorInfo(BT709 if clip.size[0] > 576 else BT601, LIMITED, color.primaries, color.transfer)
     return replace(color, range=LIMITED) if codec.limited else color
-
-
-_threads = threading.local()
-
-
-def reformatter() -> VideoReformatter:
-    """The swscale context of this thread; to set one up for each frame would cost 8 ms."""
-    if not hasattr(_threads, "reformatter"):
-        _threads.reformatter = VideoReformatter()
-    found: VideoReformatter = _threads.reformatter
-    return found
 
 
 def reason(error: Exception) -> str:

@@ -21,7 +21,6 @@ from unet_batch.media.video.kinds import (
     BT709,
     CONTAINERS,
     DAMAGED,
-    EXACT,
     FULL,
     LIMITED,
     RGB,
@@ -30,8 +29,8 @@ from unet_batch.media.video.kinds import (
     ColorInfo,
     DecodedFrame,
     reason,
-    reformatter,
 )
+from unet_batch.media.video.swscale import EXACT, reformatter
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -16,7 +16,6 @@ import numpy as np
 from unet_batch.errors import VideoError
 from unet_batch.files.atomic import translate
 from unet_batch.media.video.kinds import (
-    EXACT,
     FULL,
     SWS,
     Clip,
@@ -25,8 +24,8 @@ from unet_batch.media.video.kinds import (
     output_color,
     pixel_format,
     reason,
-    reformatter,
 )
+from unet_batch.media.video.swscale import EXACT, reformatter
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
