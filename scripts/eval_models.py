@@ -25,7 +25,8 @@ import numpy as np
 
 import unet_batch
 from scripts import carvana
-from unet_batch.datasets.find import Dataset, Pair, find_dataset
+from unet_batch.datasets.dataset import Dataset, Pair
+from unet_batch.datasets.find import find_dataset
 from unet_batch.evaluation.evaluate import evaluate
 from unet_batch.inference.backends.base import Backend
 from unet_batch.model import zoo

@@ -45,7 +45,7 @@ class Item:
 
     @property
     def item(self) -> Item:
-        """Itself: what is made of an item has it as its `item`, and so has the item that nothing was made of."""
+        """Itself, so that a stage need not ask whether it was given an item or what was made of one."""
         return self
 
 

@@ -544,7 +544,7 @@ def test_faults_at_every_boundary_lose_nothing(tmp_path: Path, faults: dict[tupl
         patch.setattr(run_module, "RETRY_PAUSES", (0.0, 0.0))
         patch.setattr(manifest_module, "SYNC_SECONDS", 0.0)
         patch.setattr(segmenter_module.images, "read", read)
-        patch.setattr(run_module.images, "encode_mask", failing("encode", run_module.images.encode_mask))
+        patch.setattr(segmenter_module.images, "encode_mask", failing("encode", segmenter_module.images.encode_mask))
         patch.setattr(atomic.os, "replace", failing("replace", os.replace))
         patch.setattr(atomic, "open_temporary", failing("write", atomic.open_temporary))
         patch.setattr(manifest_module.os, "write", failing("record", os.write))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from unet_batch.run.execute import Plan
     from unet_batch.run.report import Failure, RunReport
     from unet_batch.training.loop import StepReport
-    from unet_batch.training.plan import Plan as TrainingPlan
+    from unet_batch.training.plan import TrainingPlan
     from unet_batch.types import Item
 
 # How the states of `manifest.State` are told, most telling first.

@@ -40,9 +40,7 @@ from unet_batch.errors import (
 from unet_batch.files.atomic import LineLog, write_atomic, write_json
 from unet_batch.files.locks import claim
 from unet_batch.files.naming import shown
-from unet_batch.inference import postprocess
 from unet_batch.inference.segmenter import Segmenter, as_error, item_of
-from unet_batch.media import images, render
 from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
 from unet_batch.run import clip as clips
 from unet_batch.run import report as reports
@@ -54,7 +52,6 @@ from unet_batch.version import __version__
 
 if TYPE_CHECKING:
     from unet_batch.inference.backends.select import Step
-    from unet_batch.types import Pixels
 
 __all__ = [
     "Failure",
@@ -547,8 +544,7 @@ class _Writer:
         self.outputs = plan.outputs
         self.segmenter = segmenter
         self.kinds = plan.outputs.kinds
-        self.classes = segmenter.spec.classes
-        names = self.classes.names
+        names = segmenter.spec.classes.names
         if segmenter.spec.output == "class_ids" and (
             wrong := sorted({"cutout", "prob", "prob16"}.intersection(self.kinds))
         ):
@@ -560,34 +556,16 @@ class _Writer:
 
     def render(self, prediction: Prediction) -> _Encoded:
         begun = time.perf_counter()
-        item, placement = prediction.frame.item, prediction.frame.placement
-        mask = self.segmenter.mask(prediction) if {"mask", "overlay"}.intersection(self.kinds) else None
+        item, result = prediction.item, self.segmenter.result(prediction)
         files = []
         for kind in self.kinds:
             try:
-                if kind == "mask" and mask is not None:
-                    data = images.encode_mask(mask)
-                elif kind == "overlay" and mask is not None:
-                    data = images.encode_jpeg(render.overlay(self._pixels(prediction), mask, self.classes))
-                elif kind == "cutout":
-                    probability = postprocess.probability(prediction.map, placement)
-                    data = images.encode_rgba(
-                        render.cutout(self._pixels(prediction), probability, self.segmenter.threshold)
-                    )
-                elif kind == "prob":
-                    data = images.encode_map(postprocess.probability(prediction.map, placement))
-                else:
-                    data = images.encode_map(postprocess.probability16(prediction.map, placement))
+                data = result.encode(kind)
             except UnetBatchError as error:
                 error.message = f"{item.path}: {kind}: {error.message}"
                 raise
             files.append((kind, self.outputs.file(kind, item.key), data))
         return _Encoded(item, tuple(files), {"render": time.perf_counter() - begun})
-
-    @staticmethod
-    def _pixels(prediction: Prediction) -> Pixels:
-        assert prediction.frame.pixels is not None, "decoded without its pixels"
-        return prediction.frame.pixels
 
 
 def _is_passing(error: BaseException | None) -> bool:
