@@ -1,5 +1,4 @@
-"""Measure models on pictures that were kept out of training: cars by car, drawn scenes, and how long a
-picture takes.
+"""Measure models on pictures that were kept out of training, and how long a picture takes.
 
     python -m scripts.eval_models [MODEL ...] [--size HxW] [--json FILE] [--plot FILE]
 

@@ -1,8 +1,7 @@
-"""What surrounds TensorRT in its backend: the proof at the first run, batches, buffers. Host memory stands
-for the GPU.
+"""What surrounds TensorRT in its backend: the proof at the first run, batches and buffers, in host memory.
 
-The calls into TensorRT itself (`Plan`, `Program.prepare`, `Execution`) need a real one: `test_a_real_engine`,
-gpu_check.py.
+The calls into TensorRT itself (`LoadedEngine`, `Program.prepare`, `Execution`) need a real one:
+`test_a_real_engine`, and `python -m scripts.gpu_check`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ H200 = gpu.Driver((13, 0), (gpu.Gpu(0, "NVIDIA H200", (9, 0), 150_000_000_000),)
 FLAVOUR = SimpleNamespace(name="tensorrt", version="10.9", strongly_typed=True)
 
 
-class HostPlan:
+class HostEngine:
     """A loaded plan that computes brightness in host memory."""
 
     loaded = 0
@@ -49,7 +48,7 @@ class HostPlan:
     ) -> None:
         assert data == b"plan"
         self.given = kernels
-        HostPlan.loaded += 1
+        HostEngine.loaded += 1
         self.flavour, self.memory = flavour, memory
 
     def information(self) -> str:
@@ -59,20 +58,20 @@ class HostPlan:
         return self.given or self.compiled
 
     def close(self) -> None:
-        HostPlan.loaded -= 1
+        HostEngine.loaded -= 1
 
 
-def host_program(plan: HostPlan, shape: tuple[int, int, int]) -> Brightness:
+def host_program(plan: HostEngine, shape: tuple[int, int, int]) -> Brightness:
     return Brightness(plan.memory, shape, plan.largest)
 
 
 @pytest.fixture(autouse=True)
 def on_the_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(tensorrt, "Plan", HostPlan)
+    monkeypatch.setattr(tensorrt, "LoadedEngine", HostEngine)
     monkeypatch.setattr(tensorrt, "Program", host_program)
     monkeypatch.setattr(gpu, "driver", lambda: H200)
     yield
-    assert HostPlan.loaded == 0, "every plan is unloaded, whatever happened"
+    assert HostEngine.loaded == 0, "every plan is unloaded, whatever happened"
 
 
 def engine(folder: Path, *, right: bool = True, verified: bool = False) -> Engine:
@@ -139,7 +138,7 @@ class TestTheFirstRun:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The profile's largest was too much for this GPU: a run that does not need it opens at once."""
-        monkeypatch.setattr(HostPlan, "largest", 4)
+        monkeypatch.setattr(HostEngine, "largest", 4)
         made = engine(tmp_path)
         with backend(made) as opened:
             assert any("first run on this GPU" in note for note in opened.notes)
@@ -202,20 +201,20 @@ class TestTheFirstRun:
     def test_of_a_weakly_typed_engine_the_inspector_must_name_its_layers(self, tmp_path: Path) -> None:
         made = engine(tmp_path)
         convolutions = {"conv": onnx_model.Convolution(10, "fp32", False, "down.0.0")}
-        plan = HostPlan(SimpleNamespace(name="tensorrt", strongly_typed=False), b"plan", HostMemory())
+        loaded = HostEngine(SimpleNamespace(name="tensorrt", strongly_typed=False), b"plan", HostMemory())
         with pytest.raises(BackendError, match="names 0 of 1 convolutions"):
-            tensorrt._execute(plan, made.sidecar, made.read_reference(), convolutions, (1,))  # type: ignore[arg-type]
-        plan.inspector = json.dumps(
+            tensorrt.prove_loaded(loaded, made.sidecar, made.read_reference(), convolutions, (1,))  # type: ignore[arg-type]
+        loaded.inspector = json.dumps(
             {"Layers": [{"Name": "conv", "Inputs": [{"Format/Datatype": "FP32 NCHW"}]}]}
         )
         with pytest.raises(BackendError, match=r"asked for fp16, but only 0\.0% .* in the engine"):
-            tensorrt._execute(plan, made.sidecar, made.read_reference(), convolutions, (1,))  # type: ignore[arg-type]
-        plan.inspector = json.dumps(
+            tensorrt.prove_loaded(loaded, made.sidecar, made.read_reference(), convolutions, (1,))  # type: ignore[arg-type]
+        loaded.inspector = json.dumps(
             {"Layers": [{"Name": "conv", "Inputs": [{"Format/Datatype": "Half NHWC8"}]}]}
         )
-        ran = tensorrt._execute(plan, made.sidecar, made.read_reference(), convolutions, (1,))  # type: ignore[arg-type]
+        ran = tensorrt.prove_loaded(loaded, made.sidecar, made.read_reference(), convolutions, (1,))  # type: ignore[arg-type]
         assert ran.shares[0]["body"] == 1
-        plan.close()
+        loaded.close()
 
 
 class TestRunning:
@@ -237,7 +236,7 @@ class TestRunning:
             backend(made).open()
 
     def test_too_large_for_the_gpu(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(HostPlan, "largest", 2)
+        monkeypatch.setattr(HostEngine, "largest", 2)
         with backend(engine(tmp_path, verified=True), batch_size=8) as opened:
             assert opened.batch_size == 2
             assert opened.notes == [
@@ -250,7 +249,7 @@ class TestRunning:
     def test_what_was_compiled_for_this_gpu_is_kept(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(HostPlan, "compiled", b"kernels")
+        monkeypatch.setattr(HostEngine, "compiled", b"kernels")
         made = engine(tmp_path, verified=True)
         with backend(made):
             pass

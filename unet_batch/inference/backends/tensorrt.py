@@ -155,7 +155,7 @@ class TensorRTBackend(Backend):
         # Later only what this run needs: the profile's largest batch may not fit beside other programs, today
         # or ever.
         batches = (self.batch_size,) if proven else (*sidecar.recipe.profile.batch, self.batch_size)
-        ran = _run_proof(loaded, sidecar, self.engine.read_reference(), {}, batches)
+        ran = prove_loaded(loaded, sidecar, self.engine.read_reference(), {}, batches)
         try:
             for batch, parity in ran.parities.items():
                 parity.check(self.precision, f"{_basename(self.engine.path)} on {card}, {batch}")
@@ -214,12 +214,12 @@ def run_proof(
     """
     loaded = LoadedEngine(flavour, plan, open_memory(device))
     try:
-        return _run_proof(loaded, sidecar, reference, convolutions, sidecar.recipe.profile.batch, device)
+        return prove_loaded(loaded, sidecar, reference, convolutions, sidecar.recipe.profile.batch, device)
     finally:
         loaded.close()
 
 
-def _run_proof(
+def prove_loaded(
     loaded: LoadedEngine,
     sidecar: Sidecar,
     reference: Reference,
@@ -227,6 +227,7 @@ def _run_proof(
     batches: Iterable[int],
     device: int = 0,
 ) -> ProofRun:
+    """Run a loaded engine on the reference at several batch sizes. Raises BackendError as `run_proof`."""
     least = sidecar.recipe.profile.batch[0]
     notes: list[str] = []
     program = Program(loaded, (*sidecar.recipe.profile.size[1], sidecar.spec.in_channels))
