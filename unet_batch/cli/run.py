@@ -17,6 +17,7 @@ from unet_batch.cli.clips import RunCommand, clip_arguments, clip_options, video
 from unet_batch.cli.errors import printable, reported
 from unet_batch.cli.network import network_options
 from unet_batch.errors import OutputError, UsageError
+from unet_batch.run.observe import Observer, Stop
 from unet_batch.types import KINDS
 
 if TYPE_CHECKING:
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
     from unet_batch.inference.backends.select import Step
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.model.checkpoint import CheckpointFile
-    from unet_batch.run.execute import Log, Plan, RunOptions, Stop
-    from unet_batch.run.report import RunReport
+    from unet_batch.run.execute import Plan, RunOptions
+    from unet_batch.run.report import Failure, RunReport
+    from unet_batch.types import Item
+
+    Log = Callable[[Mapping[str, Any]], None]
 
 
 def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
@@ -128,19 +132,8 @@ def run(**options: Any) -> None:
             screen.todo(plan)
             screen.dry_run(plan)
             return
-        with _told(screen, options["log_json"]) as (progress, log, stop, on_start):
-            report = execute(
-                plan,
-                segmenter,
-                file.as_dict(),
-                progress.advance,
-                passed,
-                on_start=on_start,
-                on_wait=lambda owner: screen.line("waiting", f"{owner} is writing to this folder"),
-                on_frame=progress.frame,
-                log=log,
-                stop=stop,
-            )
+        with _told(screen, options["log_json"]) as (observer, stop):
+            report = execute(plan, segmenter, observer, stop, model=file.as_dict(), passed_over=passed)
     screen.summary(report)
     if options["as_json"]:
         _print_json(report)
@@ -180,19 +173,9 @@ def watch(settle: float, **options: Any) -> None:
     own = _run_options(options)
     with _opened(screen, options) as (file, segmenter, passed):
         screen.line("watching", *own.sources)
-        with _told(screen, options["log_json"], batches=True) as (progress, log, stop, on_start):
+        with _told(screen, options["log_json"], batches=True) as (observer, stop):
             found = watch_folders(
-                own,
-                segmenter,
-                file.as_dict(),
-                progress.advance,
-                passed,
-                settle=settle,
-                on_start=on_start,
-                on_batch=screen.batch,
-                on_frame=progress.frame,
-                log=log,
-                stop=stop,
+                own, segmenter, observer, stop, settle, model=file.as_dict(), passed_over=passed
             )
     screen.line(
         "stopped", f"{found.done:,} done", f"{found.failed:,} failed" if found.failed else "nothing failed"
@@ -266,13 +249,38 @@ def _opened(
         yield file, segmenter, passed
 
 
-@contextmanager
-def _told(
-    screen: Screen, log_json: str | None, *, batches: bool = False
-) -> Iterator[tuple[RunProgress, Log | None, Stop, Callable[[Plan], None]]]:
-    """Those who hear of a run: the progress, the log, what stops it, and who is told that it begins."""
-    from unet_batch.run.execute import Stop
+class _Observers(Observer):
+    """Those who hear of a run: the screen, its progress, and the log."""
 
+    def __init__(
+        self, screen: Screen, progress: RunProgress, log: Log | None, on_start: Callable[[], None]
+    ) -> None:
+        self.screen, self.progress, self.log, self.on_start = screen, progress, log, on_start
+
+    def start(self, plan: Plan) -> None:
+        self.progress.start(plan)
+        self.on_start()
+
+    def wait(self, owner: str) -> None:
+        self.screen.line("waiting", f"{owner} is writing to this folder")
+
+    def outcome(self, item: Item, failure: Failure | None) -> None:
+        self.progress.advance(item, failure)
+
+    def frame(self, item: Item, done: int, total: int | None) -> None:
+        self.progress.frame(item, done, total)
+
+    def batch(self, report: RunReport) -> None:
+        self.screen.batch(report)
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        if self.log is not None:
+            self.log(event)
+
+
+@contextmanager
+def _told(screen: Screen, log_json: str | None, *, batches: bool = False) -> Iterator[tuple[Observer, Stop]]:
+    """Those who hear of a run, and what stops it."""
     with ExitStack() as stack:
         log = stack.enter_context(_log(log_json, screen))
         progress = stack.enter_context(screen.progress())
@@ -281,14 +289,13 @@ def _told(
             stack.enter_context(_stopping(stop))
             stopping = True
 
-        def on_start(plan: Plan) -> None:
+        def on_start() -> None:
             nonlocal stopping
-            progress.start(plan)
             if not stopping:
                 stack.enter_context(_stopping(stop))  # until now there was nothing to finish
                 stopping = True
 
-        yield progress, log, stop, on_start
+        yield _Observers(screen, progress, log, on_start), stop
 
 
 def _builder(
