@@ -218,35 +218,33 @@ def _opened(
     screen: Screen, options: dict[str, Any]
 ) -> Iterator[tuple[CheckpointFile, Segmenter, Sequence[Step]]]:
     """The model on the best backend, presented on the screen."""
-    from unet_batch.inference.backends.select import Request, select
-    from unet_batch.inference.segmenter import Segmenter
+    from unet_batch.inference.backends.select import Request
+    from unet_batch.inference.segmenter import open_segmenter
     from unet_batch.media.images import MAX_PIXELS
     from unet_batch.model import checkpoint, zoo
 
     file = checkpoint.identify(zoo.resolve(options["model"]))
     engines_dir, size, batch_size = options["engines_dir"], options["size"], options["batch_size"]
     builder = _builder(screen, file.path, engines_dir, size, batch_size) if options["build"] else None
-    chosen, passed = select(
-        Request(
-            file,
-            options["backend"],
-            options["device"],
-            batch_size,
-            size,
-            engines_dir,
-            options["require_gpu"],
-            builder,
-        )
+    request = Request(
+        file,
+        options["backend"],
+        options["device"],
+        batch_size,
+        size,
+        engines_dir,
+        options["require_gpu"],
+        builder,
     )
-    with Segmenter(
-        chosen,
+    with open_segmenter(
+        request,
         threshold=options["threshold"],
         workers=options["workers"],
         max_pixels=options["max_pixels"] or MAX_PIXELS,
         isolate=options["isolate"],
     ) as segmenter:
-        screen.model(file, segmenter, passed)
-        yield file, segmenter, passed
+        screen.model(file, segmenter, segmenter.passed_over)
+        yield file, segmenter, segmenter.passed_over
 
 
 class _Observers(Observer):

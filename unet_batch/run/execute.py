@@ -555,7 +555,6 @@ def _is_passing(error: BaseException | None) -> bool:
 def _new_report(
     plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], passed_over: Sequence[Step]
 ) -> RunReport:
-    backend = segmenter.backend
     return RunReport(
         unet_batch=__version__,
         status="running",
@@ -563,18 +562,7 @@ def _new_report(
         sources=tuple(map(shown, plan.options.sources)),
         save=plan.options.save,
         model=model,
-        backend={
-            "name": backend.name,
-            "reason": backend.reason,
-            "precision": backend.precision,
-            "input_size": list(backend.input_size),
-            "passed_over": [dataclasses.asdict(step) for step in passed_over],
-            "notes": backend.notes,  # the list itself: what happens later belongs into the final report, too
-            "batch_size": backend.batch_size,
-            "streams": backend.streams,
-            "workers": segmenter.workers,
-            "threshold": segmenter.threshold,
-        },
+        backend=segmenter.describe(),
         found=len(plan.items),
         skipped=plan.skipped,
         shard=str(plan.options.shard or ""),
