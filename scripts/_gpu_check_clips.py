@@ -280,12 +280,10 @@ def _best(engines: str, device: str | None) -> tuple[Backend, list[str]]:
 
     model = checkpoint.identify(zoo.resolve(None))
     try:
-        backend, passed = select(
-            Request(model, device=device, engines_dir=engines, require_gpu=device != "cpu")
-        )
+        found = select(Request(model, device=device, engines_dir=engines, require_gpu=device != "cpu"))
     except BackendUnavailable as error:
         raise Skip(error.message) from error
-    return backend, [f"{step.name}: {step.reason}" for step in passed]
+    return found.backend, [f"{step.name}: {step.reason}" for step in found.passed_over]
 
 
 def _segmented(segmenter: Segmenter, path: str, folder: str, options: VideoOptions, rounds: int) -> Data:

@@ -245,7 +245,7 @@ def _run(make: Callable[[], Backend], items: str, folder: str, rounds: int) -> D
 
         def once() -> Any:
             plan = prepare(RunOptions((items,), out, overwrite=True))
-            return execute(plan, segmenter, {}, lambda item, failure: None)
+            return execute(plan, segmenter)
 
         once()  # loads kernels, fills the page cache
         reports = sorted((once() for _ in range(rounds)), key=lambda report: report.seconds)

@@ -65,7 +65,7 @@ def naive_loop(loaded: Checkpoint, paths: list[str], out: str) -> float:
 def our_run(segmenter: Segmenter, paths: list[str], out: str) -> RunReport:
     """The report of one run."""
     plan = prepare(RunOptions(tuple(paths), out, overwrite=True))
-    report = execute(plan, segmenter, {}, lambda item, failure: None)
+    report = execute(plan, segmenter)
     assert report.done == len(paths), report.failures
     return report
 

@@ -66,15 +66,19 @@ def load(
         BackendUnavailable: the backend or device that was asked for cannot be used.
         UsageError: an argument is out of range.
     """
-    from unet_batch.inference.backends.select import Request, select
-    from unet_batch.inference.segmenter import Segmenter
+    from unet_batch.inference.backends.select import Request
+    from unet_batch.inference.segmenter import open_segmenter
     from unet_batch.media.images import MAX_PIXELS
     from unet_batch.model import checkpoint, zoo
 
     file = checkpoint.identify(zoo.resolve(model))
-    chosen, _ = select(Request(file, backend, device, batch_size, size, engines_dir, require_gpu))
-    limit = MAX_PIXELS if max_pixels is None else max_pixels
-    return Segmenter(chosen, threshold=threshold, workers=workers, max_pixels=limit, isolate=isolate)
+    return open_segmenter(
+        Request(file, backend, device, batch_size, size, engines_dir, require_gpu),
+        threshold=threshold,
+        workers=workers,
+        max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
+        isolate=isolate,
+    )
 
 
 def __getattr__(name: str) -> Any:

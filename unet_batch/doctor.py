@@ -211,10 +211,12 @@ def _choice(segmenter: Any) -> dict[str, Any]:
 
     model = checkpoint.identify(zoo.resolve(None))
     cpu = TorchBackend(checkpoint.load(model.path), "cpu")
-    auto, passed = select(Request(model, engines_dir=os.environ.get("UNET_BATCH_ENGINES", "engines")))
-    # `auto` is open, and stays so: this process is about to end.
-    steps = {step.name: (step.reason, step.fix.removeprefix("build one: ")) for step in passed}
-    return {"auto": f"{auto.name} {auto.precision}", "cpu": cpu.precision, "why": cpu.reason, "passed": steps}
+    with select(Request(model, engines_dir=os.environ.get("UNET_BATCH_ENGINES", "engines"))) as selection:
+        auto = f"{selection.backend.name} {selection.backend.precision}"
+    passed = {
+        step.name: (step.reason, step.fix.removeprefix("build one: ")) for step in selection.passed_over
+    }
+    return {"auto": auto, "cpu": cpu.precision, "why": cpu.reason, "passed": passed}
 
 
 def _cuda(torch: Any) -> dict[str, str]:

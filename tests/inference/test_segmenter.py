@@ -26,7 +26,9 @@ from unet_batch.errors import (
     UsageError,
 )
 from unet_batch.inference import segmenter as segmenter_module
-from unet_batch.inference.segmenter import Segmenter
+from unet_batch.inference.backends.select import Request, Selection, Step
+from unet_batch.inference.segmenter import Segmenter, open_segmenter
+from unet_batch.model import checkpoint
 from unet_batch.testing import FakeBackend, fake_spec
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
@@ -97,7 +99,7 @@ def test_arguments_out_of_range(bad: dict[str, int]) -> None:
 @pytest.mark.parametrize("bad", [{"threshold": 0}, {"workers": 0}])
 def test_a_backend_that_was_open_is_closed_where_it_is_refused(bad: dict[str, int]) -> None:
     backend = FakeBackend()
-    backend.__enter__()
+    backend.open()
     with pytest.raises(UsageError, match="expected"):
         Segmenter(backend, **bad)
     assert not backend.is_open
@@ -105,9 +107,42 @@ def test_a_backend_that_was_open_is_closed_where_it_is_refused(bad: dict[str, in
 
 def test_a_backend_may_be_open_already(photo: Path) -> None:
     backend = FakeBackend()
-    backend.__enter__()
+    backend.open()
     with Segmenter(backend) as segmenter:
         assert segmenter(photo).shape == (64, 96)
+    assert not backend.is_open
+
+
+def test_knows_its_model_and_why_its_backend_was_chosen(tiny: str, photo: Path) -> None:
+    file = checkpoint.identify(tiny)
+    with open_segmenter(Request(file, "torch", "cpu"), threshold=0.25, workers=2) as segmenter:
+        assert segmenter.model is file
+        assert segmenter.passed_over == ()
+        assert segmenter(photo).shape == (64, 96)
+    assert not segmenter.backend.is_open
+    assert Segmenter(FakeBackend()).model is None
+
+
+def test_describes_what_runs_for_reports() -> None:
+    step = Step("tensorrt", "no NVIDIA driver", "install it")
+    with Segmenter(FakeBackend(), passed_over=[step], threshold=0.25, workers=2) as segmenter:
+        described = segmenter.describe()
+        assert described == {
+            **segmenter.backend.describe(),
+            "passed_over": [{"name": "tensorrt", "reason": "no NVIDIA driver", "fix": "install it"}],
+            "workers": 2,
+            "threshold": 0.25,
+        }
+
+
+@pytest.mark.parametrize("bad", [{"threshold": 0}, {"workers": 0}])
+def test_a_refusal_leaves_no_backend_open(
+    tiny: str, bad: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = FakeBackend()
+    monkeypatch.setattr(segmenter_module, "select", lambda request: Selection(backend.open()))
+    with pytest.raises(UsageError, match="expected"):
+        open_segmenter(Request(checkpoint.identify(tiny)), **bad)
     assert not backend.is_open
 
 

@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
+from tests.helpers.observers import observing
 from tests.run.test_run import files, half_bright, read, write
 from unet_batch.errors import FolderInUse, ManifestError, OutputError, SourceError, UsageError
 from unet_batch.files import sinks
@@ -36,9 +37,10 @@ from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run import execute as run_module
 from unet_batch.run import manifest as manifest_module
-from unet_batch.run.execute import RunOptions, RunReport, Stop, execute, prepare, recipe_of, resume
+from unet_batch.run.execute import RunOptions, RunReport, execute, prepare, recipe_of, resume
 from unet_batch.run.manifest import Manifest
 from unet_batch.run.merge import merge
+from unet_batch.run.observe import Stop
 from unet_batch.run.shard import Shard
 from unet_batch.testing import FakeBackend
 
@@ -75,13 +77,14 @@ def run(
     workers: int = 2,
     answer: Callable[[np.ndarray], np.ndarray] | None = None,
     stop: Stop | None = None,
-    log: Callable[[Any], None] | None = None,
+    log: Callable[[Any], None] = lambda event: None,
     **options: Any,
 ) -> RunReport:
     plan = prepare(RunOptions((str(folder),), str(out), **options))
+    observer = observing(outcome=lambda item, failure: on_outcome(item.key), event=log)
     backend = FakeBackend(answer=answer, batch_size=batch_size)
     with Segmenter(backend, threshold=threshold, workers=workers) as segmenter:
-        return execute(plan, segmenter, model, lambda item, failure: on_outcome(item.key), stop=stop, log=log)
+        return execute(plan, segmenter, observer, stop, model=model)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -407,13 +410,8 @@ def test_stop_while_waiting_to_try_again(
 def test_a_source_that_vanished_is_named(photos: Path, tmp_path: Path) -> None:
     plan = prepare(RunOptions((str(photos),), str(tmp_path / "out")))
     with Segmenter(FakeBackend(), workers=1) as segmenter:
-        report = execute(
-            plan,
-            segmenter,
-            FAKE,
-            lambda item, failure: None,
-            on_start=lambda plan: (photos / "sub/deep/c.png").unlink(),
-        )
+        observer = observing(start=lambda plan: (photos / "sub/deep/c.png").unlink())
+        report = execute(plan, segmenter, observer, model=FAKE)
     assert (report.done, report.failed) == (3, 1)
     assert report.failures[0].error == "SourceVanished"
     assert "it was there when the run began, and is gone now" in report.failures[0].message
@@ -423,7 +421,7 @@ def test_a_source_that_never_was(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{photos}/a.png\n{photos}/none.png\n")
     plan = prepare(RunOptions((f"@{tmp_path / 'list.txt'}",), str(tmp_path / "out")))
     with Segmenter(FakeBackend()) as segmenter:
-        report = execute(plan, segmenter, FAKE, lambda item, failure: None)
+        report = execute(plan, segmenter, model=FAKE)
     assert [failure.error for failure in report.failures] == ["ImageError"]
 
 
@@ -606,7 +604,7 @@ def test_the_second_waits(photos: Path, tmp_path: Path) -> None:
         holding.set()
 
     with Segmenter(FakeBackend()) as segmenter:
-        report = execute(plan, segmenter, FAKE, lambda item, failure: None, on_wait=on_wait)
+        report = execute(plan, segmenter, observing(wait=on_wait), model=FAKE)
     other.join()
     assert report.done == 4
     assert len(told) == 1
@@ -811,7 +809,7 @@ from unet_batch.testing import FakeBackend
 model = {"name": "fake", "sha256": "0", "classes": ["class0"]}
 plan = prepare(RunOptions((sys.argv[1],), sys.argv[2], OPTIONS))
 with Segmenter(FakeBackend(), workers=2) as segmenter:
-    report = execute(plan, segmenter, model, lambda item, failure: None)
+    report = execute(plan, segmenter, model=model)
 sys.exit(report.exit_code)
 """
 
@@ -920,13 +918,11 @@ def test_twenty_thousand_files_of_which_a_thousand_are_corrupt(tmp_path: Path) -
     plan = prepare(RunOptions((str(folder),), str(out)))
     started: list[float] = []
     with Segmenter(FakeBackend(), workers=2) as segmenter:
-        report = execute(
-            plan,
-            segmenter,
-            FAKE,
-            lambda item, failure: resident.append(process.memory_info().rss),
-            on_start=lambda plan: started.append(time.process_time() - begun),
+        observer = observing(
+            start=lambda plan: started.append(time.process_time() - begun),
+            outcome=lambda item, failure: resident.append(process.memory_info().rss),
         )
+        report = execute(plan, segmenter, observer, model=FAKE)
     assert (report.done, report.failed, report.left) == (19_000, 1000, 0)
     assert started[0] < 5
     assert max(resident[5000:]) - resident[4999] < 30e6
@@ -954,7 +950,7 @@ def test_what_crashed_its_decoder_is_quarantined(tmp_path: Path, monkeypatch: py
     def segment(**options: Any) -> RunReport:
         plan = prepare(RunOptions((str(folder),), **options))
         with Segmenter(FakeBackend(), workers=1, isolate=plan.options.isolate) as segmenter:
-            return execute(plan, segmenter, {"name": "fake", "sha256": "0"}, lambda item, failure: None)
+            return execute(plan, segmenter, model={"name": "fake", "sha256": "0"})
 
     report = segment(isolate=True)
     assert (report.done, report.failed, report.failures[0].error) == (1, 1, "DecoderCrashed")

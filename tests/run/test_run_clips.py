@@ -14,14 +14,16 @@ import pytest
 from PIL import Image
 
 from tests.helpers.footage import Footage
+from tests.helpers.observers import observing
 from unet_batch.errors import BackendError, OutputError, UsageError
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media.video import CODECS, encoder_problem
 from unet_batch.run import clip as clips
 from unet_batch.run.clip import Position, VideoOptions
-from unet_batch.run.execute import RunOptions, RunReport, Stop, execute, prepare, recipe_of, resume
+from unet_batch.run.execute import RunOptions, RunReport, execute, prepare, recipe_of, resume
 from unet_batch.run.manifest import Manifest
 from unet_batch.run.merge import merge
+from unet_batch.run.observe import Stop
 from unet_batch.run.shard import Shard
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
@@ -51,8 +53,9 @@ def segment(
     options.setdefault("save", ("mask", "overlay"))
     plan = prepare(RunOptions(tuple(map(str, sources)), **options))
     with Segmenter(backend or FakeBackend(), workers=2) as segmenter:
-        model = {"name": "fake", "sha256": "0"}
-        return execute(plan, segmenter, model, lambda item, failure: None, on_frame=on_frame, stop=stop)
+        return execute(
+            plan, segmenter, observing(frame=on_frame), stop, model={"name": "fake", "sha256": "0"}
+        )
 
 
 def files(folder: Path) -> dict[str, bytes]:

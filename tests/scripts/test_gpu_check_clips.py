@@ -158,7 +158,7 @@ def test_an_encoder_that_spoils_pictures_is_found(folder: str, monkeypatch: pyte
 def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeBackend]:
     """Instead of the best one."""
     found = FakeBackend(fake_spec((32, 48)), batch_size=4)
-    monkeypatch.setattr(clips, "_best", lambda engines, device: (found.__enter__(), ["tensorrt: not here"]))
+    monkeypatch.setattr(clips, "_best", lambda engines, device: (found.open(), ["tensorrt: not here"]))
     yield found
     assert not found.is_open
 
@@ -195,7 +195,7 @@ def test_an_overlay_that_is_not_in_time_is_found() -> None:
 
 def test_the_best_backend_names_what_was_passed_over(tmp_path: Path) -> None:
     backend, passed = clips._best(str(tmp_path), "cpu")
-    backend.__exit__(None, None, None)
+    backend.close()
     assert (backend.name, passed) == ("torch-cpu", [])
 
 

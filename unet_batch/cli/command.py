@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import click
 from click.exceptions import NoArgsIsHelpError
@@ -14,6 +14,9 @@ from click.shell_completion import CompletionItem
 
 from unet_batch.cli.text import arguments_with_spaces, columns, printable, wrap
 from unet_batch.errors import UnetBatchError
+
+if TYPE_CHECKING:
+    from click.core import OptionHelpExtra
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -36,6 +39,9 @@ SECTIONS = (
 """Headings of options in `--help`, in this order."""
 
 
+_HYPHEN = "\u2011"  # which no line is broken at
+
+
 class Option(click.Option):
     """An option that `--help` shows under a heading.
 
@@ -46,6 +52,12 @@ class Option(click.Option):
     def __init__(self, *arguments: Any, section: str = "", **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.section = section
+
+    def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
+        """What stands in brackets: no ranges, which errors tell whoever leaves them."""
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        return extra
 
 
 option: Callable[..., Callable[[F], F]] = functools.partial(click.option, cls=Option)
@@ -113,15 +125,40 @@ class Bundle(Generic[T]):
         return bundled
 
 
+class Formatter(click.HelpFormatter):
+    """Writes help that breaks lines at spaces only: `--batch-size` and `unet-batch` stay whole."""
+
+    def write_text(self, text: str) -> None:
+        """Write a paragraph."""
+        super().write_text(text.replace("-", _HYPHEN))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """Write names with their meanings beside them, which keep most of a narrow terminal."""
+        whole = [(name, text.replace("-", _HYPHEN)) for name, text in rows]
+        super().write_dl(whole, min(col_max, self.width * 3 // 10), col_spacing)
+
+    def getvalue(self) -> str:
+        """The help as text."""
+        return super().getvalue().replace(_HYPHEN, "-")
+
+
+class Context(click.Context):
+    """What click knows of a command line; here for its formatter of help."""
+
+    formatter_class = Formatter
+
+
 class Command(click.Command):
-    """A command whose help shows its options in sections, with room for their text on narrow terminals."""
+    """A command whose help shows its options in sections."""
+
+    context_class = Context
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options section by section; those without one come last."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(context):
             record = parameter.get_help_record(context)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 sections.setdefault(getattr(parameter, "section", ""), []).append(record)
         rest = sections.pop("", [])
         named = [(name, sections[name]) for name in SECTIONS if name in sections]
@@ -129,13 +166,17 @@ class Command(click.Command):
             named[-1][1].extend(rest)
         for heading, records in named or [("Options", rest)]:
             with formatter.section(heading):
-                formatter.write_dl(records, col_max=min(30, formatter.width * 3 // 10))
+                formatter.write_dl(records)
 
 
 class Program(click.Group):
     """`unet-batch`: all errors look alike, and have exit code 2; Ctrl-C has 130."""
 
-    command_class = Command
+    context_class = Context
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order they were added, which is the order they are met in."""
+        return list(self.commands)
 
     def main(
         self,

@@ -8,18 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
+from unet_batch.cli.text import printable
 from unet_batch.errors import UnetBatchError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def printable(text: str) -> str:
-    """`text` without anything that could steer a terminal: file names may hold escape codes and undecodable
-    bytes.
-    """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text
-    )
 
 
 def reported(command: Command) -> Command:

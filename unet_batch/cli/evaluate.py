@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from math import nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -185,30 +184,20 @@ def _judged(out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, **o
     file = checkpoint.identify(zoo.resolve(options["model"]))
     agreed(dataset.classes, file.spec.classes)  # before the seconds that loading torch takes
     _warn_of_known(out, dataset, pairs, file)
-    from unet_batch.inference.backends.select import Request, select
-    from unet_batch.inference.segmenter import Segmenter
+    from unet_batch.inference.backends.select import Request
+    from unet_batch.inference.segmenter import open_segmenter
 
     asked = {
         name: options[name]
         for name in ("backend", "device", "batch_size", "size", "engines_dir", "require_gpu")
     }
-    chosen, passed = select(Request(file, **asked))
-    with Segmenter(chosen, threshold=options["threshold"], workers=options["workers"]) as segmenter:
-        Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(file, segmenter, passed)
+    request = Request(file, **asked)
+    with open_segmenter(request, threshold=options["threshold"], workers=options["workers"]) as segmenter:
+        Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(file, segmenter, segmenter.passed_over)
         with _progress("segmenting", len(pairs)) as progress:
             evaluation = evaluate(dataset, pairs, segmenter, progress=progress)
         sheet = _sheet(dataset, pairs, evaluation, worst, segmenter)
-    backend = {
-        "name": chosen.name,
-        "reason": chosen.reason,
-        "precision": chosen.precision,
-        "input_size": list(chosen.input_size),
-        "passed_over": [asdict(step) for step in passed],
-        "batch_size": chosen.batch_size,
-        "threshold": segmenter.threshold,
-        "notes": list(chosen.notes),
-    }
-    return _Outcome(evaluation, file.as_dict(), backend, None, sheet)
+    return _Outcome(evaluation, file.as_dict(), segmenter.describe(), None, sheet)
 
 
 def _warn_of_known(out: Lines, dataset: Dataset, pairs: Sequence[Pair], file: CheckpointFile) -> None:

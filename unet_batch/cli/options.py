@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from unet_batch.datasets.find import Dataset
     from unet_batch.inference.backends.select import Request
     from unet_batch.model.checkpoint import CheckpointFile
-    from unet_batch.run.options import RunOptions, VideoOptions
+    from unet_batch.run.clip import VideoOptions
+    from unet_batch.run.plan import RunOptions
 
 Size = tuple[int, int]
 
@@ -131,6 +132,7 @@ network_options = Bundle(
     ),
     _model(
         ["--threshold"],
+        metavar="P",
         type=click.FloatRange(0, 1, min_open=True),
         help="Probability from which a pixel counts.  [default: the model's, mostly 0.5]",
     ),
@@ -153,6 +155,7 @@ network_options = Bundle(
     engines_dir_option("Model"),
     _scale(
         ["--batch-size"],
+        metavar="N",
         type=click.IntRange(1, 4096),
         help="Most pictures in one pass of the network.  [default: fits the device]",
     ),
@@ -201,7 +204,7 @@ def make_run_options(
     Raises:
         UsageError: the shard cannot be read.
     """
-    from unet_batch.run.options import RunOptions, VideoOptions
+    from unet_batch.run.plan import RunOptions
     from unet_batch.run.shard import Shard
 
     return RunOptions(
@@ -278,7 +281,7 @@ def make_video_options(
     Raises:
         UsageError: a time cannot be read, or the quality is not one of the codec's.
     """
-    from unet_batch.run.options import Position, VideoOptions
+    from unet_batch.run.clip import Position, VideoOptions
 
     return VideoOptions(
         codec=codec,

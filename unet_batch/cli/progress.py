@@ -28,7 +28,7 @@ from unet_batch.files import naming
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines, Screen
-    from unet_batch.run.plan import RunPlan
+    from unet_batch.run.plan import Plan
     from unet_batch.run.report import Failure
     from unet_batch.training.loop import StepReport
     from unet_batch.training.plan import Plan as TrainingPlan
@@ -65,7 +65,7 @@ class RunProgress:
         self.begun = self.spoken = time.monotonic()
         self.clip, self.clip_begun, self.clip_first = "", 0.0, 0
 
-    def start(self, plan: RunPlan) -> None:
+    def start(self, plan: Plan) -> None:
         """Show what is left."""
         screen = self.screen
         screen.todo(plan)

@@ -22,17 +22,19 @@ from unet_batch.cli.options import (
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.inference.segmenter import Segmenter
-    from unet_batch.run.options import RunOptions, VideoOptions
+    from unet_batch.run.clip import VideoOptions
+    from unet_batch.run.plan import RunOptions
 
 _build_option = option(
     "--build",
     section="Model",
     is_flag=True,
-    help="Build the engine first where none fits, as `unet-batch build-engine` does.",
+    help="Build the engine first where none fits, as build-engine does.",
 )
 _workers_option = option(
     "--workers",
     section="Scale",
+    metavar="N",
     type=click.IntRange(1, 256),
     help="Threads for each of decode, render and write.  [default: the cores]",
 )
@@ -57,9 +59,7 @@ _max_pixels_option = option(
 @video_options
 @_workers_option
 @_max_pixels_option
-@option(
-    "--dry-run", section="Reliability", is_flag=True, help="Say what would be done, and write nothing."
-)
+@option("--dry-run", section="Reliability", is_flag=True, help="Say what would be done, and write nothing.")
 @display_options
 def run(
     options: RunOptions,
@@ -99,12 +99,12 @@ def run(
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
     with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
         if dry_run:
-            plan = resume(plan, recipe_of(segmenter))
+            plan = resume(plan, recipe_of(segmenter, segmenter.model.as_dict()))
             screen.todo(plan)
             screen.dry_run(plan)
             return
         with RunObserver(screen, display.log_json) as observer:
-            report = execute(plan, segmenter, observer, observer.stop)
+            report = execute(plan, segmenter, observer, observer.stop, model=segmenter.model.as_dict(), passed_over=segmenter.passed_over)
     print_summary(screen, report)
     if display.as_json:
         print_json(report.as_dict())
@@ -163,7 +163,7 @@ def watch(
         screen.line("watching", *options.sources)
         with RunObserver(screen, display.log_json) as observer:
             observer.listen()
-            found = watch_folders(options, segmenter, observer, observer.stop, settle=settle)
+            found = watch_folders(options, segmenter, observer, observer.stop, settle=settle, model=segmenter.model.as_dict(), passed_over=segmenter.passed_over)
     screen.line(
         "stopped", f"{found.done:,} done", f"{found.failed:,} failed" if found.failed else "nothing failed"
     )

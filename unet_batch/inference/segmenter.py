@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ import numpy as np
 from unet_batch.errors import BackendError, EncodeError, ImageError, ItemError, UnetBatchError, UsageError
 from unet_batch.inference import postprocess
 from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.select import Request, Step, select
 from unet_batch.media import geometry, images
 from unet_batch.media.isolation import Decoders
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.types import Pixels, Size
 
 # Pictures in flight may hold this many bytes of pixels: two dozen photos of 20 megapixels.
@@ -72,11 +74,12 @@ class Result:
 
 
 class Segmenter:
-    """A backend with its model, open until `close`; see `unet_batch.load`.
+    """A backend with its model, open until `close`; see `unet_batch.load` and `open_segmenter`.
 
     Args:
-        backend: opened here unless it is open; from then on the segmenter's, which closes it, also where it
-            refuses it.
+        backend: opened here unless it is open. `close` closes it, and so does a refusal to begin.
+        model: the file the backend runs, for reports; None where it did not come from one.
+        passed_over: backends that were tried before this one, for reports.
         threshold: probability from which a pixel counts; None takes the model's own.
         workers: threads for each of decoding, rendering and writing; None takes one for each core.
         max_pixels: largest height x width of a picture that is decoded.
@@ -92,12 +95,16 @@ class Segmenter:
         self,
         backend: Backend,
         *,
+        model: CheckpointFile | None = None,
+        passed_over: Sequence[Step] = (),
         threshold: float | None = None,
         workers: int | None = None,
         max_pixels: int = images.MAX_PIXELS,
         isolate: bool = False,
     ) -> None:
         self.backend = backend
+        self.model = model
+        self.passed_over = tuple(passed_over)
         self.threshold = backend.spec.threshold if threshold is None else threshold
         self.workers = cpu_count() if workers is None else workers
         self.max_pixels = max_pixels
@@ -114,10 +121,9 @@ class Segmenter:
                     f"{backend.spec.name} takes {channels} channels, pictures are read as RGB (3)"
                 )
             if not backend.is_open:
-                backend.__enter__()
+                backend.open()
         except BaseException:
-            if backend.is_open:
-                self.close()
+            self.close()
             raise
         if isolate:
             self._decoders = Decoders(self.workers)
@@ -127,9 +133,22 @@ class Segmenter:
         """The model's own description."""
         return self.backend.spec
 
+    def describe(self) -> dict[str, Any]:
+        """The backend, why it was chosen and how it is used, for reports: values that JSON can hold."""
+        return {
+            **self.backend.describe(),
+            "passed_over": [asdict(step) for step in self.passed_over],
+            "workers": self.workers,
+            "threshold": self.threshold,
+        }
+
     def close(self) -> None:
-        """Release the backend, and end the decoders if they have processes of their own."""
-        self.__exit__(None, None, None)
+        """Close the backend, and end the decoders if they have processes of their own."""
+        try:
+            if self._decoders is not None:
+                self._decoders.close()
+        finally:
+            self.backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -137,11 +156,7 @@ class Segmenter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if self._decoders is not None:
-                self._decoders.close()
-        finally:
-            self.backend.__exit__(kind, error, traceback)
+        self.close()
 
     def __call__(self, picture: str | os.PathLike[str] | NDArray[Any]) -> Pixels:
         """Segment one picture.
@@ -266,6 +281,32 @@ class Segmenter:
                 yield results
         finally:
             cv2.setNumThreads(threads)
+
+
+def open_segmenter(
+    request: Request,
+    *,
+    threshold: float | None = None,
+    workers: int | None = None,
+    max_pixels: int = images.MAX_PIXELS,
+    isolate: bool = False,
+) -> Segmenter:
+    """Open the best backend for a model and segment with it; see `select` and `Segmenter` for the arguments.
+
+    Raises:
+        BackendUnavailable: what was asked for cannot run; the hint is the command that would fix it.
+        UsageError: an argument is out of range, or the device contradicts the backend.
+    """
+    chosen = select(request)
+    return Segmenter(
+        chosen.backend,
+        model=request.model,
+        passed_over=chosen.passed_over,
+        threshold=threshold,
+        workers=workers,
+        max_pixels=max_pixels,
+        isolate=isolate,
+    )
 
 
 def item_of(value: Any) -> Item:

@@ -1,7 +1,7 @@
 """The composition root of `unet-batch run`: from options to files on disk and a report.
 
     plan = prepare(options)        # sources and output folder: nothing is written, no model is loaded
-    report = execute(plan, segmenter, model, on_outcome)
+    report = execute(plan, segmenter)
 
 `execute` holds the folder's lock, compares the sources with the manifest (`planning.resume`, which also
 stands alone, for a dry run), and does what is left. Reading the options back is never needed: what was chosen
@@ -45,6 +45,7 @@ from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_co
 from unet_batch.run import clip as clips
 from unet_batch.run import report as reports
 from unet_batch.run.manifest import Files, Identity, Recipe, Record, sha256_of
+from unet_batch.run.observe import Observer, Stop
 from unet_batch.run.plan import Plan, RunOptions, is_clip, prepare, recipe_of, resume
 from unet_batch.run.report import LISTED_FAILURES, Failure, RunReport, run_name, versions
 from unet_batch.types import Item, Prediction
@@ -106,68 +107,25 @@ _SAMPLE_SECONDS = 1.0  # between two looks at the queues
 _PROGRESS_SECONDS = 10.0  # between two lines of progress in the log
 _AGAIN = "then run the same command again: what is done stays done"
 
-OnOutcome = Callable[[Item, Failure | None], None]
-OnFrame = Callable[[Item, int, int | None], None]
-Log = Callable[[Mapping[str, Any]], None]
-
-
-class Stop:
-    """A wish that a run end soon. Calling it is safe in a signal handler and in any thread.
-
-    Attributes:
-        reason: name of the signal; "" while nobody has asked.
-    """
-
-    def __init__(self) -> None:
-        self.reason = ""
-        self._halt: Callable[[], None] | None = None
-
-    def __call__(self, reason: str = "SIGINT") -> None:
-        """Read no more; what is in flight is finished."""
-        self.reason = reason
-        if self._halt is not None:
-            self._halt()
-
-    def watch(self, halt: Callable[[], None]) -> None:
-        """Call this when asked to stop, or now if that has happened."""
-        self._halt = halt
-        if self.reason:
-            halt()
-
-    def sleep(self, seconds: float) -> None:
-        """Wait, but not once asked to stop."""
-        until = time.monotonic() + seconds
-        while not self.reason and (left := until - time.monotonic()) > 0:
-            time.sleep(min(0.1, left))
-
 
 def execute(
     plan: Plan,
     segmenter: Segmenter,
-    model: Mapping[str, Any],
-    on_outcome: OnOutcome,
-    passed_over: Sequence[Step] = (),
-    *,
-    on_start: Callable[[Plan], None] = lambda plan: None,
-    on_wait: Callable[[str], None] = lambda owner: None,
-    on_frame: OnFrame = lambda item, done, total: None,
-    log: Log | None = None,
+    observer: Observer = Observer(),  # noqa: B008 - it has no state
     stop: Stop | None = None,
+    *,
+    model: Mapping[str, Any] | None = None,
+    passed_over: Sequence[Step] = (),
 ) -> RunReport:
     """Segment what is left of the plan.
 
     Args:
         plan: from `prepare`.
         segmenter: open.
-        model: name, path and sha256 of the model, for recipe and report.
-        on_outcome: called in the calling thread for each item: in order, but what is tried again comes last.
-        passed_over: backends that could not run, for the report.
-        on_start: called with the plan once it is known what is left.
-        on_wait: called with the owner of the folder before waiting for it.
-        on_frame: called in the calling thread for each frame of a clip: how many are done, and of how many,
-            if that is known.
-        log: takes one event after the other, as what JSON can hold.
+        observer: hears what happens.
         stop: ends the run when it is called.
+        model: name, path and sha256 of the model, for recipe and report.
+        passed_over: backends that could not run, for the report.
 
     Returns:
         The report, which also stands in `OUT/run.json`. After Ctrl-C or `stop` its status is `interrupted`:
@@ -180,20 +138,19 @@ def execute(
         BackendError: the backend fails for one picture after the other.
     """
     writer = _Writer(plan, segmenter)
+    model = model or {}
     recipe = recipe_of(segmenter, model)
     plan.outputs.prepare()
-    with claim(plan.outputs.folder, plan.part, wait=plan.options.wait, on_wait=on_wait) as locked:
+    folder, wait = plan.outputs.folder, plan.options.wait
+    with claim(folder, plan.part, wait=wait, on_wait=observer.wait) as locked:
         plan = resume(plan, recipe)
         if not locked:
             note = "this file system has no locks: see to it that no other run writes to the same folder"
             plan = dataclasses.replace(plan, notes=(*plan.notes, note))
         plan.outputs.clean_leftovers()
-        on_start(plan)
+        observer.start(plan)
         report = _new_report(plan, segmenter, model, passed_over)
-        run = _Run(
-            plan, segmenter, recipe, report, on_outcome, on_frame, log or (lambda event: None), stop or Stop()
-        )
-        return run.execute(writer)
+        return _Run(plan, segmenter, recipe, report, observer, stop or Stop()).execute(writer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,15 +177,13 @@ class _Run:
         segmenter: Segmenter,
         recipe: Recipe,
         report: RunReport,
-        on_outcome: OnOutcome,
-        on_frame: OnFrame,
-        log: Log,
+        observer: Observer,
         stop: Stop,
     ) -> None:
         assert plan.manifest is not None, "not resumed"
         self.plan, self.segmenter, self.recipe, self.report = plan, segmenter, recipe, report
         self.manifest = plan.manifest
-        self.on_outcome, self.on_frame, self.log, self.stop = on_outcome, on_frame, log, stop
+        self.observer, self.stop = observer, stop
         self.maker = f"{segmenter.backend.name} {segmenter.backend.precision}"
         self.limit = 1 if plan.options.fail_fast else plan.options.max_errors
         # Of what is in flight: its source, and since when
@@ -411,10 +366,10 @@ class _Run:
             frames=result.frames,
             seconds={"all": round(seconds, 6)},
         )
-        self.on_outcome(item, None)
+        self.observer.outcome(item, None)
 
     def _frame(self, item: Item, done: int, total: int | None) -> None:
-        self.on_frame(item, done, total)
+        self.observer.frame(item, done, total)
         if time.monotonic() - self.spoken >= _PROGRESS_SECONDS:
             self.spoken = time.monotonic()
             self._tell("progress", path=shown(item.path), frames=done, of=total)
@@ -437,7 +392,7 @@ class _Run:
         enough = self.limit is not None and self.report.failed >= self.limit
         if enough:
             self.report.status = "stopped"
-        self.on_outcome(item, failure)
+        self.observer.outcome(item, failure)
         return enough
 
     def _looked_at(self, items: Iterable[Item]) -> Iterator[Item]:
@@ -496,7 +451,7 @@ class _Run:
                     path=item.path,
                     seconds={k: round(v, 6) for k, v in seconds.items()},
                 )
-                self.on_outcome(item, None)
+                self.observer.outcome(item, None)
             self._look_around(results)
         return again
 
@@ -535,7 +490,7 @@ class _Run:
             )
 
     def _tell(self, event: str, **values: Any) -> None:
-        self.log({"event": event, "at": round(time.time(), 3), **values})
+        self.observer.event({"event": event, "at": round(time.time(), 3), **values})
 
 
 class _Writer:
@@ -600,7 +555,6 @@ def _is_passing(error: BaseException | None) -> bool:
 def _new_report(
     plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], passed_over: Sequence[Step]
 ) -> RunReport:
-    backend = segmenter.backend
     return RunReport(
         unet_batch=__version__,
         status="running",
@@ -608,18 +562,7 @@ def _new_report(
         sources=tuple(map(shown, plan.options.sources)),
         save=plan.options.save,
         model=model,
-        backend={
-            "name": backend.name,
-            "reason": backend.reason,
-            "precision": backend.precision,
-            "input_size": list(backend.input_size),
-            "passed_over": [dataclasses.asdict(step) for step in passed_over],
-            "notes": backend.notes,  # the list itself: what happens later belongs into the final report, too
-            "batch_size": backend.batch_size,
-            "streams": backend.streams,
-            "workers": segmenter.workers,
-            "threshold": segmenter.threshold,
-        },
+        backend=segmenter.describe(),
         found=len(plan.items),
         skipped=plan.skipped,
         shard=str(plan.options.shard or ""),

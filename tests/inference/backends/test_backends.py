@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 
@@ -180,7 +181,7 @@ def test_misuse_is_caught(make: Callable[[int], Backend]) -> None:
         backend.infer(pictures(1))
     with backend:
         with pytest.raises(BackendError, match="opened twice"):
-            backend.__enter__()
+            backend.open()
         backend.infer(pictures(1))
     with pytest.raises(BackendError, match="outside the `with` block"):
         backend.infer(pictures(1))
@@ -193,6 +194,33 @@ def test_says_whether_it_is_open(make: Callable[[int], Backend]) -> None:
         assert backend.is_open
         assert backend.notes == []
     assert not backend.is_open
+
+
+def test_open_and_close_are_what_the_with_block_does(make: Callable[[int], Backend]) -> None:
+    backend = make(1)
+    backend.close()  # nothing to do yet
+    assert backend.open() is backend
+    assert backend.is_open
+    assert backend.infer(pictures(1)).shape == (1, 32, 48)
+    for _ in range(2):
+        backend.close()
+        assert not backend.is_open
+
+
+def test_describes_itself_for_reports(make: Callable[[int], Backend]) -> None:
+    with make(2) as backend:
+        described = backend.describe()
+        json.dumps(described)
+        backend.notes.append("later")
+    assert described == {
+        "name": backend.name,
+        "reason": backend.reason,
+        "precision": backend.precision,
+        "input_size": [32, 48],
+        "batch_size": 2,
+        "streams": backend.streams,
+        "notes": ["later"],
+    }
 
 
 def test_opens_again(make: Callable[[int], Backend]) -> None:

@@ -19,7 +19,7 @@ from unet_batch.engine.compiler import Profile
 from unet_batch.engine.flavours import Flavour
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, UsageError
 from unet_batch.inference.backends import select
-from unet_batch.inference.backends.select import Request
+from unet_batch.inference.backends.select import Request, Selection
 from unet_batch.inference.backends.tensorrt import TensorRTBackend
 from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.model import checkpoint
@@ -58,14 +58,14 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_driver")
 class TestWithoutADriver:
     def test_auto_says_so_once(self, file: CheckpointFile) -> None:
-        backend, passed = select.select(Request(file))
-        with_backend(backend)
-        assert backend.name == "torch-cpu"
-        assert backend.reason.startswith("no NVIDIA driver; ")
-        assert [(step.name, step.reason) for step in passed] == [
+        selection = select.select(Request(file))
+        close_open(selection)
+        assert selection.backend.name == "torch-cpu"
+        assert selection.backend.reason.startswith("no NVIDIA driver; ")
+        assert [(step.name, step.reason) for step in selection.passed_over] == [
             (name, "no NVIDIA driver") for name in ("tensorrt", "tensorrt-rtx", "torch-cuda")
         ]
-        assert all("driver" in step.fix for step in passed)
+        assert all("driver" in step.fix for step in selection.passed_over)
 
     @pytest.mark.parametrize("backend", ["auto", "torch"])
     def test_and_without_pytorch(
@@ -97,23 +97,23 @@ class TestWithoutADriver:
 def test_a_driver_without_a_gpu(file: CheckpointFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver((13, 0), (), "no GPU is visible"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    backend, _ = select.select(Request(file))
-    with_backend(backend)
-    assert backend.reason.startswith("NVIDIA driver found, but no GPU is visible; ")
+    selection = select.select(Request(file))
+    close_open(selection)
+    assert selection.backend.reason.startswith("NVIDIA driver found, but no GPU is visible; ")
 
 
 @pytest.mark.usefixtures("h200")
 class TestWithAGpu:
     @pytest.mark.usefixtures("nothing_installed")
     def test_every_step_down_has_its_reason_and_its_fix(self, file: CheckpointFile) -> None:
-        backend, passed = select.select(Request(file))
-        with_backend(backend)
-        assert [(step.name, step.fix) for step in passed] == [
+        selection = select.select(Request(file))
+        close_open(selection)
+        assert [(step.name, step.fix) for step in selection.passed_over] == [
             ("tensorrt", 'pip install "unet-batch[tensorrt]"'),
             ("tensorrt-rtx", 'pip install "unet-batch[tensorrt-rtx]"'),
             ("torch-cuda", "pip install --force-reinstall torch -i https://download.pytorch.org/whl/cu130"),
         ]
-        assert backend.reason.startswith(
+        assert selection.backend.reason.startswith(
             "tensorrt is not installed; tensorrt-rtx is not installed; "
             "torch-cuda: an NVIDIA GPU is present, but this PyTorch was built without CUDA or needs a newer "
             "driver; "
@@ -153,10 +153,10 @@ class TestWithAGpu:
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(select, "_torch", full)
-        backend, passed = select.select(Request(file))
-        with_backend(backend)
-        assert backend.name == "torch-cpu"
-        assert passed[-1].reason == "CUDA out of memory"
+        selection = select.select(Request(file))
+        close_open(selection)
+        assert selection.backend.name == "torch-cpu"
+        assert selection.passed_over[-1].reason == "CUDA out of memory"
 
     def test_it_is_built_when_told(self, file: CheckpointFile, tmp_path: Path, engine: store.Engine) -> None:
         """And then only the machine is missing."""
@@ -174,27 +174,30 @@ class TestWithAGpu:
         def build(name: str) -> None:
             raise BackendError("asked for fp16, but only 3.0% of the arithmetic is fp16")
 
-        backend, passed = select.select(Request(file, engines_dir=str(tmp_path), build=build))
-        with_backend(backend)
-        assert backend.name == "torch-cpu"
-        assert "only 3.0%" in next(step.reason for step in passed if step.name == "tensorrt-rtx")
+        selection = select.select(Request(file, engines_dir=str(tmp_path), build=build))
+        close_open(selection)
+        assert selection.backend.name == "torch-cpu"
+        assert "only 3.0%" in next(
+            step.reason for step in selection.passed_over if step.name == "tensorrt-rtx"
+        )
 
     def test_a_gpu_that_is_not_there(self, file: CheckpointFile) -> None:
         with pytest.raises(BackendUnavailable, match=r"cuda:3: this machine has 1 GPU\(s\)"):
             select.select(Request(file, "tensorrt-rtx", device="cuda:3"))
 
     def test_torch_with_a_device_is_torch(self, file: CheckpointFile) -> None:
-        backend, passed = select.select(Request(file, device="cpu"))
-        with_backend(backend)
-        assert (backend.name, passed) == ("torch-cpu", ())
-        assert backend.reason.startswith("as asked")
+        selection = select.select(Request(file, device="cpu"))
+        close_open(selection)
+        assert (selection.backend.name, selection.passed_over) == ("torch-cpu", ())
+        assert selection.backend.reason.startswith("as asked")
 
 
-def with_backend(backend: object) -> None:
+def close_open(selection: Selection) -> None:
     """It comes open: close it."""
-    assert isinstance(backend, (TorchBackend, TensorRTBackend))
-    assert backend.is_open
-    backend.__exit__(None, None, None)
+    assert isinstance(selection.backend, (TorchBackend, TensorRTBackend))
+    with selection:
+        assert selection.backend.is_open
+    assert not selection.backend.is_open
 
 
 @pytest.fixture(scope="module")
@@ -270,11 +273,11 @@ class TestEnginesThatDoNotFit:
     def test_auto_steps_down_and_says_why(self, file: CheckpointFile, folder: Path) -> None:
         (plan,) = folder.glob("*.plan")
         harm(str(plan), "byte")
-        backend, passed = select.select(Request(file, engines_dir=str(folder)))
-        with_backend(backend)
-        assert backend.name == "torch-cpu"
+        selection = select.select(Request(file, engines_dir=str(folder)))
+        close_open(selection)
+        assert selection.backend.name == "torch-cpu"
         assert "not the plan that was built" in next(
-            step.reason for step in passed if step.name == "tensorrt-rtx"
+            step.reason for step in selection.passed_over if step.name == "tensorrt-rtx"
         )
 
     def test_what_was_proven_here_comes_before_what_is_newer(
@@ -362,7 +365,7 @@ class TestRequests:
 
     @pytest.mark.usefixtures("no_driver")
     def test_another_size(self, file: CheckpointFile) -> None:
-        backend, _ = select.select(Request(file, size=(32, 48)))
-        assert backend.input_size == (32, 48)
-        assert backend.infer([backend.buffer()]).shape == (1, 32, 48)
-        with_backend(backend)
+        selection = select.select(Request(file, size=(32, 48)))
+        assert selection.backend.input_size == (32, 48)
+        assert selection.backend.infer([selection.backend.buffer()]).shape == (1, 32, 48)
+        close_open(selection)

@@ -161,7 +161,7 @@ class TestTheFirstRun:
         made = engine(tmp_path, right=False)
         monkeypatch.setattr(store, "write_json", full)
         with pytest.raises(BackendUnavailable, match="the masks differ"):
-            backend(made).__enter__()
+            backend(made).open()
 
     def test_refuses_a_plan_whose_masks_are_wrong(self, tmp_path: Path) -> None:
         made = engine(tmp_path, right=False)
@@ -169,7 +169,7 @@ class TestTheFirstRun:
         with pytest.raises(
             BackendUnavailable, match=r"NVIDIA H200, batch 1: the masks differ from PyTorch's"
         ) as caught:
-            backend(made, memory).__enter__()
+            backend(made, memory).open()
         assert "build it again" in caught.value.hint
         assert not memory.alive
         recorded = store.load(made.path).sidecar
@@ -186,7 +186,7 @@ class TestTheFirstRun:
         with pytest.raises(
             BackendUnavailable, match="pictures to prove the engine on, cannot be read: there is none"
         ):
-            backend(made).__enter__()
+            backend(made).open()
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_in_a_folder_that_cannot_be_written_it_is_proven_each_time(self, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ class TestRunning:
         made = engine(tmp_path, verified=True)
         Path(made.path).write_bytes(b"pla?")
         with pytest.raises(BackendUnavailable, match="not the plan that was built"):
-            backend(made).__enter__()
+            backend(made).open()
 
     def test_too_large_for_the_gpu(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(HostPlan, "largest", 2)

@@ -1,4 +1,4 @@
-"""What every inference backend promises."""
+"""The contract of an inference backend: open, infer, close."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Backend(ABC):
     """Runs batches of pictures through one model.
 
-    A backend is opened once, used by up to `streams` threads at the same time, and closed once; it is its own
-    context manager:
+    `open` it, call `infer` from up to `streams` threads at the same time, `close` it; or use it as a context
+    manager, which does both:
 
         with TorchBackend(checkpoint) as backend:
             maps = backend.infer(pictures)
@@ -77,7 +77,28 @@ class Backend(ABC):
         """Whether it can be used now."""
         return self._is_open
 
-    def __enter__(self) -> Self:
+    def describe(self) -> dict[str, Any]:
+        """What runs, and why, for reports: values that JSON can hold.
+
+        `notes` is the list itself, so that a report written later holds what happens later, too.
+        """
+        return {
+            "name": self.name,
+            "reason": self.reason,
+            "precision": self.precision,
+            "input_size": list(self.input_size),
+            "batch_size": self.batch_size,
+            "streams": self.streams,
+            "notes": self.notes,
+        }
+
+    def open(self) -> Self:
+        """Load the model, and return the backend itself.
+
+        Raises:
+            BackendUnavailable: this machine cannot run it.
+            BackendError: it is open already, or the device failed.
+        """
         if self._is_open:
             raise BackendError(f"{self.name}: opened twice")
         self.notes.clear()
@@ -87,11 +108,19 @@ class Backend(ABC):
         self._is_open = True
         return self
 
+    def close(self) -> None:
+        """Release what `open` took; does nothing where it is not open."""
+        if self._is_open:
+            self._is_open = False
+            self._close()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._is_open = False
-        self._close()
+        self.close()
 
     def infer(self, pictures: Sequence[Pixels]) -> Pixels:
         """Maps of a batch, from several threads at once.

@@ -1,4 +1,4 @@
-"""Which backend runs, and why: every automatic choice carries its reason.
+"""Choose the backend that runs a model, with the reason for the choice.
 
 `auto` takes the first that can run: tensorrt, tensorrt-rtx, PyTorch on a GPU, PyTorch on the CPU. Each step
 down keeps its reason and the command that would have helped. An explicit choice never falls back.
@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from unet_batch import gpu
@@ -22,6 +23,8 @@ from unet_batch.model import checkpoint, zoo
 from unet_batch.model.checkpoint import CheckpointFile
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from unet_batch.types import Size
 
 _NO_TORCH = "PyTorch is not installed or does not load"
@@ -41,6 +44,27 @@ class Step:
     name: str
     reason: str
     fix: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The backend that was chosen; a context manager that closes it.
+
+    Attributes:
+        backend: open.
+        passed_over: the backends that `auto` tried before it, best first.
+    """
+
+    backend: Backend
+    passed_over: tuple[Step, ...] = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.backend.close()
 
 
 @dataclass(frozen=True)
@@ -68,8 +92,13 @@ class Request:
     build: Callable[[str], object] | None = None
 
 
-def select(request: Request) -> tuple[Backend, tuple[Step, ...]]:
-    """An open backend, and those that were passed over before it; the caller closes it.
+def select(request: Request) -> Selection:
+    """Open the backend that was asked for, or the best one that can run.
+
+        with select(request) as selection:
+            maps = selection.backend.infer(pictures)
+
+    A `Segmenter` that is given the backend closes it, too; `open_segmenter` makes both.
 
     Raises:
         UsageError: an unknown backend, or a device that contradicts it.
@@ -90,31 +119,31 @@ def select(request: Request) -> tuple[Backend, tuple[Step, ...]]:
     if request.require_gpu and request.device == "cpu":
         raise UsageError("--require-gpu contradicts --device cpu", hint="leave one of them out")
     if request.backend in NAMES:
-        return _opened(_tensorrt(request, request.backend, "as asked")), ()
+        return Selection(_tensorrt(request, request.backend, "as asked").open())
     if request.backend == "torch" or not on_cuda:
-        return _opened(_torch(request, request.device, _why_torch(request))), ()
-    return _automatic(request)
+        return Selection(_torch(request, request.device, _why_torch(request)).open())
+    return _select_automatically(request)
 
 
-def _automatic(request: Request) -> tuple[Backend, tuple[Step, ...]]:
+def _select_automatically(request: Request) -> Selection:
     passed: list[Step] = []
     for name in NAMES:
         try:
-            return _opened(_tensorrt(request, name, _because(passed))), tuple(passed)
+            return Selection(_tensorrt(request, name, _because(passed)).open(), tuple(passed))
         except (BackendError, UsageError) as error:
             # Also one that opens but cannot run, or a build that failed
             passed.append(Step(name, error.message, error.hint))
     try:
         if request.device is None and (reason := missing_gpu()):
             raise BackendUnavailable(reason, hint=_gpu_fix())
-        return _opened(_torch(request, request.device or "cuda", _because(passed))), tuple(passed)
+        return Selection(_torch(request, request.device or "cuda", _because(passed)).open(), tuple(passed))
     except BackendError as error:
         if request.device is not None:
             raise
         passed.append(Step("torch-cuda", error.message, error.hint))
     if request.require_gpu:
         raise BackendUnavailable(f"no GPU can be used: {_because(passed)}", hint=passed[-1].fix)
-    return _opened(_torch(request, "cpu", _because(passed))), tuple(passed)
+    return Selection(_torch(request, "cpu", _because(passed)).open(), tuple(passed))
 
 
 def missing_gpu() -> str:
@@ -191,10 +220,6 @@ def _torch(request: Request, device: str | None, reason: str) -> Backend:
     if request.require_gpu and backend.name == "torch-cpu":
         raise BackendUnavailable(f"no GPU can be used: {missing_gpu() or 'not asked for'}", hint=_gpu_fix())
     return backend
-
-
-def _opened(backend: Backend) -> Backend:
-    return backend.__enter__()
 
 
 def _why_torch(request: Request) -> str:
