@@ -48,7 +48,7 @@ import _gpu_check_training as training
 from unet_batch import gpu
 from unet_batch.engine import flavours
 from unet_batch.errors import UnetBatchError
-from unet_batch.files.sinks import make_folder, write_atomic
+from unet_batch.files.atomic import make_folder, write_atomic
 from unet_batch.pipeline import cpu_count
 
 TAIL = 25  # lines of a process that did not end well

@@ -29,7 +29,7 @@ from unet_batch.engine.onnx_model import GRAPH_VERSION, OnnxModel, OnnxRunner
 from unet_batch.engine.proof import Reference
 from unet_batch.engine.store import Engine, Recipe, Sidecar
 from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, OutputError, UsageError
-from unet_batch.files.sinks import make_folder, write_atomic
+from unet_batch.files.atomic import make_folder, write_atomic
 from unet_batch.model import checkpoint
 from unet_batch.model.checkpoint import CheckpointFile
 from unet_batch.types import ModelSpec, Size

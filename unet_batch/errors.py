@@ -1,8 +1,9 @@
 """Every error that unet-batch raises on purpose.
 
 UnetBatchError                 base: a message with the numbers, and a hint with the fix
-├── UsageError                 the request cannot be carried out as given (exit code 2)
-│   ├── SourceError            a source does not exist, or holds nothing to segment
+├── UsageError                 the request cannot be carried out as given
+│   └── SourceError            a source does not exist, or holds nothing to segment
+├── RunError                   ends a run: the next item would meet it, too
 │   └── OutputError            the output folder cannot be used (missing rights, disk full)
 │       ├── FolderInUse        another run is writing there
 │       └── ManifestError      what is in it cannot be continued: of another model, or of a newer version
@@ -12,17 +13,25 @@ UnetBatchError                 base: a message with the numbers, and a hint with
 │   ├── BackendUnavailable     the backend asked for cannot run on this machine
 │   └── DeviceOutOfMemory      the GPU's memory does not hold the batch
 └── ItemError                  belongs to one item; the run reports it and goes on (exit code 1)
+    ├── SourceVanished         a file was there when the run began, and is gone
     ├── ImageError             a picture cannot be decoded
     │   ├── ImageTooLarge      its header asks for more pixels than the limit
-    │   └── DecoderCrashed     decoding it ended the decoder's process, or took too long (`isolation.py`)
+    │   └── DecoderCrashed     decoding it ended the decoder's process, or took too long
     ├── VideoError             a clip cannot be opened, decoded or encoded
     └── EncodeError            a result cannot be encoded
+
+Where an error ends a command, the exit code is 2.
 
 Foreign exceptions (cv2.error, OSError, safetensors' own) are translated where they enter the program, so that
 a caller who catches `UnetBatchError` catches everything a user can cause. A bug stays what it is.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class UnetBatchError(Exception):
@@ -41,6 +50,14 @@ class UnetBatchError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def with_hint(self, hint: str) -> Self:
+        """The same error with another hint, to be raised `from` this one."""
+        return type(self)(self.message, hint=hint)
+
+    def with_context(self, context: str) -> Self:
+        """The same error, its message behind `context` (a file, an output), to be raised `from` this one."""
+        return type(self)(f"{context}: {self.message}", hint=self.hint)
+
 
 class UsageError(UnetBatchError):
     """The request cannot be carried out as given."""
@@ -50,7 +67,11 @@ class SourceError(UsageError):
     """A source does not exist, cannot be listed, or holds nothing to segment."""
 
 
-class OutputError(UsageError):
+class RunError(UnetBatchError):
+    """Ends a run: not one item is at fault, and the next would meet the same."""
+
+
+class OutputError(RunError):
     """The output folder cannot be created or written: rights, a full disk, a file in the way."""
 
 

@@ -17,10 +17,6 @@ if TYPE_CHECKING:  # the command line imports this module before it may afford n
 
     Pixels = NDArray[np.uint8]
 
-# What can be saved: of pictures all but frames, of clips what the second line says.
-KINDS = ("mask", "overlay", "cutout", "prob", "prob16", "frames")
-CLIP_KINDS = ("mask", "overlay", "frames")
-
 Size = tuple[int, int]
 Colour = tuple[int, int, int]
 

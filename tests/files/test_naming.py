@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from unet_batch.files import naming, sinks
+from unet_batch.files import naming
 from unet_batch.files.naming import assign_keys
+from unet_batch.files.outputs import KINDS, PICTURE_KINDS, OutputTree
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_long_names_are_shortened_and_stay_apart() -> None:
 
 
 def test_suffixes_are_those_of_the_outputs() -> None:
-    assert {suffix for _, suffix in sinks.LAYOUT.values()} == set(naming.SUFFIXES)
+    assert {KINDS[kind].suffix for kind in PICTURE_KINDS} == set(naming.SUFFIXES)
     assert naming.LONGEST + 20 <= 255
 
 
@@ -120,7 +121,7 @@ def test_keys_hold_for_any_names(names: list[str], random: Any) -> None:
             assert seen.setdefault(folded, key) == key
     assert len(set(found.values())) == len(names)
 
-    tree = sinks.OutputTree("/out", ["mask", "overlay"])
+    tree = OutputTree("/out", ["mask", "overlay"])
     folders, files = set(), set()
     for name, key in found.items():
         assert key.count("/") == name.count("/")

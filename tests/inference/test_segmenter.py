@@ -23,6 +23,7 @@ from unet_batch.errors import (
     DecoderCrashed,
     ImageError,
     ImageTooLarge,
+    RunError,
     UsageError,
 )
 from unet_batch.inference import segmenter as segmenter_module
@@ -284,7 +285,7 @@ def test_decoders_that_cannot_start_end_the_run(photo: Path, monkeypatch: pytest
     )
     with (
         Segmenter(FakeBackend(), workers=2, isolate=True) as segmenter,
-        pytest.raises(UsageError, match="cannot start a decoder"),
+        pytest.raises(RunError, match="cannot start a decoder"),
     ):
         list(segmenter.stream([photo] * 50))
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from unet_batch.errors import DecoderCrashed, ImageError, ImageTooLarge, UnetBatchError, UsageError
+from unet_batch.errors import DecoderCrashed, ImageError, ImageTooLarge, RunError, UnetBatchError, UsageError
 from unet_batch.media import images, isolation
 from unet_batch.media.isolation import Decoders
 
@@ -288,7 +288,7 @@ def test_many_crashes_from_many_threads(order: Callable[[str], str], picture: st
     ],
 )
 def test_a_decoder_that_cannot_start_is_said_once(picture: str, reader: str, says: str) -> None:
-    with Decoders(2, reader=reader) as decoders, pytest.raises(UsageError, match=says) as caught:
+    with Decoders(2, reader=reader) as decoders, pytest.raises(RunError, match=says) as caught:
         decoders.read(picture)
     assert "cannot start a decoder process" in caught.value.message
     assert caught.value.hint
@@ -299,7 +299,7 @@ def test_no_interpreter(picture: str, executable: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "executable", executable)
     with (
         Decoders(1) as decoders,
-        pytest.raises(UsageError, match=rf"cannot start a decoder process \({executable}\): .+"),
+        pytest.raises(RunError, match=rf"cannot start a decoder process \({executable}\): .+"),
     ):
         decoders.read(picture)
 

@@ -31,8 +31,8 @@ from tests.conftest import ROOT
 from tests.helpers.observers import observing
 from tests.run.test_run import files, half_bright, read, write
 from unet_batch.errors import FolderInUse, ManifestError, OutputError, SourceError, UsageError
-from unet_batch.files import sinks
-from unet_batch.files.sinks import claim
+from unet_batch.files import atomic, locks
+from unet_batch.files.locks import claim
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run import execute as run_module
@@ -538,8 +538,8 @@ def test_faults_at_every_boundary_lose_nothing(tmp_path: Path, faults: dict[tupl
             segmenter_module.images, "_finished", failing("decode", segmenter_module.images._finished)
         )
         patch.setattr(run_module.images, "encode_mask", failing("encode", run_module.images.encode_mask))
-        patch.setattr(sinks.os, "replace", failing("replace", os.replace))
-        patch.setattr(sinks, "_open_temporary", failing("write", sinks._open_temporary))
+        patch.setattr(atomic.os, "replace", failing("replace", os.replace))
+        patch.setattr(atomic, "open_temporary", failing("write", atomic.open_temporary))
         patch.setattr(manifest_module.os, "write", failing("record", os.write))
         patch.setattr(manifest_module.os, "fsync", failing("fsync", os.fsync))
         for _ in range(8):
@@ -614,7 +614,7 @@ def test_the_second_waits(photos: Path, tmp_path: Path) -> None:
 def test_a_killed_owner_holds_nothing(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    program = "import os, sys; from unet_batch.files.sinks import claim\nwith claim(sys.argv[1]): os._exit(9)"
+    program = "import os, sys; from unet_batch.files.locks import claim\nwith claim(sys.argv[1]): os._exit(9)"
     subprocess.run([sys.executable, "-c", program, str(out)], cwd=ROOT, check=False, timeout=60)
     assert (out / ".run.owner").exists()
     assert run(photos, out).done == 4
@@ -624,7 +624,7 @@ def test_a_file_system_without_locks(photos: Path, tmp_path: Path, monkeypatch: 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(sinks, "_blocker", refuse)
+    monkeypatch.setattr(locks, "_blocker", refuse)
     report = run(photos, tmp_path / "out")
     assert report.done == 4
     assert "has no locks" in report.notes[0]
@@ -746,7 +746,7 @@ def test_a_merge_that_is_cut_short_is_finished_by_the_next(
             left -= "-of-" in path
 
         with monkeypatch.context() as patch:
-            patch.setattr(sinks.os, "unlink", unlink)
+            patch.setattr(atomic.os, "unlink", unlink)
             with pytest.raises(KeyboardInterrupt) if limit < 7 else pytest.MonkeyPatch.context():
                 merge(str(out))
         if list(out.glob("manifest-*")):

@@ -392,9 +392,9 @@ def test_a_write_error_is_translated(photos: Path, tmp_path: Path, monkeypatch: 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.rename(source, target)
 
-    from unet_batch.files import sinks
+    from unet_batch.files import atomic
 
-    monkeypatch.setattr(sinks.os, "replace", replace)
+    monkeypatch.setattr(atomic.os, "replace", replace)
     with pytest.raises(OutputError, match="the disk is full"):
         segment(photos, output=tmp_path / "out")
     assert not [name for name in files(tmp_path / "out") if name.endswith(".part")]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.errors import OutputError, TrainingError
-from unet_batch.files import sinks
+from unet_batch.files import atomic
 from unet_batch.model import checkpoint
 from unet_batch.model.unet import UNet
 from unet_batch.training import state
@@ -230,7 +230,7 @@ class TestWriting:
 
         saved.steps(1)
         with monkeypatch.context() as patch:
-            patch.setattr(sinks.os, "fsync", full)
+            patch.setattr(atomic.os, "fsync", full)
             with pytest.raises(OutputError, match=path.name):
                 saved.save(path)
         assert path.read_bytes() == before

@@ -73,7 +73,7 @@ def check_data(
     report = _checked(dataset, splits, check)
     if sheet is not None:
         from unet_batch.datasets.sheet import contact_sheet
-        from unet_batch.files.sinks import write_atomic
+        from unet_batch.files.atomic import write_atomic
 
         write_atomic(os.path.abspath(sheet), contact_sheet(dataset, report))
     if as_json:

@@ -121,7 +121,7 @@ def evaluate(
     from unet_batch.datasets.find import read_split
     from unet_batch.errors import UsageError
     from unet_batch.evaluation.predictions import find_masks, is_mask_folder
-    from unet_batch.files.sinks import make_folder
+    from unet_batch.files.atomic import make_folder
 
     if predictions is not None and (given := [name for name in _OF_MODELS if _is_given(name)]):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -292,7 +292,7 @@ def _write(
     output: str | None,
     sheet: str | None,
 ) -> None:
-    from unet_batch.files.sinks import write_atomic, write_json
+    from unet_batch.files.atomic import write_atomic, write_json
 
     if output is not None:
         write_json(os.path.join(os.path.abspath(output), "evaluation.json"), document)

@@ -13,6 +13,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 from unet_batch.cli import options
 
+
 def network_options(command: Command) -> Command:
     """Give a command these options."""
     params = command.__dict__.setdefault("__click_params__", [])

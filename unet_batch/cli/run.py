@@ -104,7 +104,14 @@ def run(
             screen.dry_run(plan)
             return
         with RunObserver(screen, display.log_json) as observer:
-            report = execute(plan, segmenter, observer, observer.stop, model=segmenter.model.as_dict(), passed_over=segmenter.passed_over)
+            report = execute(
+                plan,
+                segmenter,
+                observer,
+                observer.stop,
+                model=segmenter.model.as_dict(),
+                passed_over=segmenter.passed_over,
+            )
     print_summary(screen, report)
     if display.as_json:
         print_json(report.as_dict())
@@ -163,7 +170,15 @@ def watch(
         screen.line("watching", *options.sources)
         with RunObserver(screen, display.log_json) as observer:
             observer.listen()
-            found = watch_folders(options, segmenter, observer, observer.stop, settle=settle, model=segmenter.model.as_dict(), passed_over=segmenter.passed_over)
+            found = watch_folders(
+                options,
+                segmenter,
+                observer,
+                observer.stop,
+                settle=settle,
+                model=segmenter.model.as_dict(),
+                passed_over=segmenter.passed_over,
+            )
     screen.line(
         "stopped", f"{found.done:,} done", f"{found.failed:,} failed" if found.failed else "nothing failed"
     )

@@ -32,7 +32,7 @@ from unet_batch.engine.compiler import Profile
 from unet_batch.engine.onnx_model import GRAPH_VERSION
 from unet_batch.engine.proof import Reference
 from unet_batch.errors import BackendUnavailable, CheckpointError, OutputError
-from unet_batch.files.sinks import OutputTree, make_folder, write_atomic, write_json
+from unet_batch.files.atomic import clean_leftovers, make_folder, write_atomic, write_json
 from unet_batch.model import spec as spec_json
 from unet_batch.types import ModelSpec, Size
 
@@ -416,7 +416,7 @@ def building(folder: str, stem: str, on_wait: Callable[[], None]) -> Iterator[bo
         raise OutputError(
             f"{lock.lock_file} cannot be locked: {error}", hint="choose another folder with --engines-dir"
         ) from error
-    OutputTree(folder, ()).clean_leftovers()  # halves of files that a killed build left
+    clean_leftovers(folder)  # halves of files that a killed build left
     try:
         yield waited
     finally:

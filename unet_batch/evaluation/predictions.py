@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from unet_batch.datasets.encoding import VOID, Encoding, understand
 from unet_batch.datasets.find import Dataset, Pair, paired, stem_of, without_suffix
 from unet_batch.errors import ImageError, SourceError
-from unet_batch.files.sinks import LAYOUT
+from unet_batch.files.outputs import KINDS
 from unet_batch.files.sources import collect
 from unet_batch.media import images
 
@@ -83,10 +83,10 @@ def find_predictions(dataset: Dataset, pairs: Sequence[Pair], folder: str) -> Pr
         raise SourceError(f"{folder}: no such folder", hint="name the folder that holds the predicted masks")
     reasons = []
     if os.path.isfile(os.path.join(root, _RUN)):
-        root = os.path.join(root, LAYOUT["mask"][0])
+        root = os.path.join(root, KINDS["mask"].folder)
         if not os.path.isdir(root):
             raise SourceError(f"{folder}: a run's output without masks", hint="run again with --save mask")
-        reasons.append(f"predictions are the masks of a run, in {LAYOUT['mask'][0]}")
+        reasons.append(f"predictions are the masks of a run, in {KINDS['mask'].folder}")
     paths = [item.path for item in collect([root], is_picture=images.is_supported).items]
     files = _matched(pairs, paths, root)
     others = "; the others belong to no picture" if len(paths) > len(files) else ""

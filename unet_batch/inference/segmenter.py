@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from unet_batch.errors import BackendError, EncodeError, ImageError, ItemError, UnetBatchError, UsageError
+from unet_batch.errors import (
+    BackendError,
+    EncodeError,
+    ImageError,
+    ItemError,
+    RunError,
+    UnetBatchError,
+    UsageError,
+)
 from unet_batch.inference import postprocess
 from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.select import Request, Step, select
@@ -239,7 +247,7 @@ class Segmenter:
         """Decode and infer, then the stages of `finish`, each a name and a function; delivers results and
         `Failed`s in order.
 
-        What concerns one picture is isolated. A `UsageError` ends the run: the next write, or the start of
+        What concerns one picture is isolated. A `RunError` ends the run: the next write, or the start of
         the next decoder, would fail as well.
         """
         batch = self.backend.batch_size
@@ -334,7 +342,7 @@ def as_error(failed: Failed) -> UnetBatchError:
 
 
 def _concerns_one_item(error: Exception) -> bool:
-    return not isinstance(error, UsageError)
+    return not isinstance(error, RunError)
 
 
 def _is_backend_error(error: Exception) -> bool:

@@ -36,7 +36,7 @@ import cv2
 import numpy as np
 
 from unet_batch import errors
-from unet_batch.errors import DecoderCrashed, ImageError, UnetBatchError, UsageError
+from unet_batch.errors import DecoderCrashed, ImageError, RunError, UnetBatchError, UsageError
 from unet_batch.media.images import MAX_PIXELS, Picture
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Decoders:
             DecoderCrashed: the picture ended its decoder, or was not decoded within the time limit.
             ImageError, ImageTooLarge: as for `images.read`; of its causes, only the number of an `OSError`
                 arrives.
-            UsageError: no decoder can be started.
+            RunError: no decoder can be started.
         """
         with self._change:
             self._change.wait_for(lambda: self._closed or self._busy < self._workers)
@@ -170,7 +170,7 @@ class Decoders:
                 reason = death.said or f"it {_manner(death.code)}"
             except OSError as error:
                 reason = str(error)
-        raise UsageError(
+        raise RunError(
             f"cannot start a decoder process ({sys.executable}): {reason}", hint="decode without isolation"
         )
 

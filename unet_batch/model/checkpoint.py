@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from unet_batch.errors import CheckpointError
-from unet_batch.files.sinks import write_atomic
+from unet_batch.files.atomic import write_atomic
 from unet_batch.model import spec as spec_json
 from unet_batch.types import ModelSpec
 

@@ -34,14 +34,15 @@ import numpy as np
 from unet_batch import gpu
 from unet_batch.errors import UsageError, VideoError
 from unet_batch.files import naming
-from unet_batch.files.sinks import make_folder, replacing, write_atomic
+from unet_batch.files.atomic import make_folder, replacing, write_atomic
+from unet_batch.files.outputs import CLIP_KINDS
 from unet_batch.inference import postprocess
 from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter
 from unet_batch.inference.smoothing import Smoother
 from unet_batch.media import geometry, images, render, video
 from unet_batch.pipeline import Pipeline, Stage, StageStats
 from unet_batch.run.journal import Journal, as_csv
-from unet_batch.types import CLIP_KINDS, Frame, Item, Prediction
+from unet_batch.types import Frame, Item, Prediction
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

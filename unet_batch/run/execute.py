@@ -31,13 +31,15 @@ from unet_batch.errors import (
     BackendError,
     DecoderCrashed,
     OutputError,
+    RunError,
     SourceError,
     SourceVanished,
     UnetBatchError,
     UsageError,
 )
+from unet_batch.files.atomic import LineLog, write_atomic, write_json
+from unet_batch.files.locks import claim
 from unet_batch.files.naming import shown
-from unet_batch.files.sinks import LineLog, claim, write_atomic, write_json
 from unet_batch.inference import postprocess
 from unet_batch.inference.segmenter import Segmenter, as_error, item_of
 from unet_batch.media import images, render
@@ -323,7 +325,7 @@ class _Run:
                 )
                 for kind, paths in (result.files.items() if result.complete else ())
             }
-        except UsageError:  # an output folder that cannot be written, above all
+        except RunError:  # an output folder that cannot be written, above all
             raise
         except Exception as error:  # noqa: BLE001 - one bad clip costs one clip
             self._failed(item, identity, "clip", as_error(Failed("clip", error, item)))

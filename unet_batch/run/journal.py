@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unet_batch.errors import OutputError
-from unet_batch.files.sinks import remove, write_atomic, write_json
+from unet_batch.files.atomic import remove, write_atomic, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

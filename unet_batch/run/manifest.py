@@ -39,7 +39,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from unet_batch.errors import ManifestError, OutputError
-from unet_batch.files.sinks import translate, write_atomic
+from unet_batch.files.atomic import translate, write_atomic
 
 VERSION = 1
 SYNC_SECONDS = 5.0  # a power cut costs at most so much work; an fsync in that time costs less than 1 % of it

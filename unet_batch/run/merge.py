@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from unet_batch.errors import ManifestError, UsageError
-from unet_batch.files.sinks import claim, remove, write_atomic, write_json
+from unet_batch.files.atomic import remove, write_atomic, write_json
+from unet_batch.files.locks import claim
 from unet_batch.run import report as reports
 from unet_batch.run.manifest import Manifest, shard_parts
 from unet_batch.run.report import Failure, RunReport, errors_name, run_name

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from unet_batch.errors import DecoderCrashed, ManifestError, UsageError
 from unet_batch.files import naming
-from unet_batch.files.sinks import LAYOUT, OutputTree
+from unet_batch.files.outputs import CLIP_KINDS, KINDS, PICTURE_KINDS, OutputTree
 from unet_batch.files.sources import Sources, collect, default_output
 from unet_batch.media import images, video
 from unet_batch.run import clip as clips
@@ -23,7 +23,7 @@ from unet_batch.run import report as reports
 from unet_batch.run.manifest import FINISHED, Files, Identity, Listing, Manifest, Recipe, Record, sha256_of
 from unet_batch.run.report import run_name
 from unet_batch.run.shard import Shard
-from unet_batch.types import CLIP_KINDS, KINDS, Item
+from unet_batch.types import Item
 
 if TYPE_CHECKING:
     from unet_batch.inference.segmenter import Segmenter
@@ -117,7 +117,7 @@ def prepare(options: RunOptions) -> Plan:
     Raises:
         SourceError: a source does not exist or holds nothing to segment.
         UsageError: nothing to save, or the output folder is a source.
-        OutputError: an unknown kind of output.
+        UsageError: an unknown kind of output.
     """
     if not options.save:
         raise UsageError("nothing to save was asked for", hint=f"choose from: {', '.join(KINDS)}")
@@ -136,7 +136,7 @@ def prepare(options: RunOptions) -> Plan:
     )
     _check_kinds(options.save, sources.items)
     outputs = OutputTree(
-        options.output or default_output(sources.root), [kind for kind in options.save if kind in LAYOUT]
+        options.output or default_output(sources.root), [kind for kind in options.save if kind in PICTURE_KINDS]
     )
     shard = options.shard
     items = sources.items if shard is None else tuple(item for item in sources.items if shard.takes(item.key))
@@ -153,7 +153,7 @@ def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
     moving = sum(map(is_clip, items))
     for count, what, possible in (
         (moving, "clip", CLIP_KINDS),
-        (len(items) - moving, "picture", tuple(LAYOUT)),
+        (len(items) - moving, "picture", PICTURE_KINDS),
     ):
         if count and not set(kinds).intersection(possible):
             raise UsageError(

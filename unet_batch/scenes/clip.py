@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from unet_batch.files.sinks import make_folder
+from unet_batch.files.atomic import make_folder
 from unet_batch.media import video
 from unet_batch.scenes.drive import drive, sound
 

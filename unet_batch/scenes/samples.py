@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from unet_batch.files.sinks import write_atomic
+from unet_batch.files.atomic import write_atomic
 from unet_batch.media import images
 from unet_batch.pipeline import Pipeline, Stage, cpu_count
 from unet_batch.scenes.compose import draw

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from unet_batch.datasets.encoding import VOID
 from unet_batch.errors import TrainingError
 from unet_batch.evaluation import metrics
-from unet_batch.files.sinks import clean_leftovers, make_folder, remove, write_atomic
+from unet_batch.files.atomic import clean_leftovers, make_folder, remove, write_atomic
 from unet_batch.model import checkpoint
 from unet_batch.model.unet import UNet
 from unet_batch.training import augment, losses, state

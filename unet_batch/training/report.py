@@ -33,7 +33,7 @@ from unet_batch.datasets.sheet import comparison_sheet
 from unet_batch.errors import OutputError, TrainingError, UsageError
 from unet_batch.evaluation.evaluate import Evaluation, comparison, evaluate
 from unet_batch.evaluation.metrics import FEW_GROUPS
-from unet_batch.files.sinks import make_folder, write_atomic, write_json
+from unet_batch.files.atomic import make_folder, write_atomic, write_json
 from unet_batch.model import checkpoint
 from unet_batch.training.loop import Outcome, judged_by, kept_epoch
 from unet_batch.training.plan import Plan

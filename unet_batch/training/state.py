@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
 from unet_batch.errors import TrainingError
-from unet_batch.files.sinks import write_atomic
+from unet_batch.files.atomic import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor

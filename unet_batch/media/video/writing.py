@@ -14,7 +14,7 @@ import av.error
 import numpy as np
 
 from unet_batch.errors import VideoError
-from unet_batch.files.sinks import translate
+from unet_batch.files.atomic import translate
 from unet_batch.media.video.kinds import (
     EXACT,
     FULL,

@@ -9,36 +9,16 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.helpers.disk import fail_with, names
 from unet_batch.errors import OutputError
-from unet_batch.files import sinks, sources
-from unet_batch.files.sinks import LAYOUT, LineLog, OutputTree, write_atomic, write_json
-from unet_batch.types import KINDS, Item
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
-
-
-def fail_with(code: int) -> Callable[..., Any]:
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    return fail
-
-
-def items(*keys: str) -> list[Item]:
-    return [Item(f"/in/{key}.jpg", key) for key in keys]
-
-
-# Whole or not at all
+from unet_batch.files import atomic, sources
+from unet_batch.files.atomic import LineLog, write_atomic, write_json
+from unet_batch.files.outputs import OutputTree
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -78,7 +58,7 @@ def test_a_failure_leaves_the_old_file_and_no_other(
 
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
-    monkeypatch.setattr(sinks.os, step, fail)
+    monkeypatch.setattr(atomic.os, step, fail)
     with pytest.raises(OutputError if isinstance(error, OSError) else type(error)):
         write_atomic(str(path), b"new", sync=True)
     assert path.read_bytes() == b"old"
@@ -95,28 +75,27 @@ def test_nothing_stands_under_the_name_before_all_is_written(
         seen.append((names(tmp_path), Path(source).read_bytes()))
         real(source, target)
 
-    monkeypatch.setattr(sinks.os, "replace", replace)
+    monkeypatch.setattr(atomic.os, "replace", replace)
     write_atomic(str(tmp_path / "a.png"), b"x" * 300_000)
     ((there, data),) = seen
     assert len(there) == 1
-    assert sinks._TEMPORARY.fullmatch(there[0])
+    assert atomic._TEMPORARY.fullmatch(there[0])
     assert len(there[0]) <= 64  # whatever the key
     assert data == b"x" * 300_000
 
 
 def test_a_killed_process_leaves_no_half_file_and_its_leftovers_go(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from unet_batch import sinks\n"
-        "sinks.os.replace = lambda a, b: os._exit(9)\n"
-        "sinks.write_atomic(sys.argv[1] + '/masks/a/b.png', b'half')"
+        "import os, sys; from unet_batch.files import atomic\n"
+        "atomic.os.replace = lambda a, b: os._exit(9)\n"
+        "atomic.write_atomic(sys.argv[1] + '/masks/a/b.png', b'half')"
     )
-    root = str(Path(sinks.__file__).parents[2])
+    root = str(Path(atomic.__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=root, timeout=60, check=False)
     assert done.returncode == 9
     (left,) = names(tmp_path / "masks/a")
-    assert sinks._TEMPORARY.fullmatch(left)
+    assert atomic._TEMPORARY.fullmatch(left)
     tree = OutputTree(str(tmp_path), ["mask"])
-    assert tree.existing(items("a/b")) == set()
     assert tree.clean_leftovers() == 1
     assert names(tmp_path / "masks/a") == []
 
@@ -170,15 +149,15 @@ def test_a_folder_that_vanishes_while_writing(tmp_path: Path, monkeypatch: pytes
             shutil.rmtree(tmp_path / "a")
         real(source, target)
 
-    monkeypatch.setattr(sinks.os, "replace", replace)
+    monkeypatch.setattr(atomic.os, "replace", replace)
     write_atomic(str(tmp_path / "a/b.png"), b"x")
     assert names(tmp_path / "a") == ["b.png"]
     assert len(calls) == 2
 
 
 def test_a_folder_that_keeps_vanishing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sinks.os, "replace", fail_with(errno.ENOENT))
-    monkeypatch.setattr(sinks.time, "sleep", lambda _: None)
+    monkeypatch.setattr(atomic.os, "replace", fail_with(errno.ENOENT))
+    monkeypatch.setattr(atomic.time, "sleep", lambda _: None)
     with pytest.raises(OutputError, match="cannot be written"):
         write_atomic(str(tmp_path / "a.png"), b"x")
     assert names(tmp_path) == []
@@ -204,8 +183,8 @@ def test_errors_name_the_file_the_reason_and_the_fix(
 ) -> None:
     path = tmp_path / "a.png"
     if os.name == "nt":
-        monkeypatch.setattr(sinks.time, "sleep", lambda _: None)
-    monkeypatch.setattr(sinks.os, step, fail_with(code))
+        monkeypatch.setattr(atomic.time, "sleep", lambda _: None)
+    monkeypatch.setattr(atomic.os, step, fail_with(code))
     with pytest.raises(OutputError, match=message) as info:
         write_atomic(str(path), bytes(1234), sync=True)
     monkeypatch.undo()
@@ -218,7 +197,7 @@ def test_a_disk_that_fills_up_while_writing(tmp_path: Path, monkeypatch: pytest.
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
     monkeypatch.setattr(
-        sinks, "_open_temporary", lambda _: (str(tmp_path / "x.part"), os.open("/dev/full", os.O_WRONLY))
+        atomic, "open_temporary", lambda _: (str(tmp_path / "x.part"), os.open("/dev/full", os.O_WRONLY))
     )
     for size in (10, 1_000_000):  # found out when closing, and when writing
         with pytest.raises(OutputError, match="the disk is full"):
@@ -325,169 +304,3 @@ def test_a_folder_in_place_of_the_lines(tmp_path: Path) -> None:
 
 
 # The output folder
-
-
-def test_layout(tmp_path: Path) -> None:
-    tree = OutputTree(str(tmp_path), ["mask", "overlay", "cutout", "prob"])
-    assert tree.folder == str(tmp_path)
-    assert [os.path.relpath(tree.path(kind, "lot/a.b"), tmp_path) for kind in tree.kinds] == [
-        "masks/lot/a.b.png",
-        "overlays/lot/a.b.jpg",
-        "cutouts/lot/a.b.png",
-        "probs/lot/a.b.png",
-    ]
-    assert set(LAYOUT) == set(KINDS) - {"frames"}, "frames are of clips only"
-
-
-def test_unknown_kinds(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="unknown kind of output: masks, x") as info:
-        OutputTree(str(tmp_path), ["masks", "mask", "x"])
-    assert "overlay" in info.value.hint
-    assert len(set(LAYOUT.values())) == len(LAYOUT), "no two kinds write the same files"
-    assert OutputTree(str(tmp_path), ["mask", "mask"]).kinds == ("mask",)
-
-
-@pytest.mark.parametrize(
-    "key", ["", "/", "/etc/passwd", "..", "../a", "a/../../b", "a/..", ".", "./a", "a//b", "a/", "a\0"]
-)
-def test_no_output_leaves_the_folder(tmp_path: Path, key: str) -> None:
-    with pytest.raises(OutputError, match="outside the output folder"):
-        OutputTree(str(tmp_path), ["mask"]).path("mask", key)
-
-
-@pytest.mark.parametrize("key", ["..a", "a..", "...", "a\\..\\b", "~", "-", " ", "c:a", "\u202e", "a/b/c"])
-def test_odd_keys_are_fine(tmp_path: Path, key: str) -> None:
-    if os.name == "nt" and set(key) & {"\\", ":"}:
-        pytest.skip("means another folder on Windows")
-    path = OutputTree(str(tmp_path), ["mask"]).path("mask", key)
-    assert path == f"{tmp_path}/masks/{key}.png"
-
-
-def test_existing_wants_every_kind(tmp_path: Path) -> None:
-    tree = OutputTree(str(tmp_path), ["mask", "overlay"])
-    wanted = items("a", "b", "x/a", "x/c", "y/z", "d")
-    assert tree.existing(wanted) == set()
-    for kind, key in [
-        ("mask", "a"),
-        ("overlay", "a"),
-        ("mask", "b"),
-        ("mask", "x/a"),
-        ("overlay", "x/a"),
-        ("overlay", "x/c"),
-    ]:
-        write_atomic(tree.path(kind, key), b"x")
-    for kind in tree.kinds:
-        os.makedirs(tree.path(kind, "d"))  # a folder is no output
-        write_atomic(tree.path(kind, "other"), b"x")
-    (tmp_path / "masks/y").write_bytes(b"")
-    assert tree.existing(iter(wanted)) == {"a", "x/a"}
-    assert OutputTree(str(tmp_path), ["mask"]).existing(wanted) == {"a", "b", "x/a"}
-    assert OutputTree(str(tmp_path), []).existing(wanted) == set()
-
-
-def test_existing_lists_each_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = OutputTree(str(tmp_path), ["mask"])
-    wanted = items(*(f"{number % 4}/{number}" for number in range(2000)))
-    for item in wanted[:100]:
-        write_atomic(tree.path("mask", item.key), b"")
-    calls = []
-    real = os.scandir
-
-    def scandir(path: str) -> Any:
-        calls.append(path)
-        return real(path)
-
-    monkeypatch.setattr(sinks.os, "scandir", scandir)
-    monkeypatch.setattr(sinks.os, "stat", fail_with(errno.EIO))
-    assert len(tree.existing(wanted)) == 100
-    assert len(calls) == 4
-
-
-def test_existing_reports_a_folder_that_cannot_be_listed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sinks.os, "scandir", fail_with(errno.EACCES))
-    with pytest.raises(OutputError, match="masks cannot be listed: Permission denied"):
-        OutputTree(str(tmp_path), ["mask"]).existing(items("a"))
-
-
-def test_prepare_makes_the_folder_and_leaves_nothing_in_it(tmp_path: Path) -> None:
-    tree = OutputTree(str(tmp_path / "a/out"), ["mask"])
-    tree.prepare()
-    tree.prepare()
-    assert names(tmp_path / "a/out") == []
-
-
-def test_prepare_fails_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    for name in ("file", "file/out"):
-        with pytest.raises(OutputError, match=f"{tmp_path}/file is in the way") as info:
-            OutputTree(str(tmp_path / name), ["mask"]).prepare()
-        assert "-o" in info.value.hint
-    with pytest.raises(OutputError, match="null byte"):
-        OutputTree(f"{tmp_path}/a\0b", ["mask"]).prepare()
-    monkeypatch.setattr(sinks.os, "open", fail_with(errno.EROFS))
-    with pytest.raises(OutputError, match=f"{tmp_path} cannot be written: the disk is read-only"):
-        OutputTree(str(tmp_path), ["mask"]).prepare()
-
-
-# Leftovers
-
-
-def dead_process() -> int:
-    done = subprocess.Popen([sys.executable, "-c", ""])
-    done.wait()
-    return done.pid
-
-
-def test_only_leftovers_of_the_dead_are_removed(tmp_path: Path) -> None:
-    tree = OutputTree(str(tmp_path), ["mask"])
-    here, dead, day_ago = sinks._here(), dead_process(), time.time() - 25 * 3600
-    goes = {
-        f"masks/x/.ub-{here}-{dead}-00000000.part": False,
-        f"overlays/.ub-{here}-{dead}-00000001.part": False,
-        f".ub-{here}-{dead}-00000002.part": False,
-        f"masks/.ub-ffffffff-{os.getpid()}-00000003.part": True,
-    }
-    stays = {
-        f"masks/.ub-{here}-{os.getpid()}-00000004.part": False,  # of a live run
-        f"masks/.ub-ffffffff-{dead}-00000005.part": False,  # of another machine, where that process may live
-        f"masks/.ub-{here}-{dead}-00000006.part.png": True,
-        f"masks/x/.ub-{here}-0-00000007.part": True,
-        f"holiday/.ub-{here}-{dead}-00000008.part": True,  # no folder of ours
-        "masks/.ub-.part": True,
-        "masks/.hidden.part": True,
-        f"masks/.ub-{here}-9999999999-00000009.part": False,  # no process can have this number
-    }
-    for name, old in {**goes, **stays}.items():
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True, parents=True)
-        path.write_bytes(b"")
-        if old:
-            os.utime(path, (day_ago, day_ago))
-    (tmp_path / f"masks/.ub-{here}-{dead}-0000000a.part").mkdir()
-    assert tree.clean_leftovers() == len(goes)
-    assert [name for name in goes if (tmp_path / name).exists()] == []
-    assert [name for name in stays if not (tmp_path / name).exists()] == []
-    assert tree.clean_leftovers() == 0
-    assert OutputTree(str(tmp_path / "none"), ["mask"]).clean_leftovers() == 0
-
-
-def test_cleaning_stays_inside(tmp_path: Path) -> None:
-    name = f".ub-{sinks._here()}-{dead_process()}-00000000.part"
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / name).write_bytes(b"")
-    (tmp_path / "out/masks").mkdir(parents=True)
-    (tmp_path / "out/masks/link").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "out/masks" / name).symlink_to(tmp_path / "elsewhere" / name)
-    assert OutputTree(str(tmp_path / "out"), ["mask"]).clean_leftovers() == 0
-    assert names(tmp_path / "elsewhere") == [name]
-
-
-def test_cleaning_never_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = OutputTree(str(tmp_path), ["mask"])
-    (tmp_path / f".ub-{sinks._here()}-{dead_process()}-00000000.part").write_bytes(b"")
-    monkeypatch.setattr(sinks.os, "unlink", fail_with(errno.EACCES))
-    assert tree.clean_leftovers() == 0
-    monkeypatch.setattr(sinks.os, "scandir", fail_with(errno.EACCES))
-    assert tree.clean_leftovers() == 0

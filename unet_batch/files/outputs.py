@@ -1,0 +1,146 @@
+"""What a run can save and where each file of it goes in the output folder: one table, `KINDS`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from unet_batch.errors import OutputError, UsageError
+from unet_batch.files.atomic import clean_leftovers, open_temporary, scan, translate
+
+Source = Literal["picture", "clip"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of output.
+
+    Attributes:
+        folder: below the output folder.
+        suffix: of the file made of a picture; a clip's comes from its codec, "" stands for a folder of files.
+        of: what it can be made of.
+        needs_pixels: it is drawn from the picture's own pixels, which must then be kept at full size.
+    """
+
+    folder: str
+    suffix: str
+    of: tuple[Source, ...]
+    needs_pixels: bool = False
+
+
+KINDS: Mapping[str, Kind] = {
+    "mask": Kind("masks", ".png", ("picture", "clip")),
+    "overlay": Kind("overlays", ".jpg", ("picture", "clip"), needs_pixels=True),
+    "cutout": Kind("cutouts", ".png", ("picture",), needs_pixels=True),
+    "prob": Kind("probs", ".png", ("picture",)),
+    "prob16": Kind("probs16", ".png", ("picture",)),
+    "frames": Kind("frames", "", ("clip",)),
+}
+"""All that `--save` knows. A new kind is a row here and a renderer in `run/pictures.py`."""
+
+PICTURE_KINDS = tuple(name for name, kind in KINDS.items() if "picture" in kind.of)
+CLIP_KINDS = tuple(name for name, kind in KINDS.items() if "clip" in kind.of)
+TIMELINES = Kind("timelines", ".csv", ("clip",))
+"""Comes with every clip, whatever else is saved."""
+UNFINISHED = "unfinished"
+"""Folder of the parts of clips that are not done."""
+
+
+class OutputTree:
+    """The output folder: `masks/<key>.png`, `overlays/<key>.jpg`, and so on by `KINDS`.
+
+    Args:
+        folder: the output folder; need not exist yet.
+        kinds: which outputs are wanted, of `PICTURE_KINDS`.
+
+    Raises:
+        UsageError: a kind is unknown.
+    """
+
+    def __init__(self, folder: str, kinds: Sequence[str]) -> None:
+        unknown = [kind for kind in kinds if kind not in PICTURE_KINDS]
+        if unknown:
+            raise UsageError(
+                f"unknown kind of output: {', '.join(unknown)}",
+                hint=f"choose from {', '.join(PICTURE_KINDS)}",
+            )
+        self.folder = os.path.abspath(folder)
+        self.kinds = tuple(dict.fromkeys(kinds))
+
+    def path(self, kind: str, key: str) -> str:
+        """Say where an output goes.
+
+        Raises:
+            OutputError: it would lie outside the output folder.
+        """
+        return os.path.join(self.folder, *self.file(kind, key).split("/"))
+
+    def file(self, kind: str, key: str) -> str:
+        """The same, relative to the output folder and `/`-separated.
+
+        Raises:
+            OutputError: it would lie outside the output folder.
+        """
+        steps = re.split(r"[/\\]" if os.name == "nt" else "/", key)
+        if "\0" in key or os.path.splitdrive(key)[0] or not {"", os.curdir, os.pardir}.isdisjoint(steps):
+            raise OutputError(f"{key!r} would lie outside the output folder {self.folder}")
+        return "/".join((KINDS[kind].folder, *steps)) + KINDS[kind].suffix
+
+    def prepare(self) -> None:
+        """Make the output folder and write a byte into it, to fail before the work rather than after.
+
+        Raises:
+            OutputError: the folder cannot be made or written.
+        """
+        temporary = ""
+        try:
+            temporary, descriptor = open_temporary(self.folder)
+            with open(descriptor, "wb") as file:
+                file.write(b"\n")
+        except (OSError, ValueError) as error:
+            raise translate(error, self.folder, 1) from error
+        finally:
+            if temporary:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+
+    def clean_leftovers(self) -> int:
+        """Remove the temporary files of killed runs from all folders of outputs; return how many."""
+        removed = clean_leftovers(self.folder)
+        folders = (*(kind.folder for kind in KINDS.values()), TIMELINES.folder, UNFINISHED)
+        stack = [os.path.join(self.folder, folder) for folder in folders]
+        while stack:
+            folder = stack.pop()
+            removed += clean_leftovers(folder)
+            with contextlib.suppress(OutputError, OSError):  # what we cannot tidy up is no reason not to work
+                stack += [entry.path for entry in scan(folder) if entry.is_dir(follow_symlinks=False)]
+        return removed
+
+
+class ClipTree:
+    """Where the outputs of clips go: `masks/<key>.mkv`, `frames/<key>/`, `timelines/<key>.csv`, ...
+
+    Args:
+        folder: the output folder.
+        kinds: what is wanted; those that no clip has are left out.
+        suffixes: of the videos, by kind: their codecs decide.
+    """
+
+    def __init__(self, folder: str, kinds: Sequence[str], suffixes: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.kinds = tuple(kind for kind in CLIP_KINDS if kind in kinds)
+        self.suffixes = suffixes
+
+    def path(self, kind: str, key: str) -> str:
+        """The file of a kind, or of "timeline"; for "frames" the folder."""
+        entry = TIMELINES if kind == "timeline" else KINDS[kind]
+        suffix = self.suffixes.get(kind, entry.suffix)
+        return os.path.join(self.folder, entry.folder, *key.split("/")) + suffix
+
+    def unfinished(self, key: str) -> str:
+        """The folder of a clip's parts."""
+        return os.path.join(self.folder, UNFINISHED, *key.split("/"))
