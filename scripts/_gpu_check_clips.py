@@ -21,7 +21,7 @@ from unet_batch.pipeline import cpu_count
 if TYPE_CHECKING:
     from unet_batch.inference.backends.base import Backend
     from unet_batch.inference.segmenter import Segmenter
-    from unet_batch.media.video import Clip, Codec, Reader, Shot
+    from unet_batch.media.video import Clip, Codec, Reader, DecodedFrame
     from unet_batch.run.clip import VideoOptions
     from unet_batch.types import Pixels
 
@@ -45,7 +45,7 @@ def clip_drawn(data: Data, save: Save, folder: str, seconds: float, copies: int,
     begun = time.perf_counter()
     part = write_clip(folder, seconds, (size[0], size[1]))
     with video.Reader(part) as reader:
-        times = [(shot.pts, shot.duration) for shot in reader.shots()]
+        times = [(shot.pts, shot.duration) for shot in reader.frames()]
         clip = reader.clip
     length = times[-1][0] + times[-1][1] - times[0][0]
     repeated = [(pts + number * length, duration) for number in range(copies) for pts, duration in times]
@@ -90,7 +90,7 @@ def clip_decoding(
         data["decoders"].append(entry)
         try:
             with _open(path, name) as reader:
-                first = next(reader.shots())
+                first = next(reader.frames())
                 entry |= {"codec": reader.clip.codec, "format": first.frame.format.name}
         except Skip as error:
             entry["reason"] = str(error)
@@ -117,7 +117,7 @@ def _decoded(path: str, hardware: str | None) -> tuple[int, int, float]:
     """(frames, damaged packets, seconds) of the whole clip, not converted."""
     begun = time.perf_counter()
     with _open(path, hardware) as reader:
-        return sum(1 for _ in reader.shots()), reader.damaged, time.perf_counter() - begun
+        return sum(1 for _ in reader.frames()), reader.damaged, time.perf_counter() - begun
 
 
 def _compared(one: Reader, other: Reader, count: int) -> Data:
@@ -125,8 +125,8 @@ def _compared(one: Reader, other: Reader, count: int) -> Data:
     import numpy as np
 
     found: Data = {"frames": 0, "other_times": 0, "largest": 0, "mean": 0.0}
-    pairs: Iterator[tuple[Shot, Shot]] = itertools.islice(
-        zip(one.shots(), other.shots(), strict=False), count
+    pairs: Iterator[tuple[DecodedFrame, DecodedFrame]] = itertools.islice(
+        zip(one.frames(), other.frames(), strict=False), count
     )
     for first, second in pairs:
         difference = np.abs(one.rgb(first).astype(np.int16) - other.rgb(second))
@@ -152,7 +152,7 @@ def clip_encoding(
     path = _clip(folder)
     with video.Reader(path) as reader:
         clip = reader.clip
-        pictures = [(shot.pts, reader.rgb(shot)) for shot in itertools.islice(reader.shots(), frames)]
+        pictures = [(shot.pts, reader.rgb(shot)) for shot in itertools.islice(reader.frames(), frames)]
     data["encoders"], wrong = [], []
     for name in codecs:
         codec = video.CODECS[name]
@@ -184,9 +184,9 @@ def _encoded(target: str, codec: Codec, clip: Clip, pictures: Sequence[tuple[int
     """Seconds of the encoder, conversion left out."""
     from unet_batch.media import video
 
-    look = video.written_look(clip, codec)
+    look = video.output_color(clip, codec)
     ready = [
-        (pts, video.prepared(picture, video.pixel_format(codec, clip.size), look))
+        (pts, video.make_frame(picture, video.pixel_format(codec, clip.size), look))
         for pts, picture in pictures
     ]
     begun = time.perf_counter()
@@ -205,7 +205,7 @@ def _read_back(target: str, clip: Clip, pictures: Sequence[tuple[int, Pixels]]) 
     origin = pictures[0][0]
     with video.Reader(target) as reader:
         base = reader.clip.time_base
-        for shot in reader.shots():
+        for shot in reader.frames():
             if found["read_back"] < len(pictures):
                 pts, picture = pictures[found["read_back"]]
                 # Matroska rounds to milliseconds.
@@ -336,7 +336,7 @@ def _times(path: str) -> list[float]:
     from unet_batch.media import video
 
     with video.Reader(path) as reader:
-        return [float(shot.pts * reader.clip.time_base) for shot in reader.shots()]
+        return [float(shot.pts * reader.clip.time_base) for shot in reader.frames()]
 
 
 def _late(kind: str, wanted: Sequence[float], found: Sequence[float], exact: bool) -> list[str]:

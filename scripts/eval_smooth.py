@@ -49,7 +49,7 @@ def drawn(seconds: float, noise: float) -> Iterator[tuple[Fraction, Pixels, Pixe
 def footage(path: Path) -> Iterator[tuple[Fraction, Pixels, Pixels | None]]:
     """(time, picture, nothing) of a file."""
     with video.Reader(str(path)) as reader:
-        for shot in reader.shots():
+        for shot in reader.frames():
             yield shot.pts * reader.clip.time_base, reader.rgb(shot), None
 
 

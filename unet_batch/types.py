@@ -9,13 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:  # the command line imports this module before it may afford numpy
     import numpy as np
     from numpy.typing import NDArray
 
     Pixels = NDArray[np.uint8]
+
+
+class HasItem(Protocol):
+    """An item, or what a stage made of it."""
+
+    @property
+    def item(self) -> Item: ...
+
 
 Size = tuple[int, int]
 Colour = tuple[int, int, int]
@@ -29,10 +37,16 @@ class Item:
         path: the file to read, absolute.
         key: where its outputs go, relative to each output folder, `/`-separated and without the output's
             suffix: `lot/a` becomes `masks/lot/a.png`. Unique in a run, also on file systems that ignore case.
+            Empty where nobody asks for outputs.
     """
 
     path: str
-    key: str
+    key: str = ""
+
+    @property
+    def item(self) -> Item:
+        """Itself: what is made of an item has it as its `item`, and so has the item that nothing was made of."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,11 @@ class Prediction:
 
     frame: Frame
     map: Pixels
+
+    @property
+    def item(self) -> Item:
+        """What it was decoded from."""
+        return self.frame.item
 
 
 @dataclass(frozen=True)

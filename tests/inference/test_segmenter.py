@@ -23,12 +23,13 @@ from unet_batch.errors import (
     DecoderCrashed,
     ImageError,
     ImageTooLarge,
+    OutputError,
     RunError,
     UsageError,
 )
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.backends.select import Request, Selection, Step
-from unet_batch.inference.segmenter import Segmenter, open_segmenter
+from unet_batch.inference.segmenter import Segmenter, concerns_one_item, open_segmenter
 from unet_batch.model import checkpoint
 from unet_batch.testing import FakeBackend, fake_spec
 
@@ -312,3 +313,18 @@ def test_everything_promised_is_there() -> None:
         assert getattr(unet_batch, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = unet_batch.nothing
+
+
+@pytest.mark.parametrize(
+    ("error", "isolated"),
+    [
+        (ImageError("damaged"), True),
+        (ValueError("nobody foresaw it"), True),
+        (MemoryError(), True),
+        (OutputError("the disk is full"), False),
+        (UsageError("no decoder can be started"), False),
+        (CheckpointError("damaged"), False),
+    ],
+)
+def test_only_what_concerns_one_picture_is_isolated(error: Exception, isolated: bool) -> None:
+    assert concerns_one_item(error) is isolated

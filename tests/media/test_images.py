@@ -4,6 +4,7 @@ encoders.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
 import json
@@ -21,10 +22,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from unet_batch.errors import EncodeError, ImageError, ImageTooLarge
 from unet_batch.media import images
@@ -657,15 +660,52 @@ def test_icons_are_read_whatever_their_kind(tmp_path: Path, photo: Image.Image) 
             read_bytes(tmp_path, data, max_pixels=side * side - 1)
 
 
+def test_bytes_in_memory_are_read_as_files_are(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(photo.crop((0, 0, 400, 312)), "JPEG", exif=exif)
+    picture = images.read_bytes(data, at_least=(100, 78))
+    assert picture.size == (400, 312)
+    assert picture.pixels.shape == (100, 78, 3)
+    for kind in ("PNG", "GIF", "TIFF", "BMP", "WEBP", "PPM", "ICO"):
+        assert images.read_bytes(encoded(photo.resize((32, 32)), kind)).size == (32, 32), kind
+    assert images.read_bytes(encoded(photo, "TGA"), "upload.tga").size == (317, 403)
+
+
+def test_bytes_that_are_no_picture_are_an_error_with_their_name(photo: Image.Image) -> None:
+    with pytest.raises(ImageError, match=r"^upload 7: an empty file"):
+        images.read_bytes(b"", "upload 7")
+    with pytest.raises(ImageError, match=r"^picture: looks like a text file"):
+        images.read_bytes(b"hello, this is no picture\n")
+    with pytest.raises(ImageError, match=r"^upload 7: cannot decode this PNG"):
+        images.read_bytes(encoded(photo, "PNG")[:5000], "upload 7")
+    with pytest.raises(ImageTooLarge, match=r"^upload 7: 317x403 .* the limit is 127,750"):
+        images.read_bytes(encoded(photo, "PNG"), "upload 7", max_pixels=127_750)
+
+
 def test_out_of_memory_is_an_image_error(
     tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", fail)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", fail)
     with pytest.raises(ImageError, match="not enough memory"):
         read_bytes(tmp_path, encoded(photo, "JPEG"))
+
+
+def test_a_disk_that_fails_is_not_called_a_damaged_file(
+    tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    with pytest.raises(ImageError, match="cannot decode this PNG") as caught:
+        read_bytes(tmp_path, encoded(photo, "PNG"))
+    assert caught.value.hint == ""
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.EIO  # tells the run that another try may help
 
 
 def test_heic_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,10 @@ def test_what_libraries_print_disturbs_nobody(
 def test_names_mean_the_same_in_utf8_mode(picture: str, tmp_path: Path) -> None:
     path = tmp_path / "é.jpg"
     path.write_bytes(Path(picture).read_bytes())
-    script = "import sys; from unet_batch.media.isolation import Decoders\nwith Decoders(1) as d: print(d.read(sys.argv[1]).size)"
+    script = (
+        "import sys; from unet_batch.media.isolation import Decoders\n"
+        "with Decoders(1) as d: print(d.read(sys.argv[1]).size)"
+    )
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

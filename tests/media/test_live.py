@@ -143,7 +143,7 @@ def test_a_connection_that_breaks_is_made_anew(tmp_path: Path) -> None:
     assert result.frames == 70
     assert "the connection broke and was made anew 2 times" in result.notes
     with video.Reader(result.files["overlay"][0]) as reader:
-        times = [shot.pts * reader.clip.time_base for shot in reader.shots()]
+        times = [shot.pts * reader.clip.time_base for shot in reader.frames()]
     assert len(times) == 70
     gaps = np.diff([float(time) for time in times])
     assert (gaps > 0).all()
@@ -158,7 +158,7 @@ def test_a_source_that_stays_away_has_ended(tmp_path: Path) -> None:
             connection.sendall(data)
 
     with server(once) as url, video.LiveReader(url, patience=1.5) as reader:
-        assert len(list(reader.shots())) == 20
+        assert len(list(reader.frames())) == 20
     assert any("stayed away for 1.5 s" in note for note in reader.notes)
 
 
@@ -173,7 +173,7 @@ def test_frames_are_dropped_only_when_asked(tmp_path: Path) -> None:
     for latest in (False, True):
         with server(once) as url, video.LiveReader(url, patience=0.5, latest=latest) as reader:
             count = 0
-            for _ in reader.shots():
+            for _ in reader.frames():
                 count += 1
                 time.sleep(0.02)
             seen[latest] = count, reader.dropped
@@ -200,7 +200,7 @@ def test_stopping_ends_it_well(tmp_path: Path) -> None:
     assert result.complete
     assert result.frames >= 25
     with video.Reader(result.files["mask"][0]) as reader:
-        assert len(list(reader.shots())) == result.frames
+        assert len(list(reader.frames())) == result.frames
 
 
 def test_nobody_there(tmp_path: Path) -> None:

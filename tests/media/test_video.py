@@ -28,7 +28,7 @@ import pytest
 from tests.helpers.footage import TURNS, Footage, Sound, look_at, only_sound, scene, spoil_packets
 from unet_batch.errors import OutputError, VideoError
 from unet_batch.media import video
-from unet_batch.media.video import CODECS, MASKS, Codec, Look, Reader, Writer, assemble, reading
+from unet_batch.media.video import CODECS, MASKS, Codec, ColorInfo, Reader, Writer, assemble, reading
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
 
@@ -39,12 +39,12 @@ LOSSLESS = {"qp": "0", "crf": "0"}
 def seconds(path: str) -> list[Fraction]:
     """When the frames of a file are shown, as the code under test says."""
     with Reader(path) as reader:
-        return [shot.pts * reader.clip.time_base for shot in reader.shots()]
+        return [shot.pts * reader.clip.time_base for shot in reader.frames()]
 
 
 def rgb(path: str) -> list[np.ndarray]:
     with Reader(path) as reader:
-        return [reader.rgb(shot) for shot in reader.shots()]
+        return [reader.rgb(shot) for shot in reader.frames()]
 
 
 def copied(
@@ -64,14 +64,14 @@ def copied(
     with Reader(path) as reader:
         clip = reader.clip
         writer: Writer | None = None
-        for shot in reader.shots(**ticks):
+        for shot in reader.frames(**ticks):
             if shot.index % part == 0:
                 if writer is not None:
                     writer.close()
                 parts.append(str(folder / f"{shot.index}{codec.suffix}"))
                 writer = Writer(parts[-1], codec, clip)
             assert writer is not None
-            writer.write(video.prepared(pictures(reader.rgb(shot)), writer.format, writer.look), shot.pts)
+            writer.write(video.make_frame(pictures(reader.rgb(shot)), writer.format, writer.color), shot.pts)
             times.append((shot.pts, shot.duration))
         assert writer is not None
         writer.close()
@@ -88,7 +88,7 @@ def test_a_clip_is_seen_as_a_person_sees_it(tmp_path: Path, turn: str) -> None:
     path = Footage(turn=turn, format="yuv444p", options=LOSSLESS, size=(32, 48)).make(tmp_path)
     with Reader(path) as reader:
         assert reader.clip.size == (32, 48)
-        for shot in reader.shots():
+        for shot in reader.frames():
             picture = reader.rgb(shot)
             assert picture.flags.c_contiguous
             assert np.abs(picture.astype(int) - scene(shot.index, (32, 48))).max() <= 3
@@ -126,10 +126,10 @@ def test_a_resumed_reader_sees_the_same_times_where_frames_have_none(tmp_path: P
         tmp_path
     )
     with Reader(path) as reader:
-        whole = [(shot.pts, reader.rgb(shot)) for shot in reader.shots()]
+        whole = [(shot.pts, reader.rgb(shot)) for shot in reader.frames()]
         assert not reader.timed
     with Reader(path) as reader:
-        rest = [(shot.pts, reader.rgb(shot)) for shot in reader.shots(whole[17][0] + 1, seek=False)]
+        rest = [(shot.pts, reader.rgb(shot)) for shot in reader.frames(whole[17][0] + 1, seek=False)]
     assert [pts for pts, _ in rest] == [pts for pts, _ in whole[18:]]
     assert all(np.array_equal(one, other) for (_, one), (_, other) in zip(rest, whole[18:], strict=True))
 
@@ -175,11 +175,11 @@ SEEKABLE = [
 def test_reading_from_anywhere_gives_the_same_frames(tmp_path: Path, footage: Footage) -> None:
     path = footage.make(tmp_path)
     with Reader(path) as reader:
-        whole = [(shot.pts, shot.duration, reader.rgb(shot)) for shot in reader.shots()]
+        whole = [(shot.pts, shot.duration, reader.rgb(shot)) for shot in reader.frames()]
     assert len(whole) == footage.frames
     for begin in (1, 11, 12, 13, 25, footage.frames - 1):
         with Reader(path) as reader:
-            rest = [(shot.pts, shot.duration, reader.rgb(shot)) for shot in reader.shots(whole[begin][0])]
+            rest = [(shot.pts, shot.duration, reader.rgb(shot)) for shot in reader.frames(whole[begin][0])]
         assert [one[:2] for one in rest] == [one[:2] for one in whole[begin:]], begin
         assert all(
             np.array_equal(one[2], other[2]) for one, other in zip(rest, whole[begin:], strict=True)
@@ -218,7 +218,7 @@ def test_frames_that_do_not_decode_are_counted_and_shift_nothing(
 
     monkeypatch.setattr(reading, "video_stream", several)
     with Reader(path) as reader:
-        times = [shot.pts * reader.clip.time_base for shot in reader.shots()]
+        times = [shot.pts * reader.clip.time_base for shot in reader.frames()]
         damaged = reader.damaged
     assert times == [time for index, time in enumerate(footage.seconds) if index not in spoilt]
     assert damaged == len(spoilt)
@@ -235,7 +235,7 @@ def test_damage_before_the_range_is_not_missed(tmp_path: Path) -> None:
     )
     path = spoil_packets(footage.make(tmp_path), tmp_path / "bad.mkv", (3, 7, 14))
     with Reader(path) as reader:
-        shots = list(reader.shots(400))
+        shots = list(reader.frames(400))
         assert [shot.pts for shot in shots][:5] == [400, 440, 480, 520, 600]
         assert (shots[0].damaged, shots[3].damaged, shots[4].damaged, reader.damaged) == (0, 0, 1, 1)
 
@@ -244,7 +244,7 @@ def test_a_picture_that_is_wrong_in_part_is_said_so(tmp_path: Path) -> None:
     path = Footage(name="m.ts", codec="mpeg2video", frames=24, options={"g": "6"}).make(tmp_path)
     bad = spoil_packets(path, tmp_path / "bad.ts", (8,))
     with Reader(bad) as reader:
-        assert len(list(reader.shots())) >= 23
+        assert len(list(reader.frames())) >= 23
         assert any("damaged" in note for note in reader.notes)
 
 
@@ -255,7 +255,7 @@ def test_a_size_that_changes_on_the_way_is_fitted(tmp_path: Path) -> None:
     both = tmp_path / "both.ts"
     both.write_bytes(Path(small).read_bytes() + Path(large).read_bytes())
     with Reader(str(both)) as reader:
-        pictures = [reader.rgb(shot) for shot in reader.shots()]
+        pictures = [reader.rgb(shot) for shot in reader.frames()]
         assert len(pictures) == 12
         assert {picture.shape for picture in pictures} == {(32, 48, 3)}
         assert any("size changes" in note for note in reader.notes)
@@ -288,7 +288,7 @@ def test_more_bits_are_rounded_to_eight(tmp_path: Path) -> None:
     path = film(tmp_path / "ramp.mkv", frame, (1, 1, 1, 1))
     with Reader(path) as reader:
         assert reader.clip.depth == 10
-        (shot,) = reader.shots()
+        (shot,) = reader.frames()
         picture = reader.rgb(shot).astype(int)
     right = np.clip((ramp.astype(float) - 64) / 876 * 255, 0, 255)
     assert np.abs(picture - right[..., None]).max() <= 1.01
@@ -326,14 +326,14 @@ def test_the_end_that_is_missing_is_told(tmp_path: Path) -> None:
     assert boxes(moved)[:2] == ["ftyp", "moov"]
     Path(moved).write_bytes(data[: len(data) * 2 // 3])
     with Reader(moved) as reader:
-        count = len(list(reader.shots()))
+        count = len(list(reader.frames()))
         assert 20 < count < 90
         assert any("cut short" in note for note in reader.notes), reader.notes
 
 
 def assemble_whole(path: str, target: str) -> tuple[str, list[str]]:
     with Reader(path) as reader:
-        times = [(shot.pts, shot.duration) for shot in reader.shots()]
+        times = [(shot.pts, shot.duration) for shot in reader.frames()]
         return target, assemble(target, [path], times, reader.clip, sound=False)
 
 
@@ -342,7 +342,7 @@ def test_sound_that_outlasts_the_picture_is_no_damage(tmp_path: Path, seconds: F
     for name in ("long.mkv", "long.mp4"):
         path = Footage(name=name, base=MILLISECOND, sounds=(Sound(end=seconds),)).make(tmp_path)
         with Reader(path) as reader:
-            assert len(list(reader.shots())) == 10
+            assert len(list(reader.frames())) == 10
             assert reader.notes == []
 
 
@@ -353,7 +353,7 @@ def test_a_file_that_breaks_off_midway_gives_what_it_has(tmp_path: Path) -> None
     where = data.index(b"FRAME", cut)
     Path(path).write_bytes(data[:where] + b"NOISE" + data[where + 5 :])
     with Reader(path) as reader:
-        assert 6 <= len(list(reader.shots())) <= 8
+        assert 6 <= len(list(reader.frames())) <= 8
         assert any("cannot be read to its end" in note for note in reader.notes)
 
 
@@ -449,7 +449,7 @@ def test_files_are_closed(tmp_path: Path) -> None:
         with suppress(VideoError):
             Reader(str(tmp_path / "bad.mp4"))
         with Reader(path) as reader:
-            next(reader.shots(60))
+            next(reader.frames(60))
     assert count() == before
 
 
@@ -533,7 +533,7 @@ def test_subsampled_colours_come_back_as_they_were_shown(tmp_path: Path, matrix:
 def test_what_says_nothing_is_taken_as_players_do(tmp_path: Path) -> None:
     for size, matrix in (((576, 720), 5), ((720, 1280), 1)):
         with Reader(Footage(name=f"{size[0]}.mp4", size=size, frames=1).make(tmp_path)) as reader:
-            assert (reader.clip.look.matrix, reader.clip.look.range) == (matrix, 1)
+            assert (reader.clip.color.matrix, reader.clip.color.range) == (matrix, 1)
 
 
 def test_grey_has_the_range_of_its_stream(tmp_path: Path) -> None:
@@ -568,13 +568,13 @@ def test_each_codec_carries_the_marks_of_the_source(
         marks,
     )
     with Reader(path) as reader:
-        assert reader.clip.look == Look(*marks)
+        assert reader.clip.color == ColorInfo(*marks)
     target, _ = copied(path, tmp_path / "out", CODECS[name])
     # ProRes has no mark for full range, and is limited
     right = marks if name != "prores" else (marks[0], 1, *marks[2:])
     with Reader(target) as reader:
-        assert reader.clip.look == Look(*right)
-        (shot,) = reader.shots()
+        assert reader.clip.color == ColorInfo(*right)
+        (shot,) = reader.frames()
         seen = reader.rgb(shot)
     centres = np.s_[3::8, 3::8]  # between the blocks codecs blur
     assert np.abs(seen[centres].astype(int) - picture[centres]).mean() < 25, "not of another matrix or range"
@@ -626,7 +626,9 @@ def test_parts_play_without_being_closed(tmp_path: Path, name: str) -> None:
         quality=QUICK.get(name),
     ) as writer:
         for index in range(60):
-            writer.write(video.prepared(np.roll(noise, index, 1), writer.format, writer.look), 1000 * index)
+            writer.write(
+                video.make_frame(np.roll(noise, index, 1), writer.format, writer.color), 1000 * index
+            )
         shutil.copy(part, torn)
     assert 20 <= len(seconds(torn)) <= 60
     assert len(seconds(part)) == 60
@@ -670,9 +672,9 @@ def test_a_rate_that_is_nonsense_does_no_harm(tmp_path: Path) -> None:
     with Reader(path) as reader:
         clip = replace(reader.clip, rate=Fraction(90000))
         writer = Writer(str(tmp_path / "part.mp4"), CODECS["h264"], clip)
-        shots = list(reader.shots())
+        shots = list(reader.frames())
         for shot in shots:
-            writer.write(video.prepared(reader.rgb(shot), writer.format, writer.look), shot.pts)
+            writer.write(video.make_frame(reader.rgb(shot), writer.format, writer.color), shot.pts)
         writer.close()
         target = str(tmp_path / "whole.mp4")
         assemble(
@@ -708,8 +710,8 @@ def test_a_full_disk_is_named(tmp_path: Path, name: str) -> None:
         with Reader(path) as reader:
             writer = Writer(str(target), codec, reader.clip)
             try:
-                for shot in reader.shots():
-                    writer.write(video.prepared(reader.rgb(shot), writer.format, writer.look), shot.pts)
+                for shot in reader.frames():
+                    writer.write(video.make_frame(reader.rgb(shot), writer.format, writer.color), shot.pts)
             finally:
                 writer.close()
 
@@ -730,7 +732,7 @@ def test_a_disk_that_fills_while_the_parts_are_put_together_is_named(tmp_path: P
 def test_parts_that_do_not_fit_the_record_are_named(tmp_path: Path) -> None:
     path = Footage().make(tmp_path)
     with Reader(path) as reader:
-        times = [(shot.pts, shot.duration) for shot in reader.shots()]
+        times = [(shot.pts, shot.duration) for shot in reader.frames()]
         for wrong, word in ((times[:-1], "more"), ([*times, (99, 1)], "fewer")):
             with pytest.raises(VideoError, match=f"{word} frames than were recorded"):
                 assemble(str(tmp_path / "out.mp4"), [path], wrong, reader.clip, sound=True)

@@ -85,7 +85,7 @@ def right_masks(path: str) -> list[np.ndarray]:
     with Reader(path) as reader:
         return [
             np.where(np.asarray(reader.rgb(shot).mean(2) + 0.5, np.uint8) >= 128, 255, 0).astype(np.uint8)
-            for shot in reader.shots()
+            for shot in reader.frames()
         ]
 
 
@@ -261,9 +261,9 @@ def test_the_overlay_fits_its_source_in_real_clips(tmp_path: Path, data: Path, n
     assert not any("damaged" in note or "cut short" in note for note in result.notes)
     assert made.chapters == found.chapters
     with Reader(str(path)) as reader:
-        look = reader.clip.look
+        look = reader.clip.color
     with Reader(result.files["overlay"][0]) as reader:
-        assert reader.clip.look == look
+        assert reader.clip.color == look
 
 
 def test_an_empty_clip_of_the_data_is_named(tmp_path: Path, data: Path) -> None:

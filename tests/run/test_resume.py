@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from tests.helpers.observers import observing
 from tests.run.test_run import files, half_bright, read, write
-from unet_batch.errors import FolderInUse, ManifestError, OutputError, SourceError, UsageError
+from unet_batch.errors import FolderInUse, ImageError, ManifestError, OutputError, SourceError, UsageError
 from unet_batch.files import atomic, locks
 from unet_batch.files.locks import claim
 from unet_batch.inference import segmenter as segmenter_module
@@ -346,18 +346,16 @@ def test_max_errors(tmp_path: Path, limit: int) -> None:
 def flaky(monkeypatch: pytest.MonkeyPatch, fails: Callable[[str, int], int]) -> Counter[str]:
     """Reads of which `fails(name, how many before)` says the errno, or 0."""
     reads: Counter[str] = Counter()
-    real = segmenter_module.images._open
+    real = segmenter_module.images.read
 
-    def open_(path: str) -> Any:
+    def read(path: str, **options: Any) -> Any:
         name = os.path.basename(path)
         reads[name] += 1
         if code := fails(name, reads[name] - 1):
-            raise segmenter_module.images.ImageError(f"{path}: cannot be opened") from OSError(
-                code, os.strerror(code)
-            )
-        return real(path)
+            raise ImageError(f"{path}: cannot be opened") from OSError(code, os.strerror(code))
+        return real(path, **options)
 
-    monkeypatch.setattr(segmenter_module.images, "_open", open_)
+    monkeypatch.setattr(segmenter_module.images, "read", read)
     return reads
 
 
@@ -523,6 +521,16 @@ def test_faults_at_every_boundary_lose_nothing(tmp_path: Path, faults: dict[tupl
 
         return wrapper
 
+    real_read = segmenter_module.images.read
+
+    def read(path: str, **options: Any) -> Any:
+        try:
+            fault("open")
+            fault("decode")
+        except OSError as error:
+            raise ImageError(f"{path}: cannot be read") from error
+        return real_read(path, **options)
+
     def answer(pictures: np.ndarray) -> np.ndarray:
         try:
             fault("infer")
@@ -533,10 +541,7 @@ def test_faults_at_every_boundary_lose_nothing(tmp_path: Path, faults: dict[tupl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "RETRY_PAUSES", (0.0, 0.0))
         patch.setattr(manifest_module, "SYNC_SECONDS", 0.0)
-        patch.setattr(segmenter_module.images, "_open", failing("open", segmenter_module.images._open))
-        patch.setattr(
-            segmenter_module.images, "_finished", failing("decode", segmenter_module.images._finished)
-        )
+        patch.setattr(segmenter_module.images, "read", read)
         patch.setattr(run_module.images, "encode_mask", failing("encode", run_module.images.encode_mask))
         patch.setattr(atomic.os, "replace", failing("replace", os.replace))
         patch.setattr(atomic, "open_temporary", failing("write", atomic.open_temporary))

@@ -54,7 +54,7 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_clip_is_as_long_as_its_copies(folder: str) -> None:
     with video.Reader(clips._clip(folder)) as reader:
-        shots = list(reader.shots())
+        shots = list(reader.frames())
         assert [shot.pts * reader.clip.time_base * 25 for shot in shots] == list(range(36))
         np.testing.assert_array_equal(reader.rgb(shots[5]), reader.rgb(shots[5 + 12]))
         assert reader.notes == []
@@ -90,7 +90,7 @@ def test_a_clip_that_nobody_decodes_is_no_skip(folder: str, tmp_path: Path) -> N
 
 
 def off_by(levels: int) -> Any:
-    def rgb(self: video.Reader, shot: video.Shot, real: Any = video.Reader.rgb) -> Any:
+    def rgb(self: video.Reader, shot: video.DecodedFrame, real: Any = video.Reader.rgb) -> Any:
         return np.clip(real(self, shot).astype(np.int16) + levels * getattr(self, "odd", 0), 0, 255).astype(
             np.uint8
         )
@@ -148,8 +148,8 @@ def test_encoders_are_compared_and_read_back(folder: str, monkeypatch: pytest.Mo
 
 
 def test_an_encoder_that_spoils_pictures_is_found(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = video.prepared
-    monkeypatch.setattr(video, "prepared", lambda pixels, *more: real(255 - pixels, *more))
+    real = video.make_frame
+    monkeypatch.setattr(video, "make_frame", lambda pixels, *more: real(255 - pixels, *more))
     with pytest.raises(BackendError, match=r"h264: pictures are off by \d+\.\d levels"):
         clips.clip_encoding({}, nothing, folder, codecs=("h264",), frames=5, rounds=1)
 

@@ -14,10 +14,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import cv2
 import numpy as np
 
 from unet_batch.errors import (
@@ -25,7 +25,6 @@ from unet_batch.errors import (
     EncodeError,
     ImageError,
     ItemError,
-    RunError,
     UnetBatchError,
     UsageError,
 )
@@ -34,8 +33,9 @@ from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.select import Request, Step, select
 from unet_batch.media import geometry, images
 from unet_batch.media.isolation import Decoders
+from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
-from unet_batch.types import Frame, Item, ModelSpec, Prediction
+from unet_batch.types import Frame, HasItem, Item, ModelSpec, Prediction
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,6 +50,8 @@ PIXEL_BUDGET = 512 * 2**20
 # Dice against the masks of a full decode, 24 photos: 0.9996 at 4, 0.9993 at 2, 0.998 at 1.6, 0.997 at 1.
 # Noise of one level gives 0.9995.
 OVERSAMPLING = 2
+
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,9 +184,9 @@ class Segmenter:
         """
         if isinstance(picture, np.ndarray):
             pixels = _as_rgb(picture)
-            frame = self.frame(Item("array", "array"), pixels, (pixels.shape[0], pixels.shape[1]))
+            frame = self.frame(Item("array"), pixels, (pixels.shape[0], pixels.shape[1]))
         else:
-            frame = self.decode(Item(os.fspath(picture), ""), keep_pixels=False)
+            frame = self.decode(Item(os.fspath(picture)), keep_pixels=False)
         return self.mask(self.infer([frame])[0])
 
     def stream(self, paths: Iterable[str | os.PathLike[str]]) -> Iterator[Result]:
@@ -201,7 +203,7 @@ class Segmenter:
         def finish(prediction: Prediction) -> Result:
             return Result(prediction.frame.item.path, prediction, self.mask(prediction), None)
 
-        items = (Item(os.fspath(path), "") for path in paths)
+        items = (Item(os.fspath(path)) for path in paths)
         with self.pipeline(items, [("mask", finish)], keep_pixels=False) as outcomes:
             for outcome in outcomes:
                 yield (
@@ -242,53 +244,37 @@ class Segmenter:
 
     @contextmanager
     def pipeline(
-        self, items: Iterable[Item], finish: Sequence[tuple[str, Callable[[Any], Any]]], *, keep_pixels: bool
-    ) -> Iterator[Pipeline]:
-        """Decode and infer, then the stages of `finish`, each a name and a function; delivers results and
-        `Failed`s in order.
+        self,
+        items: Iterable[Item],
+        finish: Sequence[tuple[str, Callable[[Any], Done]]],
+        *,
+        keep_pixels: bool,
+    ) -> Iterator[Pipeline[HasItem, Done | Failed[HasItem]]]:
+        """Decode and infer, then the stages of `finish`, each a name and a function; in the order of the items.
 
-        What concerns one picture is isolated. A `RunError` ends the run: the next write, or the start of
-        the next decoder, would fail as well.
+        What concerns one picture is delivered as a `Failed`, whose value has the `item`. All else ends the
+        iteration: the next write, or the start of the next decoder, would fail as well.
         """
-        batch = self.backend.batch_size
-
-        def infer(frames: Any) -> Any:
-            return self.infer(frames) if batch > 1 else self.infer([frames])[0]
-
-        stages = [
-            Stage(
-                "decode",
-                lambda item: self.decode(item, keep_pixels=keep_pixels),
-                self.workers,
-                isolate=_concerns_one_item,
-            ),
-            Stage(
-                "infer",
-                infer,
-                self.backend.streams,
-                batch,
-                isolate=_is_backend_error,
-                enter=self.backend.thread,
-            ),
-            *(Stage(name, work, self.workers, isolate=_concerns_one_item) for name, work in finish),
+        batch, streams = self.backend.batch_size, self.backend.streams
+        decode = partial(self.decode, keep_pixels=keep_pixels)
+        stages: list[Stage[Any, Any]] = [
+            Stage("decode", decode, self.workers, isolate=concerns_one_item),
+            Stage("infer", self.infer, streams, batch, isolate=_inference_failed, enter=self.backend.thread),
+            *(Stage(name, work, self.workers, isolate=concerns_one_item) for name, work in finish),
         ]
-        # Enough for every worker to have one in hand and one waiting.
-        in_flight = 2 * (batch * self.backend.streams + (1 + len(finish)) * self.workers)
-        # cv2's own threads would fight for the cores that the workers fill already.
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        try:
-            with Pipeline(
+        with (
+            single_threaded_cv2(),
+            Pipeline[HasItem, "Done | Failed[HasItem]"](
                 items,
                 stages,
-                in_flight=in_flight,
+                # Enough for every worker to have one in hand and one waiting.
+                in_flight=2 * (batch * streams + (1 + len(finish)) * self.workers),
                 weigh=_weigh,
                 budget=PIXEL_BUDGET,
-                describe=lambda value: item_of(value).path,
-            ) as results:
-                yield results
-        finally:
-            cv2.setNumThreads(threads)
+                describe=lambda value: value.item.path,
+            ) as results,
+        ):
+            yield results
 
 
 def open_segmenter(
@@ -317,39 +303,34 @@ def open_segmenter(
     )
 
 
-def item_of(value: Any) -> Item:
-    """The item that a value of the pipeline belongs to."""
-    while isinstance(value, Failed):
-        value = value.value
-    if isinstance(value, Prediction):
-        value = value.frame
-    item = value.item if not isinstance(value, Item) else value
-    assert isinstance(item, Item)
-    return item
+def item_of(outcome: HasItem | Failed[HasItem]) -> Item:
+    """The item that a result, or a failure, belongs to."""
+    return (outcome.value if isinstance(outcome, Failed) else outcome).item
 
 
-def as_error(failed: Failed) -> UnetBatchError:
+def as_error(failed: Failed[HasItem]) -> UnetBatchError:
     """The failure in our own words; one that nobody foresaw keeps its type's name in the message."""
     if isinstance(failed.error, UnetBatchError):
         return failed.error
     kind = EncodeError if failed.stage != "decode" else ImageError
     error = kind(
-        f"{item_of(failed).path}: {type(failed.error).__name__}: {failed.error}",
+        f"{failed.value.item.path}: {type(failed.error).__name__}: {failed.error}",
         hint="unexpected; please report it with the file",
     )
     error.__cause__ = failed.error
     return error
 
 
-def _concerns_one_item(error: Exception) -> bool:
-    return not isinstance(error, RunError)
+def concerns_one_item(error: Exception) -> bool:
+    """Whether the next picture may fare better: its own file's fault, or a surprise; not a full disk, say."""
+    return isinstance(error, ItemError) or not isinstance(error, UnetBatchError)
 
 
-def _is_backend_error(error: Exception) -> bool:
-    return isinstance(error, (BackendError, ItemError))
+def _inference_failed(error: Exception) -> bool:
+    return isinstance(error, BackendError | ItemError)
 
 
-def _weigh(value: Any) -> int:
+def _weigh(value: HasItem) -> int:
     """Bytes of pixels that a value holds."""
     if isinstance(value, Prediction):
         value = value.frame

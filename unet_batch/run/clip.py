@@ -40,6 +40,7 @@ from unet_batch.inference import postprocess
 from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter
 from unet_batch.inference.smoothing import Smoother
 from unet_batch.media import geometry, images, render, video
+from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Pipeline, Stage, StageStats
 from unet_batch.run.journal import Journal, as_csv
 from unet_batch.types import Frame, Item, Prediction
@@ -285,7 +286,7 @@ class _Moment:
     pts: int
     duration: int
     damaged: int
-    shot: video.Shot | None
+    shot: video.DecodedFrame | None
     frame: Frame | None = None
     prediction: Prediction | None = None
     outputs: dict[str, VideoFrame] = field(default_factory=dict)
@@ -343,13 +344,9 @@ class _Work:
         segmenter, journal = self.segmenter, self.journal
         backend, workers = segmenter.backend, segmenter.workers
         batch = backend.batch_size
-
-        def infer(moments: Any) -> Any:
-            return self.infer(moments) if batch > 1 else self.infer([moments])[0]
-
-        stages = [
+        stages: list[Stage[Any, Any]] = [
             Stage("convert", self.convert, workers),
-            Stage("infer", infer, backend.streams, batch, enter=backend.thread),
+            Stage("infer", self.infer, backend.streams, batch, enter=backend.thread),
             *([Stage("smooth", self.smooth, ordered=True)] if self.smoother else []),
             Stage("render", self.render, workers),
             *(Stage(f"encode {kind}", partial(self.encode, kind), ordered=True) for kind in self.videos),
@@ -357,17 +354,18 @@ class _Work:
         ]
         result = ClipResult(frames=journal.frames, resumed=journal.frames)
         total = self.expected()
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
         try:
-            with Pipeline(
-                self.source(),
-                stages,
-                in_flight=2 * (batch * backend.streams + 2 * workers + len(self.videos)),
-                weigh=_Moment.weight,
-                budget=PIXEL_BUDGET,
-                describe=lambda moment: f"{self.item.path}, frame {moment.index}",
-            ) as moments:
+            with (
+                single_threaded_cv2(),
+                Pipeline[_Moment, _Moment](
+                    self.source(),
+                    stages,
+                    in_flight=2 * (batch * backend.streams + 2 * workers + len(self.videos)),
+                    weigh=_Moment.weight,
+                    budget=PIXEL_BUDGET,
+                    describe=lambda moment: f"{self.item.path}, frame {moment.index}",
+                ) as moments,
+            ):
                 on_start(moments.stop)
                 try:
                     for moment in moments:
@@ -383,8 +381,6 @@ class _Work:
             if not journal.parts:
                 journal.discard(self.layout.folder)
             raise
-        finally:
-            cv2.setNumThreads(threads)
         result.frames, result.damaged = journal.frames, journal.damaged
         result.notes = self.notes()
         if result.damaged:
@@ -434,7 +430,7 @@ class _Work:
         if taken == options.max_frames:
             return
         begin = start if journal.last is None else journal.last[1] + 1
-        for shot in self.reader.shots(begin, end, seek=journal.timed):
+        for shot in self.reader.frames(begin, end, seek=journal.timed):
             if stop is not None and index >= stop:
                 return
             if index >= first and (index - first) % options.every == 0:
@@ -485,8 +481,8 @@ class _Work:
                 assert prediction.frame.pixels is not None
                 pixels = render.overlay(prediction.frame.pixels, mask, self.classes)
             codec = self.layout.codec_of(kind)
-            look = video.written_look(self.clip, codec)
-            moment.outputs[kind] = video.prepared(pixels, video.pixel_format(codec, self.clip.size), look)
+            look = video.output_color(self.clip, codec)
+            moment.outputs[kind] = video.make_frame(pixels, video.pixel_format(codec, self.clip.size), look)
         if "frames" in self.layout.kinds:
             write_atomic(self.frame_file(moment.index), images.encode_mask(mask))
         moment.frame = moment.prediction = None

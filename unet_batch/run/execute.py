@@ -50,7 +50,7 @@ from unet_batch.run.manifest import Files, Identity, Recipe, Record, sha256_of
 from unet_batch.run.observe import Observer, Stop
 from unet_batch.run.plan import Plan, RunOptions, is_clip, prepare, recipe_of, resume
 from unet_batch.run.report import LISTED_FAILURES, Failure, RunReport, run_name, versions
-from unet_batch.types import Item, Prediction
+from unet_batch.types import HasItem, Item, Prediction
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
@@ -429,7 +429,7 @@ class _Run:
         # Else the digest is of something else.
         return identity._replace(sha256=digest) if self.plan.identity(item) == identity else identity
 
-    def _consume(self, results: Pipeline, *, last: bool) -> Sequence[Item]:
+    def _consume(self, results: Pipeline[HasItem, Any], *, last: bool) -> Sequence[Item]:
         again: list[Item] = []
         self.backlog.begin()
         for outcome in results:
@@ -457,7 +457,7 @@ class _Run:
             self._look_around(results)
         return again
 
-    def _explained(self, outcome: Failed) -> UnetBatchError:
+    def _explained(self, outcome: Failed[HasItem]) -> UnetBatchError:
         """The failure in our own words; a file that is gone is nothing that its decoder could explain.
 
         Raises:
@@ -480,7 +480,7 @@ class _Run:
         self.errors.write(dataclasses.asdict(failure))
         self._tell("item", status="failed", key=key, **dataclasses.asdict(failure))
 
-    def _look_around(self, results: Pipeline) -> None:
+    def _look_around(self, results: Pipeline[HasItem, Any]) -> None:
         now = time.monotonic()
         if now - self.backlog.seen >= _SAMPLE_SECONDS:
             self.backlog.look(results.stats, now)

@@ -60,7 +60,7 @@ def write_clip(
         writer.add_sound(sound(seed, frames / rate, _SAMPLES), _SAMPLES)
         for index, (picture, mask) in enumerate(drive(seed, size, frames, rate)):
             for file, pixels in ((writer, picture), (exact, mask)):
-                frame = video.prepared(pixels, file.format, file.look)
+                frame = video.make_frame(pixels, file.format, file.color)
                 file.write(frame, round(index / (rate * clip.time_base)))
             if progress is not None:
                 progress(index + 1)

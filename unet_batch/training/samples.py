@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.find import Dataset, Pair
 from unet_batch.media import geometry, images
+from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import cpu_count
 from unet_batch.training import augment
 
@@ -209,10 +210,10 @@ def batches(
         ImageError: of the first sample that cannot be read, when its turn comes.
     """
     waiting: deque[list[Future[Sample]]] = deque()
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # cv2's own threads would fight for the cores that the pool fills already
-    pool = ThreadPoolExecutor(cpu_count(), thread_name_prefix="load")
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(single_threaded_cv2())
+        pool = ThreadPoolExecutor(cpu_count(), thread_name_prefix="load")
+        stack.callback(pool.shutdown, cancel_futures=True)
         ahead = iter(order)
         for numbers in order:
             while len(waiting) < _AHEAD and (later := next(ahead, None)) is not None:
@@ -229,6 +230,3 @@ def batches(
             yield Batch(
                 *augment.apply(pictures, targets, known, changes, size or samples.size), tuple(numbers)
             )
-    finally:
-        pool.shutdown(cancel_futures=True)
-        cv2.setNumThreads(threads)
