@@ -239,7 +239,9 @@ def end_to_end(
 
 def _run(make: Callable[[], Backend], items: str, folder: str, rounds: int) -> Data:
     from unet_batch.inference.segmenter import Segmenter
-    from unet_batch.run.execute import RunOptions, execute, prepare
+    from unet_batch.run.execute import execute
+    from unet_batch.run.options import RunOptions
+    from unet_batch.run.plan import prepare
 
     with tempfile.TemporaryDirectory(dir=folder) as out, Segmenter(make()) as segmenter:
 

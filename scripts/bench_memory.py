@@ -25,8 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import carvana
 
 import unet_batch
-from unet_batch.run.execute import RunOptions, execute, prepare
+from unet_batch.run.execute import execute
 from unet_batch.run.observe import Observer
+from unet_batch.run.options import RunOptions
+from unet_batch.run.plan import prepare
 
 SETTLED = 300
 MAX_GROWTH, MAX_PEAK = 50e6, 1.5e9

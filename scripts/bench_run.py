@@ -39,7 +39,10 @@ from unet_batch.model import checkpoint, zoo
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.unet import UNet
 from unet_batch.pipeline import cpu_count
-from unet_batch.run.execute import RunOptions, RunReport, execute, prepare
+from unet_batch.run.execute import execute
+from unet_batch.run.options import RunOptions
+from unet_batch.run.plan import prepare
+from unet_batch.run.report import RunReport
 from unet_batch.scenes import write_samples
 
 

@@ -482,8 +482,9 @@ def test_the_live_bars_of_a_run(tmp_path: Path) -> None:
     from rich.console import Console
 
     from unet_batch.cli.screen import Screen
-    from unet_batch.run.execute import RunOptions, prepare
-    from unet_batch.run.report import Failure
+    from unet_batch.run.options import RunOptions
+    from unet_batch.run.plan import prepare
+    from unet_batch.types import Failure
     from unet_batch.types import Item
 
     (tmp_path / "a.jpg").touch()

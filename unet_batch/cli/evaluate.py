@@ -266,7 +266,7 @@ def _sheet(
 def _document(
     dataset: Dataset, pairs: Sequence[Pair], outcome: _Outcome, asked: Mapping[str, Any]
 ) -> dict[str, Any]:
-    from unet_batch.run.execute import versions
+    from unet_batch.run.report import versions
     from unet_batch.version import __version__
 
     return {
