@@ -240,7 +240,7 @@ def test_a_dry_run_counts_and_writes_nothing(photos: Path, tmp_path: Path) -> No
     (tmp_path / "out/masks/a.png").unlink()
     before = files(tmp_path)
     plan = prepare(RunOptions((str(photos),), str(tmp_path / "out"), overwrite=False))
-    with Segmenter(FakeBackend()) as segmenter:
+    with Segmenter(FakeBackend(), model=FAKE) as segmenter:
         plan = resume(plan, recipe_of(segmenter))
     assert plan.states == {"lost": 1, "done": 3}
     assert [item.key for item in plan.todo] == ["a"]
@@ -409,7 +409,7 @@ def test_stop_while_waiting_to_try_again(
 
 def test_a_source_that_vanished_is_named(photos: Path, tmp_path: Path) -> None:
     plan = prepare(RunOptions((str(photos),), str(tmp_path / "out")))
-    with Segmenter(FakeBackend(), workers=1) as segmenter:
+    with Segmenter(FakeBackend(), model=FAKE, workers=1) as segmenter:
         observer = observing(start=lambda plan: (photos / "sub/deep/c.png").unlink())
         report = execute(plan, segmenter, observer)
     assert (report.done, report.failed) == (3, 1)
@@ -420,7 +420,7 @@ def test_a_source_that_vanished_is_named(photos: Path, tmp_path: Path) -> None:
 def test_a_source_that_never_was(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{photos}/a.png\n{photos}/none.png\n")
     plan = prepare(RunOptions((f"@{tmp_path / 'list.txt'}",), str(tmp_path / "out")))
-    with Segmenter(FakeBackend()) as segmenter:
+    with Segmenter(FakeBackend(), model=FAKE) as segmenter:
         report = execute(plan, segmenter)
     assert [failure.error for failure in report.failures] == ["ImageError"]
 
@@ -609,7 +609,7 @@ def test_the_second_waits(photos: Path, tmp_path: Path) -> None:
         told.append(owner)
         holding.set()
 
-    with Segmenter(FakeBackend()) as segmenter:
+    with Segmenter(FakeBackend(), model=FAKE) as segmenter:
         report = execute(plan, segmenter, observing(wait=on_wait))
     other.join()
     assert report.done == 4
@@ -928,7 +928,7 @@ def test_twenty_thousand_files_of_which_a_thousand_are_corrupt(tmp_path: Path) -
     begun = time.process_time()
     plan = prepare(RunOptions((str(folder),), str(out)))
     started: list[float] = []
-    with Segmenter(FakeBackend(), workers=2) as segmenter:
+    with Segmenter(FakeBackend(), model=FAKE, workers=2) as segmenter:
         observer = observing(
             start=lambda plan: started.append(time.process_time() - begun),
             outcome=lambda item, failure: resident.append(process.memory_info().rss),
@@ -960,7 +960,7 @@ def test_what_crashed_its_decoder_is_quarantined(tmp_path: Path, monkeypatch: py
 
     def segment(**options: Any) -> RunReport:
         plan = prepare(RunOptions((str(folder),), **options))
-        with Segmenter(FakeBackend(), workers=1, isolate=plan.options.isolate) as segmenter:
+        with Segmenter(FakeBackend(), model=FAKE, workers=1, isolate=plan.options.isolate) as segmenter:
             return execute(plan, segmenter)
 
     report = segment(isolate=True)
