@@ -1,6 +1,6 @@
 """Measure how close a clip with overlay comes to its floor.
 
-    python scripts/bench_video.py [CLIP ...] [--rounds 3] [--smooth SECONDS]
+    python -m scripts.bench_video [CLIP ...] [--rounds 3] [--smooth SECONDS]
 
 Without clips: car-detection.mp4 of the data folder, if there, and 60 seconds of 1080x1920 as `unet-batch
 sample --video` draws them. The floor is what is left when nothing waits: the seconds of the network alone for
@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import carvana
-from bench_run import engine_only
-
+from scripts import carvana
+from scripts.bench_run import engine_only
 from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import video

@@ -63,20 +63,23 @@ def test_a_grey_array_and_a_view_are_pictures_too(photo: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "array",
+    ("array", "hint"),
     [
-        np.zeros((4, 4, 3)),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((0, 4, 3), np.uint8),
-        np.zeros(4, np.uint8),
+        (np.zeros((9, 9, 5), np.uint8), "one picture at a time"),
+        (np.zeros((0, 4, 3), np.uint8), "one picture at a time"),
+        (np.zeros(4, np.uint8), "one picture at a time"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "one picture at a time"),
+        (np.zeros((3, 8, 8), np.uint8), "x.transpose(1, 2, 0)"),
+        (np.zeros((4, 4), np.uint16), "x.astype('uint8')"),
     ],
 )
-def test_what_is_not_a_picture_is_refused(array: np.ndarray) -> None:
+def test_what_is_not_a_picture_is_refused(array: np.ndarray, hint: str) -> None:
     with (
         Segmenter(FakeBackend()) as segmenter,
-        pytest.raises(ImageError, match="uint8 \\(height, width, 3\\) in RGB order"),
+        pytest.raises(ImageError, match="uint8 \\(height, width, 3\\) in RGB order") as caught,
     ):
         segmenter(array)
+    assert hint in caught.value.hint
 
 
 def test_threshold(photo: Path) -> None:
@@ -322,7 +325,8 @@ def test_everything_promised_is_there() -> None:
         (ValueError("nobody foresaw it"), True),
         (MemoryError(), True),
         (OutputError("the disk is full"), False),
-        (UsageError("no decoder can be started"), False),
+        (RunError("no decoder can be started"), False),
+        (UsageError("contradicts itself"), False),
         (CheckpointError("damaged"), False),
     ],
 )

@@ -1,10 +1,7 @@
-"""The sections of `scripts/gpu_check.py` on video, with the processor's decoder and encoders, on a small
-clip.
-"""
+"""The sections of `scripts.gpu_check` on video, with the processor's codecs, on a small clip."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from scripts.gpu_check import clips
+from scripts.gpu_check.sections import Skip
 from unet_batch import gpu
 from unet_batch.errors import BackendError, VideoError
 from unet_batch.media import video
 from unet_batch.testing import FakeBackend, fake_spec
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import _gpu_check_clips as clips
-from _gpu_check_sections import Skip
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -121,9 +115,9 @@ def test_other_pictures_are_found(
 
 
 def test_lost_frames_are_found(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = clips._decoded
+    real = clips._decode
     monkeypatch.setattr(
-        clips, "_decoded", lambda path, hardware: (real(path, None)[0] - (hardware is not None), 0, 1.0)
+        clips, "_decode", lambda path, hardware: (real(path, None)[0] - (hardware is not None), 0, 1.0)
     )
     monkeypatch.setattr(clips, "_open", lambda path, hardware: video.Reader(path))
     with pytest.raises(BackendError, match="cuda: 35 frames, 0 damaged"):

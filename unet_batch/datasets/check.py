@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, found before a training is spent on it.
+"""Check a dataset for what would spoil a training.
 
 Every file is decoded once, on all cores, and of its pixels only digests and a copy of 9 x 8 are kept: memory
 grows by about a kilobyte a pair. An error means that a training would be wrong, a warning that it may be; a
@@ -16,11 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import cv2
 import numpy as np
 
+from unet_batch.datasets import duplicates
+from unet_batch.datasets.dataset import Dataset, Pair, misfit
+from unet_batch.datasets.duplicates import Fingerprint
 from unet_batch.datasets.encoding import NO_PIXELS, SOFT, VOID
-from unet_batch.datasets.find import Dataset, Pair, leaks, misfit
+from unet_batch.datasets.split import leaks
 from unet_batch.errors import ImageError
 from unet_batch.media import images
 
@@ -29,15 +31,9 @@ if TYPE_CHECKING:
 
     from unet_batch.types import Pixels, Size
 
-NEAR = 3
-"""Bits of 64 in which the difference hashes of near duplicates may differ."""
 _CHUNK = 1024  # pairs handed to the threads at a time
 _RARE = 0.001
-# Levels by which 9 x 8 copies of near duplicates differ at most. By their hashes alone, 461 pairs of photos
-# of different cars in Carvana's studio would count; their copies differ by 17 and more.
-_ALIKE = 12
-_PART = 11  # bits of a hash in one of six parts
-_NEIGHBOURS = 64  # bounds the comparisons where thousands of pictures have one hash, as flat ones do
+_NONE = Fingerprint(0, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +59,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How much there is of a class: share of all pixels that are not void (0..1), and in how many masks it
-    occurs.
-    """
+    """How often a class occurs: its share of the pixels that are not void (0..1), and in how many masks."""
 
     name: str
     pixels: float
@@ -74,8 +68,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome: findings, errors first; shares of the classes; `void`, the share of all pixels; the number
-    of pairs.
+    """What was found.
+
+    Attributes:
+        findings: errors first.
+        classes: the share of each class.
+        void: share of all pixels that are void, 0..1.
+        pairs: number of pairs that were decoded.
     """
 
     findings: tuple[Finding, ...]
@@ -98,8 +97,7 @@ class _Facts:
     size: Size = (0, 0)
     image: bytes = b""  # digests of the pixels
     mask: bytes = b""
-    hash: int = 0
-    thumb: bytes = b""
+    fingerprint: Fingerprint = _NONE
     remark: tuple[str, str] = ("", "")  # see `Mask`
 
 
@@ -118,7 +116,7 @@ def check(
     """
     facts: list[_Facts] = []
     pixels, occurs = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    for done, (fact, counts) in enumerate(_examined(dataset), 1):
+    for done, (fact, counts) in enumerate(_examine_all(dataset), 1):
         facts.append(fact)
         pixels += counts
         occurs += counts > 0
@@ -133,7 +131,8 @@ def check(
     findings = [*_names(dataset), *_files(facts), *_copies(sound, splits), *_balance(classes), *_sizes(sound)]
     for group, parts in sorted(leaks(splits or {}).items()):
         keys = tuple(fact.pair.key for fact in facts if fact.pair.group == group)
-        what = f"group {group!r} is in {' and '.join(parts)}: the score would be that of pictures known from training"
+        where = " and ".join(parts)
+        what = f"group {group!r} is in {where}: the score would be that of pictures known from training"
         findings.append(
             Finding("error", "leakage", what, keys, "keep all pictures of a group in one part", keys)
         )
@@ -144,8 +143,8 @@ def check(
 # One pair ---------------------------------------------------------------------------------------------------
 
 
-def _examined(dataset: Dataset) -> Iterator[tuple[_Facts, NDArray[np.int64]]]:
-    """Facts and pixels by id (256,) of every pair, in order."""
+def _examine_all(dataset: Dataset) -> Iterator[tuple[_Facts, NDArray[np.int64]]]:
+    """Examine every pair on all cores; yields facts and pixels by id, int64 (256,), in order."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(dataset.pairs), _CHUNK):  # `map` would queue 100,000 results at once
             chunk = dataset.pairs[start : start + _CHUNK]
@@ -178,10 +177,7 @@ def _examine(dataset: Dataset, pair: Pair) -> tuple[_Facts, NDArray[np.int64]]:
         fact.problem = "images that are masks", "as many colours as its mask has ids, in the same places"
     fact.size = (picture.shape[0], picture.shape[1])
     fact.image, fact.mask = _digest(picture), _digest(ids)
-    small = cv2.resize(picture, (9, 8), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-    fact.hash = int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
-    fact.thumb = small.tobytes()
+    fact.fingerprint = duplicates.fingerprint(picture)
     return fact, counts
 
 
@@ -193,9 +189,7 @@ def _digest(pixels: Pixels) -> bytes:
 
 
 def _same_regions(picture: Pixels, ids: Pixels) -> bool:
-    """Whether the picture is flat where its mask is, and differs where the mask does: then it is a mask
-    itself.
-    """
+    """Whether the picture shows the regions of its mask in flat colours: then it is a mask itself."""
     step = max(1, max(ids.shape) // 256)
     colour = picture[::step, ::step].reshape(-1, 3).astype(np.int32) @ np.array([65536, 256, 1], np.int32)
     region = ids[::step, ::step].ravel()
@@ -278,7 +272,8 @@ def _names(dataset: Dataset) -> Iterator[Finding]:
         lines = tuple(
             f"{shown(image)}: {', '.join(map(shown, others))}" for image, others in dataset.ambiguous.items()
         )
-        what = f"{len(dataset.ambiguous):,} names: several files for one image and one mask, none of them is used"
+        count = len(dataset.ambiguous)
+        what = f"{count:,} names: several files for one image and one mask, none of them is used"
         yield Finding("error", "ambiguous match", what, lines, "keep one image and one mask of each name")
     for kind, files, what, fix in (
         (
@@ -317,7 +312,11 @@ def _copies(facts: Sequence[_Facts], splits: Mapping[str, Sequence[Pair]] | None
         return len({fact.mask for fact in copies}) > 1
 
     distinct = list({fact.image: fact for fact in facts if not splits or fact.pair.key in part}.values())
-    near = _near(distinct, [part[fact.pair.key] if splits else fact.pair.group for fact in distinct])
+    clusters = duplicates.near_duplicates(
+        [fact.fingerprint for fact in distinct],
+        [part[fact.pair.key] if splits else fact.pair.group for fact in distinct],
+    )
+    near = [[distinct[index] for index in cluster] for cluster in clusters]
     harmless = [copies for copies in twins if not across(copies) and not contradict(copies)]
     apart = "in different parts" if splits else "but in different groups, which a split may part"
     cases: tuple[tuple[Literal["error", "warning"], str, str, list[list[_Facts]], str], ...] = (
@@ -350,49 +349,6 @@ def _copies(facts: Sequence[_Facts], splits: Mapping[str, Sequence[Pair]] | None
             lines = tuple(" = ".join(k[:4]) + (f" and {len(k) - 4} more" if len(k) > 4 else "") for k in keys)
             message = f"{len(found):,} set{'s' * (len(found) > 1)} of {sum(map(len, keys)):,} images: {what}"
             yield Finding(severity, kind, message, lines, fix, tuple(itertools.chain(*keys)))
-
-
-def _near(facts: Sequence[_Facts], sides: Sequence[str]) -> list[list[_Facts]]:
-    """Clusters of pictures on different sides whose hashes differ in up to NEAR bits, and whose small copies
-    are alike.
-
-    Of six parts of two such hashes at least three are the same. So for each choice of three, hashes are
-    sorted by these 32
-    bits, and only neighbours that share them are compared: about n log n, where all against all would be n².
-    """
-    if not facts:
-        return []
-    hashes = np.array([fact.hash for fact in facts], np.uint64)
-    thumbs = np.frombuffer(b"".join(fact.thumb for fact in facts), np.uint8).reshape(len(facts), -1)
-    side = np.unique(np.array(sides, object), return_inverse=True)[1]
-    parent = list(range(len(facts)))
-
-    def top(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = index = parent[parent[index]]
-        return index
-
-    parts = [((1 << min(_PART, 64 - at)) - 1) << at for at in range(0, 64, _PART)]
-    for chosen in itertools.combinations(parts, len(parts) - NEAR):
-        key = hashes & np.uint64(sum(chosen))
-        order = np.argsort(key, kind="stable")
-        key, first = key[order], np.arange(len(key))
-        for step in range(1, _NEIGHBOURS + 1):
-            first = first[first + step < len(key)]
-            first = first[key[first] == key[first + step]]
-            one, other = order[first], order[first + step]
-            bits = np.unpackbits((hashes[one] ^ hashes[other]).view(np.uint8).reshape(-1, 8), axis=1).sum(
-                axis=1
-            )
-            close = (bits <= NEAR) & (side[one] != side[other])
-            one, other = one[close], other[close]
-            alike = np.abs(thumbs[one].astype(np.int16) - thumbs[other]).max(axis=1, initial=0) <= _ALIKE
-            for left, right in zip(one[alike].tolist(), other[alike].tolist(), strict=True):
-                parent[max(top(left), top(right))] = min(top(left), top(right))
-    clusters: defaultdict[int, list[_Facts]] = defaultdict(list)
-    for index, fact in enumerate(facts):
-        clusters[top(index)].append(fact)
-    return [cluster for cluster in clusters.values() if len(cluster) > 1]
 
 
 def _balance(classes: Sequence[Share]) -> Iterator[Finding]:
@@ -432,7 +388,8 @@ def _sizes(facts: Sequence[_Facts]) -> Iterator[Finding]:
     if len(sizes) > 1:
         lines = tuple(f"{height}x{width}: {count:,}" for (height, width), count in sizes.most_common())
         ratios = sorted(width / height for height, width in sizes)
-        what = f"{len(sizes):,} sizes (height x width), {ratios[0]:.2f} to {ratios[-1]:.2f} times as wide as high"
+        shape = f"{ratios[0]:.2f} to {ratios[-1]:.2f} times as wide as high"
+        what = f"{len(sizes):,} sizes (height x width), {shape}"
         yield Finding(
             "note", "mixed sizes", what, lines, "nothing to do: pictures keep their shape, and are padded"
         )

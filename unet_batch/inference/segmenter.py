@@ -1,4 +1,4 @@
-"""A model ready to segment: the Python interface, and the stages that `run` and `stream` share.
+"""Segment pictures with a model: the Python interface, and the stages that `run` and `stream` share.
 
 import unet_batch
 
@@ -28,9 +28,10 @@ from unet_batch.errors import (
     UnetBatchError,
     UsageError,
 )
-from unet_batch.inference import postprocess
+from unet_batch.files import naming
 from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.select import Request, Step, select
+from unet_batch.inference.result import Result
 from unet_batch.media import geometry, images
 from unet_batch.media.isolation import Decoders
 from unet_batch.media.threads import single_threaded_cv2
@@ -38,11 +39,13 @@ from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
 from unet_batch.types import Frame, HasItem, Item, ModelSpec, Prediction
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from unet_batch.media.images.memory import InMemory
     from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.types import Pixels, Size
+
+    AnyPicture = str | os.PathLike[str] | InMemory
 
 # Pictures in flight may hold this many bytes of pixels: two dozen photos of 20 megapixels.
 PIXEL_BUDGET = 512 * 2**20
@@ -57,32 +60,11 @@ Done = TypeVar("Done")
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
-    """What became of one picture of `Segmenter.stream`.
+class _InMemory:
+    """A picture that is no file: its name for messages, and what there is of it."""
 
-    Attributes:
-        path: the picture, as it was given.
-        prediction: None if the picture failed.
-        mask: uint8 (height, width) as a person sees the picture: 0/255 for one class, class ids for several;
-            None if it failed.
-        error: why it failed, else None.
-    """
-
-    path: str
-    prediction: Prediction | None
-    mask: Pixels | None
-    error: UnetBatchError | None
-
-    @property
-    def probability(self) -> Pixels:
-        """uint8 (height, width), round(255 p), of a model of one class.
-
-        Raises:
-            UsageError: the picture failed, or the model has several classes.
-        """
-        if self.prediction is None:
-            raise UsageError(f"{self.path}: failed, there is no probability: {self.error}")
-        return postprocess.probability(self.prediction.map, self.prediction.frame.placement)
+    item: Item
+    picture: InMemory
 
 
 class Segmenter:
@@ -170,59 +152,80 @@ class Segmenter:
     ) -> None:
         self.close()
 
-    def __call__(self, picture: str | os.PathLike[str] | NDArray[Any]) -> Pixels:
+    def __call__(self, picture: AnyPicture) -> Pixels:
         """Segment one picture.
 
         Args:
-            picture: a path, or an RGB uint8 array (height, width, 3), or a grey one (height, width).
+            picture: a path; the bytes of a file; a `PIL.Image.Image`; or an array: RGB (height, width, 3),
+                RGBA (height, width, 4) or grey (height, width), of uint8 or of floats in 0..1. Alpha is
+                composited over white. What is in memory is decoded in this process.
 
         Returns:
             uint8 (height, width): 0/255 for one class, class ids for several.
 
         Raises:
-            ImageError: the file cannot be decoded, or the array is not a picture.
+            ImageError: the picture cannot be decoded, or has values out of range.
             BackendError: inference failed.
-            UsageError: decoding is isolated, and no decoder can be started.
+            RunError: decoding is isolated, and no decoder can be started.
         """
-        if isinstance(picture, np.ndarray):
-            pixels = _as_rgb(picture)
-            frame = self.frame(Item("array"), pixels, (pixels.shape[0], pixels.shape[1]))
-        else:
-            frame = self.decode(Item(os.fspath(picture)), keep_pixels=False)
-        return self.mask(self.infer([frame])[0])
+        return self.mask(self._predict(picture, keep_pixels=False))
 
-    def stream(self, paths: Iterable[str | os.PathLike[str]]) -> Iterator[Result]:
-        """Segment many pictures: decoding, inference and masks overlap, results come in order, memory stays
-        bounded.
+    def predict(self, picture: AnyPicture) -> Result:
+        """Segment one picture, as calling does, for more than its mask: see `Result`.
+
+        Raises:
+            ImageError: the picture cannot be decoded, or has values out of range.
+            BackendError: inference failed.
+            RunError: decoding is isolated, and no decoder can be started.
+        """
+        return self.result(self._predict(picture, keep_pixels=True))
+
+    def stream(self, pictures: Iterable[AnyPicture], *, keep_pixels: bool = False) -> Iterator[Result]:
+        """Segment many pictures at once: results come in order, memory stays bounded.
 
         A picture that fails is a `Result` with its `error`; the stream goes on.
 
+        Args:
+            pictures: each as for `predict`; read a few ahead of the results.
+            keep_pixels: keep the pictures' own pixels with the results, for `overlay` and `cutout`.
+
         Raises:
             BackendError: the backend fails for one picture after the other.
-            UsageError: decoding is isolated, and no decoder can be started.
+            RunError: decoding is isolated, and no decoder can be started.
         """
 
         def finish(prediction: Prediction) -> Result:
-            return Result(prediction.frame.item.path, prediction, self.mask(prediction), None)
+            result = self.result(prediction)
+            _ = result.mask  # made here, in a thread of its own
+            return result
 
-        items = (Item(os.fspath(path)) for path in paths)
-        with self.pipeline(items, [("mask", finish)], keep_pixels=False) as outcomes:
+        with self.pipeline(map(_source, pictures), [("mask", finish)], keep_pixels=keep_pixels) as outcomes:
             for outcome in outcomes:
-                yield (
-                    Result(item_of(outcome).path, None, None, as_error(outcome))
-                    if isinstance(outcome, Failed)
-                    else outcome
-                )
+                if isinstance(outcome, Failed):
+                    yield Result(outcome.value.item.path, self.spec, self.threshold, None, as_error(outcome))
+                else:
+                    yield outcome
+
+    def result(self, prediction: Prediction) -> Result:
+        """What can be drawn from a prediction, and saved."""
+        return Result(prediction.item.path, self.spec, self.threshold, prediction)
+
+    def _predict(self, picture: AnyPicture, *, keep_pixels: bool) -> Prediction:
+        return self.infer([self.decode(_source(picture), keep_pixels=keep_pixels)])[0]
 
     # The stages.
 
-    def decode(self, item: Item, *, keep_pixels: bool) -> Frame:
+    def decode(self, source: HasItem, *, keep_pixels: bool) -> Frame:
         """Read a picture; at reduced scale where nobody needs its pixels at full size."""
         height, width = self.backend.input_size
         at_least = None if keep_pixels else (OVERSAMPLING * height, OVERSAMPLING * width)
-        read = images.read if self._decoders is None else self._decoders.read
-        picture = read(item.path, at_least=at_least, max_pixels=self.max_pixels)
-        return self.frame(item, picture.pixels, picture.size, keep_pixels=keep_pixels)
+        path, limit = source.item.path, self.max_pixels
+        if isinstance(source, _InMemory):
+            picture = images.from_memory(source.picture, path, at_least=at_least, max_pixels=limit)
+        else:
+            read = images.read if self._decoders is None else self._decoders.read
+            picture = read(path, at_least=at_least, max_pixels=limit)
+        return self.frame(source.item, picture.pixels, picture.size, keep_pixels=keep_pixels)
 
     def frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool = False) -> Frame:
         """Place a decoded picture, or a smaller version of it, into the network's input; `size` is the whole
@@ -239,20 +242,19 @@ class Segmenter:
 
     def mask(self, prediction: Prediction) -> Pixels:
         """The mask at the picture's own size: uint8 (height, width), 0/255 or class ids."""
-        placement = prediction.frame.placement
-        if self.spec.output == "class_ids":
-            return postprocess.class_ids(prediction.map, placement, len(self.spec.classes.names))
-        return postprocess.mask_from_map(prediction.map, placement, self.threshold)
+        mask = self.result(prediction).mask
+        assert mask is not None
+        return mask
 
     @contextmanager
     def pipeline(
         self,
-        items: Iterable[Item],
+        items: Iterable[HasItem],
         finish: Sequence[tuple[str, Callable[[Any], Done]]],
         *,
         keep_pixels: bool,
     ) -> Iterator[Pipeline[HasItem, Done | Failed[HasItem]]]:
-        """Decode and infer, then the stages of `finish`, each a name and a function; in the order of the items.
+        """Decode and infer, then the stages of `finish`, each a name and a function; in order.
 
         What concerns one picture is delivered as a `Failed`, whose value has the `item`. All else ends the
         iteration: the next write, or the start of the next decoder, would fail as well.
@@ -305,6 +307,19 @@ def open_segmenter(
     )
 
 
+def _source(picture: AnyPicture) -> HasItem:
+    """A picture as the pipeline takes it; a file's own name is also that of its outputs."""
+    if isinstance(picture, (str, os.PathLike)):
+        path = os.fspath(picture)
+        name = os.path.basename(path)
+        return Item(path, naming.assign_keys([name])[name] if name else "")
+    if isinstance(picture, np.ndarray):
+        label = "array"
+    else:
+        label = "bytes" if isinstance(picture, (bytes, bytearray, memoryview)) else "image"
+    return _InMemory(Item(label), picture)
+
+
 def item_of(outcome: HasItem | Failed[HasItem]) -> Item:
     """The item that a result, or a failure, belongs to."""
     return (outcome.value if isinstance(outcome, Failed) else outcome).item
@@ -325,7 +340,7 @@ def as_error(failed: Failed[HasItem]) -> UnetBatchError:
 
 def concerns_one_item(error: Exception) -> bool:
     """Whether the next picture may fare better: its own file's fault, or a surprise; not a full disk, say."""
-    return isinstance(error, ItemError) or not isinstance(error, UnetBatchError)
+    return _inference_failed(error) or not isinstance(error, UnetBatchError)
 
 
 def _inference_failed(error: Exception) -> bool:
@@ -334,23 +349,10 @@ def _inference_failed(error: Exception) -> bool:
 
 def _weigh(value: HasItem) -> int:
     """Bytes of pixels that a value holds."""
+    if isinstance(value, _InMemory):
+        return int(getattr(value.picture, "nbytes", 0))
     if isinstance(value, Prediction):
         value = value.frame
     if isinstance(value, Frame):
         return value.tensor.nbytes + (value.pixels.nbytes if value.pixels is not None else 0)
     return 0
-
-
-def _as_rgb(array: NDArray[Any]) -> Pixels:
-    if (
-        array.dtype != np.uint8
-        or array.size == 0
-        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3))
-    ):
-        raise ImageError(
-            f"array of {array.dtype} {array.shape}: uint8 (height, width, 3) in RGB order or (height, "
-            f"width) expected",
-            hint="convert it first, e.g. (255 * x).astype('uint8')",
-        )
-    rgb = np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array
-    return np.ascontiguousarray(rgb)

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import TYPE_CHECKING
 
 from unet_batch.errors import UnetBatchError, UsageError
 from unet_batch.files.outputs import KINDS, OutputTree
-from unet_batch.inference import postprocess
 from unet_batch.inference.segmenter import Segmenter
-from unet_batch.media import images, render
 from unet_batch.types import Item, Prediction
-
-if TYPE_CHECKING:
-    from unet_batch.types import Pixels
-
-    Mask = Callable[[], Pixels]
 
 _OF_PROBABILITY = frozenset({"cutout", "prob", "prob16"})  # what a model of several classes cannot give
 
@@ -67,45 +57,11 @@ class OutputRenderer:
             EncodeError: one cannot be encoded; the message names the picture and the kind.
         """
         begun, item = time.perf_counter(), prediction.item
-        mask = cache(partial(self.segmenter.mask, prediction))
-        files = []
+        result, files = self.segmenter.result(prediction), []
         for kind in self.outputs.kinds:
             try:
-                data = RENDERERS[kind](self.segmenter, prediction, mask)
+                data = result.encode(kind)
             except UnetBatchError as error:
                 raise error.with_context(f"{item.path}: {kind}") from error
             files.append((kind, self.outputs.file(kind, item.key), data))
         return EncodedOutputs(item, tuple(files), time.perf_counter() - begun)
-
-
-def _mask(segmenter: Segmenter, prediction: Prediction, mask: Mask) -> bytes:
-    return images.encode_mask(mask())
-
-
-def _overlay(segmenter: Segmenter, prediction: Prediction, mask: Mask) -> bytes:
-    overlay = render.overlay(prediction.frame.source_pixels, mask(), segmenter.spec.classes)
-    return images.encode_jpeg(overlay)
-
-
-def _cutout(segmenter: Segmenter, prediction: Prediction, mask: Mask) -> bytes:
-    probability = postprocess.probability(prediction.map, prediction.frame.placement)
-    pixels = prediction.frame.source_pixels
-    return images.encode_rgba(render.cutout(pixels, probability, segmenter.threshold))
-
-
-def _prob(segmenter: Segmenter, prediction: Prediction, mask: Mask) -> bytes:
-    return images.encode_map(postprocess.probability(prediction.map, prediction.frame.placement))
-
-
-def _prob16(segmenter: Segmenter, prediction: Prediction, mask: Mask) -> bytes:
-    return images.encode_map(postprocess.probability16(prediction.map, prediction.frame.placement))
-
-
-RENDERERS: Mapping[str, Callable[[Segmenter, Prediction, Mask], bytes]] = {
-    "mask": _mask,
-    "overlay": _overlay,
-    "cutout": _cutout,
-    "prob": _prob,
-    "prob16": _prob16,
-}
-"""Makes the bytes of each of `PICTURE_KINDS`; the mask is made when first asked for, and once."""

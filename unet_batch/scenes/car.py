@@ -1,4 +1,4 @@
-"""What cars look like from the side: shapes in metres, and the dice that vary them. No pixels here.
+"""Shapes of cars seen from the side, in metres, and their random variation. No pixels here.
 
 A car faces right; x runs from its rear bumper (0) forward, y from the ground (0) upward.
 """

@@ -1,5 +1,4 @@
-"""What a training leaves beside its model: curves while it runs; a sheet of pictures, figures and the model
-card at its end.
+"""The files beside a trained model: curves while it trains; sheet, figures and model card at its end.
 
 | file                         | what                                                                       |
 |------------------------------|----------------------------------------------------------------------------|
@@ -35,8 +34,8 @@ from unet_batch.evaluation.evaluate import Evaluation, comparison, evaluate
 from unet_batch.evaluation.metrics import FEW_GROUPS
 from unet_batch.files.atomic import make_folder, write_atomic, write_json
 from unet_batch.model import checkpoint
-from unet_batch.training.loop import Outcome, judged_by, kept_epoch
-from unet_batch.training.plan import Plan
+from unet_batch.training.loop import Outcome, kept_epoch, monitored_metric
+from unet_batch.training.plan import TrainingPlan
 from unet_batch.training.ranks import Ranks
 from unet_batch.version import __version__
 
@@ -47,14 +46,14 @@ _SHOWN = 4  # pictures of each kind on the sheet
 
 
 @contextmanager
-def locked(plan: Plan, ranks: Ranks) -> Iterator[None]:
-    """Keep a second training from the same files.
+def lock_folder(plan: TrainingPlan, ranks: Ranks) -> Iterator[None]:
+    """Lock the folder of a training against a second one.
 
     Raises:
         UsageError: one is running.
         OutputError: this file system cannot lock, or there is no right to.
     """
-    if not ranks.leads:
+    if not ranks.is_main:
         yield
         return
     make_folder(plan.folder)
@@ -86,7 +85,7 @@ class Curves:
         UsageError: TensorBoard is not installed.
     """
 
-    def __init__(self, plan: Plan, tensorboard: bool = False) -> None:
+    def __init__(self, plan: TrainingPlan, tensorboard: bool = False) -> None:
         self.plan = plan
         self._writer: Any = None  # the class
         self._board: Any = None  # one of it, from the first epoch on: the folder is cleared before
@@ -109,7 +108,7 @@ class Curves:
             self._board.close()
 
     def add(self, history: Sequence[dict[str, Any]]) -> None:
-        """Take note of the last of the epochs."""
+        """Draw the curves with the last epoch, and log it to TensorBoard."""
         record = history[-1]
         write_atomic(os.path.join(self.plan.folder, "curves.png"), draw_curves(self.plan, history))
         if self._writer is not None:
@@ -120,8 +119,8 @@ class Curves:
             self._board.flush()
 
 
-def draw_curves(plan: Plan, history: Sequence[dict[str, Any]]) -> bytes:
-    """Loss on the left, the figure that decides on the right, the kept epoch marked; a PNG."""
+def draw_curves(plan: TrainingPlan, history: Sequence[dict[str, Any]]) -> bytes:
+    """Draw loss (left) and the monitored metric (right), with the kept epoch marked, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
@@ -149,7 +148,7 @@ def draw_curves(plan: Plan, history: Sequence[dict[str, Any]]) -> bytes:
     left.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
     left.set_title("loss", loc="left", fontsize=11)
     left.legend(frameon=False)
-    key = judged_by(plan)
+    key = monitored_metric(plan)
     values = [np.nan if record[key] is None else record[key] for record in history]
     right.plot(epochs, values, color=orange, marker=marker, ms=3)
     kept = kept_epoch(plan, history) - 1
@@ -174,9 +173,9 @@ def draw_curves(plan: Plan, history: Sequence[dict[str, Any]]) -> bytes:
 
 
 def finish(
-    plan: Plan, outcome: Outcome, progress: Callable[[str, float], None] = lambda stage, share: None
+    plan: TrainingPlan, outcome: Outcome, progress: Callable[[str, float], None] = lambda stage, share: None
 ) -> Evaluation:
-    """Judge the model that was written as `run` would use it, and write sheet, figures and card.
+    """Evaluate the written model as `run` would use it, and write sheet, figures and model card.
 
     Args:
         plan: of the training.
@@ -202,21 +201,21 @@ def finish(
         pairs = {pair.key: pair for pair in plan.val}
         rows = [
             comparison(plan.dataset, pairs[key], segmenter, caption)
-            for key, caption in _chosen(found.ranked())
+            for key, caption in pick_examples(found.ranked())
         ]
         backend = f"{segmenter.backend.name} {segmenter.backend.precision}"
     if rows:
         write_atomic(os.path.join(plan.folder, "sheet.jpg"), comparison_sheet(rows, plan.dataset.classes))
-    facts = _facts(plan, outcome, found, backend)
+    facts = _training_facts(plan, outcome, found, backend)
     loaded = checkpoint.load(plan.output)
     checkpoint.save(plan.output, loaded.model, dataclasses.replace(loaded.spec, training=facts))
     write_json(os.path.join(plan.folder, "results.json"), {**facts, "evaluation": found.as_dict()})
-    write_atomic(plan.card, card(plan, outcome, found, bool(rows)).encode())
+    write_atomic(plan.card, model_card(plan, outcome, found, bool(rows)).encode())
     return found
 
 
-def figures(found: Evaluation) -> list[tuple[str, str, str]]:
-    """The headline at each size: where, the figures with their intervals, and over what."""
+def headline(found: Evaluation) -> list[tuple[str, str, str]]:
+    """The main figures at each size: where, the figures with their intervals, and over what."""
     rows = []
     for which, part, size in (("photo", found.photo, None), ("network", found.network, found.size)):
         if part is None:
@@ -224,8 +223,10 @@ def figures(found: Evaluation) -> list[tuple[str, str, str]]:
         one = len(part.judged) == 1
         name, key = ("Dice", "dice_per_picture") if one else ("mean IoU", "iou")
         value = part.mean("dice", per_picture=True) if one else part.mean("iou")
-        shown = f"{name} {_within(value, part.intervals.get(key), 4)}"
-        accuracy = f"accuracy {_within(100 * part.scores.accuracy, part.intervals.get('accuracy'), 2, 100)} %"
+        shown = f"{name} {_with_interval(value, part.intervals.get(key), 4)}"
+        accuracy = (
+            f"accuracy {_with_interval(100 * part.scores.accuracy, part.intervals.get('accuracy'), 2, 100)} %"
+        )
         place = (
             "at the images' own size"
             if which == "photo"
@@ -237,10 +238,8 @@ def figures(found: Evaluation) -> list[tuple[str, str, str]]:
     return rows
 
 
-def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) -> str:
-    """The model card, as Markdown: what was trained on what, how good it is, and how far that can be
-    trusted.
-    """
+def model_card(plan: TrainingPlan, outcome: Outcome, found: Evaluation, sheet: bool = True) -> str:
+    """Write the model card as Markdown: what was trained, on what, how good it is, and how reliably so."""
     spec, options, folder = plan.spec, plan.options, os.path.basename(plan.folder)
     height, width = spec.input_size
     names = spec.classes.names
@@ -256,7 +255,7 @@ def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) ->
         "| | |",
         "|---|---|",
         f"| task | {task} |",
-        f"| network | U-Net, widths {', '.join(map(str, spec.widths))}, {plan.weights_bytes / 20 / 1e6:.2f} "
+        f"| network | U-Net, widths {', '.join(map(str, spec.widths))}, {plan.parameters / 1e6:.2f} "
         f"M parameters |",
         f"| input | RGB, {height}x{width} (height x width), letterboxed |",
         f"| training | {kept}, {_duration(outcome.seconds)} on {plan.device.type} in {plan.precision}; "
@@ -270,32 +269,12 @@ def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) ->
         "",
         "| | | over |",
         "|---|---|---|",
-        *(f"| {place} | {text} | {over} |" for place, text, over in figures(found)),
+        *(f"| {place} | {text} | {over} |" for place, text, over in headline(found)),
         "",
-        *_per_class(found),
+        *_class_table(found),
     ]
-    if found.failures:
-        lines += [
-            f"{len(found.failures)} images could not be judged, such as {found.failures[0].message}",
-            "",
-        ]
-    if found.photo.groups < 2:
-        lines += [
-            "All validation images are of one group: how far the figures would vary with another one cannot "
-            "be told.",
-            "",
-        ]
-    elif found.photo.groups < FEW_GROUPS:
-        lines += [
-            f"The intervals rest on {found.photo.groups} groups: they are rough, and rather too narrow.",
-            "",
-        ]
-    if options.keep == "best" or options.patience:
-        lines += [
-            f"The same images chose {kept}, so these figures flatter a little; `unet-batch evaluate` on "
-            f"others does not.",
-            "",
-        ]
+    for caveat in _caveats(found, kept if options.keep == "best" or options.patience else ""):
+        lines += [caveat, ""]
     lines += [f"![Curves]({folder}/curves.png)", ""]
     if sheet:
         lines += [f"![Best, middle and worst validation images]({folder}/sheet.jpg)", ""]
@@ -305,7 +284,7 @@ def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) ->
         "",
         "## Options",
         "",
-        f"* {options.epochs} epochs of {plan.steps:,} steps, {plan.batch_size} {plan.samples_are} each; "
+        f"* {options.epochs} epochs of {plan.steps:,} steps, {plan.batch_size} {plan.sample_name} each; "
         f"seed {options.seed}",
         f"* learning rate {plan.lr:g}, warmed up, then falling along a cosine; loss with the Dice of each "
         f"{options.dice}",
@@ -322,7 +301,26 @@ def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) ->
     return "\n".join(lines)
 
 
-def _per_class(found: Evaluation) -> list[str]:
+def _caveats(found: Evaluation, chosen: str) -> Iterator[str]:
+    """Say what limits the figures; `chosen` is the epoch that the same images chose, or ""."""
+    if found.failures:
+        yield f"{len(found.failures)} images could not be judged, such as {found.failures[0].message}"
+    groups = found.photo.groups
+    if groups < 2:
+        yield (
+            "All validation images are of one group: how far the figures would vary with another one cannot "
+            "be told."
+        )
+    elif groups < FEW_GROUPS:
+        yield f"The intervals rest on {groups} groups: they are rough, and rather too narrow."
+    if chosen:
+        yield (
+            f"The same images chose {chosen}, so these figures flatter a little; `unet-batch evaluate` on "
+            f"others does not."
+        )
+
+
+def _class_table(found: Evaluation) -> list[str]:
     """A table of the classes, at the images' own size; nothing for one class."""
     part = found.photo
     if len(part.judged) == 1:
@@ -338,9 +336,8 @@ def _per_class(found: Evaluation) -> list[str]:
     return [*table, ""]
 
 
-def _chosen(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
-    """Keys and captions of the best, the middle and the worst images, best first; of few images all, none
-    twice.
+def pick_examples(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
+    """Pick the best, middle and worst images, best first, with captions; of few images all, none twice.
 
     Args:
         ranked: keys with their Dice, worst first.
@@ -354,8 +351,8 @@ def _chosen(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
     return [(key, f"{name}, Dice {dice:.4f}") for name, entries in parts for key, dice in entries]
 
 
-def _facts(plan: Plan, outcome: Outcome, found: Evaluation, backend: str) -> dict[str, Any]:
-    """What the model says of its own training."""
+def _training_facts(plan: TrainingPlan, outcome: Outcome, found: Evaluation, backend: str) -> dict[str, Any]:
+    """Collect what the checkpoint says of its own training."""
     metrics: dict[str, Any] = {"backend": backend}
     for part in (found.network, found.photo):
         if part is None:
@@ -395,7 +392,7 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _within(value: float, ends: tuple[float, float] | None, digits: int, factor: float = 1.0) -> str:
+def _with_interval(value: float, ends: tuple[float, float] | None, digits: int, factor: float = 1.0) -> str:
     text = "unknown" if np.isnan(value) else f"{value:.{digits}f}"
     ends = None if np.isnan(value) else ends
     return f"{text} ({factor * ends[0]:.{digits}f} to {factor * ends[1]:.{digits}f})" if ends else text

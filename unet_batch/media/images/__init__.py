@@ -28,8 +28,8 @@ before it. A damaged scan that never shows as an error in the bit stream cannot 
 can one inside a TIFF. PNG checksums are verified. libtiff, inside Pillow, writes a line of its own to stderr
 when compressed TIFF data are damaged; nothing else here does.
 
-In four modules: `common` (the table of formats, to which a new one is added; limits, errors), `jpeg`,
-`decode` (every format but JPEG; the functions that read) and `encode`.
+In five modules: `common` (the table of formats, to which a new one is added; limits, errors), `jpeg`,
+`decode` (every format but JPEG; the functions that read), `memory` (what was read already) and `encode`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from __future__ import annotations
 from unet_batch.media.images.common import EXTENSIONS, MAX_PIXELS, Picture, is_supported
 from unet_batch.media.images.decode import orientation, read, read_bytes, read_ids
 from unet_batch.media.images.encode import encode_jpeg, encode_map, encode_mask, encode_rgba
+from unet_batch.media.images.memory import from_memory
 
 __all__ = [
     "EXTENSIONS",
@@ -46,6 +47,7 @@ __all__ = [
     "encode_map",
     "encode_mask",
     "encode_rgba",
+    "from_memory",
     "is_supported",
     "orientation",
     "read",

@@ -85,7 +85,7 @@ def _read(source: Source, at_least: Size | None) -> Picture:
         image = _open_image(source)
     image.load()
     # A TIFF is upright by now, and has lost its orientation tag
-    pixels = cast("Pixels", apply_orientation(_to_rgb(image), exif_orientation(image)))
+    pixels = cast("Pixels", apply_orientation(to_rgb(image), exif_orientation(image)))
     return Picture(pixels, (pixels.shape[0], pixels.shape[1]))
 
 
@@ -288,7 +288,7 @@ def _open_tiff(source: Source) -> ImageFile:
     return image
 
 
-def _to_rgb(image: ImageFile) -> Pixels:
+def to_rgb(image: Image.Image) -> Pixels:
     """Apply the package's table of conversions to a loaded picture; returns uint8 (height, width, 3)."""
     mode, tags = image.mode, getattr(image, "tag_v2", {})
     if mode.startswith("I") or mode == "F":
@@ -311,11 +311,11 @@ def _to_rgb(image: ImageFile) -> Pixels:
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
         return np.array(converted, np.uint8)
     if image.has_transparency_data:
-        return _over_white(image.convert("RGBA"))
+        return over_white(image.convert("RGBA"))
     return np.array(image if mode == "RGB" else image.convert("RGB"), np.uint8)
 
 
-def _over_white(rgba: Image.Image) -> Pixels:
+def over_white(rgba: Image.Image) -> Pixels:
     """Composite a picture with alpha over white."""
     canvas = Image.new("RGB", rgba.size, (255, 255, 255))
     canvas.paste(rgba, mask=rgba)

@@ -1,4 +1,4 @@
-"""What `gpu_check.py` does with a backend or a program, whatever they are: tests do it without a GPU."""
+"""What is done with a backend or a program, whatever they are: tests do it without a GPU."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def filled(backend: Backend, pictures: Iterable[Pixels]) -> list[Pixels]:
+def fill_buffers(backend: Backend, pictures: Iterable[Pixels]) -> list[Pixels]:
     """Pictures in buffers of the backend."""
     buffers = []
     for picture in pictures:
@@ -98,7 +98,7 @@ def exercise(backend: Backend, reference: Reference, rounds: int = 5) -> dict[st
         for size in sizes:
             again = proof.run_in_batches(lambda part: backend.infer(list(part)), pictures[:few], size)
             ragged[str(size)] = bool(np.array_equal(again, maps[:few]))
-        own = np.array_equal(backend.infer(filled(backend, pictures[:full])), maps[:full])
+        own = np.array_equal(backend.infer(fill_buffers(backend, pictures[:full])), maps[:full])
     different = [0] * THREADS
 
     def work(number: int) -> None:
@@ -108,7 +108,7 @@ def exercise(backend: Backend, reference: Reference, rounds: int = 5) -> dict[st
                     # Each thread in an order of its own, so that maps that went astray are not equal by
                     # chance.
                     chosen = np.roll(np.arange(len(pictures)), -(7 * number + turn))[start : start + full]
-                    found = backend.infer(filled(backend, pictures[chosen]))
+                    found = backend.infer(fill_buffers(backend, pictures[chosen]))
                     different[number] += int((found != maps[chosen]).any(axis=(1, 2)).sum())
 
     in_threads(THREADS, work)
@@ -139,10 +139,8 @@ def problems(entry: dict[str, Any], least_dice: float) -> list[str]:
 
 
 @contextmanager
-def counted_launches(memory: CudaMemory) -> Iterator[list[int]]:
-    """How many CUDA graphs are launched meanwhile, as the list's only number: notes alone would not prove
-    that any is.
-    """
+def count_launches(memory: CudaMemory) -> Iterator[list[int]]:
+    """Count launches of CUDA graphs, as the list's only number: notes would not prove that there are any."""
     count, launch = [0], memory.launch
 
     def counting(graph: Resource, stream: Resource) -> None:
@@ -161,7 +159,7 @@ def counted_launches(memory: CudaMemory) -> Iterator[list[int]]:
 
 def hammer(backend: Backend, pictures: Pixels, batches: int, threads: int = THREADS) -> float:
     """Seconds for `batches` full batches from several threads, out of buffers of the backend."""
-    ready = [filled(backend, pictures) for _ in range(threads)]
+    ready = [fill_buffers(backend, pictures) for _ in range(threads)]
 
     def work(number: int) -> None:
         with backend.thread():
@@ -198,9 +196,7 @@ def rates(seconds: Sequence[float], batches: int, batch: int) -> dict[str, Any]:
 def gpu_seconds(
     memory: CudaMemory, stream: Resource, work: Callable[[], object], count: int
 ) -> tuple[float, str]:
-    """Seconds for `count` times `work` in a stream, and the clock: GPU time between events where they can be
-    had.
-    """
+    """Seconds for `count` times `work` in a stream, and the clock: GPU time between events if possible."""
     start = end = None
     if memory.name == "pycuda":
         cuda = importlib.import_module("pycuda.driver")
@@ -286,8 +282,7 @@ def engine_only(
 def resident() -> int | None:
     """Bytes of this process in memory; None where the system does not tell."""
     try:
-        import psutil
-
+        psutil = importlib.import_module("psutil")
         return int(psutil.Process().memory_info().rss)
     except ImportError:
         pass
@@ -320,7 +315,7 @@ def growth(backend: Backend, memory: CudaMemory, reference: Reference, batches: 
 
 
 @contextmanager
-def held(memory: CudaMemory, nbytes: int) -> Iterator[int]:
+def hold_memory(memory: CudaMemory, nbytes: int) -> Iterator[int]:
     """GPU memory taken away from everybody else; gives how much."""
     pieces: list[Resource] = []
     left, piece = nbytes, _PIECE
@@ -345,8 +340,7 @@ def starve(
     reference: Reference,
     shares: Sequence[float] = (0.9, 0.6, 0.3),
 ) -> dict[str, Any]:
-    """Open a backend and run a batch while only a share of the memory it takes by itself is free, and once
-    more after that.
+    """Open a backend and run a batch while only a share of the memory it needs is free, and once more after.
 
     Args:
         make: a new backend at its full batch size.
@@ -393,7 +387,7 @@ def starve(
     needed = before - alone["gpu_free_while_open"]
     result: dict[str, Any] = {"free_before": before, "needed": needed, "alone": alone, "starved": []}
     for share in shares:
-        with held(memory, free_bytes(memory) - int(share * needed)) as taken:
+        with hold_memory(memory, free_bytes(memory) - int(share * needed)) as taken:
             result["starved"].append({"share": share, "held": taken} | attempt())
     result["after"] = attempt()
     result["free_after"] = free_bytes(memory)

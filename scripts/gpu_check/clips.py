@@ -1,6 +1,4 @@
-"""The sections of `gpu_check.py` on video: what the GPU's decoder and encoder do, and whole clips through the
-best backend.
-"""
+"""The sections on video: the GPU's decoder and encoder, and whole clips through the best backend."""
 
 from __future__ import annotations
 
@@ -12,9 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-import _gpu_check_measure as measure
-from _gpu_check_sections import Data, Save, Skip
-
+from scripts.gpu_check import measure
+from scripts.gpu_check.sections import Data, Save, Skip
 from unet_batch.errors import BackendError, BackendUnavailable, VideoError
 from unet_batch.pipeline import cpu_count
 
@@ -36,9 +33,7 @@ _WHOLE = "clip.mp4"
 
 
 def clip_drawn(data: Data, save: Save, folder: str, seconds: float, copies: int, size: Sequence[int]) -> None:
-    """A drawn clip, several times in a row: its packets are copied, and drawing takes longer than all
-    else.
-    """
+    """Draw a clip and repeat it several times by copying its packets: drawing takes the longest."""
     from unet_batch.media import video
     from unet_batch.scenes import write_clip
 
@@ -97,14 +92,14 @@ def clip_decoding(
             raise
         finally:
             save()
-        found = [_decoded(path, name) for _ in range(rounds)]
+        found = [_decode(path, name) for _ in range(rounds)]
         entry |= {"frames": found[0][0], "damaged": max(damaged for _, damaged, _ in found)}
         entry["frames_per_s"] = measure.spread([frames / seconds for frames, _, seconds in found])
         save()
         if entry["frames"] != data["decoders"][0]["frames"] or entry["damaged"]:
             wrong.append(f"{entry['decoder']}: {entry['frames']} frames, {entry['damaged']} damaged packets")
     with _open(path, None) as one, _open(path, hardware) as other:
-        data["compared"] = _compared(one, other, compared)
+        data["compared"] = _compare(one, other, compared)
     if data["compared"]["other_times"]:
         wrong.append(f"{data['compared']['other_times']} frames have another time")
     if data["compared"]["largest"] > LEVELS:
@@ -113,14 +108,14 @@ def clip_decoding(
         raise BackendError("; ".join(wrong))
 
 
-def _decoded(path: str, hardware: str | None) -> tuple[int, int, float]:
+def _decode(path: str, hardware: str | None) -> tuple[int, int, float]:
     """(frames, damaged packets, seconds) of the whole clip, not converted."""
     begun = time.perf_counter()
     with _open(path, hardware) as reader:
         return sum(1 for _ in reader.frames()), reader.damaged, time.perf_counter() - begun
 
 
-def _compared(one: Reader, other: Reader, count: int) -> Data:
+def _compare(one: Reader, other: Reader, count: int) -> Data:
     """How far the frames of two readers are apart."""
     import numpy as np
 
@@ -144,9 +139,7 @@ def _compared(one: Reader, other: Reader, count: int) -> Data:
 def clip_encoding(
     data: Data, save: Save, folder: str, codecs: Sequence[str], frames: int, rounds: int
 ) -> None:
-    """Encoders side by side on the same frames: speed, size, and whether what is read back is what was
-    written.
-    """
+    """Encoders side by side on the same frames: speed, size, and what is read back."""
     from unet_batch.media import video
 
     path = _clip(folder)
@@ -164,7 +157,7 @@ def clip_encoding(
             continue
         with tempfile.TemporaryDirectory(dir=folder) as out:
             target = os.path.join(out, f"coded{codec.suffix}")
-            taken = [_encoded(target, codec, clip, pictures) for _ in range(1 + rounds)][1:]
+            taken = [_encode(target, codec, clip, pictures) for _ in range(1 + rounds)][1:]
             entry |= {"frames": len(pictures), "bytes": os.path.getsize(target)}
             entry["frames_per_s"] = measure.spread([len(pictures) / seconds for seconds in taken])
             entry |= _read_back(target, clip, pictures)
@@ -180,7 +173,7 @@ def clip_encoding(
         raise BackendError("; ".join(wrong))
 
 
-def _encoded(target: str, codec: Codec, clip: Clip, pictures: Sequence[tuple[int, Pixels]]) -> float:
+def _encode(target: str, codec: Codec, clip: Clip, pictures: Sequence[tuple[int, Pixels]]) -> float:
     """Seconds of the encoder, conversion left out."""
     from unet_batch.media import video
 
@@ -232,9 +225,7 @@ def clip_run(
     codecs: Sequence[str],
     rounds: int,
 ) -> None:
-    """Masks and overlay through the best backend, with each decoder and encoder; the floor is that of
-    `bench_video.py`.
-    """
+    """Masks and overlay through the best backend, each decoder and encoder; floor as in `bench_video`."""
     path = _clip(folder)
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.media import video
@@ -262,7 +253,9 @@ def clip_run(
             if problem := video.encoder_problem(video.CODECS[codec]):
                 entry["reason"] = f"{codec} does not work here: {problem}"
                 continue
-            entry |= _segmented(segmenter, path, folder, VideoOptions(codec=codec, hardware=decoder), rounds)
+            entry |= _segment(
+                segmenter, path, folder, VideoOptions(codec=codec, hardware=decoder), rounds
+            )
             wrong += [f"{entry['decoder']}, {codec}: {each}" for each in entry["problems"]]
             save()
     if wrong:
@@ -284,11 +277,10 @@ def _best(engines: str, device: str | None) -> tuple[Backend, list[str]]:
     return found.backend, [f"{step.name}: {step.reason}" for step in found.passed_over]
 
 
-def _segmented(segmenter: Segmenter, path: str, folder: str, options: VideoOptions, rounds: int) -> Data:
+def _segment(segmenter: Segmenter, path: str, folder: str, options: VideoOptions, rounds: int) -> Data:
     """Rounds of one clip, the last one's outputs checked."""
-    from bench_run import engine_only
-    from bench_video import one_round
-
+    from scripts.bench_run import engine_only
+    from scripts.bench_video import one_round
     from unet_batch.media import video
     from unet_batch.pipeline import bottleneck
     from unet_batch.run.layout import ClipLayout

@@ -1,4 +1,4 @@
-"""The sections of `gpu_check.py`, each of which runs in a process of its own.
+"""The sections that need TensorRT or no library at all, each run in a process of its own.
 
 A section fills `data` and calls `save` whenever something was added, so that a crash costs only what had not
 been measured. It raises `Skip` where something is not installed, and an error where something is wrong.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import glob
 import importlib.util
 import itertools
 import os
@@ -22,8 +21,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import _gpu_check_measure as measure
-
+from scripts.gpu_check import measure
+from scripts.gpu_check.networks import (
+    MODELS,
+    SPEC_NAMES,
+    TYPED,
+    WEAK,
+    checkpoint_path,
+    export,
+    flops_of,
+    graphs,
+    write_checkpoint,
+)
 from unet_batch import gpu
 from unet_batch.errors import BackendError, BackendUnavailable, UnetBatchError
 
@@ -33,18 +42,10 @@ if TYPE_CHECKING:
     from unet_batch.inference.backends.base import Backend
     from unet_batch.inference.backends.cuda_memory import CudaMemory
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 Data = dict[str, Any]
 Save = Callable[[], None]
 
-# Name: (classes, widths) of a network with random weights; None is the one that comes with the package.
-MODELS: dict[str, tuple[int, tuple[int, ...]] | None] = {
-    "bundled": None,
-    "31m": (1, (64, 128, 256, 512, 1024)),
-    "4class": (4, (16, 32, 64, 128, 256)),
-}
-SIZE = (160, 240)
-_SPEC_NAMES = {"default": "bundled"}  # what the bundled model calls itself
 PROVIDERS = ("pycuda", "torch")
 MAIN_BATCH = 32
 # Images a second that no engine can exceed, by width of the first level, of the classic five levels at
@@ -100,14 +101,12 @@ def usable_providers() -> list[str]:
 
 
 def built_engines(flavour: Flavour, folder: str, batches: Sequence[int] = ()) -> list[tuple[str, Engine]]:
-    """Engines of this library with the names of their models; `batches` are the best ones to take, all if
-    empty.
-    """
+    """Engines of this library with their models' names; of all best batches, or of `batches` only."""
     from unet_batch.engine import store
 
-    engines, _ = store.listed(folder)
+    engines, _ = store.list_engines(folder)
     found = [
-        (_SPEC_NAMES.get(engine.sidecar.spec.name, engine.sidecar.spec.name), engine)
+        (SPEC_NAMES.get(engine.sidecar.spec.name, engine.sidecar.spec.name), engine)
         for engine in engines
         if (engine.sidecar.recipe.flavour, engine.sidecar.recipe.version) == (flavour.name, flavour.version)
         and "refused" not in engine.sidecar.proofs
@@ -130,9 +129,7 @@ def open_engine(
 
 
 def speed(rates: Data, widths: Sequence[int], flops: int | None) -> Data:
-    """`rates` with the arithmetic that was done in the time, and the share of the H200's floor where it is
-    known.
-    """
+    """`rates` with TFLOP/s, and the share of the H200's floor where that is known."""
     median = rates["images_per_s"]["median"]
     driver = gpu.driver()
     on_h200 = driver is not None and bool(driver.gpus) and "H200" in driver.gpus[0].name
@@ -142,16 +139,6 @@ def speed(rates: Data, widths: Sequence[int], flops: int | None) -> Data:
         "tflops": None if flops is None else median * flops / 1e12,
         "share_of_h200_floor": None if floor is None else median / floor,
     }
-
-
-def flops_of(model: str, models: str) -> int | None:
-    """Of all convolutions for one picture, counted in the ONNX graph; None where there is none."""
-    from unet_batch.engine import onnx_model
-
-    paths = graphs(models).get(model, {})
-    if not paths:
-        return None
-    return sum(c.flops for c in onnx_model.read(next(iter(paths.values()))).convolutions.values())
 
 
 # 1, 2: the machine, and the tests ---------------------------------------------------------------------------
@@ -225,57 +212,6 @@ def tests(data: Data, save: Save, seconds: float) -> None:
 # The models -------------------------------------------------------------------------------------------------
 
 
-def checkpoint_path(model: str, folder: str) -> str:
-    from unet_batch.model import zoo
-
-    return zoo.resolve(None) if MODELS[model] is None else os.path.join(folder, f"{model}.safetensors")
-
-
-def write_checkpoint(model: str, folder: str) -> str:
-    """The model's checkpoint; of those with random weights it is made."""
-    path, network = checkpoint_path(model, folder), MODELS[model]
-    if network is not None and not os.path.exists(path):
-        from tests.helpers.engines import confident
-        from unet_batch.model import checkpoint
-
-        made = confident(*network, SIZE)
-        checkpoint.save(path, made.model, dataclasses.replace(made.spec, name=model))
-    return path
-
-
-def export(
-    folder: str, models: Sequence[str], forms: Sequence[tuple[str, int | None]], say: Callable[[str], None]
-) -> None:
-    """Write `.onnx` and `.npz` of the models: `forms` are pairs of precision and opset."""
-    from unet_batch.build import BuildOptions, build_engine
-
-    os.makedirs(folder, exist_ok=True)
-    for model in models:
-        path = write_checkpoint(model, folder)
-        for precision, opset in forms:
-            # A batch of 1 only, so that the comparison with ONNX Runtime takes seconds: larger ones are
-            # proven on the GPU.
-            options = BuildOptions(
-                path, folder, batch=(1, 1, 1), precision=precision, opset=opset, onnx_only=True
-            )
-            say(f"{model}: {build_engine(options).onnx}")
-
-
-TYPED, WEAK = ("fp16", 18), ("fp32", 17)
-
-
-def graphs(folder: str) -> dict[str, dict[str, str]]:
-    """The ONNX files of a folder: model -> precision -> path."""
-    found: dict[str, dict[str, str]] = {}
-    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.onnx"))):
-        name, _, rest = os.path.basename(path).partition(f"-{SIZE[0]}x{SIZE[1]}-")
-        if rest:
-            found.setdefault(_SPEC_NAMES.get(name, name), {})[
-                rest.partition("-")[0].removesuffix(".onnx")
-            ] = path
-    return found
-
-
 def models(data: Data, save: Save, names: Sequence[str], folder: str, flavours: Sequence[str]) -> None:
     """Checkpoints, and the graphs that the installed builders take."""
     if not present("torch"):
@@ -347,7 +283,7 @@ def build(
         }
         save()
         try:
-            entry["inspector"] = _inspected(library, built.engine, convolutions)
+            entry["inspector"] = _inspect(library, built.engine, convolutions)
         except UnetBatchError as error:
             entry["inspector"] = {"reason": error.message}
         save()
@@ -357,21 +293,19 @@ def build(
         raise BackendError("; ".join(failed))
 
 
-def _inspected(library: Flavour, engine: Engine, convolutions: Any) -> Data:
-    """What the engine inspector tells of the precision; some of its words, as its format differs between
-    versions.
-    """
+def _inspect(library: Flavour, engine: Engine, convolutions: Any) -> Data:
+    """What the engine inspector tells of the precision, with examples: its format differs by version."""
     import json
 
     from unet_batch.engine import proof
     from unet_batch.inference.backends.cuda_memory import open_memory
-    from unet_batch.inference.backends.tensorrt import Plan
+    from unet_batch.inference.backends.tensorrt import LoadedEngine
 
-    plan = Plan(library, engine.read_plan(), open_memory(0))
+    loaded = LoadedEngine(library, engine.read_plan(), open_memory(0))
     try:
-        text = plan.information()
+        text = loaded.information()
     finally:
-        plan.close()
+        loaded.close()
     recipe = engine.sidecar.recipe
     found = proof.inspected_precisions(text, convolutions)
     counted = proof.share(convolutions, recipe.precision, engine.sidecar.float32, found, "engine")
@@ -392,7 +326,7 @@ def _stand_ins() -> None:
     if not present("filelock"):  # nobody else builds in the folder of this check
         from unet_batch.engine import store
 
-        setattr(store, "building", lambda *_: contextlib.nullcontext(False))  # noqa: B010 - mypy knows its type
+        setattr(store, "lock_build", lambda *_: contextlib.nullcontext(False))  # noqa: B010 - mypy knows its type
     if not present("safetensors"):
         stub: Any = types.ModuleType("safetensors")
         stub.SafetensorError, stub.safe_open = OSError, None
@@ -425,7 +359,7 @@ def buffers(data: Data, save: Save, flavour: str, provider: str, engines: str) -
             }
             data["entries"].append(entry)
             with (
-                measure.counted_launches(memory) as launches,
+                measure.count_launches(memory) as launches,
                 open_engine(library, engine, memory, graphs=asked) as backend,
             ):
                 entry |= measure.exercise(backend, reference)
@@ -465,9 +399,7 @@ def memory_growth(data: Data, save: Save, flavour: str, provider: str, engines: 
 
 
 def out_of_memory(data: Data, save: Save, flavour: str, engines: str) -> None:
-    """While most of the GPU's memory is held: a smaller batch and a note, or a refusal in words, and the
-    right maps after.
-    """
+    """With most GPU memory taken: a smaller batch and a note, or a refusal, and the right maps after."""
     library = open_flavour(flavour)
     memory = open_provider(usable_providers()[0])
     model, engine = built_engines(library, engines, (MAIN_BATCH,))[-1]
@@ -518,7 +450,7 @@ def throughput(
     batches: int,
 ) -> None:
     """Engine alone, and `Backend.infer` with copies, of every engine for one of the batch sizes."""
-    from unet_batch.inference.backends.tensorrt import Plan, Program
+    from unet_batch.inference.backends.tensorrt import LoadedEngine, Program
 
     library, providers = open_flavour(flavour), usable_providers()
     data["entries"] = []
@@ -533,12 +465,12 @@ def throughput(
         }
         data["entries"].append(entry)
         memory = open_provider(providers[0])
-        plan = Plan(library, engine.read_plan(), memory)
+        loaded = LoadedEngine(library, engine.read_plan(), memory)
         try:
-            program = Program(plan, (*recipe.profile.size[1], spec.in_channels))
+            program = Program(loaded, (*recipe.profile.size[1], spec.in_channels))
             alone = measure.engine_only(memory, program, program.shape, reference, batch, rounds, batches)
         finally:
-            plan.close()
+            loaded.close()
         entry["engine"] = {
             way: speed(found, spec.widths, flops) if "images_per_s" in found else found
             for way, found in alone.items()

@@ -1,4 +1,4 @@
-"""The sections of `gpu_check.py` that need PyTorch: what the engines are compared with, and whole runs."""
+"""The sections that need PyTorch: what the engines are compared with, and whole runs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import _gpu_check_measure as measure
-import _gpu_check_sections as sections
-from _gpu_check_sections import MAIN_BATCH, Data, Save, Skip
-
+from scripts.gpu_check import measure, sections
+from scripts.gpu_check.networks import write_checkpoint
+from scripts.gpu_check.sections import MAIN_BATCH, Data, Save, Skip
 from unet_batch.errors import BackendError
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ def _torch() -> Any:
 def _load(model: str, folder: str) -> Checkpoint:
     from unet_batch.model import checkpoint
 
-    return checkpoint.load(sections.write_checkpoint(model, folder))
+    return checkpoint.load(write_checkpoint(model, folder))
 
 
 def _reference(loaded: Checkpoint) -> Reference:
@@ -150,7 +149,7 @@ def _reference(loaded: Checkpoint) -> Reference:
 
 
 def _usual_model(torch: Any, loaded: Checkpoint) -> Any:
-    return copy.deepcopy(loaded.model).half().cuda().to(memory_format=torch.channels_last).eval()
+    return copy.deepcopy(loaded.model).half().cuda().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _usual_input(torch: Any, stack: Any, loaded: Checkpoint) -> Any:
@@ -176,9 +175,7 @@ def out_of_memory_torch(data: Data, save: Save, model: str, models: str) -> None
 
 
 def photos(data: Data, save: Save, folder: str, drawn: int, items: int) -> None:
-    """Drawn photos, each under as many names as it takes: decoding and writing cost the same for a photo that
-    comes again.
-    """
+    """Draw photos, and link each under several names: one that comes again costs the same to decode."""
     from unet_batch.scenes import write_samples
 
     begun = time.perf_counter()
@@ -272,13 +269,15 @@ def _usual_loop(torch: Any, loaded: Checkpoint, paths: Sequence[str], out: str) 
     import cv2
     import numpy as np
 
+    from scripts import carvana
+
     height, width = loaded.spec.input_size
     model = _usual_model(torch, loaded)
     begun = time.perf_counter()
     with torch.inference_mode():
         for start in range(0, len(paths), MAIN_BATCH):
             part = paths[start : start + MAIN_BATCH]
-            photos = [cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB) for path in part]
+            photos = [carvana.read_rgb(path) for path in part]
             small = np.stack([cv2.resize(photo, (width, height)) for photo in photos])
             found = model(_usual_input(torch, torch.from_numpy(small).cuda(), loaded)).float()
             answers = found.sigmoid()[:, 0] if found.shape[1] == 1 else found.argmax(1).float()

@@ -1,9 +1,8 @@
-"""The sections of `gpu_check.py` that train: what `unet-batch train` does on a GPU, and what of it is equal
-to the bit.
-"""
+"""The sections that train: what `unet-batch train` does on a GPU, and what of it is equal to the bit."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -15,21 +14,17 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # torchrun starts this file, see `share_a_gpu`
-
-import _gpu_check_measure as measure
-import _gpu_check_torch as with_torch
-from _gpu_check_sections import ROOT, Data, Save, Skip, present
-
+from scripts.gpu_check import measure, pytorch
+from scripts.gpu_check.sections import ROOT, Data, Save, Skip, present
 from unet_batch.errors import TrainingError
 
 if TYPE_CHECKING:
-    from unet_batch.training.plan import Plan
+    from unet_batch.training.plan import TrainingPlan
 
 NEEDS = ("torch", "kornia", "simplejpeg", "PIL", "cv2", "safetensors")
 """Modules without which nothing is trained."""
@@ -92,11 +87,13 @@ def _pictures(folder: str, name: str, device: str) -> str:
     if not os.path.isdir(path):
         raise Skip("no pictures were drawn")
     if device != "cpu":
-        with_torch._torch()
+        pytorch._torch()
     return path
 
 
-def _planned(pictures: str, output: str, device: str, options: Mapping[str, Any], processes: int = 1) -> Plan:
+def _make_plan(
+    pictures: str, output: str, device: str, options: Mapping[str, Any], processes: int = 1
+) -> TrainingPlan:
     """The plan of the command line.
 
     Args:
@@ -124,7 +121,7 @@ def _state(folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
         return tensors, json.loads(file.metadata()["progress"])
 
 
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def _unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Names of the tensors that are not equal to the bit."""
     import torch
 
@@ -147,7 +144,7 @@ def training(data: Data, save: Save, folder: str, device: str, precision: str, *
     from unet_batch.training import loop
 
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        plan = _planned(
+        plan = _make_plan(
             pictures, os.path.join(out, "m.safetensors"), device, {**options, "precision": precision}
         )
         on_gpu = plan.device.type == "cuda"
@@ -215,18 +212,16 @@ def training_deterministic(data: Data, save: Save, folder: str, device: str, **o
     with tempfile.TemporaryDirectory(dir=folder) as out:
         for name, pictures in folders.items():
             plans = [
-                _planned(pictures, os.path.join(out, f"{name}-{turn}.safetensors"), device, options)
+                _make_plan(pictures, os.path.join(out, f"{name}-{turn}.safetensors"), device, options)
                 for turn in ("first", "again", "stopped")
             ]
             first, again, stopped = plans
-            asked = itertools.count(1)
             with warnings.catch_warnings(record=True) as heard:
                 warnings.simplefilter("always")
                 whole = loop.train(first)
                 loop.train(again)
-                ended = loop.train(
-                    stopped, stop=lambda asked=asked, after=first.steps + 2: next(asked) >= after
-                ).ended  # type: ignore[misc]
+                stop = functools.partial(_asked_often, itertools.count(1), first.steps + 2)
+                ended = loop.train(stopped, stop=stop).ended
                 loop.train(stopped, resume=True)
             states = [_state(plan.folder)[0] for plan in plans]
             said = sorted(
@@ -237,7 +232,7 @@ def training_deterministic(data: Data, save: Save, folder: str, device: str, **o
                     "data": name,
                     "what": what,
                     "tensors": len(states[0]),
-                    "differing": _differing(states[0], state),
+                    "differing": _unequal(states[0], state),
                     "steps": first.steps * first.options.epochs,
                     "epochs": len(whole.history),
                     "notes": said,
@@ -254,17 +249,20 @@ def training_deterministic(data: Data, save: Save, folder: str, device: str, **o
         raise TrainingError("; ".join(wrong))
 
 
+def _asked_often(asked: Iterator[int], times: int) -> bool:
+    """Whether this was asked for so many times."""
+    return next(asked) >= times
+
+
 def training_killed(data: Data, save: Save, folder: str, device: str, **options: Any) -> None:
-    """`unet-batch train` in processes: one to its end, one killed after its first epoch and taken up by
-    another.
-    """
+    """`unet-batch train` to its end, and another one killed after its first epoch and resumed."""
     pictures, options = _pictures(folder, ONE, device), options | {"deterministic": True}
     from safetensors.torch import load_file
 
     with tempfile.TemporaryDirectory(dir=folder) as out:
         whole, killed = (os.path.join(out, f"{name}.safetensors") for name in ("whole", "killed"))
         begun = time.perf_counter()
-        data["said"] = _finished(_command(pictures, whole, device, options)).splitlines()[-12:]
+        data["said"] = _run_python(_command(pictures, whole, device, options)).splitlines()[-12:]
         data |= {"seconds": time.perf_counter() - begun}
         save()
         state = os.path.join(os.path.splitext(killed)[0] + ".training", "state.safetensors")
@@ -279,13 +277,13 @@ def training_killed(data: Data, save: Save, folder: str, device: str, **options:
         if not os.path.exists(state) or code >= 0:
             raise TrainingError(f"the training that was to be killed ended with {code} before")
         data["killed_after"] = len(_state(os.path.dirname(state))[1]["history"])
-        _finished([*_command(pictures, killed, device, options), "--resume"])
+        _run_python([*_command(pictures, killed, device, options), "--resume"])
         names = ("whole", "killed")
         states = [_state(os.path.join(out, f"{name}.training"))[0] for name in names]
         models = [load_file(os.path.join(out, f"{name}.safetensors")) for name in names]
         with open(os.path.join(out, "whole.training", "metrics.jsonl"), encoding="utf-8") as file:
             epochs = len(file.readlines())
-        differing = [*_differing(*states), *(f"model: {name}" for name in _differing(*models))]
+        differing = [*_unequal(*states), *(f"model: {name}" for name in _unequal(*models))]
     what = f"killed after epoch {data['killed_after']} of {epochs}, then --resume"
     data["equal"] = [
         {
@@ -316,7 +314,7 @@ def _command(pictures: str, output: str, device: str, options: Mapping[str, Any]
     return command
 
 
-def _finished(command: Sequence[str]) -> str:
+def _run_python(command: Sequence[str]) -> str:
     """What a process of Python printed, once it has ended well."""
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -332,8 +330,7 @@ def _finished(command: Sequence[str]) -> str:
 def training_processes(
     data: Data, save: Save, folder: str, device: str, shared: bool | None = None, **options: Any
 ) -> None:
-    """Two processes reach the loss of one: with NCCL on a GPU each, else, where there is one GPU only,
-    sharing it with gloo.
+    """Two processes reach the loss of one: with NCCL on a GPU each, or with gloo on the only one.
 
     On a GPU, BatchNorm goes over both processes; on a CPU each has its own, and the curves agree less
     closely.
@@ -352,7 +349,7 @@ def training_processes(
     if not shared and (absent := [name for name in COMMAND_NEEDS if not present(name)]):
         raise Skip(f"{', '.join(absent)} not installed")
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        alone = _planned(pictures, os.path.join(out, "one.safetensors"), device, options)
+        alone = _make_plan(pictures, os.path.join(out, "one.safetensors"), device, options)
         if alone.batch_size % 2:
             raise Skip(f"a batch of {alone.batch_size} is not shared by two processes")
         data |= {"gpus": gpus, "batch": alone.batch_size, "epochs": alone.options.epochs}
@@ -370,9 +367,9 @@ def training_processes(
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         begun = time.perf_counter()
         if shared:
-            _finished([*launch, __file__, pictures, two, device, json.dumps(options)])
+            _run_python([*launch, "-m", __name__, pictures, two, device, json.dumps(options)])
         else:
-            _finished([*launch, *_command(pictures, two, device, options)])
+            _run_python([*launch, *_command(pictures, two, device, options)])
         data["seconds"] = time.perf_counter() - begun
         with open(os.path.join(out, "two.training", "metrics.jsonl"), encoding="utf-8") as file:
             data["two"] = [json.loads(line)["loss"] for line in file]
@@ -387,9 +384,7 @@ def training_processes(
 
 
 def share_a_gpu(pictures: str, output: str, device: str, options: str) -> None:
-    """One of two processes that torchrun started: `unet-batch train` would want a GPU for each, and NCCL as
-    well.
-    """
+    """Train as one of two processes that torchrun started: the command would want a GPU for each."""
     import torch.distributed as dist
 
     from unet_batch.training import loop
@@ -398,7 +393,7 @@ def share_a_gpu(pictures: str, output: str, device: str, options: str) -> None:
     dist.init_process_group("gloo")
     try:
         ranks = Ranks(dist.get_rank(), dist.get_world_size())
-        plan = _planned(pictures, output, device, json.loads(options), processes=ranks.count)
+        plan = _make_plan(pictures, output, device, json.loads(options), processes=ranks.count)
         loop.train(plan, ranks=ranks)
     finally:
         dist.destroy_process_group()
@@ -417,21 +412,18 @@ def training_loading(
     rounds: int,
     **options: Any,
 ) -> None:
-    """Whether loading keeps up: steps fed from files, and from samples that are remembered, against steps on
-    one batch.
-    """
+    """Whether loading keeps up: steps fed from files and from remembered samples, against one batch."""
     pictures = _pictures(folder, MANY, device)
-    from bench_train import seconds
-
+    from scripts.bench_train import seconds
     from unet_batch.pipeline import cpu_count
-    from unet_batch.training import loop
+    from unet_batch.training import loop, step
     from unet_batch.training.ranks import Ranks
     from unet_batch.training.samples import OVERSAMPLING, Samples, memory_budget
 
     data |= {"cores": cpu_count(), "loading": []}
     for batch_size in batch_sizes:
         chosen = {**options, "batch_size": batch_size, "epochs": 100}
-        plan = _planned(pictures, os.path.join(folder, "loading.safetensors"), device, chosen)
+        plan = _make_plan(pictures, os.path.join(folder, "loading.safetensors"), device, chosen)
         count = min(steps, plan.steps - 1)
         entry: Data = {
             "batch": plan.batch_size,
@@ -444,12 +436,12 @@ def training_loading(
             entry["reason"] = f"{len(plan.train)} pictures are too few"
             continue
         taken: dict[str, list[float]] = {"fixed": [], "remembered": [], "decoded": []}
-        with loop._deterministic(plan):
-            trainee = loop._prepare(plan, Ranks())
+        with step.deterministic_if_asked(plan):
+            trainee = step.build_state(plan, Ranks())
             trainee.model.train()
             samples = Samples(plan.dataset, plan.train, plan.spec.input_size, OVERSAMPLING, memory_budget())
-            batch = next(loop._training_batches(plan, Ranks(), samples, 0, 0))
-            loop._step(trainee, batch).item()
+            batch = next(loop.training_batches(plan, Ranks(), samples, 0, 0))
+            step.train_step(trainee, batch).item()
             with ThreadPoolExecutor(cpu_count()) as pool:
                 for turn in range(rounds):
                     forgetful = Samples(plan.dataset, plan.train, plan.spec.input_size, OVERSAMPLING, 0)
@@ -458,7 +450,7 @@ def training_loading(
                     taken["remembered"].append(seconds(trainee, plan, samples, turn, count))
                     begun = time.perf_counter()
                     for _ in range(count):
-                        loop._step(trainee, batch).item()
+                        step.train_step(trainee, batch).item()
                     taken["fixed"].append((time.perf_counter() - begun) / count)
         for name, each in taken.items():
             entry[name] = measure.spread([plan.batch_size / second for second in each])

@@ -1,4 +1,4 @@
-"""Markdown of the results of `gpu_check.py`. What was not measured is a dash, never a number."""
+"""Markdown of the results. What was not measured is a dash, never a number."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def number(value: Any, digits: int = 0) -> str:
 def _spread(value: Any, digits: int = 0) -> str:
     if not isinstance(value, dict) or "median" not in value:
         return "-"
-    return f"{number(value['median'], digits)} ({number(value['min'], digits)} to {number(value['max'], digits)})"
+    median, least, most = (number(value[key], digits) for key in ("median", "min", "max"))
+    return f"{median} ({least} to {most})"
 
 
 def _percent(value: Any, digits: int = 1) -> str:
@@ -286,7 +287,7 @@ def _starved(section: Json) -> Iterator[Row]:
             yield (section["name"], data["model"], free, batch, number(entry.get("dice"), 5), said)
 
 
-def _reason(entry: Json) -> str:
+def _remark(entry: Json) -> str:
     return str(entry.get("reason") or "-")
 
 
@@ -380,7 +381,7 @@ def _loading(section: Json) -> Iterator[Row]:
             number(entry["batch"]),
             entry["precision"],
             entry["augment"],
-            _spread(entry.get("fixed")) if "fixed" in entry else _reason(entry),
+            _spread(entry.get("fixed")) if "fixed" in entry else _remark(entry),
             _spread(entry.get("remembered")),
             _spread(entry.get("decoded")),
             number(entry.get("remembered_times"), 3),
@@ -410,7 +411,7 @@ def _decoders(section: Json) -> Iterator[Row]:
             entry.get("format", "-"),
             number(compared.get("frames")),
             apart,
-            _reason(entry),
+            _remark(entry),
         )
 
 
@@ -433,7 +434,7 @@ def _encoders(section: Json) -> Iterator[Row]:
             _mib(entry.get("bytes")),
             number(entry.get("read_back")),
             number(entry.get("mean"), 2),
-            _reason(entry),
+            _remark(entry),
         )
 
 
@@ -465,7 +466,7 @@ def _clips(section: Json) -> Iterator[Row]:
             _spread(entry.get("wall_over_floor"), 2),
             entry.get("bottleneck", "-"),
             stages or "-",
-            "; ".join([*entry.get("problems", []), *entry.get("notes", [])]) or _reason(entry),
+            "; ".join([*entry.get("problems", []), *entry.get("notes", [])]) or _remark(entry),
         )
 
 
