@@ -29,7 +29,7 @@ from _gpu_check_sections import ROOT, Data, Save, Skip, present
 from unet_batch.errors import TrainingError
 
 if TYPE_CHECKING:
-    from unet_batch.training.plan import Plan
+    from unet_batch.training.plan import TrainingPlan
 
 NEEDS = ("torch", "kornia", "simplejpeg", "PIL", "cv2", "safetensors")
 """Modules without which nothing is trained."""
@@ -96,7 +96,9 @@ def _pictures(folder: str, name: str, device: str) -> str:
     return path
 
 
-def _planned(pictures: str, output: str, device: str, options: Mapping[str, Any], processes: int = 1) -> Plan:
+def _planned(
+    pictures: str, output: str, device: str, options: Mapping[str, Any], processes: int = 1
+) -> TrainingPlan:
     """The plan of the command line.
 
     Args:
@@ -424,7 +426,7 @@ def training_loading(
     from bench_train import seconds
 
     from unet_batch.pipeline import cpu_count
-    from unet_batch.training import loop
+    from unet_batch.training import loop, step
     from unet_batch.training.ranks import Ranks
     from unet_batch.training.samples import OVERSAMPLING, Samples, memory_budget
 
@@ -444,12 +446,12 @@ def training_loading(
             entry["reason"] = f"{len(plan.train)} pictures are too few"
             continue
         taken: dict[str, list[float]] = {"fixed": [], "remembered": [], "decoded": []}
-        with loop._deterministic(plan):
-            trainee = loop._prepare(plan, Ranks())
+        with step.deterministic_if_asked(plan):
+            trainee = step.build_state(plan, Ranks())
             trainee.model.train()
             samples = Samples(plan.dataset, plan.train, plan.spec.input_size, OVERSAMPLING, memory_budget())
-            batch = next(loop._training_batches(plan, Ranks(), samples, 0, 0))
-            loop._step(trainee, batch).item()
+            batch = next(loop.training_batches(plan, Ranks(), samples, 0, 0))
+            step.train_step(trainee, batch).item()
             with ThreadPoolExecutor(cpu_count()) as pool:
                 for turn in range(rounds):
                     forgetful = Samples(plan.dataset, plan.train, plan.spec.input_size, OVERSAMPLING, 0)
@@ -458,7 +460,7 @@ def training_loading(
                     taken["remembered"].append(seconds(trainee, plan, samples, turn, count))
                     begun = time.perf_counter()
                     for _ in range(count):
-                        loop._step(trainee, batch).item()
+                        step.train_step(trainee, batch).item()
                     taken["fixed"].append((time.perf_counter() - begun) / count)
         for name, each in taken.items():
             entry[name] = measure.spread([plan.batch_size / second for second in each])

@@ -22,19 +22,20 @@ import carvana
 
 from unet_batch.datasets.find import find_dataset
 from unet_batch.scenes import write_samples
-from unet_batch.training import loop
-from unet_batch.training.plan import Options, Plan, make_plan
+from unet_batch.training.loop import epoch_order, training_batches
+from unet_batch.training.plan import Options, TrainingPlan, make_plan
 from unet_batch.training.ranks import Ranks
 from unet_batch.training.samples import OVERSAMPLING, Samples, memory_budget
+from unet_batch.training.step import build_state, train_step
 
 
-def seconds(trainee: object, plan: Plan, samples: Samples, epoch: int, steps: int) -> float:
+def seconds(trainee: object, plan: TrainingPlan, samples: Samples, epoch: int, steps: int) -> float:
     """A step's seconds, loading and all, over `steps` of an epoch; one more at first fills the queue."""
-    stream = loop._training_batches(plan, Ranks(), samples, epoch, 0)
-    loop._step(trainee, next(stream)).item()  # type: ignore[arg-type]
+    stream = training_batches(plan, Ranks(), samples, epoch, 0)
+    train_step(trainee, next(stream)).item()  # type: ignore[arg-type]
     begun = time.perf_counter()
     for _ in range(steps):
-        loop._step(trainee, next(stream)).item()  # type: ignore[arg-type]
+        train_step(trainee, next(stream)).item()  # type: ignore[arg-type]
     taken = (time.perf_counter() - begun) / steps
     stream.close()
     return taken
@@ -69,20 +70,20 @@ def main() -> None:
                 epochs=100,
             ),
         )
-        trainee = loop._prepare(plan, Ranks())
+        trainee = build_state(plan, Ranks())
         trainee.model.train()
         samples = Samples(plan.dataset, plan.train, plan.spec.input_size, OVERSAMPLING, memory_budget())
-        batch = next(loop._training_batches(plan, Ranks(), samples, 0, 0))
+        batch = next(training_batches(plan, Ranks(), samples, 0, 0))
         rows = []
         for turn in range(options.rounds):
             forgetful = Samples(plan.dataset, plan.train, plan.spec.input_size, OVERSAMPLING, 0)
             decoded = seconds(trainee, plan, forgetful, turn, options.steps)
-            for number in loop.epoch_order(plan, turn)[: (options.steps + 4) * plan.batch_size]:
+            for number in epoch_order(plan, turn)[: (options.steps + 4) * plan.batch_size]:
                 samples[number]
             remembered = seconds(trainee, plan, samples, turn, options.steps)
             begun = time.perf_counter()
             for _ in range(options.steps):
-                loop._step(trainee, batch).item()
+                train_step(trainee, batch).item()
             fixed = (time.perf_counter() - begun) / options.steps
             rows.append((fixed, remembered, decoded))
             print(f"fixed {fixed:.3f} s  remembered {remembered:.3f} s  decoded {decoded:.3f} s", flush=True)

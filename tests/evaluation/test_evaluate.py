@@ -18,7 +18,7 @@ from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.find import Dataset, find_dataset
 from unet_batch.datasets.sheet import Comparison, comparison_sheet
 from unet_batch.errors import BackendError, SourceError, UsageError
-from unet_batch.evaluation.evaluate import Evaluation, agreed, at_network, compare, comparison, evaluate
+from unet_batch.evaluation.evaluate import Evaluation, match_classes, at_network, compare, comparison, evaluate
 from unet_batch.evaluation.metrics import count, scores
 from unet_batch.evaluation.predictions import find_masks, find_predictions, is_mask_folder
 from unet_batch.inference.segmenter import Segmenter
@@ -243,7 +243,7 @@ class TestAgreed:
     def test_one_class_fits_any_other_and_made_up_names_fit_real_ones(
         self, dataset: tuple[str, ...], model: tuple[str, ...], names: tuple[str, ...]
     ) -> None:
-        found, notes = agreed(self.table(*dataset), self.table(*model))
+        found, notes = match_classes(self.table(*dataset), self.table(*model))
         assert found == names
         assert bool(notes) == (dataset != model)
         assert all(name in "".join(notes) for name in (*dataset, *model) if notes)
@@ -261,7 +261,7 @@ class TestAgreed:
         self, dataset: tuple[str, ...], model: tuple[str, ...]
     ) -> None:
         with pytest.raises(UsageError, match=r"other classes: the dataset has .+, the model ") as caught:
-            agreed(self.table(*dataset), self.table(*model))
+            match_classes(self.table(*dataset), self.table(*model))
         assert caught.value.hint
         assert all(name in caught.value.message for name in (*dataset, *model))
 

@@ -105,14 +105,14 @@ def test_a_training_repeats_itself_and_resumes(folder: str) -> None:
 def test_a_training_that_does_not_repeat_itself_is_found(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, made = loop._prepare, iter(range(100))
+    real, made = loop.build_state, iter(range(100))
 
     def prepare(*values: Any) -> Any:
         trainee = real(*values)
         next(trainee.model.parameters()).data.add_(1e-6 * next(made))
         return trainee
 
-    monkeypatch.setattr(loop, "_prepare", prepare)
+    monkeypatch.setattr(loop, "build_state", prepare)
     data: dict[str, Any] = {}
     with pytest.raises(TrainingError, match=r"one, the same seed again: \d+ of \d+ tensors differ"):
         training.training_deterministic(data, nothing, folder, epochs=2, **TINY)

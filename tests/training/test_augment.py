@@ -15,10 +15,20 @@ from torch import Tensor
 
 from unet_batch.datasets.encoding import VOID
 from unet_batch.media.geometry import PAD_VALUE
-from unet_batch.training.augment import FLIPS, PRESETS, Change, Preset, apply, draw
+from unet_batch.training.augment import FLIPS, PRESETS, Preset, Transform, apply, draw
 
 NETWORK = (32, 48)
-ALL = Preset(move=1, zoom=0.15, aspect=0.05, turn=6, shift=0.05, colour=1, tone=1, blur=1, noise=1)
+ALL = Preset(
+    p_geometric=1,
+    zoom=0.15,
+    aspect=0.05,
+    rotation=6,
+    translation=0.05,
+    p_colour=1,
+    colour_strength=1,
+    p_blur=1,
+    p_noise=1,
+)
 STILL = PRESETS["none"]
 LEVEL = 0.01 / 255  # a hundredth of a grey level
 
@@ -35,16 +45,16 @@ def no_coverage(count: int) -> Tensor:
     return torch.empty((count, 0, 0), dtype=torch.uint8)
 
 
-def identity(scale: int, size: tuple[int, int] = NETWORK, flip: str = "none") -> Change:
+def identity(scale: int, size: tuple[int, int] = NETWORK, flip: str = "none") -> Transform:
     return draw(STILL, flip, (scale * size[0], scale * size[1]), size, (0,))
 
 
-def moved_only(change: Change) -> Change:
-    return Change(change.matrix)
+def moved_only(transform: Transform) -> Transform:
+    return Transform(transform.matrix)
 
 
-def shifted(x: float, y: float) -> Change:
-    return Change(np.array([[1, 0, x], [0, 1, y]], float))
+def shifted(x: float, y: float) -> Transform:
+    return Transform(np.array([[1, 0, x], [0, 1, y]], float))
 
 
 def pooled(values: Tensor, scale: int) -> Tensor:
@@ -55,7 +65,7 @@ def pooled(values: Tensor, scale: int) -> Tensor:
 class TestMoving:
     @settings(deadline=None, max_examples=60)
     @given(
-        st.sampled_from([*PRESETS.values(), replace(ALL, zoom=0.4, turn=40, shift=0.2)]),
+        st.sampled_from([*PRESETS.values(), replace(ALL, zoom=0.4, rotation=40, translation=0.2)]),
         st.sampled_from(FLIPS),
         st.sampled_from([1, 2]),
         st.sampled_from([NETWORK, (40, 40), (56, 24)]),
@@ -71,13 +81,15 @@ class TestMoving:
         ids = np.zeros(stored, np.uint8)
         ids[top:bottom, left:right] = 1
         picture, mask = torch.from_numpy(np.dstack([ids * 255] * 3))[None], torch.from_numpy(ids)[None]
-        change = moved_only(draw(preset, flip, stored, network, (key,)))
-        x, found = apply(picture, mask, no_coverage(1), [change], network)
-        _, shares = apply(picture, mask * 255, torch.full_like(mask, 255), [change], network)
+        transform = moved_only(draw(preset, flip, stored, network, (key,)))
+        x, found = apply(picture, mask, no_coverage(1), [transform], network)
+        _, shares = apply(picture, mask * 255, torch.full_like(mask, 255), [transform], network)
         # Where each pixel of the result was, in pixels of what is stored; nothing reaches further than one of
         # these.
         v, u = np.mgrid[: network[0], : network[1]]
-        at = np.linalg.solve(change.matrix[:, :2], np.stack([u.ravel(), v.ravel()]) - change.matrix[:, 2:])
+        at = np.linalg.solve(
+            transform.matrix[:, :2], np.stack([u.ravel(), v.ravel()]) - transform.matrix[:, 2:]
+        )
         at = at.reshape(2, *network)
 
         def within(low: Sequence[float], high: Sequence[float], margin: float) -> np.ndarray:
@@ -193,7 +205,7 @@ class TestMoving:
         part = draw(preset, flip, (64, 96), NETWORK, (key,), crop=crop)
         assert all(
             getattr(part, field.name) == getattr(whole, field.name)
-            for field in fields(Change)
+            for field in fields(Transform)
             if field.name != "matrix"
         )
         left, top = (int(value) for value in np.rint(whole.matrix[:, 2] - part.matrix[:, 2]))
@@ -220,7 +232,9 @@ class TestBending:
     def test_no_bend_beside_a_bent_sample_is_the_same_as_without_one(self, flip: str) -> None:
         pictures, coverage, known = noise(2, (64, 96))
         plain = moved_only(draw(ALL, flip, (64, 96), NETWORK, (5,)))
-        bent = replace(plain, bend=np.random.default_rng(1).normal(0, 3, (2, 4, 4)).astype(np.float32))
+        bent = replace(
+            plain, displacement=np.random.default_rng(1).normal(0, 3, (2, 4, 4)).astype(np.float32)
+        )
         alone = apply(pictures[:1], coverage[:1], known[:1], [plain], NETWORK)
         beside = apply(pictures, coverage, known, [plain, bent], NETWORK)
         for one, other in zip(alone, beside, strict=True):
@@ -231,17 +245,18 @@ class TestBending:
         pictures, coverage, known = noise(1, NETWORK)
         still = identity(1)
         everywhere = replace(
-            still, bend=np.stack([np.full((4, 4), 10.0), np.full((4, 4), -7.0)]).astype(np.float32)
+            still, displacement=np.stack([np.full((4, 4), 10.0), np.full((4, 4), -7.0)]).astype(np.float32)
         )
         bent, moved = (
-            apply(pictures, coverage, known, [change], NETWORK) for change in (everywhere, shifted(-10, 7))
+            apply(pictures, coverage, known, [transform], NETWORK)
+            for transform in (everywhere, shifted(-10, 7))
         )
         assert torch.allclose(bent[0], moved[0], atol=1e-3)
         assert torch.allclose(bent[1][:, 1], moved[1][:, 1], atol=1e-3)
         assert torch.allclose(bent[1].prod(1), moved[1].prod(1), atol=1e-3)  # coverage, where it is known
         corner = np.zeros((2, 4, 4), np.float32)
         corner[:, 3, 0] = 4.0, -3.0  # the lower left corner alone
-        x, _ = apply(pictures, coverage, known, [replace(still, bend=corner)], NETWORK)
+        x, _ = apply(pictures, coverage, known, [replace(still, displacement=corner)], NETWORK)
         straight = pooled(pictures, 1).float()
         assert torch.allclose(x[0, :, -1, 0], straight[0, :, -4, 4], atol=1e-3)
         assert torch.allclose(
@@ -256,24 +271,24 @@ class TestBending:
         picture, mask = torch.from_numpy(np.dstack([ids * 255] * 3))[None], torch.from_numpy(ids)[None]
         still = []
         for key in range(20):
-            change = draw(PRESETS["elastic"], "any", stored, NETWORK, (key,))
-            change = replace(moved_only(change), bend=change.bend)
-            x, shares = apply(picture, mask * 255, torch.full_like(mask, 255), [change], NETWORK)
-            _, found = apply(picture, mask, no_coverage(1), [change], NETWORK)
+            transform = draw(PRESETS["elastic"], "any", stored, NETWORK, (key,))
+            transform = replace(moved_only(transform), displacement=transform.displacement)
+            x, shares = apply(picture, mask * 255, torch.full_like(mask, 255), [transform], NETWORK)
+            _, found = apply(picture, mask, no_coverage(1), [transform], NETWORK)
             seen = shares[0, 1] > 0.999
             assert torch.allclose(x[0, 0][seen], shares[0, 0][seen], atol=1e-3)
             assert (found[0][seen & (shares[0, 0] > 0.999)] == 1).all()
             assert (found[0][seen & (shares[0, 0] < 0.001)] == 0).all()
-            without = apply(picture, mask * 255, torch.full_like(mask, 255), [moved_only(change)], NETWORK)
+            without = apply(picture, mask * 255, torch.full_like(mask, 255), [moved_only(transform)], NETWORK)
             still.append(bool(torch.equal(without[0], x)))
         assert not any(still)
 
     def test_elastic_bends_and_nothing_else_does(self) -> None:
-        changes = [draw(PRESETS["elastic"], "none", (512, 1024), (256, 512), (key,)) for key in range(50)]
-        bends = np.array([change.bend for change in changes])
+        transforms = [draw(PRESETS["elastic"], "none", (512, 1024), (256, 512), (key,)) for key in range(50)]
+        bends = np.array([transform.displacement for transform in transforms])
         assert bends.std() == pytest.approx(0.02 * 256, rel=0.1)
         assert all(
-            draw(PRESETS[name], "any", NETWORK, NETWORK, (3,)).bend is None
+            draw(PRESETS[name], "any", NETWORK, NETWORK, (3,)).displacement is None
             for name in ("none", "light", "strong")
         )
 
@@ -320,8 +335,8 @@ class TestEdges:
 class TestColour:
     def test_follows_its_formula(self) -> None:
         pictures, coverage, known = noise(1, NETWORK)
-        change = replace(shifted(0, 0), gain=(1.2, 0.9, 1.1), lift=-0.05, saturation=0.6)
-        x, y = apply(pictures, coverage, known, [change], NETWORK)
+        transform = replace(shifted(0, 0), gain=(1.2, 0.9, 1.1), brightness=-0.05, saturation=0.6)
+        x, y = apply(pictures, coverage, known, [transform], NETWORK)
         base = (pictures[0].double().numpy() / 255 * (1.2, 0.9, 1.1) - 0.05).clip(0, 1)
         grey = base @ (0.299, 0.587, 0.114)
         expected = (0.6 * base + 0.4 * grey[..., None]).clip(0, 1)
@@ -343,14 +358,14 @@ class TestColour:
     def test_noise_has_its_deviation_and_is_the_same_each_time(self) -> None:
         pictures, coverage, known = noise(3, (64, 64))
         pictures[:] = 128
-        changes = [replace(shifted(0, 0), noise=0.02, seed=seed) for seed in (7, 7, 8)]
+        transforms = [replace(shifted(0, 0), noise=0.02, seed=seed) for seed in (7, 7, 8)]
         torch.manual_seed(0)
-        x, _ = apply(pictures, coverage, known, changes, (64, 64))
+        x, _ = apply(pictures, coverage, known, transforms, (64, 64))
         assert (x - 128 / 255).std().item() == pytest.approx(0.02, rel=0.05)
         assert torch.equal(x[0], x[1])
         assert not torch.equal(x[0], x[2])
         before = torch.get_rng_state()
-        assert torch.equal(apply(pictures, coverage, known, changes, (64, 64))[0], x)
+        assert torch.equal(apply(pictures, coverage, known, transforms, (64, 64))[0], x)
         assert torch.equal(torch.get_rng_state(), before)
 
     @settings(deadline=None, max_examples=15)
@@ -360,15 +375,15 @@ class TestColour:
         pictures, coverage, known = noise(3, stored, key)
         ids = coverage % 4 * 60
         ids[coverage > 250] = VOID
-        changes = [draw(ALL, flip, stored, NETWORK, (key, number)) for number in range(3)]
-        x, y = apply(pictures, coverage, known, changes, NETWORK)
+        transforms = [draw(ALL, flip, stored, NETWORK, (key, number)) for number in range(3)]
+        x, y = apply(pictures, coverage, known, transforms, NETWORK)
         assert x.shape == (3, 3, *NETWORK)
         assert (x.dtype, y.dtype) == (torch.float32, torch.float32)
         assert x.is_contiguous(memory_format=torch.channels_last)
         for values in (x, y):
             assert values.min() >= 0
             assert values.max() <= 1 + 1e-6
-        same, found = apply(pictures, ids, no_coverage(3), changes, NETWORK)
+        same, found = apply(pictures, ids, no_coverage(3), transforms, NETWORK)
         assert torch.equal(same, x)
         assert found.dtype == torch.int64
         assert set(found.unique().tolist()) <= {0, 60, 120, 180, VOID}  # no blends
@@ -385,15 +400,15 @@ class TestKeys:
     )
     def test_the_key_decides(self, seed, epoch, number, preset):
         def values(key: Sequence[int]) -> tuple[object, ...]:
-            change = draw(preset, "any", (64, 96), NETWORK, key)
+            transform = draw(preset, "any", (64, 96), NETWORK, key)
             return (
-                change.matrix.tolist(),
-                change.gain,
-                change.lift,
-                change.saturation,
-                change.blur,
-                change.noise,
-                change.seed,
+                transform.matrix.tolist(),
+                transform.gain,
+                transform.brightness,
+                transform.saturation,
+                transform.blur,
+                transform.noise,
+                transform.seed,
             )
 
         first = values((seed, epoch, number))
@@ -409,12 +424,12 @@ class TestKeys:
     def test_a_sample_is_the_same_in_every_batch(self, blurred: bool) -> None:
         stored, count = (2 * NETWORK[0], 2 * NETWORK[1]), 5
         values = noise(count, stored)
-        preset = replace(ALL, blur=0.5 * blurred, noise=0.5)
-        changes = [draw(preset, "any", stored, NETWORK, (0, 1, number)) for number in range(count)]
-        x, y = apply(*values, changes, NETWORK)
+        preset = replace(ALL, p_blur=0.5 * blurred, p_noise=0.5)
+        transforms = [draw(preset, "any", stored, NETWORK, (0, 1, number)) for number in range(count)]
+        x, y = apply(*values, transforms, NETWORK)
         for chosen in ([0], [4], [3, 1], [4, 0, 2, 1]):
             part, target = apply(
-                *(value[chosen] for value in values), [changes[index] for index in chosen], NETWORK
+                *(value[chosen] for value in values), [transforms[index] for index in chosen], NETWORK
             )
             assert torch.equal(target, y[chosen])
             # A convolution may add in another order where the batch is larger.
@@ -429,16 +444,16 @@ class TestPresets:
     def test_each_is_stronger_than_the_one_before(self) -> None:
         none, light, strong = (PRESETS[name] for name in ("none", "light", "strong"))
         for field in fields(Preset):
-            if field.name != "bend":
+            if field.name != "elastic":
                 assert (
                     0 == getattr(none, field.name) < getattr(light, field.name) < getattr(strong, field.name)
                 )
 
     def test_slices_have_no_up_but_a_magnification(self) -> None:
         light, strong, elastic = (PRESETS[name] for name in ("light", "strong", "elastic"))
-        assert elastic.turn > strong.turn
+        assert elastic.rotation > strong.rotation
         assert light.zoom < elastic.zoom < strong.zoom
-        assert light.tone < elastic.tone < strong.tone
+        assert light.colour_strength < elastic.colour_strength < strong.colour_strength
 
     def test_samples_are_changed_as_often_and_as_far_as_they_say(self) -> None:
         stored = (2 * NETWORK[0], 2 * NETWORK[1])
@@ -446,14 +461,18 @@ class TestPresets:
         corners = np.array([[0, stored[1], 0, stored[1]], [0, 0, stored[0], stored[0]], [1, 1, 1, 1]])
         far = []
         for preset in PRESETS.values():
-            changes = [draw(preset, "none", stored, NETWORK, (9, number)) for number in range(600)]
+            transforms = [draw(preset, "none", stored, NETWORK, (9, number)) for number in range(600)]
             found = (
-                np.mean([not np.allclose(change.matrix, still) for change in changes]),
-                np.mean([change.saturation != 1 for change in changes]),
-                np.mean([change.blur > 0 for change in changes]),
-                np.mean([change.noise > 0 for change in changes]),
+                np.mean([not np.allclose(transform.matrix, still) for transform in transforms]),
+                np.mean([transform.saturation != 1 for transform in transforms]),
+                np.mean([transform.blur > 0 for transform in transforms]),
+                np.mean([transform.noise > 0 for transform in transforms]),
             )
-            assert np.allclose(found, (preset.move, preset.colour, preset.blur, preset.noise), atol=0.06)
-            far.append(np.mean([np.abs((change.matrix - still) @ corners).mean() for change in changes]))
+            assert np.allclose(
+                found, (preset.p_geometric, preset.p_colour, preset.p_blur, preset.p_noise), atol=0.06
+            )
+            far.append(
+                np.mean([np.abs((transform.matrix - still) @ corners).mean() for transform in transforms])
+            )
         assert far[0] == 0
         assert 0.3 < far[1] < 0.5 * far[2] < 3  # pixels of a picture that is 48 wide

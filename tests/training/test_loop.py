@@ -21,19 +21,19 @@ from tests.conftest import ROOT
 from unet_batch.datasets.find import find_dataset
 from unet_batch.errors import ImageError, OutputError, TrainingError, UnetBatchError
 from unet_batch.model import checkpoint
-from unet_batch.training import loop, state
-from unet_batch.training.plan import Options, Plan, make_plan
+from unet_batch.training import loop, losses, state, step
+from unet_batch.training.plan import Options, TrainingPlan, make_plan
 
 TINY: dict[str, Any] = {"size": (40, 56), "widths": (4, 8), "batch_size": 4, "precision": "fp32"}
 
 COMMAND = ["--size", "40x56", "--precision", "fp32"]
 
 
-def plan_of(folder: Path, output: Path, **options: Any) -> Plan:
+def plan_of(folder: Path, output: Path, **options: Any) -> TrainingPlan:
     return make_plan(find_dataset(str(folder)), str(output), Options(**{**TINY, "epochs": 3, **options}))
 
 
-def weights(plan: Plan) -> dict[str, torch.Tensor]:
+def weights(plan: TrainingPlan) -> dict[str, torch.Tensor]:
     """Everything that a training ends with, unrounded."""
     return load_file(os.path.join(plan.folder, "state.safetensors"))
 
@@ -68,13 +68,13 @@ class TestTrain:
         self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[tuple[int, ...]] = []
-        forward = loop._Mixed.forward
+        forward = step.MixedPrecision.forward
 
-        def noted(self: loop._Mixed, pictures: torch.Tensor) -> torch.Tensor:
+        def noted(self: step.MixedPrecision, pictures: torch.Tensor) -> torch.Tensor:
             seen.append(tuple(pictures.shape))
             return forward(self, pictures)
 
-        monkeypatch.setattr(loop._Mixed, "forward", noted)
+        monkeypatch.setattr(step.MixedPrecision, "forward", noted)
         plan = plan_of(shapes, tmp_path / "m.safetensors", crop=(24, 32), epochs=6, lr=1e-2)
         assert plan.samples == 4 * len(plan.train)
         outcome = loop.train(plan)
@@ -87,13 +87,13 @@ class TestTrain:
     def test_every_loss_takes_the_dice_that_was_asked_for(
         self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dice: str
     ) -> None:
-        loss_of, taken = loop.losses.loss_of, []
+        real, taken = losses.segmentation_loss, []
 
         def noted(*arguments: Any) -> torch.Tensor:
             taken.append(arguments[3])
-            return loss_of(*arguments)
+            return real(*arguments)
 
-        monkeypatch.setattr(loop.losses, "loss_of", noted)
+        monkeypatch.setattr(losses, "segmentation_loss", noted)
         plan = plan_of(shapes, tmp_path / "m.safetensors", dice=dice, epochs=1)
         loop.train(plan)
         assert taken[plan.steps :], "validation has a loss too"
@@ -101,7 +101,7 @@ class TestTrain:
 
     def test_learns_several_classes(self, two_kinds: Path, tmp_path: Path) -> None:
         plan = plan_of(two_kinds, tmp_path / "m.safetensors", epochs=14, lr=1e-2)
-        outcome = loop.train(plan, shares=(0.8, 0.15, 0.05))
+        outcome = loop.train(plan, class_frequencies=(0.8, 0.15, 0.05))
         assert outcome.history[-1]["val_iou"] > 0.75
         assert checkpoint.load(plan.output).spec.output == "class_ids"
 
@@ -145,8 +145,10 @@ class TestTrain:
         self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         records = iter([0.5, 0.6, 0.6, 0.55, 0.7])
-        real = loop._record
-        monkeypatch.setattr(loop, "_record", lambda *values: {**real(*values), "val_dice": next(records)})
+        real = loop.epoch_record
+        monkeypatch.setattr(
+            loop, "epoch_record", lambda *values: {**real(*values), "val_dice": next(records)}
+        )
         outcome = loop.train(plan_of(shapes, tmp_path / "m.safetensors", epochs=9, patience=2))
         assert outcome.ended == "no improvement"
         assert (len(outcome.history), outcome.best) == (4, 2)
@@ -162,7 +164,7 @@ class TestTrain:
     def test_a_loss_that_is_not_finite_ends_it_with_a_hint(
         self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(loop.losses, "loss_of", lambda logits, *rest: logits.sum() * float("nan"))
+        monkeypatch.setattr(losses, "segmentation_loss", lambda logits, *rest: logits.sum() * float("nan"))
         with pytest.raises(
             TrainingError,
             match=r"nan in epoch 1, step \d+: the training diverged|nan after epoch 1: the training diverged",
@@ -175,10 +177,10 @@ class TestTrain:
         self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(text: str) -> None:
-            def step(*rest: object) -> None:
+            def fail_step(*rest: object) -> None:
                 raise RuntimeError(text)
 
-            monkeypatch.setattr(loop, "_step", step)
+            monkeypatch.setattr(loop, "train_step", fail_step)
             loop.train(plan_of(shapes, tmp_path / "m.safetensors"))
 
         with pytest.raises(TrainingError, match="does not hold a batch of 4 at 40x56") as caught:
@@ -236,8 +238,8 @@ class TestResume:
 
     def test_of_several_classes_keeps_their_weights(self, two_kinds: Path, tmp_path: Path) -> None:
         whole, plan = (plan_of(two_kinds, tmp_path / f"{name}.safetensors") for name in ("whole", "part"))
-        loop.train(whole, shares=(0.8, 0.15, 0.05))
-        loop.train(plan, shares=(0.8, 0.15, 0.05), stop=After(4))
+        loop.train(whole, class_frequencies=(0.8, 0.15, 0.05))
+        loop.train(plan, class_frequencies=(0.8, 0.15, 0.05), stop=After(4))
         loop.train(plan, resume=True)
         assert same(weights(plan), weights(whole))
 
@@ -270,8 +272,8 @@ class TestResume:
         self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = []
-        real = loop._validate
-        monkeypatch.setattr(loop, "_validate", lambda *values: (asked.append(1), real(*values))[1])
+        real = loop.validate
+        monkeypatch.setattr(loop, "validate", lambda *values: (asked.append(1), real(*values))[1])
         plan = plan_of(shapes, tmp_path / "m.safetensors")
         outcome = loop.train(plan, stop=lambda: len(asked) == 2)
         assert (outcome.ended, len(outcome.history)) == ("interrupted", 2)
@@ -421,9 +423,9 @@ class TestSeveralProcesses:
         assert same(whole, parts)
 
 
-class TestRate:
+class TestLrFactor:
     def test_warms_up_and_falls_to_nearly_nothing(self) -> None:
-        rates = [loop.rate(step, 1000) for step in range(1000)]
+        rates = [step.lr_factor(step, 1000) for step in range(1000)]
         top = rates.index(max(rates))
         assert rates[:top] == sorted(rates[:top])
         assert rates[top:] == sorted(rates[top:], reverse=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unet_batch.datasets.encoding import VOID
-from unet_batch.training.losses import class_weights, loss_of
+from unet_batch.training.losses import class_weights, segmentation_loss
 
 SHAPE = (3, 7, 9)  # samples, rows, columns
 
@@ -89,7 +89,7 @@ class TestFigures:
         # A picture that lacks a class, where there are more than two
         ids[0][(ids[0] > 1) & (ids[0] != VOID)] = 1
         weight = None if weights is None else torch.tensor(weights[:classes])
-        assert loss_of(logits, ids, weight, dice).item() == pytest.approx(
+        assert segmentation_loss(logits, ids, weight, dice).item() == pytest.approx(
             several(logits, ids, weight, dice), rel=1e-5
         )
 
@@ -97,7 +97,7 @@ class TestFigures:
     @pytest.mark.parametrize("void", [0.0, 0.4])
     def test_of_one_class(self, void: float, dice: Literal["batch", "picture"]) -> None:
         logits, target = logits_of(1), shares_of(void=void)
-        assert loss_of(logits, target, None, dice).item() == pytest.approx(
+        assert segmentation_loss(logits, target, None, dice).item() == pytest.approx(
             one(logits, target, dice), rel=1e-5
         )
 
@@ -117,7 +117,7 @@ class TestFigures:
             logits = found.clone()
             logits[number] = -20.0
             entropy = 20.0 * target[number, 0].sum().item() / 800
-            assert least < loss_of(logits, target, None, dice).item() - entropy < least + 0.1
+            assert least < segmentation_loss(logits, target, None, dice).item() - entropy < least + 0.1
 
     @pytest.mark.parametrize("classes", [1, 2, 5])
     def test_is_near_nothing_where_all_is_right_and_large_where_all_is_wrong(self, classes: int) -> None:
@@ -129,25 +129,27 @@ class TestFigures:
             )
         else:
             logits, target = 40.0 * (ids[:, None] == torch.arange(classes).view(1, -1, 1, 1)), ids
-        assert 0 <= loss_of(logits, target).item() < 1e-5
-        assert loss_of(-logits, target).item() > 10
+        assert 0 <= segmentation_loss(logits, target).item() < 1e-5
+        assert segmentation_loss(-logits, target).item() > 10
 
     def test_what_no_pixel_shows_counts_in_no_dice(self) -> None:
         logits, ids = logits_of(2), ids_of(2)
         more = torch.cat((logits, torch.full((SHAPE[0], 3, *SHAPE[1:]), -1e4)), 1)
-        assert loss_of(more, ids).item() == pytest.approx(loss_of(logits, ids).item(), rel=1e-6)
+        assert segmentation_loss(more, ids).item() == pytest.approx(
+            segmentation_loss(logits, ids).item(), rel=1e-6
+        )
 
     def test_weights_count_by_their_ratio_and_only_in_the_cross_entropy(self) -> None:
         logits, ids = logits_of(3), ids_of(3)
         weights = torch.tensor([1.0, 2.0, 4.0])
-        assert loss_of(logits, ids, 3 * weights).item() == pytest.approx(
-            loss_of(logits, ids, weights).item(), rel=1e-6
+        assert segmentation_loss(logits, ids, 3 * weights).item() == pytest.approx(
+            segmentation_loss(logits, ids, weights).item(), rel=1e-6
         )
         third_is_missed = 5.0 * (ids[:, None] % 2 == torch.arange(3).view(1, -1, 1, 1))
         lighter, equal, heavier = (
-            loss_of(third_is_missed, ids, torch.tensor([1.0, 1.0, w])).item() for w in (0.5, 1, 2)
+            segmentation_loss(third_is_missed, ids, torch.tensor([1.0, 1.0, w])).item() for w in (0.5, 1, 2)
         )
-        assert equal == pytest.approx(loss_of(third_is_missed, ids).item(), rel=1e-6)
+        assert equal == pytest.approx(segmentation_loss(third_is_missed, ids).item(), rel=1e-6)
         assert lighter < equal - 0.1
         assert heavier > equal + 0.1
 
@@ -161,7 +163,7 @@ class TestVoid:
         first = logits_of(classes).requires_grad_()
         second = torch.where(void[:, None], logits_of(classes, 1) * 100, first).detach().requires_grad_()
         weights = None if classes == 1 else torch.linspace(0.5, 2, classes)
-        losses = [loss_of(logits, target, weights) for logits in (first, second)]
+        losses = [segmentation_loss(logits, target, weights) for logits in (first, second)]
         gradients = [
             torch.autograd.grad(loss, logits)[0] for loss, logits in zip(losses, (first, second), strict=True)
         ]
@@ -178,7 +180,9 @@ class TestVoid:
     ) -> None:
         logits = logits_of(classes).requires_grad_()
         target = target_of(classes, void=2)
-        loss = loss_of(logits, target, torch.ones(classes) if weights and classes > 1 else None, dice)
+        loss = segmentation_loss(
+            logits, target, torch.ones(classes) if weights and classes > 1 else None, dice
+        )
         loss.backward()
         assert torch.isfinite(loss)
         assert logits.grad is not None
@@ -200,23 +204,23 @@ class TestLeast:
         for share in shares:
             logits = 30 * (target[:, :1] * 2 - 1)
             logits[0, 0, rim] = torch.logit(share)
-            losses.append(loss_of(logits, target).item())
+            losses.append(segmentation_loss(logits, target).item())
         assert shares[int(np.argmin(losses))].item() == pytest.approx(coverage, abs=0.011)
 
     @settings(deadline=None, max_examples=20)
     @given(st.integers(0, 10**6), st.sampled_from([1, 2, 4]))
     def test_steps_down_the_gradient_make_it_smaller(self, seed, classes):
         logits, target = logits_of(classes, seed).requires_grad_(), target_of(classes, seed, void=0.2)
-        loss = loss_of(logits, target)
+        loss = segmentation_loss(logits, target)
         (gradient,) = torch.autograd.grad(loss, logits)
         with torch.no_grad():
-            assert loss_of(logits - gradient, target) < loss
+            assert segmentation_loss(logits - gradient, target) < loss
 
     @pytest.mark.parametrize("classes", [1, 3])
     @pytest.mark.parametrize("size", [1e4, 1e6])
     def test_logits_of_any_size_have_finite_gradients(self, classes: int, size: float) -> None:
         logits = (logits_of(classes).sign() * size).requires_grad_()
-        loss = loss_of(logits, target_of(classes, void=0.2))
+        loss = segmentation_loss(logits, target_of(classes, void=0.2))
         loss.backward()
         assert torch.isfinite(loss)
         assert logits.grad is not None
@@ -225,7 +229,7 @@ class TestLeast:
     def test_a_batch_without_the_class_still_teaches(self) -> None:
         logits = torch.zeros(1, 1, 4, 4, requires_grad=True)
         target = torch.stack((torch.zeros(1, 4, 4), torch.ones(1, 4, 4)), 1)
-        loss_of(logits, target).backward()
+        segmentation_loss(logits, target).backward()
         assert logits.grad is not None
         assert (logits.grad > 0).all()
 
@@ -253,5 +257,5 @@ class TestClassWeights:
     def test_of_what_never_occurs_are_nothing(self) -> None:
         weights = class_weights([0.5, 0.0, 0.5])
         assert weights.tolist() == pytest.approx([1, 0, 1])
-        loss = loss_of(logits_of(3), torch.where(ids_of(3) == 1, VOID, ids_of(3)), weights)
+        loss = segmentation_loss(logits_of(3), torch.where(ids_of(3) == 1, VOID, ids_of(3)), weights)
         assert torch.isfinite(loss)

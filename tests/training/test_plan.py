@@ -19,11 +19,13 @@ from unet_batch.datasets.find import Dataset, find_dataset
 from unet_batch.errors import BackendUnavailable, CheckpointError, UsageError
 from unet_batch.model import checkpoint
 from unet_batch.model.unet import UNet
-from unet_batch.training.plan import Options, Plan, make_plan
+from unet_batch.training.plan import Options, TrainingPlan, make_plan
 from unet_batch.types import ClassTable
 
 
-def plan_of(dataset: Dataset, processes: int = 1, output: str = "m.safetensors", **options: Any) -> Plan:
+def plan_of(
+    dataset: Dataset, processes: int = 1, output: str = "m.safetensors", **options: Any
+) -> TrainingPlan:
     return make_plan(
         dataset, output, Options(**{"device": "cpu", "widths": (4, 8), **options}), processes=processes
     )
@@ -389,7 +391,7 @@ class TestFingerprint:
 
 class TestMemory:
     @staticmethod
-    def kept(plan: Plan, samples: int) -> int:
+    def kept(plan: TrainingPlan, samples: int) -> int:
         """Bytes of activations that a forward pass on real numbers holds on to."""
         found: dict[int, int] = {}
 

@@ -17,7 +17,7 @@ from unet_batch.files import atomic
 from unet_batch.model import checkpoint
 from unet_batch.model.unet import UNet
 from unet_batch.training import state
-from unet_batch.training.losses import loss_of
+from unet_batch.training.losses import segmentation_loss
 from unet_batch.training.state import Progress
 
 FINGERPRINT = {"epochs": 3, "size": (32, 48), "lr": 1e-3, "pictures": "abc"}
@@ -46,7 +46,7 @@ class Training:
             )
             ids = torch.randint(0, 2, (2, 16, 24), generator=random)
             self.optimizer.zero_grad()
-            loss_of(self.model(pictures), ids).backward()
+            segmentation_loss(self.model(pictures), ids).backward()
             self.optimizer.step()
             for old, new in zip(
                 self.mean.state_dict().values(), self.model.state_dict().values(), strict=True
@@ -56,12 +56,12 @@ class Training:
             self.progress.updates += 1
 
     def save(self, path: Path, **changes: object) -> None:
-        state.save(
+        state.save_state(
             str(path), self.model, self.mean, self.optimizer, self.progress, {**FINGERPRINT, **changes}
         )
 
     def load(self, path: Path, **changes: object) -> None:
-        self.progress = state.load(
+        self.progress = state.load_state(
             str(path), self.model, self.mean, self.optimizer, {**FINGERPRINT, **changes}
         )
 

@@ -12,7 +12,7 @@ from unet_batch.cli.datasets import dataset_options, opened, understood
 from unet_batch.cli.errors import printable, reported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.check import Report
@@ -34,11 +34,9 @@ _SHOWN = 4  # cases of each finding that are printed
     "split_files",
     metavar="FILE",
     multiple=True,
-    help="A list of names, one part; give it once for each part.",
+    help="Check a split: a file that names the images of one part, one a line; once for each part.",
 )
-@click.option(
-    "--sheet", metavar="FILE", help="Write a JPEG that shows images and masks, the suspicious ones first."
-)
+@click.option("--sheet", metavar="FILE", help="Write a JPEG of images and masks, the suspicious ones first.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
 @reported
 def check_data(
@@ -46,9 +44,9 @@ def check_data(
 ) -> None:
     """Say what a folder of images and masks holds, and what would spoil a training.
 
-    Finds pairs by their names, or in a file of COCO annotations, works out what the values in the masks mean, and reads every
-    file: sizes that differ, values without a meaning, duplicates on both sides of a split, classes that never occur. Nothing in
-    DATASET is written.
+    Finds pairs by their names, or in a file of COCO annotations, works out what the values in the masks mean,
+    and reads every file: sizes that differ, values without a meaning, duplicates on both sides of a split,
+    classes that never occur. Nothing in DATASET is written.
 
     \b
     Examples:
@@ -57,7 +55,6 @@ def check_data(
       unet-batch check-data cars --split train.txt --split val.txt --sheet cars.jpg
     """
     from unet_batch.cli.screen import Lines
-    from unet_batch.datasets.check import check
     from unet_batch.datasets.find import read_split
     from unet_batch.errors import UsageError
 
@@ -69,8 +66,11 @@ def check_data(
         if name in splits:
             raise UsageError(f"two parts are called {name}", hint="give the files of --split different names")
         splits[name] = read_split(file, dataset.pairs)
-    _understood(out, dataset, splits)
-    report = _checked(dataset, splits, check)
+    understood(out, dataset)
+    for name, pairs in splits.items():
+        groups = len({pair.group for pair in pairs})
+        out.line("", f"{len(pairs):,} images in {groups:,} groups are in {name}")
+    report = _check(dataset, splits)
     if sheet is not None:
         from unet_batch.datasets.sheet import contact_sheet
         from unet_batch.files.atomic import write_atomic
@@ -83,8 +83,9 @@ def check_data(
     raise SystemExit(0 if report.ok else 1)
 
 
-def _checked(dataset: Dataset, splits: Mapping[str, Sequence[Pair]], check: Callable[..., Report]) -> Report:
+def _check(dataset: Dataset, splits: Mapping[str, Sequence[Pair]]) -> Report:
     from unet_batch.cli.screen import Lines, staged
+    from unet_batch.datasets.check import check
 
     total = len(dataset.pairs)
     with staged(Lines(quiet=not sys.stderr.isatty(), to_stderr=True)) as progress:
@@ -93,12 +94,6 @@ def _checked(dataset: Dataset, splits: Mapping[str, Sequence[Pair]], check: Call
             splits=splits or None,
             progress=lambda done: progress(f"checking {total:,} pairs", done / total),
         )
-
-
-def _understood(out: Lines, dataset: Dataset, splits: Mapping[str, Sequence[Pair]]) -> None:
-    understood(out, dataset)
-    for name, pairs in splits.items():
-        out.line("", f"{len(pairs):,} images in {len({pair.group for pair in pairs}):,} groups are in {name}")
 
 
 def _print(lines: Lines, report: Report, sheet: str | None) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from math import nan
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -26,12 +25,9 @@ if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.find import Dataset, Pair
     from unet_batch.evaluation.evaluate import Evaluation, Figures
-    from unet_batch.evaluation.predictions import Predictions
-    from unet_batch.inference.segmenter import Segmenter
-    from unet_batch.model.checkpoint import CheckpointFile
+    from unet_batch.evaluation.report import EvaluationReport
 
 _SHOWN = 10  # failures that are printed
-_FILES = ("evaluation.json", "pictures.csv")
 _OF_MODELS = ("model", "threshold", "backend", "device", "require_gpu", "engines_dir", "size", "batch_size")
 _COLUMNS = (
     ("dice", "Dice"),
@@ -40,16 +36,6 @@ _COLUMNS = (
     ("recall", "recall"),
     ("boundary_f1", "boundary F1"),
 )
-
-
-class _Outcome(NamedTuple):
-    """What was found; what by: a model and its backend, or predictions; and the sheet."""
-
-    evaluation: Evaluation
-    model: Mapping[str, Any] | None
-    backend: Mapping[str, Any] | None
-    predictions: Mapping[str, Any] | None
-    sheet: bytes | None
 
 
 @click.command(
@@ -63,7 +49,7 @@ class _Outcome(NamedTuple):
     "--split",
     "split_file",
     metavar="FILE",
-    help="A list of names: judge these only, such as those kept from training.",
+    help="Judge only the images that this file names, one a line, such as those kept from training.",
 )
 @click.option(
     "--predictions",
@@ -74,19 +60,19 @@ class _Outcome(NamedTuple):
 @click.option(
     "--workers",
     type=click.IntRange(1, 256),
-    help="Threads for each of decode and compare.  [default: the cores]",
+    help="Threads for decoding, and as many for comparing.  [default: the cores]",
 )
 @click.option(
     "-o",
     "--output",
     metavar="DIR",
-    help="Write evaluation.json and pictures.csv, a row for each picture, here.",
+    help="Write evaluation.json and pictures.csv (a row for each picture) into this folder.",
 )
 @click.option(
     "--sheet", metavar="FILE", help="Write a JPEG of the worst pictures: image, truth, prediction, error."
 )
 @click.option(
-    "--worst", type=click.IntRange(1, 150), default=12, show_default=True, help="How many the sheet shows."
+    "--worst", type=click.IntRange(1, 150), default=12, show_default=True, help="Pictures on the sheet."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON on stdout.")
 @reported
@@ -106,9 +92,9 @@ def evaluate(
 ) -> None:
     """Say how good a model is on images with masks, or how good predicted masks are.
 
-    Dice, IoU, precision, recall, boundary F1 and pixel accuracy, at the photos' own size (the masks that `run` writes) and at
-    the network's, with 95 % intervals from whole groups: photos of one car say little of other cars. Nothing in DATASET is
-    written.
+    Dice, IoU, precision, recall, boundary F1 and pixel accuracy, at the photos' own size (the masks that
+    `run` writes) and at the network's, with 95 % intervals from whole groups: photos of one car say little
+    of other cars. Nothing in DATASET is written.
 
     \b
     Examples:
@@ -119,117 +105,138 @@ def evaluate(
     """
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.find import read_split
-    from unet_batch.errors import UsageError
-    from unet_batch.evaluation.predictions import find_masks, is_mask_folder
-    from unet_batch.files.atomic import make_folder
+    from unet_batch.files.sinks import make_folder
+    from unet_batch.run.report import versions
 
-    if predictions is not None and (given := [name for name in _OF_MODELS if _is_given(name)]):
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UsageError(
-            f"{names}: there is no model where --predictions are judged", hint="leave one of them out"
-        )
     started, begun = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
     out = Lines(quiet=as_json, to_stderr=as_json)
-    if predictions is not None and not (images or masks or coco) and is_mask_folder(folder):
-        dataset = find_masks(folder, group_by=group_by)
-    else:
-        dataset = opened(folder, images=images, masks=masks, coco=coco, group_by=group_by)
+    where = {"images": images, "masks": masks, "coco": coco, "group_by": group_by}
+    dataset = _find(folder, masks_only=predictions is not None, **where)
     pairs = dataset.pairs if split_file is None else read_split(split_file, dataset.pairs)
-    understood(out, dataset)
-    if split_file is not None:
-        out.line(
-            "", f"{len(pairs):,} images in {len({pair.group for pair in pairs}):,} groups are in {split_file}"
-        )
-    elif left_out := len(dataset.unmatched_images) + len(dataset.ambiguous):
-        out.line(
-            "note",
-            f"{left_out:,} images without one mask of their own are left out: `unet-batch check-data` lists "
-            f"them",
-        )
+    _print_dataset(out, dataset, pairs, split_file)
     # To fail before the work rather than after
     for place in (output, sheet and os.path.dirname(os.path.abspath(sheet))):
         if place:
             make_folder(os.path.abspath(place))
     count = worst if sheet is not None else 0
     if predictions is None:
-        outcome = _judged(out, dataset, pairs, count, **options)
+        report = _evaluate_model(out, dataset, pairs, count, **options)
     else:
-        outcome = _compared(out, dataset, pairs, count, predictions, options["workers"])
-    asked = {"split": split_file, "group_by": group_by, **options}
+        report = _evaluate_predictions(out, dataset, pairs, count, predictions, options["workers"])
     document = {
-        **_document(dataset, pairs, outcome, asked),
+        **report.as_dict(),
+        "options": {"split": split_file, "group_by": group_by, **options},
+        "versions": versions(),
         "seconds": round(time.perf_counter() - begun, 3),
         "started": started,
     }
-    _write(outcome, document, pairs, output, sheet)
+    report.write(output, sheet, document)
     if as_json:
         json.dump(document, sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:
-        # None where nothing is marked or found
-        _print(out, outcome.evaluation, output, sheet if outcome.sheet else None)
-    raise SystemExit(1 if outcome.evaluation.failures else 0)
+        _print(out, report.evaluation, output, sheet if report.sheet else None)
+    raise SystemExit(1 if report.evaluation.failures else 0)
+
+
+def _find(
+    folder: str,
+    *,
+    masks_only: bool,
+    images: str | None,
+    masks: str | None,
+    coco: str | None,
+    group_by: str | None,
+) -> Dataset:
+    """Find the dataset; where predictions are judged, a folder of masks alone will do."""
+    if masks_only:
+        from unet_batch.errors import UsageError
+        from unet_batch.evaluation.predictions import find_masks, is_mask_folder
+
+        if given := [name for name in _OF_MODELS if _is_given(name)]:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(
+                f"{names}: there is no model where --predictions are judged", hint="leave one of them out"
+            )
+        if not (images or masks or coco) and is_mask_folder(folder):
+            return find_masks(folder, group_by=group_by)
+    return opened(folder, images=images, masks=masks, coco=coco, group_by=group_by)
+
+
+def _print_dataset(out: Lines, dataset: Dataset, pairs: Sequence[Pair], split_file: str | None) -> None:
+    understood(out, dataset)
+    if split_file is not None:
+        groups = len({pair.group for pair in pairs})
+        out.line("", f"{len(pairs):,} images in {groups:,} groups are in {split_file}")
+    elif left_out := len(dataset.unmatched_images) + len(dataset.ambiguous):
+        out.line(
+            "note",
+            f"{left_out:,} images without one mask of their own are left out: `unet-batch check-data` lists "
+            f"them",
+        )
 
 
 def _is_given(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def _judged(out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, **options: Any) -> _Outcome:
-    """Run a model over the pairs."""
+def _evaluate_model(
+    out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, **options: Any
+) -> EvaluationReport:
     from unet_batch.cli.screen import Screen
-    from unet_batch.evaluation.evaluate import agreed, evaluate
+    from unet_batch.evaluation.evaluate import evaluate, match_classes
+    from unet_batch.evaluation.report import EvaluationReport, trained_on, worst_sheet
     from unet_batch.model import checkpoint, zoo
 
     file = checkpoint.identify(zoo.resolve(options["model"]))
-    agreed(dataset.classes, file.spec.classes)  # before the seconds that loading torch takes
-    _warn_of_known(out, dataset, pairs, file)
-    from unet_batch.inference.backends.select import Request
-    from unet_batch.inference.segmenter import open_segmenter
+    match_classes(dataset.classes, file.spec.classes)  # before the seconds that loading torch takes
+    if known := trained_on(file.spec, dataset, pairs):
+        what = f"the model was trained on {known[0]:,} images of a folder of this name, which flatter it"
+        listed = f"--split {os.path.splitext(file.path)[0]}.training/val.txt"
+        out.line("note", what, f"{listed} takes the {known[1]:,} others")
+    from unet_batch.inference.backends.select import Request, select
+    from unet_batch.inference.segmenter import Segmenter
 
     asked = {
         name: options[name]
         for name in ("backend", "device", "batch_size", "size", "engines_dir", "require_gpu")
     }
-    request = Request(file, **asked)
-    with open_segmenter(request, threshold=options["threshold"], workers=options["workers"]) as segmenter:
-        Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(file, segmenter, segmenter.passed_over)
+    chosen, passed = select(Request(file, **asked))
+    with Segmenter(chosen, threshold=options["threshold"], workers=options["workers"]) as segmenter:
+        Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(file, segmenter, passed)
         with _progress("segmenting", len(pairs)) as progress:
             evaluation = evaluate(dataset, pairs, segmenter, progress=progress)
-        sheet = _sheet(dataset, pairs, evaluation, worst, segmenter)
-    return _Outcome(evaluation, file.as_dict(), segmenter.describe(), None, sheet)
+        sheet = worst_sheet(dataset, pairs, evaluation, worst, segmenter)
+    backend = {
+        "name": chosen.name,
+        "reason": chosen.reason,
+        "precision": chosen.precision,
+        "input_size": list(chosen.input_size),
+        "passed_over": [asdict(step) for step in passed],
+        "batch_size": chosen.batch_size,
+        "threshold": segmenter.threshold,
+        "notes": list(chosen.notes),
+    }
+    return EvaluationReport(dataset, pairs, evaluation, model=file.as_dict(), backend=backend, sheet=sheet)
 
 
-def _warn_of_known(out: Lines, dataset: Dataset, pairs: Sequence[Pair], file: CheckpointFile) -> None:
-    """Say so where the pictures are probably those that the model was trained on; only their number and
-    folder tell.
-    """
-    trained = file.spec.training
-    seen, kept_out = trained.get("train_images"), trained.get("val_images")
-    if not (isinstance(seen, int) and isinstance(kept_out, int)):
-        return
-    if trained.get("data") == os.path.basename(dataset.root) and len(pairs) == seen + kept_out:
-        listed = f"--split {os.path.splitext(file.path)[0]}.training/val.txt"
-        what = f"the model was trained on {seen:,} images of a folder of this name, which flatter it"
-        out.line("note", what, f"{listed} takes the {kept_out:,} others")
-
-
-def _compared(
-    out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, predictions: str, workers: int | None
-) -> _Outcome:
-    """Judge masks that are there."""
+def _evaluate_predictions(
+    out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, folder: str, workers: int | None
+) -> EvaluationReport:
     from unet_batch.cli.screen import shown
     from unet_batch.evaluation.evaluate import compare
     from unet_batch.evaluation.predictions import find_predictions
+    from unet_batch.evaluation.report import EvaluationReport, worst_sheet
 
-    found = find_predictions(dataset, pairs, predictions)
+    found = find_predictions(dataset, pairs, folder)
     out.line("judged", shown(found.folder))
     for reason in found.reasons:
         out.line("", reason)
     with _progress("comparing", len(pairs)) as progress:
         evaluation = compare(dataset, pairs, found, workers=workers, progress=progress)
-    document = {"folder": found.folder, "reasons": list(found.reasons)}
-    return _Outcome(evaluation, None, None, document, _sheet(dataset, pairs, evaluation, worst, found))
+    sheet = worst_sheet(dataset, pairs, evaluation, worst, found)
+    source = {"folder": found.folder, "reasons": list(found.reasons)}
+    return EvaluationReport(dataset, pairs, evaluation, predictions=source, sheet=sheet)
 
 
 @contextmanager
@@ -241,101 +248,10 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: advance(stage, done / total)
 
 
-def _sheet(
-    dataset: Dataset,
-    pairs: Sequence[Pair],
-    evaluation: Evaluation,
-    worst: int,
-    source: Segmenter | Predictions,
-) -> bytes | None:
-    """The worst pictures, read and segmented once more: their pixels were not kept."""
-    from unet_batch.datasets.sheet import comparison_sheet
-    from unet_batch.evaluation.evaluate import comparison
-
-    by_key = {pair.key: pair for pair in pairs}
-    rows = [
-        comparison(dataset, by_key[key], source, f"Dice {dice:.4f}")
-        for key, dice in (evaluation.ranked()[:worst] if worst else ())
-    ]
-    return comparison_sheet(rows, dataset.classes) if rows else None
-
-
-# What comes out ---------------------------------------------------------------------------------------------
-
-
-def _document(
-    dataset: Dataset, pairs: Sequence[Pair], outcome: _Outcome, asked: Mapping[str, Any]
-) -> dict[str, Any]:
-    from unet_batch.run.execute import versions
-    from unet_batch.version import __version__
-
-    return {
-        "unet_batch": __version__,
-        "ok": not outcome.evaluation.failures,
-        "dataset": dataset.root,
-        "reasons": list(dataset.reasons),
-        "pairs": len(pairs),
-        "groups": len({pair.group for pair in pairs}),
-        "model": outcome.model,
-        "backend": outcome.backend,
-        "predictions": outcome.predictions,
-        **outcome.evaluation.as_dict(),
-        "options": dict(asked),
-        "versions": versions(),
-    }
-
-
-def _write(
-    outcome: _Outcome,
-    document: Mapping[str, Any],
-    pairs: Sequence[Pair],
-    output: str | None,
-    sheet: str | None,
-) -> None:
-    from unet_batch.files.atomic import write_atomic, write_json
-
-    if output is not None:
-        write_json(os.path.join(os.path.abspath(output), "evaluation.json"), document)
-        write_atomic(os.path.join(os.path.abspath(output), "pictures.csv"), _csv(outcome.evaluation, pairs))
-    if sheet is not None and outcome.sheet is not None:
-        write_atomic(os.path.abspath(sheet), outcome.sheet)
-
-
-def _csv(evaluation: Evaluation, pairs: Sequence[Pair]) -> bytes:
-    """A row for each picture, also for those that failed, in the order of the pairs; what has no figure is
-    empty.
-    """
-    from unet_batch.evaluation.metrics import singly
-
-    sizes = {"photo": evaluation.photo, "network": evaluation.network}
-    header = ["key", "group", "error"]
-    cells: dict[str, list[str]] = {pair.key: [] for pair in pairs}
-    errors = {failure.key: failure.message for failure in evaluation.failures}
-    for size, figures in sizes.items():
-        if figures is None:
-            continue
-        header.append(f"{size}_accuracy")
-        header += [f"{size}_{metric}_{figures.names[id]}" for id in figures.judged for metric, _ in _COLUMNS]
-        accuracy, values = singly(figures.counts)
-        for row, each in enumerate(figures.counts):
-            found = [
-                accuracy[row],
-                *(values[metric][row, id] for id in figures.judged for metric, _ in _COLUMNS),
-            ]
-            # Nan is not itself
-            cells[each.key] += ["" if value != value else f"{value:.6f}" for value in found]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for pair in pairs:
-        line = [pair.key, pair.group, errors.get(pair.key, ""), *cells[pair.key]]
-        writer.writerow(line + [""] * (len(header) - len(line)))
-    return text.getvalue().encode("utf-8", "backslashreplace")
-
-
 def _print(lines: Lines, evaluation: Evaluation, output: str | None, sheet: str | None) -> None:
     from unet_batch.cli.screen import plural, shown
     from unet_batch.evaluation.metrics import FEW_GROUPS
+    from unet_batch.evaluation.report import FILES
 
     out = lines.out
     for note in evaluation.notes:
@@ -364,7 +280,7 @@ def _print(lines: Lines, evaluation: Evaluation, output: str | None, sheet: str 
     if sheet is not None:
         lines.line("sheet", shown(os.path.abspath(sheet)))
     if output is not None:
-        lines.line("written", *(shown(os.path.join(os.path.abspath(output), name)) for name in _FILES))
+        lines.line("written", *(shown(os.path.join(os.path.abspath(output), name)) for name in FILES))
     figures = f"{judged:,} {plural(judged, 'picture')} in {groups:,} {plural(groups, 'group')}"
     if failed:
         out.print(

@@ -48,43 +48,49 @@ def _channels(context: click.Context, option: click.Parameter, value: str | None
     "--output",
     required=True,
     metavar="MODEL.safetensors",
-    help="The checkpoint to write; must not exist.",
+    help="Checkpoint to write; must not exist.",
 )
 @click.option(
     "--arch",
     type=click.Choice(("auto", "milesial", "plain")),
     default="auto",
     show_default=True,
-    help="Which network it is: milesial/Pytorch-UNet, or the tutorials' with downs, ups, bottleneck and "
-    "final_conv.",
+    help="Network of the weights: milesial/Pytorch-UNet, or the tutorials' plain one with downs, ups, "
+    "bottleneck and final_conv.",
 )
 @click.option(
     "--size",
     metavar="HxW",
     callback=optional_size,
-    help="Input the network was trained at.  [default: milesial 640x960, plain 160x240]",
+    help="Height and width of the input in training.  [default: milesial 640x960, plain 160x240]",
 )
 @click.option(
     "--classes",
     metavar="NAME,...",
     callback=_names,
-    help="Names of the outputs.  [default: those of Carvana]",
+    help="Class names of the outputs.  [default: those of Carvana]",
 )
 @click.option(
-    "--mean", metavar="R,G,B", callback=_channels, help="Subtracted from pixels of 0 to 1.  [default: 0,0,0]"
+    "--mean",
+    metavar="R,G,B",
+    callback=_channels,
+    help="Mean of the pixels, 0 to 1, by channel.  [default: 0,0,0]",
 )
 @click.option(
-    "--std", metavar="R,G,B", callback=_channels, help="Pixels are then divided by this.  [default: 1,1,1]"
+    "--std",
+    metavar="R,G,B",
+    callback=_channels,
+    help="Standard deviation of the pixels by channel.  [default: 1,1,1]",
 )
-@click.option("--name", default="", help="What the model calls itself.  [default: the name of FILE]")
-@click.option("--json", "as_json", is_flag=True, help="Print what was found and proven as JSON on stdout.")
+@click.option("--name", default="", help="Name of the model.  [default: the name of FILE]")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found and verified as JSON on stdout.")
 @reported
 def import_weights(source: str, output: str, as_json: bool, **options: Any) -> None:
-    """Make a checkpoint of the weights of a public U-Net, and prove that it computes the same.
+    """Make a checkpoint of the weights of a public U-Net, and verify that it computes the same.
 
-    FILE is a state dict (.pth or .safetensors) of milesial/Pytorch-UNet or of the tutorials' U-Net, both with transposed
-    convolutions. Only tensors are read: a file that needs Python code is refused. The checkpoint is written only if its logits
-    are those of the original network.
+    FILE is a state dict (.pth or .safetensors) of milesial/Pytorch-UNet or of the tutorials' U-Net, both with
+    transposed convolutions. Only tensors are read: a file that needs Python code is refused. The checkpoint
+    is written only if its logits are those of the original network.
 
     \b
     Examples:

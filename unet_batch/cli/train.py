@@ -18,8 +18,9 @@ from unet_batch.cli.errors import printable, reported
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.check import Report
+    from unet_batch.training.check import PairsCheck
     from unet_batch.training.loop import Outcome
-    from unet_batch.training.plan import Plan
+    from unet_batch.training.plan import TrainingPlan
     from unet_batch.training.ranks import Ranks
 
 
@@ -69,22 +70,33 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
     "interrupted.",
 )
 @click.argument("folder", metavar="DATASET")
-@click.option("-o", "--output", metavar="FILE", required=True, help="The model to write: MODEL.safetensors.")
+@click.option("-o", "--output", metavar="FILE", required=True, help="Model to write: MODEL.safetensors.")
 @click.option(
-    "--config", metavar="FILE", is_eager=True, expose_value=False, callback=_config,
-    help="A TOML file of options: epochs = 60. The command line comes first.",
-)  # fmt: skip
+    "--config",
+    metavar="FILE",
+    is_eager=True,
+    expose_value=False,
+    callback=_config,
+    help="Read options from a TOML file, such as epochs = 60; the command line comes first.",
+)
 @dataset_options
 @click.option(
-    "--train-list", metavar="FILE", help="Names of the images to train on, one a line.  [default: all others]"
+    "--train-list",
+    metavar="FILE",
+    help="Train on the images that this file names, one a line.  [default: all others]",
 )
 @click.option(
     "--val-list",
     metavar="FILE",
-    help="Names of the images to validate on.  [default: whole groups, by --val-fraction]",
+    help="Validate on the images that this file names, one a line.  [default: whole groups, by "
+    "--val-fraction]",
 )
 @click.option(
-    "--val-fraction", type=float, default=0.2, show_default=True, help="Share of the images to validate on."
+    "--val-fraction",
+    type=float,
+    default=0.2,
+    show_default=True,
+    help="Share of the images to validate on, above 0 and below 1.",
 )
 @click.option(
     "--size",
@@ -96,8 +108,8 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
     "--crop",
     metavar="HxW",
     callback=optional_size,
-    help="Train on windows of the input of this size, as many as cover each image: more steps in the same "
-    "time.",
+    help="Train on random crops of the input, this large, as many as cover each image: more steps in the "
+    "same time.",
 )
 @click.option(
     "--widths",
@@ -115,60 +127,75 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
     show_default=True,
     help="Images in a step, over all processes.",
 )
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate at its height.")
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, order and augmentation."
+    "--lr",
+    type=float,
+    default=1e-3,
+    show_default=True,
+    help="Peak learning rate, reached after a warm-up; it falls along a cosine.",
 )
-@click.option("--init", metavar="MODEL", help="A checkpoint to start from, or the name of a bundled model.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed.")
+@click.option("--init", metavar="MODEL", help="Start from a checkpoint, or from a bundled model by its name.")
 @click.option(
-    "--augment", type=click.Choice(("none", "light", "strong", "elastic")), default="light", show_default=True,
-    help="Zoom, turns, shifts, colours, blur and noise; elastic is for slides: turned and bent.",
-)  # fmt: skip
+    "--augment",
+    type=click.Choice(("none", "light", "strong", "elastic")),
+    default="light",
+    show_default=True,
+    help="Augmentation: random zoom, rotation, shift, colour, blur and noise; elastic also deforms, for "
+    "microscope slides.",
+)
 @click.option(
-    "--flip", type=click.Choice(("none", "horizontal", "any")), default="horizontal", show_default=True,
-    help="any, also by quarter turns, suits slides and aerial photos.",
-)  # fmt: skip
+    "--flip",
+    type=click.Choice(("none", "horizontal", "any")),
+    default="horizontal",
+    show_default=True,
+    help="Random flips; any adds quarter turns, for slides and aerial photos.",
+)
 @click.option(
-    "--dice", type=click.Choice(("batch", "picture")), default="batch", show_default=True,
-    help="Of the loss, over the batch or of each picture: then those with few pixels of a class count as "
-         "much as others.",
-)  # fmt: skip
+    "--dice",
+    type=click.Choice(("batch", "picture")),
+    default="batch",
+    show_default=True,
+    help="Compute the Dice term over the whole batch, or per image so that small objects count equally.",
+)
 @click.option(
-    "--class-weights", type=click.Choice(("auto", "none")), default="auto", show_default=True,
-    help="auto: of several classes, rare ones count more.",
-)  # fmt: skip
+    "--class-weights",
+    type=click.Choice(("auto", "none")),
+    default="auto",
+    show_default=True,
+    help="Weights of the classes in the loss; auto gives rare ones more, where there are several.",
+)
 @click.option(
-    "--keep", type=click.Choice(("best", "last")), default="best", show_default=True,
-    help="The weights of which epoch the model holds; best is judged on the validation images.",
-)  # fmt: skip
+    "--keep",
+    type=click.Choice(("best", "last")),
+    default="best",
+    show_default=True,
+    help="Keep the weights of the best epoch, judged on the validation images, or of the last one.",
+)
 @click.option(
     "--patience",
     type=click.IntRange(0),
     default=0,
-    help="Epochs without improvement after which to stop.  [default: never]",
+    help="Stop after so many epochs without improvement.  [default: never]",
 )
-@click.option(
-    "--weight-decay", type=float, default=0.01, show_default=True, help="Of AdamW, on the convolutions."
-)
-@click.option("--clip", type=float, default=1.0, show_default=True, help="Longest gradient.")
+@click.option("--weight-decay", type=float, default=0.01, show_default=True, help="AdamW weight decay.")
+@click.option("--clip", type=float, default=1.0, show_default=True, help="Clip gradients to this norm.")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]")
 @click.option(
     "--precision",
     type=click.Choice(("fp32", "bf16", "fp16")),
-    help="Of the arithmetic.  [default: what the device does best]",
+    help="Compute precision.  [default: what the device does best]",
 )
 @click.option(
     "--deterministic",
     is_flag=True,
-    help="The same weights from the same seed on a GPU too; a CPU does anyhow.",
+    help="Make the same seed give the same weights on a GPU too, which is slower; a CPU always does.",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write the curves for TensorBoard.")
 @click.option(
-    "--resume", is_flag=True, help="Go on where an interrupted training stopped; give the same options."
+    "--resume", is_flag=True, help="Continue an interrupted training; give the same options as before."
 )
-@click.option(
-    "--overwrite", is_flag=True, help="Begin again, even though there is a model or a training of this name."
-)
+@click.option("--overwrite", is_flag=True, help="Start again, replacing a model or a training of this name.")
 @click.option(
     "--dry-run", is_flag=True, help="Print the plan, with estimates of memory and time, and write nothing."
 )
@@ -190,10 +217,10 @@ def train(
 ) -> None:
     """Train a U-Net on images and masks.
 
-    DATASET holds images/ and masks/ of the same names (_mask and the like may be added); `unet-batch check-data` says how it is
-    understood. Images of one group, such as the photos of one car, stay on one side of the split. A training that was
-    interrupted or killed goes on with --resume, and ends with the same weights. On several GPUs:
-    torchrun --nproc-per-node 4 -m unet_batch train ...
+    DATASET holds images/ and masks/ of the same names (_mask and the like may be added); `unet-batch
+    check-data` says how it is understood. Images of one group, such as the photos of one car, stay on one
+    side of the split. A training that was interrupted or killed goes on with --resume, and ends with the
+    same weights. On several GPUs: torchrun --nproc-per-node 4 -m unet_batch train ...
 
     \b
     Examples:
@@ -208,33 +235,32 @@ def train(
     _require_extra()
     from unet_batch.training import report
     from unet_batch.training.plan import Options, make_plan
-    from unet_batch.training.ranks import joined
+    from unet_batch.training.ranks import join_processes
 
     if resume and overwrite:
         raise UsageError("--resume goes on, --overwrite begins again", hint="give one of them")
-    with joined(options["device"]) as ranks:
-        lines = Lines(quiet=quiet or not ranks.leads, to_stderr=False)
+    with join_processes(options["device"]) as ranks:
+        lines = Lines(quiet=quiet or not ranks.is_main, to_stderr=False)
         dataset = opened(folder, images=images, masks=masks, coco=coco, group_by=group_by)
         plan = make_plan(dataset, output, Options(**options), processes=ranks.count)
         understood(lines, dataset)
-        _planned(lines, plan, ranks)
+        _print_plan(lines, plan, ranks)
         if dry_run:
-            _estimated(lines, plan)
+            _print_estimate(lines, plan)
             return
         _refuse_existing(plan, resume=resume, overwrite=overwrite)
-        with report.locked(plan, ranks):
-            checked = None if resume else _checked(lines, plan, ranks)
-            outcome = _trained(lines, plan, ranks, checked, resume=resume, tensorboard=tensorboard)
-            if not ranks.leads:
+        with report.lock_folder(plan, ranks):
+            frequencies = None if resume else _check_pairs(lines, plan, ranks)
+            outcome = _train(lines, plan, ranks, frequencies, resume=resume, tensorboard=tensorboard)
+            if not ranks.is_main:
                 return
             if outcome.ended == "interrupted":
+                done = len(outcome.history)
                 click.echo(
-                    f"interrupted after {len(outcome.history)} epochs; the same command with --resume goes "
-                    f"on",
-                    err=True,
+                    f"interrupted after {done} epochs; the same command with --resume goes on", err=True
                 )
                 raise SystemExit(130)
-            _finished(lines, plan, outcome)
+            _finish(lines, plan, outcome)
 
 
 def _require_extra() -> None:
@@ -246,7 +272,7 @@ def _require_extra() -> None:
         raise UsageError(f"training needs {' and '.join(missing)}", hint='pip install "unet-batch[train]"')
 
 
-def _planned(lines: Lines, plan: Plan, ranks: Ranks) -> None:
+def _print_plan(lines: Lines, plan: TrainingPlan, ranks: Ranks) -> None:
     spec, options = plan.spec, plan.options
     height, width = spec.input_size
     names = spec.classes.names
@@ -255,13 +281,13 @@ def _planned(lines: Lines, plan: Plan, ranks: Ranks) -> None:
     lines.line(
         "model",
         f"widths {', '.join(map(str, spec.widths))}",
-        f"{plan.weights_bytes / 20 / 1e6:.1f} M parameters",
+        f"{plan.parameters / 1e6:.1f} M parameters",
         f"{height}x{width}",
         names[0] if len(names) == 1 else f"{len(names)} classes",
     )
     lines.line(
         "training",
-        f"{options.epochs} epochs of {plan.steps:,} steps, {plan.batch_size} {plan.samples_are} each",
+        f"{options.epochs} epochs of {plan.steps:,} steps, {plan.batch_size} {plan.sample_name} each",
         f"learning rate {plan.lr:g}",
         f"augment {options.augment}, flip {options.flip}",
         f"seed {options.seed}",
@@ -270,7 +296,7 @@ def _planned(lines: Lines, plan: Plan, ranks: Ranks) -> None:
     if left > plan.batch_size // 2 and plan.steps < 8:
         lines.line(
             "note",
-            f"{left} of {plan.samples} {plan.samples_are} wait for the next epoch each time: --batch-size "
+            f"{left} of {plan.samples} {plan.sample_name} wait for the next epoch each time: --batch-size "
             f"fits better?",
         )
     lines.line(
@@ -278,40 +304,32 @@ def _planned(lines: Lines, plan: Plan, ranks: Ranks) -> None:
     )
 
 
-def _estimated(lines: Lines, plan: Plan) -> None:
+def _print_estimate(lines: Lines, plan: TrainingPlan) -> None:
     from unet_batch.cli.screen import clock
-    from unet_batch.training.loop import seconds_per_step
-    from unet_batch.training.samples import OVERSAMPLING, memory_budget
+    from unet_batch.training.estimate import estimate
 
-    height, width = plan.spec.input_size
-    # Colours, and coverage with how far it is known, or ids
-    bytes_each = 5 if len(plan.spec.classes.names) == 1 else 4
-    stored = height * width * bytes_each * (OVERSAMPLING**2 * len(plan.train) + len(plan.val))
-    activations = plan.batch_size * plan.activation_bytes
+    needs = estimate(plan)
+    weights, activations = needs.weights_bytes, needs.activation_bytes
     lines.line(
         "memory",
-        f"{_gigabytes(plan.weights_bytes + activations)} to train",
-        f"weights and their moments {_gigabytes(plan.weights_bytes)}, a batch {_gigabytes(activations)}",
+        f"{_gigabytes(weights + activations)} to train",
+        f"weights and their moments {_gigabytes(weights)}, a batch {_gigabytes(activations)}",
     )
-    kept = min(stored, memory_budget())
     lines.line(
         "",
-        f"{_gigabytes(stored)} of samples, {kept / stored:.0%} of them kept in memory, the rest is decoded "
-        f"again each epoch",
+        f"{_gigabytes(needs.samples_bytes)} of samples, {needs.cached:.0%} of them kept in memory, the rest "
+        f"is decoded again each epoch",
     )
-    taken = seconds_per_step(plan)
-    # A validation picture costs a third of a training picture: it has no backward pass.
-    validation = len(plan.val) * plan.samples / len(plan.train) / plan.batch_size / 3
-    epoch = taken * (plan.steps + validation)
     lines.line(
         "time",
-        f"about {clock(epoch)} an epoch, {clock(epoch * plan.options.epochs)} in all",
-        f"{taken:.2f} s a step, on noise",
+        f"about {clock(needs.epoch_seconds)} an epoch, "
+        f"{clock(needs.epoch_seconds * plan.options.epochs)} in all",
+        f"{needs.step_seconds:.2f} s a step, on noise",
     )
     lines.line("dry run", "nothing was written")
 
 
-def _refuse_existing(plan: Plan, *, resume: bool, overwrite: bool) -> None:
+def _refuse_existing(plan: TrainingPlan, *, resume: bool, overwrite: bool) -> None:
     from unet_batch.cli.screen import shown
     from unet_batch.errors import UsageError
 
@@ -327,62 +345,45 @@ def _refuse_existing(plan: Plan, *, resume: bool, overwrite: bool) -> None:
             raise UsageError(f"{shown(path)}: exists", hint="--overwrite replaces it, or choose another -o")
 
 
-def _checked(lines: Lines, plan: Plan, ranks: Ranks) -> list[float]:
-    """Shares of the classes; exits where the dataset would spoil the training."""
-    from dataclasses import replace
+def _check_pairs(lines: Lines, plan: TrainingPlan, ranks: Ranks) -> list[float]:
+    """Check the dataset and return the class frequencies; exit, in every process, where it is not sound."""
+    from unet_batch.cli.screen import staged
+    from unet_batch.training.check import check_pairs
 
-    from unet_batch.cli.screen import shown, staged
-    from unet_batch.datasets.check import check
-
-    told: list[tuple[bool, list[float]]] = []
-    if ranks.leads:
-        left_out = (
-            plan.dataset.unmatched_images + plan.dataset.unmatched_masks + tuple(plan.dataset.ambiguous)
-        )
-        if left_out:  # nobody trains on them, so they spoil nothing
-            lines.line(
-                "note",
-                f"{len(left_out):,} files without a partner, or with several, are left out",
-                shown(left_out[0]),
-            )
-        pairs = (*plan.train, *plan.val)
-        dataset = replace(plan.dataset, pairs=pairs, unmatched_images=(), unmatched_masks=(), ambiguous={})
-        total = len(dataset.pairs)
+    results: list[tuple[bool, list[float]]] = []
+    if ranks.is_main:
+        total = len(plan.train) + len(plan.val)
         with staged(lines) as progress:
-            report = check(
-                dataset,
-                splits={"training": plan.train, "validation": plan.val},
-                progress=lambda done: progress(f"checking {total:,} pairs", done / total),
-            )
-        _found(lines, report)
-        empty = report.ok and not _anything(plan)
-        if empty:
-            names = " or ".join(plan.spec.classes.names)
-            click.echo(
-                f"error: not one validation mask holds {names}: nothing could be judged by them", err=True
-            )
-            click.echo(" hint: name other images with --val-list", err=True)
-        for finding in report.findings:
-            if finding.severity == "warning":
-                more = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
-                lines.line("warning", f"{finding.kind}: {finding.message}", more)
-        if report.ok:
-            lines.line("checked", f"{total:,} pairs are fit for training")
-        told = [(report.ok and not empty, [share.pixels for share in report.classes])]
-    ok, shares = ranks.gather(told)[0]
+            found = check_pairs(plan, lambda done: progress(f"checking {total:,} pairs", done / total))
+        _print_check(lines, plan, found)
+        results = [(found.ok, found.class_frequencies)]
+    ok, frequencies = ranks.gather(results)[0]
     if not ok:
         raise SystemExit(1)
-    return list(shares)
+    return list(frequencies)
 
 
-def _anything(plan: Plan) -> bool:
-    """Whether a validation mask holds a class; the first that does answers."""
-    lowest = 1 if len(plan.spec.classes.names) == 1 else 0
-    return any(bool(((ids >= lowest) & (ids != 255)).any()) for ids in map(plan.dataset.read_mask, plan.val))
+def _print_check(lines: Lines, plan: TrainingPlan, found: PairsCheck) -> None:
+    from unet_batch.cli.screen import shown
+
+    if found.left_out:
+        left_out = f"{len(found.left_out):,} files without a partner, or with several, are left out"
+        lines.line("note", left_out, shown(found.left_out[0]))
+    _print_errors(found.report)
+    if found.nothing_to_validate:
+        names = " or ".join(plan.spec.classes.names)
+        click.echo(f"error: not one validation mask holds {names}: nothing could be judged by them", err=True)
+        click.echo(" hint: name other images with --val-list", err=True)
+    for finding in found.report.findings:
+        if finding.severity == "warning":
+            more = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
+            lines.line("warning", f"{finding.kind}: {finding.message}", more)
+    if found.report.ok:
+        lines.line("checked", f"{found.report.pairs:,} pairs are fit for training")
 
 
-def _found(lines: Lines, report: Report) -> None:
-    """The errors, whatever `quiet` says."""
+def _print_errors(report: Report) -> None:
+    """Print the errors, also where --quiet is given."""
     errors = [finding for finding in report.findings if finding.severity == "error"]
     for finding in errors:
         click.echo(f"error: {finding.kind}: {printable(finding.message)}", err=True)
@@ -393,8 +394,14 @@ def _found(lines: Lines, report: Report) -> None:
         click.echo("not trained; `unet-batch check-data` shows every case", err=True)
 
 
-def _trained(
-    lines: Lines, plan: Plan, ranks: Ranks, shares: list[float] | None, *, resume: bool, tensorboard: bool
+def _train(
+    lines: Lines,
+    plan: TrainingPlan,
+    ranks: Ranks,
+    class_frequencies: Sequence[float] | None,
+    *,
+    resume: bool,
+    tensorboard: bool,
 ) -> Outcome:
     from unet_batch.cli.screen import training
     from unet_batch.training.loop import train as run
@@ -406,12 +413,18 @@ def _trained(
         Curves(plan, tensorboard) as curves,
     ):
 
-        def over(history: Sequence[dict[str, Any]]) -> None:
+        def on_epoch_end(history: Sequence[dict[str, Any]]) -> None:
             curves.add(history)
             on_epoch(history)
 
         return run(
-            plan, shares=shares or (), ranks=ranks, resume=resume, on_step=on_step, on_epoch=over, stop=stop
+            plan,
+            class_frequencies=class_frequencies or (),
+            ranks=ranks,
+            resume=resume,
+            on_step=on_step,
+            on_epoch=on_epoch_end,
+            stop=stop,
         )
 
 
@@ -440,7 +453,7 @@ def _until_signalled() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _finished(lines: Lines, plan: Plan, outcome: Outcome) -> None:
+def _finish(lines: Lines, plan: TrainingPlan, outcome: Outcome) -> None:
     from unet_batch.cli.screen import clock, shown, staged
     from unet_batch.training import report
 
@@ -453,7 +466,7 @@ def _finished(lines: Lines, plan: Plan, outcome: Outcome) -> None:
         why,
         f"kept epoch {outcome.best}",
     )
-    for place, text, over in report.figures(found):
+    for place, text, over in report.headline(found):
         lines.line("validated", place, text, over)
     for failure in found.failures[:3]:
         lines.warn(failure.message, failure.hint)

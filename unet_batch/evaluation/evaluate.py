@@ -196,7 +196,7 @@ def evaluate(
         UsageError: the classes of model and dataset are not the same.
         BackendError: the backend fails for one picture after the other.
     """
-    names, notes = agreed(dataset.classes, segmenter.spec.classes)
+    names, notes = match_classes(dataset.classes, segmenter.spec.classes)
     by_key = {pair.key: pair for pair in pairs}
     one = segmenter.spec.output == "probability"
 
@@ -268,7 +268,7 @@ def compare(
     return Evaluation(figures, None, None, failures, (), time.perf_counter() - begun)
 
 
-def agreed(dataset: ClassTable, model: ClassTable) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def match_classes(dataset: ClassTable, model: ClassTable) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the ids, and notes, if model and dataset know the same classes.
 
     Raises:

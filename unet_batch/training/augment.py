@@ -30,55 +30,72 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preset:
-    """How far samples are changed; all deviations are of normal distributions around "not at all".
+    """How far samples are transformed; all deviations are of normal distributions around "not at all".
 
     Attributes:
-        move: share of the samples that are zoomed, turned or shifted; the rest look as they will at run time.
+        p_geometric: share of the samples that are zoomed, rotated or shifted; the rest look as they will at
+            run time.
         zoom, aspect: deviation of the logarithm of the scale, and of the ratio of height to width.
-        turn: deviation in degrees.
-        shift: deviation as a share of the height and width.
-        colour: share of the samples whose brightness, contrast, saturation and tint change.
-        tone: how far these change; 1: brightness by 8 % of full scale, contrast by a quarter, saturation by
-            half.
-        blur, noise: shares of the samples.
-        bend: deviation as a share of the shorter side, of points four to a side; what lies between them
-            follows smoothly.
+        rotation: deviation in degrees.
+        translation: deviation as a share of the height and width.
+        p_colour: share of the samples whose brightness, contrast, saturation and tint change.
+        colour_strength: how far these change; 1: brightness by 8 % of full scale, contrast by a quarter,
+            saturation by half.
+        p_blur, p_noise: shares of the samples that get them.
+        elastic: deviation as a share of the shorter side, of the displacements of points four to a side; what
+            lies between them follows smoothly.
     """
 
-    move: float = 0.0
+    p_geometric: float = 0.0
     zoom: float = 0.0
     aspect: float = 0.0
-    turn: float = 0.0
-    shift: float = 0.0
-    colour: float = 0.0
-    tone: float = 0.0
-    blur: float = 0.0
-    noise: float = 0.0
-    bend: float = 0.0
+    rotation: float = 0.0
+    translation: float = 0.0
+    p_colour: float = 0.0
+    colour_strength: float = 0.0
+    p_blur: float = 0.0
+    p_noise: float = 0.0
+    elastic: float = 0.0
 
 
 PRESETS = {
     "none": Preset(),
     "light": Preset(
-        move=0.7, zoom=0.05, aspect=0.015, turn=1.0, shift=0.015, colour=0.7, tone=1.0, blur=0.05, noise=0.1
+        p_geometric=0.7,
+        zoom=0.05,
+        aspect=0.015,
+        rotation=1.0,
+        translation=0.015,
+        p_colour=0.7,
+        colour_strength=1.0,
+        p_blur=0.05,
+        p_noise=0.1,
     ),
     "strong": Preset(
-        move=0.9, zoom=0.25, aspect=0.07, turn=6.0, shift=0.1, colour=0.8, tone=1.8, blur=0.15, noise=0.25
+        p_geometric=0.9,
+        zoom=0.25,
+        aspect=0.07,
+        rotation=6.0,
+        translation=0.1,
+        p_colour=0.8,
+        colour_strength=1.8,
+        p_blur=0.15,
+        p_noise=0.25,
     ),
     # For slices under a microscope: no side is up, staining and exposure differ, tissue bends, by ten of 512
     # pixels as in the paper of the U-Net (Ronneberger and others, 2015, section 3.1). The magnification stays
     # about the same.
     "elastic": Preset(
-        move=0.9,
+        p_geometric=0.9,
         zoom=0.1,
         aspect=0.05,
-        turn=20.0,
-        shift=0.05,
-        colour=0.8,
-        tone=1.5,
-        blur=0.15,
-        noise=0.25,
-        bend=0.02,
+        rotation=20.0,
+        translation=0.05,
+        p_colour=0.8,
+        colour_strength=1.5,
+        p_blur=0.15,
+        p_noise=0.25,
+        elastic=0.02,
     ),
 }
 FLIPS = ("none", "horizontal", "any")
@@ -86,36 +103,37 @@ FLIPS = ("none", "horizontal", "any")
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
-    """What is done to one sample.
+class Transform:
+    """The random transform of one sample.
 
     Attributes:
         matrix: float64 (2, 3), from pixels of the stored sample to pixels of the network's input, or of a
             window of it (x, y).
         gain: of each channel; contrast and tint.
-        lift: added to the pixels, as a share of full scale.
+        brightness: added to the pixels, as a share of full scale.
         saturation: 1 leaves colours alone.
         blur: deviation of a Gaussian in pixels; 0 for none.
         noise: deviation as a share of full scale; 0 for none.
         seed: of the noise.
-        bend: float32 (2, 4, 4), how far beside itself (x, y; pixels of the network's input) each point of a
-            lattice over the input looks, before the matrix is undone; None for no bending.
+        displacement: float32 (2, 4, 4), of the points of a lattice over the input: by how many pixels (x, y)
+            of the network's input each is sampled beside itself, before the matrix is undone; None for an
+            affine transform.
     """
 
     matrix: np.ndarray
     gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    lift: float = 0.0
+    brightness: float = 0.0
     saturation: float = 1.0
     blur: float = 0.0
     noise: float = 0.0
     seed: int = 0
-    bend: np.ndarray | None = None
+    displacement: np.ndarray | None = None
 
 
 def draw(
     preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[int], *, crop: Size | None = None
-) -> Change:
-    """Decide what to do with one sample.
+) -> Transform:
+    """Draw the random transform of one sample.
 
     Args:
         preset: how far to go.
@@ -130,11 +148,11 @@ def draw(
     angle, shift = 0.0, np.zeros(2)
     mirror = flip != "none" and random.random() < 0.5
     quarter = int(random.integers(4)) if flip == "any" else 0
-    if random.random() < preset.move:
+    if random.random() < preset.p_geometric:
         zoom = math.exp(random.normal(0, preset.zoom))
         aspect = math.exp(random.normal(0, preset.aspect))
-        angle = math.radians(random.normal(0, preset.turn))
-        shift = random.normal(0, preset.shift, 2) * network[::-1]
+        angle = math.radians(random.normal(0, preset.rotation))
+        shift = random.normal(0, preset.translation, 2) * network[::-1]
     scale = np.diag([network[1] / stored[1], network[0] / stored[0]])
     turned = np.linalg.matrix_power(np.array([[0.0, -1.0], [1.0, 0.0]]), quarter)
     if quarter % 2:  # what is wide becomes tall: it is stretched into the same place
@@ -151,42 +169,42 @@ def draw(
     # shift.
     middle, target = (np.array([size[1] / 2 - 0.5, size[0] / 2 - 0.5]) for size in (stored, network))
     matrix = np.hstack([linear, (target + shift - linear @ middle)[:, None]])
-    gain, lift, saturation = (1.0, 1.0, 1.0), 0.0, 1.0
-    if random.random() < preset.colour:
-        tone = preset.tone
-        contrast = random.uniform(1 - 0.25 * tone, 1 + 0.3 * tone)
-        red, green, blue = contrast * random.uniform(1 - 0.08 * tone, 1 + 0.08 * tone, 3)
-        gain, lift = (red, green, blue), random.uniform(-0.08 * tone, 0.08 * tone)
-        saturation = random.uniform(1 - 0.5 * tone, 1 + 0.5 * tone)
-    blurred, noisy = random.random() < preset.blur, random.random() < preset.noise
-    change = Change(
+    gain, brightness, saturation = (1.0, 1.0, 1.0), 0.0, 1.0
+    if random.random() < preset.p_colour:
+        strength = preset.colour_strength
+        contrast = random.uniform(1 - 0.25 * strength, 1 + 0.3 * strength)
+        red, green, blue = contrast * random.uniform(1 - 0.08 * strength, 1 + 0.08 * strength, 3)
+        gain, brightness = (red, green, blue), random.uniform(-0.08 * strength, 0.08 * strength)
+        saturation = random.uniform(1 - 0.5 * strength, 1 + 0.5 * strength)
+    blurred, noisy = random.random() < preset.p_blur, random.random() < preset.p_noise
+    transform = Transform(
         matrix,
         gain,
-        lift,
+        brightness,
         saturation,
         blur=random.uniform(0.4, 1.2) if blurred else 0.0,
         noise=random.uniform(0.004, 0.03) if noisy else 0.0,
         seed=int(random.integers(2**62)),
-        bend=random.normal(0, preset.bend * min(crop or network), (2, 4, 4)).astype(np.float32)
-        if preset.bend
+        displacement=random.normal(0, preset.elastic * min(crop or network), (2, 4, 4)).astype(np.float32)
+        if preset.elastic
         else None,
     )
     if crop is not None:  # drawn last: all else is as it would be without
         top, left = random.integers(np.subtract(network, crop) + 1)
-        change.matrix[:, 2] -= left, top
-    return change
+        transform.matrix[:, 2] -= left, top
+    return transform
 
 
 def apply(
-    pictures: Tensor, targets: Tensor, known: Tensor, changes: Sequence[Change], size: Size
+    pictures: Tensor, targets: Tensor, known: Tensor, transforms: Sequence[Transform], size: Size
 ) -> tuple[Tensor, Tensor]:
-    """Carry out one change for each sample.
+    """Transform a batch: pictures and targets together, colours of the pictures alone.
 
     Args:
         pictures: uint8 (N, h, w, 3), RGB.
         targets: uint8 (N, h, w): ids with VOID, or, where `known` says so, coverage 0..255 of the only class.
         known: uint8 (N, h, w), 255 where the target counts; empty for targets that are ids.
-        changes: N of them.
+        transforms: one for each sample.
         size: (H, W) of the result: the network's, or that of the window of it.
 
     Returns:
@@ -195,8 +213,8 @@ def apply(
         is known, 0 outside.
     """
     device = pictures.device
-    matrix = torch.from_numpy(np.array([change.matrix for change in changes], np.float32)).to(device)
-    places = _bent(changes, size, device)
+    matrix = torch.from_numpy(np.array([transform.matrix for transform in transforms], np.float32)).to(device)
+    places = _sampling_grid(transforms, size, device)
 
     def warp(values: Tensor, outside: float, mode: str = "bilinear") -> Tensor:
         # kornia pads with zeros; so zero is made to be what shall lie outside.
@@ -223,54 +241,63 @@ def apply(
         y = torch.stack(((covered / seen.clamp(min=1e-6)).clamp(max=1), seen), 1)
     else:
         y = warp(targets[:, None].float(), VOID, "nearest")[:, 0].round().long()
-    return _recolour(x, changes).contiguous(memory_format=torch.channels_last), y
+    return _apply_colour(x, transforms).contiguous(memory_format=torch.channels_last), y
 
 
-def _bent(changes: Sequence[Change], size: Size, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Where in the stored sample each pixel of the input comes from, x and y as float32 (N, H, W); None if
-    nothing is bent.
+def _sampling_grid(
+    transforms: Sequence[Transform], size: Size, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """Compute where each pixel of the input comes from in the stored sample, if there are displacements.
+
+    Returns:
+        x and y, float32 (N, H, W); None where all transforms are affine.
     """
-    if all(change.bend is None for change in changes):
+    if all(transform.displacement is None for transform in transforms):
         return None
     flat = np.zeros((2, 4, 4), np.float32)
-    lattice = np.array([flat if change.bend is None else change.bend for change in changes])
+    lattice = np.array(
+        [flat if transform.displacement is None else transform.displacement for transform in transforms]
+    )
     beside = F.interpolate(torch.from_numpy(lattice).to(device), size, mode="bicubic", align_corners=True)
     rows, columns = (torch.arange(length, dtype=torch.float32, device=device) for length in size)
     x, y = columns + beside[:, 0], rows[:, None] + beside[:, 1]
     # Inverted in float64 on the CPU: the same on every device.
-    whole = np.array([np.vstack([change.matrix, (0, 0, 1)]) for change in changes])
+    whole = np.array([np.vstack([transform.matrix, (0, 0, 1)]) for transform in transforms])
     undone = torch.from_numpy(np.linalg.inv(whole).astype(np.float32)).to(device)[:, :2, :, None, None]
     return tuple(undone[:, row, 0] * x + undone[:, row, 1] * y + undone[:, row, 2] for row in (0, 1))  # type: ignore[return-value]
 
 
-def _recolour(x: Tensor, changes: Sequence[Change]) -> Tensor:
+def _apply_colour(x: Tensor, transforms: Sequence[Transform]) -> Tensor:
     """Colour, blur and noise, each for the samples that have it; float (N, 3, H, W), 0..1."""
     device = x.device
 
     def some(values: Sequence[bool]) -> Tensor:
         return torch.tensor([index for index, value in enumerate(values) if value], device=device)
 
-    coloured = [change for change in changes if change.saturation != 1]
+    coloured = [transform for transform in transforms if transform.saturation != 1]
     if coloured:
-        which = some([change.saturation != 1 for change in changes])
-        gain = torch.tensor([change.gain for change in coloured], dtype=torch.float32, device=device).view(
-            -1, 3, 1, 1
+        which = some([transform.saturation != 1 for transform in transforms])
+        gain = torch.tensor(
+            [transform.gain for transform in coloured], dtype=torch.float32, device=device
+        ).view(-1, 3, 1, 1)
+        brightness = torch.tensor(
+            [transform.brightness for transform in coloured], dtype=torch.float32, device=device
         )
-        lift = torch.tensor([change.lift for change in coloured], dtype=torch.float32, device=device)
         saturation = torch.tensor(
-            [change.saturation for change in coloured], dtype=torch.float32, device=device
+            [transform.saturation for transform in coloured], dtype=torch.float32, device=device
         )
-        part = kornia.enhance.adjust_brightness(x[which] * gain, lift)
+        part = kornia.enhance.adjust_brightness(x[which] * gain, brightness)
         x = x.index_copy(0, which, kornia.enhance.adjust_saturation_with_gray_subtraction(part, saturation))
-    if blurred := [change.blur for change in changes if change.blur]:
-        which = some([change.blur > 0 for change in changes])
+    if blurred := [transform.blur for transform in transforms if transform.blur]:
+        which = some([transform.blur > 0 for transform in transforms])
         sigma = torch.tensor(blurred, dtype=torch.float32, device=device)[:, None].repeat(1, 2)
         x = x.index_copy(0, which, kornia.filters.gaussian_blur2d(x[which], (7, 7), sigma, "replicate"))
-    if noisy := [change for change in changes if change.noise]:
-        which = some([change.noise > 0 for change in changes])
+    if noisy := [transform for transform in transforms if transform.noise]:
+        which = some([transform.noise > 0 for transform in transforms])
         grain = [  # drawn on the CPU: the same on every device
-            change.noise * torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(change.seed))
-            for change in noisy
+            transform.noise
+            * torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(transform.seed))
+            for transform in noisy
         ]
         x = x.index_copy(0, which, (x[which] + torch.stack(grain).to(device)).clamp(0, 1))
     return x

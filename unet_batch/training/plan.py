@@ -1,7 +1,7 @@
 """What a training will do, decided before it begins: every choice with its reason.
 
-A `Plan` is complete: the loop reads nothing else. So it can be shown (`--dry-run`), compared with that of an
-interrupted training, and written into the model.
+A `TrainingPlan` is complete: the loop reads nothing else. So it can be shown (`--dry-run`), compared with
+that of an interrupted training, and written into the model.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Options:
         val_fraction: share of the pictures kept for validation where no list names them.
         augment: one of augment.PRESETS.
         flip: one of augment.FLIPS.
-        dice: "batch" takes it over all pictures of a step, "picture" of each by itself; see `losses.loss_of`.
+        dice: "batch" or "picture": what the Dice term is computed over; see `losses.segmentation_loss`.
         class_weights: "auto" makes rare classes count more where there are several; "none" does not.
         keep: "best" keeps the epoch that validates best, "last" the last one.
         patience: epochs without improvement after which training stops; 0 for never.
@@ -123,7 +123,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """A training, decided.
 
     Attributes:
@@ -167,7 +167,7 @@ class Plan:
         return len(self.train) * _windows(self.spec.input_size, self.training_size)
 
     @property
-    def samples_are(self) -> str:
+    def sample_name(self) -> str:
         """What people call them: "images", or "windows of 256x256"."""
         return "images" if self.options.crop is None else "windows of {}x{}".format(*self.options.crop)
 
@@ -217,9 +217,14 @@ class Plan:
         }
 
     @cached_property
+    def parameters(self) -> int:
+        """Number of trained values."""
+        return sum(parameter.numel() for parameter in self._meta_model().parameters())
+
+    @property
     def weights_bytes(self) -> int:
-        """Bytes of weights, gradients, two moments and the averaged weights."""
-        return 5 * 4 * sum(parameter.numel() for parameter in self._meta().parameters())
+        """Bytes of weights, gradients, AdamW's two moments and the averaged weights, in float32."""
+        return 5 * 4 * self.parameters
 
     @cached_property
     def activation_bytes(self) -> int:
@@ -233,15 +238,15 @@ class Plan:
 
         height, width = self.training_size
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            self._meta()(torch.empty(1, self.spec.in_channels, height, width, device="meta"))
+            self._meta_model()(torch.empty(1, self.spec.in_channels, height, width, device="meta"))
         return sum(kept.values()) // (1 if self.precision == "fp32" else 2)
 
-    def _meta(self) -> UNet:
+    def _meta_model(self) -> UNet:
         with torch.device("meta"):
             return UNet(self.spec.in_channels, len(self.spec.classes.names), self.spec.widths)
 
 
-def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int = 1) -> Plan:
+def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int = 1) -> TrainingPlan:
     """Decide everything.
 
     Args:
@@ -317,7 +322,7 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
             "fp16 on a CPU: gradients vanish, and nothing is faster", hint="--precision bf16 or fp32"
         )
     reasons.append(why)
-    return Plan(
+    return TrainingPlan(
         output=os.path.abspath(output),
         options=options,
         dataset=dataset,
@@ -374,7 +379,10 @@ def _parts(dataset: Dataset, options: Options) -> tuple[tuple[Pair, ...], tuple[
             f"no picture is left for {empty}: {len(pairs):,} in all", hint="name fewer in the other list"
         )
     groups = [len({pair.group for pair in part}) for part in (train, val)]
-    why = f"{len(train):,} pictures of {groups[0]:,} groups train, {len(val):,} of {groups[1]:,} validate ({why})"
+    why = (
+        f"{len(train):,} pictures of {groups[0]:,} groups train, "
+        f"{len(val):,} of {groups[1]:,} validate ({why})"
+    )
     return train, val, why
 
 

@@ -22,13 +22,13 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count`; number 0 leads: it alone writes and prints."""
+    """This process among `count`; number 0 is_main: it alone writes and prints."""
 
     rank: int = 0
     count: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def share(self, values: Sequence[Value]) -> Sequence[Value]:
@@ -69,7 +69,7 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: str | None) -> Iterator[Ranks]:
+def join_processes(device: str | None) -> Iterator[Ranks]:
     """Join the processes that torchrun started; on GPUs each takes the one of its number.
 
     Args:

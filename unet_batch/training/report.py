@@ -35,8 +35,8 @@ from unet_batch.evaluation.evaluate import Evaluation, comparison, evaluate
 from unet_batch.evaluation.metrics import FEW_GROUPS
 from unet_batch.files.atomic import make_folder, write_atomic, write_json
 from unet_batch.model import checkpoint
-from unet_batch.training.loop import Outcome, judged_by, kept_epoch
-from unet_batch.training.plan import Plan
+from unet_batch.training.loop import Outcome, kept_epoch, monitored_metric
+from unet_batch.training.plan import TrainingPlan
 from unet_batch.training.ranks import Ranks
 from unet_batch.version import __version__
 
@@ -47,14 +47,14 @@ _SHOWN = 4  # pictures of each kind on the sheet
 
 
 @contextmanager
-def locked(plan: Plan, ranks: Ranks) -> Iterator[None]:
+def lock_folder(plan: TrainingPlan, ranks: Ranks) -> Iterator[None]:
     """Keep a second training from the same files.
 
     Raises:
         UsageError: one is running.
         OutputError: this file system cannot lock, or there is no right to.
     """
-    if not ranks.leads:
+    if not ranks.is_main:
         yield
         return
     make_folder(plan.folder)
@@ -86,7 +86,7 @@ class Curves:
         UsageError: TensorBoard is not installed.
     """
 
-    def __init__(self, plan: Plan, tensorboard: bool = False) -> None:
+    def __init__(self, plan: TrainingPlan, tensorboard: bool = False) -> None:
         self.plan = plan
         self._writer: Any = None  # the class
         self._board: Any = None  # one of it, from the first epoch on: the folder is cleared before
@@ -120,7 +120,7 @@ class Curves:
             self._board.flush()
 
 
-def draw_curves(plan: Plan, history: Sequence[dict[str, Any]]) -> bytes:
+def draw_curves(plan: TrainingPlan, history: Sequence[dict[str, Any]]) -> bytes:
     """Loss on the left, the figure that decides on the right, the kept epoch marked; a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -149,7 +149,7 @@ def draw_curves(plan: Plan, history: Sequence[dict[str, Any]]) -> bytes:
     left.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
     left.set_title("loss", loc="left", fontsize=11)
     left.legend(frameon=False)
-    key = judged_by(plan)
+    key = monitored_metric(plan)
     values = [np.nan if record[key] is None else record[key] for record in history]
     right.plot(epochs, values, color=orange, marker=marker, ms=3)
     kept = kept_epoch(plan, history) - 1
@@ -174,7 +174,7 @@ def draw_curves(plan: Plan, history: Sequence[dict[str, Any]]) -> bytes:
 
 
 def finish(
-    plan: Plan, outcome: Outcome, progress: Callable[[str, float], None] = lambda stage, share: None
+    plan: TrainingPlan, outcome: Outcome, progress: Callable[[str, float], None] = lambda stage, share: None
 ) -> Evaluation:
     """Judge the model that was written as `run` would use it, and write sheet, figures and card.
 
@@ -215,7 +215,7 @@ def finish(
     return found
 
 
-def figures(found: Evaluation) -> list[tuple[str, str, str]]:
+def headline(found: Evaluation) -> list[tuple[str, str, str]]:
     """The headline at each size: where, the figures with their intervals, and over what."""
     rows = []
     for which, part, size in (("photo", found.photo, None), ("network", found.network, found.size)):
@@ -237,7 +237,7 @@ def figures(found: Evaluation) -> list[tuple[str, str, str]]:
     return rows
 
 
-def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) -> str:
+def card(plan: TrainingPlan, outcome: Outcome, found: Evaluation, sheet: bool = True) -> str:
     """The model card, as Markdown: what was trained on what, how good it is, and how far that can be
     trusted.
     """
@@ -256,7 +256,7 @@ def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) ->
         "| | |",
         "|---|---|",
         f"| task | {task} |",
-        f"| network | U-Net, widths {', '.join(map(str, spec.widths))}, {plan.weights_bytes / 20 / 1e6:.2f} "
+        f"| network | U-Net, widths {', '.join(map(str, spec.widths))}, {plan.parameters / 1e6:.2f} "
         f"M parameters |",
         f"| input | RGB, {height}x{width} (height x width), letterboxed |",
         f"| training | {kept}, {_duration(outcome.seconds)} on {plan.device.type} in {plan.precision}; "
@@ -270,7 +270,7 @@ def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) ->
         "",
         "| | | over |",
         "|---|---|---|",
-        *(f"| {place} | {text} | {over} |" for place, text, over in figures(found)),
+        *(f"| {place} | {text} | {over} |" for place, text, over in headline(found)),
         "",
         *_per_class(found),
     ]
@@ -305,7 +305,7 @@ def card(plan: Plan, outcome: Outcome, found: Evaluation, sheet: bool = True) ->
         "",
         "## Options",
         "",
-        f"* {options.epochs} epochs of {plan.steps:,} steps, {plan.batch_size} {plan.samples_are} each; "
+        f"* {options.epochs} epochs of {plan.steps:,} steps, {plan.batch_size} {plan.sample_name} each; "
         f"seed {options.seed}",
         f"* learning rate {plan.lr:g}, warmed up, then falling along a cosine; loss with the Dice of each "
         f"{options.dice}",
@@ -354,7 +354,7 @@ def _chosen(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
     return [(key, f"{name}, Dice {dice:.4f}") for name, entries in parts for key, dice in entries]
 
 
-def _facts(plan: Plan, outcome: Outcome, found: Evaluation, backend: str) -> dict[str, Any]:
+def _facts(plan: TrainingPlan, outcome: Outcome, found: Evaluation, backend: str) -> dict[str, Any]:
     """What the model says of its own training."""
     metrics: dict[str, Any] = {"backend": backend}
     for part in (found.network, found.photo):

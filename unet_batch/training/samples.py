@@ -1,7 +1,7 @@
-"""Pictures and masks on their way from files to batches.
+"""Load pictures and masks from files into augmented batches.
 
-A sample is decoded, brought to the size it is kept at, and remembered while there is room; what does not fit
-in memory is decoded again in the next epoch. All cores decode ahead of the step that is running.
+A sample is decoded, resized to the size it is kept at, and cached as long as memory allows; the others are
+decoded again in each epoch. All cores decode ahead of the step that is running.
 """
 
 from __future__ import annotations
@@ -60,47 +60,47 @@ class Samples:
         pairs: the pairs, numbered from 0.
         size: (height, width) of the network's input.
         scale: samples are kept at `scale` times this.
-        budget: bytes that may be remembered.
+        budget: bytes that may be cached.
     """
 
     def __init__(self, dataset: Dataset, pairs: Sequence[Pair], size: Size, scale: int, budget: int) -> None:
         self.dataset, self.pairs, self.size, self.scale = dataset, pairs, size, scale
         self.stored: Size = (size[0] * scale, size[1] * scale)
         self._one = len(dataset.classes.names) == 1
-        self._kept: dict[int, Sample] = {}
-        self._room = budget
+        self._cache: dict[int, Sample] = {}
+        self._free_bytes = budget
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, number: int) -> Sample:
-        """Read a sample, or remember it.
+        """Read a sample, from the cache if it is there.
 
         Raises:
             ImageError: a file cannot be read, or the mask does not fit its picture.
         """
-        kept = self._kept.get(number)
+        kept = self._cache.get(number)
         if kept is not None:
             return kept
         sample = self._read(self.pairs[number])
         with self._lock:
             weight = sample.picture.nbytes + sample.target.nbytes + sample.known.nbytes
-            if number not in self._kept and weight <= self._room:
-                self._room -= weight
-                self._kept[number] = sample
+            if number not in self._cache and weight <= self._free_bytes:
+                self._free_bytes -= weight
+                self._cache[number] = sample
         return sample
 
     def _read(self, pair: Pair) -> Sample:
         picture = images.read(pair.image, at_least=(OVERSAMPLING * self.size[0], OVERSAMPLING * self.size[1]))
         ids = self.dataset.read_mask(pair, picture.size)
         placement = geometry.place(picture.size, self.size)
-        enlarged = self._enlarged(placement)
+        enlarged = self._scale_placement(placement)
         # What has too few pixels for the size it is kept at is brought to the network's, and each pixel is
         # doubled: enlarged smoothly and averaged again, it would be softer in training than it is at run
         # time.
         repeat = self.scale if min(np.subtract(picture.size, enlarged.content)) < 0 else 1
-        sample = self._placed(picture.pixels, ids, placement if repeat > 1 else enlarged)
+        sample = self._letterbox(picture.pixels, ids, placement if repeat > 1 else enlarged)
         if repeat == 1:
             return sample
         return Sample(
@@ -110,8 +110,8 @@ class Samples:
             )
         )
 
-    def _placed(self, picture: Pixels, ids: Pixels, placement: Placement) -> Sample:
-        """A picture RGB (h, w, 3) and its ids (H, W) put in their place."""
+    def _letterbox(self, picture: Pixels, ids: Pixels, placement: Placement) -> Sample:
+        """Resize a picture RGB (h, w, 3) and its ids (H, W), and pad them to the placement's network size."""
         pixels = geometry.to_network(picture, placement)
         none = np.empty((0, 0), np.uint8)
         if not self._one:
@@ -132,8 +132,8 @@ class Samples:
         geometry.content_of(known, placement)[:] = visible
         return Sample(pixels, target, known)
 
-    def _enlarged(self, placement: Placement) -> Placement:
-        """The same place at `scale` times the network's size."""
+    def _scale_placement(self, placement: Placement) -> Placement:
+        """Scale a placement in the network's input to one in the stored sample."""
         height, width = placement.content
         return replace(
             placement,
@@ -156,9 +156,7 @@ class Batch:
 
 
 def memory_budget() -> int:
-    """Bytes that samples may take: a third of the memory of the machine or the job, at most half of what is
-    free.
-    """
+    """Bytes that cached samples may take: a third of the machine's or job's memory, half of what is free."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 * 2**30
     free = total
     with suppress(OSError, ValueError), open("/proc/meminfo", encoding="ascii") as file:
@@ -170,9 +168,7 @@ def memory_budget() -> int:
 
 
 def _job_limits() -> list[str]:
-    """Files that may hold the limit of a container, or of a job of a batch system: its control group's and
-    those above.
-    """
+    """List the files that may hold the memory limit of this container or batch job."""
     files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
     with suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as file:
         for line in file:
@@ -191,19 +187,19 @@ def _job_limits() -> list[str]:
 def batches(
     samples: Samples,
     order: Sequence[Sequence[int]],
-    change: Callable[[int], augment.Change],
+    transform: Callable[[int], augment.Transform],
     device: torch.device,
     size: Size | None = None,
 ) -> Generator[Batch, None, None]:
-    """Load, move and augment batch after batch.
+    """Load samples, move them to the device and augment them, batch after batch.
 
     Args:
         samples: where they come from.
         order: numbers of the samples of each batch; beyond the last they begin again, for more windows of the
             same pictures.
-        change: what is done to the sample of a number.
+        transform: gives the transform of the sample of a number.
         device: where the batches go.
-        size: (H, W) that the changes lead to; None for that of the samples.
+        size: (H, W) that the transforms lead to; None for that of the samples.
 
     Raises:
         ImageError: of the first sample that cannot be read, when its turn comes.
@@ -225,9 +221,9 @@ def batches(
             if device.type == "cuda":
                 parts = (part.pin_memory().to(device, non_blocking=True) for part in parts)
             pictures, targets, known = parts
-            changes = [change(number) for number in numbers]
+            transforms = [transform(number) for number in numbers]
             yield Batch(
-                *augment.apply(pictures, targets, known, changes, size or samples.size), tuple(numbers)
+                *augment.apply(pictures, targets, known, transforms, size or samples.size), tuple(numbers)
             )
     finally:
         pool.shutdown(cancel_futures=True)

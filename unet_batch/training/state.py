@@ -1,7 +1,7 @@
-"""A training as it can be taken up again: one .safetensors file, written whole or not at all.
+"""The saved state of a training, for --resume: one .safetensors file, written whole or not at all.
 
-Tensors are the weights (`model.`), their running mean (`mean.`) and AdamW's two moments (`first.`,
-`second.`), all as the training holds them, unrounded; the rest is JSON in the file's metadata.
+Tensors are the weights (`model.`), their exponential moving average (`mean.`) and AdamW's two moments
+(`first.`, `second.`), all as the training holds them, unrounded; the rest is JSON in the file's metadata.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Progress:
         loss: sum of the losses of the epoch that is running.
         seconds: spent so far, over all runs.
         scaler: state of the scale of fp16's gradients; empty for other precisions.
-        shares: of the classes in the pixels, from which their weights follow.
+        class_frequencies: share of each class in the pixels (0..1), from which their weights follow.
         history: a record of each epoch that is over.
     """
 
@@ -46,14 +46,29 @@ class Progress:
     loss: float = 0.0
     seconds: float = 0.0
     scaler: dict[str, Any] = field(default_factory=dict)
-    shares: list[float] = field(default_factory=list)
+    class_frequencies: list[float] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def dumps(self) -> str:
+        """As JSON text; class frequencies are called "shares" there."""
+        data = asdict(self)
+        return json.dumps({"shares": data.pop("class_frequencies"), **data})
 
-def save(
+    @classmethod
+    def loads(cls, text: str) -> Progress:
+        """Read what `dumps` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not that.
+        """
+        data = json.loads(text)
+        return cls(class_frequencies=data.pop("shares"), **data)
+
+
+def save_state(
     path: str,
     model: UNet,
-    mean: UNet,
+    ema: UNet,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     fingerprint: Mapping[str, Any],
@@ -65,7 +80,7 @@ def save(
     """
     tensors = {
         f"{kind}.{name}": value
-        for kind, each in (("model", model), ("mean", mean))
+        for kind, each in (("model", model), ("mean", ema))
         for name, value in each.state_dict().items()
     }
     for name, parameter in model.named_parameters():
@@ -74,7 +89,7 @@ def save(
     metadata = {
         "format": "unet-batch training state",
         "version": str(VERSION),
-        "progress": json.dumps(asdict(progress)),
+        "progress": progress.dumps(),
         "fingerprint": json.dumps(fingerprint, sort_keys=True),
     }
     write_atomic(
@@ -84,10 +99,10 @@ def save(
     )
 
 
-def load(
-    path: str, model: UNet, mean: UNet, optimizer: torch.optim.Optimizer, fingerprint: Mapping[str, Any]
+def load_state(
+    path: str, model: UNet, ema: UNet, optimizer: torch.optim.Optimizer, fingerprint: Mapping[str, Any]
 ) -> Progress:
-    """Take up a state: fills `model`, `mean` and `optimizer`.
+    """Load a state into `model`, `ema` and `optimizer`.
 
     Raises:
         TrainingError: there is none, it is damaged, or it belongs to a training with other options or
@@ -106,7 +121,7 @@ def load(
                 hint="begin again with --overwrite",
             )
         then = json.loads(metadata["fingerprint"])
-        progress = Progress(**json.loads(metadata["progress"]))
+        progress = Progress.loads(metadata["progress"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(
             f"{path}: damaged, or not a training's state: {error}", hint="begin again with --overwrite"
@@ -121,7 +136,7 @@ def load(
             f"{path}: another training: {what} changed",
             hint="give the same options and data, or begin again with --overwrite",
         )
-    for kind, each in (("model", model), ("mean", mean)):
+    for kind, each in (("model", model), ("mean", ema)):
         each.load_state_dict(
             {name[len(kind) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{kind}.")}
         )

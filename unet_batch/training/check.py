@@ -1,0 +1,56 @@
+"""The check of a dataset before a training starts on it: what would spoil the training stops it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from unet_batch.datasets import check
+from unet_batch.datasets.encoding import VOID
+from unet_batch.training.plan import TrainingPlan
+
+
+@dataclass(frozen=True)
+class PairsCheck:
+    """What was found in the pairs that a plan trains and validates on.
+
+    Attributes:
+        report: of the pairs, see `datasets.check`.
+        left_out: files without a partner, or with several: nobody trains on them, so they spoil nothing.
+        nothing_to_validate: whether the pairs are sound, but no validation mask holds a class.
+    """
+
+    report: check.Report
+    left_out: tuple[str, ...]
+    nothing_to_validate: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether the training may start."""
+        return self.report.ok and not self.nothing_to_validate
+
+    @property
+    def class_frequencies(self) -> list[float]:
+        """Share of each class in the pixels that are not void, 0..1, background included."""
+        return [share.pixels for share in self.report.classes]
+
+
+def check_pairs(plan: TrainingPlan, progress: Callable[[int], None] | None = None) -> PairsCheck:
+    """Decode every pair of a plan and look for what would spoil the training.
+
+    Args:
+        plan: of the training.
+        progress: called with the number of pairs done, from this thread.
+    """
+    data = plan.dataset
+    pairs = (*plan.train, *plan.val)
+    used = replace(data, pairs=pairs, unmatched_images=(), unmatched_masks=(), ambiguous={})
+    report = check.check(used, splits={"training": plan.train, "validation": plan.val}, progress=progress)
+    left_out = (*data.unmatched_images, *data.unmatched_masks, *data.ambiguous)
+    return PairsCheck(report, left_out, report.ok and not _validates_anything(plan))
+
+
+def _validates_anything(plan: TrainingPlan) -> bool:
+    """Whether a validation mask holds a class; reads no further than the first that does."""
+    lowest = 1 if len(plan.spec.classes.names) == 1 else 0
+    return any(bool(((ids >= lowest) & (ids != VOID)).any()) for ids in map(plan.dataset.read_mask, plan.val))
