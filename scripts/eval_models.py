@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import carvana
 
 import unet_batch
-from unet_batch.datasets.find import Dataset, Pair, find_dataset
+from unet_batch.datasets.dataset import Dataset, Pair
+from unet_batch.datasets.find import find_dataset
 from unet_batch.evaluation.evaluate import evaluate
 from unet_batch.inference.backends.base import Backend
 from unet_batch.model import zoo

@@ -11,7 +11,9 @@ from PIL import Image
 
 from tests.datasets.test_find import ids, mask, photo
 from unet_batch.datasets.check import Finding, Report, _Facts, _near, check
-from unet_batch.datasets.find import Pair, find_dataset, read_split
+from unet_batch.datasets.dataset import Pair
+from unet_batch.datasets.find import find_dataset
+from unet_batch.datasets.split import read_split
 from unet_batch.datasets.sheet import contact_sheet
 from unet_batch.errors import ImageError
 from unet_batch.media import images

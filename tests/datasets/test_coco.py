@@ -19,7 +19,8 @@ from pycocotools.coco import COCO
 from tests.datasets.test_find import SIZE, ids, mask, photo, reason
 from unet_batch.datasets.check import Report, check
 from unet_batch.datasets.coco import load
-from unet_batch.datasets.find import Dataset, find_dataset
+from unet_batch.datasets.dataset import Dataset
+from unet_batch.datasets.find import find_dataset
 from unet_batch.datasets.sheet import contact_sheet
 from unet_batch.errors import ImageError, SourceError, UsageError
 

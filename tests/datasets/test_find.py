@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from unet_batch.datasets.find import Dataset, Pair, find_dataset, read_split, require_apart, split
+from unet_batch.datasets.dataset import Dataset, Pair
+from unet_batch.datasets.find import find_dataset
+from unet_batch.datasets.split import read_split, require_apart, split
 from unet_batch.errors import ImageError, SourceError, UsageError
 
 SIZE = (24, 32)

@@ -15,10 +15,11 @@ from PIL import Image
 
 from tests.datasets.test_find import ids, mask, photo
 from unet_batch.datasets.encoding import VOID
-from unet_batch.datasets.find import Dataset, find_dataset
+from unet_batch.datasets.dataset import Dataset
+from unet_batch.datasets.find import find_dataset
 from unet_batch.datasets.sheet import Comparison, comparison_sheet
 from unet_batch.errors import BackendError, SourceError, UsageError
-from unet_batch.evaluation.evaluate import Evaluation, match_classes, at_network, compare, comparison, evaluate
+from unet_batch.evaluation.evaluate import Evaluation, match_classes, resize_truth, compare, comparison, evaluate
 from unet_batch.evaluation.metrics import count, scores
 from unet_batch.evaluation.predictions import find_masks, find_predictions, is_mask_folder
 from unet_batch.inference.segmenter import Segmenter
@@ -64,7 +65,7 @@ class TestAtNetwork:
         truth = random.integers(0, classes, (4 * 8, 4 * 12)).astype(np.uint8)
         if void:
             truth[random.random(truth.shape) < 0.5] = VOID
-        small = at_network(truth, geometry.place(truth.shape, (8, 12)), ties_to_class=upper)
+        small = resize_truth(truth, geometry.place(truth.shape, (8, 12)), ties_to_class=upper)
         blocks = truth.reshape(8, 4, 12, 4).swapaxes(1, 2).reshape(8, 12, 16)
         for found, block in zip(small.ravel(), blocks.reshape(-1, 16), strict=True):
             counts = np.bincount(block, minlength=256)
@@ -77,20 +78,20 @@ class TestAtNetwork:
     def test_a_pixel_half_covered_belongs_to_the_class(self) -> None:
         """As a probability of exactly one half does."""
         truth = half(49)
-        assert at_network(truth, geometry.place(SIZE, (32, 48)), ties_to_class=True)[0, 23:26].tolist() == [
+        assert resize_truth(truth, geometry.place(SIZE, (32, 48)), ties_to_class=True)[0, 23:26].tolist() == [
             1,
             1,
             0,
         ]
-        assert at_network(truth, geometry.place(SIZE, (32, 48)))[0, 23:26].tolist() == [1, 0, 0]
+        assert resize_truth(truth, geometry.place(SIZE, (32, 48)))[0, 23:26].tolist() == [1, 0, 0]
 
     def test_is_as_large_as_the_picture_in_there(self) -> None:
         placement = geometry.place((90, 30), (32, 48))
-        assert at_network(half(15, (90, 30)), placement).shape == placement.content == (32, 11)
+        assert resize_truth(half(15, (90, 30)), placement).shape == placement.content == (32, 11)
 
     def test_all_void(self) -> None:
         truth = np.full(SIZE, VOID, np.uint8)
-        assert (at_network(truth, geometry.place(SIZE, (32, 48))) == VOID).all()
+        assert (resize_truth(truth, geometry.place(SIZE, (32, 48))) == VOID).all()
 
 
 class TestEvaluate:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from unet_batch.datasets.encoding import VOID
 from unet_batch.errors import UsageError
-from unet_batch.evaluation.metrics import BOUNDARY_TOLERANCE, Counts, Scores, count, intervals, scores, singly
+from unet_batch.evaluation.metrics import BOUNDARY_TOLERANCE, Counts, Scores, count, intervals, scores, score_each
 
 
 def interval(
@@ -266,15 +266,15 @@ class TestInterval:
         assert intervals(counts, figures)["11"] == (1, 1)
 
 
-def test_singly() -> None:
+def test_score_each() -> None:
     counts = [count(found, truth, 3) for found, truth in masks(0, 3)]
-    accuracy, figures = singly(counts)
+    accuracy, figures = score_each(counts)
     for row, each in enumerate(counts):
         alone = scores([each])
         assert accuracy[row] == alone.accuracy
         for metric, values in alone.pooled.items():
             assert figures[metric][row] == pytest.approx(values, nan_ok=True)
-    assert singly([])[1] == {}
+    assert score_each([])[1] == {}
 
 
 def test_mean_leaves_out_what_has_no_figure() -> None:

@@ -225,7 +225,7 @@ class TestProof:
 
     @pytest.mark.parametrize("arch", ARCHS)
     def test_lost_biases(self, tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        right = importer._translated
+        right = importer._rename
 
         def wrong(tensors: State, names: dict[str, str], biased: bool) -> State:
             return right(
@@ -234,21 +234,21 @@ class TestProof:
                 biased,
             )
 
-        monkeypatch.setattr(importer, "_translated", wrong)
+        monkeypatch.setattr(importer, "_rename", wrong)
         refused(tmp_path, source(arch, biased=True), "under our names the network says something else")
 
     @pytest.mark.parametrize("arch", ARCHS)
     def test_skip_and_upsampled_exchanged(
         self, tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        right = importer._translated
+        right = importer._rename
 
         def wrong(*arguments: Any) -> State:
             state = right(*arguments)
             state["merge.0.0.weight"] = torch.cat(state["merge.0.0.weight"].chunk(2, 1)[::-1], 1)
             return state
 
-        monkeypatch.setattr(importer, "_translated", wrong)
+        monkeypatch.setattr(importer, "_rename", wrong)
         refused(tmp_path, source(arch), "under our names the network says something else")
 
     def test_weights_that_float16_does_not_hold(self, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from tests.helpers.tiny import tiny_model, tiny_spec
-from unet_batch.datasets.find import Dataset, find_dataset
+from unet_batch.datasets.dataset import Dataset
+from unet_batch.datasets.find import find_dataset
 from unet_batch.errors import BackendUnavailable, CheckpointError, UsageError
 from unet_batch.model import checkpoint
 from unet_batch.model.unet import UNet

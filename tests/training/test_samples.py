@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from unet_batch.datasets.encoding import VOID
-from unet_batch.datasets.find import Dataset, find_dataset
+from unet_batch.datasets.dataset import Dataset
+from unet_batch.datasets.find import find_dataset
 from unet_batch.errors import ImageError
 from unet_batch.media import geometry, images
 from unet_batch.training import augment, samples

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.check import Report
-    from unet_batch.datasets.find import Dataset, Pair
+    from unet_batch.datasets.dataset import Dataset, Pair
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _SHOWN = 4  # cases of each finding that are printed
@@ -55,7 +55,7 @@ def check_data(
       unet-batch check-data cars --split train.txt --split val.txt --sheet cars.jpg
     """
     from unet_batch.cli.screen import Lines
-    from unet_batch.datasets.find import read_split
+    from unet_batch.datasets.split import read_split
     from unet_batch.errors import UsageError
 
     out = Lines(quiet=as_json, to_stderr=as_json)

@@ -9,7 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines
-    from unet_batch.datasets.find import Dataset
+    from unet_batch.datasets.dataset import Dataset
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from unet_batch.cli.screen import Lines
-    from unet_batch.datasets.find import Dataset, Pair
+    from unet_batch.datasets.dataset import Dataset, Pair
     from unet_batch.evaluation.evaluate import Evaluation, Figures
     from unet_batch.evaluation.report import EvaluationReport
 
@@ -104,7 +104,7 @@ def evaluate(
       unet-batch evaluate cars/masks --predictions others
     """
     from unet_batch.cli.screen import Lines
-    from unet_batch.datasets.find import read_split
+    from unet_batch.datasets.split import read_split
     from unet_batch.files.sinks import make_folder
     from unet_batch.run.report import versions
 

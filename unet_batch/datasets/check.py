@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, found before a training is spent on it.
+"""Check a dataset for what would spoil a training.
 
 Every file is decoded once, on all cores, and of its pixels only digests and a copy of 9 x 8 are kept: memory
 grows by about a kilobyte a pair. An error means that a training would be wrong, a warning that it may be; a
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Literal
 import cv2
 import numpy as np
 
+from unet_batch.datasets.dataset import Dataset, Pair, misfit
 from unet_batch.datasets.encoding import NO_PIXELS, SOFT, VOID
-from unet_batch.datasets.find import Dataset, Pair, leaks, misfit
+from unet_batch.datasets.split import leaks
 from unet_batch.errors import ImageError
 from unet_batch.media import images
 
@@ -63,9 +64,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How much there is of a class: share of all pixels that are not void (0..1), and in how many masks it
-    occurs.
-    """
+    """How often a class occurs: its share of the pixels that are not void (0..1), and in how many masks."""
 
     name: str
     pixels: float
@@ -74,8 +73,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome: findings, errors first; shares of the classes; `void`, the share of all pixels; the number
-    of pairs.
+    """What was found.
+
+    Attributes:
+        findings: errors first.
+        classes: the share of each class.
+        void: share of all pixels that are void, 0..1.
+        pairs: number of pairs that were decoded.
     """
 
     findings: tuple[Finding, ...]
@@ -118,7 +122,7 @@ def check(
     """
     facts: list[_Facts] = []
     pixels, occurs = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    for done, (fact, counts) in enumerate(_examined(dataset), 1):
+    for done, (fact, counts) in enumerate(_examine_all(dataset), 1):
         facts.append(fact)
         pixels += counts
         occurs += counts > 0
@@ -133,7 +137,8 @@ def check(
     findings = [*_names(dataset), *_files(facts), *_copies(sound, splits), *_balance(classes), *_sizes(sound)]
     for group, parts in sorted(leaks(splits or {}).items()):
         keys = tuple(fact.pair.key for fact in facts if fact.pair.group == group)
-        what = f"group {group!r} is in {' and '.join(parts)}: the score would be that of pictures known from training"
+        where = " and ".join(parts)
+        what = f"group {group!r} is in {where}: the score would be that of pictures known from training"
         findings.append(
             Finding("error", "leakage", what, keys, "keep all pictures of a group in one part", keys)
         )
@@ -144,8 +149,8 @@ def check(
 # One pair ---------------------------------------------------------------------------------------------------
 
 
-def _examined(dataset: Dataset) -> Iterator[tuple[_Facts, NDArray[np.int64]]]:
-    """Facts and pixels by id (256,) of every pair, in order."""
+def _examine_all(dataset: Dataset) -> Iterator[tuple[_Facts, NDArray[np.int64]]]:
+    """Examine every pair on all cores; yields facts and pixels by id, int64 (256,), in order."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(dataset.pairs), _CHUNK):  # `map` would queue 100,000 results at once
             chunk = dataset.pairs[start : start + _CHUNK]
@@ -193,9 +198,7 @@ def _digest(pixels: Pixels) -> bytes:
 
 
 def _same_regions(picture: Pixels, ids: Pixels) -> bool:
-    """Whether the picture is flat where its mask is, and differs where the mask does: then it is a mask
-    itself.
-    """
+    """Whether the picture shows the regions of its mask in flat colours: then it is a mask itself."""
     step = max(1, max(ids.shape) // 256)
     colour = picture[::step, ::step].reshape(-1, 3).astype(np.int32) @ np.array([65536, 256, 1], np.int32)
     region = ids[::step, ::step].ravel()
@@ -278,7 +281,8 @@ def _names(dataset: Dataset) -> Iterator[Finding]:
         lines = tuple(
             f"{shown(image)}: {', '.join(map(shown, others))}" for image, others in dataset.ambiguous.items()
         )
-        what = f"{len(dataset.ambiguous):,} names: several files for one image and one mask, none of them is used"
+        count = len(dataset.ambiguous)
+        what = f"{count:,} names: several files for one image and one mask, none of them is used"
         yield Finding("error", "ambiguous match", what, lines, "keep one image and one mask of each name")
     for kind, files, what, fix in (
         (
@@ -353,12 +357,11 @@ def _copies(facts: Sequence[_Facts], splits: Mapping[str, Sequence[Pair]] | None
 
 
 def _near(facts: Sequence[_Facts], sides: Sequence[str]) -> list[list[_Facts]]:
-    """Clusters of pictures on different sides whose hashes differ in up to NEAR bits, and whose small copies
-    are alike.
+    """Cluster pictures of different sides whose hashes differ in up to NEAR bits and whose copies are alike.
 
     Of six parts of two such hashes at least three are the same. So for each choice of three, hashes are
-    sorted by these 32
-    bits, and only neighbours that share them are compared: about n log n, where all against all would be n².
+    sorted by these 32 bits, and only neighbours that share them are compared: about n log n, where all
+    against all would be n².
     """
     if not facts:
         return []
@@ -432,7 +435,8 @@ def _sizes(facts: Sequence[_Facts]) -> Iterator[Finding]:
     if len(sizes) > 1:
         lines = tuple(f"{height}x{width}: {count:,}" for (height, width), count in sizes.most_common())
         ratios = sorted(width / height for height, width in sizes)
-        what = f"{len(sizes):,} sizes (height x width), {ratios[0]:.2f} to {ratios[-1]:.2f} times as wide as high"
+        shape = f"{ratios[0]:.2f} to {ratios[-1]:.2f} times as wide as high"
+        what = f"{len(sizes):,} sizes (height x width), {shape}"
         yield Finding(
             "note", "mixed sizes", what, lines, "nothing to do: pictures keep their shape, and are padded"
         )

@@ -1,4 +1,4 @@
-"""What the values in mask files mean: from classes.toml, or from the values themselves.
+"""Decode mask files: what their values mean, from classes.toml or from the values themselves.
 
 classes.toml lies beside the folders of images and masks. `id` (the class's place in the file, unless given)
 and `color` are what masks hold; which of the two, the masks show.
@@ -120,7 +120,7 @@ class Encoding:
         Raises:
             ImageError: it cannot be read, or is coloured where the others hold ids.
         """
-        values, kind = _values(mask)
+        values, kind = _read_values(mask)
         if kind == "colour" and self.kind == "grey":
             raise ImageError(
                 f"{mask}: is coloured, other masks hold ids", hint="save it as a grey PNG of ids"
@@ -134,35 +134,31 @@ class Encoding:
         unknown = ids == _STRAY
         if not unknown.any():
             return Mask(ids)
-        stray = _counts(values[unknown])
+        stray = _count_values(values[unknown])
         if self.threshold is not None:
             ids[unknown] = values[unknown] >= self.threshold
-        if self._softened(stray, ids.size):
+        if self._has_soft_edges(stray, ids.size):
             return Mask(
                 ids, remark=(SOFT, f"{sum(stray.values()):,} of {ids.size:,} pixels between 0 and 255")
             )
-        return Mask(ids, self._spelled(stray))
+        return Mask(ids, self._describe(stray))
 
-    def _softened(self, stray: Mapping[int, int], pixels: int) -> bool:
-        """Whether stray values are the soft edges of a mask of 0 and 255, which `threshold` settles: not ids
-        among them.
-        """
+    def _has_soft_edges(self, stray: Mapping[int, int], pixels: int) -> bool:
+        """Whether stray values are the soft edges of a mask of 0 and 255, and not ids among them."""
         if self.threshold is None or len(stray) < 3 or max(stray) < self.threshold:
             return False
         return sum(count for value, count in stray.items() if 16 <= value < 240) < 0.1 * pixels
 
-    def _spelled(self, stray: Mapping[int, int]) -> str:
+    def _describe(self, stray: Mapping[int, int]) -> str:
         """`value 7 in 31 pixels, ...`: at most four, the commonest first."""
         common = sorted(stray.items(), key=lambda entry: (-entry[1], entry[0]))
-        text = ", ".join(f"{_shown(value, self.kind)} in {count:,}" for value, count in common[:4])
+        text = ", ".join(f"{_format_value(value, self.kind)} in {count:,}" for value, count in common[:4])
         more = f" and {len(common) - 4} more values" if len(common) > 4 else ""
         return f"unexpected {'colour' if self.kind == 'colour' else 'value'} {text} pixels{more}"
 
 
-def _values(path: str) -> tuple[NDArray[Any], str]:
-    """Stored values (h, w) and their kind, as `images.read_ids` names it; colours as 0xRRGGBB, grey saved as
-    RGB as grey.
-    """
+def _read_values(path: str) -> tuple[NDArray[Any], str]:
+    """Read stored values (h, w) and their kind; colours as 0xRRGGBB, RGB that is grey as grey."""
     values, kind = images.read_ids(path)
     if kind != "colour":
         return values, kind
@@ -172,7 +168,7 @@ def _values(path: str) -> tuple[NDArray[Any], str]:
     return red.astype(np.int32) << 16 | green.astype(np.int32) << 8 | blue, kind
 
 
-def _counts(values: NDArray[Any]) -> dict[int, int]:
+def _count_values(values: NDArray[Any]) -> dict[int, int]:
     """How often each value occurs."""
     if values.dtype.itemsize <= 2:  # no sorting: 4 instead of 33 ms for 1280x1918
         counts = np.bincount(values.ravel())
@@ -182,12 +178,12 @@ def _counts(values: NDArray[Any]) -> dict[int, int]:
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
-def _shown(value: int, kind: str) -> str:
+def _format_value(value: int, kind: str) -> str:
     return f"[{value >> 16}, {value >> 8 & 255}, {value & 255}]" if kind == "colour" else str(value)
 
 
-def understand(toml: str, masks: Sequence[str]) -> tuple[ClassTable, Encoding, str]:
-    """Classes, encoding and why, from classes.toml if it is there, and from a sample of the masks.
+def infer_encoding(toml: str, masks: Sequence[str]) -> tuple[ClassTable, Encoding, str]:
+    """Work out classes and encoding, and why, from classes.toml if there is one and from some masks.
 
     Raises:
         UsageError: classes.toml is wrong, or missing where the values cannot be guessed.
@@ -198,10 +194,10 @@ def understand(toml: str, masks: Sequence[str]) -> tuple[ClassTable, Encoding, s
 
     def histogram(path: str) -> tuple[Counter[int], str] | ImageError:
         try:
-            values, kind = _values(path)
+            values, kind = _read_values(path)
         except ImageError as error:
             return error
-        return Counter(_counts(values)), kind
+        return Counter(_count_values(values)), kind
 
     failed = None
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -221,7 +217,9 @@ def understand(toml: str, masks: Sequence[str]) -> tuple[ClassTable, Encoding, s
         common = sum(
             (values for values, kind in histograms if kind == "colour"), Counter[int]()
         ).most_common()
-        shown = ", ".join(_shown(value, "colour") for value, _ in common[:8]) + ", ..." * (len(common) > 8)
+        shown = ", ".join(_format_value(value, "colour") for value, _ in common[:8]) + ", ..." * (
+            len(common) > 8
+        )
         raise UsageError(
             f"{masks[0]}: masks hold {len(common):,} colours: {shown}", hint=f"name each of them in {toml}"
         )
@@ -236,7 +234,7 @@ def understand(toml: str, masks: Sequence[str]) -> tuple[ClassTable, Encoding, s
 
 
 def _guess(files: Sequence[Counter[int]], lossy: bool) -> tuple[Encoding | None, str]:
-    """Encoding of grey masks by the values of each, and why; without one, what speaks against each."""
+    """Guess the encoding of grey masks by the values of each; with the reason, for it or against any."""
     counts = sum(files, Counter[int]())
     values = set(counts)
     top = max(values - {VOID}, default=0)
@@ -259,7 +257,8 @@ def _guess(files: Sequence[Counter[int]], lossy: bool) -> tuple[Encoding | None,
     smooth = lossy or (len(values) > 4 and any(64 <= value < 192 for value in values))
     if extreme > 0.9 and 240 <= max(values) < 256 and smooth:
         soft = 1 - (counts[0] + counts[255]) / counts.total()
-        why = f"masks hold 0 and 255 with soft edges (JPEG or anti-aliasing, {soft:.1%} of the pixels): above 127 is foreground"
+        edges = f"soft edges (JPEG or anti-aliasing, {soft:.1%} of the pixels)"
+        why = f"masks hold 0 and 255 with {edges}: above 127 is foreground"
         return Encoding("grey", {0: 0, 255: 1}, 128), why
     if top >= _STRAY:
         return None, f"values up to {top:,}: numbers of objects, not of classes?"
@@ -281,9 +280,12 @@ def _guess(files: Sequence[Counter[int]], lossy: bool) -> tuple[Encoding | None,
 def _from_toml(
     path: str, files: Sequence[Counter[int]], kinds: Container[str]
 ) -> tuple[ClassTable, Encoding, str]:
-    """Classes as a person wrote them down; the sample only says whether ids or colours are stored."""
+    """Read classes.toml; the sample of masks only says whether they hold ids or colours."""
     colour = "colour" in kinds
-    hint = '[[class]] name = "road" color = [128, 64, 128] id = 3, each on a line of its own; void = 255 above them'
+    hint = (
+        '[[class]] name = "road" color = [128, 64, 128] id = 3, each on a line of its own; void = 255 above '
+        "them"
+    )
     try:
         document = load_toml(path)
         entries = document["class"]
@@ -294,13 +296,13 @@ def _from_toml(
         )
         key = "color" if colour else "id"
         stored = [
-            _packed(entry["color"]) if colour else int(entry.get("id", place))
+            _pack_rgb(entry["color"]) if colour else int(entry.get("id", place))
             for place, entry in enumerate(entries)
         ]
         listed = document.get("void", [])
         void = listed if isinstance(listed, list) else [listed]
         ignored = [
-            _packed(value) if colour else int(value) for value in void if isinstance(value, list) == colour
+            _pack_rgb(value) if colour else int(value) for value in void if isinstance(value, list) == colour
         ]
         if not 0 < len(names) < _STRAY or not all(
             0 <= value < 1 << (24 if colour else 16) for value in stored + ignored
@@ -332,6 +334,13 @@ def _from_toml(
 
 
 def load_toml(path: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not TOML.
+        UsageError: there is no parser, before Python 3.11 without tomli.
+    """
     with open(path, encoding="utf-8") as file:
         text = file.read()
     for name in ("tomllib", "tomli"):  # the first came with Python 3.11
@@ -347,6 +356,6 @@ def _colour(value: Sequence[int]) -> Colour:
     return (value[0], value[1], value[2])
 
 
-def _packed(value: Sequence[int]) -> int:
+def _pack_rgb(value: Sequence[int]) -> int:
     red, green, blue = _colour(value)
     return red << 16 | green << 8 | blue

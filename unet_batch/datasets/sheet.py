@@ -1,6 +1,4 @@
-"""One picture that shows a dataset, images beside their masks, or what a model makes of it, masks beside the
-true ones.
-"""
+"""Draw a dataset as one picture: images beside their masks, or predictions beside the true masks."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from unet_batch.datasets.check import Report
-    from unet_batch.datasets.find import Dataset, Pair
+    from unet_batch.datasets.dataset import Dataset, Pair
     from unet_batch.types import ClassTable, Colour, Pixels, Size
 
 _HEIGHT, _WIDTH, _CAPTION, _GAP, _COLUMNS = 150, 220, 22, 12, 3
@@ -31,22 +29,20 @@ _MISSED, _INVENTED, _CONFUSED, _UNKNOWN = (235, 90, 0), (0, 100, 235), (150, 30,
 
 
 def contact_sheet(dataset: Dataset, report: Report, count: int = 24) -> bytes:
-    """Draw up to `count` pairs, image and overlay, as a JPEG: some of each finding, named in red, then a
-    spread of others.
-    """
-    reasons = _suspicious(report, count)
+    """Draw up to `count` pairs as a JPEG, image and overlay: some of each finding, in red, then others."""
+    reasons = _choose_suspicious(report, count)
     calm = [pair for pair in dataset.pairs if pair.key not in reasons]
     wanted = min(len(calm), count - len(reasons))
     pairs = {pair.key: pair for pair in dataset.pairs}
     chosen = [pairs[key] for key in reasons] + [calm[index * len(calm) // wanted] for index in range(wanted)]
-    cells = [_cell(dataset, pair, reasons.get(pair.key, "")) for pair in chosen]
+    cells = [_draw_cell(dataset, pair, reasons.get(pair.key, "")) for pair in chosen]
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % min(_COLUMNS, len(cells)))
     rows = [np.hstack(cells[start : start + _COLUMNS]) for start in range(0, len(cells), _COLUMNS)]
     return images.encode_jpeg(np.pad(np.vstack(rows), ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255))
 
 
-def _suspicious(report: Report, count: int) -> dict[str, str]:
-    """Key -> kind of finding: in turn the first pair of every kind, then the second, and so on."""
+def _choose_suspicious(report: Report, count: int) -> dict[str, str]:
+    """Choose pairs by their findings, the first of every kind, then the second; kind of finding by key."""
     queues = [
         (finding.kind, list(dict.fromkeys(finding.keys))) for finding in report.findings if finding.keys
     ]
@@ -60,8 +56,8 @@ def _suspicious(report: Report, count: int) -> dict[str, str]:
     return reasons
 
 
-def _cell(dataset: Dataset, pair: Pair, reason: str) -> Pixels:
-    """Image and overlay, or image and mask where they do not fit on each other, above a caption."""
+def _draw_cell(dataset: Dataset, pair: Pair, reason: str) -> Pixels:
+    """Draw image and overlay, or image and mask where their sizes differ, above a caption."""
     picture = mask = None
     try:
         picture = images.read(pair.image, at_least=(_HEIGHT, _WIDTH))
@@ -70,24 +66,22 @@ def _cell(dataset: Dataset, pair: Pair, reason: str) -> Pixels:
         pass  # the report says so; its place stays grey
     left = right = np.full((_HEIGHT, _WIDTH, 3), 225, np.uint8)
     if picture is not None:
-        left = _fitted(picture.pixels)
+        left = _fit(picture.pixels)
     if mask is not None:
         fits = picture is not None and picture.size == mask.shape
         under = picture.pixels if picture is not None and fits else np.full((*mask.shape, 3), 235, np.uint8)
-        right = _fitted(under, mask, dataset.classes)
+        right = _fit(under, mask, dataset.classes)
     cell = np.full((_HEIGHT + _CAPTION + _GAP, 2 * _WIDTH + 4 + _GAP, 3), 255, np.uint8)
     cell[:_HEIGHT, :_WIDTH] = left
     cell[:_HEIGHT, _WIDTH + 4 : 2 * _WIDTH + 4] = right
-    text = _drawable(_shortened(pair.key, 30))
+    text = _to_ascii(_shorten(pair.key, 30))
     for part, at, colour in ((text, 2, (60, 60, 60)), (reason, 2 + _WIDTH + 4, (200, 30, 20))):
         cv2.putText(cell, part, (at, _HEIGHT + 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
     return cell
 
 
-def _fitted(pixels: Pixels, mask: Pixels | None = None, classes: ClassTable | None = None) -> Pixels:
-    """Shrunk into a place of the sheet, on light grey, with the mask over it; shrunk first, so that contours
-    stay lines.
-    """
+def _fit(pixels: Pixels, mask: Pixels | None = None, classes: ClassTable | None = None) -> Pixels:
+    """Resize pixels into a cell, on light grey, and draw the mask over them, so that contours stay lines."""
     height, width = pixels.shape[:2] if mask is None else mask.shape
     scale = min(_HEIGHT / height, _WIDTH / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -134,30 +128,33 @@ def comparison_sheet(rows: Sequence[Comparison], classes: ClassTable) -> bytes:
         classes: of one name: ids are 0 and 1.
     """
     titles = ("picture", "truth", "prediction", "error")
-    drawn = [_compared(row, classes) for row in rows]
+    drawn = [_draw_panels(row, classes) for row in rows]
     width = max(panels[0].shape[1] for panels in drawn)
     full = len(titles) * (width + _BETWEEN) - _BETWEEN
-    lines = [_text_line([(title, None, _INK) for title in titles], full, width + _BETWEEN)]
+    lines = [_draw_text_line([(title, None, _INK) for title in titles], full, width + _BETWEEN)]
     for row, panels in zip(rows, drawn, strict=True):
         lines.append(np.full((_BETWEEN, full, 3), 255, np.uint8))
         line = np.full((panels[0].shape[0], full, 3), 255, np.uint8)
         for place, panel in enumerate(panels):
             left = place * (width + _BETWEEN)
             line[:, left : left + panel.shape[1]] = panel
-        lines += [line, _text_line([(_shortened(row.key, 60), None, _GREY), (row.caption, None, _INK)], full)]
+        lines += [
+            line,
+            _draw_text_line([(_shorten(row.key, 60), None, _GREY), (row.caption, None, _INK)], full),
+        ]
     lines.append(np.full((_GAP, full, 3), 255, np.uint8))
-    lines += _legend(rows, classes, full)
+    lines += _draw_legend(rows, classes, full)
     sheet = np.pad(np.vstack(lines), ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)
     return images.encode_jpeg(sheet)
 
 
-def _compared(row: Comparison, classes: ClassTable) -> list[Pixels]:
-    """The four panels of a row, RGB, all of one size."""
+def _draw_panels(row: Comparison, classes: ClassTable) -> list[Pixels]:
+    """Draw the four panels of a row, RGB, all of one size."""
     height, width = row.truth.shape
     scale = min(_PANEL[0] / height, _PANEL[1] / width)
     size = max(1, round(height * scale)), max(1, round(width * scale))
     blank: Pixels = np.full((*size, 3), 235, np.uint8)
-    photo = blank if row.pixels is None else _resized(row.pixels, size)
+    photo = blank if row.pixels is None else _resize(row.pixels, size)
     masks = []
     for ids in (row.truth, row.found):
         small = cast("Pixels", cv2.resize(ids, size[::-1], interpolation=cv2.INTER_NEAREST))
@@ -165,18 +162,18 @@ def _compared(row: Comparison, classes: ClassTable) -> list[Pixels]:
         masks.append(render.overlay(photo, regions, classes))
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)[..., None] * np.float32(0.35) + np.float32(255 * 0.65)
     error = np.repeat(grey, 3, axis=2)
-    for wrong, colour in _errors(row.truth, row.found, classes):
-        share = _resized(wrong.astype(np.uint8) * np.uint8(255), size)[..., None] / np.float32(255)
+    for wrong, colour in _find_errors(row.truth, row.found, classes):
+        share = _resize(wrong.astype(np.uint8) * np.uint8(255), size)[..., None] / np.float32(255)
         # So that thin errors can be seen
         error += np.minimum(1, 2.5 * share) * (np.array(colour, np.float32) - error)
     return [photo, *masks, error.round().astype(np.uint8)]
 
 
-def _errors(truth: Pixels, found: Pixels, classes: ClassTable) -> list[tuple[NDArray[np.bool_], Colour]]:
-    """Where a mask is wrong, and how that is drawn; the order is that of `_legend`."""
+def _find_errors(truth: Pixels, found: Pixels, classes: ClassTable) -> list[tuple[NDArray[np.bool_], Colour]]:
+    """Find where a mask is wrong, with the colour of each kind of error, in the order of the legend."""
     unknown = truth == VOID
     wrong = (truth != found) & ~unknown
-    ground = _ground(classes)
+    ground = _background_id(classes)
     missed, invented = wrong & (found == ground), wrong & (truth == ground)
     return [
         (missed, _MISSED),
@@ -186,16 +183,16 @@ def _errors(truth: Pixels, found: Pixels, classes: ClassTable) -> list[tuple[NDA
     ]
 
 
-def _ground(classes: ClassTable) -> int:
-    """The id of the background; VOID where all classes are something."""
+def _background_id(classes: ClassTable) -> int:
+    """The id of the background; VOID where no class is called so."""
     if len(classes.names) == 1:
         return 0
     return next((id for id, name in enumerate(classes.names) if name.lower() == "background"), VOID)
 
 
-def _legend(rows: Sequence[Comparison], classes: ClassTable, width: int) -> list[Pixels]:
-    """Lines that say what the colours mean: those that can occur."""
-    ground, several = _ground(classes), len(classes.names) > 1
+def _draw_legend(rows: Sequence[Comparison], classes: ClassTable, width: int) -> list[Pixels]:
+    """Draw the lines that say what the colours mean, of those that can occur."""
+    ground, several = _background_id(classes), len(classes.names) > 1
     entries: list[tuple[str, Colour | None, Colour]] = [("error:", None, _INK)]
     if ground != VOID:
         entries += [("missed", _MISSED, _INK), ("invented", _INVENTED, _INK)]
@@ -207,7 +204,7 @@ def _legend(rows: Sequence[Comparison], classes: ClassTable, width: int) -> list
         entries.append(("   classes:", None, _INK))
     shown = [
         (name, colour, _INK)
-        for id, (name, colour) in enumerate(zip(*_named(classes), strict=True))
+        for id, (name, colour) in enumerate(zip(*_legend_classes(classes), strict=True))
         if id != ground
     ]
     lines, left = [], 0
@@ -215,16 +212,16 @@ def _legend(rows: Sequence[Comparison], classes: ClassTable, width: int) -> list
     for entry in [*entries, *shown]:
         need = _entry_width(entry)
         if line and left + need > width:
-            lines.append(_text_line(line, width))
+            lines.append(_draw_text_line(line, width))
             line, left = [], 0
         line.append(entry)
         left += need
-    return [*lines, _text_line(line, width)]
+    return [*lines, _draw_text_line(line, width)]
 
 
-def _named(classes: ClassTable) -> tuple[Sequence[str], Sequence[Colour]]:
+def _legend_classes(classes: ClassTable) -> tuple[Sequence[str], Sequence[Colour]]:
     return (
-        ([_shortened(name, 24) for name in classes.names], classes.colours)
+        ([_shorten(name, 24) for name in classes.names], classes.colours)
         if len(classes.names) > 1
         else ((), ())
     )
@@ -233,14 +230,16 @@ def _named(classes: ClassTable) -> tuple[Sequence[str], Sequence[Colour]]:
 def _entry_width(entry: tuple[str, Colour | None, Colour]) -> int:
     text, colour, _ = entry
     return (
-        int(cv2.getTextSize(_drawable(text), cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0])
+        int(cv2.getTextSize(_to_ascii(text), cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0])
         + (20 if colour else 0)
         + 18
     )
 
 
-def _text_line(entries: Sequence[tuple[str, Colour | None, Colour]], width: int, step: int = 0) -> Pixels:
-    """Words in a row, with a square of colour before those that have one; `step` apart, or as they come."""
+def _draw_text_line(
+    entries: Sequence[tuple[str, Colour | None, Colour]], width: int, step: int = 0
+) -> Pixels:
+    """Draw words in a row, a coloured square before those that have one; `step` pixels apart if given."""
     line: Pixels = np.full((_LEGEND, width, 3), 255, np.uint8)
     left = 0
     for number, (text, square, ink) in enumerate(entries):
@@ -249,11 +248,11 @@ def _text_line(entries: Sequence[tuple[str, Colour | None, Colour]], width: int,
         if square:
             cv2.rectangle(line, (at, 6), (at + 13, 19), square, cv2.FILLED)
             at += 20
-        cv2.putText(line, _drawable(text), (at, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, ink, 1, cv2.LINE_AA)
+        cv2.putText(line, _to_ascii(text), (at, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, ink, 1, cv2.LINE_AA)
     return line
 
 
-def _resized(pixels: Pixels, size: Size) -> Pixels:
+def _resize(pixels: Pixels, size: Size) -> Pixels:
     smaller = size[0] <= pixels.shape[0] and size[1] <= pixels.shape[1]
     return cast(
         "Pixels",
@@ -261,9 +260,9 @@ def _resized(pixels: Pixels, size: Size) -> Pixels:
     )
 
 
-def _shortened(text: str, length: int) -> str:
+def _shorten(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length // 2 - 2]}...{text[-(length // 2 - 1) :]}"
 
 
-def _drawable(text: str) -> str:
+def _to_ascii(text: str) -> str:
     return text.encode("ascii", "replace").decode()  # the letters that cv2 can draw

@@ -1,9 +1,9 @@
-"""How good a model is, or masks that somebody predicted: figures against the true masks.
+"""Evaluate a model, or masks that somebody predicted, against the true masks.
 
-| at                  | the truth                                   | what was found                                |
-|---------------------|---------------------------------------------|-----------------------------------------------|
-| the photo's size    | the mask                                    | the mask that `unet-batch run` would write    |
-| the network's size  | the class that covers most of the pixel     | the network's map, cut at the threshold       |
+| at                 | the truth                               | what was found                             |
+|--------------------|-----------------------------------------|--------------------------------------------|
+| the photo's size   | the mask                                | the mask that `unet-batch run` would write |
+| the network's size | the class that covers most of the pixel | the network's map, cut at the threshold    |
 
 The first is what a user gets, the second what the network was trained for; padding counts in neither. A
 network's pixel of which half or more is void is void, else what is known of it decides. Of a model of one
@@ -35,7 +35,7 @@ from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
 from unet_batch.types import Item, Prediction
 
 if TYPE_CHECKING:
-    from unet_batch.datasets.find import Dataset, Pair
+    from unet_batch.datasets.dataset import Dataset, Pair
     from unet_batch.evaluation.metrics import Counts, Scores
     from unet_batch.types import ClassTable, ModelSpec, Pixels, Placement, Size
 
@@ -58,7 +58,7 @@ class Failure:
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """What is said of a set of pictures at one size.
+    """The metrics of a set of pictures at one size, with their intervals.
 
     Attributes:
         counts: of each picture that could be judged.
@@ -128,7 +128,7 @@ class Figures:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What `evaluate` or `compare` found.
+    """The result of `evaluate` or `compare`.
 
     Attributes:
         photo: at the photos' own size.
@@ -147,12 +147,14 @@ class Evaluation:
     seconds: float
 
     def ranked(self) -> list[tuple[str, float]]:
-        """Keys with their Dice at the photo's size (mean over the classes that count), worst first; where
-        nothing is marked and nothing was found, there is none.
+        """Rank pictures by their Dice at the photo's size, mean over the classes that count, worst first.
+
+        Returns:
+            Keys with their Dice; pictures where nothing is marked and nothing was found have none.
         """
         if not self.photo.counts:
             return []
-        dice = metrics.singly(self.photo.counts)[1]["dice"][:, list(self.photo.judged)]
+        dice = metrics.score_each(self.photo.counts)[1]["dice"][:, list(self.photo.judged)]
         some = ~np.isnan(dice)
         found = [
             (each.key, float(np.where(row, values, 0).sum() / row.sum()))
@@ -208,16 +210,16 @@ def evaluate(
         small = (
             np.greater_equal(content, postprocess.cut(segmenter.threshold)).view(np.uint8) if one else content
         )
-        small_truth = at_network(truth, placement, ties_to_class=one)
+        small_truth = resize_truth(truth, placement, ties_to_class=one)
         found = _as_ids(segmenter.mask(prediction), segmenter.spec)
         return _Judged(item, _count(found, truth, pair, names), _count(small, small_truth, pair, names))
 
     begun = time.perf_counter()
     items = [Item(pair.image, pair.key) for pair in pairs]
     with segmenter.pipeline(items, [("compare", judge)], keep_pixels=False) as outcomes:
-        judged, failures = _consumed(outcomes, progress)
+        judged, failures = _collect(outcomes, progress)
     figures = [
-        Figures(counts, names, _that_count(names, dataset.classes))
+        Figures(counts, names, _judged_ids(names, dataset.classes))
         for counts in (
             tuple(each.photo for each in judged),
             tuple(each.network for each in judged if each.network),
@@ -261,22 +263,22 @@ def compare(
     cv2.setNumThreads(1)  # its own threads would fight for the cores that the workers fill already
     try:
         with closing(items), Pipeline(items, [stage], in_flight=4 * workers) as outcomes:
-            judged, failures = _consumed(outcomes, progress)
+            judged, failures = _collect(outcomes, progress)
     finally:
         cv2.setNumThreads(threads)
-    figures = Figures(tuple(each.photo for each in judged), names, _that_count(names, dataset.classes))
+    figures = Figures(tuple(each.photo for each in judged), names, _judged_ids(names, dataset.classes))
     return Evaluation(figures, None, None, failures, (), time.perf_counter() - begun)
 
 
 def match_classes(dataset: ClassTable, model: ClassTable) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the ids, and notes, if model and dataset know the same classes.
+    """Match the classes of model and dataset: the names of the ids, and notes on what was assumed.
 
     Raises:
         UsageError: they do not; names that were made up for want of any fit all others.
     """
     ours, theirs = dataset.names, model.names
     real = [names for names in (ours, theirs) if not all(map(_UNNAMED.fullmatch, names))]
-    both = f"the dataset has {_listed(ours)}, the model {_listed(theirs)}"
+    both = f"the dataset has {_describe(ours)}, the model {_describe(theirs)}"
     if (len(ours) == 1) != (len(theirs) == 1):
         hint = (
             "name both ids in classes.toml, if background is one of the model's classes"
@@ -295,9 +297,8 @@ def match_classes(dataset: ClassTable, model: ClassTable) -> tuple[tuple[str, ..
     return _id_names(names), notes
 
 
-def at_network(ids: Pixels, placement: Placement, *, ties_to_class: bool = False) -> Pixels:
-    """The true mask as the network could know it: of each pixel the class that covers most of what is known
-    of it.
+def resize_truth(ids: Pixels, placement: Placement, *, ties_to_class: bool = False) -> Pixels:
+    """Resize a true mask to the network's size: each pixel gets the class that covers most of it.
 
     Args:
         ids: uint8 (height, width) at the source's size, VOID where nothing is known.
@@ -312,24 +313,23 @@ def at_network(ids: Pixels, placement: Placement, *, ties_to_class: bool = False
     known, void = [int(id) for id in np.flatnonzero(occurs[:VOID])], bool(occurs[VOID])
     out: Pixels = np.full(size, known[0] if known else VOID, np.uint8)
     if len(known) == 2 and not void:  # the first has what the second leaves
-        share = _covered(ids, known[1], size)
+        share = _coverage(ids, known[1], size)
         out[share >= postprocess.HALF if ties_to_class else share > postprocess.HALF] = known[1]
     elif len(known) > 1:
         best = np.zeros(size, np.uint16)
         for id in known:
-            share = _covered(ids, id, size)
+            share = _coverage(ids, id, size)
             out[share >= best if ties_to_class else share > best] = id
             np.maximum(best, share, out=best)
     if void and known:
-        out[_covered(ids, VOID, size) >= postprocess.HALF] = VOID
+        out[_coverage(ids, VOID, size) >= postprocess.HALF] = VOID
     return out
 
 
 def comparison(
     dataset: Dataset, pair: Pair, source: Segmenter | Predictions, caption: str = ""
 ) -> Comparison:
-    """What `sheet.comparison_sheet` draws of a pair: picture, true mask, and the one that a model or somebody
-    finds.
+    """Read picture, true mask and predicted mask of a pair, for `sheet.comparison_sheet`.
 
     Args:
         dataset: says how the true mask is read.
@@ -359,7 +359,7 @@ class _Judged:
     network: Counts | None
 
 
-def _consumed(
+def _collect(
     outcomes: Iterable[Any], progress: Callable[[int], None] | None
 ) -> tuple[list[_Judged], tuple[Failure, ...]]:
     judged: list[_Judged] = []
@@ -397,8 +397,8 @@ def _count(found: Pixels, truth: Pixels, pair: Pair, names: Sequence[str]) -> Co
     return metrics.count(found, truth, len(names), key=pair.key, group=pair.group)
 
 
-def _covered(ids: Pixels, id: int, size: Size) -> np.ndarray[Any, np.dtype[np.uint16]]:
-    """How much of every pixel at another size a class covers: uint16 `size`, 0..postprocess.SHARE."""
+def _coverage(ids: Pixels, id: int, size: Size) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    """Compute how much of each pixel at another size a class covers: uint16, 0..postprocess.SHARE."""
     return geometry.resize_map((ids == id).astype(np.uint16) * np.uint16(postprocess.SHARE), size)
 
 
@@ -406,11 +406,11 @@ def _id_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return names if len(names) > 1 else ("background", *names)
 
 
-def _that_count(names: Sequence[str], classes: ClassTable) -> tuple[int, ...]:
+def _judged_ids(names: Sequence[str], classes: ClassTable) -> tuple[int, ...]:
     return (1,) if len(classes.names) == 1 else tuple(range(len(names)))
 
 
-def _listed(names: Sequence[str]) -> str:
+def _describe(names: Sequence[str]) -> str:
     if len(names) == 1:
         return f"one class ({names[0]})"
     return f"{len(names)} classes ({', '.join(names)})"

@@ -1,4 +1,4 @@
-"""Masks that somebody predicted, beside the true ones: which belong together, and what their values mean.
+"""Find predicted masks for the true ones: which belong together, and what their values mean.
 
 A prediction is called like its picture, or like the picture's key, with a suffix that masks may have; where
 that is the only one, its folder does not matter. Its values are those of the dataset's own masks, else 0 and
@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from unet_batch.datasets.encoding import VOID, Encoding, understand
-from unet_batch.datasets.find import Dataset, Pair, paired, stem_of, without_suffix
+from unet_batch.datasets.dataset import Dataset, Pair
+from unet_batch.datasets.encoding import VOID, Encoding, infer_encoding
+from unet_batch.datasets.names import make_pairs, stem_of, without_suffix
 from unet_batch.errors import ImageError, SourceError
 from unet_batch.files.outputs import KINDS
 from unet_batch.files.sources import collect
@@ -88,19 +89,17 @@ def find_predictions(dataset: Dataset, pairs: Sequence[Pair], folder: str) -> Pr
             raise SourceError(f"{folder}: a run's output without masks", hint="run again with --save mask")
         reasons.append(f"predictions are the masks of a run, in {KINDS['mask'].folder}")
     paths = [item.path for item in collect([root], is_picture=images.is_supported).items]
-    files = _matched(pairs, paths, root)
+    files = _match(pairs, paths, root)
     others = "; the others belong to no picture" if len(paths) > len(files) else ""
     reasons.append(f"{len(files):,} of {len(paths):,} predictions are used{others}")
     ours = os.path.isfile(os.path.join(os.path.dirname(root), _RUN))
-    encoding, why = _understood(dataset, [files[pair.key] for pair in pairs], ours)
+    encoding, why = _choose_encoding(dataset, [files[pair.key] for pair in pairs], ours)
     reasons.append(why)
     return Predictions(root, files, encoding, tuple(reasons))
 
 
 def is_mask_folder(folder: str) -> bool:
-    """Whether a folder holds pictures itself and no folder: nothing but masks, where predictions take the
-    photos' place.
-    """
+    """Whether a folder holds pictures and no folders, so that it can be one of masks without photos."""
     if not os.path.isdir(folder):
         return False
     with os.scandir(folder) as entries:
@@ -112,7 +111,7 @@ def is_mask_folder(folder: str) -> bool:
 
 
 def find_masks(folder: str, *, group_by: str | None = None) -> Dataset:
-    """A dataset of masks alone: each pair's picture is the mask itself.
+    """Find a dataset of masks alone: each pair's picture is the mask itself.
 
     Args:
         folder: holds the masks, and classes.toml, if any.
@@ -132,8 +131,8 @@ def find_masks(folder: str, *, group_by: str | None = None) -> Dataset:
             os.path.relpath(path, root) for path, key in zip(paths, keys, strict=True) if key == twice
         )
         raise SourceError(f"{root}: {files} are {times} masks of one name", hint="keep one of them")
-    classes, encoding, why_classes = understand(os.path.join(root, "classes.toml"), sorted(paths))
-    pairs, why_groups = paired(list(zip(paths, keys, paths, strict=True)), group_by)
+    classes, encoding, why_classes = infer_encoding(os.path.join(root, "classes.toml"), sorted(paths))
+    pairs, why_groups = make_pairs(list(zip(paths, keys, paths, strict=True)), group_by)
     return Dataset(
         root=root,
         pairs=pairs,
@@ -143,8 +142,8 @@ def find_masks(folder: str, *, group_by: str | None = None) -> Dataset:
     )
 
 
-def _matched(pairs: Sequence[Pair], paths: Sequence[str], root: str) -> dict[str, str]:
-    """The prediction of each pair, by its key."""
+def _match(pairs: Sequence[Pair], paths: Sequence[str], root: str) -> dict[str, str]:
+    """Match each pair with its prediction, by key."""
     tables: list[defaultdict[str, list[str]]] = [defaultdict(list) for _ in range(4)]
     for path in paths:
         stem = stem_of(path, root)
@@ -178,8 +177,8 @@ def _matched(pairs: Sequence[Pair], paths: Sequence[str], root: str) -> dict[str
     return {key: files[0] for key, files in found.items()}
 
 
-def _understood(dataset: Dataset, files: Sequence[str], ours: bool) -> tuple[Encoding, str]:
-    """What the values of predictions mean, and why: the first way of spelling that fits most of a sample."""
+def _choose_encoding(dataset: Dataset, files: Sequence[str], ours: bool) -> tuple[Encoding, str]:
+    """Choose what the values of predictions mean, and why: the first encoding that fits most of a sample."""
     ways: list[tuple[Encoding, str]] = []
     # As the true masks, but for void, which nobody can predict
     if isinstance(dataset.masks, Encoding) and not ours:

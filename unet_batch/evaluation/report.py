@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from unet_batch.datasets.sheet import comparison_sheet
 from unet_batch.evaluation.evaluate import METRICS, comparison
-from unet_batch.evaluation.metrics import singly
+from unet_batch.evaluation.metrics import score_each
 from unet_batch.files.sinks import write_atomic, write_json
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
-    from unet_batch.datasets.find import Dataset, Pair
+    from unet_batch.datasets.dataset import Dataset, Pair
     from unet_batch.evaluation.evaluate import Evaluation
     from unet_batch.evaluation.predictions import Predictions
     from unet_batch.inference.segmenter import Segmenter
@@ -73,7 +73,7 @@ class EvaluationReport:
             columns = [(metric, id) for id in figures.judged for metric in METRICS]
             header.append(f"{size}_accuracy")
             header += [f"{size}_{metric}_{figures.names[id]}" for metric, id in columns]
-            accuracy, values = singly(figures.counts)
+            accuracy, values = score_each(figures.counts)
             for row, each in enumerate(figures.counts):
                 found = [accuracy[row], *(values[metric][row, id] for metric, id in columns)]
                 # Nan is not itself

@@ -104,7 +104,7 @@ def save(path: str, model: UNet, spec: ModelSpec, *, sync: bool = False) -> None
 
 
 def identify(path: str) -> CheckpointFile:
-    """What a checkpoint says of itself; reads every byte for its sha256, but loads no weights and no PyTorch.
+    """Read what a checkpoint says of itself, and its sha256; loads no weights and no PyTorch.
 
     Raises:
         CheckpointError: see `load`.
@@ -119,7 +119,7 @@ def identify(path: str) -> CheckpointFile:
             while block := raw.read(1 << 20):
                 digest.update(block)
     except (OSError, SafetensorError, ValueError) as error:
-        raise _translated(path, error) from error
+        raise _translate(path, error) from error
     # BatchNorm's running statistics are measured, not trained.
     trained = [
         shape
@@ -127,7 +127,7 @@ def identify(path: str) -> CheckpointFile:
         if not name.endswith(("running_mean", "running_var", "_tracked"))
     ]
     return CheckpointFile(
-        os.path.abspath(path), _spec(path, metadata), digest.hexdigest(), sum(map(math.prod, trained))
+        os.path.abspath(path), _read_spec(path, metadata), digest.hexdigest(), sum(map(math.prod, trained))
     )
 
 
@@ -149,7 +149,7 @@ def load(path: str) -> Checkpoint:
             data = file.read()
         tensors = load_tensors(data)
     except (OSError, SafetensorError, ValueError) as error:
-        raise _translated(path, error) from error
+        raise _translate(path, error) from error
     with torch.device("meta"):  # no time spent on random weights that are replaced at once
         model = UNet(spec.in_channels, len(spec.classes.names), spec.widths)
     tensors = {
@@ -172,7 +172,7 @@ def load(path: str) -> Checkpoint:
     return Checkpoint(model.eval(), spec, hashlib.sha256(data).hexdigest(), os.path.abspath(path))
 
 
-def _spec(path: str, metadata: dict[str, str]) -> ModelSpec:
+def _read_spec(path: str, metadata: dict[str, str]) -> ModelSpec:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: a safetensors file, but not a checkpoint of unet-batch",
@@ -192,12 +192,12 @@ def _spec(path: str, metadata: dict[str, str]) -> ModelSpec:
 
 
 def _refuse_pickle(path: str) -> None:
-    """A pickle can run any code while it is read, so it is recognised by its first bytes and never opened."""
+    """Refuse a pickle, by its first bytes: reading one can run any code."""
     try:
         with open(path, "rb") as file:
             start = file.read(9)
     except OSError as error:
-        raise _translated(path, error) from error
+        raise _translate(path, error) from error
     # A safetensors file begins with the length of its header, which may have any bytes, and then the header,
     # a JSON object.
     if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
@@ -208,7 +208,7 @@ def _refuse_pickle(path: str) -> None:
         )
 
 
-def _translated(path: str, error: Exception) -> CheckpointError:
+def _translate(path: str, error: Exception) -> CheckpointError:
     if isinstance(error, FileNotFoundError):
         return CheckpointError(f"{path}: no such model file", hint="leave -m out to use the bundled model")
     if isinstance(error, OSError) and error.strerror:
@@ -221,7 +221,7 @@ def _translated(path: str, error: Exception) -> CheckpointError:
 
 
 def _size_hint(path: str, size: int) -> str:
-    """How many bytes the header promises: says at once whether a copy or download was cut off."""
+    """Compare the file with the size its header promises: says whether a copy or download was cut off."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -1,4 +1,4 @@
-"""The network as it is run: uint8 pictures in, uint8 maps out, everything between baked in.
+"""The network for inference: uint8 pictures in, uint8 maps out, with normalisation and sigmoid inside.
 
 Every backend computes this graph, whether PyTorch executes it or an export of it was compiled: one byte a
 pixel and channel goes in, one byte a pixel comes out, and no caller needs to know about normalisation.
@@ -77,7 +77,7 @@ class Graph(nn.Module):
 
 
 class _InDtype(nn.Module):
-    """A layer that computes in a precision of its own, whatever it is given."""
+    """A layer that computes in a dtype of its own, whatever it is given."""
 
     def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -90,15 +90,13 @@ class _InDtype(nn.Module):
 
 
 def convolutions(model: UNet) -> list[str]:
-    """Names of the convolutions in the body, in the order they run: `down.0.0`, ..., `up.0`, `merge.0.0`,
-    ..., `merge.3.3`.
-    """
+    """Names of the convolutions in the body, in the order they run: `down.0.0`, ..., `merge.3.3`."""
     down = [f"down.{level}.{index}" for level in range(len(model.down)) for index in (0, 3)]
     return down + [name for k in range(len(model.up)) for name in (f"up.{k}", f"merge.{k}.0", f"merge.{k}.3")]
 
 
 def _difference(head: nn.Conv2d) -> nn.Conv2d:
-    """A head of one channel: how much the second of two classes is ahead of the first."""
+    """Make a head of one channel from one of two: the second class's logit minus the first's."""
     difference = nn.Conv2d(head.in_channels, 1, 1)
     assert head.bias is not None
     assert difference.bias is not None
@@ -109,7 +107,7 @@ def _difference(head: nn.Conv2d) -> nn.Conv2d:
 
 
 def fold_batchnorm(model: UNet) -> UNet:
-    """A copy whose BatchNorm layers are folded into the convolutions before them, computed in float32."""
+    """Copy a model, with its BatchNorm layers folded into the convolutions before them, in float32."""
     folded = copy.deepcopy(model).float().eval()
     for block in folded.modules():
         if isinstance(block, DoubleConv):

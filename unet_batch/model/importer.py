@@ -1,4 +1,4 @@
-"""Weights of well-known public U-Nets as checkpoints of ours.
+"""Import the weights of well-known public U-Nets as checkpoints of ours.
 
 Two layouts are understood, both with transposed convolutions: `milesial`, of
 https://github.com/milesial/Pytorch-UNet, and `plain`, of the tutorials that keep `downs`, `ups`, `bottleneck`
@@ -140,11 +140,11 @@ def import_weights(
             "or the masks would not be the source's at the border",
             hint="choose the multiples nearest to the size that the network was trained at (--size HxW)",
         )
-    reference = _loaded(source, lambda: layout.network(in_channels, outputs, widths, biased), tensors)
-    model = _loaded(source, lambda: UNet(in_channels, outputs, widths), _translated(tensors, names, biased))
+    reference = _load_into(source, lambda: layout.network(in_channels, outputs, widths, biased), tensors)
+    model = _load_into(source, lambda: UNet(in_channels, outputs, widths), _rename(tensors, names, biased))
     difference = _compare(source, reference, model, spec, TOLERANCE, "under our names")
     stored_difference = _compare(
-        source, reference, _rounded(model), spec, STORED_TOLERANCE, "stored in float16"
+        source, reference, _round_to_float16(model), spec, STORED_TOLERANCE, "stored in float16"
     )
     facts = {
         "from": os.path.basename(source),
@@ -160,7 +160,7 @@ def import_weights(
 
 
 def _state_dict(path: str) -> dict[str, Tensor]:
-    """The tensors of a file, without wrappers, prefixes, and what BatchNorm counts while training."""
+    """Read the tensors of a file, without wrappers, prefixes, and BatchNorm's batch counters."""
     found = _read(path)
     for wrapper in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
@@ -192,7 +192,7 @@ def _state_dict(path: str) -> dict[str, Tensor]:
 
 
 def _read(path: str) -> Any:
-    """What a file holds; a pickle's tensors and plain containers only."""
+    """Read a file; of a pickle only tensors and plain containers."""
     try:
         with open(path, "rb") as file:
             start = file.read(9)
@@ -205,7 +205,7 @@ def _read(path: str) -> Any:
                 if metadata.get("format") != checkpoint.FORMAT:
                     return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError) as error:
-            raise _damaged(path, error) from error
+            raise _damage_error(path, error) from error
         raise CheckpointError(
             f"{path}: a checkpoint of unet-batch already, nothing to import",
             hint=f"unet-batch run ./photos -m {path}",
@@ -231,10 +231,10 @@ def _read(path: str) -> Any:
                 hint="where you trust it, load it and save the weights alone: "
                 "torch.save(model.state_dict(), 'weights.pth')",
             ) from error
-        raise _damaged(path, error) from error
+        raise _damage_error(path, error) from error
 
 
-def _damaged(path: str, error: Exception) -> CheckpointError:
+def _damage_error(path: str, error: Exception) -> CheckpointError:
     reason = (
         " ".join(str(error).split())
         .rpartition("WeightsUnpickler error: ")[2]
@@ -266,7 +266,7 @@ def _plain_names(levels: int) -> dict[str, str]:
 
 
 def _expected(names: Mapping[str, str], biased: bool) -> list[str]:
-    """All tensors of a source whose convolutions have biases, or not."""
+    """Names of all tensors of a source whose convolutions have biases, or not."""
     biases = tuple(f"{index}.bias" for index in _CONVOLUTIONS) if biased else ()
     parts = {"down": _BLOCK + biases, "merge": _BLOCK + biases}
     return [
@@ -282,10 +282,10 @@ def _recognise(path: str, tensors: Mapping[str, Tensor], arch: str) -> str:
             name for name, layout in _LAYOUTS.items() if f"{layout.names(2)['down.0']}.0.weight" in tensors
         ]
         if not marked:
-            rooms = {name.split(".")[0] for name in tensors}
+            prefixes = {name.split(".")[0] for name in tensors}
             expected = {name: _expected(layout.names(5), False) for name, layout in _LAYOUTS.items()}
             nearest = max(
-                expected, key=lambda name: len(rooms & {each.split(".")[0] for each in expected[name]})
+                expected, key=lambda name: len(prefixes & {each.split(".")[0] for each in expected[name]})
             )
             raise CheckpointError(
                 f"{path}: no U-Net that can be imported; its {len(tensors)} tensors begin with "
@@ -343,10 +343,8 @@ def _class_table(path: str, count: int, names: Sequence[str]) -> ClassTable:
     return ClassTable(tuple(names), palette(count))
 
 
-def _translated(tensors: Mapping[str, Tensor], names: Mapping[str, str], biased: bool) -> dict[str, Tensor]:
-    """The tensors under our names, without biases before BatchNorm: it subtracts a mean, so the mean takes
-    them in.
-    """
+def _rename(tensors: Mapping[str, Tensor], names: Mapping[str, str], biased: bool) -> dict[str, Tensor]:
+    """Rename tensors to our names; biases before BatchNorm are folded into the mean that it subtracts."""
     renamed = {}
     for ours, theirs in names.items():
         for name, tensor in tensors.items():
@@ -359,8 +357,8 @@ def _translated(tensors: Mapping[str, Tensor], names: Mapping[str, str], biased:
     return renamed
 
 
-def _loaded(path: str, network: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> Any:
-    """The network with these weights, in evaluation mode."""
+def _load_into(path: str, network: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> Any:
+    """Build the network with these weights, in evaluation mode."""
     with torch.device("meta"):
         made = network()
     counters = {name: torch.tensor(0) for name in made.state_dict() if name.endswith(".num_batches_tracked")}
@@ -374,8 +372,8 @@ def _loaded(path: str, network: Callable[[], nn.Module], tensors: Mapping[str, T
     return made.eval().requires_grad_(False)
 
 
-def _rounded(model: UNet) -> UNet:
-    """As a checkpoint would give it back, see `checkpoint.save`."""
+def _round_to_float16(model: UNet) -> UNet:
+    """Round the weights as `checkpoint.save` does."""
     rounded = copy.deepcopy(model)
     for parameter in rounded.parameters():
         if parameter.dim() > 1:
@@ -386,7 +384,7 @@ def _rounded(model: UNet) -> UNet:
 def _compare(
     path: str, reference: nn.Module, model: UNet, spec: ModelSpec, tolerance: float, what: str
 ) -> float:
-    """Largest difference of the logits as a share of the largest logit, over noise of three shapes."""
+    """Compare logits on noise of three shapes: their largest difference as a share of the largest logit."""
     generator = torch.Generator().manual_seed(0)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
     worst = 0.0
@@ -462,9 +460,7 @@ class _Milesial(nn.Module):
 
 
 class _Plain(nn.Module):
-    """Under the tutorials' names; without their resizing of skips, which does nothing at multiples of the
-    stride.
-    """
+    """Under the tutorials' names; without resizing of skips, which does nothing at multiples of the stride."""
 
     def __init__(self, in_channels: int, classes: int, widths: Sequence[int], biased: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""ModelSpec to JSON text and back, with every field checked.
+"""Convert a ModelSpec to JSON text and back, with every field checked.
 
 The text travels in the metadata of a checkpoint and of everything made from it, so that no file needs another
 one beside it to be understood. Reading it needs neither torch nor numpy.

@@ -1,4 +1,4 @@
-"""The network, and nothing else.
+"""The U-Net.
 
 The U-Net of Ronneberger, Fischer and Brox (2015, https://arxiv.org/abs/1505.04597) in the form the field has
 settled on: padded 3x3 convolutions with BatchNorm, so that the output is as large as the input.
@@ -75,11 +75,10 @@ class UNet(nn.Module):
         return int(2 ** (len(self.widths) - 1))
 
     def features(self, x: Tensor) -> Tensor:
-        """What the head sees: (N, in_channels, H, W) -> (N, widths[0], H, W), any H and W.
+        """Features for the head: (N, in_channels, H, W) -> (N, widths[0], H, W), any H and W.
 
         Sizes that `stride` does not divide are padded at the right and bottom by repeating the last row and
-        column, and the
-        result is cropped: zeros there would look like a black border to the network.
+        column, and the result is cropped: zeros there would look like a black border to the network.
         """
         height, width = x.shape[-2:]
         bottom, right = -height % self.stride, -width % self.stride
@@ -96,8 +95,6 @@ class UNet(nn.Module):
         return x[..., :height, :width] if bottom or right else x
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits for a normalised picture: float (N, in_channels, H, W) -> float (N, out_channels, H, W), any
-        H and W.
-        """
+        """Logits of normalised pictures: float (N, in_channels, H, W) -> (N, out_channels, H, W), any size."""
         logits: Tensor = self.head(self.features(x))
         return logits

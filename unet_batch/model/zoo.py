@@ -11,8 +11,7 @@ _WEIGHTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights")
 
 
 def resolve(model: str | None) -> str:
-    """Path of a checkpoint: `None` means the bundled default, a bundled name its file, everything else is a
-    path.
+    """Find a checkpoint's file: None is the bundled default, a bundled name its file, all else a path.
 
     Raises:
         CheckpointError: neither a bundled name nor an existing file.

@@ -1,5 +1,4 @@
-"""The training itself: steps, validation after each epoch, and a state from which it can be taken up to the
-bit.
+"""The training loop: epochs of steps, validation after each, and a state that resumes it exactly.
 
 Everything random is drawn from (seed, epoch, number of the picture), so a step depends on the state before it
 and on nothing else. On several processes (torchrun) each takes its share of every batch.
@@ -49,8 +48,13 @@ _REPORT_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class StepReport:
-    """Where the training is: epoch from 1, steps of it that are done and in all, mean loss so far, pictures a
-    second.
+    """Progress within an epoch.
+
+    Attributes:
+        epoch: from 1.
+        step, steps: of the epoch: done, and in all.
+        loss: mean of the epoch so far.
+        speed: pictures a second.
     """
 
     epoch: int
@@ -94,8 +98,8 @@ def train(
         class_frequencies: share of each class in the pixels (0..1), for their weights; empty for equal
             weights. A training that is resumed keeps its own.
         ranks: this process among others.
-        resume: take up the state that an interrupted training left.
-        on_step, on_epoch: hear of the progress; the latter gets the records of all epochs that are over.
+        resume: continue from the state that an interrupted training left.
+        on_step, on_epoch: called with the progress; the latter gets the records of all finished epochs.
         stop: asked after each step; True saves the state and ends.
 
     Raises:
@@ -129,9 +133,7 @@ def train(
 
 
 def _clear_folder(plan: TrainingPlan) -> None:
-    """Make the folder, without what an earlier training left there: nothing may be taken up from it, or said
-    of it.
-    """
+    """Make the folder, and remove what an earlier training left there."""
     make_folder(plan.folder)
     names = ("state.safetensors", "metrics.jsonl", "results.json", "curves.png", "sheet.jpg", "val.txt")
     remove([plan.card, *(os.path.join(plan.folder, name) for name in names)])
@@ -142,10 +144,10 @@ def _clear_folder(plan: TrainingPlan) -> None:
 
 
 def _require_kept_model(plan: TrainingPlan, progress: Progress) -> None:
-    """The model beside a state holds the epoch that the state says, or the one that will be done again.
+    """Require that the model holds the epoch that the state says, or the one that will be repeated.
 
     Raises:
-        TrainingError: it does not, or is gone.
+        TrainingError: it holds another, or is gone.
         CheckpointError: it is damaged.
     """
     clean_leftovers(plan.folder)
@@ -211,7 +213,7 @@ def _run_epochs(
         if ranks.any(stop(), plan.device):
             ended = "interrupted"
             break
-    ranks.wait()
+    ranks.barrier()
     return Outcome(tuple(progress.history), kept_epoch(plan, progress.history), ended, progress.seconds)
 
 
@@ -222,7 +224,7 @@ def _train_epoch(
     stop: Callable[[], bool],
     save: Callable[[], None],
 ) -> bool:
-    """What is left of the epoch; False if it was stopped."""
+    """Train the steps of the epoch that are left; returns False if it was stopped."""
     plan, ranks, progress = state.plan, state.ranks, state.progress
     epoch = len(progress.history)
     done = progress.step - epoch * plan.steps  # all of them, if it was stopped before its validation
@@ -267,6 +269,7 @@ def epoch_order(plan: TrainingPlan, epoch: int) -> list[int]:
 def training_batches(
     plan: TrainingPlan, ranks: Ranks, samples: Samples, epoch: int, done: int
 ) -> Generator[Batch, None, None]:
+    """Load the batches of an epoch, or this process\'s share of each, from step `done` on."""
     options, preset = plan.options, augment.PRESETS[plan.options.augment]
     order = epoch_order(plan, epoch)
     whole = [order[step * plan.batch_size : (step + 1) * plan.batch_size] for step in range(done, plan.steps)]
@@ -281,8 +284,10 @@ def training_batches(
 
 
 def validate(state: TrainState, samples: Samples) -> tuple[list[metrics.Counts], float]:
-    """Counts of every validation picture at the network's size, and the mean loss, both of the averaged
-    weights.
+    """Validate the averaged weights, at the network's size.
+
+    Returns:
+        The counts of every validation picture, and the mean loss.
     """
     plan, ranks = state.plan, state.ranks
     numbers = ranks.share(range(len(samples)))
@@ -317,7 +322,7 @@ def validate(state: TrainState, samples: Samples) -> tuple[list[metrics.Counts],
 def epoch_record(
     state: TrainState, counts: Sequence[metrics.Counts], loss: float, seconds: float, since: float
 ) -> dict[str, Any]:
-    """One line of metrics.jsonl."""
+    """Make the record of an epoch: one line of metrics.jsonl."""
     plan, progress = state.plan, state.progress
     found = metrics.scores(counts)
     one = len(plan.spec.classes.names) == 1
@@ -338,7 +343,7 @@ def epoch_record(
 
 
 def monitored_metric(plan: TrainingPlan) -> str:
-    """The figure that decides which epoch is best: Dice of the only class, else the mean IoU."""
+    """The metric that decides which epoch is best: Dice of the only class, else the mean IoU."""
     return "val_dice" if len(plan.spec.classes.names) == 1 else "val_iou"
 
 
@@ -348,8 +353,9 @@ def kept_epoch(plan: TrainingPlan, history: Sequence[dict[str, Any]]) -> int:
 
 
 def best_epoch(plan: TrainingPlan, history: Sequence[dict[str, Any]]) -> int:
-    """The first epoch, from 1, with the best figure; 0 before the first. Nothing to find and nothing found is
-    perfect, but if there never was anything to find, the last epoch is as good as any.
+    """The first epoch, from 1, with the best monitored metric; 0 before the first.
+
+    Nothing to find and nothing found is perfect; if there never was anything to find, it is the last epoch.
     """
     figures = [record[monitored_metric(plan)] for record in history]
     if all(figure is None for figure in figures):
@@ -359,6 +365,7 @@ def best_epoch(plan: TrainingPlan, history: Sequence[dict[str, Any]]) -> int:
 
 
 def _write_model(plan: TrainingPlan, ema: UNet, history: Sequence[dict[str, Any]]) -> None:
+    """Write the averaged weights, with the epoch and its validation in the description."""
     training = {
         "epoch": len(history),
         "epochs": plan.options.epochs,
@@ -376,6 +383,7 @@ def _write_model(plan: TrainingPlan, ema: UNet, history: Sequence[dict[str, Any]
 
 
 def _require_finite(plan: TrainingPlan, loss: float, progress: Progress) -> float:
+    """Return the loss, or raise TrainingError if it is not finite."""
     if not math.isfinite(loss):
         epoch, step = divmod(progress.step, plan.steps)
         when = f"in epoch {epoch + 1}, step {step:,}" if step else f"after epoch {epoch}"

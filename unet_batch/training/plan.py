@@ -1,4 +1,4 @@
-"""What a training will do, decided before it begins: every choice with its reason.
+"""Plan a training before it begins: every choice with its reason.
 
 A `TrainingPlan` is complete: the loop reads nothing else. So it can be shown (`--dry-run`), compared with
 that of an interrupted training, and written into the model.
@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from unet_batch.datasets.find import Dataset, Pair, read_split, require_apart, split
+from unet_batch.datasets.dataset import Dataset, Pair
+from unet_batch.datasets.split import read_split, require_apart, split
 from unet_batch.errors import ImageError, UsageError
 from unet_batch.inference.backends.torch import pick_device, pick_precision
 from unet_batch.media import images
 from unet_batch.model import checkpoint, zoo
+from unet_batch.model.checkpoint import CheckpointFile
 from unet_batch.model.spec import MAX_LEVELS, MAX_SIDE, MAX_WIDTH
 from unet_batch.model.unet import DEFAULT_WIDTHS, UNet
 from unet_batch.training.augment import FLIPS, PRESETS
@@ -49,7 +51,7 @@ class Options:
         epochs: passes over the training pictures.
         batch_size: samples in a step, over all processes.
         lr: learning rate after warm-up, from which it falls to nearly nothing along a cosine.
-        seed: of weights, order and augmentation; not of the split.
+        seed: random seed of weights, order and augmentation; the split does not depend on it.
         init: a checkpoint, or the name of a bundled model, to start from.
         train_list, val_list: files that name the pictures of each part, see `read_split`.
         val_fraction: share of the pictures kept for validation where no list names them.
@@ -60,9 +62,9 @@ class Options:
         keep: "best" keeps the epoch that validates best, "last" the last one.
         patience: epochs without improvement after which training stops; 0 for never.
         weight_decay: of AdamW, on convolution weights.
-        clip: longest gradient, over all weights together.
+        clip: norm that gradients, of all weights together, are clipped to.
         device: "cpu", "cuda", "cuda:1", "mps".
-        precision: "fp32", "bf16" or "fp16" of the arithmetic; weights and sums stay float32.
+        precision: compute precision, "fp32", "bf16" or "fp16"; weights and sums stay float32.
         deterministic: the same weights from the same seed on a GPU too, at some cost; a CPU always repeats
             itself.
     """
@@ -124,7 +126,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """A training, decided.
+    """Everything that a training will do.
 
     Attributes:
         output: the model to write, absolute.
@@ -168,7 +170,7 @@ class TrainingPlan:
 
     @property
     def sample_name(self) -> str:
-        """What people call them: "images", or "windows of 256x256"."""
+        """What a person calls the samples: "images", or "windows of 256x256"."""
         return "images" if self.options.crop is None else "windows of {}x{}".format(*self.options.crop)
 
     @property
@@ -188,7 +190,7 @@ class TrainingPlan:
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """What must not change between a training and its continuation."""
+        """What must not change between a training and its resumption."""
         digest = hashlib.sha256()
         for part, pairs in (("train", self.train), ("val", self.val)):
             for pair in pairs:
@@ -263,65 +265,16 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     """
     if not output.endswith(".safetensors"):
         raise UsageError(f"{output}: a model is a .safetensors file", hint=f"-o {output}.safetensors")
-    train, val, why_parts = _parts(dataset, options)
+    train, val, why_parts = _split_pairs(dataset, options)
     require_apart({"training": train, "validation": val})
-    reasons = [why_parts]
-    start = checkpoint.identify(zoo.resolve(options.init)) if options.init else None
-    if start is not None and os.path.exists(output) and os.path.samefile(start.path, output):
-        raise UsageError(f"{output}: is where the training starts from", hint="write to another file with -o")
-    widths = options.widths or (start.spec.widths if start else DEFAULT_WIDTHS)
-    if start is not None:
-        if start.spec.widths != widths or start.spec.in_channels != 3:
-            raise UsageError(
-                f"{options.init} has widths {_listed(start.spec.widths)}, asked for are {_listed(widths)}",
-                hint="leave out --widths, or train without --init",
-            )
-        reasons.append(f"starts from {start.spec.name}, sha256 {start.sha256[:12]}")
-    names, known = dataset.classes.names, start.spec.classes.names if start else ()
-    # A class that nobody has named may be the one that is known.
-    unnamed = len(names) == len(known) == 1 and "foreground" in (*names, *known)
-    new_head = start is not None and names != known and not unnamed
-    if new_head:
-        reasons.append(f"new head, for {_some(names)} instead of {_some(known)}")
-    size, why_size = (
-        (options.size, "") if options.size else (start.spec.input_size, "") if start else _size(train)
-    )
-    reasons += [why_size] if why_size else []
-    seen = options.crop or size
-    if seen[0] > size[0] or seen[1] > size[1]:
-        raise UsageError(
-            f"windows of {seen[0]}x{seen[1]} do not fit into the network's {size[0]}x{size[1]}",
-            hint="a smaller --crop, or a larger --size",
-        )
-    samples = len(train) * _windows(size, seen)
-    batch_size = min(options.batch_size, samples)
-    if samples < processes:
-        raise UsageError(
-            f"{len(train)} training pictures are too few for {processes} processes",
-            hint="start fewer of them",
-        )
-    if batch_size % processes:
-        raise UsageError(
-            f"a batch of {batch_size} cannot be shared by {processes} processes",
-            hint=f"--batch-size {max(1, batch_size // processes) * processes}",
-        )
-    if batch_size == processes and max(seen) <= 2 ** (len(widths) - 1):
-        raise UsageError(
-            f"{seen[0]}x{seen[1]} at {len(widths)} levels, one picture at a time, leaves BatchNorm one "
-            f"value a channel",
-            hint="a larger --size, --crop or --batch-size, or fewer --widths",
-        )
+    start = _identify_init(options, output)
+    widths, why_start = _choose_widths(options, start)
+    new_head, why_head = _choose_head(dataset.classes.names, start)
+    size, why_size = _choose_size(train, options, start)
+    batch_size = _choose_batch_size(len(train), size, len(widths), options, processes)
     device = pick_device(options.device)
-    precision, why = pick_precision(device)
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        precision, why = "bf16", "bf16: float32's range, so that losses need no scaling"
-    if options.precision:
-        precision, why = options.precision, f"{options.precision}: asked for"
-    if precision == "fp16" and device.type == "cpu":
-        raise UsageError(
-            "fp16 on a CPU: gradients vanish, and nothing is faster", hint="--precision bf16 or fp32"
-        )
-    reasons.append(why)
+    precision, why_precision = _choose_precision(device, options)
+    reasons = (why_parts, why_start, why_head, why_size, why_precision)
     return TrainingPlan(
         output=os.path.abspath(output),
         options=options,
@@ -336,7 +289,7 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
             mean=start.spec.mean if start else MEAN,
             std=start.spec.std if start else STD,
             classes=dataset.classes,
-            output="probability" if len(names) == 1 else "class_ids",
+            output="probability" if len(dataset.classes.names) == 1 else "class_ids",
         ),
         lr=options.lr,
         batch_size=batch_size,
@@ -345,8 +298,11 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
         init=start.path if start else "",
         init_sha256=start.sha256 if start else "",
         new_head=new_head,
-        reasons=tuple(reasons),
+        reasons=tuple(filter(None, reasons)),
     )
+
+
+# The choices, each with its reason, or "" where there is nothing to say ------------------------------------
 
 
 def _windows(whole: Size, window: Size) -> int:
@@ -354,7 +310,7 @@ def _windows(whole: Size, window: Size) -> int:
     return math.prod(-(-side // part) for side, part in zip(whole, window, strict=True))
 
 
-def _parts(dataset: Dataset, options: Options) -> tuple[tuple[Pair, ...], tuple[Pair, ...], str]:
+def _split_pairs(dataset: Dataset, options: Options) -> tuple[tuple[Pair, ...], tuple[Pair, ...], str]:
     pairs = dataset.pairs
     if options.train_list or options.val_list:
         listed = [
@@ -386,8 +342,96 @@ def _parts(dataset: Dataset, options: Options) -> tuple[tuple[Pair, ...], tuple[
     return train, val, why
 
 
-def _size(pairs: Sequence[Pair]) -> tuple[Size, str]:
-    """A size of the pictures' shape."""
+def _identify_init(options: Options, output: str) -> CheckpointFile | None:
+    """Read what the checkpoint of `init` says of itself; None without one."""
+    if not options.init:
+        return None
+    start = checkpoint.identify(zoo.resolve(options.init))
+    if os.path.exists(output) and os.path.samefile(start.path, output):
+        raise UsageError(f"{output}: is where the training starts from", hint="write to another file with -o")
+    return start
+
+
+def _choose_widths(options: Options, start: CheckpointFile | None) -> tuple[tuple[int, ...], str]:
+    if start is None:
+        return options.widths or DEFAULT_WIDTHS, ""
+    widths = options.widths or start.spec.widths
+    if start.spec.widths != widths or start.spec.in_channels != 3:
+        raise UsageError(
+            f"{options.init} has widths {_join(start.spec.widths)}, asked for are {_join(widths)}",
+            hint="leave out --widths, or train without --init",
+        )
+    return widths, f"starts from {start.spec.name}, sha256 {start.sha256[:12]}"
+
+
+def _choose_head(names: Sequence[str], start: CheckpointFile | None) -> tuple[bool, str]:
+    """Whether the last layer of `init` is replaced, since it knows other classes."""
+    if start is None:
+        return False, ""
+    known = start.spec.classes.names
+    # A class that nobody has named may be the one that is known.
+    unnamed = len(names) == len(known) == 1 and "foreground" in (*names, *known)
+    if names == known or unnamed:
+        return False, ""
+    return True, f"new head, for {_abbreviate(names)} instead of {_abbreviate(known)}"
+
+
+def _choose_size(train: Sequence[Pair], options: Options, start: CheckpointFile | None) -> tuple[Size, str]:
+    """Height and width of the network's input: asked for, that of `init`, or one of the pictures' shape."""
+    if options.size:
+        size, why = options.size, ""
+    elif start is not None:
+        size, why = start.spec.input_size, ""
+    else:
+        size, why = _typical_size(train)
+    crop = options.crop or size
+    if crop[0] > size[0] or crop[1] > size[1]:
+        raise UsageError(
+            f"windows of {crop[0]}x{crop[1]} do not fit into the network's {size[0]}x{size[1]}",
+            hint="a smaller --crop, or a larger --size",
+        )
+    return size, why
+
+
+def _choose_batch_size(pictures: int, size: Size, levels: int, options: Options, processes: int) -> int:
+    """Samples in a step: as asked for, but not more than there are; each process needs as many."""
+    crop = options.crop or size
+    samples = pictures * _windows(size, crop)
+    batch_size = min(options.batch_size, samples)
+    if samples < processes:
+        raise UsageError(
+            f"{pictures} training pictures are too few for {processes} processes",
+            hint="start fewer of them",
+        )
+    if batch_size % processes:
+        raise UsageError(
+            f"a batch of {batch_size} cannot be shared by {processes} processes",
+            hint=f"--batch-size {max(1, batch_size // processes) * processes}",
+        )
+    if batch_size == processes and max(crop) <= 2 ** (levels - 1):
+        raise UsageError(
+            f"{crop[0]}x{crop[1]} at {levels} levels, one picture at a time, leaves BatchNorm one "
+            f"value a channel",
+            hint="a larger --size, --crop or --batch-size, or fewer --widths",
+        )
+    return batch_size
+
+
+def _choose_precision(device: torch.device, options: Options) -> tuple[str, str]:
+    """What was asked for, else bfloat16 where a GPU computes it, else what inference would take."""
+    if options.precision == "fp16" and device.type == "cpu":
+        raise UsageError(
+            "fp16 on a CPU: gradients vanish, and nothing is faster", hint="--precision bf16 or fp32"
+        )
+    if options.precision:
+        return options.precision, f"{options.precision}: asked for"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", "bf16: float32's range, so that losses need no scaling"
+    return pick_precision(device)
+
+
+def _typical_size(pairs: Sequence[Pair]) -> tuple[Size, str]:
+    """Find a size of the pictures' shape, from the headers of some of them."""
     ratios, largest = [], (1, 1)
     for pair in pairs[:: -(-len(pairs) // _LOOKED_AT)]:
         try:
@@ -405,10 +449,10 @@ def _size(pairs: Sequence[Pair]) -> tuple[Size, str]:
     )
 
 
-def _some(names: Sequence[str]) -> str:
+def _abbreviate(names: Sequence[str]) -> str:
     """At most four of these, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def _join(numbers: Sequence[int]) -> str:
     return ",".join(map(str, numbers))

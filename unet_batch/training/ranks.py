@@ -1,6 +1,4 @@
-"""Processes that train together, as torchrun starts them; one process alone is the same with nobody to talk
-to.
-"""
+"""Processes that train together, as torchrun starts them, or one process alone."""
 
 from __future__ import annotations
 
@@ -22,17 +20,18 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count`; number 0 is_main: it alone writes and prints."""
+    """This process, `rank`, among `count` that train together."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0, the only one that writes and prints."""
         return self.rank == 0
 
     def share(self, values: Sequence[Value]) -> Sequence[Value]:
-        """The part of `values` that is this process's: stretches of equal length, as far as that goes."""
+        """The part of `values` for this process: consecutive ones, as many for each as can be."""
         return values[self.rank * len(values) // self.count : (self.rank + 1) * len(values) // self.count]
 
     def average(self, tensors: Sequence[Tensor]) -> None:
@@ -47,7 +46,7 @@ class Ranks:
                 tensor.copy_(mean.view_as(tensor))
 
     def gather(self, values: Sequence[Any]) -> list[Any]:
-        """The values of all processes, in their order."""
+        """Collect the values of all processes, in the order of their ranks."""
         if self.count == 1:
             return list(values)
         parts: list[Any] = [None] * self.count
@@ -55,22 +54,22 @@ class Ranks:
         return [value for part in parts for value in part]
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether it is so in any process."""
+        """Whether the flag is set in any process."""
         if self.count == 1:
             return flag
         tensor = torch.tensor(float(flag), device=device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return bool(tensor)
 
-    def wait(self) -> None:
-        """Until all processes are here."""
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
         if self.count > 1:
             dist.barrier()
 
 
 @contextmanager
 def join_processes(device: str | None) -> Iterator[Ranks]:
-    """Join the processes that torchrun started; on GPUs each takes the one of its number.
+    """Join the processes that torchrun started; on GPUs each takes that of its local rank.
 
     Args:
         device: what --device says.

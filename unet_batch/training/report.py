@@ -1,5 +1,4 @@
-"""What a training leaves beside its model: curves while it runs; a sheet of pictures, figures and the model
-card at its end.
+"""The files beside a trained model: curves while it trains; sheet, figures and model card at its end.
 
 | file                         | what                                                                       |
 |------------------------------|----------------------------------------------------------------------------|
@@ -48,7 +47,7 @@ _SHOWN = 4  # pictures of each kind on the sheet
 
 @contextmanager
 def lock_folder(plan: TrainingPlan, ranks: Ranks) -> Iterator[None]:
-    """Keep a second training from the same files.
+    """Lock the folder of a training against a second one.
 
     Raises:
         UsageError: one is running.
@@ -109,7 +108,7 @@ class Curves:
             self._board.close()
 
     def add(self, history: Sequence[dict[str, Any]]) -> None:
-        """Take note of the last of the epochs."""
+        """Draw the curves with the last epoch, and log it to TensorBoard."""
         record = history[-1]
         write_atomic(os.path.join(self.plan.folder, "curves.png"), draw_curves(self.plan, history))
         if self._writer is not None:
@@ -121,7 +120,7 @@ class Curves:
 
 
 def draw_curves(plan: TrainingPlan, history: Sequence[dict[str, Any]]) -> bytes:
-    """Loss on the left, the figure that decides on the right, the kept epoch marked; a PNG."""
+    """Draw loss (left) and the monitored metric (right), with the kept epoch marked, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
@@ -176,7 +175,7 @@ def draw_curves(plan: TrainingPlan, history: Sequence[dict[str, Any]]) -> bytes:
 def finish(
     plan: TrainingPlan, outcome: Outcome, progress: Callable[[str, float], None] = lambda stage, share: None
 ) -> Evaluation:
-    """Judge the model that was written as `run` would use it, and write sheet, figures and card.
+    """Evaluate the written model as `run` would use it, and write sheet, figures and model card.
 
     Args:
         plan: of the training.
@@ -202,21 +201,21 @@ def finish(
         pairs = {pair.key: pair for pair in plan.val}
         rows = [
             comparison(plan.dataset, pairs[key], segmenter, caption)
-            for key, caption in _chosen(found.ranked())
+            for key, caption in _pick_examples(found.ranked())
         ]
         backend = f"{segmenter.backend.name} {segmenter.backend.precision}"
     if rows:
         write_atomic(os.path.join(plan.folder, "sheet.jpg"), comparison_sheet(rows, plan.dataset.classes))
-    facts = _facts(plan, outcome, found, backend)
+    facts = _training_facts(plan, outcome, found, backend)
     loaded = checkpoint.load(plan.output)
     checkpoint.save(plan.output, loaded.model, dataclasses.replace(loaded.spec, training=facts))
     write_json(os.path.join(plan.folder, "results.json"), {**facts, "evaluation": found.as_dict()})
-    write_atomic(plan.card, card(plan, outcome, found, bool(rows)).encode())
+    write_atomic(plan.card, model_card(plan, outcome, found, bool(rows)).encode())
     return found
 
 
 def headline(found: Evaluation) -> list[tuple[str, str, str]]:
-    """The headline at each size: where, the figures with their intervals, and over what."""
+    """The main figures at each size: where, the figures with their intervals, and over what."""
     rows = []
     for which, part, size in (("photo", found.photo, None), ("network", found.network, found.size)):
         if part is None:
@@ -224,8 +223,10 @@ def headline(found: Evaluation) -> list[tuple[str, str, str]]:
         one = len(part.judged) == 1
         name, key = ("Dice", "dice_per_picture") if one else ("mean IoU", "iou")
         value = part.mean("dice", per_picture=True) if one else part.mean("iou")
-        shown = f"{name} {_within(value, part.intervals.get(key), 4)}"
-        accuracy = f"accuracy {_within(100 * part.scores.accuracy, part.intervals.get('accuracy'), 2, 100)} %"
+        shown = f"{name} {_with_interval(value, part.intervals.get(key), 4)}"
+        accuracy = (
+            f"accuracy {_with_interval(100 * part.scores.accuracy, part.intervals.get('accuracy'), 2, 100)} %"
+        )
         place = (
             "at the images' own size"
             if which == "photo"
@@ -237,10 +238,8 @@ def headline(found: Evaluation) -> list[tuple[str, str, str]]:
     return rows
 
 
-def card(plan: TrainingPlan, outcome: Outcome, found: Evaluation, sheet: bool = True) -> str:
-    """The model card, as Markdown: what was trained on what, how good it is, and how far that can be
-    trusted.
-    """
+def model_card(plan: TrainingPlan, outcome: Outcome, found: Evaluation, sheet: bool = True) -> str:
+    """Write the model card as Markdown: what was trained, on what, how good it is, and how reliably so."""
     spec, options, folder = plan.spec, plan.options, os.path.basename(plan.folder)
     height, width = spec.input_size
     names = spec.classes.names
@@ -272,7 +271,7 @@ def card(plan: TrainingPlan, outcome: Outcome, found: Evaluation, sheet: bool = 
         "|---|---|---|",
         *(f"| {place} | {text} | {over} |" for place, text, over in headline(found)),
         "",
-        *_per_class(found),
+        *_class_table(found),
     ]
     if found.failures:
         lines += [
@@ -322,7 +321,7 @@ def card(plan: TrainingPlan, outcome: Outcome, found: Evaluation, sheet: bool = 
     return "\n".join(lines)
 
 
-def _per_class(found: Evaluation) -> list[str]:
+def _class_table(found: Evaluation) -> list[str]:
     """A table of the classes, at the images' own size; nothing for one class."""
     part = found.photo
     if len(part.judged) == 1:
@@ -338,9 +337,8 @@ def _per_class(found: Evaluation) -> list[str]:
     return [*table, ""]
 
 
-def _chosen(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
-    """Keys and captions of the best, the middle and the worst images, best first; of few images all, none
-    twice.
+def _pick_examples(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
+    """Pick the best, middle and worst images, best first, with captions; of few images all, none twice.
 
     Args:
         ranked: keys with their Dice, worst first.
@@ -354,8 +352,8 @@ def _chosen(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
     return [(key, f"{name}, Dice {dice:.4f}") for name, entries in parts for key, dice in entries]
 
 
-def _facts(plan: TrainingPlan, outcome: Outcome, found: Evaluation, backend: str) -> dict[str, Any]:
-    """What the model says of its own training."""
+def _training_facts(plan: TrainingPlan, outcome: Outcome, found: Evaluation, backend: str) -> dict[str, Any]:
+    """Collect what the checkpoint says of its own training."""
     metrics: dict[str, Any] = {"backend": backend}
     for part in (found.network, found.photo):
         if part is None:
@@ -395,7 +393,7 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _within(value: float, ends: tuple[float, float] | None, digits: int, factor: float = 1.0) -> str:
+def _with_interval(value: float, ends: tuple[float, float] | None, digits: int, factor: float = 1.0) -> str:
     text = "unknown" if np.isnan(value) else f"{value:.{digits}f}"
     ends = None if np.isnan(value) else ends
     return f"{text} ({factor * ends[0]:.{digits}f} to {factor * ends[1]:.{digits}f})" if ends else text

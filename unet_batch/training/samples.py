@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unet_batch.datasets.dataset import Dataset, Pair
 from unet_batch.datasets.encoding import VOID
-from unet_batch.datasets.find import Dataset, Pair
 from unet_batch.media import geometry, images
 from unet_batch.pipeline import cpu_count
 from unet_batch.training import augment

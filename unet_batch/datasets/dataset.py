@@ -1,0 +1,91 @@
+"""A dataset: pairs of pictures and masks, and how the masks are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from unet_batch.datasets.encoding import VOID, Masks
+from unet_batch.errors import ImageError
+from unet_batch.media import images
+
+if TYPE_CHECKING:
+    from unet_batch.types import ClassTable, Pixels, Size
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A picture and its mask: absolute paths, the picture's key (see `Item`), and what it must stay together
+    with.
+
+    A mask in a file of annotations is named by both: `/data/annotations.json: car_01.jpg`.
+    """
+
+    image: str
+    mask: str
+    key: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pairs of pictures and masks, in the order of their keys.
+
+    Attributes:
+        root: the folder that was named, absolute.
+        pairs: what belongs together.
+        classes: one name: ids are 0 (background) and 1; several: ids 0, 1, ... in this order.
+        masks: reads them; `read_mask` also says no to those that cannot be used.
+        reasons: a sentence for everything that was guessed.
+        unmatched_images, unmatched_masks: files without a partner, and annotations of no image.
+        ambiguous: pictures with several masks, and masks that several pictures claim; not among the pairs.
+    """
+
+    root: str
+    pairs: tuple[Pair, ...]
+    classes: ClassTable
+    masks: Masks
+    reasons: tuple[str, ...]
+    unmatched_images: tuple[str, ...] = ()
+    unmatched_masks: tuple[str, ...] = ()
+    ambiguous: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def void(self) -> int | None:
+        """255 if masks may hold pixels of no class, else None."""
+        return VOID if self.masks.void else None
+
+    def read_mask(self, pair: Pair, size: Size | None = None) -> Pixels:
+        """Read ids, uint8 (H, W), 255 where void.
+
+        Args:
+            pair: one of `pairs`.
+            size: of the upright picture, as `images.read` gives it; None skips the comparison. A mask is
+                never turned to fit.
+
+        Raises:
+            ImageError: the mask cannot be read, is of another size, or holds values without a meaning.
+        """
+        mask = self.masks.decode(pair.mask)
+        if mask.unexpected:
+            raise ImageError(f"{pair.mask}: {mask.unexpected}", hint="name every value in classes.toml")
+        if size is not None and mask.ids.shape != size:
+            why = misfit(size, mask.ids.shape, pair.image)
+            raise ImageError(f"{pair.mask}: {why}", hint="export the mask from the upright picture")
+        return mask.ids
+
+
+def misfit(image: Size, mask: tuple[int, ...], path: str) -> str:
+    """Say how a mask's size differs from that of its upright picture, the file `path`, and why if EXIF
+    explains it.
+    """
+    text = f"the image is {image[0]}x{image[1]}, the mask {mask[0]}x{mask[1]} (height x width)"
+    if mask != image[::-1]:
+        return text
+    turned = images.orientation(path)
+    return text + (
+        f": the image is turned by its EXIF orientation {turned}, the mask is not"
+        if turned > 4
+        else ": transposed"
+    )

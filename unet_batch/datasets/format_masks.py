@@ -1,0 +1,94 @@
+"""Label format: a folder of mask files beside the folder of images, paired by their names.
+
+What the values in the files mean is found out in `encoding.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+
+from unet_batch.datasets.dataset import Dataset
+from unet_batch.datasets.encoding import infer_encoding
+from unet_batch.datasets.names import (
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
+    make_pairs,
+    stem_of,
+    subfolder,
+    without_suffix,
+)
+from unet_batch.errors import SourceError
+from unet_batch.files.sources import collect
+from unet_batch.media.images import is_supported
+
+
+def find(root: str, masks: str | None, images: str | None, group_by: str | None) -> Dataset:
+    """Find a dataset whose masks are files in a folder.
+
+    Args:
+        root: the folder of the dataset, absolute.
+        masks, images: its two folders, if they are named.
+        group_by: see `find_dataset`.
+
+    Raises:
+        SourceError, UsageError, ImageError: see `find_dataset`.
+    """
+    image_folder, mask_folder = (
+        subfolder(root, images, IMAGE_FOLDERS, "images"),
+        subfolder(root, masks, MASK_FOLDERS, "masks"),
+    )
+    if os.path.samefile(image_folder, mask_folder):
+        raise SourceError(
+            f"{image_folder}: images and masks in one folder cannot be told apart", hint="use two folders"
+        )
+    image_files, mask_files = (
+        collect([name], is_picture=is_supported).items for name in (image_folder, mask_folder)
+    )
+    by_stem: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)  # (path, key) of the pictures
+    for item in image_files:
+        by_stem[stem_of(item.path, image_folder)].append((item.path, item.key))
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    lonely, suffixes = [], Counter[str]()
+    for item in mask_files:
+        stem = stem_of(item.path, mask_folder)
+        short = stem if stem in by_stem else without_suffix(stem)  # a picture may itself be called car_gt
+        if short in by_stem:
+            found[short].append(item.path)
+            suffixes[stem[len(short) :]] += 1
+        else:
+            lonely.append(item.path)
+    matched: list[tuple[str, str, str]] = []
+    ambiguous: dict[str, tuple[str, ...]] = {}
+    for stem, paths in found.items():
+        (image, key), *others = by_stem[stem]
+        if others or len(paths) > 1:
+            ambiguous[image] = (*(path for path, _ in others), *paths)
+        else:
+            matched.append((image, key, paths[0]))
+    unmatched = [path for stem, files in by_stem.items() if stem not in found for path, _ in files]
+    if not matched:
+        names = f"such as {os.path.basename(image_files[0].path)} and {os.path.basename(mask_files[0].path)}"
+        why = f"none of {len(image_files):,} images and {len(mask_files):,} masks belong together, {names}"
+        raise SourceError(
+            f"{root}: {why}", hint="a mask is called like its image, with _mask or nothing added"
+        )
+    used = ", ".join(f"{suffix or 'nothing'} added ({count:,})" for suffix, count in suffixes.most_common(3))
+    reasons = (
+        f"images are in {os.path.relpath(image_folder, root)}, masks in {os.path.relpath(mask_folder, root)}",
+        f"{len(matched):,} of {len(image_files):,} images have a mask of the same name, with {used}",
+    )
+    classes, encoding, why_classes = infer_encoding(
+        os.path.join(root, "classes.toml"), sorted(mask for _, _, mask in matched)
+    )
+    pairs, why_groups = make_pairs(matched, group_by)
+    return Dataset(
+        root=root,
+        pairs=pairs,
+        classes=classes,
+        masks=encoding,
+        reasons=(*reasons, why_classes, why_groups),
+        unmatched_images=tuple(sorted(unmatched)),
+        unmatched_masks=tuple(sorted(lonely)),
+        ambiguous=ambiguous,
+    )
