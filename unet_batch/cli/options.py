@@ -15,8 +15,8 @@ from click.shell_completion import CompletionItem
 
 from unet_batch.cli.command import Bundle, Option, Parsed, option
 from unet_batch.errors import UsageError
-from unet_batch.model.zoo import BUNDLED
 from unet_batch.files.outputs import KINDS
+from unet_batch.model.zoo import BUNDLED
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
