@@ -379,7 +379,3 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _short(value: object) -> str:
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
     return text if len(text) <= 90 else text[:87] + "..."
-
-
-def optional_size(context: click.Context, option: click.Parameter, value: str | None) -> Size | None:
-    return None if value is None else parse_size(value)

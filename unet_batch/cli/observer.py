@@ -55,7 +55,7 @@ class RunObserver(Observer):
         traceback: TracebackType | None,
     ) -> None:
         self._signals.close()
-        self._progress.stop()
+        self._progress.close()
         if self._log is not None:
             self._log.close()
 

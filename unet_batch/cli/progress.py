@@ -114,7 +114,7 @@ class RunProgress:
                 "progress", shown(item.path), f"frame {done:,}" + (f" of {total:,}" if total else ""), speed
             )
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Leave the terminal as it was."""
         if self.live:
             self.bar.stop()

@@ -54,10 +54,10 @@ def pace(report: RunReport) -> str:
         rate = "" if pictures else f" ({report.frames / max(1e-9, report.seconds):.1f}/s)"
         clips = len(report.clips)
         parts.append(f"{report.frames:,} frames of {clips:,} {plural(clips, 'clip')}{rate}")
-    elif pictures and not report.clips:
+    elif report.done and not report.clips:
         parts.append(f"{report.images_per_second:.1f} pictures/s")
     for stage in report.stages:
-        if report.done + report.failed and stage.name == report.bottleneck:
+        if report.done and stage.name == report.bottleneck:
             load = stage.busy / stage.workers / max(1e-9, report.seconds)
             parts.append(f"slowest stage: {stage.name} (busy {load:.0%} of the time)")
     return " · ".join(parts)

@@ -88,6 +88,11 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
+def gigabytes(count: float) -> str:
+    """`1.3 GB`, and `40 MB` below a tenth of one."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+
+
 def left_out(ignored: Mapping[str, int]) -> str:
     """`3 other files left out: 2 .txt, 1 .mp4`."""
     total = sum(ignored.values())
