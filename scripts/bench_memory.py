@@ -23,7 +23,10 @@ import psutil
 
 import unet_batch
 from scripts import carvana
-from unet_batch.run.execute import RunOptions, execute, prepare
+from unet_batch.run.execute import execute
+from unet_batch.run.observe import Observer
+from unet_batch.run.options import RunOptions
+from unet_batch.run.plan import prepare
 
 SETTLED = 300
 MAX_GROWTH, MAX_PEAK = 50e6, 1.5e9
@@ -44,9 +47,6 @@ def main() -> None:
         resident.append(process.memory_info().rss)
         if len(resident) % (1500 if options.video else 250) == 0 or len(resident) == SETTLED:
             print(f"picture {len(resident):6}: {resident[-1] / 1e6:7.1f} MB", flush=True)
-
-    def nothing(*_: object) -> None:
-        pass
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -70,8 +70,9 @@ def main() -> None:
                 os.symlink(photo.image, os.path.join(folder, f"{index:05}.jpg"))
         with tempfile.TemporaryDirectory() as out:
             plan = prepare(RunOptions((source,), out, tuple(options.save.split(","))))
-            on_frame, on_outcome = (advance, nothing) if options.video else (nothing, advance)
-            report = execute(plan, segmenter, {}, on_outcome, on_frame=on_frame)
+            observer = Observer()
+            vars(observer)["frame" if options.video else "outcome"] = advance
+            report = execute(plan, segmenter, observer)
     most = MAX_GROWTH * (2 if options.video else 1)
     growth = max(resident[SETTLED:]) - resident[SETTLED - 1]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

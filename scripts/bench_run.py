@@ -36,7 +36,10 @@ from unet_batch.model import checkpoint, zoo
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.unet import UNet
 from unet_batch.pipeline import cpu_count
-from unet_batch.run.execute import RunOptions, RunReport, execute, prepare
+from unet_batch.run.execute import execute
+from unet_batch.run.options import RunOptions
+from unet_batch.run.plan import prepare
+from unet_batch.run.report import RunReport
 from unet_batch.scenes import write_samples
 
 
@@ -62,7 +65,7 @@ def naive_loop(loaded: Checkpoint, paths: list[str], out: str) -> float:
 def our_run(segmenter: Segmenter, paths: list[str], out: str) -> RunReport:
     """The report of one run."""
     plan = prepare(RunOptions(tuple(paths), out, overwrite=True))
-    report = execute(plan, segmenter, {}, lambda item, failure: None)
+    report = execute(plan, segmenter)
     assert report.done == len(paths), report.failures
     return report
 

@@ -470,3 +470,24 @@ def _read(path: str) -> bytes:
             return file.read()
     except OSError:
         return b""
+
+
+def build_for_run(
+    model: str, engines_dir: str, size: Size | None, batch_size: int | None, flavour: str, progress: Progress
+) -> Built:
+    """Build the engine that a run with these options looks for.
+
+    Args:
+        model: path of a checkpoint.
+        engines_dir: where it goes.
+        size: (height, width) of the network's input; None takes the model's own.
+        batch_size: most pictures in one pass; None takes the default.
+        flavour: `tensorrt` or `tensorrt-rtx`.
+        progress: hears of each stage and its share.
+
+    Raises:
+        UnetBatchError: as from `build_engine`.
+    """
+    sizes = None if size is None else (size, size, size)
+    batch = DEFAULT_BATCH if batch_size is None else (1, batch_size, batch_size)
+    return build_engine(BuildOptions(model, engines_dir, sizes, batch, builder=flavour), progress)

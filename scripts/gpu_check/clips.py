@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unet_batch.inference.backends.base import Backend
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.media.video import Clip, Codec, DecodedFrame, Reader
-    from unet_batch.run.clip import VideoOptions
+    from unet_batch.run.options import VideoOptions
     from unet_batch.types import Pixels
 
 NEEDS = ("av", "torch", "simplejpeg", "PIL", "cv2", "safetensors")
@@ -229,7 +229,7 @@ def clip_run(
     path = _clip(folder)
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.media import video
-    from unet_batch.run import clip as clips
+    from unet_batch.run.options import VideoOptions
 
     backend, passed = _best(engines, device)
     data |= {
@@ -254,7 +254,7 @@ def clip_run(
                 entry["reason"] = f"{codec} does not work here: {problem}"
                 continue
             entry |= _segment(
-                segmenter, path, folder, clips.VideoOptions(codec=codec, hardware=decoder), rounds
+                segmenter, path, folder, VideoOptions(codec=codec, hardware=decoder), rounds
             )
             wrong += [f"{entry['decoder']}, {codec}: {each}" for each in entry["problems"]]
             save()
@@ -283,7 +283,8 @@ def _segment(segmenter: Segmenter, path: str, folder: str, options: VideoOptions
     from scripts.bench_video import one_round
     from unet_batch.media import video
     from unet_batch.pipeline import bottleneck
-    from unet_batch.run import clip as clips
+    from unet_batch.run.layout import ClipLayout
+    from unet_batch.run.options import VideoOptions
 
     walls, ratios = [], []
     with tempfile.TemporaryDirectory(dir=folder) as out:
@@ -291,14 +292,14 @@ def _segment(segmenter: Segmenter, path: str, folder: str, options: VideoOptions
             segmenter,
             path,
             out,
-            clips.VideoOptions(codec=options.codec, hardware=options.hardware, max_frames=50),
+            VideoOptions(codec=options.codec, hardware=options.hardware, max_frames=50),
         )
         for _ in range(rounds):
             result, wall, others = one_round(segmenter, path, out, options)
             floor = engine_only(segmenter.backend, result.frames) + others / cpu_count()
             walls.append(wall)
             ratios.append(wall / floor)
-        layout = clips.Layout(out, ("mask", "overlay"), video.CODECS[options.codec])
+        layout = ClipLayout(out, ("mask", "overlay"), video.CODECS[options.codec])
         problems = (
             []
             if result.complete and not result.damaged

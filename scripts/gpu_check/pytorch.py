@@ -236,13 +236,15 @@ def end_to_end(
 
 def _run(make: Callable[[], Backend], items: str, folder: str, rounds: int) -> Data:
     from unet_batch.inference.segmenter import Segmenter
-    from unet_batch.run.execute import RunOptions, execute, prepare
+    from unet_batch.run.execute import execute
+    from unet_batch.run.options import RunOptions
+    from unet_batch.run.plan import prepare
 
     with tempfile.TemporaryDirectory(dir=folder) as out, Segmenter(make()) as segmenter:
 
         def once() -> Any:
             plan = prepare(RunOptions((items,), out, overwrite=True))
-            return execute(plan, segmenter, {}, lambda item, failure: None)
+            return execute(plan, segmenter)
 
         once()  # loads kernels, fills the page cache
         reports = sorted((once() for _ in range(rounds)), key=lambda report: report.seconds)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from unet_batch.cli import main
-from unet_batch.cli.errors import printable
-from unet_batch.cli.screen import clock, left_out, plural, shown
+from unet_batch.cli.text import clock, left_out, plural, printable, shown
 from unet_batch.version import __version__
 
 COMMANDS = [
@@ -102,14 +101,18 @@ class TestRun:
         done = unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny, "--overlay", "--device", "cpu")
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()
-        assert lines[0].startswith("output")
-        assert str(tmp_path / "out") in lines[0] or "out" in lines[0]
-        assert "3 pictures" in lines[1]
-        assert lines[2].startswith("model     tiny · 0.0 M parameters · 32x48 · class0 · sha256 ")
-        assert re.match(r"backend   torch-cpu (bf16|fp32) \(as asked; .+\)", lines[3])
-        assert lines[4].startswith("batch     1 x ")
-        assert "3 done" in done.stdout
-        assert "<- bottleneck" in done.stdout
+        assert re.match(r"loading   .*tiny.* \.\.\.$", lines[0])
+        assert lines[1].startswith("output")
+        assert str(tmp_path / "out") in lines[1] or "out" in lines[1]
+        assert "3 pictures" in lines[2]
+        assert lines[3].startswith("model     tiny · 0.0 M parameters · 32x48 · class0 · sha256 ")
+        assert re.match(r"backend   torch-cpu (bf16|fp32) \(as asked; .+\)", lines[4])
+        assert lines[5].startswith("batch     1 x ")
+        assert lines[6:8] == ["", "3 done · 0 failed"], "three lines say how it went"
+        assert re.fullmatch(
+            r"\d+\.\d s · \d+\.\d pictures/s · slowest stage: \w+ \(busy \d+% of the time\)", lines[8]
+        )
+        assert len(lines) == 10
         assert lines[-1].startswith("All done. Results in ")
         assert lines[-1].endswith("; nothing failed, nothing is left.")
         for name in ("masks/scene_0000.png", "overlays/scene_0002.jpg", "run.json"):
@@ -168,6 +171,7 @@ class TestRun:
     def test_verbose_names_each_picture(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         done = unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny, "-v")
         assert len(re.findall(r"^done +.*scene_000\d\.jpg$", done.stdout, re.MULTILINE)) == 3
+        assert "<- bottleneck" in done.stdout, "a table of the stages"
 
     def test_dry_run_writes_nothing(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         done = unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny, "--dry-run")
@@ -481,10 +485,11 @@ def test_the_live_bars_of_a_run(tmp_path: Path) -> None:
     """What only a terminal shows: a bar for the items, and one for the frames of the clip at work."""
     from rich.console import Console
 
+    from unet_batch.cli.progress import RunProgress
     from unet_batch.cli.screen import Screen
-    from unet_batch.run.execute import RunOptions, prepare
-    from unet_batch.run.report import Failure
-    from unet_batch.types import Item
+    from unet_batch.run.options import RunOptions
+    from unet_batch.run.plan import prepare
+    from unet_batch.types import Failure, Item
 
     (tmp_path / "a.jpg").touch()
     (tmp_path / "b.mp4").touch()
@@ -492,7 +497,8 @@ def test_the_live_bars_of_a_run(tmp_path: Path) -> None:
     screen = Screen(quiet=False, verbose=False, to_stderr=False)
     screen.out = Console(file=io.StringIO(), force_terminal=True, width=120)
     clip = Item("b.mp4", "b")
-    with screen.progress() as progress:
+    progress = RunProgress(screen)
+    with closing(progress):
         for _ in range(2):  # `watch` begins more than once
             progress.start(plan)
             progress.advance(

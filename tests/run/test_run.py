@@ -14,12 +14,16 @@ import psutil
 import pytest
 from PIL import Image
 
+from tests.helpers.observers import observing
 from unet_batch.errors import BackendError, OutputError, SourceError, UsageError
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import images
 from unet_batch.run import execute as run_module
-from unet_batch.run.execute import RunOptions, RunReport, execute, prepare
+from unet_batch.run.execute import execute
+from unet_batch.run.options import RunOptions
+from unet_batch.run.plan import prepare
+from unet_batch.run.report import RunReport
 from unet_batch.testing import FakeBackend, fake_spec
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
@@ -58,9 +62,8 @@ def segment(
     heard: list[str] = []
     plan = prepare(RunOptions(tuple(map(str, sources)), str(output) if output else None, **options))
     with Segmenter(backend or FakeBackend(), workers=2) as segmenter:
-        report = execute(
-            plan, segmenter, {"name": "fake", "sha256": "0"}, lambda item, failure: heard.append(item.key)
-        )
+        observer = observing(outcome=lambda item, failure: heard.append(item.key))
+        report = execute(plan, segmenter, observer)
     return report, heard
 
 
@@ -238,7 +241,7 @@ def test_ctrl_c_leaves_whole_files_and_a_report(photos: Path, tmp_path: Path) ->
         raise KeyboardInterrupt
 
     with Segmenter(FakeBackend(), workers=1) as segmenter:
-        report = execute(plan, segmenter, {"name": "fake", "sha256": "0"}, interrupt)
+        report = execute(plan, segmenter, observing(outcome=interrupt))
     assert (report.status, report.exit_code) == ("interrupted", 130)
     for path in (tmp_path / "out/masks").rglob("*"):
         assert path.is_dir() or read(path).shape == (64, 96)
@@ -300,9 +303,8 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     plan = prepare(RunOptions((str(tmp_path / "photos"),), str(tmp_path / "out"), ("mask", "overlay")))
     process, resident = psutil.Process(), []
     with Segmenter(FakeBackend(), workers=2) as segmenter:
-        report = execute(
-            plan, segmenter, {}, lambda item, failure: resident.append(process.memory_info().rss)
-        )
+        observer = observing(outcome=lambda item, failure: resident.append(process.memory_info().rss))
+        report = execute(plan, segmenter, observer)
     assert report.done == 1000
     assert max(resident[300:]) - resident[299] < 30e6  # a leak of one picture each would be 250 MB
 
@@ -370,7 +372,7 @@ def test_every_odd_file_ends_as_a_mask_or_a_named_error(data: Path, tmp_path: Pa
     out = tmp_path / "out"
     plan = prepare(RunOptions((f"@{listing}",), str(out), ("mask", "overlay", "cutout", "prob16")))
     with Segmenter(FakeBackend(), workers=2) as segmenter:
-        report = execute(plan, segmenter, {}, lambda item, failure: None)
+        report = execute(plan, segmenter)
     assert report.found == report.done + report.failed == len(odd)
     failed = {failure.path: failure for failure in report.failures}
     assert all(

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from tests.helpers.footage import Footage
+from tests.helpers.observers import observing
 from tests.run.test_run import half_bright, write
 from unet_batch.errors import SourceError
 from unet_batch.inference.segmenter import Segmenter
-from unet_batch.run.execute import RunOptions, Stop
+from unet_batch.run.observe import Stop
+from unet_batch.run.options import RunOptions
 from unet_batch.run.report import RunReport
 from unet_batch.run.watch import Arrivals, Watched, watch
 from unet_batch.testing import FakeBackend
@@ -39,20 +41,8 @@ def watching(folder: Path, **options: Any) -> Iterator[list[RunReport]]:
     def work() -> None:
         own = RunOptions((str(folder),), str(folder.parent / "out"), **options)
         with Segmenter(FakeBackend(), workers=1) as segmenter:
-            model = {"name": "fake", "sha256": "0"}
-            told: list[RunReport] = batches
-            outcome.append(
-                watch(
-                    own,
-                    segmenter,
-                    model,
-                    lambda item, failure: None,
-                    settle=0.15,
-                    poll=0.05,
-                    on_batch=told.append,
-                    stop=stop,
-                )
-            )
+            observer = observing(batch=batches.append)
+            outcome.append(watch(own, segmenter, observer, stop, 0.15, 0.05))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -130,7 +120,7 @@ def test_only_folders_can_be_watched(tmp_path: Path, kind: str) -> None:
     if kind == "file":
         source.write_bytes(b"")
     with Segmenter(FakeBackend()) as segmenter, pytest.raises(SourceError, match=r"a\.png") as caught:
-        watch(RunOptions((str(source),)), segmenter, {}, lambda item, failure: None, settle=0, poll=0)
+        watch(RunOptions((str(source),)), segmenter, settle=0, poll=0)
     assert "folder" in caught.value.hint
 
 

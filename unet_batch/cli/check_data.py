@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
-from unet_batch.cli.datasets import dataset_options, opened, understood
-from unet_batch.cli.errors import printable, reported
+from unet_batch.cli.command import Command, option
+from unet_batch.cli.options import DatasetOptions, dataset_options, json_option
+from unet_batch.cli.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,49 +26,55 @@ _SHOWN = 4  # cases of each finding that are printed
 
 @click.command(
     "check-data",
-    short_help="Say what a folder of images and masks holds, and what would spoil a training.",
+    cls=Command,
+    short_help="Say what a dataset holds, and what would spoil a training.",
     epilog="Exit codes: 0 fine, 1 a training would be wrong, 2 the folder could not be understood.",
 )
 @click.argument("folder", metavar="DATASET")
 @dataset_options
-@click.option(
+@option(
     "--split",
     "split_files",
+    section="Data",
     metavar="FILE",
     multiple=True,
     help="Check a split: a file that names the images of one part, one a line; once for each part.",
 )
-@click.option("--sheet", metavar="FILE", help="Write a JPEG of images and masks, the suspicious ones first.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
-@reported
+@option(
+    "--sheet",
+    section="Output",
+    metavar="FILE",
+    help="Write a JPEG of images and masks, the suspicious ones first.",
+)
+@json_option
 def check_data(
-    folder: str, split_files: tuple[str, ...], sheet: str | None, as_json: bool, **options: Any
+    folder: str, data: DatasetOptions, split_files: tuple[str, ...], sheet: str | None, as_json: bool
 ) -> None:
     """Say what a folder of images and masks holds, and what would spoil a training.
-
-    Finds pairs by their names, or in a file of COCO annotations, works out what the values in the masks mean,
-    and reads every file: sizes that differ, values without a meaning, duplicates on both sides of a split,
-    classes that never occur. Nothing in DATASET is written.
 
     \b
     Examples:
       unet-batch check-data cars
       unet-batch check-data cars --coco cars/annotations/instances_train.json
-      unet-batch check-data cars --split train.txt --split val.txt --sheet cars.jpg
+      unet-batch check-data cars --split train.txt --split val.txt --sheet c.jpg
+
+    Finds pairs by their names, or in a file of COCO annotations, works out what the values in the masks mean,
+    and reads every file: sizes that differ, values without a meaning, duplicates on both sides of a split,
+    classes that never occur. Nothing in DATASET is written.
     """
-    from unet_batch.cli.screen import Lines
+    from unet_batch.cli.screen import Lines, print_json
     from unet_batch.datasets.split import read_split
     from unet_batch.errors import UsageError
 
     out = Lines(quiet=as_json, to_stderr=as_json)
-    dataset = opened(folder, **options)
+    dataset = data.find(folder)
     splits: dict[str, tuple[Pair, ...]] = {}
     for file in split_files:
         name = os.path.splitext(os.path.basename(file))[0]
         if name in splits:
             raise UsageError(f"two parts are called {name}", hint="give the files of --split different names")
         splits[name] = read_split(file, dataset.pairs)
-    understood(out, dataset)
+    out.dataset(dataset)
     for name, pairs in splits.items():
         groups = len({pair.group for pair in pairs})
         out.line("", f"{len(pairs):,} images in {groups:,} groups are in {name}")
@@ -77,14 +85,15 @@ def check_data(
 
         write_atomic(os.path.abspath(sheet), contact_sheet(dataset, report))
     if as_json:
-        _print_json(dataset, splits, report)
+        print_json(_as_dict(dataset, splits, report))
     else:
         _print(out, report, sheet)
     raise SystemExit(0 if report.ok else 1)
 
 
 def _check(dataset: Dataset, splits: Mapping[str, Sequence[Pair]]) -> Report:
-    from unet_batch.cli.screen import Lines, staged
+    from unet_batch.cli.progress import staged
+    from unet_batch.cli.screen import Lines
     from unet_batch.datasets.check import check
 
     total = len(dataset.pairs)
@@ -97,7 +106,7 @@ def _check(dataset: Dataset, splits: Mapping[str, Sequence[Pair]]) -> Report:
 
 
 def _print(lines: Lines, report: Report, sheet: str | None) -> None:
-    from unet_batch.cli.screen import plural, shown
+    from unet_batch.cli.text import plural, shown
 
     out = lines.out
     width = max(len("classes"), *(2 + len(printable(share.name)) for share in report.classes))
@@ -133,11 +142,8 @@ def _print(lines: Lines, report: Report, sheet: str | None) -> None:
         )
 
 
-def _print_json(dataset: Dataset, splits: Mapping[str, Sequence[Pair]], report: Report) -> None:
-    import json
-    from dataclasses import asdict
-
-    document = {
+def _as_dict(dataset: Dataset, splits: Mapping[str, Sequence[Pair]], report: Report) -> dict[str, object]:
+    return {
         "ok": report.ok,
         "root": dataset.root,
         "pairs": report.pairs,
@@ -148,5 +154,3 @@ def _print_json(dataset: Dataset, splits: Mapping[str, Sequence[Pair]], report: 
         "void": report.void,
         "findings": [asdict(finding) for finding in report.findings],
     }
-    json.dump(document, sys.stdout, indent=2)
-    sys.stdout.write("\n")

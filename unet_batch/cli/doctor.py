@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import textwrap
+from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import click
 
-from unet_batch.cli.errors import reported
+from unet_batch.cli.command import Command
 
 if TYPE_CHECKING:
     from unet_batch.doctor import Check
@@ -18,52 +17,48 @@ _STYLES = {"ok": "green", "missing": "bold red", "broken": "bold red", "off": "d
 
 
 @click.command(
+    cls=Command,
     short_help="What can run on this machine, why not, and what to install.",
     epilog="Exit codes: 0 `unet-batch run` can work, 1 it cannot.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
-@reported
 def doctor(as_json: bool) -> None:
     """Say what can run on this machine, why not, and the command that would change it.
-
-    Looks at the processor, the NVIDIA driver and its GPUs, and at every library that a run or an engine may need; each is
-    imported in a process of its own, so that a broken one can be named. Nothing is installed.
 
     \b
     Examples:
       unet-batch doctor
       unet-batch doctor --json > report.json
+
+    Looks at the processor, the NVIDIA driver and its GPUs, and at every library that a run or an engine may
+    need; each is imported in a process of its own, so that a broken one can be named. Nothing is installed.
     """
-    from unet_batch.cli.screen import console
+    from unet_batch.cli.screen import console, print_json
     from unet_batch.doctor import chosen, examine
 
     with console(stderr=True).status("importing each library once ..."):  # on terminals only
         checks = examine()
-    (_print_json if as_json else _print)(checks)
+    if as_json:
+        print_json(_as_dict(checks))
+    else:
+        _print(checks)
     raise SystemExit(0 if chosen(checks).status == "ok" else 1)
 
 
 def _print(checks: tuple[Check, ...]) -> None:
-    from unet_batch.cli.errors import printable
     from unet_batch.cli.screen import console
+    from unet_batch.cli.text import printable, wrap
     from unet_batch.doctor import chosen, faster
 
     out = console()
     # A pipe gets whole lines: what reads them searches by line.
-    columns = out.width if out.is_terminal else sys.maxsize
-
-    def wrapped(text: str, indent: int = 0) -> str:
-        lines = textwrap.wrap(
-            printable(text), max(20, columns - indent), break_long_words=False, break_on_hyphens=False
-        )
-        return f"\n{' ' * indent}".join(lines)
-
+    width = out.width if out.is_terminal else None
     name_width = max(len(check.name) for check in checks)
     for group, members in groupby(checks, lambda check: check.group):
         out.print(group, style="bold cyan")
         for check in members:
             out.print(f"  {check.status:<9}", style=_STYLES[check.status], end="")
-            detail = wrapped(check.detail, indent=2 + 9 + name_width + 2)
+            detail = wrap(printable(check.detail), width, indent=2 + 9 + name_width + 2)
             out.print(f"{check.name:<{name_width}}  {detail}", style="dim" if check.status == "off" else None)
         out.print()
 
@@ -85,7 +80,9 @@ def _print(checks: tuple[Check, ...]) -> None:
 
     run, better = chosen(checks), faster(checks)
     if run.status != "ok":
-        out.print(wrapped(f"`unet-batch run` cannot work here: {run.detail}"), style="bold red")
+        out.print(
+            wrap(printable(f"`unet-batch run` cannot work here: {run.detail}"), width), style="bold red"
+        )
         return
     out.print("`unet-batch run` will use ", end="")
     out.print(run.detail, style="bold green", end="")
@@ -94,17 +91,13 @@ def _print(checks: tuple[Check, ...]) -> None:
         out.print(f"Fastest on this machine would be {better.name}: see above what it takes.")
 
 
-def _print_json(checks: tuple[Check, ...]) -> None:
-    import json
-    from dataclasses import asdict
-
+def _as_dict(checks: tuple[Check, ...]) -> dict[str, object]:
     from unet_batch.doctor import chosen
 
     run = chosen(checks)
-    report = {
-        "works": run.status == "ok",
-        "run": run.detail if run.status == "ok" else "",
+    works = run.status == "ok"
+    return {
+        "works": works,
+        "run": run.detail if works else "",
         "checks": [asdict(check) for check in checks],
     }
-    json.dump(report, sys.stdout, indent=2)
-    sys.stdout.write("\n")

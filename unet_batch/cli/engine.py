@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from unet_batch.cli.errors import reported
+from unet_batch.cli.command import Bundle, Command, Option, Parsed, option
+from unet_batch.cli.options import Size, complete_model, engines_dir_option, parse_size
+from unet_batch.cli.text import megabytes
 
 if TYPE_CHECKING:
-    from unet_batch.build import Built
+    from unet_batch.build import BuildOptions, Built
     from unet_batch.cli.screen import Lines
     from unet_batch.engine.onnx_model import OnnxModel
     from unet_batch.engine.sidecar import Sidecar
@@ -22,162 +23,174 @@ if TYPE_CHECKING:
     from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.types import ModelSpec
 
-Size = tuple[int, int]
 
-engines_dir_option = click.option(
-    "--engines-dir",
-    metavar="DIR",
-    envvar="UNET_BATCH_ENGINES",
-    show_envvar=True,
-    default="engines",
-    show_default=True,
-    help="Where engines are kept.",
-)
+def parse_sizes(text: str) -> tuple[Size, Size, Size]:
+    """`160x240` three times over, or `160x240,320x480,640x960`.
 
-
-def parse_size(text: str) -> Size:
-    """`160x240` -> (160, 240): height by width, as everywhere in this program."""
-    match = re.fullmatch(r"\s*(\d{1,5})[xX](\d{1,5})\s*", text)
-    if not match or not 1 <= int(match[1]) <= 16384 or not 1 <= int(match[2]) <= 16384:
-        raise click.BadParameter(f"{text!r} is not a size: height x width, for example 160x240")
-    return int(match[1]), int(match[2])
-
-
-def optional_size(context: click.Context, option: click.Parameter, value: str | None) -> Size | None:
-    """The callback of an option that takes one size."""
-    return None if value is None else parse_size(value)
-
-
-def _sizes(
-    context: click.Context, option: click.Parameter, value: str | None
-) -> tuple[Size, Size, Size] | None:
-    """`160x240` three times over, or `160x240,320x480,640x960`."""
-    if value is None:
-        return None
-    sizes = [parse_size(part) for part in value.split(",")]
+    Raises:
+        ValueError: it is neither one size nor three.
+    """
+    sizes = [parse_size(part) for part in text.split(",")]
     if len(sizes) not in (1, 3):
-        raise click.BadParameter(f"{value!r}: one size, or smallest,best,largest")
+        raise ValueError(f"{text!r}: one size, or smallest,best,largest")
     return (sizes[0], sizes[0], sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1], sizes[2])
 
 
-def _batch(context: click.Context, option: click.Parameter, value: str) -> tuple[int, int, int]:
-    """`32` three times over, or `1,32,64`."""
-    parts = value.split(",")
+def parse_batch(text: str) -> tuple[int, int, int]:
+    """`32` three times over, or `1,32,64`.
+
+    Raises:
+        ValueError: it is neither one number nor three.
+    """
+    parts = text.split(",")
     if len(parts) not in (1, 3) or not all(re.fullmatch(r"\s*\d{1,4}\s*", part) for part in parts):
-        raise click.BadParameter(f"{value!r}: one number, or smallest,best,largest, for example 1,32,64")
+        raise ValueError(f"{text!r}: one number, or smallest,best,largest, for example 1,32,64")
     numbers = [int(part) for part in parts] * (3 if len(parts) == 1 else 1)
     return numbers[0], numbers[1], numbers[2]
 
 
-def _bytes(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    """`4G`, `512M`."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)(?:i?[bB])?", value.strip())
+def parse_bytes(text: str) -> int:
+    """`4G` or `512M` in bytes.
+
+    Raises:
+        ValueError: it is no amount of memory.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)(?:i?[bB])?", text.strip())
     if not match:
-        raise click.BadParameter(f"{value!r} is not an amount of memory, for example 4G or 512M")
+        raise ValueError(f"{text!r} is not an amount of memory, for example 4G or 512M")
     return int(float(match[1]) * 1024 ** " kmg".index(match[2].lower() or " "))
+
+
+def make_build_options(*, model: str | None, **settings: Any) -> BuildOptions:
+    """What to build; the other options have the names of the fields.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    from unet_batch.build import BuildOptions
+    from unet_batch.model import zoo
+
+    path = model if model and model.lower().endswith(".onnx") else zoo.resolve(model)
+    return BuildOptions(path, **settings)
+
+
+_engine = functools.partial(Option, section="Engine")
+_build = functools.partial(Option, section="Build")
+
+build_options = Bundle(
+    "options",
+    make_build_options,
+    click.Argument(["model"], metavar="[CHECKPOINT]", required=False, shell_complete=complete_model),
+    _engine(
+        ["--size"],
+        metavar="HxW",
+        type=Parsed(parse_sizes),
+        help="Height and width of the input, or MIN,BEST,MAX for a range.  [default: the model's own]",
+    ),
+    _engine(
+        ["--batch"],
+        metavar="MIN,BEST,MAX",
+        type=Parsed(parse_batch),
+        default="1,32,32",
+        show_default=True,
+        help="Pictures in one pass: kernels are tuned for BEST. One number fixes all three.",
+    ),
+    _engine(
+        ["--precision"],
+        type=click.Choice(("fp16", "bf16", "fp32")),
+        default="fp16",
+        show_default=True,
+        help="Precision of the network's body.",
+    ),
+    _engine(
+        ["--hardware-compat"],
+        type=click.Choice(("none", "ampere+", "same-cc")),
+        default="none",
+        show_default=True,
+        help="Which other GPUs may run the engine, at some cost in speed (tensorrt only).",
+    ),
+    _engine(
+        ["--opset"],
+        metavar="N",
+        type=click.IntRange(17, 22),
+        help="Version of the ONNX operators; 17 is what TensorRT 8.6 reads.  [default: 18]",
+    ),
+    _build(
+        ["--builder"],
+        type=click.Choice(("auto", "tensorrt", "tensorrt-rtx")),
+        default="auto",
+        show_default=True,
+        help="What compiles. tensorrt needs the GPU that will run the engine, tensorrt-rtx builds anywhere.",
+    ),
+    _build(
+        ["--workspace"],
+        metavar="SIZE",
+        type=Parsed(parse_bytes),
+        help="Most scratch memory on the GPU, for example 4G.",
+    ),
+    _build(
+        ["--opt-level"],
+        metavar="N",
+        type=click.IntRange(0, 5),
+        help="0 builds fast, 5 searches longest.  [default: TensorRT's, 3]",
+    ),
+    _build(
+        ["--timing-cache"],
+        metavar="FILE",
+        help="Kernel timings, to make later builds faster.  [default: one in the engines folder]",
+    ),
+    _build(
+        ["--proof-images"],
+        metavar="SOURCE",
+        multiple=True,
+        help="Pictures to compare with PyTorch on, up to 100: your own prove most.  [default: drawn scenes]",
+    ),
+    _build(["--onnx-only"], is_flag=True, help="Write and prove the ONNX graph, and stop."),
+    _build(["--force"], is_flag=True, help="Build even if a fitting engine is there."),
+    engines_dir_option("Output"),
+)
 
 
 @click.command(
     "build-engine",
+    cls=Command,
     short_help="Compile a model into a proven FP16 TensorRT engine.",
     epilog="Exit codes: 0 built or there already, 1 only the ONNX graph was written, because nothing "
     "installed builds engines, "
     "2 wrong usage, a failed build, or an engine that failed its proof, 130 interrupted.",
 )
-@click.argument("model", metavar="[CHECKPOINT]", required=False)
-@engines_dir_option
-@click.option(
-    "--size",
-    metavar="HxW",
-    callback=_sizes,
-    help="Height and width of the input, or MIN,BEST,MAX for a range.  [default: the model's own]",
+@build_options
+@option("-q", "--quiet", section="Display", is_flag=True, help="Print errors only.")
+@option(
+    "--json",
+    "as_json",
+    section="Display",
+    is_flag=True,
+    help="Print what was built and proven as JSON on stdout.",
 )
-@click.option(
-    "--batch",
-    metavar="MIN,BEST,MAX",
-    callback=_batch,
-    default="1,32,32",
-    show_default=True,
-    help="Pictures in one pass: kernels are tuned for BEST. One number fixes all three.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(("fp16", "bf16", "fp32")),
-    default="fp16",
-    show_default=True,
-    help="Of the network's body.",
-)
-@click.option(
-    "--builder",
-    type=click.Choice(("auto", "tensorrt", "tensorrt-rtx")),
-    default="auto",
-    show_default=True,
-    help="What compiles. tensorrt needs the GPU that will run the engine, tensorrt-rtx builds anywhere.",
-)
-@click.option(
-    "--workspace", metavar="SIZE", callback=_bytes, help="Most scratch memory on the GPU, for example 4G."
-)
-@click.option(
-    "--opt-level",
-    type=click.IntRange(0, 5),
-    help="0 builds fast, 5 searches longest.  [default: TensorRT's, 3]",
-)
-@click.option(
-    "--hardware-compat",
-    type=click.Choice(("none", "ampere+", "same-cc")),
-    default="none",
-    show_default=True,
-    help="Which other GPUs may run the engine, at some cost in speed (tensorrt only).",
-)
-@click.option(
-    "--timing-cache",
-    metavar="FILE",
-    help="Kernel timings, to make later builds faster.  [default: one in the engines folder]",
-)
-@click.option(
-    "--opset",
-    type=click.IntRange(17, 22),
-    help="Of the ONNX graph; 17 is what TensorRT 8.6 reads.  [default: 18]",
-)
-@click.option(
-    "--proof-images",
-    metavar="SOURCE",
-    multiple=True,
-    help="Pictures to compare with PyTorch on, at most 100: your own prove most.  [default: drawn scenes]",
-)
-@click.option("--onnx-only", is_flag=True, help="Write and prove the ONNX graph, and stop.")
-@click.option("--force", is_flag=True, help="Build even if a fitting engine is there.")
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was built and proven as JSON on stdout.")
-@reported
-def build_engine(model: str | None, quiet: bool, as_json: bool, **options: Any) -> None:
+def build_engine(options: BuildOptions, quiet: bool, as_json: bool) -> None:
     """Compile a model into a TensorRT engine, and prove that it is what was asked for.
-
-    CHECKPOINT is a .safetensors file, a bundled model, or an .onnx graph written by this command elsewhere. Without one the
-    bundled model is built. The engine is installed only if its arithmetic is in the precision asked for and its masks are
-    equal to PyTorch's in float32.
 
     \b
     Examples:
       unet-batch build-engine cars.safetensors
       unet-batch build-engine cars.safetensors --proof-images ./photos --batch 64
       unet-batch build-engine --onnx-only --opset 17
+
+    CHECKPOINT is a .safetensors file, a bundled model, or an .onnx graph written by this command elsewhere.
+    Without one the bundled model is built. The engine is installed only if its arithmetic is in the precision
+    asked for and its masks are equal to PyTorch's in float32.
     """
-    from unet_batch.build import BuildOptions
     from unet_batch.build import build_engine as build
-    from unet_batch.cli.screen import Lines, staged
-    from unet_batch.model import zoo
+    from unet_batch.cli.progress import staged
+    from unet_batch.cli.screen import Lines, print_json
 
     lines = Lines(quiet=quiet, to_stderr=as_json)
-    path = model if model and model.lower().endswith(".onnx") else zoo.resolve(model)
     with staged(lines) as progress:
-        built = build(BuildOptions(path, **options), progress)
+        built = build(options, progress)
     if as_json:
-        json.dump(_built_as_dict(built), sys.stdout, indent=2)
-        sys.stdout.write("\n")
-    _show_built(lines, built)
+        print_json(_built_as_dict(built))
+    _print_built(lines, built)
     if built.missing:
         lines.warn(f"{built.missing}", built.fix)
         raise SystemExit(1)
@@ -197,36 +210,35 @@ def _built_as_dict(built: Built) -> dict[str, Any]:
     }
 
 
-def _show_built(lines: Lines, built: Built) -> None:
-    from unet_batch.cli.screen import shown
+def _print_built(lines: Lines, built: Built) -> None:
+    from unet_batch.cli.text import shown
 
     if built.onnx:
         lines.line("onnx", shown(built.onnx))
     if built.engine is not None:
-        _show_engine(lines, built.engine)
+        _print_engine(lines, built.engine)
     else:
-        _show_proof(lines, built.shares, built.proofs)
+        _print_proof(lines, built.shares, built.proofs)
     for note in built.notes:
         lines.line("note", note)
     if built.was_there:
         lines.line("note", "it was there already and fits (--force builds it again)")
 
 
-@click.command(short_help="What a checkpoint, ONNX graph or engine says of itself.")
+@click.command(cls=Command, short_help="What a checkpoint, ONNX graph or engine says of itself.")
 @click.argument("file", metavar="FILE")
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
-@reported
 def inspect(file: str, as_json: bool) -> None:
-    """Say what a model file is: its network, classes and training; of an engine also its precision, profile and proof.
-
-    FILE is a checkpoint (.safetensors), an ONNX graph, or an engine (.plan, or the .json beside it).
+    """Say what a model file is: its network, classes and training; of an engine also its proof.
 
     \b
     Examples:
       unet-batch inspect default
       unet-batch inspect engines/cars-160x240-fp16-1f0c9a7b.plan
+
+    FILE is a checkpoint (.safetensors), an ONNX graph, or an engine (.plan, or the .json beside it).
     """
-    from unet_batch.cli.screen import Lines
+    from unet_batch.cli.screen import Lines, print_json
     from unet_batch.model import zoo
 
     lines = Lines(quiet=as_json, to_stderr=False)
@@ -236,8 +248,8 @@ def inspect(file: str, as_json: bool) -> None:
 
         engine = store.load(file)
         lines.line("file", engine.path)
-        _show_spec(lines, engine.sidecar.spec)
-        _show_engine(lines, engine)
+        _print_spec(lines, engine.sidecar.spec)
+        _print_engine(lines, engine)
         data = engine.sidecar.as_dict()
         engine.read_plan()  # says so if it is not what was built
     elif suffix == ".onnx":
@@ -245,28 +257,27 @@ def inspect(file: str, as_json: bool) -> None:
 
         graph = onnx_model.read(file)
         lines.line("file", file, megabytes(len(graph.data)))
-        _show_spec(lines, graph.spec)
-        data = _show_graph(lines, graph)
+        _print_spec(lines, graph.spec)
+        data = _print_graph(lines, graph)
     else:
         from unet_batch.model import checkpoint
 
         found = checkpoint.identify(zoo.resolve(file))
         lines.line("file", found.path, megabytes(os.path.getsize(found.path)))
-        _show_spec(lines, found.spec)
-        data = _show_checkpoint(lines, found)
+        _print_spec(lines, found.spec)
+        data = _print_checkpoint(lines, found)
     if as_json:
-        json.dump(data, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(data)
 
 
-def _show_checkpoint(lines: Lines, found: CheckpointFile) -> dict[str, Any]:
+def _print_checkpoint(lines: Lines, found: CheckpointFile) -> dict[str, Any]:
     lines.line("weights", f"{found.parameters:,} parameters", f"sha256 {found.sha256[:12]}")
     for name, text in _facts(found.spec.training):
         lines.line("", f"{name.replace('_', ' ')}: {text}")
     return {**found.as_dict(), "training": dict(found.spec.training)}
 
 
-def _show_spec(lines: Lines, spec: ModelSpec) -> None:
+def _print_spec(lines: Lines, spec: ModelSpec) -> None:
     height, width = spec.input_size
     lines.line("model", spec.name, f"U-Net of widths {', '.join(map(str, spec.widths))}", f"{height}x{width}")
     means = (
@@ -275,7 +286,7 @@ def _show_spec(lines: Lines, spec: ModelSpec) -> None:
     lines.line("classes", ", ".join(spec.classes.names), f"the map holds {means}")
 
 
-def _show_graph(lines: Lines, graph: OnnxModel) -> dict[str, Any]:
+def _print_graph(lines: Lines, graph: OnnxModel) -> dict[str, Any]:
     from unet_batch.engine import proof
 
     size = f"{graph.size[0]}x{graph.size[1]}" if graph.size else "any size"
@@ -283,12 +294,12 @@ def _show_graph(lines: Lines, graph: OnnxModel) -> dict[str, Any]:
     lines.line("source", f"checkpoint sha256 {graph.source_sha256[:12]}")
     precisions = {name: found.precision for name, found in graph.convolutions.items()}
     share = proof.as_dict(proof.share(graph.convolutions, graph.precision, graph.float32, precisions, "onnx"))
-    _show_proof(lines, [share], {})
+    _print_proof(lines, [share], {})
     return {**graph.facts, "opset": graph.opset, "ir_version": graph.ir_version, "shares": [share]}
 
 
-def _show_engine(lines: Lines, engine: Engine) -> None:
-    from unet_batch.cli.screen import clock, shown
+def _print_engine(lines: Lines, engine: Engine) -> None:
+    from unet_batch.cli.text import clock, shown
 
     sidecar: Sidecar = engine.sidecar
     recipe, built = sidecar.recipe, sidecar.built
@@ -307,14 +318,14 @@ def _show_engine(lines: Lines, engine: Engine) -> None:
     lines.line("profile", str(recipe.profile))
     if recipe.options:
         lines.line("options", ", ".join(f"{name} {value}" for name, value in recipe.options.items()))
-    _show_proof(lines, sidecar.shares, sidecar.proofs)
+    _print_proof(lines, sidecar.shares, sidecar.proofs)
     if sidecar.verified_on_gpu:
         lines.line("verified", "the plan itself was run on a GPU")
     else:
         lines.line("verified", "not yet: the first run on a GPU completes the proof")
 
 
-def _show_proof(lines: Lines, shares: Sequence[Mapping[str, Any]], proofs: Mapping[str, Any]) -> None:
+def _print_proof(lines: Lines, shares: Sequence[Mapping[str, Any]], proofs: Mapping[str, Any]) -> None:
     for share in shares[-1:]:  # the one counted last is the nearest to what runs
         sources = ", ".join(dict.fromkeys(str(each["source"]) for each in shares))
         lines.line(
@@ -368,8 +379,3 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _short(value: object) -> str:
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
     return text if len(text) <= 90 else text[:87] + "..."
-
-
-def megabytes(count: int) -> str:
-    """`16.4 MB`."""
-    return f"{count / 1e6:.1f} MB"

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from math import nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from unet_batch.cli.datasets import dataset_options, opened, understood
-from unet_batch.cli.errors import printable, reported
-from unet_batch.cli.network import network_options
+from unet_batch.cli.command import Command, option
+from unet_batch.cli.options import (
+    DatasetOptions,
+    NetworkOptions,
+    dataset_options,
+    json_option,
+    network_options,
+)
+from unet_batch.cli.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from unet_batch.cli.screen import Lines
+    from unet_batch.cli.screen import Lines, print_json
     from unet_batch.datasets.dataset import Dataset, Pair
     from unet_batch.evaluation.evaluate import Evaluation, Figures
     from unet_batch.evaluation.report import EvaluationReport
 
 _SHOWN = 10  # failures that are printed
-_OF_MODELS = ("model", "threshold", "backend", "device", "require_gpu", "engines_dir", "size", "batch_size")
 _COLUMNS = (
     ("dice", "Dice"),
     ("iou", "IoU"),
@@ -38,62 +43,70 @@ _COLUMNS = (
 
 
 @click.command(
-    short_help="Say how good a model is on images with masks, or how good predicted masks are.",
+    cls=Command,
+    short_help="Say how good a model, or predicted masks, are.",
     epilog="Exit codes: 0 all pictures judged, 1 some could not be, 2 wrong usage or nothing could be done, "
     "130 interrupted.",
 )
 @click.argument("folder", metavar="DATASET")
 @dataset_options
-@click.option(
+@option(
     "--split",
     "split_file",
+    section="Data",
     metavar="FILE",
     help="Judge only the images that this file names, one a line, such as those kept from training.",
 )
-@click.option(
+@option(
     "--predictions",
+    section="Data",
     metavar="DIR",
     help="Judge the masks in this folder, or in the output of a run, instead of a model's.",
 )
 @network_options
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 256),
-    help="Threads for decoding, and as many for comparing.  [default: the cores]",
-)
-@click.option(
+@option(
     "-o",
     "--output",
+    section="Output",
     metavar="DIR",
     help="Write evaluation.json and pictures.csv (a row for each picture) into this folder.",
 )
-@click.option(
-    "--sheet", metavar="FILE", help="Write a JPEG of the worst pictures: image, truth, prediction, error."
+@option(
+    "--sheet",
+    section="Output",
+    metavar="FILE",
+    help="Write a JPEG of the worst pictures: image, truth, prediction, error.",
 )
-@click.option(
-    "--worst", type=click.IntRange(1, 150), default=12, show_default=True, help="Pictures on the sheet."
+@option(
+    "--worst",
+    section="Output",
+    metavar="N",
+    type=click.IntRange(1, 150),
+    default=12,
+    show_default=True,
+    help="Pictures on the sheet.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON on stdout.")
-@reported
+@option(
+    "--workers",
+    section="Scale",
+    metavar="N",
+    type=click.IntRange(1, 256),
+    help="Threads for decoding, and as many for comparing.  [default: the cores]",
+)
+@json_option
 def evaluate(
     folder: str,
+    data: DatasetOptions,
     split_file: str | None,
     predictions: str | None,
+    network: NetworkOptions,
     output: str | None,
     sheet: str | None,
     worst: int,
+    workers: int | None,
     as_json: bool,
-    images: str | None,
-    masks: str | None,
-    coco: str | None,
-    group_by: str | None,
-    **options: Any,
 ) -> None:
     """Say how good a model is on images with masks, or how good predicted masks are.
-
-    Dice, IoU, precision, recall, boundary F1 and pixel accuracy, at the photos' own size (the masks that
-    `run` writes) and at the network's, with 95 % intervals from whole groups: photos of one car say little
-    of other cars. Nothing in DATASET is written.
 
     \b
     Examples:
@@ -101,6 +114,10 @@ def evaluate(
       unet-batch evaluate cars --split val.txt --sheet worst.jpg -o figures
       unet-batch evaluate cars --predictions photos-segmented
       unet-batch evaluate cars/masks --predictions others
+
+    Dice, IoU, precision, recall, boundary F1 and pixel accuracy, at the photos' own size (the masks that
+    `run` writes) and at the network's, with 95 % intervals from whole groups: photos of one car say little
+    of other cars. Nothing in DATASET is written.
     """
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.split import read_split
@@ -109,8 +126,7 @@ def evaluate(
 
     started, begun = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
     out = Lines(quiet=as_json, to_stderr=as_json)
-    where = {"images": images, "masks": masks, "coco": coco, "group_by": group_by}
-    dataset = _find(folder, masks_only=predictions is not None, **where)
+    dataset = _find(folder, data, masks_only=predictions is not None)
     pairs = dataset.pairs if split_file is None else read_split(split_file, dataset.pairs)
     _print_dataset(out, dataset, pairs, split_file)
     # To fail before the work rather than after
@@ -119,51 +135,48 @@ def evaluate(
             make_folder(os.path.abspath(place))
     count = worst if sheet is not None else 0
     if predictions is None:
-        report = _evaluate_model(out, dataset, pairs, count, **options)
+        report = _evaluate_model(out, dataset, pairs, count, network, workers)
     else:
-        report = _evaluate_predictions(out, dataset, pairs, count, predictions, options["workers"])
+        report = _evaluate_predictions(out, dataset, pairs, count, predictions, workers)
     document = {
         **report.as_dict(),
-        "options": {"split": split_file, "group_by": group_by, **options},
+        "options": {
+            "split": split_file,
+            "group_by": data.group_by,
+            **asdict(network),
+            "workers": workers,
+        },
         "versions": versions(),
         "seconds": round(time.perf_counter() - begun, 3),
         "started": started,
     }
     report.write(output, sheet, document)
     if as_json:
-        json.dump(document, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(document)
     else:
         _print(out, report.evaluation, output, sheet if report.sheet else None)
     raise SystemExit(1 if report.evaluation.failures else 0)
 
 
-def _find(
-    folder: str,
-    *,
-    masks_only: bool,
-    images: str | None,
-    masks: str | None,
-    coco: str | None,
-    group_by: str | None,
-) -> Dataset:
+def _find(folder: str, data: DatasetOptions, *, masks_only: bool) -> Dataset:
     """Find the dataset; where predictions are judged, a folder of masks alone will do."""
     if masks_only:
         from unet_batch.errors import UsageError
         from unet_batch.evaluation.predictions import find_masks, is_mask_folder
 
-        if given := [name for name in _OF_MODELS if _is_given(name)]:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        names = [field.name for field in fields(NetworkOptions)]
+        if given := [name for name in names if _is_given(name)]:
+            listed = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(
-                f"{names}: there is no model where --predictions are judged", hint="leave one of them out"
+                f"{listed}: there is no model where --predictions are judged", hint="leave one of them out"
             )
-        if not (images or masks or coco) and is_mask_folder(folder):
-            return find_masks(folder, group_by=group_by)
-    return opened(folder, images=images, masks=masks, coco=coco, group_by=group_by)
+        if not (data.images or data.masks or data.coco) and is_mask_folder(folder):
+            return find_masks(folder, group_by=data.group_by)
+    return data.find(folder)
 
 
 def _print_dataset(out: Lines, dataset: Dataset, pairs: Sequence[Pair], split_file: str | None) -> None:
-    understood(out, dataset)
+    out.dataset(dataset)
     if split_file is not None:
         groups = len({pair.group for pair in pairs})
         out.line("", f"{len(pairs):,} images in {groups:,} groups are in {split_file}")
@@ -180,40 +193,37 @@ def _is_given(name: str) -> bool:
 
 
 def _evaluate_model(
-    out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, **options: Any
+    out: Lines,
+    dataset: Dataset,
+    pairs: Sequence[Pair],
+    worst: int,
+    network: NetworkOptions,
+    workers: int | None,
 ) -> EvaluationReport:
     from unet_batch.cli.screen import Screen
     from unet_batch.evaluation.evaluate import evaluate, match_classes
     from unet_batch.evaluation.report import EvaluationReport, trained_on, worst_sheet
-    from unet_batch.model import checkpoint, zoo
+    from unet_batch.inference.segmenter import open_segmenter
 
-    file = checkpoint.identify(zoo.resolve(options["model"]))
+    file = network.checkpoint()
     match_classes(dataset.classes, file.spec.classes)  # before the seconds that loading torch takes
     if known := trained_on(file.spec, dataset, pairs):
         what = f"the model was trained on {known[0]:,} images of a folder of this name, which flatter it"
         listed = f"--split {os.path.splitext(file.path)[0]}.training/val.txt"
         out.line("note", what, f"{listed} takes the {known[1]:,} others")
-    from unet_batch.inference.backends.select import Request
-    from unet_batch.inference.segmenter import open_segmenter
-
-    asked = {
-        name: options[name]
-        for name in ("backend", "device", "batch_size", "size", "engines_dir", "require_gpu")
-    }
-    request = Request(file, **asked)
-    with open_segmenter(request, threshold=options["threshold"], workers=options["workers"]) as segmenter:
-        Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(file, segmenter, segmenter.passed_over)
+    with open_segmenter(network.request(file), threshold=network.threshold, workers=workers) as segmenter:
+        Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(file, segmenter)
         with _progress("segmenting", len(pairs)) as progress:
             evaluation = evaluate(dataset, pairs, segmenter, progress=progress)
         sheet = worst_sheet(dataset, pairs, evaluation, worst, segmenter)
-    source = {"model": file.as_dict(), "backend": segmenter.describe()}
-    return EvaluationReport(dataset, pairs, evaluation, **source, sheet=sheet)
+        backend = segmenter.describe()
+    return EvaluationReport(dataset, pairs, evaluation, model=file.as_dict(), backend=backend, sheet=sheet)
 
 
 def _evaluate_predictions(
     out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, folder: str, workers: int | None
 ) -> EvaluationReport:
-    from unet_batch.cli.screen import shown
+    from unet_batch.cli.text import shown
     from unet_batch.evaluation.evaluate import compare
     from unet_batch.evaluation.predictions import find_predictions
     from unet_batch.evaluation.report import EvaluationReport, worst_sheet
@@ -231,7 +241,9 @@ def _evaluate_predictions(
 
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    from unet_batch.cli.screen import Lines, plural, staged
+    from unet_batch.cli.progress import staged
+    from unet_batch.cli.screen import Lines
+    from unet_batch.cli.text import plural
 
     stage = f"{what} {total:,} {plural(total, 'picture')}"
     with staged(Lines(quiet=not sys.stderr.isatty(), to_stderr=True)) as advance:
@@ -239,7 +251,7 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _print(lines: Lines, evaluation: Evaluation, output: str | None, sheet: str | None) -> None:
-    from unet_batch.cli.screen import plural, shown
+    from unet_batch.cli.text import plural, shown
     from unet_batch.evaluation.metrics import FEW_GROUPS
     from unet_batch.evaluation.report import FILES
 

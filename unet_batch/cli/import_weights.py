@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from unet_batch.cli.engine import optional_size
-from unet_batch.cli.errors import reported
+from unet_batch.cli.command import Command, Parsed
+from unet_batch.cli.options import SIZE, Size
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines
     from unet_batch.model.importer import Imported
 
 
-def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """`background,car` -> ("background", "car")."""
-    names = () if value is None else tuple(part.strip() for part in value.split(","))
+def parse_names(text: str) -> tuple[str, ...]:
+    """`background,car` -> ("background", "car").
+
+    Raises:
+        ValueError: a name is empty.
+    """
+    names = tuple(part.strip() for part in text.split(","))
     if not all(names):
-        raise click.BadParameter(f"{value!r} names an empty class, expected for example background,car")
+        raise ValueError(f"{text!r} names an empty class, expected for example background,car")
     return names
 
 
-def _channels(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...]:
-    """`0.5,0.5,0.5` -> (0.5, 0.5, 0.5)."""
+def parse_channels(text: str) -> tuple[float, ...]:
+    """`0.5,0.5,0.5` -> (0.5, 0.5, 0.5).
+
+    Raises:
+        ValueError: these are not three numbers.
+    """
     try:
-        numbers = () if value is None else tuple(float(part) for part in value.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        numbers = (math.nan,)
-    if len(numbers) not in (0, 3) or not all(map(math.isfinite, numbers)):
-        raise click.BadParameter(
-            f"{value!r}: one number for each of red, green and blue, for example 0.485,0.456,0.406"
+        numbers = ()
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(
+            f"{text!r}: one number for each of red, green and blue, for example 0.485,0.456,0.406"
         )
-    if numbers and option.name == "std" and min(numbers) <= 0:
-        raise click.BadParameter(f"{value!r}: deviations are above 0")
     return numbers
 
 
-@click.command("import-weights", short_help="Make a checkpoint of a public U-Net's weights.")
+def parse_deviations(text: str) -> tuple[float, ...]:
+    """As `parse_channels`, each above 0."""
+    numbers = parse_channels(text)
+    if min(numbers) <= 0:
+        raise ValueError(f"{text!r}: deviations are above 0")
+    return numbers
+
+
+@click.command("import-weights", cls=Command, short_help="Make a checkpoint of a public U-Net's weights.")
 @click.argument("source", metavar="FILE")
 @click.option(
     "-o",
@@ -61,51 +73,68 @@ def _channels(context: click.Context, option: click.Parameter, value: str | None
 @click.option(
     "--size",
     metavar="HxW",
-    callback=optional_size,
+    type=SIZE,
     help="Height and width of the input in training.  [default: milesial 640x960, plain 160x240]",
 )
 @click.option(
     "--classes",
     metavar="NAME,...",
-    callback=_names,
+    type=Parsed(parse_names),
     help="Class names of the outputs.  [default: those of Carvana]",
 )
 @click.option(
     "--mean",
     metavar="R,G,B",
-    callback=_channels,
+    type=Parsed(parse_channels),
     help="Mean of the pixels, 0 to 1, by channel.  [default: 0,0,0]",
 )
 @click.option(
     "--std",
     metavar="R,G,B",
-    callback=_channels,
+    type=Parsed(parse_deviations),
     help="Standard deviation of the pixels by channel.  [default: 1,1,1]",
 )
 @click.option("--name", default="", help="Name of the model.  [default: the name of FILE]")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found and verified as JSON on stdout.")
-@reported
-def import_weights(source: str, output: str, as_json: bool, **options: Any) -> None:
+def import_weights(
+    source: str,
+    output: str,
+    arch: str,
+    size: Size | None,
+    classes: tuple[str, ...] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    name: str,
+    as_json: bool,
+) -> None:
     """Make a checkpoint of the weights of a public U-Net, and verify that it computes the same.
+
+    \b
+    Examples:
+      unet-batch import-weights unet_carvana.pth -o cars.safetensors
+      unet-batch import-weights unet.pth -o cars.safetensors --size 1280x1920
+      unet-batch import-weights roads.pth -o roads.safetensors --classes none,road
 
     FILE is a state dict (.pth or .safetensors) of milesial/Pytorch-UNet or of the tutorials' U-Net, both with
     transposed convolutions. Only tensors are read: a file that needs Python code is refused. The checkpoint
     is written only if its logits are those of the original network.
-
-    \b
-    Examples:
-      unet-batch import-weights unet_carvana_scale0.5_epoch2.pth -o cars.safetensors
-      unet-batch import-weights unet_carvana_scale1.0_epoch2.pth -o cars.safetensors --size 1280x1920
-      unet-batch import-weights roads.pth -o roads.safetensors --size 512x1024 --classes background,road
     """
-    from unet_batch.cli.screen import Lines
+    from unet_batch.cli.screen import Lines, print_json
     from unet_batch.model import importer
 
-    found = importer.import_weights(source, output, **options)
+    found = importer.import_weights(
+        source,
+        output,
+        arch=arch,
+        size=size,
+        classes=classes or (),
+        mean=mean or (),
+        std=std or (),
+        name=name,
+    )
     if as_json:
-        json.dump(_as_dict(found), sys.stdout, indent=2)
-        sys.stdout.write("\n")
-    _show(Lines(quiet=False, to_stderr=as_json), found)
+        print_json(_as_dict(found))
+    _print_import(Lines(quiet=False, to_stderr=as_json), found)
 
 
 def _as_dict(found: Imported) -> dict[str, Any]:
@@ -127,8 +156,8 @@ def _as_dict(found: Imported) -> dict[str, Any]:
     }
 
 
-def _show(lines: Lines, found: Imported) -> None:
-    from unet_batch.cli.screen import shown
+def _print_import(lines: Lines, found: Imported) -> None:
+    from unet_batch.cli.text import shown
 
     spec = found.spec
     names, (height, width) = spec.classes.names, spec.input_size

@@ -2,109 +2,75 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
-from unet_batch.cli.clips import RunCommand, clip_arguments, clip_options, video_options
-from unet_batch.cli.errors import printable, reported
-from unet_batch.cli.network import network_options
-from unet_batch.errors import OutputError, UsageError
-from unet_batch.files.outputs import KINDS
+from unet_batch.cli.command import Command, option
+from unet_batch.cli.options import (
+    DisplayOptions,
+    NetworkOptions,
+    display_options,
+    network_options,
+    run_options,
+    video_options,
+)
 
 if TYPE_CHECKING:
-    from unet_batch.cli.screen import RunProgress, Screen
-    from unet_batch.inference.backends.select import Step
+    from unet_batch.cli.screen import Screen
     from unet_batch.inference.segmenter import Segmenter
-    from unet_batch.model.checkpoint import CheckpointFile
-    from unet_batch.run.execute import Log, Plan, RunOptions, Stop
-    from unet_batch.run.report import RunReport
+    from unet_batch.run.options import RunOptions, VideoOptions
 
-
-def _kinds(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
-    """`mask,overlay` -> ("mask", "overlay"), each checked, none twice."""
-    kinds = tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
-    wrong = [kind for kind in kinds if kind not in KINDS]
-    if wrong or not kinds:
-        raise click.BadParameter(
-            f"{', '.join(map(repr, wrong)) or 'nothing'} is not one of {', '.join(KINDS)}"
-        )
-    return kinds
-
-
-@click.command(
-    cls=RunCommand,
-    short_help="Segment photos and videos: masks and overlays out.",
-    epilog="Exit codes: 0 all done, 1 some failed, 2 wrong usage or nothing could be done, 130 Ctrl-C, 143 "
-    "SIGTERM.",
+_build_option = option(
+    "--build",
+    section="Model",
+    is_flag=True,
+    help="Build the engine first where none fits, as build-engine does.",
 )
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
-@click.option(
-    "-o", "--output", metavar="DIR", help="Output folder.  [default: SOURCE-segmented, beside the source]"
-)
-@network_options
-@click.option(
-    "--overlay", is_flag=True, help="Save overlays too: the photo with the mask tinted and outlined."
-)
-@click.option(
-    "--save",
-    metavar="KINDS",
-    callback=_kinds,
-    default="mask",
-    show_default=True,
-    help="What to save, with commas: " + ", ".join(KINDS) + ".",
-)
-@click.option(
-    "--build", is_flag=True, help="Build the engine first where none fits, as `unet-batch build-engine` does."
-)
-@click.option(
+_workers_option = option(
     "--workers",
+    section="Scale",
+    metavar="N",
     type=click.IntRange(1, 256),
     help="Threads for each of decode, render and write.  [default: the cores]",
 )
-@click.option("--overwrite", is_flag=True, help="Redo pictures that are done, also those of another model.")
-@click.option(
-    "--hash",
-    "hash_sources",
-    is_flag=True,
-    help="Record the contents of sources: copied or touched ones are not redone.",
-)
-@click.option(
-    "--isolate",
-    is_flag=True,
-    help="Decode pictures in processes of their own: a file that crashes its decoder costs itself only.",
-)
-@click.option(
+_max_pixels_option = option(
     "--max-pixels",
+    section="Reliability",
     metavar="N",
     type=click.IntRange(1),
     help="Refuse pictures with more pixels.  [default: 200,000,000]",
 )
-@click.option("--fail-fast", is_flag=True, help="Stop at the first picture that fails.")
-@click.option("--max-errors", metavar="N", type=click.IntRange(1), help="Stop once N pictures have failed.")
-@click.option("--shard", metavar="I/N", help="Do only part I of N; `slurm` takes both from the job array.")
-@click.option("--wait", is_flag=True, help="Wait for another run that writes to the same folder.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
-@click.option("-q", "--quiet", is_flag=True, help="Print failures only.")
-@click.option("-v", "--verbose", is_flag=True, help="Print a line for each picture.")
-@click.option("--log-json", metavar="FILE", help="Add a line of JSON for each event; - means stdout.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the report as JSON on stdout, everything else on stderr."
-)
-@clip_options
-@reported
-def run(**options: Any) -> None:
-    """Segment photos and videos: masks as large as each picture, under the same names, overlays with the clip's own sound.
 
-    SOURCE is a picture, a video, a folder (with all below it), a glob pattern in quotes, @list.txt with one path a line,
-    or a camera: webcam:0, rtsp://...
+
+@click.command(
+    cls=Command,
+    short_help="Segment photos and videos: masks and overlays out.",
+    epilog="Exit codes: 0 all done, 1 some failed, 2 wrong usage or nothing could be done, 130 Ctrl-C, 143 "
+    "SIGTERM.",
+)
+@run_options
+@network_options
+@_build_option
+@video_options
+@_workers_option
+@_max_pixels_option
+@option("--dry-run", section="Reliability", is_flag=True, help="Say what would be done, and write nothing.")
+@display_options
+def run(
+    options: RunOptions,
+    network: NetworkOptions,
+    build: bool,
+    video: VideoOptions,
+    workers: int | None,
+    max_pixels: int | None,
+    dry_run: bool,
+    display: DisplayOptions,
+) -> None:
+    """Segment photos and videos: masks of each picture's own size, under the same names.
 
     \b
     Examples:
@@ -114,264 +80,131 @@ def run(**options: Any) -> None:
       unet-batch run clip.mp4 --overlay --start 1:30 --end 2:00
       unet-batch run ./photos --backend tensorrt --build
 
+    SOURCE is a picture, a video, a folder (with all below it), a glob pattern in quotes, @list.txt with one
+    path a line, or a camera: webcam:0, rtsp://... Overlays of clips keep the sound.
+
     The same command again does only what is missing, changed, failed or damaged.
     """
-    from unet_batch.run.execute import execute, prepare, recipe_of, resume
+    screen = display.screen()
+    screen.loading(network.model)
+    from unet_batch.cli.observer import RunObserver
+    from unet_batch.cli.screen import print_json
+    from unet_batch.cli.summary import print_summary
+    from unet_batch.run.execute import execute
+    from unet_batch.run.plan import prepare, recipe_of, resume
 
-    screen = _screen(options)
-    plan = prepare(_run_options(options))
+    plan = prepare(replace(options, video=video))
     screen.sources(plan)
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
-    with _opened(screen, options) as (file, segmenter, passed):
-        if options["dry_run"]:
-            plan = resume(plan, recipe_of(segmenter, file.as_dict()))
+    with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
+        if dry_run:
+            plan = resume(plan, recipe_of(segmenter))
             screen.todo(plan)
             screen.dry_run(plan)
             return
-        with _told(screen, options["log_json"]) as (progress, log, stop, on_start):
-            report = execute(
-                plan,
-                segmenter,
-                file.as_dict(),
-                progress.advance,
-                passed,
-                on_start=on_start,
-                on_wait=lambda owner: screen.line("waiting", f"{owner} is writing to this folder"),
-                on_frame=progress.frame,
-                log=log,
-                stop=stop,
-            )
-    screen.summary(report)
-    if options["as_json"]:
-        _print_json(report)
+        with RunObserver(screen, display.log_json) as observer:
+            report = execute(plan, segmenter, observer, observer.stop)
+    print_summary(screen, report)
+    if display.as_json:
+        print_json(report.as_dict())
     raise SystemExit(report.exit_code)
 
 
 @click.command(
-    cls=RunCommand,
+    cls=Command,
     short_help="Segment files as they arrive in a folder, until stopped.",
-    params=[parameter for parameter in run.params if parameter.name not in ("dry_run", "as_json", "shard")],
     epilog="Exit codes: 0 nothing failed, 1 some failed, 2 wrong usage or nothing could be done. Ctrl-C "
     "ends it well.",
 )
-@click.option(
+@run_options.without("shard")
+@option(
     "--settle",
+    section="Reliability",
     metavar="SECONDS",
     type=click.FloatRange(0, 86400),
     default=3.0,
     show_default=True,
     help="Take a file once its size and time have been the same for so long.",
 )
-@clip_arguments
-@reported
-def watch(settle: float, **options: Any) -> None:
-    """Segment the files of a folder, and go on as more arrive: with the manifest, the names and the guarantees of `run`.
-
-    SOURCE is a folder, looked through with all below it about once a second. A file is taken when it has not changed for a
-    while, so that nothing half copied is read. Ctrl-C finishes what has begun.
+@network_options
+@_build_option
+@video_options
+@_workers_option
+@_max_pixels_option
+@display_options.without("as_json")
+def watch(
+    options: RunOptions,
+    settle: float,
+    network: NetworkOptions,
+    build: bool,
+    video: VideoOptions,
+    workers: int | None,
+    max_pixels: int | None,
+    display: DisplayOptions,
+) -> None:
+    """Segment the files of a folder, and go on as more arrive.
 
     \b
     Example:
       unet-batch watch ./incoming -o masks --overlay
+
+    SOURCE is a folder, looked through with all below it about once a second. A file is taken when it has not
+    changed for a while, so that nothing half copied is read. Names, manifest and guarantees are those of
+    `run`. Ctrl-C finishes what has begun.
     """
+    screen = display.screen()
+    screen.loading(network.model)
+    from unet_batch.cli.observer import RunObserver
     from unet_batch.run.watch import watch as watch_folders
 
-    screen = _screen(options)
-    own = _run_options(options)
-    with _opened(screen, options) as (file, segmenter, passed):
-        screen.line("watching", *own.sources)
-        with _told(screen, options["log_json"], batches=True) as (progress, log, stop, on_start):
-            found = watch_folders(
-                own,
-                segmenter,
-                file.as_dict(),
-                progress.advance,
-                passed,
-                settle=settle,
-                on_start=on_start,
-                on_batch=screen.batch,
-                on_frame=progress.frame,
-                log=log,
-                stop=stop,
-            )
+    options = replace(options, video=video)
+    with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
+        screen.line("watching", *options.sources)
+        with RunObserver(screen, display.log_json) as observer:
+            observer.listen()
+            found = watch_folders(options, segmenter, observer, observer.stop, settle)
     screen.line(
         "stopped", f"{found.done:,} done", f"{found.failed:,} failed" if found.failed else "nothing failed"
     )
     raise SystemExit(1 if found.failed else 0)
 
 
-def _screen(options: dict[str, Any]) -> Screen:
-    """Where to speak; stdout belongs to JSON where that was asked for."""
-    from unet_batch.cli.screen import Screen
-
-    as_json, log_json = options.get("as_json", False), options["log_json"]
-    if as_json and log_json == "-":
-        raise UsageError("--json and --log-json - both want stdout", hint="give --log-json a file")
-    return Screen(quiet=options["quiet"], verbose=options["verbose"], to_stderr=as_json or log_json == "-")
-
-
-def _run_options(options: dict[str, Any]) -> RunOptions:
-    from unet_batch.run.execute import RunOptions
-    from unet_batch.run.shard import Shard
-
-    save, shard = options["save"], options.get("shard")
-    return RunOptions(
-        options["sources"],
-        options["output"],
-        (*save, "overlay") if options["overlay"] and "overlay" not in save else save,
-        overwrite=options["overwrite"],
-        fail_fast=options["fail_fast"],
-        max_errors=options["max_errors"],
-        shard=Shard.parse(shard, os.environ) if shard is not None else None,
-        wait=options["wait"],
-        hash_sources=options["hash_sources"],
-        isolate=options["isolate"],
-        video=video_options(options["clip_arguments"]),
-    )
-
-
 @contextmanager
-def _opened(
-    screen: Screen, options: dict[str, Any]
-) -> Iterator[tuple[CheckpointFile, Segmenter, Sequence[Step]]]:
+def _open_network(
+    screen: Screen,
+    network: NetworkOptions,
+    build: bool,
+    workers: int | None,
+    max_pixels: int | None,
+    isolate: bool,
+) -> Iterator[Segmenter]:
     """The model on the best backend, presented on the screen."""
-    from unet_batch.inference.backends.select import Request
     from unet_batch.inference.segmenter import open_segmenter
     from unet_batch.media.images import MAX_PIXELS
-    from unet_batch.model import checkpoint, zoo
 
-    file = checkpoint.identify(zoo.resolve(options["model"]))
-    engines_dir, size, batch_size = options["engines_dir"], options["size"], options["batch_size"]
-    builder = _builder(screen, file.path, engines_dir, size, batch_size) if options["build"] else None
-    request = Request(
-        file,
-        options["backend"],
-        options["device"],
-        batch_size,
-        size,
-        engines_dir,
-        options["require_gpu"],
-        builder,
-    )
+    file = network.checkpoint()
+    request = network.request(file, _engine_builder(screen, network, file.path) if build else None)
     with open_segmenter(
         request,
-        threshold=options["threshold"],
-        workers=options["workers"],
-        max_pixels=options["max_pixels"] or MAX_PIXELS,
-        isolate=options["isolate"],
+        threshold=network.threshold,
+        workers=workers,
+        max_pixels=max_pixels or MAX_PIXELS,
+        isolate=isolate,
     ) as segmenter:
-        screen.model(file, segmenter, segmenter.passed_over)
-        yield file, segmenter, segmenter.passed_over
+        screen.model(file, segmenter)
+        yield segmenter
 
 
-@contextmanager
-def _told(
-    screen: Screen, log_json: str | None, *, batches: bool = False
-) -> Iterator[tuple[RunProgress, Log | None, Stop, Callable[[Plan], None]]]:
-    """Those who hear of a run: the progress, the log, what stops it, and who is told that it begins."""
-    from unet_batch.run.execute import Stop
-
-    with ExitStack() as stack:
-        log = stack.enter_context(_log(log_json, screen))
-        progress = stack.enter_context(screen.progress())
-        stop, stopping = Stop(), False
-        if batches:  # there is always something to finish
-            stack.enter_context(_stopping(stop))
-            stopping = True
-
-        def on_start(plan: Plan) -> None:
-            nonlocal stopping
-            progress.start(plan)
-            if not stopping:
-                stack.enter_context(_stopping(stop))  # until now there was nothing to finish
-                stopping = True
-
-        yield progress, log, stop, on_start
-
-
-def _builder(
-    screen: Screen, path: str, engines_dir: str, size: tuple[int, int] | None, batch_size: int | None
-) -> Callable[[str], object]:
-    """What `--build` does for a flavour of TensorRT when no engine fits."""
+def _engine_builder(screen: Screen, network: NetworkOptions, model: str) -> Callable[[str], object]:
+    """What `--build` calls with the name of a TensorRT where no engine fits."""
 
     def build(flavour: str) -> object:
-        from unet_batch.build import DEFAULT_BATCH, BuildOptions, build_engine
-        from unet_batch.cli.screen import staged
+        from unet_batch.build import build_for_run
+        from unet_batch.cli.progress import staged
 
-        batch = DEFAULT_BATCH if batch_size is None else (1, batch_size, batch_size)
-        sizes = None if size is None else (size, size, size)
         with staged(screen) as progress:
-            return build_engine(BuildOptions(path, engines_dir, sizes, batch, builder=flavour), progress)
+            return build_for_run(
+                model, network.engines_dir, network.size, network.batch_size, flavour, progress
+            )
 
     return build
-
-
-@contextmanager
-def _stopping(stop: Stop) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM lets the run finish what it has begun; the second ends it now, also without
-    half files.
-    """
-
-    def on_signal(number: int, frame: object) -> None:
-        if stop.reason:
-            if os.isatty(2):
-                os.write(2, b"\x1b[?25h")  # the cursor that the bar has hidden
-            os._exit(128 + number)
-        stop(signal.Signals(number).name)
-        # Not through a stream: the signal may have struck while this thread was writing to it.
-        os.write(2, b"\nstopping  what has begun is finished first; the same signal again quits at once\n")
-
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    # What is ignored stays so: a shell starts its background jobs without Ctrl-C.
-    before = {
-        number: signal.getsignal(number)
-        for number in numbers
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        for number in before:
-            signal.signal(number, on_signal)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _log(target: str | None, screen: Screen) -> Iterator[Log | None]:
-    """What takes the events; one that cannot be written any more does not end the run."""
-    if target is None:
-        yield None
-        return
-    try:
-        stream = sys.stdout if target == "-" else open(target, "a", encoding="ascii")  # noqa: SIM115 - closed below
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(
-            f"{target} cannot be written: {reason}", hint="choose another file for --log-json"
-        ) from error
-    broken = False
-
-    def write(event: Mapping[str, Any]) -> None:
-        nonlocal broken
-        if broken:
-            return
-        try:
-            stream.write(json.dumps(event) + "\n")
-            stream.flush()
-        except OSError as error:
-            broken = True
-            # What is still buffered must not fail again when the stream is closed.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            screen.warn(f"no more events in {printable(target)}: {error.strerror or error}", "")
-
-    try:
-        yield write
-    finally:
-        if stream is not sys.stdout:
-            stream.close()
-
-
-def _print_json(report: RunReport) -> None:
-    json.dump(report.as_dict(), sys.stdout, indent=2)
-    sys.stdout.write("\n")

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import re
-
 import click
 
-from unet_batch.cli.errors import reported
+from unet_batch.cli.command import Command, Parsed
+from unet_batch.cli.options import Size, parse_size
 
 
-def _size(context: click.Context, option: click.Parameter, value: str) -> tuple[int, int]:
-    """`640x960` -> (640, 960): height by width, as everywhere in this program."""
-    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", value)
-    if not match:
-        raise click.BadParameter(f"{value!r} is not a size: height x width, for example 640x960")
-    height, width = int(match[1]), int(match[2])
-    if not (64 <= height <= 8192 and 64 <= width <= 8192):
-        raise click.BadParameter(f"{value}: each side from 64 to 8192 expected")
-    return height, width
+def parse_photo_size(text: str) -> Size:
+    """`640x960` -> (640, 960), within what scenes can be drawn at."""
+    return parse_size(text, 64, 8192)
 
 
-@click.command(short_help="Draw photos of cars with exact masks.")
+@click.command(cls=Command, short_help="Draw photos of cars with exact masks.")
 @click.argument("folder", metavar="DIR")
 @click.option(
     "--photos",
@@ -32,7 +25,7 @@ def _size(context: click.Context, option: click.Parameter, value: str) -> tuple[
 @click.option(
     "--size",
     metavar="HxW",
-    callback=_size,
+    type=Parsed(parse_photo_size),
     default="640x960",
     show_default=True,
     help="Height and width of each photo.",
@@ -58,23 +51,23 @@ def _size(context: click.Context, option: click.Parameter, value: str) -> tuple[
     help="Another seed draws other scenes.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
-@reported
 def sample(
     folder: str, photos: int, size: tuple[int, int], video: float | None, rate: float, seed: int, quiet: bool
 ) -> None:
     """Draw photos of cars with exact masks, for a first try without data of your own.
 
-    DIR gets photos/ (JPEG) and masks/ (PNG, 0 and 255), with --video also videos/ (MP4) and video-masks/ (FFV1). The same seed
-    draws the same scenes; more photos or a longer clip continue them.
-
     \b
     Examples:
+      unet-batch sample demo
       unet-batch sample demo --photos 20 --size 1280x1920
       unet-batch sample demo --photos 0 --video 12 --size 720x1280
+
+    DIR gets photos/ (JPEG) and masks/ (PNG, 0 and 255), with --video also videos/ (MP4) and video-masks/
+    (FFV1). The same seed draws the same scenes; more photos or a longer clip continue them.
     """
     from fractions import Fraction
 
-    from unet_batch.cli.screen import drawing
+    from unet_batch.cli.progress import drawing
     from unet_batch.scenes import write_clip, write_samples
 
     if photos:

@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from unet_batch.cli.datasets import dataset_options, opened, understood
-from unet_batch.cli.engine import optional_size
-from unet_batch.cli.errors import printable, reported
+from unet_batch.cli.command import Bundle, Command, Option, Parsed, option, print_error
+from unet_batch.cli.options import SIZE, DatasetOptions, complete_model, dataset_options
+from unet_batch.cli.signals import HANGUP, INTERRUPTS, finish_first
+from unet_batch.cli.text import gigabytes
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.check import Report
     from unet_batch.training.check import PairsCheck
     from unet_batch.training.loop import Outcome
-    from unet_batch.training.plan import TrainingPlan
+    from unet_batch.training.plan import Options, TrainingPlan
     from unet_batch.training.ranks import Ranks
 
 
-def _widths(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """`16,32,64` -> (16, 32, 64)."""
-    if value is None:
-        return None
+_NOTICE = "stopping after this step; Ctrl-C again to stop at once"
+
+
+def parse_widths(text: str) -> tuple[int, ...]:
+    """`16,32,64` -> (16, 32, 64).
+
+    Raises:
+        ValueError: a part is no number.
+    """
     try:
-        return tuple(int(part) for part in value.split(","))
-    except ValueError as error:
-        raise click.BadParameter(
-            f"{value!r}: numbers with commas expected, such as 32,64,128,256,512"
-        ) from error
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r}: numbers with commas expected, such as 32,64,128,256,512") from None
 
 
-def _config(context: click.Context, option: click.Parameter, value: str | None) -> None:
+def read_config(context: click.Context, option: click.Parameter, value: str | None) -> None:
     """Make the values of a file the defaults of the options; what the command line says comes first."""
     if value is None:
         return
@@ -63,187 +66,256 @@ def _config(context: click.Context, option: click.Parameter, value: str | None) 
     context.default_map = defaults
 
 
+def make_training_options(**settings: Any) -> Options:
+    """How to train; the command's options have the names of the fields.
+
+    Raises:
+        UsageError: what training needs is not installed.
+    """
+    _require_extra()
+    from unet_batch.training.plan import Options
+
+    return Options(**settings)
+
+
+_data = functools.partial(Option, section="Data")
+_model = functools.partial(Option, section="Model")
+_schedule = functools.partial(Option, section="Schedule")
+_loss = functools.partial(Option, section="Loss")
+_augmentation = functools.partial(Option, section="Augmentation")
+
+training_options = Bundle(
+    "options",
+    make_training_options,
+    _data(
+        ["--train-list"],
+        metavar="FILE",
+        help="Train on the images that this file names, one a line.  [default: all others]",
+    ),
+    _data(
+        ["--val-list"],
+        metavar="FILE",
+        help="Validate on the images that this file names, one a line.  [default: whole groups, by "
+        "--val-fraction]",
+    ),
+    _data(
+        ["--val-fraction"],
+        metavar="P",
+        type=float,
+        default=0.2,
+        show_default=True,
+        help="Share of the images to validate on, above 0 and below 1.",
+    ),
+    _model(
+        ["--size"],
+        metavar="HxW",
+        type=SIZE,
+        help="Height and width of the network's input.  [default: the images' shape]",
+    ),
+    _model(
+        ["--widths"],
+        metavar="N,N,...",
+        type=Parsed(parse_widths),
+        help="Channels of each level.  [default: 32,64,128,256,512]",
+    ),
+    _model(
+        ["--init"],
+        shell_complete=complete_model,
+        metavar="MODEL",
+        help="Start from a checkpoint, or from a bundled model by its name.",
+    ),
+    _model(["--device"], metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]"),
+    _model(
+        ["--precision"],
+        type=click.Choice(("fp32", "bf16", "fp16")),
+        help="Compute precision.  [default: what the device does best]",
+    ),
+    _schedule(
+        ["--epochs"],
+        metavar="N",
+        type=click.IntRange(1),
+        default=40,
+        show_default=True,
+        help="Passes over the training images.",
+    ),
+    _schedule(
+        ["--batch-size"],
+        metavar="N",
+        type=click.IntRange(1),
+        default=16,
+        show_default=True,
+        help="Images in a step, over all processes.",
+    ),
+    _schedule(
+        ["--lr"],
+        metavar="RATE",
+        type=float,
+        default=1e-3,
+        show_default=True,
+        help="Peak learning rate, reached after a warm-up; it falls along a cosine.",
+    ),
+    _schedule(
+        ["--weight-decay"],
+        metavar="X",
+        type=float,
+        default=0.01,
+        show_default=True,
+        help="AdamW weight decay.",
+    ),
+    _schedule(
+        ["--clip"],
+        metavar="NORM",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Clip gradients to this norm.",
+    ),
+    _schedule(
+        ["--patience"],
+        metavar="N",
+        type=click.IntRange(0),
+        default=0,
+        help="Stop after so many epochs without improvement.  [default: never]",
+    ),
+    _schedule(
+        ["--keep"],
+        type=click.Choice(("best", "last")),
+        default="best",
+        show_default=True,
+        help="Keep the weights of the best epoch, judged on the validation images, or of the last one.",
+    ),
+    _schedule(
+        ["--seed"], metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Random seed."
+    ),
+    _schedule(
+        ["--deterministic"],
+        is_flag=True,
+        help="Make the same seed give the same weights on a GPU too, which is slower; a CPU always does.",
+    ),
+    _loss(
+        ["--dice"],
+        type=click.Choice(("batch", "picture")),
+        default="batch",
+        show_default=True,
+        help="Compute the Dice term over the whole batch, or per image so that small objects count equally.",
+    ),
+    _loss(
+        ["--class-weights"],
+        type=click.Choice(("auto", "none")),
+        default="auto",
+        show_default=True,
+        help="Weights of the classes in the loss; auto gives rare ones more, where there are several.",
+    ),
+    _augmentation(
+        ["--augment"],
+        type=click.Choice(("none", "light", "strong", "elastic")),
+        default="light",
+        show_default=True,
+        help="Augmentation: random zoom, rotation, shift, colour, blur and noise; elastic also deforms, for "
+        "microscope slides.",
+    ),
+    _augmentation(
+        ["--flip"],
+        type=click.Choice(("none", "horizontal", "any")),
+        default="horizontal",
+        show_default=True,
+        help="Random flips; any adds quarter turns, for slides and aerial photos.",
+    ),
+    _augmentation(
+        ["--crop"],
+        metavar="HxW",
+        type=SIZE,
+        help="Train on random crops of the input, this large, as many as cover each image: more steps in the "
+        "same time.",
+    ),
+)
+
+
 @click.command(
     "train",
+    cls=Command,
     short_help="Train a U-Net on images and masks.",
     epilog="Exit codes: 0 trained, 1 the dataset would spoil the training, 2 wrong usage or failure, 130 "
     "interrupted.",
 )
 @click.argument("folder", metavar="DATASET")
-@click.option("-o", "--output", metavar="FILE", required=True, help="Model to write: MODEL.safetensors.")
-@click.option(
+@dataset_options
+@training_options
+@option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    required=True,
+    help="Model to write: MODEL.safetensors.",
+    section="Output",
+)
+@option("--tensorboard", is_flag=True, help="Also write the curves for TensorBoard.", section="Output")
+@option(
+    "--overwrite",
+    is_flag=True,
+    help="Start again, replacing a model or a training of this name.",
+    section="Output",
+)
+@option(
+    "--resume",
+    is_flag=True,
+    help="Continue an interrupted training; give the same options as before.",
+    section="Reliability",
+)
+@option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the plan, with estimates of memory and time, and write nothing.",
+    section="Reliability",
+)
+@option(
     "--config",
     metavar="FILE",
     is_eager=True,
     expose_value=False,
-    callback=_config,
+    callback=read_config,
     help="Read options from a TOML file, such as epochs = 60; the command line comes first.",
+    section="Display",
 )
-@dataset_options
-@click.option(
-    "--train-list",
-    metavar="FILE",
-    help="Train on the images that this file names, one a line.  [default: all others]",
-)
-@click.option(
-    "--val-list",
-    metavar="FILE",
-    help="Validate on the images that this file names, one a line.  [default: whole groups, by "
-    "--val-fraction]",
-)
-@click.option(
-    "--val-fraction",
-    type=float,
-    default=0.2,
-    show_default=True,
-    help="Share of the images to validate on, above 0 and below 1.",
-)
-@click.option(
-    "--size",
-    metavar="HxW",
-    callback=optional_size,
-    help="Height and width of the network's input.  [default: the images' shape]",
-)
-@click.option(
-    "--crop",
-    metavar="HxW",
-    callback=optional_size,
-    help="Train on random crops of the input, this large, as many as cover each image: more steps in the "
-    "same time.",
-)
-@click.option(
-    "--widths",
-    metavar="N,N,...",
-    callback=_widths,
-    help="Channels of each level.  [default: 32,64,128,256,512]",
-)
-@click.option(
-    "--epochs", type=click.IntRange(1), default=40, show_default=True, help="Passes over the training images."
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    help="Images in a step, over all processes.",
-)
-@click.option(
-    "--lr",
-    type=float,
-    default=1e-3,
-    show_default=True,
-    help="Peak learning rate, reached after a warm-up; it falls along a cosine.",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed.")
-@click.option("--init", metavar="MODEL", help="Start from a checkpoint, or from a bundled model by its name.")
-@click.option(
-    "--augment",
-    type=click.Choice(("none", "light", "strong", "elastic")),
-    default="light",
-    show_default=True,
-    help="Augmentation: random zoom, rotation, shift, colour, blur and noise; elastic also deforms, for "
-    "microscope slides.",
-)
-@click.option(
-    "--flip",
-    type=click.Choice(("none", "horizontal", "any")),
-    default="horizontal",
-    show_default=True,
-    help="Random flips; any adds quarter turns, for slides and aerial photos.",
-)
-@click.option(
-    "--dice",
-    type=click.Choice(("batch", "picture")),
-    default="batch",
-    show_default=True,
-    help="Compute the Dice term over the whole batch, or per image so that small objects count equally.",
-)
-@click.option(
-    "--class-weights",
-    type=click.Choice(("auto", "none")),
-    default="auto",
-    show_default=True,
-    help="Weights of the classes in the loss; auto gives rare ones more, where there are several.",
-)
-@click.option(
-    "--keep",
-    type=click.Choice(("best", "last")),
-    default="best",
-    show_default=True,
-    help="Keep the weights of the best epoch, judged on the validation images, or of the last one.",
-)
-@click.option(
-    "--patience",
-    type=click.IntRange(0),
-    default=0,
-    help="Stop after so many epochs without improvement.  [default: never]",
-)
-@click.option("--weight-decay", type=float, default=0.01, show_default=True, help="AdamW weight decay.")
-@click.option("--clip", type=float, default=1.0, show_default=True, help="Clip gradients to this norm.")
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]")
-@click.option(
-    "--precision",
-    type=click.Choice(("fp32", "bf16", "fp16")),
-    help="Compute precision.  [default: what the device does best]",
-)
-@click.option(
-    "--deterministic",
-    is_flag=True,
-    help="Make the same seed give the same weights on a GPU too, which is slower; a CPU always does.",
-)
-@click.option("--tensorboard", is_flag=True, help="Also write the curves for TensorBoard.")
-@click.option(
-    "--resume", is_flag=True, help="Continue an interrupted training; give the same options as before."
-)
-@click.option("--overwrite", is_flag=True, help="Start again, replacing a model or a training of this name.")
-@click.option(
-    "--dry-run", is_flag=True, help="Print the plan, with estimates of memory and time, and write nothing."
-)
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-@reported
+@option("-q", "--quiet", is_flag=True, help="Print errors only.", section="Display")
 def train(
     folder: str,
+    data: DatasetOptions,
+    options: Options,
     output: str,
-    images: str | None,
-    masks: str | None,
-    coco: str | None,
-    group_by: str | None,
     tensorboard: bool,
-    resume: bool,
     overwrite: bool,
+    resume: bool,
     dry_run: bool,
     quiet: bool,
-    **options: Any,
 ) -> None:
     """Train a U-Net on images and masks.
-
-    DATASET holds images/ and masks/ of the same names (_mask and the like may be added); `unet-batch
-    check-data` says how it is understood. Images of one group, such as the photos of one car, stay on one
-    side of the split. A training that was interrupted or killed goes on with --resume, and ends with the
-    same weights. On several GPUs: torchrun --nproc-per-node 4 -m unet_batch train ...
 
     \b
     Examples:
       unet-batch train ./cars -o cars.safetensors
       unet-batch train ./cars -o cars.safetensors --init default --epochs 20
-      unet-batch train ./slides -o cells.safetensors --size 512x512 --augment elastic --flip any
+      unet-batch train ./slides -o cells.safetensors --augment elastic --flip any
       unet-batch train ./cars -o cars.safetensors --resume
+
+    DATASET holds images/ and masks/ of the same names (_mask and the like may be added); `unet-batch
+    check-data` says how it is understood. Images of one group, such as the photos of one car, stay on one
+    side of the split. A training that was interrupted or killed goes on with --resume, and ends with the
+    same weights. On several GPUs: torchrun --nproc-per-node 4 -m unet_batch train ...
     """
     from unet_batch.cli.screen import Lines
     from unet_batch.errors import UsageError
-
-    _require_extra()
     from unet_batch.training import report
-    from unet_batch.training.plan import Options, make_plan
+    from unet_batch.training.plan import make_plan
     from unet_batch.training.ranks import join_processes
 
     if resume and overwrite:
         raise UsageError("--resume goes on, --overwrite begins again", hint="give one of them")
-    with join_processes(options["device"]) as ranks:
+    with join_processes(options.device) as ranks:
         lines = Lines(quiet=quiet or not ranks.is_main, to_stderr=False)
-        dataset = opened(folder, images=images, masks=masks, coco=coco, group_by=group_by)
-        plan = make_plan(dataset, output, Options(**options), processes=ranks.count)
-        understood(lines, dataset)
+        dataset = data.find(folder)
+        plan = make_plan(dataset, output, options, processes=ranks.count)
+        lines.dataset(dataset)
         _print_plan(lines, plan, ranks)
         if dry_run:
             _print_estimate(lines, plan)
@@ -305,19 +377,19 @@ def _print_plan(lines: Lines, plan: TrainingPlan, ranks: Ranks) -> None:
 
 
 def _print_estimate(lines: Lines, plan: TrainingPlan) -> None:
-    from unet_batch.cli.screen import clock
+    from unet_batch.cli.text import clock
     from unet_batch.training.estimate import estimate
 
     needs = estimate(plan)
     weights, activations = needs.weights_bytes, needs.activation_bytes
     lines.line(
         "memory",
-        f"{_gigabytes(weights + activations)} to train",
-        f"weights and their moments {_gigabytes(weights)}, a batch {_gigabytes(activations)}",
+        f"{gigabytes(weights + activations)} to train",
+        f"weights and their moments {gigabytes(weights)}, a batch {gigabytes(activations)}",
     )
     lines.line(
         "",
-        f"{_gigabytes(needs.samples_bytes)} of samples, {needs.cached:.0%} of them kept in memory, the rest "
+        f"{gigabytes(needs.samples_bytes)} of samples, {needs.cached:.0%} of them kept in memory, the rest "
         f"is decoded again each epoch",
     )
     lines.line(
@@ -330,7 +402,7 @@ def _print_estimate(lines: Lines, plan: TrainingPlan) -> None:
 
 
 def _refuse_existing(plan: TrainingPlan, *, resume: bool, overwrite: bool) -> None:
-    from unet_batch.cli.screen import shown
+    from unet_batch.cli.text import shown
     from unet_batch.errors import UsageError
 
     if resume or overwrite:
@@ -347,7 +419,7 @@ def _refuse_existing(plan: TrainingPlan, *, resume: bool, overwrite: bool) -> No
 
 def _check_pairs(lines: Lines, plan: TrainingPlan, ranks: Ranks) -> list[float]:
     """Check the dataset and return the class frequencies; exit, in every process, where it is not sound."""
-    from unet_batch.cli.screen import staged
+    from unet_batch.cli.progress import staged
     from unet_batch.training.check import check_pairs
 
     results: list[tuple[bool, list[float]]] = []
@@ -364,7 +436,7 @@ def _check_pairs(lines: Lines, plan: TrainingPlan, ranks: Ranks) -> list[float]:
 
 
 def _print_check(lines: Lines, plan: TrainingPlan, found: PairsCheck) -> None:
-    from unet_batch.cli.screen import shown
+    from unet_batch.cli.text import shown
 
     if found.left_out:
         left_out = f"{len(found.left_out):,} files without a partner, or with several, are left out"
@@ -372,8 +444,10 @@ def _print_check(lines: Lines, plan: TrainingPlan, found: PairsCheck) -> None:
     _print_errors(found.report)
     if found.nothing_to_validate:
         names = " or ".join(plan.spec.classes.names)
-        click.echo(f"error: not one validation mask holds {names}: nothing could be judged by them", err=True)
-        click.echo(" hint: name other images with --val-list", err=True)
+        print_error(
+            f"not one validation mask holds {names}: nothing could be judged by them",
+            "name other images with --val-list",
+        )
     for finding in found.report.findings:
         if finding.severity == "warning":
             more = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
@@ -386,10 +460,7 @@ def _print_errors(report: Report) -> None:
     """Print the errors, also where --quiet is given."""
     errors = [finding for finding in report.findings if finding.severity == "error"]
     for finding in errors:
-        click.echo(f"error: {finding.kind}: {printable(finding.message)}", err=True)
-        for case in finding.files[:3]:
-            click.echo(f"       {printable(case)}", err=True)
-        click.echo(f" hint: {printable(finding.fix)}", err=True)
+        print_error(f"{finding.kind}: {finding.message}", finding.fix, finding.files[:3])
     if errors:
         click.echo("not trained; `unet-batch check-data` shows every case", err=True)
 
@@ -403,12 +474,14 @@ def _train(
     resume: bool,
     tensorboard: bool,
 ) -> Outcome:
-    from unet_batch.cli.screen import training
+    from unet_batch.cli.progress import training
     from unet_batch.training.loop import train as run
     from unet_batch.training.report import Curves
 
+    signals: list[str] = []
     with (
-        _until_signalled() as stop,
+        # Launchers repeat SIGTERM: only a person who insists ends a training without its state.
+        finish_first(signals.append, _NOTICE, numbers=(*INTERRUPTS, *HANGUP), again=(signal.SIGINT,)),
         training(lines, plan) as (on_step, on_epoch),
         Curves(plan, tensorboard) as curves,
     ):
@@ -424,37 +497,13 @@ def _train(
             resume=resume,
             on_step=on_step,
             on_epoch=on_epoch_end,
-            stop=stop,
+            stop=lambda: bool(signals),
         )
 
 
-@contextmanager
-def _until_signalled() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM end the training after the step that runs, with its state saved; a second Ctrl-C
-    ends it at once.
-    """
-    signalled = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal signalled
-        if signalled and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        signalled = True
-        # A signal may come while print is at work
-        os.write(2, b"stopping after this step; Ctrl-C again to stop at once\n")
-
-    # Of a lost terminal
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield lambda: signalled
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _finish(lines: Lines, plan: TrainingPlan, outcome: Outcome) -> None:
-    from unet_batch.cli.screen import clock, shown, staged
+    from unet_batch.cli.progress import staged
+    from unet_batch.cli.text import clock, shown
     from unet_batch.training import report
 
     with staged(lines) as progress:
@@ -477,7 +526,3 @@ def _finish(lines: Lines, plan: TrainingPlan, outcome: Outcome) -> None:
         f"--split ...",
     )
     lines.line("next", f"unet-batch run ./photos -m {shown(plan.output)} --overlay")
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

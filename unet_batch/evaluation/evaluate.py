@@ -28,7 +28,7 @@ from unet_batch.errors import BackendError, EncodeError, OutputError, UnetBatchE
 from unet_batch.evaluation import metrics
 from unet_batch.evaluation.predictions import Predictions
 from unet_batch.inference import postprocess
-from unet_batch.inference.segmenter import Segmenter, as_error, item_of
+from unet_batch.inference.segmenter import BROKEN_DEVICE, Segmenter, as_error, item_of
 from unet_batch.media import geometry, images
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from unet_batch.types import ClassTable, ModelSpec, Pixels, Placement, Size
 
 METRICS = ("dice", "iou", "precision", "recall", "boundary_f1")
-# So many inference failures in a row are the device's fault, not the pictures'.
-BROKEN_DEVICE = 8
 _UNNAMED = re.compile(r"class\d+|foreground")
 _SHOWN = (480, 720)  # pixels that a sheet needs of a photo
 

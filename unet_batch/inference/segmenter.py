@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 # Pictures in flight may hold this many bytes of pixels: two dozen photos of 20 megapixels.
 PIXEL_BUDGET = 512 * 2**20
+# So many inference failures in a row, with no success between, are the device's fault, not the pictures'.
+BROKEN_DEVICE = 8
 # A photo is decoded at reduced scale only while it stays this many times as large as the network sees it.
 # Dice against the masks of a full decode, 24 photos: 0.9996 at 4, 0.9993 at 2, 0.998 at 1.6, 0.997 at 1.
 # Noise of one level gives 0.9995.

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unet_batch.errors import SourceError
-from unet_batch.run.execute import OnFrame, OnOutcome, Stop, execute
-from unet_batch.run.plan import Plan, RunOptions, is_clip, prepare
+from unet_batch.run.execute import execute
+from unet_batch.run.observe import Observer, Stop
+from unet_batch.run.options import RunOptions
+from unet_batch.run.plan import RunPlan, prepare
 
 if TYPE_CHECKING:
-    from unet_batch.inference.backends.select import Step
     from unet_batch.inference.segmenter import Segmenter
-    from unet_batch.run.execute import Log
     from unet_batch.run.report import RunReport
     from unet_batch.types import Item
 
@@ -41,6 +41,13 @@ class Watched:
     failed: int = 0
     batches: int = 0
     report: RunReport | None = None
+
+    def add(self, report: RunReport) -> None:
+        """Count the report of a batch; one in which nothing was tried is no batch."""
+        self.report = report
+        self.done += report.done
+        self.failed += report.failed
+        self.batches += bool(report.done + report.failed)
 
 
 class Arrivals:
@@ -84,32 +91,24 @@ class Arrivals:
 def watch(
     options: RunOptions,
     segmenter: Segmenter,
-    model: Mapping[str, Any],
-    on_outcome: OnOutcome,
-    passed_over: Sequence[Step] = (),
-    *,
+    observer: Observer = Observer(),  # noqa: B008 - it has no state
+    stop: Stop | None = None,
     settle: float = SETTLE,
     poll: float = POLL,
-    on_start: Callable[[Plan], None] = lambda plan: None,
-    on_batch: Callable[[RunReport], None] = lambda report: None,
-    on_frame: OnFrame = lambda item, done, total: None,
-    log: Log | None = None,
-    stop: Stop | None = None,
 ) -> Watched:
     """Segment what is there and what arrives, until stopped.
 
     Args:
-        options: as for `run.prepare`; the sources are folders.
-        segmenter, model, on_outcome, passed_over, on_frame, log: as for `run.execute`.
+        options: as for `prepare`; the sources are folders.
+        segmenter: open.
+        observer: hears what happens.
+        stop: ends it when called.
         settle: seconds that a file must have been the same.
         poll: seconds between two looks.
-        on_start: called with the plan of each batch once it is known what is left of it.
-        on_batch: called with the report of each batch in which anything happened.
-        stop: ends it when called.
 
     Raises:
         SourceError: a source is no folder, or vanished.
-        OutputError, BackendError: as from `run.execute`.
+        OutputError, BackendError: as from `execute`.
     """
     stop = stop or Stop()
     total, arrivals = Watched(), Arrivals(settle)
@@ -118,47 +117,28 @@ def watch(
         plan = _look(options)
         ready = arrivals.look(plan.items, begun) if plan is not None else []
         took = time.monotonic() - begun
-        if plan is not None and ready:
-            # Pictures first, as always; a clip that takes an hour must not hold up those that arrive
-            # meanwhile for longer.
-            for batch in (
-                [item for item in ready if not is_clip(item)],
-                *([item] for item in ready if is_clip(item)),
-            ):
-                if batch and not stop.reason:
-                    _segment(
-                        replace(plan, items=tuple(batch), todo=tuple(batch)),
-                        total,
-                        on_batch,
-                        lambda part: execute(
-                            part,
-                            segmenter,
-                            model,
-                            on_outcome,
-                            passed_over,
-                            on_start=on_start,
-                            on_frame=on_frame,
-                            log=log,
-                            stop=stop,
-                        ),
-                    )
+        if plan is not None:
+            for batch in _batches(ready):
+                if not stop.reason:
+                    part = replace(plan, items=batch, todo=batch)
+                    report = execute(part, segmenter, observer, stop)
+                    total.add(report)
+                    if report.done + report.failed:
+                        observer.batch(report)
         stop.sleep(max(poll, took / _SHARE))
     return total
 
 
-def _segment(
-    plan: Plan, total: Watched, on_batch: Callable[[RunReport], None], carry_out: Callable[[Plan], RunReport]
-) -> None:
-    report = carry_out(plan)
-    total.report = report
-    total.done += report.done
-    total.failed += report.failed
-    if report.done + report.failed:
-        total.batches += 1
-        on_batch(report)
+def _batches(items: Sequence[Item]) -> Iterator[tuple[Item, ...]]:
+    """The pictures, then each clip by itself: what arrives meanwhile must not wait for all of them."""
+    if pictures := tuple(item for item in items if not item.is_clip):
+        yield pictures
+    for item in items:
+        if item.is_clip:
+            yield (item,)
 
 
-def _look(options: RunOptions) -> Plan | None:
+def _look(options: RunOptions) -> RunPlan | None:
     """What the folders hold now; None if that is nothing yet."""
     for source in options.sources:
         if not os.path.isdir(source):

@@ -22,6 +22,9 @@ from unet_batch.files.sources import collect
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import video
 from unet_batch.run import clip as clips
+from unet_batch.run.layout import ClipLayout
+from unet_batch.run.observe import Stop
+from unet_batch.run.options import Position, VideoOptions
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
 
@@ -71,8 +74,8 @@ def server(send: Callable[[socket.socket, int], None]) -> Iterator[str]:
 
 
 def segmented(url: str, folder: Path, **options: object) -> clips.ClipResult:
-    what = clips.VideoOptions(**options)  # type: ignore[arg-type]
-    layout = clips.Layout(str(folder), ("mask", "overlay"), video.CODECS[what.codec])
+    what = VideoOptions(**options)  # type: ignore[arg-type]
+    layout = ClipLayout(str(folder), ("mask", "overlay"), video.CODECS[what.codec])
     with Segmenter(FakeBackend()) as segmenter:
         return clips.segment(Item(url, "camera"), segmenter, layout, what, "f")
 
@@ -104,9 +107,7 @@ def test_reports_tell_no_passwords() -> None:
         video.LiveReader("tcp://admin:secret@127.0.0.1:9")
     assert "secret" not in caught.value.message
     with pytest.raises(UsageError, match=r"^tcp://127\.0\.0\.1:9: a live source has no --start") as wrong:
-        clips._reader(
-            "tcp://admin:secret@127.0.0.1:9", clips.VideoOptions(start=clips.Position(frame=3)), 10**9
-        )
+        clips._open_reader("tcp://admin:secret@127.0.0.1:9", VideoOptions(start=Position(frame=3)), 10**9)
     assert "secret" not in wrong.value.message
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mpegts") as out:
@@ -184,19 +185,19 @@ def test_frames_are_dropped_only_when_asked(tmp_path: Path) -> None:
 
 def test_stopping_ends_it_well(tmp_path: Path) -> None:
     data = stream(10)
-    what = clips.VideoOptions()
-    layout = clips.Layout(str(tmp_path), ("mask",), video.CODECS["h264"])
-    stops: list[Callable[[], None]] = []
+    what = VideoOptions()
+    layout = ClipLayout(str(tmp_path), ("mask",), video.CODECS["h264"])
+    stop = Stop()
 
     def on_frame(done: int, total: int | None) -> None:
         if done == 25:
-            stops[0]()
+            stop()
 
     with (
         server(lambda connection, number: connection.sendall(data)) as url,
         Segmenter(FakeBackend()) as segmenter,
     ):
-        result = clips.segment(Item(url, "camera"), segmenter, layout, what, "f", on_frame, stops.append)
+        result = clips.segment(Item(url, "camera"), segmenter, layout, what, "f", on_frame, stop)
     assert result.complete
     assert result.frames >= 25
     with video.Reader(result.files["mask"][0]) as reader:
@@ -213,4 +214,4 @@ def test_nobody_there(tmp_path: Path) -> None:
 
 def test_a_live_source_has_no_beginning(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--start"):
-        segmented("tcp://127.0.0.1:9", tmp_path, start=clips.Position(frame=3))
+        segmented("tcp://127.0.0.1:9", tmp_path, start=Position(frame=3))

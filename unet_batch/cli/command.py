@@ -1,0 +1,236 @@
+"""The program, its commands and options as click classes: help in sections, one style of error."""
+
+from __future__ import annotations
+
+import functools
+import io
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import click
+from click.exceptions import NoArgsIsHelpError
+from click.shell_completion import CompletionItem
+
+from unet_batch.cli.text import arguments_with_spaces, columns, printable, wrap
+from unet_batch.errors import UnetBatchError
+
+if TYPE_CHECKING:
+    from click.core import OptionHelpExtra
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+Callback = Callable[..., None]
+
+SECTIONS = (
+    "Data",
+    "Model",
+    "Schedule",
+    "Loss",
+    "Augmentation",
+    "Engine",
+    "Build",
+    "Output",
+    "Video",
+    "Reliability",
+    "Scale",
+    "Display",
+)
+"""Headings of options in `--help`, in this order."""
+
+
+_HYPHEN = "\u2011"  # which no line is broken at
+
+
+class Option(click.Option):
+    """An option that `--help` shows under a heading.
+
+    Args:
+        section: one of `SECTIONS`; "" for commands with few options.
+    """
+
+    def __init__(self, *arguments: Any, section: str = "", **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.section = section
+
+    def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
+        """What stands in brackets: no ranges, which errors tell whoever leaves them."""
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        return extra
+
+
+option: Callable[..., Callable[[F], F]] = functools.partial(click.option, cls=Option)
+"""As `click.option`, with the argument `section`."""
+
+
+class Parsed(click.ParamType):
+    """The type of an option whose text a function understands.
+
+    Args:
+        parse: returns the value; raises ValueError with what is wrong.
+        complete: the values that begin as what is typed, for the shell.
+    """
+
+    name = "text"
+
+    def __init__(
+        self, parse: Callable[[str], object], complete: Callable[[str], list[str]] = lambda typed: []
+    ) -> None:
+        self.parse, self.complete = parse, complete
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        """The value, which a file of options may have given as a number."""
+        try:
+            return self.parse(str(value)) if isinstance(value, str | int | float) else value
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Values for the shell to offer."""
+        return [CompletionItem(value) for value in self.complete(incomplete)]
+
+
+class Bundle(Generic[T]):
+    """Options that a command gets together, as one value.
+
+    Used as a decorator, below the options that `--help` shows before these.
+
+    Args:
+        keyword: the command's argument that takes the value.
+        make: called with the values of the options by name.
+        options: in the order of `--help`.
+    """
+
+    def __init__(self, keyword: str, make: Callable[..., T], *options: Option | click.Argument) -> None:
+        self.keyword, self.make, self.options = keyword, make, options
+
+    def without(self, *names: str) -> Bundle[T]:
+        """All but these; `make` has defaults for them."""
+        return Bundle(self.keyword, self.make, *(each for each in self.options if each.name not in names))
+
+    def __call__(self, command: Callback) -> Callback:
+        """Give a command these options."""
+        names = [str(each.name) for each in self.options]
+
+        @functools.wraps(command)
+        def bundled(**values: Any) -> None:
+            own = {name: values.pop(name) for name in names}
+            command(**values, **{self.keyword: self.make(**own)})
+
+        params: list[click.Parameter] = bundled.__dict__.setdefault("__click_params__", [])
+        params.extend(reversed(self.options))
+        return bundled
+
+
+class Formatter(click.HelpFormatter):
+    """Writes help that breaks lines at spaces only: `--batch-size` and `unet-batch` stay whole."""
+
+    def write_text(self, text: str) -> None:
+        """Write a paragraph."""
+        super().write_text(text.replace("-", _HYPHEN))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """Write names with their meanings beside them, which keep most of a narrow terminal."""
+        whole = [(name, text.replace("-", _HYPHEN)) for name, text in rows]
+        super().write_dl(whole, min(col_max, self.width * 3 // 10), col_spacing)
+
+    def getvalue(self) -> str:
+        """The help as text."""
+        return super().getvalue().replace(_HYPHEN, "-")
+
+
+class Context(click.Context):
+    """What click knows of a command line; here for its formatter of help."""
+
+    formatter_class = Formatter
+
+
+class Command(click.Command):
+    """A command whose help shows its options in sections."""
+
+    context_class = Context
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options section by section; those without one come last."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(context):
+            record = parameter.get_help_record(context)
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(getattr(parameter, "section", ""), []).append(record)
+        rest = sections.pop("", [])
+        named = [(name, sections[name]) for name in SECTIONS if name in sections]
+        if named:
+            named[-1][1].extend(rest)
+        for heading, records in named or [("Options", rest)]:
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+class Program(click.Group):
+    """`unet-batch`: all errors look alike, and have exit code 2; Ctrl-C has 130."""
+
+    context_class = Context
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order they were added, which is the order they are met in."""
+        return list(self.commands)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command line, and end the process with its exit code."""
+        run = functools.partial(
+            super().main, args, prog_name, complete_var, False, windows_expand_args, **extra
+        )
+        if not standalone_mode:
+            return run()
+        # A file name that the terminal's encoding lacks must not end a run of ten thousand.
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            code = run()
+        except NoArgsIsHelpError as error:
+            error.show()
+            code = error.exit_code
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx is not None else self.name
+            print_error(error.format_message().rstrip("."), f"Try '{path} --help'")
+            code = error.exit_code
+        except click.ClickException as error:
+            print_error(error.format_message())
+            code = error.exit_code
+        except UnetBatchError as error:
+            print_error(error.message, error.hint)
+            code = 2
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted", err=True)
+            code = 130
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def print_error(message: str, hint: str = "", details: Sequence[str] = ()) -> None:
+    """Print what went wrong and what helps on stderr, broken at words on a terminal.
+
+    Args:
+        message: what happened.
+        hint: what to do about it; may be empty.
+        details: lines of their own between the two.
+    """
+    width, keep = columns(sys.stderr), arguments_with_spaces()
+    for label, style, text in (
+        ("error: ", "red", message),
+        *(("       ", None, detail) for detail in details),
+        *([(" hint: ", "yellow", hint)] if hint else []),
+    ):
+        body = wrap(printable(text), width, len(label), keep)
+        click.echo(click.style(label, fg=style, bold=True) + body, err=True)

@@ -1,0 +1,430 @@
+"""Options that several commands share; each group reaches its command as one frozen dataclass."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import CompletionItem
+
+from unet_batch.cli.command import Bundle, Option, Parsed, option
+from unet_batch.errors import UsageError
+from unet_batch.files.outputs import KINDS
+from unet_batch.model.zoo import BUNDLED
+
+if TYPE_CHECKING:
+    from unet_batch.cli.screen import Screen
+    from unet_batch.datasets.find import Dataset
+    from unet_batch.inference.backends.select import Request
+    from unet_batch.model.checkpoint import CheckpointFile
+    from unet_batch.run.options import RunOptions, VideoOptions
+
+Size = tuple[int, int]
+
+_data = functools.partial(Option, section="Data")
+_display = functools.partial(Option, section="Display")
+_model = functools.partial(Option, section="Model")
+_output = functools.partial(Option, section="Output")
+_reliability = functools.partial(Option, section="Reliability")
+_scale = functools.partial(Option, section="Scale")
+_video = functools.partial(Option, section="Video")
+
+
+# Sizes ------------------------------------------------------------------------------------------------------
+
+
+def parse_size(text: str, lowest: int = 1, highest: int = 16384) -> Size:
+    """`160x240` -> (160, 240): height by width, as everywhere in this program.
+
+    Raises:
+        ValueError: it is no size, or a side is out of bounds.
+    """
+    match = re.fullmatch(r"\s*(\d{1,5})[xX](\d{1,5})\s*", text)
+    if not match:
+        raise ValueError(f"{text!r} is not a size: height x width, for example 160x240")
+    height, width = int(match[1]), int(match[2])
+    if not (lowest <= height <= highest and lowest <= width <= highest):
+        raise ValueError(f"{text!r} is not a size: each side from {lowest} to {highest} expected")
+    return height, width
+
+
+SIZE = Parsed(parse_size)
+
+
+# The network ------------------------------------------------------------------------------------------------
+
+
+def complete_model(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Bundled models, checkpoints that begin as what is typed, and else folders."""
+    files = sorted(glob.glob(glob.escape(typed) + "*.safetensors"))
+    names = [name for name in BUNDLED if name.startswith(typed)]
+    return [CompletionItem(typed, type="dir"), *(CompletionItem(value) for value in (*names, *files))]
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Which model runs, on what, and how; see `unet-batch run --help`."""
+
+    model: str | None
+    threshold: float | None
+    size: Size | None
+    backend: str
+    device: str | None
+    require_gpu: bool
+    engines_dir: str
+    batch_size: int | None
+
+    def checkpoint(self) -> CheckpointFile:
+        """The model's file, looked at but not loaded.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be read.
+        """
+        from unet_batch.model import checkpoint, zoo
+
+        return checkpoint.identify(zoo.resolve(self.model))
+
+    def request(self, file: CheckpointFile, build: Callable[[str], object] | None = None) -> Request:
+        """What `inference.backends.select` is asked for."""
+        from unet_batch.inference.backends.select import Request
+
+        return Request(
+            file,
+            self.backend,
+            self.device,
+            self.batch_size,
+            self.size,
+            self.engines_dir,
+            self.require_gpu,
+            build,
+        )
+
+
+def engines_dir_option(section: str) -> Option:
+    """--engines-dir."""
+    return Option(
+        ["--engines-dir"],
+        section=section,
+        metavar="DIR",
+        envvar="UNET_BATCH_ENGINES",
+        show_envvar=True,
+        default="engines",
+        show_default=True,
+        help="Where engines are kept.",
+    )
+
+
+network_options = Bundle(
+    "network",
+    NetworkOptions,
+    _model(
+        ["-m", "--model"],
+        metavar="FILE",
+        shell_complete=complete_model,
+        help=f"A checkpoint (.safetensors) or {', '.join(BUNDLED)}.  [default: {BUNDLED[0]}]",
+    ),
+    _model(
+        ["--threshold"],
+        metavar="P",
+        type=click.FloatRange(0, 1, min_open=True),
+        help="Probability from which a pixel counts.  [default: the model's, mostly 0.5]",
+    ),
+    _model(
+        ["--size"],
+        metavar="HxW",
+        type=SIZE,
+        help="Height and width of the network's input.  [default: the model's]",
+    ),
+    _model(
+        ["--backend"],
+        type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "torch")),
+        default="auto",
+        show_default=True,
+        help="What runs the network. auto takes the first that can, in this order, and says why; the others "
+        "never fall back.",
+    ),
+    _model(["--device"], metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]"),
+    _model(["--require-gpu"], is_flag=True, help="Refuse to run on the CPU."),
+    engines_dir_option("Model"),
+    _scale(
+        ["--batch-size"],
+        metavar="N",
+        type=click.IntRange(1, 4096),
+        help="Most pictures in one pass of the network.  [default: fits the device]",
+    ),
+)
+
+
+# A run ------------------------------------------------------------------------------------------------------
+
+
+def parse_kinds(text: str) -> tuple[str, ...]:
+    """`mask,overlay` -> ("mask", "overlay"), none twice.
+
+    Raises:
+        ValueError: a part is no kind of output, or there is none.
+    """
+    kinds = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    wrong = [kind for kind in kinds if kind not in KINDS]
+    if wrong or not kinds:
+        raise ValueError(f"{', '.join(map(repr, wrong)) or 'nothing'} is not one of {', '.join(KINDS)}")
+    return kinds
+
+
+def complete_kinds(typed: str) -> list[str]:
+    """Each kind that is not there yet, after the commas that are."""
+    before, comma, last = typed.rpartition(",")
+    taken = before.split(",")
+    return [before + comma + kind for kind in KINDS if kind.startswith(last) and kind not in taken]
+
+
+def make_run_options(
+    *,
+    sources: tuple[str, ...],
+    output: str | None,
+    overlay: bool,
+    save: tuple[str, ...],
+    overwrite: bool,
+    hash_sources: bool,
+    isolate: bool,
+    fail_fast: bool,
+    max_errors: int | None,
+    wait: bool,
+    shard: str | None = None,
+) -> RunOptions:
+    """What the options of `run` mean, those of clips apart.
+
+    Raises:
+        UsageError: the shard cannot be read.
+    """
+    from unet_batch.run.options import RunOptions
+    from unet_batch.run.shard import Shard
+
+    return RunOptions(
+        sources,
+        output,
+        (*save, "overlay") if overlay and "overlay" not in save else save,
+        overwrite=overwrite,
+        fail_fast=fail_fast,
+        max_errors=max_errors,
+        shard=Shard.parse(shard, os.environ) if shard is not None else None,
+        wait=wait,
+        hash_sources=hash_sources,
+        isolate=isolate,
+    )
+
+
+run_options = Bundle(
+    "options",
+    make_run_options,
+    click.Argument(["sources"], metavar="SOURCE...", nargs=-1, required=True),
+    _output(
+        ["-o", "--output"],
+        metavar="DIR",
+        help="Output folder.  [default: SOURCE-segmented, beside the source]",
+    ),
+    _output(
+        ["--overlay"], is_flag=True, help="Save overlays too: the photo with the mask tinted and outlined."
+    ),
+    _output(
+        ["--save"],
+        metavar="KINDS",
+        type=Parsed(parse_kinds, complete_kinds),
+        default="mask",
+        show_default=True,
+        help="What to save, with commas: " + ", ".join(KINDS) + ".",
+    ),
+    _output(["--overwrite"], is_flag=True, help="Redo pictures that are done, also those of another model."),
+    _reliability(
+        ["--hash", "hash_sources"],
+        is_flag=True,
+        help="Record the contents of sources: copied or touched ones are not redone.",
+    ),
+    _reliability(
+        ["--isolate"],
+        is_flag=True,
+        help="Decode pictures in processes of their own: a file that crashes its decoder costs itself only.",
+    ),
+    _reliability(["--fail-fast"], is_flag=True, help="Stop at the first picture that fails."),
+    _reliability(
+        ["--max-errors"], metavar="N", type=click.IntRange(1), help="Stop once N pictures have failed."
+    ),
+    _reliability(["--wait"], is_flag=True, help="Wait for another run that writes to the same folder."),
+    _scale(["--shard"], metavar="I/N", help="Do only part I of N; `slurm` takes both from the job array."),
+)
+
+
+# Clips ------------------------------------------------------------------------------------------------------
+
+
+def make_video_options(
+    *,
+    codec: str,
+    quality: int | None,
+    start: str | None,
+    end: str | None,
+    every: int,
+    max_frames: int | None,
+    smooth: float,
+    decode: str,
+    drop_frames: bool,
+) -> VideoOptions:
+    """What the options of clips mean.
+
+    Raises:
+        UsageError: a time cannot be read, or the quality is not one of the codec's.
+    """
+    from unet_batch.run.options import Position, VideoOptions
+
+    return VideoOptions(
+        codec=codec,
+        quality=quality,
+        start=None if start is None else Position.parse(start),
+        end=None if end is None else Position.parse(end),
+        every=every,
+        max_frames=max_frames,
+        smooth=smooth,
+        hardware="cuda" if decode == "nvdec" else None,
+        latest=drop_frames,
+    )
+
+
+video_options = Bundle(
+    "video",
+    make_video_options,
+    _video(
+        ["--codec"],
+        type=click.Choice(("h264", "h264_nvenc", "h265", "vp9", "ffv1", "prores")),
+        default="h264",
+        show_default=True,
+        help="Codec of overlays. h264 takes the GPU's encoder where there is one; masks are always FFV1, "
+        "which is lossless.",
+    ),
+    _video(
+        ["--quality"],
+        metavar="N",
+        type=int,
+        help="Quality of overlays, in the codec's own measure: 20 is the default of h264.",
+    ),
+    _video(["--start"], metavar="TIME", help="Begin here: 90.5, 1:30 or 0:01:30.5; 2250f counts frames."),
+    _video(["--end"], metavar="TIME", help="End here, likewise."),
+    _video(["--every"], metavar="N", type=click.IntRange(1), default=1, help="Take each Nth frame only."),
+    _video(["--max-frames"], metavar="N", type=click.IntRange(1), help="Stop a clip after N frames."),
+    _video(
+        ["--smooth"],
+        metavar="SECONDS",
+        type=click.FloatRange(0),
+        default=0.0,
+        help="Steady masks where the picture stays as it is; 0.2 is a start.",
+    ),
+    _video(
+        ["--decode"],
+        type=click.Choice(("cpu", "nvdec")),
+        default="cpu",
+        show_default=True,
+        help="What decodes clips.",
+    ),
+    _video(
+        ["--drop-frames"],
+        is_flag=True,
+        help="For cameras: skip the frames that there is no time for, and count them.",
+    ),
+)
+
+
+# What is printed --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DisplayOptions:
+    """How much a run prints, and where its events and its report go."""
+
+    quiet: bool
+    verbose: bool
+    log_json: str | None
+    as_json: bool = False
+
+    def screen(self) -> Screen:
+        """Where to print; stdout belongs to JSON where that was asked for.
+
+        Raises:
+            UsageError: two want stdout.
+        """
+        from unet_batch.cli.screen import Screen
+
+        if self.as_json and self.log_json == "-":
+            raise UsageError("--json and --log-json - both want stdout", hint="give --log-json a file")
+        return Screen(quiet=self.quiet, verbose=self.verbose, to_stderr=self.as_json or self.log_json == "-")
+
+
+display_options = Bundle(
+    "display",
+    DisplayOptions,
+    _display(["-q", "--quiet"], is_flag=True, help="Print failures only."),
+    _display(
+        ["-v", "--verbose"],
+        is_flag=True,
+        help="Print a line for each picture, and at the end what each stage took.",
+    ),
+    _display(["--log-json"], metavar="FILE", help="Add a line of JSON for each event; - means stdout."),
+    _display(
+        ["--json", "as_json"],
+        is_flag=True,
+        help="Print the report as JSON on stdout, everything else on stderr.",
+    ),
+)
+
+
+# Datasets ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """Where a dataset has its images and masks, and which of them belong together."""
+
+    images: str | None
+    masks: str | None
+    coco: str | None
+    group_by: str | None
+
+    def find(self, folder: str) -> Dataset:
+        """Find the dataset.
+
+        Raises:
+            UnetBatchError: see `find_dataset`.
+        """
+        from unet_batch.cli.screen import console
+        from unet_batch.datasets.find import find_dataset
+
+        with console(stderr=True).status("looking at the masks ..."):  # on terminals only
+            return find_dataset(
+                folder, images=self.images, masks=self.masks, coco=self.coco, group_by=self.group_by
+            )
+
+
+dataset_options = Bundle(
+    "data",
+    DatasetOptions,
+    _data(["--images"], metavar="DIR", help="Folder of images, if not DATASET/images or the like."),
+    _data(["--masks"], metavar="DIR", help="Folder of masks, if not DATASET/masks or the like."),
+    _data(
+        ["--coco"],
+        metavar="FILE.json",
+        help="COCO annotations in place of a folder of masks; DATASET holds the images.",
+    ),
+    _data(
+        ["--group-by"],
+        metavar="REGEX",
+        help="What in a name tells which images belong together: '^(.+)_' for <car>_<view>.",
+    ),
+)
+
+json_option = option(
+    "--json", "as_json", section="Display", is_flag=True, help="Print everything as JSON on stdout."
+)
