@@ -1,7 +1,7 @@
 """Watch the resident memory of one long run.
 
-    python scripts/bench_memory.py [--photos 2000] [--save mask,overlay]
-    python scripts/bench_memory.py --video 10 [--save mask,overlay]
+    python -m scripts.bench_memory [--photos 2000] [--save mask,overlay]
+    python -m scripts.bench_memory --video 10 [--save mask,overlay]
 
 Runs the bundled model over the Carvana photos, each under as many names as it takes to reach the number, or
 the model `fast` over a drawn clip of so many minutes at 360x640; prints the memory every few hundred
@@ -21,12 +21,12 @@ from pathlib import Path
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import carvana
-
 import unet_batch
-from unet_batch.run.execute import RunOptions, execute, prepare
+from scripts import carvana
+from unet_batch.run.execute import execute
 from unet_batch.run.observe import Observer
+from unet_batch.run.options import RunOptions
+from unet_batch.run.plan import prepare
 
 SETTLED = 300
 MAX_GROWTH, MAX_PEAK = 50e6, 1.5e9
@@ -53,7 +53,10 @@ def main() -> None:
         unet_batch.load("fast" if options.video else None) as segmenter,
     ):
         if options.video:  # drawn by another process: what that takes is not to be measured here
-            code = "import sys; from unet_batch.scenes import write_clip; write_clip(sys.argv[1], float(sys.argv[2]), (360, 640))"
+            code = (
+                "import sys; from unet_batch.scenes import write_clip; "
+                "write_clip(sys.argv[1], float(sys.argv[2]), (360, 640))"
+            )
             subprocess.run(
                 [sys.executable, "-c", code, folder, str(60 * options.video)],
                 check=True,

@@ -1,6 +1,6 @@
 """Measure `unet-batch run` against the loop that everyone writes, in one process, on the same photos.
 
-    python scripts/bench_run.py [--photos 200] [--rounds 3] [--folder DIR]
+    python -m scripts.bench_run [--photos 200] [--rounds 3] [--folder DIR]
 
 The loop: cv2.imread, resize, float32 NCHW, eager PyTorch, sigmoid, resize back, threshold, cv2.imwrite, one
 picture at a time, with torch's own number of threads. Both write masks at the photo's size. Start-up
@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -29,9 +28,7 @@ import cv2
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import carvana
-
+from scripts import carvana
 from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.inference.segmenter import Segmenter
@@ -39,7 +36,10 @@ from unet_batch.model import checkpoint, zoo
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.unet import UNet
 from unet_batch.pipeline import cpu_count
-from unet_batch.run.execute import RunOptions, RunReport, execute, prepare
+from unet_batch.run.execute import execute
+from unet_batch.run.options import RunOptions
+from unet_batch.run.plan import prepare
+from unet_batch.run.report import RunReport
 from unet_batch.scenes import write_samples
 
 
@@ -51,7 +51,7 @@ def naive_loop(loaded: Checkpoint, paths: list[str], out: str) -> float:
     begun = time.perf_counter()
     with torch.no_grad():
         for path in paths:
-            picture = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
+            picture = carvana.read_rgb(path)
             small = cv2.resize(picture, (width, height))
             x = (
                 torch.from_numpy(small).permute(2, 0, 1).unsqueeze(0).contiguous().float() / 255 - mean
@@ -72,9 +72,8 @@ def our_run(segmenter: Segmenter, paths: list[str], out: str) -> RunReport:
 
 def engine_only(backend: Backend, count: int) -> float:
     """Seconds of the backend alone for `count` pictures, with as many threads as a run gives it."""
-    picture = np.random.default_rng(0).integers(
-        0, 256, (backend.batch_size, *backend.input_size, 3), dtype=np.uint8
-    )
+    shape = (backend.batch_size, *backend.input_size, 3)
+    pictures = list(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     calls = [
         count // backend.batch_size // backend.streams + (i < count // backend.batch_size % backend.streams)
         for i in range(backend.streams)
@@ -83,7 +82,7 @@ def engine_only(backend: Backend, count: int) -> float:
     def work(number: int) -> None:
         with backend.thread():
             for _ in range(calls[number]):
-                backend.infer(picture)
+                backend.infer(pictures)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(backend.streams)]
     begun = time.perf_counter()

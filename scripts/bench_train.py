@@ -1,6 +1,6 @@
 """Does loading keep up? Steps fed from files against the same steps on one batch that lies in memory.
 
-    python scripts/bench_train.py [--size 160x240] [--widths 32,64,128,256,512] [--batch-size 8] [--steps 12]
+    python -m scripts.bench_train [--size 160x240] [--widths 32,64,128,256,512] [--batch-size 8] [--steps 12]
     [--rounds 5]
 
 Rounds alternate in one process, so that a noisy neighbour meets both. "remembered" are samples of a second
@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import carvana
-
+from scripts import carvana
 from unet_batch.datasets.find import find_dataset
 from unet_batch.scenes import write_samples
 from unet_batch.training.loop import epoch_order, training_batches

@@ -1,6 +1,6 @@
 """Measure how close a clip with overlay comes to its floor.
 
-    python scripts/bench_video.py [CLIP ...] [--rounds 3] [--smooth SECONDS]
+    python -m scripts.bench_video [CLIP ...] [--rounds 3] [--smooth SECONDS]
 
 Without clips: car-detection.mp4 of the data folder, if there, and 60 seconds of 1080x1920 as `unet-batch
 sample --video` draws them. The floor is what is left when nothing waits: the seconds of the network alone for
@@ -12,30 +12,29 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import carvana
-from bench_run import engine_only
-
+from scripts import carvana
+from scripts.bench_run import engine_only
 from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import video
 from unet_batch.model import checkpoint, zoo
 from unet_batch.pipeline import bottleneck, cpu_count
 from unet_batch.run import clip as clips
+from unet_batch.run.layout import ClipLayout
+from unet_batch.run.options import VideoOptions
 from unet_batch.scenes import write_clip
 from unet_batch.types import Item
 
 
 def one_round(
-    segmenter: Segmenter, path: str, out: str, options: clips.VideoOptions
+    segmenter: Segmenter, path: str, out: str, options: VideoOptions
 ) -> tuple[clips.ClipResult, float, float]:
     """(what became of it, wall seconds, processor seconds of all but the network) of one run."""
-    layout = clips.Layout(out, ("mask", "overlay"), video.CODECS[options.codec])
+    layout = ClipLayout(out, ("mask", "overlay"), video.CODECS[options.codec])
     begun, cpu = time.perf_counter(), time.process_time()
     result = clips.segment(Item(path, "clip"), segmenter, layout, options, "bench")
     wall, total = time.perf_counter() - begun, time.process_time() - cpu
@@ -61,8 +60,8 @@ def main() -> None:
             real = carvana.data_folder() / "videos" / "car-detection.mp4"
             paths = [str(real)] if real.is_file() else []
             paths.append(write_clip(folder, options.seconds, (1080, 1920)))
-        what = clips.VideoOptions(smooth=options.smooth)
-        one_round(segmenter, paths[0], folder, clips.VideoOptions(max_frames=50))
+        what = VideoOptions(smooth=options.smooth)
+        one_round(segmenter, paths[0], folder, VideoOptions(max_frames=50))
         for path in paths:
             walls, floors = [], []
             for _ in range(options.rounds):

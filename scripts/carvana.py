@@ -1,8 +1,7 @@
 """The Carvana photos as arrays, and the split by car that every figure in this project is measured on.
 
 The photos are not part of the project (Kaggle's "Carvana Image Masking" rules: non-commercial, academic).
-Expected below the
-data folder: `carvana/images/<car>_<view>.jpg` and `carvana/masks/<car>_<view>_mask.gif`.
+Expected below the data folder: `carvana/images/<car>_<view>.jpg` and `carvana/masks/<car>_<view>_mask.gif`.
 """
 
 from __future__ import annotations
@@ -50,15 +49,21 @@ def photos(folder: Path | None = None) -> list[Photo]:
 
 
 def split(all_photos: list[Photo]) -> tuple[list[Photo], list[Photo]]:
-    """(training, held out): whole cars are held out, so that no view of a tested car was ever seen in
-    training.
-    """
+    """(training, held out): whole cars are held out, so that training sees no view of a tested car."""
     cars = sorted({photo.car for photo in all_photos})
     held_out = set(random.Random(SPLIT_SEED).sample(cars, HELD_OUT_CARS))
     return (
         [photo for photo in all_photos if photo.car not in held_out],
         [photo for photo in all_photos if photo.car in held_out],
     )
+
+
+def read_rgb(path: str | Path) -> np.ndarray:
+    """A photo as OpenCV decodes it, uint8 (H, W, 3), RGB."""
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise SystemExit(f"{path} cannot be read")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -79,7 +84,7 @@ def load(items: list[Photo], size: tuple[int, int]) -> tuple[np.ndarray, np.ndar
     coverage = np.empty((len(items), height, width), np.uint8)
 
     def one(index: int) -> None:
-        pixels = cv2.cvtColor(cv2.imread(str(items[index].image), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        pixels = read_rgb(items[index].image)
         cv2.resize(pixels, (width, height), dst=pictures[index], interpolation=cv2.INTER_AREA)
         cv2.resize(
             read_mask(items[index].mask), (width, height), dst=coverage[index], interpolation=cv2.INTER_AREA

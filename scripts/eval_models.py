@@ -1,7 +1,7 @@
 """Measure models on pictures that were kept out of training: cars by car, drawn scenes, and how long a
 picture takes.
 
-    python scripts/eval_models.py [MODEL ...] [--size HxW] [--json FILE] [--plot FILE]
+    python -m scripts.eval_models [MODEL ...] [--size HxW] [--json FILE] [--plot FILE]
 
 MODEL is a bundled name or a checkpoint; the default is all bundled ones. The pictures go through the same
 code as `unet-batch evaluate`: masks as `run` would write them, and the network's own map. Milliseconds are of
@@ -14,7 +14,6 @@ import argparse
 import io
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,10 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import carvana
-
 import unet_batch
+from scripts import carvana
 from unet_batch.datasets.dataset import Dataset, Pair
 from unet_batch.datasets.find import find_dataset
 from unet_batch.evaluation.evaluate import evaluate
@@ -152,7 +149,10 @@ def main() -> None:
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--plot", help="draw Dice against milliseconds here, a PNG")
     options = parser.parse_args()
-    sizes = [None, *(tuple(map(int, size.split("x"))) for size in options.size or ())]
+    sizes: list[Size | None] = [None]
+    for text in options.size or ():
+        height, width = map(int, text.split("x"))
+        sizes.append((height, width))
     models = [(model, size) for model in options.models for size in sizes]
 
     dataset = find_dataset(str(carvana.data_folder() / "carvana"))

@@ -1,6 +1,6 @@
 """What `run --smooth` does to masks: how much they flicker, and how right they stay.
 
-    python scripts/eval_smooth.py [--seconds 24] [--noise 12]
+    python -m scripts.eval_smooth [--seconds 24] [--noise 12]
 
 Flicker is the share of a mask's pixels that appear or vanish from one frame to the next, cuts left out; of a
 drawn clip, whose exact masks are known, what the car's own motion accounts for is given too, and Dice against
@@ -11,7 +11,6 @@ truth: only its flicker is given.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
@@ -20,9 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import carvana
-
+from scripts import carvana
 from unet_batch.inference import postprocess
 from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.inference.segmenter import Segmenter
@@ -49,16 +46,14 @@ def drawn(seconds: float, noise: float) -> Iterator[tuple[Fraction, Pixels, Pixe
 def footage(path: Path) -> Iterator[tuple[Fraction, Pixels, Pixels | None]]:
     """(time, picture, nothing) of a file."""
     with video.Reader(str(path)) as reader:
-        for shot in reader.shots():
-            yield shot.pts * reader.clip.time_base, reader.rgb(shot), None
+        for frame in reader.frames():
+            yield frame.pts * reader.clip.time_base, reader.rgb(frame), None
 
 
 def flicker(masks: list[Pixels]) -> float:
-    """Share of the pixels of a mask that change from one frame to the next; cuts, where more than half do,
-    left out.
-    """
+    """Mean share of a mask's pixels that change from frame to frame; cuts, where over half do, left out."""
     shares = [
-        np.count_nonzero(a != b) / max(1, np.count_nonzero(a | b))
+        float(np.count_nonzero(a != b)) / float(np.count_nonzero(a | b))
         for a, b in pairwise(masks)
         if (a | b).any()
     ]

@@ -1,17 +1,15 @@
 """Draw the picture at the top of the README: photo, mask, overlay and cutout of three sample scenes.
 
-python scripts/make_demo.py -o .github/demo.jpg
+python -m scripts.make_demo -o docs/images/demo.jpg
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import unet_batch
 from unet_batch.inference import postprocess
 from unet_batch.media import render

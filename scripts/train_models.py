@@ -1,21 +1,21 @@
 """Train the bundled models, and the ones whose figures the README gives, with `unet-batch train`.
 
-    python scripts/train_models.py TARGET [--work DIR] [--data DIR] [--dry-run]
+    python -m scripts.train_models TARGET [--work DIR] [--data DIR] [--dry-run]
 
 Each target is one or several trainings; the commands are printed before they run, and an interrupted one goes
 on where it was.
 
-| target    | what                                                                                            |
-|-----------|-------------------------------------------------------------------------------------------------|
-| default   | cars at 160x240: Carvana by car, and drawn scenes                                               |
-| fast      | the same with half the widths: a quarter of the arithmetic                                      |
-| fine      | the widths of fast at 320x480                                                                   |
-| random48  | the widths of default, Carvana with 48 validation photos drawn at random, as others measure     |
-| camvid    | eleven classes of street scenes, the end of each drive kept out                                 |
-| dsb2018   | nuclei                                                                                          |
-| isbi2012  | membranes: on the five slices that `train` keeps out; and five models judge all 24 in turn      |
-| curve     | more points of Dice against milliseconds: half the widths of fast, and small pictures           |
-| few       | sixteen drawn photos of a kind the bundled model has not seen: from it, and from scratch        |
+| target    | what                                                                                           |
+|-----------|------------------------------------------------------------------------------------------------|
+| default   | cars at 160x240: Carvana by car, and drawn scenes                                              |
+| fast      | the same with half the widths: a quarter of the arithmetic                                     |
+| fine      | the widths of fast at 320x480                                                                  |
+| random48  | the widths of default, Carvana with 48 validation photos drawn at random, as others measure    |
+| camvid    | eleven classes of street scenes, the end of each drive kept out                                |
+| dsb2018   | nuclei                                                                                         |
+| isbi2012  | membranes: on the five slices that `train` keeps out; and five models judge all 24 in turn     |
+| curve     | more points of Dice against milliseconds: half the widths of fast, and small pictures          |
+| few       | sixteen drawn photos of a kind the bundled model has not seen: from it, and from scratch       |
 
 The photos are expected below the data folder (`UNET_BATCH_DATA`, else ../shared/data), each set with images/
 and masks/. `default`, `fast` and `fine` are copied to unet_batch/model/weights only by hand, after
@@ -29,15 +29,13 @@ import random
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import carvana
-
+from scripts import carvana
 from unet_batch.scenes import write_samples
 
 SCENES, SCENE_SEED = 160, 1  # the demo draws with seed 0, the evaluation with 2: no scene is in two sets
@@ -110,20 +108,24 @@ def whole(work: Path, data: Path, name: str, classes: str = "") -> Path:
     return folder
 
 
+def read_grey(path: str) -> np.ndarray:
+    """A picture that is known to be there, uint8 (H, W)."""
+    picture = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+    assert picture is not None, path
+    return picture
+
+
 def close_ups(work: Path) -> Path:
-    """66 drawn scenes as a thermal camera would show them from near: dark is bright, no colours, grain; 16
-    are for training.
-    """
+    """66 drawn scenes as a thermal camera would show them from near, 16 of them for training."""
     folder = work / "close-ups"
     scenes = [Path(path) for path in write_samples(str(work / "plain"), 66, seed=3)]
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for index, path in enumerate(scenes):
         grain = np.random.default_rng(index)
-        picture = 255.0 - cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        mask = cv2.imread(
-            str(path).replace("/photos/", "/masks/").replace(".jpg", ".png"), cv2.IMREAD_GRAYSCALE
-        )
+        # Dark is bright, no colours, and grain below.
+        picture = 255 - read_grey(str(path)).astype(np.float64)
+        mask = read_grey(str(path).replace("/photos/", "/masks/").replace(".jpg", ".png"))
         height, width = picture.shape
         top, left = (int(grain.uniform(0.1, 0.4) * side) for side in picture.shape)
         part_of = slice(top, top + height // 2), slice(left, left + width // 2)
@@ -169,10 +171,8 @@ class Trainings:
             subprocess.run(command, check=True, cwd=Path(__file__).resolve().parents[1])
 
 
-def coarse(train: Trainings, folder: Path) -> None:
-    """Coarse features cost a quarter at half the size. Shared by both protocols: it has seen no validation
-    photo of either.
-    """
+def train_coarse(train: Trainings, folder: Path) -> None:
+    """Train coarse features at half the size, on no validation photo of any protocol."""
     train(
         "coarse",
         folder,
@@ -181,147 +181,162 @@ def coarse(train: Trainings, folder: Path) -> None:
     )
 
 
+BY_CAR = "--train-list {lists}/by-car.txt --val-list {lists}/by-car-val.txt --keep last"
+AT_160 = "--size 160x240 --batch-size 8"
+AT_320 = f"{BY_CAR} --size 320x480 --batch-size 8"
+
+
+def train_default(train: Trainings, data: Path) -> None:
+    """Train `default`: coarse features first, then twice at the full size."""
+    folder = cars(train.work, data)
+    train_coarse(train, folder)
+    first = f"{BY_CAR} --init {{work}}/coarse.safetensors {AT_160} --epochs 12 --lr 8e-4 --seed 2"
+    train("default-1", folder, first)
+    # After twelve epochs the loss of training was as high as that of validation: not learned enough.
+    second = f"{BY_CAR} --init {{work}}/default-1.safetensors {AT_160} --epochs 8 --lr 5e-4 --seed 6"
+    train("default", folder, second)
+
+
+def train_fast(train: Trainings, data: Path) -> None:
+    """Train `fast`."""
+    whole_batch = "--epochs 16 --batch-size 16 --lr 1.5e-3 --seed 3"
+    train("fast", cars(train.work, data), f"{BY_CAR} --size 160x240 --widths {HALF} {whole_batch}")
+
+
+def train_fine(train: Trainings, data: Path) -> None:
+    """Train `fast`, and from it `fine`."""
+    train_fast(train, data)
+    folder = cars(train.work, data)
+    first = f"{AT_320} --init {{work}}/fast.safetensors --epochs 10 --lr 1e-3 --seed 4"
+    train("fine-1", folder, first)
+    # The loss of training still fell with that of validation: the same again, more gently.
+    train("fine", folder, f"{AT_320} --init {{work}}/fine-1.safetensors --epochs 5 --lr 5e-4 --seed 7")
+
+
+def train_random48(train: Trainings, data: Path) -> None:
+    """Train on all Carvana photos but 48 drawn at random, as the references do."""
+    folder = cars(train.work, data)
+    train_coarse(train, folder)
+    lists = "--train-list {lists}/random48.txt --val-list {lists}/random48-val.txt --keep last"
+    # Views of one car lie on both sides, as the references measure: each photo is its own group.
+    lists += " --group-by '^(.+)$'"
+    # `default` is 99.72 % right on the photos it learned from: so few steps cannot learn what augmentation
+    # makes.
+    lists += " --augment none"
+    options = f"{lists} --init {{work}}/coarse.safetensors {AT_160} --epochs 26 --lr 8e-4 --seed 5"
+    train("random48", folder, options)
+
+
+def train_curve(train: Trainings, data: Path) -> None:
+    """Train the smaller models of the curve of Dice against milliseconds."""
+    folder = cars(train.work, data)
+    train_coarse(train, folder)
+    as_fast = "--epochs 16 --batch-size 16 --lr 1.5e-3 --seed 3"
+    train("half-80x120", folder, f"{BY_CAR} --size 80x120 --widths {HALF} {as_fast}")
+    train("quarter-160x240", folder, f"{BY_CAR} --size 160x240 --widths {QUARTER} {as_fast}")
+    init = "--init {work}/quarter-160x240.safetensors"
+    train("quarter-320x480", folder, f"{AT_320} {init} --epochs 8 --lr 1e-3 --seed 4")
+
+
+def train_camvid(train: Trainings, data: Path) -> None:
+    """Train on CamVid at three sizes in turn."""
+    # Ids 0..10 in the order of the names; 11 is void.
+    classes = "void = 11\n" + "".join(f'[[class]]\nname = "{name}"\n' for name in CAMVID)
+    folder = whole(train.work, data, "camvid", classes)
+    # The last quarter of each of the three drives is kept out, as whole stretches of a thousand frames.
+    last = ("0001TP_008", "0006R0_f03", "0016E5_07", "0016E5_08")
+    names = sorted(path.stem for path in (folder / "images").iterdir())
+    for part, is_last in (("train", False), ("val", True)):
+        chosen = [name for name in names if name.startswith(last) == is_last]
+        (folder / f"{part}.txt").write_text("".join(f"{name}\n" for name in chosen))
+    lists = "--train-list {lists}/train.txt --val-list {lists}/val.txt --group-by '^(0001TP_...|......_f?..)'"
+    street = f"{lists} --keep last"
+    at_176 = f"--size 176x240 --batch-size 8 --widths {HALF} --epochs 40 --lr 2e-3 --augment strong"
+    train("camvid-1", folder, f"{street} {at_176}")
+    # After that the loss of training is no lower than that of validation: on to what streets look like, from
+    # nearer.
+    then = "--lr 1e-3 --augment light --init {work}/"
+    at_240 = f"--size 240x320 --batch-size 8 --epochs 18 --seed 1 {then}camvid-1.safetensors"
+    train("camvid-2", folder, f"{street} {at_240}")
+    # Poles, signs and people are a few pixels wide at that size: the rest of the time is for the photos' own.
+    at_368 = f"--size 368x480 --batch-size 4 --epochs 8 --seed 2 {then}camvid-2.safetensors"
+    train("camvid", folder, f"{street} {at_368}")
+
+
+def train_dsb2018(train: Trainings, data: Path) -> None:
+    """Train on the nuclei of the Data Science Bowl 2018."""
+    folder = whole(train.work, data, "dsb2018", '[[class]]\nname = "nucleus"\n')
+    # One kind in fifty shows few nuclei, dark on bright: in a Dice over the batch it would hardly count.
+    cells = "--size 256x256 --batch-size 4 --flip any --augment light --dice picture --keep last"
+    train("dsb2018", folder, f"{cells} --init fast --epochs 50 --lr 2e-3")
+
+
+def train_isbi2012(train: Trainings, data: Path) -> None:
+    """Train on the membranes of ISBI 2012, then five times more, to judge each slice by a model new to it."""
+    folder = whole(train.work, data, "isbi2012", '[[class]]\nname = "cell"\n')
+    slices = sorted((path.stem for path in (folder / "images").iterdir()), key=int)
+    # Windows, since whole slices make nine steps an epoch: too few to learn from in the same time. Not
+    # upside down: the labels lie half a row above what they mark, on every slice, and so may the masks.
+    tissue = (
+        "--keep last --size 512x512 --crop 256x256 --epochs 45 --batch-size 2 --lr 1e-3 --augment elastic"
+    )
+    # First the five slices that `train` itself keeps out, by a hash of their names.
+    train("isbi2012", folder, f"--group-by '^(.+)$' --init fast {tissue}")
+    predicted = folder / "predicted"
+    predicted.mkdir(exist_ok=True)
+    # Then all of them. Neighbours in the stack resemble each other: five in a row are kept out.
+    for fold in range(5):
+        # There are 24: the last two folds share a slice, so that both learn from 19. It is judged once.
+        first = min(5 * fold, len(slices) - 5)
+        kept_out, judged = slices[first : first + 5], slices[5 * fold : 5 * fold + 5]
+        for part, is_kept_out in (("train", False), ("val", True)):
+            names = [name for name in slices if (name in kept_out) == is_kept_out]
+            (folder / f"{part}-{fold}.txt").write_text("".join(f"{name}\n" for name in names))
+        lists = f"--train-list {{lists}}/train-{fold}.txt --val-list {{lists}}/val-{fold}.txt"
+        model = train(f"isbi2012-{fold}", folder, f"{lists} --group-by '^(.+)$' --init fast {tissue}")
+        images = [str(folder / "images" / f"{name}.png") for name in judged]
+        masks = train.work / f"isbi2012-{fold}-masks"
+        train.run("run", *images, "-m", str(model), "-o", str(masks), "--overwrite")
+        for mask in (masks / "masks").glob("*.png"):
+            (predicted / mask.name).unlink(missing_ok=True)
+            (predicted / mask.name).symlink_to(mask)
+    train.run("evaluate", str(folder), "--predictions", str(predicted))
+
+
+def train_few(train: Trainings, data: Path) -> None:
+    """Train on sixteen pictures of a new kind: from `default`, and from scratch."""
+    folder = close_ups(train.work)
+    lists = "--train-list {lists}/train.txt --val-list {lists}/val.txt"
+    options = f"{lists} --size 160x240 --epochs 60 --batch-size 8"
+    train("few-from-default", folder, f"{options} --init default")
+    train("few-from-scratch", folder, f"{options} --widths {FULL}")
+
+
+TARGETS: dict[str, Callable[[Trainings, Path], None]] = {
+    "default": train_default,
+    "fast": train_fast,
+    "fine": train_fine,
+    "random48": train_random48,
+    "camvid": train_camvid,
+    "dsb2018": train_dsb2018,
+    "isbi2012": train_isbi2012,
+    "curve": train_curve,
+    "few": train_few,
+}
+
+
 def main() -> None:
-    targets = ("default", "fast", "fine", "random48", "camvid", "dsb2018", "isbi2012", "curve", "few")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("target", choices=targets)
+    parser.add_argument("target", choices=TARGETS)
     parser.add_argument(
         "--work", type=Path, default=Path("build/models"), help="where datasets are linked and models written"
     )
     parser.add_argument("--data", type=Path, default=carvana.data_folder())
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
     options = parser.parse_args()
-    work = options.work.resolve()
-    train = Trainings(work, options.dry_run)
-    at_160 = "--size 160x240 --batch-size 8"
-    by_car = "--train-list {lists}/by-car.txt --val-list {lists}/by-car-val.txt --keep last"
-    if options.target in ("default", "fast", "fine", "random48", "curve"):
-        folder = cars(work, options.data)
-        if options.target == "default":
-            coarse(train, folder)
-            train(
-                "default-1",
-                folder,
-                f"{by_car} --init {{work}}/coarse.safetensors {at_160} --epochs 12 --lr 8e-4 --seed 2",
-            )
-            # After the first twelve epochs the loss of training was as high as that of validation: not
-            # learned enough.
-            train(
-                "default",
-                folder,
-                f"{by_car} --init {{work}}/default-1.safetensors {at_160} --epochs 8 --lr 5e-4 --seed 6",
-            )
-        elif options.target == "random48":
-            coarse(train, folder)
-            lists = "--train-list {lists}/random48.txt --val-list {lists}/random48-val.txt --keep last"
-            # Views of one car lie on both sides: that is how the references measure. So each photo is its own
-            # group here.
-            lists += " --group-by '^(.+)$'"
-            # `default` is 99.72 % right on the photos it learned from: so few steps cannot learn all that
-            # augmentation makes.
-            lists += " --augment none"
-            train(
-                "random48",
-                folder,
-                f"{lists} --init {{work}}/coarse.safetensors {at_160} --epochs 26 --lr 8e-4 --seed 5",
-            )
-        elif options.target == "curve":
-            coarse(train, folder)
-            as_fast = "--epochs 16 --batch-size 16 --lr 1.5e-3 --seed 3"
-            train("half-80x120", folder, f"{by_car} --size 80x120 --widths {HALF} {as_fast}")
-            train("quarter-160x240", folder, f"{by_car} --size 160x240 --widths {QUARTER} {as_fast}")
-            at_320 = f"{by_car} --size 320x480 --batch-size 8"
-            at_320 += " --init {work}/quarter-160x240.safetensors"
-            train("quarter-320x480", folder, f"{at_320} --epochs 8 --lr 1e-3 --seed 4")
-        else:
-            train(
-                "fast",
-                folder,
-                f"{by_car} --size 160x240 --widths {HALF} --epochs 16 --batch-size 16 --lr 1.5e-3 --seed 3",
-            )
-        if options.target == "fine":
-            at_320 = f"{by_car} --size 320x480 --batch-size 8"
-            train(
-                "fine-1", folder, f"{at_320} --init {{work}}/fast.safetensors --epochs 10 --lr 1e-3 --seed 4"
-            )
-            # The loss of training still fell with that of validation: the same again, more gently.
-            train(
-                "fine", folder, f"{at_320} --init {{work}}/fine-1.safetensors --epochs 5 --lr 5e-4 --seed 7"
-            )
-    elif options.target == "camvid":
-        # Ids 0..10 in the order of the names; 11 is void.
-        classes = "void = 11\n" + "".join(f'[[class]]\nname = "{name}"\n' for name in CAMVID)
-        folder = whole(work, options.data, "camvid", classes)
-        # The last quarter of each of the three drives is kept out, as whole stretches of a thousand frames.
-        last = ("0001TP_008", "0006R0_f03", "0016E5_07", "0016E5_08")
-        names = sorted(path.stem for path in (folder / "images").iterdir())
-        for part, is_last in (("train", False), ("val", True)):
-            (folder / f"{part}.txt").write_text(
-                "".join(f"{name}\n" for name in names if name.startswith(last) == is_last)
-            )
-        lists = (
-            "--train-list {lists}/train.txt --val-list {lists}/val.txt --group-by '^(0001TP_...|......_f?..)'"
-        )
-        street = f"{lists} --keep last"
-        at_176 = f"--size 176x240 --batch-size 8 --widths {HALF} --epochs 40 --lr 2e-3 --augment strong"
-        train("camvid-1", folder, f"{street} {at_176}")
-        # After that the loss of training is no lower than that of validation: on to what streets look like,
-        # from nearer.
-        then = "--lr 1e-3 --augment light --init {work}/"
-        train(
-            "camvid-2",
-            folder,
-            f"{street} --size 240x320 --batch-size 8 --epochs 18 --seed 1 {then}camvid-1.safetensors",
-        )
-        # Poles, signs and people are a few pixels wide at that size: the rest of the time goes to the photos'
-        # own.
-        train(
-            "camvid",
-            folder,
-            f"{street} --size 368x480 --batch-size 4 --epochs 8 --seed 2 {then}camvid-2.safetensors",
-        )
-    elif options.target == "dsb2018":
-        folder = whole(work, options.data, "dsb2018", '[[class]]\nname = "nucleus"\n')
-        # One kind in fifty shows few nuclei, dark on bright: in a Dice over the batch it would hardly count.
-        cells = "--size 256x256 --batch-size 4 --flip any --augment light --dice picture --keep last"
-        train("dsb2018", folder, f"{cells} --init fast --epochs 50 --lr 2e-3")
-    elif options.target == "isbi2012":
-        folder = whole(work, options.data, "isbi2012", '[[class]]\nname = "cell"\n')
-        slices = sorted((path.stem for path in (folder / "images").iterdir()), key=int)
-        # Windows, since whole slices make nine steps an epoch: too few to learn from in the same time. Not
-        # upside down: the labels lie half a row above what they mark, on every slice, and so may the masks.
-        tissue = (
-            "--keep last --size 512x512 --crop 256x256 --epochs 45 --batch-size 2 --lr 1e-3 --augment elastic"
-        )
-        # First the five slices that `train` itself keeps out, by a hash of their names.
-        train("isbi2012", folder, f"--group-by '^(.+)$' --init fast {tissue}")
-        predicted = folder / "predicted"
-        predicted.mkdir(exist_ok=True)
-        # Then all of them. Neighbours in the stack resemble each other: five in a row are kept out.
-        for fold in range(5):
-            # There are 24: the last two folds share a slice, so that both have 19 to learn from. It is judged
-            # once.
-            first = min(5 * fold, len(slices) - 5)
-            kept_out, judged = slices[first : first + 5], slices[5 * fold : 5 * fold + 5]
-            for part, is_kept_out in (("train", False), ("val", True)):
-                names = [name for name in slices if (name in kept_out) == is_kept_out]
-                (folder / f"{part}-{fold}.txt").write_text("".join(f"{name}\n" for name in names))
-            lists = f"--train-list {{lists}}/train-{fold}.txt --val-list {{lists}}/val-{fold}.txt --group-by '^(.+)$'"
-            model = train(f"isbi2012-{fold}", folder, f"{lists} --init fast {tissue}")
-            images = [str(folder / "images" / f"{name}.png") for name in judged]
-            masks = work / f"isbi2012-{fold}-masks"
-            train.run("run", *images, "-m", str(model), "-o", str(masks), "--overwrite")
-            for mask in (masks / "masks").glob("*.png"):
-                (predicted / mask.name).unlink(missing_ok=True)
-                (predicted / mask.name).symlink_to(mask)
-        train.run("evaluate", str(folder), "--predictions", str(predicted))
-    else:
-        folder = close_ups(work)
-        options_of_both = "--train-list {lists}/train.txt --val-list {lists}/val.txt --size 160x240 --epochs 60 --batch-size 8"
-        train("few-from-default", folder, f"{options_of_both} --init default")
-        train("few-from-scratch", folder, f"{options_of_both} --widths {FULL}")
+    TARGETS[options.target](Trainings(options.work.resolve(), options.dry_run), options.data)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.engines import confident, overflowing
+from tests.helpers.engines import confident, harm, overflowing
 from unet_batch import build, gpu
 from unet_batch.build import BuildOptions, Built, build_engine
 from unet_batch.engine import flavours, onnx_model, store
@@ -459,27 +459,6 @@ def copied(built: Built, folder: Path) -> str:
     source = Path(built.engine.path)
     shutil.copytree(source.parent, folder, dirs_exist_ok=True)
     return str(folder / source.name)
-
-
-def harm(path: str, how: str) -> None:
-    """Damage an engine in one of the ways that disks, copies and people do."""
-    plan, sidecar = Path(path), Path(path).with_suffix(".json")
-    if how == "byte":
-        data = bytearray(plan.read_bytes())
-        data[len(data) // 2] ^= 1
-        plan.write_bytes(data)
-    elif how == "cut":
-        plan.write_bytes(plan.read_bytes()[:-1])
-    elif how == "no sidecar":
-        sidecar.unlink()
-    elif how == "no plan":
-        plan.unlink()
-    elif how == "no pictures":
-        plan.with_suffix(".npz").unlink()
-    elif how == "half a sidecar":
-        sidecar.write_bytes(sidecar.read_bytes()[:200])
-    else:
-        sidecar.write_text(sidecar.read_text().replace('"precision": "fp16"', '"precision": "fp32"', 1))
 
 
 WAITING = """

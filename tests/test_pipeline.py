@@ -545,7 +545,7 @@ def test_thread_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    shape=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)) | st.none(), max_size=4),
+    shape=st.lists(st.tuples(st.integers(1, 4), st.none() | st.integers(1, 5)) | st.none(), max_size=4),
     count=st.integers(0, 40),
     in_flight=st.integers(1, 12),
     budget=st.none() | st.integers(0, 20),
@@ -553,7 +553,7 @@ def test_thread_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     seed=st.integers(0, 2**32),
 )
 def test_order(
-    shape: list[tuple[int, int] | None],
+    shape: list[tuple[int, int | None] | None],
     count: int,
     in_flight: int,
     budget: int | None,
@@ -582,7 +582,11 @@ def test_order(
         Stage(f"s{number}", partial(note, number), isolate=is_work_error, ordered=True)
         if like is None
         else Stage(
-            f"s{number}", one if like[1] == 1 else some, workers=like[0], batch=like[1], isolate=is_work_error
+            f"s{number}",
+            one if like[1] is None else some,
+            workers=like[0],
+            batch=like[1],
+            isolate=is_work_error,
         )
         for number, like in enumerate(shape)
     ]
@@ -934,6 +938,8 @@ def test_misuse_is_refused() -> None:
         Stage("a", same, workers=0)
     with pytest.raises(ValueError, match="batch=0"):
         Stage("a", same, batch=0)
+    with pytest.raises(ValueError, match="in order"):
+        Stage("a", same, batch=1, ordered=True)
     with pytest.raises(ValueError, match="one worker"):
         Stage("a", same, workers=2, ordered=True)
     with pytest.raises(ValueError, match="in_flight=0"):

@@ -1,6 +1,6 @@
 """The bundled model is as good as its card says, and no shortcut of the run changes its masks.
 
-`scripts/eval_models.py` measures all of it; here a part, small enough for every run of the tests.
+`scripts.eval_models` measures all of it; here a part, small enough for every run of the tests.
 """
 
 from __future__ import annotations

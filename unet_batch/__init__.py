@@ -4,6 +4,7 @@
 
     with unet_batch.load() as segmenter:
         mask = segmenter("car.jpg")                    # uint8 (height, width), 0 or 255
+        segmenter.predict("car.jpg").save("out", ("mask", "overlay"))
         for result in segmenter.stream(paths):         # decoding, inference and masks overlap
             print(result.path, result.error or result.mask.mean())
 
@@ -18,13 +19,14 @@ from unet_batch.version import __version__
 
 if TYPE_CHECKING:
     from unet_batch.errors import UnetBatchError
-    from unet_batch.inference.segmenter import Result, Segmenter
+    from unet_batch.inference.result import Result
+    from unet_batch.inference.segmenter import Segmenter
     from unet_batch.types import ClassTable, ModelSpec
 
 _HOMES = {
     "ClassTable": "unet_batch.types",
     "ModelSpec": "unet_batch.types",
-    "Result": "unet_batch.inference.segmenter",
+    "Result": "unet_batch.inference.result",
     "Segmenter": "unet_batch.inference.segmenter",
     "UnetBatchError": "unet_batch.errors",
 }
@@ -58,8 +60,8 @@ def load(
         size: (height, width) of the network's input; None takes the model's own.
         engines_dir: where engines of `unet-batch build-engine` are looked for.
         require_gpu: refuse to run on the CPU.
-        max_pixels: refuse pictures with more; None takes `images.MAX_PIXELS`.
-        isolate: decode in processes of their own, so that a file that crashes its decoder costs itself only.
+        max_pixels: refuse pictures with more; None takes 200 megapixels.
+        isolate: decode files in processes of their own, so that one that crashes its decoder fails alone.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -79,6 +81,10 @@ def load(
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
         isolate=isolate,
     )
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,4 @@
-"""The composition root of `unet-batch build-engine`: checkpoint -> ONNX -> plan, proven before it is
-installed.
+"""What `unet-batch build-engine` does: checkpoint -> ONNX -> plan, proven before it is installed.
 
     built = build_engine(BuildOptions(model="cars.safetensors", engines_dir="engines"))
 
@@ -13,12 +12,14 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from unet_batch import gpu
 from unet_batch.engine import onnx_model, proof, store
 from unet_batch.engine.compiler import (
     HARDWARE_COMPAT,
+    Compiled,
     CompilerOptions,
     Profile,
     check_can_build,
@@ -27,16 +28,15 @@ from unet_batch.engine.compiler import (
 from unet_batch.engine.flavours import NAMES, Flavour, install_line
 from unet_batch.engine.onnx_model import GRAPH_VERSION, OnnxModel, OnnxRunner
 from unet_batch.engine.proof import Reference
-from unet_batch.engine.store import Engine, Recipe, Sidecar
+from unet_batch.engine.sidecar import EngineRecipe, Sidecar, file_name
+from unet_batch.engine.source import Source
+from unet_batch.engine.store import Engine
 from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, OutputError, UsageError
 from unet_batch.files.atomic import make_folder, write_atomic
-from unet_batch.model import checkpoint
-from unet_batch.model.checkpoint import CheckpointFile
 from unet_batch.types import ModelSpec, Size
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
-    from unet_batch.model.checkpoint import Checkpoint
     from unet_batch.types import Pixels
 
 BUILDERS = ("auto", *NAMES)
@@ -129,7 +129,7 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
     ):
         if value not in known:
             raise UsageError(f"{what} {value!r} is not known", hint=f"choose from: {', '.join(known)}")
-    source = _Source(options.model)
+    source = Source(options.model)
     size = options.size or (source.spec.input_size,) * 3
     profile = Profile(options.batch, size)
     for each in size:
@@ -139,32 +139,20 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
             f"{options.model} is an ONNX graph: PyTorch's masks of other pictures need the checkpoint",
             hint="leave --proof-images out, or build from the checkpoint",
         )
-    flavour, missing = (None, None) if options.onnx_only else _builder(options.builder)
-    recipe = None if flavour is None else _recipe(options, source, profile, flavour)
-    if recipe and not options.force and (engine := _existing(options.engines_dir, recipe, source.spec)):
+    flavour, missing = (None, None) if options.onnx_only else _find_builder(options.builder)
+    recipe = None if flavour is None else _make_recipe(options, source, profile, flavour)
+    if recipe and not options.force and (engine := _find_engine(options.engines_dir, recipe, source.spec)):
         return Built(engine=engine, was_there=True)
 
-    def waiting() -> None:
+    def report_waiting() -> None:
         progress("another process builds this; waiting", 0)
 
-    stem = recipe.stem(source.spec) if recipe else f"{store.file_name(source.spec)}-{source.sha256[:8]}"
-    with store.building(options.engines_dir, stem, waiting) as waited:
-        if recipe and waited and (engine := _existing(options.engines_dir, recipe, source.spec)):
+    stem = recipe.stem(source.spec) if recipe else f"{file_name(source.spec)}-{source.sha256[:8]}"
+    with store.lock_build(options.engines_dir, stem, report_waiting) as waited:
+        if recipe and waited and (engine := _find_engine(options.engines_dir, recipe, source.spec)):
             return Built(engine=engine, was_there=True)
-        work = _Work(options, source, profile, flavour, recipe, progress)
-        try:
-            built = work.build(())
-        except _Imprecise as failed:
-            kept = work.offenders()
-            if not kept:
-                raise failed.error from None
-            work.notes.append(
-                f"{options.precision} breaks {', '.join(kept)}: kept in float32 ({failed.error.message})"
-            )
-            try:
-                built = work.build(kept)
-            except _Imprecise as again:
-                raise again.error from None
+        build = _Build(options, source, profile, flavour, recipe, progress)
+        built = build.run_and_repair()
     return built if missing is None else replace(built, missing=missing.message, fix=missing.hint)
 
 
@@ -176,46 +164,32 @@ class _Imprecise(Exception):
         self.error = error
 
 
-class _Source:
-    """What is built from: a checkpoint, or a graph that was exported from one elsewhere."""
+@dataclass(frozen=True)
+class _Evidence:
+    """What proves a graph or a plan.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.onnx: OnnxModel | None = None
-        self.file: CheckpointFile | None = None
-        self._checkpoint: Checkpoint | None = None
-        if path.lower().endswith(".onnx"):
-            self.onnx = onnx_model.read(path)
-            self.spec, self.sha256 = self.onnx.spec, self.onnx.source_sha256
-        else:
-            self.file = checkpoint.identify(path)
-            self.spec, self.sha256 = self.file.spec, self.file.sha256
+    Attributes:
+        shares: of the arithmetic in the precision asked for, as JSON.
+        proofs: parity with PyTorch by what ran, as JSON.
+    """
 
-    @property
-    def checkpoint(self) -> Checkpoint:
-        if self._checkpoint is None:
-            try:
-                self._checkpoint = checkpoint.load(self.path)
-            except (ImportError, OSError) as error:
-                hint = "pip install torch, or build from an .onnx graph exported elsewhere: build-engine --onnx-only"
-                raise BackendUnavailable(
-                    f"exporting {self.path} needs PyTorch: {error}", hint=hint
-                ) from error
-            if self._checkpoint.sha256 != self.sha256:
-                raise CheckpointError(f"{self.path}: changed while it was read", hint="run the command again")
-        return self._checkpoint
+    shares: tuple[Mapping[str, Any], ...] = ()
+    proofs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __add__(self, other: _Evidence) -> _Evidence:
+        return _Evidence((*self.shares, *other.shares), {**self.proofs, **other.proofs})
 
 
-class _Work:
-    """One build: the graph, its proof, the plan, its proof."""
+class _Build:
+    """One build: the graph, its proof, the plan, its proof. `notes` collects remarks of all attempts."""
 
     def __init__(
         self,
         options: BuildOptions,
-        source: _Source,
+        source: Source,
         profile: Profile,
         flavour: Flavour | None,
-        recipe: Recipe | None,
+        recipe: EngineRecipe | None,
         progress: Progress,
     ) -> None:
         self.options = options
@@ -225,87 +199,112 @@ class _Work:
         self.recipe = recipe
         self.progress = progress
         self.notes: list[str] = []
-        self.proofs: dict[str, Any] = {}
-        self.shares: list[Mapping[str, Any]] = []
-        self.graph: OnnxModel
-        self._reference: Reference | None = None
 
     @property
     def weak(self) -> bool:
         """TensorRT 8.6 takes a float32 graph and is told to use half."""
         return self.flavour is not None and not self.flavour.strongly_typed
 
-    def build(self, kept: Sequence[str]) -> Built:
-        """All of it; the graph alone where nothing compiles it."""
-        options, flavour, recipe = self.options, self.flavour, self.recipe
-        self.export(kept)
-        onnx_path = self.write_onnx()
-        if flavour is None or recipe is None:
-            return Built(onnx=onnx_path, proofs=self.proofs, shares=self.shares, notes=self.notes)
-        cache_path = options.timing_cache or os.path.join(
-            options.engines_dir, f".timing-{recipe.flavour}-{recipe.version}-{recipe.target}.cache"
+    @cached_property
+    def reference(self) -> Reference:
+        """Pictures and PyTorch's float32 maps of them; made when first asked for."""
+        reference, notes = self.source.make_reference(
+            self.options.proof_images,
+            self.profile.size[1],
+            lambda share: self.progress("PyTorch in float32", share),
         )
-        compiler = CompilerOptions(
-            options.precision,
-            options.workspace,
-            options.opt_level,
-            options.hardware_compat,
-            float32=tuple(name for name, found in self.graph.convolutions.items() if found.layer in kept),
-        )
-        if options.timing_cache and flavour.name == "tensorrt-rtx":
-            self.notes.append("tensorrt-rtx keeps no timing cache: it times nothing")
-        compiled = compile_plan(
-            flavour,
-            self.graph.data,
-            self.profile,
-            compiler,
-            timing_cache=_read(cache_path),
-            progress=lambda share: self.progress(f"build with {flavour.name} {flavour.version}", share),
-        )
-        if compiled.timing_cache:
-            try:
-                write_atomic(cache_path, compiled.timing_cache)
-            except OutputError as error:  # what it would save is no reason to lose what was built
-                self.notes.append(f"the timing cache was not kept: {error.message}")
-        if compiled.precisions:
-            self._count(compiled.precisions, "network")
-        sidecar = Sidecar(
-            spec=self.source.spec,
-            recipe=recipe,
-            plan_sha256=onnx_model.sha256(compiled.plan),
-            plan_bytes=len(compiled.plan),
-            float32=self.graph.float32,
-            shares=(),
-            proofs={},
-            verified_on_gpu=False,
-            built=_circumstances(compiled.seconds),
-        )
-        verified = self._prove_plan(compiled.plan, sidecar)
-        sidecar = replace(sidecar, shares=tuple(self.shares), proofs=self.proofs, verified_on_gpu=verified)
-        engine = store.install(options.engines_dir, sidecar, compiled.plan, self.reference)
-        return Built(onnx=onnx_path, engine=engine, proofs=self.proofs, shares=self.shares, notes=self.notes)
+        self.notes.extend(notes)
+        return reference
 
-    def export(self, kept: Sequence[str]) -> None:
-        """Make the graph, count its precision, and compare it with PyTorch."""
-        self.proofs.clear()
-        self.shares.clear()
+    def run_and_repair(self) -> Built:
+        """Build; where half precision breaks some layers, build again with those in float32."""
+        try:
+            return self.run(())
+        except _Imprecise as failed:
+            self.progress("look for the layers that lose precision", 0)
+            kept = self.source.offenders(self.reference, self.options.precision)
+            if not kept:
+                raise failed.error from None
+            self.notes.append(
+                f"{self.options.precision} breaks {', '.join(kept)}: kept in float32 ({failed.error.message})"
+            )
+        try:
+            return self.run(kept)
+        except _Imprecise as again:
+            raise again.error from None
+
+    def run(self, kept: Sequence[str]) -> Built:
+        """Build with some layers kept in float32; the graph alone where nothing compiles it.
+
+        Raises:
+            _Imprecise: masks differ too much from PyTorch's.
+        """
+        graph = self.export(kept)
+        evidence = self.prove_graph(graph)
+        onnx_path = self.write_onnx(graph)
+        engine = None
+        if self.flavour is not None and self.recipe is not None:
+            compiled = self.compile(self.flavour, self.recipe, graph, kept)
+            if compiled.precisions:
+                evidence += self._count(graph, compiled.precisions, "network")
+            sidecar = Sidecar(
+                spec=self.source.spec,
+                recipe=self.recipe,
+                plan_sha256=onnx_model.sha256(compiled.plan),
+                plan_bytes=len(compiled.plan),
+                float32=graph.float32,
+                shares=(),
+                proofs={},
+                verified_on_gpu=False,
+                built=_describe_build(compiled.seconds),
+            )
+            ran = self.prove_plan(self.flavour, compiled.plan, sidecar, graph)
+            evidence += ran or _Evidence()
+            sidecar = replace(
+                sidecar, shares=evidence.shares, proofs=evidence.proofs, verified_on_gpu=ran is not None
+            )
+            engine = store.install(self.options.engines_dir, sidecar, compiled.plan, self.reference)
+        return Built(
+            onnx=onnx_path, engine=engine, proofs=evidence.proofs, shares=evidence.shares, notes=self.notes
+        )
+
+    def export(self, kept: Sequence[str]) -> OnnxModel:
+        """The graph: exported, or the one that the build starts from."""
         self.progress("export to ONNX", 0)
-        self.graph = self.source.onnx or self._export(kept)
-        if self.graph.size is not None and self.profile.size != (self.graph.size,) * 3:
-            height, width = self.graph.size
+        low, best, high = self.profile.size
+        newest = self.flavour.max_opset if self.flavour is not None else None
+        opset = self.options.opset or newest
+        if self.source.onnx is None and opset is not None and newest is not None and opset > newest:
+            raise UsageError(
+                f"opset {opset}: {self.flavour} reads up to {newest}", hint=f"use --opset {newest}"
+            )
+        precision = "fp32" if self.weak else self.options.precision
+        graph = self.source.export(precision, best, any_size=low != high, opset=opset, float32=kept)
+        if graph.size is not None and self.profile.size != (graph.size,) * 3:
+            height, width = graph.size
             raise UsageError(
                 f"{self.source.path} takes {height}x{width} only", hint=f"use --size {height}x{width}"
             )
+        return graph
+
+    def prove_graph(self, graph: OnnxModel) -> _Evidence:
+        """Count the graph's precision, and compare its masks with PyTorch's, as far as ONNX Runtime can."""
+        evidence = _Evidence()
         if not self.weak:
-            self._count({name: found.precision for name, found in self.graph.convolutions.items()}, "onnx")
+            precisions = {name: found.precision for name, found in graph.convolutions.items()}
+            evidence = self._count(graph, precisions, "onnx")
         try:
-            runner = OnnxRunner(self.graph.data)
+            runner = OnnxRunner(graph.data)
         except BackendUnavailable as error:
             self.notes.append(f"the graph was not compared with PyTorch: {error.message}")
-            return
+            return evidence
         height, width = self.profile.size[1]
         most = max(2, _ONNX_PIXELS // (height * width))
         batches = [min(batch, most) for batch in (1, *self.profile.batch[1:])]
+        total = sum(
+            batch + batch // 2 if batch > 1 else len(self.reference.pictures)
+            for batch in dict.fromkeys(batches)
+        )
         done = 0
 
         def infer(pictures: Pixels) -> Pixels:
@@ -315,123 +314,91 @@ class _Work:
             self.progress("compare ONNX with PyTorch", min(1.0, done / total))
             return maps
 
-        total = sum(
-            batch + batch // 2 if batch > 1 else len(self.reference.pictures)
-            for batch in dict.fromkeys(batches)
-        )
         parities = proof.prove(lambda batch: infer, self.reference, self.source.spec, batches)
-        self._judge(f"onnxruntime {runner.version}", parities)
+        return evidence + self._judge(f"onnxruntime {runner.version}", parities)
 
-    def write_onnx(self) -> str:
-        """Write the graph, and beside it the reference, with which it can be built and proven without
-        PyTorch.
-        """
+    def write_onnx(self, graph: OnnxModel) -> str:
+        """Write the graph, and beside it the reference, to build and prove it without PyTorch; its path."""
         if self.source.onnx is not None:
             return self.source.path
         height, width = self.profile.size[1]
-        free = "" if self.graph.size else "-any"
-        opset = f"-opset{self.graph.opset}" if self.options.opset or self.weak else ""
-        kind = f"{height}x{width}{free}-{self.graph.precision}{opset}-{self.source.sha256[:8]}"
-        path = os.path.join(self.options.engines_dir, f"{store.file_name(self.source.spec)}-{kind}.onnx")
+        free = "" if graph.size else "-any"
+        opset = f"-opset{graph.opset}" if self.options.opset or self.weak else ""
+        kind = f"{height}x{width}{free}-{graph.precision}{opset}-{self.source.sha256[:8]}"
+        path = os.path.join(self.options.engines_dir, f"{file_name(self.source.spec)}-{kind}.onnx")
         make_folder(self.options.engines_dir)
         write_atomic(os.path.splitext(path)[0] + ".npz", store.pack(self.reference))
-        write_atomic(path, self.graph.data, sync=True)
+        write_atomic(path, graph.data, sync=True)
         return path
 
-    def offenders(self) -> tuple[str, ...]:
-        """Layers that half precision breaks; none for a graph that came without its weights."""
-        if self.source.onnx is not None:
-            return ()
-        from unet_batch.engine import export
-
-        self.progress("look for the layers that lose precision", 0)
-        return export.offenders(self.source.checkpoint, self.reference, self.options.precision)
-
-    @property
-    def reference(self) -> Reference:
-        """Pictures and PyTorch's float32 maps of them."""
-        if self._reference is None:
-            if self.source.onnx is not None:
-                self._reference = store.unpack(os.path.splitext(self.source.path)[0] + ".npz")
-            else:
-                loaded = self.source.checkpoint  # first of all: it says so where PyTorch is missing
-                # Imported here: a graph brings its own pictures, and is built where no decoder and no PyTorch
-                # are installed.
-                from unet_batch.engine import export
-                from unet_batch.engine.pictures import proof_pictures
-
-                pictures, note = proof_pictures(
-                    self.options.proof_images, self.source.spec, self.profile.size[1]
-                )
-                count = len(pictures)
-                maps = export.reference_maps(
-                    loaded, pictures, lambda done: self.progress("PyTorch in float32", done / count)
-                )
-                self._reference = Reference(pictures, maps)
-                self.notes.extend([note] if note else [])
-            itself = proof.compare(self._reference.maps, self._reference.maps, self.source.spec)
-            if itself.is_weak:
-                self.notes.append(
-                    f"the proof is weak: {itself.foreground:.1%} of its pictures' pixels are foreground to "
-                    f"this model; "
-                    "give pictures of your own with --proof-images"
-                )
-        return self._reference
-
-    def _export(self, kept: Sequence[str]) -> OnnxModel:
-        loaded = self.source.checkpoint  # first of all: it says so where PyTorch is missing
-        from unet_batch.engine import export
-
-        low, best, high = self.profile.size
-        precision = "fp32" if self.weak else self.options.precision
-        newest = self.flavour.max_opset if self.flavour is not None else None
-        opset = self.options.opset or newest
-        if opset is not None and newest is not None and opset > newest:
-            raise UsageError(
-                f"opset {opset}: {self.flavour} reads up to {newest}", hint=f"use --opset {newest}"
-            )
-        return export.export(
-            loaded, precision=precision, size=best, any_size=low != high, opset=opset, float32=kept
+    def compile(
+        self, flavour: Flavour, recipe: EngineRecipe, graph: OnnxModel, kept: Sequence[str]
+    ) -> Compiled:
+        """Compile the graph, and keep what makes the next build faster."""
+        options = self.options
+        cache_path = options.timing_cache or os.path.join(
+            options.engines_dir, f".timing-{recipe.flavour}-{recipe.version}-{recipe.target}.cache"
         )
-
-    def _count(self, precisions: Mapping[str, str], where: str) -> None:
-        counted = proof.share(
-            self.graph.convolutions, self.options.precision, self.graph.float32, precisions, where
+        if options.timing_cache and flavour.name == "tensorrt-rtx":
+            self.notes.append("tensorrt-rtx keeps no timing cache: it times nothing")
+        compiled = compile_plan(
+            flavour,
+            graph.data,
+            self.profile,
+            CompilerOptions(
+                options.precision,
+                options.workspace,
+                options.opt_level,
+                options.hardware_compat,
+                float32=tuple(name for name, found in graph.convolutions.items() if found.layer in kept),
+            ),
+            timing_cache=_read(cache_path),
+            progress=lambda share: self.progress(f"build with {flavour.name} {flavour.version}", share),
         )
+        if compiled.timing_cache:
+            try:
+                write_atomic(cache_path, compiled.timing_cache)
+            except OutputError as error:  # what it would save is no reason to lose what was built
+                self.notes.append(f"the timing cache was not kept: {error.message}")
+        return compiled
+
+    def prove_plan(
+        self, flavour: Flavour, plan: bytes, sidecar: Sidecar, graph: OnnxModel
+    ) -> _Evidence | None:
+        """Run the plan and compare its masks with PyTorch's; None where it cannot be run here."""
+        if reason := gpu.missing():
+            self.notes.append(f"the plan was not run here ({reason})")
+            return None
+        from unet_batch.inference.backends.tensorrt import run_proof
+
+        self.progress("compare the plan with PyTorch", 0)
+        try:
+            ran = run_proof(flavour, plan, sidecar, self.reference, graph.convolutions)
+        except BackendUnavailable as error:
+            if self.weak:  # nothing else says whether 8.6 used half precision at all
+                raise
+            self.notes.append(f"the plan was not run here ({error.message})")
+            return None
+        self.notes.extend(ran.notes)
+        return _Evidence(shares=tuple(ran.shares)) + self._judge(ran.gpu, ran.parities)
+
+    def _count(self, graph: OnnxModel, precisions: Mapping[str, str], where: str) -> _Evidence:
+        """Count the arithmetic in the precision asked for. Raises BackendError if it is too little."""
+        counted = proof.share(graph.convolutions, self.options.precision, graph.float32, precisions, where)
         counted.check()
-        self.shares.append(proof.as_dict(counted))
+        return _Evidence(shares=(proof.as_dict(counted),))
 
-    def _judge(self, name: str, parities: Mapping[str, proof.Parity]) -> None:
-        self.proofs[name] = {batch: proof.as_dict(parity) for batch, parity in parities.items()}
+    def _judge(self, name: str, parities: Mapping[str, proof.Parity]) -> _Evidence:
+        """Check parity at each batch size. Raises _Imprecise below the limit."""
         for batch, parity in parities.items():
             try:
                 parity.check(self.options.precision, f"{name}, {batch}")
             except BackendError as error:
                 raise _Imprecise(error) from error
-
-    def _prove_plan(self, plan: bytes, sidecar: Sidecar) -> bool:
-        """Run the plan; whether it could be. Raises when it could and its masks are wrong."""
-        if reason := gpu.missing():
-            self.notes.append(f"the plan was not run here ({reason})")
-            return False
-        from unet_batch.inference.backends.tensorrt import execute_proof
-
-        assert self.flavour is not None
-        self.progress("compare the plan with PyTorch", 0)
-        try:
-            ran = execute_proof(self.flavour, plan, sidecar, self.reference, self.graph.convolutions)
-        except BackendUnavailable as error:
-            if self.weak:  # nothing else says whether 8.6 used half precision at all
-                raise
-            self.notes.append(f"the plan was not run here ({error.message})")
-            return False
-        self.shares.extend(ran.shares)
-        self.notes.extend(ran.notes)
-        self._judge(ran.gpu, ran.parities)
-        return True
+        return _Evidence(proofs={name: {batch: proof.as_dict(each) for batch, each in parities.items()}})
 
 
-def _builder(name: str) -> tuple[Flavour | None, BackendUnavailable | None]:
+def _find_builder(name: str) -> tuple[Flavour | None, BackendUnavailable | None]:
     """The flavour that builds; for `auto` None, and what to install, where none can."""
     if name != "auto":
         flavour = Flavour(name)
@@ -440,14 +407,14 @@ def _builder(name: str) -> tuple[Flavour | None, BackendUnavailable | None]:
     reasons = []
     for candidate in NAMES:
         try:
-            return _builder(candidate)
+            return _find_builder(candidate)
         except BackendUnavailable as error:
             reasons.append(error.message)
     best = NAMES[1] if gpu.missing() else NAMES[0]
     return None, BackendUnavailable("no engine was built: " + "; ".join(reasons), hint=install_line(best))
 
 
-def _recipe(options: BuildOptions, source: _Source, profile: Profile, flavour: Flavour) -> Recipe:
+def _make_recipe(options: BuildOptions, source: Source, profile: Profile, flavour: Flavour) -> EngineRecipe:
     given = {
         "opt_level": options.opt_level,
         "workspace": options.workspace,
@@ -462,7 +429,7 @@ def _recipe(options: BuildOptions, source: _Source, profile: Profile, flavour: F
         )
     found = gpu.driver()
     target = found.gpus[0].sm if flavour.needs_gpu_to_build and found is not None and found.gpus else "any"
-    return Recipe(
+    return EngineRecipe(
         source_sha256=source.sha256,
         precision=options.precision,
         profile=profile,
@@ -473,7 +440,7 @@ def _recipe(options: BuildOptions, source: _Source, profile: Profile, flavour: F
     )
 
 
-def _existing(folder: str, recipe: Recipe, spec: ModelSpec) -> Engine | None:
+def _find_engine(folder: str, recipe: EngineRecipe, spec: ModelSpec) -> Engine | None:
     """The engine of this very recipe, if it is whole."""
     try:
         engine = store.load(os.path.join(folder, recipe.stem(spec) + ".plan"))
@@ -486,7 +453,7 @@ def _existing(folder: str, recipe: Recipe, spec: ModelSpec) -> Engine | None:
     return engine
 
 
-def _circumstances(seconds: float) -> dict[str, Any]:
+def _describe_build(seconds: float) -> dict[str, Any]:
     found = gpu.driver()
     return {
         "at": time.time(),

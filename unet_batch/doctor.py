@@ -1,5 +1,4 @@
-"""What can run on this machine, why not, and the command that would change it: `unet-batch doctor` as plain
-records.
+"""What can run on this machine, why not, and what would change it: `unet-batch doctor` as plain records.
 
 Every library is imported in a process of its own, since the broken ones among them do not raise, they crash
 or hang; this process imports none and needs the standard library only. Of TensorRT nothing but the import is
@@ -30,9 +29,7 @@ from unet_batch.pipeline import cpu_count
 from unet_batch.version import __version__
 
 SECONDS = 120.0
-"""What looking at one library may take: PyTorch from a cold network disk needs half a minute, an engine has
-to be loaded.
-"""
+"""Limit for one library: PyTorch from a cold network disk takes half a minute, an engine has to load."""
 
 Status = Literal["ok", "missing", "broken", "off"]
 
@@ -121,16 +118,12 @@ def examine() -> tuple[Check, ...]:
 
 
 def chosen(checks: tuple[Check, ...]) -> Check:
-    """The check that says what `unet-batch run` takes by itself: with status `ok`, backend and precision;
-    else why nothing.
-    """
+    """The check of what `unet-batch run` takes by itself: backend and precision, or why nothing."""
     return next(check for check in checks if (check.group, check.name) == ("inference", "auto"))
 
 
 def faster(checks: tuple[Check, ...]) -> Check | None:
-    """The fastest backend that `run` does not take but would after a fix; None where it takes the best
-    already.
-    """
+    """The fastest backend that `run` would take after a fix; None where it takes the best already."""
     for check in checks:
         if check.group == "inference":
             if check.name == chosen(checks).detail.partition(" ")[0]:
@@ -172,9 +165,7 @@ def probe(module: str) -> Library:
 
 
 def answer(module: str) -> None:
-    """The other end of `probe`: import, print JSON, and leave without the destructors, which may crash as
-    well.
-    """
+    """Import a module, print JSON, and leave without destructors, which may crash; the end of `probe`."""
     answers = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not get between
     library = Library()
@@ -202,9 +193,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _choice(segmenter: Any) -> dict[str, Any]:
-    """What `run` would take here, in this folder, and what it would pass over: asked of the code that decides
-    it.
-    """
+    """What `run` would take in this folder and what it would pass over, asked of the code that decides."""
     from unet_batch.inference.backends.select import Request, select
     from unet_batch.inference.backends.torch import TorchBackend
     from unet_batch.model import checkpoint, zoo
@@ -304,9 +293,7 @@ def _machine(found: Found) -> list[Check]:
 
 
 def _memory() -> int:
-    """Bytes this process may fill, 0 where the system does not tell; a container may have less than the
-    machine.
-    """
+    """Bytes this process may fill, a container's limit counted; 0 where the system does not tell."""
     total = 0
     with suppress(OSError, ValueError, AttributeError):  # AttributeError: Windows
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -345,9 +332,7 @@ def _nvidia_on_pci() -> bool:
 
 
 def _torch_install() -> str:
-    """The PyTorch for this machine. pip keeps an installed one, whatever it was built for, unless it is
-    forced.
-    """
+    """The command that installs this machine's PyTorch; pip keeps a wrong one unless it is forced."""
     if (driver := gpu.driver()) is not None and driver.gpus and driver.cuda < (12, 0):
         return "update the NVIDIA driver: PyTorch needs one for CUDA 12 or newer"
     return f"pip install --force-reinstall torch -i https://download.pytorch.org/whl/{gpu.torch_wheel()}"

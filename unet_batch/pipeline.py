@@ -1,7 +1,8 @@
 """A pipeline of threads: every stage works at once, results come in the source's order, memory is bounded.
 
-    with Pipeline(paths, [Stage("decode", decode, workers=2), Stage("infer", infer, batch=8)], in_flight=32)
-        as results: for result in results:
+    stages = [Stage("decode", decode, workers=2), Stage("infer", infer, batch=8)]
+    with Pipeline(paths, stages, in_flight=32) as results:
+        for result in results:
             ...
 
 One thread iterates the source, each worker of each stage has its own, and the thread that iterates the
@@ -10,12 +11,11 @@ files.
 
 Why it cannot deadlock. Everything is bounded in one place: a value is read from the source only when fewer
 than `in_flight` others are on their way. Hence the queues need no bounds of their own, handing a value on
-never blocks, and there are just
-two kinds of wait: for a value, and for room. The oldest value on its way never waits for room; and as the
-first queue is filled and emptied in the source's order, no worker that waits there for room can stand before
-it. So the oldest value always moves on until the consumer has it, and the next one is the oldest. (A stage
-that takes its values in order waits for the one whose turn it is. If that is not the oldest value, the oldest
-is further on, and moves.)
+never blocks, and there are just two kinds of wait: for a value, and for space. The oldest value on its way
+never waits for space; and as the first queue is filled and emptied in the source's order, no worker that
+waits there for space can stand before it. So the oldest value always moves on until the consumer has it, and
+the next one is the oldest. (A stage that takes its values in order waits for the one whose turn it is. If
+that is not the oldest value, the oldest is further on, and moves.)
 """
 
 from __future__ import annotations
@@ -29,11 +29,16 @@ from queue import Empty, SimpleQueue
 from threading import Condition, Lock, Thread
 from traceback import format_tb
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 # On Windows Ctrl-C does not interrupt a wait: there the consumer looks up from it now and then.
 _PATIENCE = 0.1 if os.name == "nt" else None
 _CGROUP_QUOTA = "/sys/fs/cgroup/cpu.max"
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+Value = TypeVar("Value")
+Outcome = TypeVar("Outcome")
 
 
 class PipelineError(RuntimeError):
@@ -45,17 +50,17 @@ def _nothing(error: Exception) -> bool:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One step of the way.
+class Stage(Generic[In, Out]):
+    """One step of a pipeline, done by threads of its own.
 
     Attributes:
         name: for messages, statistics and the names of threads.
-        work: turns a value into the next stage's value; with `batch` > 1, a list of values into a list as
+        work: turns a value into the next stage's value; with a `batch`, a list of values into a list as
             long. It is called from `workers` threads at once.
         workers: how many threads work.
-        batch: the most values that `work` is given together. A worker waits for one value and takes along
-            what else is waiting already; it never waits for a batch to fill, so batches are full just where
-            the stage is the slow one.
+        batch: None gives `work` one value; a number gives it a list of up to so many. A worker waits for one
+            value and takes along what else is waiting already; it never waits for a batch to fill, so batches
+            are full just where the stage is the slow one.
         isolate: tells whether an exception concerns only the value it was raised for. Then the value ends as
             a `Failed` and the run goes on. Any other exception ends the run; by default that is every one.
             Values that shared a batch are tried again one by one, so that only the culprit fails.
@@ -66,24 +71,24 @@ class Stage:
     """
 
     name: str
-    work: Callable[[Any], Any]
+    work: Callable[[In], Out]
     workers: int = 1
-    batch: int = 1
+    batch: int | None = None
     isolate: Callable[[Exception], bool] = _nothing
     enter: Callable[[], AbstractContextManager[object]] = nullcontext
     ordered: bool = False
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.batch < 1:
+        if self.workers < 1 or (self.batch is not None and self.batch < 1):
             raise ValueError(
                 f"stage {self.name!r}: workers={self.workers} and batch={self.batch} must be at least 1"
             )
-        if self.ordered and (self.workers, self.batch) != (1, 1):
+        if self.ordered and (self.workers, self.batch) != (1, None):
             raise ValueError(f"stage {self.name!r}: in order there is one worker and one value at a time")
 
 
 @dataclass(frozen=True, eq=False)
-class Failed:
+class Failed(Generic[Value]):
     """Takes the place of a value whose stage failed; skips the stages after it, and is delivered in its turn.
 
     Attributes:
@@ -95,7 +100,7 @@ class Failed:
 
     stage: str
     error: Exception
-    value: Any
+    value: Value
 
 
 @dataclass
@@ -109,7 +114,7 @@ class StageStats:
         batches: calls of `work` they took, retries not counted.
         busy: seconds of work, summed over the workers.
         cpu: seconds of processor time in them, of the workers' own threads only.
-        waiting: seconds the workers waited for a value, or for room.
+        waiting: seconds the workers waited for a value, or for space.
     """
 
     name: str
@@ -137,9 +142,7 @@ def bottleneck(stats: Sequence[StageStats]) -> StageStats:
 
 
 def cpu_count() -> int:
-    """Cores this process may use: a batch system may have pinned it to a few, a container may have a
-    quota.
-    """
+    """Number of cores this process may use: a batch system may have pinned it, a container may have a quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with open(_CGROUP_QUOTA, encoding="ascii") as file:
@@ -163,8 +166,11 @@ class _Slot:
 _WAKE = _Slot(-1, None)  # makes whoever waits at a queue look around; its turn never comes
 
 
-class Pipeline(Iterator[Any]):
-    """Runs values through stages; a context manager around, and an iterator over, the results.
+class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
+    """Run values through stages; a context manager around, and an iterator over, the results.
+
+    `Pipeline[Value, Outcome]`: what all values on their way have in common, and what the consumer gets: the
+    last stage's results, and a `Failed[Value]` for each that a stage isolated.
 
     The first failure wins: all threads stop after the value in hand, results not delivered yet are dropped,
     and the iterator raises the original exception, with a note (`__notes__`) of the stage and the value.
@@ -186,13 +192,13 @@ class Pipeline(Iterator[Any]):
 
     def __init__(
         self,
-        source: Iterable[Any],
-        stages: Sequence[Stage],
+        source: Iterable[Value],
+        stages: Sequence[Stage[Any, Any]],
         *,
         in_flight: int,
-        weigh: Callable[[Any], int] | None = None,
+        weigh: Callable[[Value], int] | None = None,
         budget: int = 0,
-        describe: Callable[[Any], str] = repr,
+        describe: Callable[[Value], str] = repr,
     ) -> None:
         if in_flight < 1:
             raise ValueError(f"in_flight={in_flight} must be at least 1")
@@ -222,7 +228,7 @@ class Pipeline(Iterator[Any]):
 
         # A bare lock, not `with condition`: its `__enter__` is Python, where Ctrl-C could leave it locked.
         self._lock = Lock()
-        self._room = Condition(self._lock)
+        self._space = Condition(self._lock)
         self._turn = 0  # index of the value the consumer gets next: the oldest in flight
         self._weight = 0  # of all values in flight
         self._total: int | None = None  # how many values there were, once the source has ended
@@ -231,7 +237,7 @@ class Pipeline(Iterator[Any]):
         self._failure: BaseException | None = None
         self._raised = False  # the consumer knows of the failure
 
-    def __enter__(self) -> Pipeline:
+    def __enter__(self) -> Pipeline[Value, Outcome]:
         try:
             for thread in self._threads:
                 thread.start()
@@ -251,7 +257,7 @@ class Pipeline(Iterator[Any]):
             raise self._failure
         _note(error, f"the pipeline had failed as well: {self._failure!r}")
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Outcome:
         while self._turn not in self._early and not self._halted and self._turn != self._total:
             if self._threads[0].ident is None:
                 raise PipelineError("a pipeline runs inside its `with` block only")
@@ -267,14 +273,15 @@ class Pipeline(Iterator[Any]):
         with self._lock:
             self._turn += 1
             self._weight -= slot.weight
-            self._room.notify_all()
-        return slot.value
+            self._space.notify_all()
+        outcome: Outcome = slot.value
+        return outcome
 
     def stop(self) -> None:
         """Read no more from the source: what is in flight is finished and delivered, then the iteration ends.
 
         Safe in any thread and in a signal handler, as it takes no lock. Nobody needs waking: while the source
-        waits for room, something is in flight, and delivering that will wake it.
+        waits for space, something is in flight, and delivering that will wake it.
         """
         self._stopping = True
 
@@ -308,9 +315,9 @@ class Pipeline(Iterator[Any]):
         self._total = tally.items
         self._queues[-1].put(_WAKE)
 
-    def _read_step(self, iterator: Iterator[Any], tally: StageStats) -> bool:
+    def _read_step(self, iterator: Iterator[Value], tally: StageStats) -> bool:
         begun, slot = time.perf_counter(), _Slot(tally.items, None)
-        self._wait_for_room(slot)
+        self._wait_for_space(slot)
         if self._halted or self._stopping:
             return False
         ready, cpu = time.perf_counter(), time.thread_time()
@@ -334,16 +341,16 @@ class Pipeline(Iterator[Any]):
         except BaseException as error:  # noqa: BLE001 - the consumer gets it
             self._fail(error, f"on entering or leaving stage {stage.name!r}")
 
-    def _step(self, position: int, stage: Stage, tally: StageStats) -> bool:
+    def _step(self, position: int, stage: Stage[Any, Any], tally: StageStats) -> bool:
         begun = time.perf_counter()
         queue = self._queues[position]
         slots = [self._next_in_order(position) if stage.ordered else queue.get()]
-        if stage.batch > 1:
+        if stage.batch is not None:
             with suppress(Empty):
                 while len(slots) < stage.batch:
                     slots.append(queue.get_nowait())
         if position == 0:
-            self._wait_for_room(slots[0])
+            self._wait_for_space(slots[0])
         if self._halted:
             queue.put(_WAKE)  # for the next worker
             return False
@@ -378,9 +385,9 @@ class Pipeline(Iterator[Any]):
                 position += 1
         return position
 
-    def _apply(self, stage: Stage, values: list[Any]) -> list[Any]:
+    def _apply(self, stage: Stage[Any, Any], values: list[Any]) -> list[Any]:
         try:
-            results = [stage.work(values[0])] if stage.batch == 1 else stage.work(values)
+            results = [stage.work(values[0])] if stage.batch is None else stage.work(values)
         except BaseException as error:
             if not isinstance(error, Exception) or not stage.isolate(error):
                 _note(
@@ -401,7 +408,7 @@ class Pipeline(Iterator[Any]):
 
     # What the threads share.
 
-    def _wait_for_room(self, slot: _Slot) -> None:
+    def _wait_for_space(self, slot: _Slot) -> None:
         """Wait until a value may be read into `slot`, or once read, may enter the first stage; or until all
         is halted.
         """
@@ -409,7 +416,7 @@ class Pipeline(Iterator[Any]):
             while not self._halted and slot.index != self._turn:  # the oldest need not wait
                 if slot.index < self._turn + self._in_flight and self._weight - slot.weight <= self._budget:
                     return
-                self._room.wait()
+                self._space.wait()
 
     def _update_weight(self, slot: _Slot) -> None:
         if self._weigh is None:
@@ -418,7 +425,7 @@ class Pipeline(Iterator[Any]):
         with self._lock:
             self._weight += weight - slot.weight
             if weight < slot.weight:
-                self._room.notify_all()
+                self._space.notify_all()
             slot.weight = weight
 
     def _fail(self, error: BaseException, where: str) -> None:
@@ -437,7 +444,7 @@ class Pipeline(Iterator[Any]):
         """Make every thread end after the value in hand, and the consumer look around."""
         with self._lock:
             self._halted = True
-            self._room.notify_all()
+            self._space.notify_all()
         for queue in self._queues:
             queue.put(_WAKE)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:  # the command line imports this module before it may afford numpy
     import numpy as np
@@ -17,22 +17,56 @@ if TYPE_CHECKING:  # the command line imports this module before it may afford n
 
     Pixels = NDArray[np.uint8]
 
+
+class HasItem(Protocol):
+    """An item, or what a stage made of it."""
+
+    @property
+    def item(self) -> Item: ...
+
+
 Size = tuple[int, int]
 Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture to segment.
+    """One picture or clip to segment.
 
     Attributes:
         path: the file to read, absolute.
         key: where its outputs go, relative to each output folder, `/`-separated and without the output's
             suffix: `lot/a` becomes `masks/lot/a.png`. Unique in a run, also on file systems that ignore case.
+            Empty where nobody asks for outputs.
+        is_clip: it is a video, a camera or an address.
     """
 
     path: str
-    key: str
+    key: str = ""
+    is_clip: bool = False
+
+    @property
+    def item(self) -> Item:
+        """Itself, so that an item and what a stage made of it both have an `item`."""
+        return self
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An item that failed.
+
+    Attributes:
+        path: of the item, without a password that it may hold.
+        stage: where it failed: "source", "decode", "infer", "render", "write" or "clip".
+        error: name of the error's type.
+        message, hint: the error's own.
+    """
+
+    path: str
+    stage: str
+    error: str
+    message: str
+    hint: str
 
 
 @dataclass(frozen=True)
@@ -69,6 +103,17 @@ class Frame:
     tensor: Pixels
     pixels: Pixels | None
 
+    @property
+    def source_pixels(self) -> Pixels:
+        """`pixels`, where an output needs them.
+
+        Raises:
+            ValueError: it was decoded without them: a bug.
+        """
+        if self.pixels is None:
+            raise ValueError(f"{self.item.path}: decoded without its pixels")
+        return self.pixels
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -81,6 +126,11 @@ class Prediction:
 
     frame: Frame
     map: Pixels
+
+    @property
+    def item(self) -> Item:
+        """What it was decoded from."""
+        return self.frame.item
 
 
 @dataclass(frozen=True)

@@ -506,9 +506,9 @@ def test_the_live_bars_of_a_run(tmp_path: Path) -> None:
 
     from unet_batch.cli.progress import RunProgress
     from unet_batch.cli.screen import Screen
-    from unet_batch.run.execute import RunOptions, prepare
-    from unet_batch.run.report import Failure
-    from unet_batch.types import Item
+    from unet_batch.run.options import RunOptions
+    from unet_batch.run.plan import prepare
+    from unet_batch.types import Failure, Item
 
     (tmp_path / "a.jpg").touch()
     (tmp_path / "b.mp4").touch()

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.helpers.engines import confident
-from tests.test_build import harm
+from tests.helpers.engines import confident, harm
 from unet_batch import gpu
 from unet_batch.cli import main
 from unet_batch.engine import flavours

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.cli.test_cli import unet_batch
-from tests.datasets.test_find import ids, mask, photo
+from tests.helpers.pictures import ids, mask, photo
 from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.cli import main
 from unet_batch.datasets.encoding import VOID
@@ -64,10 +64,8 @@ class TestModel:
         photo(root / "images/c_1.png", 9, (7, 7))  # now its mask does not fit
         (tmp_path / "val.txt").write_text("a_0\nb_0\nb_1\nc_1\n")
         sheet = tmp_path / "new/worst.jpg"
-        done = invoked(
-            root, "-m", tiny, *CPU, "--split", tmp_path / "val.txt", "-o", tmp_path / "out/x", "--json", "--sheet", sheet,
-            "--worst", 2,
-        )  # fmt: skip
+        files = ("--split", tmp_path / "val.txt", "-o", tmp_path / "out/x", "--sheet", sheet)
+        done = invoked(root, "-m", tiny, *CPU, *files, "--json", "--worst", 2)
         assert done.exit_code == 1
         report = json.loads(done.stdout)
         assert report == json.loads((tmp_path / "out/x/evaluation.json").read_text())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from tests.model.test_importer import source
+from tests.helpers.public_unets import source
 from unet_batch.cli import main
 from unet_batch.model import checkpoint
 from unet_batch.scenes import write_samples

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.datasets.test_find import ids, mask, photo
-from unet_batch.datasets.check import Finding, Report, _Facts, _near, check
-from unet_batch.datasets.dataset import Pair
+from tests.helpers.pictures import ids, mask, photo
+from unet_batch.datasets.check import Finding, Report, check
+from unet_batch.datasets.duplicates import Fingerprint, near_duplicates
 from unet_batch.datasets.find import find_dataset
-from unet_batch.datasets.split import read_split
 from unet_batch.datasets.sheet import contact_sheet
+from unet_batch.datasets.split import read_split
 from unet_batch.errors import ImageError
 from unet_batch.media import images
 
@@ -223,10 +223,8 @@ class TestCopies:
         assert "group 'a' is in train and val" in finding.message
 
 
-def facts(hashes: list[int]) -> list[_Facts]:
-    return [
-        _Facts(Pair("", "", str(i), str(i)), hash=value, thumb=bytes(216)) for i, value in enumerate(hashes)
-    ]
+def prints(hashes: list[int]) -> list[Fingerprint]:
+    return [Fingerprint(value, bytes(216)) for value in hashes]
 
 
 class TestNear:
@@ -237,8 +235,8 @@ class TestNear:
         for count in (1, 2, 3, 4):
             flips = (sum(1 << int(bit) for bit in random.choice(64, count, replace=False)) for _ in base)
             hashes += [value ^ flip for value, flip in zip(base[:: count + 1], flips, strict=False)]
-        found = _near(facts(hashes), [str(index) for index in range(len(hashes))])
-        together = {int(fact.pair.key): number for number, cluster in enumerate(found) for fact in cluster}
+        found = near_duplicates(prints(hashes), [str(index) for index in range(len(hashes))])
+        together = {index: number for number, cluster in enumerate(found) for index in cluster}
         pairs = [
             (i, j) for j in range(len(hashes)) for i in range(j) if (hashes[i] ^ hashes[j]).bit_count() <= 3
         ]
@@ -248,9 +246,9 @@ class TestNear:
 
     @pytest.mark.parametrize("spread", [1 << 63, 64])
     def test_does_not_compare_all_with_all(self, spread: int) -> None:
-        many = facts([int(value) for value in np.random.default_rng(0).integers(0, spread, 20_000)])
+        many = prints([int(value) for value in np.random.default_rng(0).integers(0, spread, 20_000)])
         begun = time.process_time()
-        _near(many, [fact.pair.key for fact in many] if spread > 64 else ["one"] * len(many))
+        near_duplicates(many, [str(index) if spread > 64 else "one" for index in range(len(many))])
         assert time.process_time() - begun < 5
 
 

@@ -12,30 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.helpers.pictures import SIZE, ids, mask, photo, reason
 from unet_batch.datasets.dataset import Dataset, Pair
 from unet_batch.datasets.find import find_dataset
 from unet_batch.datasets.split import read_split, require_apart, split
 from unet_batch.errors import ImageError, SourceError, UsageError
-
-SIZE = (24, 32)
-
-
-def photo(path: Path, seed: int = 0, size: tuple[int, int] = SIZE, **options: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
-    Image.fromarray(pixels).save(path, **options)
-    return path
-
-
-def ids(*values: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Vertical stripes of these values."""
-    return np.repeat(np.resize(np.array(values), size[1])[None], size[0], 0)
-
-
-def mask(path: Path, values: np.ndarray, dtype: type = np.uint8) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values.astype(dtype)).save(path)
-    return path
 
 
 def made(root: Path, *masks: np.ndarray, toml: str = "") -> Dataset:
@@ -45,10 +26,6 @@ def made(root: Path, *masks: np.ndarray, toml: str = "") -> Dataset:
     if toml:
         (root / "classes.toml").write_text(toml)
     return find_dataset(str(root))
-
-
-def reason(dataset: Dataset, words: str) -> bool:
-    return any(words in reason for reason in dataset.reasons)
 
 
 class TestPairs:

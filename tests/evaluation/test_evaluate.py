@@ -13,13 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.datasets.test_find import ids, mask, photo
-from unet_batch.datasets.encoding import VOID
+from tests.helpers.pictures import ids, mask, photo
 from unet_batch.datasets.dataset import Dataset
+from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.find import find_dataset
 from unet_batch.datasets.sheet import Comparison, comparison_sheet
 from unet_batch.errors import BackendError, SourceError, UsageError
-from unet_batch.evaluation.evaluate import Evaluation, match_classes, resize_truth, compare, comparison, evaluate
+from unet_batch.evaluation.evaluate import (
+    Evaluation,
+    compare,
+    comparison,
+    evaluate,
+    match_classes,
+    resize_truth,
+)
 from unet_batch.evaluation.metrics import count, scores
 from unet_batch.evaluation.predictions import find_masks, find_predictions, is_mask_folder
 from unet_batch.inference.segmenter import Segmenter

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from unet_batch.datasets.encoding import VOID
 from unet_batch.errors import UsageError
-from unet_batch.evaluation.metrics import BOUNDARY_TOLERANCE, Counts, Scores, count, intervals, scores, score_each
+from unet_batch.evaluation.metrics import (
+    BOUNDARY_TOLERANCE,
+    Counts,
+    Scores,
+    count,
+    intervals,
+    score_each,
+    scores,
+)
 
 
 def interval(

@@ -1,6 +1,8 @@
-"""Checkpoints for tests of export and engines: several sizes and classes, with answers that are not flat."""
+"""For tests of export and engines: checkpoints whose answers are not flat, and damage to engines."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 
@@ -50,3 +52,24 @@ def overflowing(checkpoint: Checkpoint, factor: float = 1e6) -> Checkpoint:
         second.running_mean *= factor
         second.running_var *= factor**2
     return checkpoint
+
+
+def harm(path: str, how: str) -> None:
+    """Damage an engine in one of the ways that disks, copies and people do."""
+    plan, sidecar = Path(path), Path(path).with_suffix(".json")
+    if how == "byte":
+        data = bytearray(plan.read_bytes())
+        data[len(data) // 2] ^= 1
+        plan.write_bytes(data)
+    elif how == "cut":
+        plan.write_bytes(plan.read_bytes()[:-1])
+    elif how == "no sidecar":
+        sidecar.unlink()
+    elif how == "no plan":
+        plan.unlink()
+    elif how == "no pictures":
+        plan.with_suffix(".npz").unlink()
+    elif how == "half a sidecar":
+        sidecar.write_bytes(sidecar.read_bytes()[:200])
+    else:
+        sidecar.write_text(sidecar.read_text().replace('"precision": "fp16"', '"precision": "fp32"', 1))

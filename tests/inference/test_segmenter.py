@@ -23,12 +23,13 @@ from unet_batch.errors import (
     DecoderCrashed,
     ImageError,
     ImageTooLarge,
+    OutputError,
     RunError,
     UsageError,
 )
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.backends.select import Request, Selection, Step
-from unet_batch.inference.segmenter import Segmenter, open_segmenter
+from unet_batch.inference.segmenter import Segmenter, concerns_one_item, open_segmenter
 from unet_batch.model import checkpoint
 from unet_batch.testing import FakeBackend, fake_spec
 
@@ -62,20 +63,23 @@ def test_a_grey_array_and_a_view_are_pictures_too(photo: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "array",
+    ("array", "hint"),
     [
-        np.zeros((4, 4, 3)),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((0, 4, 3), np.uint8),
-        np.zeros(4, np.uint8),
+        (np.zeros((9, 9, 5), np.uint8), "one picture at a time"),
+        (np.zeros((0, 4, 3), np.uint8), "one picture at a time"),
+        (np.zeros(4, np.uint8), "one picture at a time"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "one picture at a time"),
+        (np.zeros((3, 8, 8), np.uint8), "x.transpose(1, 2, 0)"),
+        (np.zeros((4, 4), np.uint16), "x.astype('uint8')"),
     ],
 )
-def test_what_is_not_a_picture_is_refused(array: np.ndarray) -> None:
+def test_what_is_not_a_picture_is_refused(array: np.ndarray, hint: str) -> None:
     with (
         Segmenter(FakeBackend()) as segmenter,
-        pytest.raises(ImageError, match="uint8 \\(height, width, 3\\) in RGB order"),
+        pytest.raises(ImageError, match="uint8 \\(height, width, 3\\) in RGB order") as caught,
     ):
         segmenter(array)
+    assert hint in caught.value.hint
 
 
 def test_threshold(photo: Path) -> None:
@@ -312,3 +316,19 @@ def test_everything_promised_is_there() -> None:
         assert getattr(unet_batch, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = unet_batch.nothing
+
+
+@pytest.mark.parametrize(
+    ("error", "isolated"),
+    [
+        (ImageError("damaged"), True),
+        (ValueError("nobody foresaw it"), True),
+        (MemoryError(), True),
+        (OutputError("the disk is full"), False),
+        (RunError("no decoder can be started"), False),
+        (UsageError("contradicts itself"), False),
+        (CheckpointError("damaged"), False),
+    ],
+)
+def test_only_what_concerns_one_picture_is_isolated(error: Exception, isolated: bool) -> None:
+    assert concerns_one_item(error) is isolated

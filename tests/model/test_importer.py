@@ -18,53 +18,9 @@ import torch.nn.functional as F
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from tests.helpers.public_unets import ARCHS, WIDTHS, State, blocks, source
 from unet_batch.errors import CheckpointError, OutputError, UsageError
 from unet_batch.model import checkpoint, importer
-
-State = dict[str, Tensor]
-ARCHS = ("milesial", "plain")
-WIDTHS = (4, 6, 8)
-
-
-def blocks(arch: str, levels: int) -> tuple[list[str], list[tuple[str, str]], str]:
-    """Names of the blocks going down, of (upsampling, block) going up, and of the head."""
-    if arch == "milesial":
-        down = ["inc.double_conv"] + [f"down{k}.maxpool_conv.1.double_conv" for k in range(1, levels)]
-        return down, [(f"up{k}.up", f"up{k}.conv.double_conv") for k in range(1, levels)], "outc.conv"
-    down = [f"downs.{k}.conv" for k in range(levels - 1)] + ["bottleneck.conv"]
-    return down, [(f"ups.{k}", f"ups.{k + 1}.conv") for k in range(0, 2 * levels - 2, 2)], "final_conv"
-
-
-def source(
-    arch: str, classes: int = 1, *, biased: bool = False, channels: int = 3, widths: tuple[int, ...] = WIDTHS
-) -> State:
-    """Random weights, with BatchNorm as training leaves it."""
-    torch.manual_seed(0)
-    state: State = {}
-
-    def double(name: str, inner: int, outer: int) -> None:
-        for conv, norm, taken in ((0, 1, inner), (3, 4, outer)):
-            state[f"{name}.{conv}.weight"] = torch.randn(outer, taken, 3, 3) * (2 / (9 * taken)) ** 0.5
-            if biased:
-                state[f"{name}.{conv}.bias"] = torch.randn(outer)
-            state[f"{name}.{norm}.weight"] = torch.rand(outer) + 0.5
-            state[f"{name}.{norm}.bias"] = torch.randn(outer) * 0.2
-            state[f"{name}.{norm}.running_mean"] = torch.randn(outer) * 0.3
-            state[f"{name}.{norm}.running_var"] = torch.rand(outer) + 0.5
-            state[f"{name}.{norm}.num_batches_tracked"] = torch.tensor(7)
-
-    down, up, head = blocks(arch, len(widths))
-    for name, inner, outer in zip(down, (channels, *widths), widths, strict=False):
-        double(name, inner, outer)
-    for (upsampling, merge), inner, outer in zip(up, widths[:0:-1], widths[-2::-1], strict=True):
-        state[f"{upsampling}.weight"] = torch.randn(inner, outer, 2, 2) * 0.4
-        state[f"{upsampling}.bias"] = torch.randn(outer) * 0.2
-        double(merge, 2 * outer, outer)
-    state[f"{head}.weight"], state[f"{head}.bias"] = (
-        torch.randn(classes, widths[0], 1, 1),
-        torch.randn(classes),
-    )
-    return state
 
 
 def logits(arch: str, state: State, x: Tensor) -> Tensor:
@@ -225,7 +181,7 @@ class TestProof:
 
     @pytest.mark.parametrize("arch", ARCHS)
     def test_lost_biases(self, tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        right = importer._rename
+        right = importer.rename_tensors
 
         def wrong(tensors: State, names: dict[str, str], biased: bool) -> State:
             return right(
@@ -234,21 +190,21 @@ class TestProof:
                 biased,
             )
 
-        monkeypatch.setattr(importer, "_rename", wrong)
+        monkeypatch.setattr(importer, "rename_tensors", wrong)
         refused(tmp_path, source(arch, biased=True), "under our names the network says something else")
 
     @pytest.mark.parametrize("arch", ARCHS)
     def test_skip_and_upsampled_exchanged(
         self, tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        right = importer._rename
+        right = importer.rename_tensors
 
         def wrong(*arguments: Any) -> State:
             state = right(*arguments)
             state["merge.0.0.weight"] = torch.cat(state["merge.0.0.weight"].chunk(2, 1)[::-1], 1)
             return state
 
-        monkeypatch.setattr(importer, "_rename", wrong)
+        monkeypatch.setattr(importer, "rename_tensors", wrong)
         refused(tmp_path, source(arch), "under our names the network says something else")
 
     def test_weights_that_float16_does_not_hold(self, tmp_path: Path) -> None:
@@ -285,8 +241,8 @@ class TestOtherNetworks:
             {**source(arch), "attention.weight": torch.zeros(3)},
             rf"{arch} U-Net; not part of it: 1 \(attention",
         )
-        message = rf"not a {arch} U-Net; tensors missing: 1 \({down[1]}\.4\.running_var\), not part of it: 1 \(attention"
-        refused(tmp_path, state, message)
+        missing = rf"tensors missing: 1 \({down[1]}\.4\.running_var\)"
+        refused(tmp_path, state, rf"not a {arch} U-Net; {missing}, not part of it: 1 \(attention")
         refused(
             tmp_path,
             {name: tensor for name, tensor in source(arch).items() if head not in name},

@@ -12,9 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,11 @@ from unet_batch.errors import BackendError, OutputError, UsageError, VideoError
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import images, video
 from unet_batch.media.video import CODECS, Reader
-from unet_batch.run import clip as clips
-from unet_batch.run.clip import ClipResult, Layout, Position, VideoOptions, segment
+from unet_batch.run.clip import ClipResult, segment
 from unet_batch.run.journal import Journal
+from unet_batch.run.layout import ClipLayout
+from unet_batch.run.observe import Stop
+from unet_batch.run.options import Position, VideoOptions
 from unet_batch.testing import FakeBackend, fake_spec
 from unet_batch.types import Item
 
@@ -63,16 +65,19 @@ def work(
     **options: Any,
 ) -> ClipResult:
     """Segment a clip; stop after so many frames."""
-    stops: list[Callable[[], None]] = []
+    stop = Stop()
 
     def on_frame(done: int, total: int | None) -> None:
         if stop_at is not None and done >= stop_at:
-            stops[0]()
+            stop()
 
     what = VideoOptions(**options)
-    layout = Layout(str(out), kinds, CODECS[what.codec])
+    layout = ClipLayout(str(out), kinds, CODECS[what.codec])
     with Segmenter(backend or FakeBackend(), workers=2) as segmenter:
-        return segment(Item(path, key), segmenter, layout, what, fingerprint, on_frame, stops.append)
+        return segment(Item(path, key), segmenter, layout, what, fingerprint, on_frame, stop)
+
+
+in_parts = partial(work, part_frames=10)
 
 
 def masks(path: str) -> list[np.ndarray]:
@@ -85,7 +90,7 @@ def right_masks(path: str) -> list[np.ndarray]:
     with Reader(path) as reader:
         return [
             np.where(np.asarray(reader.rgb(shot).mean(2) + 0.5, np.uint8) >= 128, 255, 0).astype(np.uint8)
-            for shot in reader.shots()
+            for shot in reader.frames()
         ]
 
 
@@ -261,9 +266,9 @@ def test_the_overlay_fits_its_source_in_real_clips(tmp_path: Path, data: Path, n
     assert not any("damaged" in note or "cut short" in note for note in result.notes)
     assert made.chapters == found.chapters
     with Reader(str(path)) as reader:
-        look = reader.clip.look
+        look = reader.clip.color
     with Reader(result.files["overlay"][0]) as reader:
-        assert reader.clip.look == look
+        assert reader.clip.color == look
 
 
 def test_an_empty_clip_of_the_data_is_named(tmp_path: Path, data: Path) -> None:
@@ -396,7 +401,7 @@ def test_the_timeline_says_what_the_masks_show(tmp_path: Path) -> None:
     with Segmenter(
         FakeBackend(fake_spec(classes=3), answer=lambda batch: (batch[..., 0] > 128).astype(np.uint8) * 2)
     ) as segmenter:
-        layout = Layout(str(tmp_path / "ids"), KINDS, CODECS["h264"])
+        layout = ClipLayout(str(tmp_path / "ids"), KINDS, CODECS["h264"])
         result = segment(Item(path, "clip"), segmenter, layout, VideoOptions(smooth=0.2), "one")
     row = timeline(result)[0]
     assert float(row["area_class0"]) + float(row["area_class2"]) == pytest.approx(1, abs=1e-5)
@@ -561,11 +566,10 @@ def same(one: ClipResult, other: ClipResult) -> None:
 
 
 @pytest.fixture
-def long_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def long_clip(tmp_path: Path) -> str:
     """Not smaller: x264 decides by memory it never set (mbtree) where pictures are narrower than eight blocks
     of 16.
     """
-    monkeypatch.setattr(clips, "PART", 10)
     return Footage(
         frames=47,
         size=(64, 128),
@@ -580,9 +584,9 @@ def long_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_stopped_run_goes_on_and_ends_equal(
     tmp_path: Path, long_clip: str, stops: tuple[int, ...], smooth: float
 ) -> None:
-    whole = work(long_clip, tmp_path / "whole", smooth=smooth)
+    whole = in_parts(long_clip, tmp_path / "whole", smooth=smooth)
     for stop in stops:
-        part = work(long_clip, tmp_path / "out", smooth=smooth, stop_at=stop)
+        part = in_parts(long_clip, tmp_path / "out", smooth=smooth, stop_at=stop)
         if part.complete:  # what was in flight reached the end
             break
         assert part.frames % 10 == 0
@@ -591,7 +595,7 @@ def test_a_stopped_run_goes_on_and_ends_equal(
             name.startswith("unfinished/clip/") for name in files(tmp_path / "out")
         )
     else:
-        rest = work(long_clip, tmp_path / "out", smooth=smooth)
+        rest = in_parts(long_clip, tmp_path / "out", smooth=smooth)
         assert rest.resumed == part.frames
         part = rest
     same(whole, part)
@@ -600,24 +604,24 @@ def test_a_stopped_run_goes_on_and_ends_equal(
 
 def test_a_stopped_run_goes_on_where_the_range_and_pace_say(tmp_path: Path, long_clip: str) -> None:
     options = {"start": Position(frame=3), "end": Position(frame=45), "every": 2}
-    whole = work(long_clip, tmp_path / "whole", **options)
-    stopped = work(long_clip, tmp_path / "out", stop_at=11, **options)
+    whole = in_parts(long_clip, tmp_path / "whole", **options)
+    stopped = in_parts(long_clip, tmp_path / "out", stop_at=11, **options)
     assert stopped.complete or stopped.frames in (10, 20)  # whole parts; what was in flight may fill one more
-    rest = work(long_clip, tmp_path / "out", **options)
+    rest = in_parts(long_clip, tmp_path / "out", **options)
     assert rest.resumed == (0 if stopped.complete else stopped.frames)
     same(whole, rest)
     options = {"start": Position(seconds=Fraction(1, 3)), "max_frames": 25}
-    whole = work(long_clip, tmp_path / "whole2", **options)
-    work(long_clip, tmp_path / "out2", stop_at=11, **options)
-    same(whole, work(long_clip, tmp_path / "out2", **options))
+    whole = in_parts(long_clip, tmp_path / "whole2", **options)
+    in_parts(long_clip, tmp_path / "out2", stop_at=11, **options)
+    same(whole, in_parts(long_clip, tmp_path / "out2", **options))
 
 
 def test_parts_of_another_fingerprint_are_made_anew(tmp_path: Path, long_clip: str) -> None:
-    work(long_clip, tmp_path / "out", stop_at=21, smooth=0.3)
+    in_parts(long_clip, tmp_path / "out", stop_at=21, smooth=0.3)
     assert files(tmp_path / "out/unfinished")
-    other = work(long_clip, tmp_path / "out", fingerprint="two")
+    other = in_parts(long_clip, tmp_path / "out", fingerprint="two")
     assert other.resumed == 0
-    same(work(long_clip, tmp_path / "whole"), other)
+    same(in_parts(long_clip, tmp_path / "whole"), other)
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.3])
@@ -627,8 +631,8 @@ def test_parts_of_another_fingerprint_are_made_anew(tmp_path: Path, long_clip: s
 def test_what_was_torn_in_between_is_made_anew(
     tmp_path: Path, long_clip: str, what: str, smooth: float
 ) -> None:
-    whole = work(long_clip, tmp_path / "whole", smooth=smooth)
-    assert work(long_clip, tmp_path / "out", smooth=smooth, stop_at=25).frames >= 20
+    whole = in_parts(long_clip, tmp_path / "whole", smooth=smooth)
+    assert in_parts(long_clip, tmp_path / "out", smooth=smooth, stop_at=25).frames >= 20
     folder = tmp_path / "out/unfinished/clip"
     torn = {
         "part": folder / "overlay-00001.mp4",
@@ -643,26 +647,20 @@ def test_what_was_torn_in_between_is_made_anew(
         (folder / "journal.json").write_text('{"fingerprint": "one, 10", "parts": [{"files": 3}]}')
     elif torn[what].exists():
         torn[what].write_bytes(torn[what].read_bytes()[:-7])
-    same(whole, work(long_clip, tmp_path / "out", smooth=smooth))
+    same(whole, in_parts(long_clip, tmp_path / "out", smooth=smooth))
 
 
-def test_damage_is_counted_once_however_often_a_run_is_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(clips, "PART", 10)
+def test_damage_is_counted_once_however_often_a_run_is_stopped(tmp_path: Path) -> None:
     footage = Footage(name="m.mp4", codec="mpeg4", frames=45, size=(64, 128), options={"g": "16"})
     path = spoil_packets(footage.make(tmp_path), tmp_path / "bad.mp4", (5, 9, 18, 26, 43))
-    whole = work(path, tmp_path / "whole")
+    whole = in_parts(path, tmp_path / "whole")
     assert whole.damaged == 5
     for stop in (3, 12, 22):
-        result = work(path, tmp_path / "out", stop_at=stop)
-    same(whole, result if result.complete else work(path, tmp_path / "out"))
+        result = in_parts(path, tmp_path / "out", stop_at=stop)
+    same(whole, result if result.complete else in_parts(path, tmp_path / "out"))
 
 
-def test_frames_without_a_time_are_the_same_after_an_interruption(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(clips, "PART", 10)
+def test_frames_without_a_time_are_the_same_after_an_interruption(tmp_path: Path) -> None:
     path = Footage(
         name="h.avi", frames=45, size=(64, 128), options={"preset": "medium", "bf": "2", "g": "8"}
     ).make(tmp_path)
@@ -684,34 +682,36 @@ def test_frames_without_a_time_are_the_same_after_an_interruption(
         size=(64, 128),
     )
     for name, one, stop in (("avi", path, 22), ("ts", str(both), 42), ("mkv", footage.make(tmp_path), 22)):
-        whole = work(one, tmp_path / name / "whole")
-        assert work(one, tmp_path / name / "out", stop_at=stop).frames >= 20
-        same(whole, work(one, tmp_path / name / "out"))
+        whole = in_parts(one, tmp_path / name / "whole")
+        assert in_parts(one, tmp_path / name / "out", stop_at=stop).frames >= 20
+        same(whole, in_parts(one, tmp_path / name / "out"))
 
 
 def test_a_clip_does_not_touch_the_parts_of_one_below_it(tmp_path: Path, long_clip: str) -> None:
     """`a.mp4` beside a folder `a` with `b.mp4`: keys `a` and `a/b`."""
-    below = work(long_clip, tmp_path / "out", key="a/b", stop_at=21)
-    work(long_clip, tmp_path / "out", key="a")
-    rest = work(long_clip, tmp_path / "out", key="a/b")
+    below = in_parts(long_clip, tmp_path / "out", key="a/b", stop_at=21)
+    in_parts(long_clip, tmp_path / "out", key="a")
+    rest = in_parts(long_clip, tmp_path / "out", key="a/b")
     assert rest.resumed == below.frames > 0
 
 
 CHILD = """
 import sys
-from unet_batch.run import clip as clips
-from unet_batch.run.clip import Layout, VideoOptions, segment
+from unet_batch.run.clip import segment
+from unet_batch.run.layout import ClipLayout
+from unet_batch.run.options import VideoOptions
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
 from unet_batch.media.video import CODECS
 
-clips.PART = 10
 path, out = sys.argv[1:]
 with Segmenter(FakeBackend(), workers=1) as segmenter:
-    layout = Layout(out, ("mask", "overlay"), CODECS["h264"])
+    layout = ClipLayout(out, ("mask", "overlay"), CODECS["h264"])
     print("ready", flush=True)
-    segment(Item(path, "clip"), segmenter, layout, VideoOptions(smooth=0.3), "one", lambda done, total: print(done, flush=True))
+    options = VideoOptions(smooth=0.3, part_frames=10)
+    on_frame = lambda done, total: print(done, flush=True)
+    segment(Item(path, "clip"), segmenter, layout, options, "one", on_frame)
 print("end", flush=True)
 """
 
@@ -719,10 +719,7 @@ print("end", flush=True)
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
-def test_a_killed_run_leaves_what_plays_and_ends_equal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(clips, "PART", 10)
+def test_a_killed_run_leaves_what_plays_and_ends_equal(tmp_path: Path) -> None:
     path = Footage(frames=600, size=(64, 128), sounds=(Sound(end=Fraction(24)),)).make(tmp_path)
     out = tmp_path / "out"
     random = np.random.default_rng(5)
@@ -746,9 +743,11 @@ def test_a_killed_run_leaves_what_plays_and_ends_equal(
                 assert len(look_at(str(journal.parent / part["files"][kind][0])).times) == part["frames"]
     assert killed == 10
     with Segmenter(FakeBackend(), workers=1) as segmenter:
-        layout = Layout(str(out), KINDS, CODECS["h264"])
-        result = segment(Item(path, "clip"), segmenter, layout, VideoOptions(smooth=0.3), "one")
-    same(work(path, tmp_path / "whole", smooth=0.3), result)
+        layout = ClipLayout(str(out), KINDS, CODECS["h264"])
+        result = segment(
+            Item(path, "clip"), segmenter, layout, VideoOptions(smooth=0.3, part_frames=10), "one"
+        )
+    same(in_parts(path, tmp_path / "whole", smooth=0.3), result)
     assert not (out / "unfinished").exists()
 
 
@@ -787,7 +786,7 @@ def test_a_clip_larger_than_the_limit_is_refused(tmp_path: Path) -> None:
         segment(
             Item(path, "clip"),
             segmenter,
-            Layout(str(tmp_path / "out"), KINDS, CODECS["h264"]),
+            ClipLayout(str(tmp_path / "out"), KINDS, CODECS["h264"]),
             VideoOptions(),
             "one",
         )
@@ -803,7 +802,7 @@ def test_a_backend_that_fails_keeps_what_is_done(tmp_path: Path, long_clip: str)
         return pictures[..., 0].copy()
 
     def run(out: Path, answer: Any) -> ClipResult:
-        return work(long_clip, out, backend=FakeBackend(answer=answer, batch_size=1))
+        return in_parts(long_clip, out, backend=FakeBackend(answer=answer, batch_size=1))
 
     with pytest.raises(BackendError, match="fell off"):
         run(tmp_path / "out", answer)
@@ -835,15 +834,14 @@ def test_a_disk_that_fills_is_named_and_the_run_goes_on_later(
 
     monkeypatch.setattr(Journal, "file", full)
     with pytest.raises(OutputError, match="disk is full") as caught:
-        work(long_clip, tmp_path / "out")
+        in_parts(long_clip, tmp_path / "out")
     assert "free some space" in caught.value.hint
     monkeypatch.undo()
-    monkeypatch.setattr(clips, "PART", 10)
     for link in (tmp_path / "out").rglob(f"{kind}-00002.*"):
         link.unlink()
-    rest = work(long_clip, tmp_path / "out")
+    rest = in_parts(long_clip, tmp_path / "out")
     assert rest.resumed in (0, 10, 20)
-    same(work(long_clip, tmp_path / "whole"), rest)
+    same(in_parts(long_clip, tmp_path / "whole"), rest)
 
 
 def test_a_disk_that_fills_as_the_parts_are_put_together_costs_no_part(
@@ -855,11 +853,11 @@ def test_a_disk_that_fills_as_the_parts_are_put_together_costs_no_part(
     with monkeypatch.context() as patch:
         patch.setattr(video, "assemble", full)
         with pytest.raises(OutputError, match="disk is full"):
-            work(long_clip, tmp_path / "out")
+            in_parts(long_clip, tmp_path / "out")
     assert all(name.startswith("unfinished/clip/") for name in files(tmp_path / "out"))
-    rest = work(long_clip, tmp_path / "out", smooth=0.0)
+    rest = in_parts(long_clip, tmp_path / "out", smooth=0.0)
     assert rest.resumed == 47
-    same(work(long_clip, tmp_path / "whole"), rest)
+    same(in_parts(long_clip, tmp_path / "whole"), rest)
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.3])
@@ -874,11 +872,18 @@ def test_an_output_folder_that_vanishes_is_named(tmp_path: Path, long_clip: str,
             stops.append(done)
 
     with Segmenter(FakeBackend(), workers=1) as segmenter:
-        layout = Layout(str(out), KINDS, CODECS["h264"])
+        layout = ClipLayout(str(out), KINDS, CODECS["h264"])
         with pytest.raises(OutputError):
-            segment(Item(long_clip, "clip"), segmenter, layout, VideoOptions(smooth=smooth), "one", on_frame)
+            segment(
+                Item(long_clip, "clip"),
+                segmenter,
+                layout,
+                VideoOptions(smooth=smooth, part_frames=10),
+                "one",
+                on_frame,
+            )
     assert stops
-    same(work(long_clip, tmp_path / "whole", smooth=smooth), work(long_clip, out, smooth=smooth))
+    same(in_parts(long_clip, tmp_path / "whole", smooth=smooth), in_parts(long_clip, out, smooth=smooth))
 
 
 def test_an_output_folder_without_rights_is_named(tmp_path: Path) -> None:
@@ -893,7 +898,11 @@ def test_an_encoder_that_refuses_is_named_and_leaves_nothing(tmp_path: Path) -> 
     broken = replace(CODECS["h264"], options={"preset": "no such preset"})
     with Segmenter(FakeBackend()) as segmenter, pytest.raises(VideoError, match="cannot be encoded"):
         segment(
-            Item(path, "clip"), segmenter, Layout(str(tmp_path / "out"), KINDS, broken), VideoOptions(), "one"
+            Item(path, "clip"),
+            segmenter,
+            ClipLayout(str(tmp_path / "out"), KINDS, broken),
+            VideoOptions(),
+            "one",
         )
     assert files(tmp_path / "out") == []
 
@@ -904,10 +913,10 @@ def test_the_first_interrupt_leaves_whole_parts(tmp_path: Path, long_clip: str) 
             raise KeyboardInterrupt
 
     with Segmenter(FakeBackend(), workers=1) as segmenter:
-        layout = Layout(str(tmp_path / "out"), KINDS, CODECS["h264"])
+        layout = ClipLayout(str(tmp_path / "out"), KINDS, CODECS["h264"])
         with pytest.raises(KeyboardInterrupt):
-            segment(Item(long_clip, "clip"), segmenter, layout, VideoOptions(), "one", on_frame)
-    same(work(long_clip, tmp_path / "whole"), work(long_clip, tmp_path / "out"))
+            segment(Item(long_clip, "clip"), segmenter, layout, VideoOptions(part_frames=10), "one", on_frame)
+    same(in_parts(long_clip, tmp_path / "whole"), in_parts(long_clip, tmp_path / "out"))
 
 
 @pytest.mark.slow
@@ -928,7 +937,7 @@ def test_memory_stays_flat(tmp_path: Path, frames: int, smooth: float) -> None:
             sizes[done] = process.memory_info().rss
 
     with Segmenter(FakeBackend(), workers=2) as segmenter:
-        layout = Layout(str(tmp_path / "out"), KINDS, CODECS["h264"])
+        layout = ClipLayout(str(tmp_path / "out"), KINDS, CODECS["h264"])
         result = segment(Item(path, "clip"), segmenter, layout, VideoOptions(smooth=smooth), "one", on_frame)
     assert result.frames == frames
     grown = max(size for done, size in sizes.items() if done > 3000) - sizes[3000]

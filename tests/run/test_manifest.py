@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from unet_batch.errors import ManifestError, OutputError, UsageError
 from unet_batch.run import manifest as manifest_module
-from unet_batch.run.manifest import Files, Identity, Listing, Manifest, Recipe, Record, sha256_of, shard_parts
+from unet_batch.run.manifest import Manifest, shard_parts
+from unet_batch.run.records import Files, Identity, Listing, OutputRecipe, Record, sha256_of
 from unet_batch.run.shard import Shard
 
-RECIPE = Recipe({"model": "abc", "threshold": 0.5}, "cars (sha256 abc), threshold 0.5")
+RECIPE = OutputRecipe({"model": "abc", "threshold": 0.5}, "cars (sha256 abc), threshold 0.5")
 PNG = b"\x89PNG.....IEND\xaeB`\x82"
 SEEN = Identity("a.jpg", 10, 1_700_000_000_000_000_001)
 SLOW_DISK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -37,7 +38,7 @@ def done(key: str, outputs: Mapping[str, Files] | None = None, identity: Identit
     )
 
 
-def write(folder: Path, *records: Record, part: str = "", recipe: Recipe = RECIPE) -> Manifest:
+def write(folder: Path, *records: Record, part: str = "", recipe: OutputRecipe = RECIPE) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     manifest = Manifest(str(folder), part)
     with manifest.writing(recipe):
@@ -142,7 +143,7 @@ def test_it_is_synced_now_and_then_and_at_the_end(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(manifest_module.os, "fsync", lambda descriptor: calls.append(descriptor))
     write(tmp_path, *(done(str(i)) for i in range(100)))
     assert len(calls) == 1
-    monkeypatch.setattr(manifest_module, "SYNC_SECONDS", -1)
+    monkeypatch.setattr(Manifest, "sync_seconds", -1)
     write(tmp_path, *(done(str(i)) for i in range(100)))
     assert len(calls) == 102
 
@@ -428,10 +429,10 @@ def test_nothing_outside_is_looked_at(tmp_path: Path, file: str) -> None:
 
 
 def test_a_recipe_is_its_facts() -> None:
-    one, other = Recipe({"a": 1, "b": [2, 3]}, "x"), Recipe({"b": [2, 3], "a": 1}, "y")
+    one, other = OutputRecipe({"a": 1, "b": [2, 3]}, "x"), OutputRecipe({"b": [2, 3], "a": 1}, "y")
     assert one.digest == other.digest
     assert len(one.digest) == 16
-    assert one.digest != Recipe({"a": 1, "b": [2, 4]}, "x").digest
+    assert one.digest != OutputRecipe({"a": 1, "b": [2, 4]}, "x").digest
 
 
 # Shards

@@ -28,25 +28,30 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
+from tests.helpers.models import fake_file
 from tests.helpers.observers import observing
 from tests.run.test_run import files, half_bright, read, write
-from unet_batch.errors import FolderInUse, ManifestError, OutputError, SourceError, UsageError
+from unet_batch.errors import FolderInUse, ImageError, ManifestError, OutputError, SourceError, UsageError
 from unet_batch.files import atomic, locks
 from unet_batch.files.locks import claim
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
-from unet_batch.run import execute as run_module
+from unet_batch.media import images
+from unet_batch.model.checkpoint import CheckpointFile
 from unet_batch.run import manifest as manifest_module
-from unet_batch.run.execute import RunOptions, RunReport, execute, prepare, recipe_of, resume
+from unet_batch.run.execute import execute
 from unet_batch.run.manifest import Manifest
 from unet_batch.run.merge import merge
 from unet_batch.run.observe import Stop
+from unet_batch.run.options import RunOptions
+from unet_batch.run.plan import prepare, recipe_of, resume
+from unet_batch.run.report import RunReport
 from unet_batch.run.shard import Shard
 from unet_batch.testing import FakeBackend
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
 
-FAKE = {"name": "fake", "sha256": "0", "classes": ["class0"]}
+FAKE = fake_file()
 
 
 @pytest.fixture
@@ -71,7 +76,7 @@ def run(
     out: Path,
     on_outcome: Callable[[str], None] = lambda key: None,
     *,
-    model: dict[str, Any] = FAKE,
+    model: CheckpointFile = FAKE,
     threshold: float | None = None,
     batch_size: int = 4,
     workers: int = 2,
@@ -83,8 +88,8 @@ def run(
     plan = prepare(RunOptions((str(folder),), str(out), **options))
     observer = observing(outcome=lambda item, failure: on_outcome(item.key), event=log)
     backend = FakeBackend(answer=answer, batch_size=batch_size)
-    with Segmenter(backend, threshold=threshold, workers=workers) as segmenter:
-        return execute(plan, segmenter, observer, stop, model=model)
+    with Segmenter(backend, model=model, threshold=threshold, workers=workers) as segmenter:
+        return execute(plan, segmenter, observer, stop)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -183,7 +188,7 @@ def test_what_changes_no_pixel_changes_nothing(photos: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "change", [{"threshold": 0.7}, {"model": {**FAKE, "sha256": "f" * 64}}], ids=["threshold", "model"]
+    "change", [{"threshold": 0.7}, {"model": fake_file("f" * 64)}], ids=["threshold", "model"]
 )
 def test_two_models_are_never_mixed(photos: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     out = tmp_path / "out"
@@ -235,8 +240,8 @@ def test_a_dry_run_counts_and_writes_nothing(photos: Path, tmp_path: Path) -> No
     (tmp_path / "out/masks/a.png").unlink()
     before = files(tmp_path)
     plan = prepare(RunOptions((str(photos),), str(tmp_path / "out"), overwrite=False))
-    with Segmenter(FakeBackend()) as segmenter:
-        plan = resume(plan, recipe_of(segmenter, FAKE))
+    with Segmenter(FakeBackend(), model=FAKE) as segmenter:
+        plan = resume(plan, recipe_of(segmenter))
     assert plan.states == {"lost": 1, "done": 3}
     assert [item.key for item in plan.todo] == ["a"]
     assert files(tmp_path) == before
@@ -346,18 +351,16 @@ def test_max_errors(tmp_path: Path, limit: int) -> None:
 def flaky(monkeypatch: pytest.MonkeyPatch, fails: Callable[[str, int], int]) -> Counter[str]:
     """Reads of which `fails(name, how many before)` says the errno, or 0."""
     reads: Counter[str] = Counter()
-    real = segmenter_module.images._open
+    real = segmenter_module.images.read
 
-    def open_(path: str) -> Any:
+    def read(path: str, **options: Any) -> Any:
         name = os.path.basename(path)
         reads[name] += 1
         if code := fails(name, reads[name] - 1):
-            raise segmenter_module.images.ImageError(f"{path}: cannot be opened") from OSError(
-                code, os.strerror(code)
-            )
-        return real(path)
+            raise ImageError(f"{path}: cannot be opened") from OSError(code, os.strerror(code))
+        return real(path, **options)
 
-    monkeypatch.setattr(segmenter_module.images, "_open", open_)
+    monkeypatch.setattr(segmenter_module.images, "read", read)
     return reads
 
 
@@ -365,10 +368,9 @@ def flaky(monkeypatch: pytest.MonkeyPatch, fails: Callable[[str, int], int]) -> 
 def test_what_a_network_failed_to_read_is_tried_again(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    monkeypatch.setattr(run_module, "RETRY_PAUSES", (0.0, 0.01, 0.01))
     reads = flaky(monkeypatch, lambda name, before: code if name == "b.png" and before < 3 else 0)
     heard: list[str] = []
-    report = run(photos, tmp_path / "out", heard.append, fail_fast=True)
+    report = run(photos, tmp_path / "out", heard.append, fail_fast=True, retry_pauses=(0.0, 0.01, 0.01))
     assert (report.status, report.done, report.retried) == ("done", 4, 3)
     assert heard == ["a", "sub/a", "sub/deep/c", "b"], "it does not hold up the others"
     assert reads["b.png"] == 4
@@ -378,10 +380,9 @@ def test_what_a_network_failed_to_read_is_tried_again(
 def test_what_stays_unreadable_fails_once(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "RETRY_PAUSES", (0.0, 0.0, 0.0))
     reads = flaky(monkeypatch, lambda name, before: errno.EIO if name == "b.png" else 0)
     heard: list[str] = []
-    report = run(photos, tmp_path / "out", heard.append)
+    report = run(photos, tmp_path / "out", heard.append, retry_pauses=(0.0, 0.0, 0.0))
     assert (report.failed, report.done, report.retried, reads["b.png"]) == (1, 3, 3, 4)
     assert len(heard) == 4
 
@@ -397,21 +398,20 @@ def test_a_file_without_rights_is_not_tried_again(
 def test_stop_while_waiting_to_try_again(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "RETRY_PAUSES", (50.0,))
     flaky(monkeypatch, lambda name, before: errno.EIO if name == "b.png" else 0)
     stop = Stop()
     timer = threading.Timer(1.0, stop, ["SIGTERM"])
     timer.start()
-    report = run(photos, tmp_path / "out", stop=stop)
+    report = run(photos, tmp_path / "out", stop=stop, retry_pauses=(50.0,))
     timer.join()
     assert (report.status, report.done, report.failed, report.left) == ("interrupted", 3, 0, 1)
 
 
 def test_a_source_that_vanished_is_named(photos: Path, tmp_path: Path) -> None:
     plan = prepare(RunOptions((str(photos),), str(tmp_path / "out")))
-    with Segmenter(FakeBackend(), workers=1) as segmenter:
+    with Segmenter(FakeBackend(), model=FAKE, workers=1) as segmenter:
         observer = observing(start=lambda plan: (photos / "sub/deep/c.png").unlink())
-        report = execute(plan, segmenter, observer, model=FAKE)
+        report = execute(plan, segmenter, observer)
     assert (report.done, report.failed) == (3, 1)
     assert report.failures[0].error == "SourceVanished"
     assert "it was there when the run began, and is gone now" in report.failures[0].message
@@ -420,8 +420,8 @@ def test_a_source_that_vanished_is_named(photos: Path, tmp_path: Path) -> None:
 def test_a_source_that_never_was(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{photos}/a.png\n{photos}/none.png\n")
     plan = prepare(RunOptions((f"@{tmp_path / 'list.txt'}",), str(tmp_path / "out")))
-    with Segmenter(FakeBackend()) as segmenter:
-        report = execute(plan, segmenter, model=FAKE)
+    with Segmenter(FakeBackend(), model=FAKE) as segmenter:
+        report = execute(plan, segmenter)
     assert [failure.error for failure in report.failures] == ["ImageError"]
 
 
@@ -523,6 +523,16 @@ def test_faults_at_every_boundary_lose_nothing(tmp_path: Path, faults: dict[tupl
 
         return wrapper
 
+    real_read = segmenter_module.images.read
+
+    def read(path: str, **options: Any) -> Any:
+        try:
+            fault("open")
+            fault("decode")
+        except OSError as error:
+            raise ImageError(f"{path}: cannot be read") from error
+        return real_read(path, **options)
+
     def answer(pictures: np.ndarray) -> np.ndarray:
         try:
             fault("infer")
@@ -531,20 +541,16 @@ def test_faults_at_every_boundary_lose_nothing(tmp_path: Path, faults: dict[tupl
         return np.asarray(pictures.mean(axis=3) + 0.5, np.uint8)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "RETRY_PAUSES", (0.0, 0.0))
-        patch.setattr(manifest_module, "SYNC_SECONDS", 0.0)
-        patch.setattr(segmenter_module.images, "_open", failing("open", segmenter_module.images._open))
-        patch.setattr(
-            segmenter_module.images, "_finished", failing("decode", segmenter_module.images._finished)
-        )
-        patch.setattr(run_module.images, "encode_mask", failing("encode", run_module.images.encode_mask))
+        patch.setattr(Manifest, "sync_seconds", 0.0)
+        patch.setattr(segmenter_module.images, "read", read)
+        patch.setattr(images, "encode_mask", failing("encode", images.encode_mask))
         patch.setattr(atomic.os, "replace", failing("replace", os.replace))
         patch.setattr(atomic, "open_temporary", failing("write", atomic.open_temporary))
         patch.setattr(manifest_module.os, "write", failing("record", os.write))
         patch.setattr(manifest_module.os, "fsync", failing("fsync", os.fsync))
         for _ in range(8):
             with suppress(OutputError):
-                report = run(tmp_path / "photos", out, answer=answer)
+                report = run(tmp_path / "photos", out, answer=answer, retry_pauses=(0.0, 0.0))
                 assert report.done + report.failed + report.skipped == 20
                 if report.status == "done":
                     break
@@ -603,8 +609,8 @@ def test_the_second_waits(photos: Path, tmp_path: Path) -> None:
         told.append(owner)
         holding.set()
 
-    with Segmenter(FakeBackend()) as segmenter:
-        report = execute(plan, segmenter, observing(wait=on_wait), model=FAKE)
+    with Segmenter(FakeBackend(), model=FAKE) as segmenter:
+        report = execute(plan, segmenter, observing(wait=on_wait))
     other.join()
     assert report.done == 4
     assert len(told) == 1
@@ -771,11 +777,14 @@ def test_unreadable_folders_are_told_once(tmp_path: Path) -> None:
 # Events
 
 
-def test_events(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "_PROGRESS_SECONDS", 0.0)
+def test_events(photos: Path, tmp_path: Path) -> None:
     (photos / "bad.png").write_bytes(b"")
     events: list[dict[str, Any]] = []
-    run(photos, tmp_path / "out", log=lambda event: events.append(json.loads(json.dumps(event))))
+
+    def log(event: Any) -> None:
+        events.append(json.loads(json.dumps(event)))
+
+    run(photos, tmp_path / "out", log=log, progress_seconds=0.0)
     kinds = Counter(event["event"] for event in events)
     assert kinds == {"start": 1, "item": 5, "progress": 5, "end": 1}
     assert [events[0]["event"], events[-1]["event"]] == ["start", "end"]
@@ -802,14 +811,16 @@ def test_events(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 PROGRAM = """
 import sys
 from unet_batch.run.shard import Shard
-from unet_batch.run.execute import RunOptions, execute, prepare
+from unet_batch.run.execute import execute
+from unet_batch.run.options import RunOptions
+from unet_batch.run.plan import prepare
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.testing import FakeBackend
+from tests.helpers.models import fake_file
 
-model = {"name": "fake", "sha256": "0", "classes": ["class0"]}
 plan = prepare(RunOptions((sys.argv[1],), sys.argv[2], OPTIONS))
-with Segmenter(FakeBackend(), workers=2) as segmenter:
-    report = execute(plan, segmenter, model=model)
+with Segmenter(FakeBackend(), model=fake_file(), workers=2) as segmenter:
+    report = execute(plan, segmenter)
 sys.exit(report.exit_code)
 """
 
@@ -917,12 +928,12 @@ def test_twenty_thousand_files_of_which_a_thousand_are_corrupt(tmp_path: Path) -
     begun = time.process_time()
     plan = prepare(RunOptions((str(folder),), str(out)))
     started: list[float] = []
-    with Segmenter(FakeBackend(), workers=2) as segmenter:
+    with Segmenter(FakeBackend(), model=FAKE, workers=2) as segmenter:
         observer = observing(
             start=lambda plan: started.append(time.process_time() - begun),
             outcome=lambda item, failure: resident.append(process.memory_info().rss),
         )
-        report = execute(plan, segmenter, observer, model=FAKE)
+        report = execute(plan, segmenter, observer)
     assert (report.done, report.failed, report.left) == (19_000, 1000, 0)
     assert started[0] < 5
     assert max(resident[5000:]) - resident[4999] < 30e6
@@ -949,8 +960,8 @@ def test_what_crashed_its_decoder_is_quarantined(tmp_path: Path, monkeypatch: py
 
     def segment(**options: Any) -> RunReport:
         plan = prepare(RunOptions((str(folder),), **options))
-        with Segmenter(FakeBackend(), workers=1, isolate=plan.options.isolate) as segmenter:
-            return execute(plan, segmenter, model={"name": "fake", "sha256": "0"})
+        with Segmenter(FakeBackend(), model=FAKE, workers=1, isolate=plan.options.isolate) as segmenter:
+            return execute(plan, segmenter)
 
     report = segment(isolate=True)
     assert (report.done, report.failed, report.failures[0].error) == (1, 1, "DecoderCrashed")

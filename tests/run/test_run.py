@@ -20,7 +20,10 @@ from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import images
 from unet_batch.run import execute as run_module
-from unet_batch.run.execute import RunOptions, RunReport, execute, prepare
+from unet_batch.run.execute import execute
+from unet_batch.run.options import RunOptions
+from unet_batch.run.plan import prepare
+from unet_batch.run.report import RunReport
 from unet_batch.testing import FakeBackend, fake_spec
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
@@ -60,7 +63,7 @@ def segment(
     plan = prepare(RunOptions(tuple(map(str, sources)), str(output) if output else None, **options))
     with Segmenter(backend or FakeBackend(), workers=2) as segmenter:
         observer = observing(outcome=lambda item, failure: heard.append(item.key))
-        report = execute(plan, segmenter, observer, model={"name": "fake", "sha256": "0"})
+        report = execute(plan, segmenter, observer)
     return report, heard
 
 
@@ -238,7 +241,7 @@ def test_ctrl_c_leaves_whole_files_and_a_report(photos: Path, tmp_path: Path) ->
         raise KeyboardInterrupt
 
     with Segmenter(FakeBackend(), workers=1) as segmenter:
-        report = execute(plan, segmenter, observing(outcome=interrupt), model={"name": "fake", "sha256": "0"})
+        report = execute(plan, segmenter, observing(outcome=interrupt))
     assert (report.status, report.exit_code) == ("interrupted", 130)
     for path in (tmp_path / "out/masks").rglob("*"):
         assert path.is_dir() or read(path).shape == (64, 96)
@@ -360,7 +363,7 @@ def test_nothing_to_save(photos: Path) -> None:
 
 
 def test_every_odd_file_ends_as_a_mask_or_a_named_error(data: Path, tmp_path: Path) -> None:
-    """What each of them becomes stands in the table of `test_images.py`; here the whole folder goes through a
+    """What each of them becomes stands in the table of `test_decode.py`; here the whole folder goes through a
     run.
     """
     odd = sorted(path for path in (data / "awkward").iterdir() if path.name != "LIST.tsv")

@@ -16,14 +16,17 @@ from PIL import Image
 from tests.helpers.footage import Footage
 from tests.helpers.observers import observing
 from unet_batch.errors import BackendError, OutputError, UsageError
+from unet_batch.files.outputs import UNFINISHED
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media.video import CODECS, encoder_problem
 from unet_batch.run import clip as clips
-from unet_batch.run.clip import Position, VideoOptions
-from unet_batch.run.execute import RunOptions, RunReport, execute, prepare, recipe_of, resume
+from unet_batch.run.execute import execute
 from unet_batch.run.manifest import Manifest
 from unet_batch.run.merge import merge
 from unet_batch.run.observe import Stop
+from unet_batch.run.options import Position, RunOptions, VideoOptions
+from unet_batch.run.plan import prepare, recipe_of, resume
+from unet_batch.run.report import RunReport
 from unet_batch.run.shard import Shard
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
@@ -53,9 +56,7 @@ def segment(
     options.setdefault("save", ("mask", "overlay"))
     plan = prepare(RunOptions(tuple(map(str, sources)), **options))
     with Segmenter(backend or FakeBackend(), workers=2) as segmenter:
-        return execute(
-            plan, segmenter, observing(frame=on_frame), stop, model={"name": "fake", "sha256": "0"}
-        )
+        return execute(plan, segmenter, observing(frame=on_frame), stop)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -92,7 +93,7 @@ def test_clips_beside_pictures(mixed: Path) -> None:
     assert report.floor_seconds > 0
     saved = json.loads((out / "run.json").read_text())
     assert saved["frames"] == 17
-    assert not (out / clips.UNFINISHED).exists()
+    assert not (out / UNFINISHED).exists()
 
 
 def test_a_second_run_does_what_is_left(mixed: Path) -> None:
@@ -163,28 +164,27 @@ def test_outputs_that_cannot_be_made_are_refused(mixed: Path, names: Any, save: 
     assert "add mask" in caught.value.hint
 
 
-def test_stopped_within_a_clip_the_next_run_goes_on(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clips, "PART", 4)
+def test_stopped_within_a_clip_the_next_run_goes_on(mixed: Path) -> None:
     (mixed / "notes.mov").unlink()
     Footage("a.mp4", frames=150).make(mixed)
-    stop = Stop()
+    stop, short = Stop(), VideoOptions(part_frames=4)
 
     def on_frame(item: Item, done: int, total: int | None) -> None:
         assert total in (150, 5)
         if item.key == "a.mp4" and done == 3:
             stop("SIGTERM")
 
-    report = segment(mixed, stop=stop, on_frame=on_frame)
+    report = segment(mixed, stop=stop, on_frame=on_frame, video=short)
     assert (report.status, report.exit_code, report.left) == ("interrupted", 143, 2)
     assert (report.done, report.clips[0]["complete"]) == (1, False)
     done = report.clips[0]["frames"]
     assert 3 <= done < 150
     out = mixed.parent / "trip-segmented"
-    assert list((out / clips.UNFINISHED / "a.mp4").glob("mask-*.mkv"))
-    report = segment(mixed)
+    assert list((out / UNFINISHED / "a.mp4").glob("mask-*.mkv"))
+    report = segment(mixed, video=short)
     assert (report.status, report.done, report.clips[0]["resumed"]) == ("done", 2, done)
     once = mixed.parent / "once"
-    segment(mixed, output=str(once))
+    segment(mixed, output=str(once), video=short)
     resumed, clean = files(out), files(once)
     assert resumed["timelines/a.mp4.csv"] == clean["timelines/a.mp4.csv"]
     assert resumed.keys() == clean.keys()
@@ -251,13 +251,14 @@ def test_the_names_of_outputs_tell_what_decides_them() -> None:
     assert {field.name for field in dataclasses.fields(VideoOptions)} == {
         *("codec", "quality", "start", "end", "every", "max_frames", "smooth"),
         *("hardware", "latest"),  # change nothing of a file's frames
+        "part_frames",  # the same frames, in parts of another length: of the fingerprint of parts only
     }
 
 
 def test_a_dry_run_names_the_outputs_of_a_clip(mixed: Path) -> None:
     plan = prepare(RunOptions((str(mixed / "a.mp4"),), save=("mask", "frames")))
     with Segmenter(FakeBackend()) as segmenter:
-        plan = resume(plan, recipe_of(segmenter, {"sha256": "0"}))
+        plan = resume(plan, recipe_of(segmenter))
     out = plan.outputs.folder
     assert plan.paths(plan.todo[0]) == [
         os.path.join(out, *parts) for parts in (("masks", "a.mkv"), ("frames", "a"), ("timelines", "a.csv"))

@@ -23,8 +23,8 @@ from tests.helpers.observers import observing
 from tests.run.test_run import half_bright, write
 from unet_batch.errors import SourceError
 from unet_batch.inference.segmenter import Segmenter
-from unet_batch.run.execute import RunOptions
 from unet_batch.run.observe import Stop
+from unet_batch.run.options import RunOptions
 from unet_batch.run.report import RunReport
 from unet_batch.run.watch import Arrivals, Watched, watch
 from unet_batch.testing import FakeBackend
@@ -42,8 +42,7 @@ def watching(folder: Path, **options: Any) -> Iterator[list[RunReport]]:
         own = RunOptions((str(folder),), str(folder.parent / "out"), **options)
         with Segmenter(FakeBackend(), workers=1) as segmenter:
             observer = observing(batch=batches.append)
-            model = {"name": "fake", "sha256": "0"}
-            outcome.append(watch(own, segmenter, observer, stop, 0.15, 0.05, model=model))
+            outcome.append(watch(own, segmenter, observer, stop, 0.15, 0.05))
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -1,6 +1,4 @@
-"""`scripts/gpu_check.py` without a GPU: what it says, what it survives, and what it measures in host
-memory.
-"""
+"""`python -m scripts.gpu_check` without a GPU: what it says, survives, and measures in host memory."""
 
 from __future__ import annotations
 
@@ -17,19 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scripts.gpu_check import __main__ as gpu_check
+from scripts.gpu_check import measure, networks, pytorch, report, sections
+from scripts.gpu_check.plan import Section
 from tests.conftest import ROOT
 from tests.helpers.host import Brightness, HostBackend, brightness
 from unet_batch import gpu
 from unet_batch.engine import onnx_model, store
 from unet_batch.engine.proof import Reference
 from unet_batch.testing import FakeBackend, HostMemory, fake_spec
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import _gpu_check_measure as measure
-import _gpu_check_report as report
-import _gpu_check_sections as sections
-import gpu_check
-from gpu_check import Section
 
 pytestmark = pytest.mark.timeout(60)
 SHAPE = (32, 48, 3)
@@ -110,7 +104,7 @@ def test_each_section_of_the_plan_has_its_function_and_takes_its_arguments(
     known = gpu_check.functions()
     for quick in (True, False):
         options = argparse.Namespace(
-            quick=quick, onnx=None, models=list(sections.MODELS), batches=9, only=None
+            quick=quick, onnx=None, models=list(networks.MODELS), batches=9, only=None
         )
         found = gpu_check.plan(options, "work")
         assert len({section.name for section in found}) == len(found)
@@ -233,9 +227,9 @@ def test_providers_that_differ_are_found() -> None:
 
 SCRIPT = f"""
 import os, signal, subprocess, sys, time
-sys.path[:0] = [{str(ROOT / "scripts")!r}, {str(ROOT)!r}]
-import gpu_check
-from _gpu_check_sections import Skip
+sys.path.insert(0, {str(ROOT)!r})
+from scripts.gpu_check.__main__ import run_child
+from scripts.gpu_check.sections import Skip
 from unet_batch.errors import BackendError
 
 def fine(data, save, number):
@@ -273,7 +267,7 @@ def skips(data, save):
     raise Skip("no such library")
 
 if __name__ == "__main__":
-    sys.exit(gpu_check.child(sys.argv[2], globals()))
+    sys.exit(run_child(sys.argv[2], globals()))
 """
 
 
@@ -284,7 +278,7 @@ def section(tmp_path: Path) -> Any:
 
     def run(function: str, seconds: float = 30, **arguments: Any) -> dict[str, Any]:
         return gpu_check.run_section(
-            Section("it", function, 1, arguments), seconds, str(tmp_path), str(script)
+            Section("it", function, 1, arguments), seconds, str(tmp_path), [str(script)]
         )
 
     return run
@@ -487,7 +481,7 @@ def hand_made() -> dict[str, Any]:
         }
 
     return {
-        **gpu_check.header(["python", "scripts/gpu_check.py", "--quick"]),
+        **gpu_check.header(["python", "-m", "scripts.gpu_check", "--quick"]),
         "gpu": "NVIDIA H200",
         "driver_cuda": "13.0",
         "sections": [
@@ -509,7 +503,7 @@ def hand_made() -> dict[str, Any]:
 def test_markdown_shows_what_was_measured_and_a_dash_for_the_rest() -> None:
     text = report.markdown([hand_made()])
     assert text.startswith("# NVIDIA H200, driver for CUDA 13.0, ")
-    assert "`python scripts/gpu_check.py --quick`" in text
+    assert "`python -m scripts.gpu_check --quick`" in text
     assert "7 passed, 1 failed, 1 skipped; failed: `a::b`" in text
     assert (
         "| tensorrt 10.13 | 31m | 1,32,32 | 41.3 | 64.0 MiB | network 100.0 % | - of -/- | 0.99987 | yes | "
@@ -585,11 +579,11 @@ def test_export_writes_graphs_that_can_be_built_without_pytorch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr(sections, "MODELS", {"4class": (4, (4, 8, 16))})
-    monkeypatch.setattr(sections, "SIZE", SHAPE[:2])
+    monkeypatch.setattr(networks, "MODELS", {"4class": (4, (4, 8, 16))})
+    monkeypatch.setattr(networks, "SIZE", SHAPE[:2])
     folder = tmp_path / "with [brackets]"
     assert gpu_check.main(["--export", str(folder), "--models", "4class"]) == 0
-    (model, forms), *others = sections.graphs(str(folder)).items()
+    (model, forms), *others = networks.graphs(str(folder)).items()
     assert (model, others, sorted(forms)) == ("4class", [], ["fp16", "fp32"])
     typed, weak = onnx_model.read(forms["fp16"]), onnx_model.read(forms["fp32"])
     assert (typed.precision, typed.opset) == ("fp16", 18)
@@ -598,14 +592,12 @@ def test_export_writes_graphs_that_can_be_built_without_pytorch(
     for path in forms.values():
         assert store.unpack(os.path.splitext(path)[0] + ".npz").pictures.shape[1:] == SHAPE
     # The arithmetic is counted alike in the network and in its graph: throughput of both is told in TFLOP/s.
-    import _gpu_check_torch as with_torch
-
     assert (
-        with_torch._flops(with_torch._load("4class", str(folder)))
-        == sections.flops_of("4class", str(folder))
+        pytorch._flops(pytorch._load("4class", str(folder)))
+        == networks.flops_of("4class", str(folder))
         > 10**6
     )
-    assert sections.flops_of("31m", str(folder)) is None
+    assert networks.flops_of("31m", str(folder)) is None
 
 
 # On a GPU made of host memory -------------------------------------------------------------------------------
@@ -622,7 +614,7 @@ class Backend(HostBackend):
 
 def test_right_masks_have_no_problems(reference: Reference) -> None:
     memory = HostMemory()
-    with measure.counted_launches(memory) as launches, Backend(memory) as backend:
+    with measure.count_launches(memory) as launches, Backend(memory) as backend:
         found = measure.exercise(backend, reference)
     assert measure.problems(found, 0.999) == []
     assert set(found["ragged"]) == {"1", "2", "3", "4", "7", "8"}
@@ -764,7 +756,7 @@ def test_held_memory_is_given_back_after_an_error(monkeypatch: pytest.MonkeyPatc
     memory = HostMemory(10_000)
 
     def hold() -> None:
-        with measure.held(memory, 50_000) as taken:
+        with measure.hold_memory(memory, 50_000) as taken:
             assert 10_000 - 2048 < taken == memory.used
             raise KeyError
 

@@ -1,10 +1,7 @@
-"""The sections of `scripts/gpu_check.py` on video, with the processor's decoder and encoders, on a small
-clip.
-"""
+"""The sections of `scripts.gpu_check` on video, with the processor's codecs, on a small clip."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from scripts.gpu_check import clips
+from scripts.gpu_check.sections import Skip
 from unet_batch import gpu
 from unet_batch.errors import BackendError, VideoError
 from unet_batch.media import video
 from unet_batch.testing import FakeBackend, fake_spec
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import _gpu_check_clips as clips
-from _gpu_check_sections import Skip
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -54,7 +48,7 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_clip_is_as_long_as_its_copies(folder: str) -> None:
     with video.Reader(clips._clip(folder)) as reader:
-        shots = list(reader.shots())
+        shots = list(reader.frames())
         assert [shot.pts * reader.clip.time_base * 25 for shot in shots] == list(range(36))
         np.testing.assert_array_equal(reader.rgb(shots[5]), reader.rgb(shots[5 + 12]))
         assert reader.notes == []
@@ -90,7 +84,7 @@ def test_a_clip_that_nobody_decodes_is_no_skip(folder: str, tmp_path: Path) -> N
 
 
 def off_by(levels: int) -> Any:
-    def rgb(self: video.Reader, shot: video.Shot, real: Any = video.Reader.rgb) -> Any:
+    def rgb(self: video.Reader, shot: video.DecodedFrame, real: Any = video.Reader.rgb) -> Any:
         return np.clip(real(self, shot).astype(np.int16) + levels * getattr(self, "odd", 0), 0, 255).astype(
             np.uint8
         )
@@ -121,9 +115,9 @@ def test_other_pictures_are_found(
 
 
 def test_lost_frames_are_found(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = clips._decoded
+    real = clips._decode
     monkeypatch.setattr(
-        clips, "_decoded", lambda path, hardware: (real(path, None)[0] - (hardware is not None), 0, 1.0)
+        clips, "_decode", lambda path, hardware: (real(path, None)[0] - (hardware is not None), 0, 1.0)
     )
     monkeypatch.setattr(clips, "_open", lambda path, hardware: video.Reader(path))
     with pytest.raises(BackendError, match="cuda: 35 frames, 0 damaged"):
@@ -148,8 +142,8 @@ def test_encoders_are_compared_and_read_back(folder: str, monkeypatch: pytest.Mo
 
 
 def test_an_encoder_that_spoils_pictures_is_found(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = video.prepared
-    monkeypatch.setattr(video, "prepared", lambda pixels, *more: real(255 - pixels, *more))
+    real = video.make_frame
+    monkeypatch.setattr(video, "make_frame", lambda pixels, *more: real(255 - pixels, *more))
     with pytest.raises(BackendError, match=r"h264: pictures are off by \d+\.\d levels"):
         clips.clip_encoding({}, nothing, folder, codecs=("h264",), frames=5, rounds=1)
 

@@ -1,20 +1,16 @@
-"""The sections of `scripts/gpu_check.py` that train, on the processor, at sizes that take seconds."""
+"""The sections of `scripts.gpu_check` that train, on the processor, at sizes that take seconds."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from scripts.gpu_check import training
+from scripts.gpu_check.sections import Skip
 from unet_batch.errors import TrainingError, UnetBatchError
 from unet_batch.training import loop
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import _gpu_check_training as training
-from _gpu_check_sections import Skip
 
 pytestmark = pytest.mark.timeout(60)
 TINY: dict[str, Any] = {"device": "cpu", "size": [32, 48], "widths": [4, 8], "batch_size": 4}
@@ -33,10 +29,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_copies_of_a_photo_are_on_one_side_of_the_split_and_three_ids_are_drawn(folder: str) -> None:
-    many = training._planned(training._pictures(folder, "many", "cpu"), "m.safetensors", "cpu", {})
+    many = training._make_plan(training._pictures(folder, "many", "cpu"), "m.safetensors", "cpu", {})
     assert len(many.train) + len(many.val) == 40
     assert not {pair.group for pair in many.train} & {pair.group for pair in many.val}
-    three = training._planned(training._pictures(folder, "three", "cpu"), "m.safetensors", "cpu", {})
+    three = training._make_plan(training._pictures(folder, "three", "cpu"), "m.safetensors", "cpu", {})
     assert (len(three.train) + len(three.val), len(three.spec.classes.names)) == (10, 3)
 
 
@@ -143,7 +139,7 @@ def test_options_become_the_command_line() -> None:
 
 def test_a_process_that_fails_is_quoted() -> None:
     with pytest.raises(UnetBatchError, match="ended with 3: the last word"):
-        training._finished(["-c", "import sys; print('the last word', file=sys.stderr); sys.exit(3)"])
+        training._run_python(["-c", "import sys; print('the last word', file=sys.stderr); sys.exit(3)"])
 
 
 @pytest.mark.slow

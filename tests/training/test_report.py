@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unet_batch.training.report import _pick_examples
+from unet_batch.training.report import pick_examples
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from unet_batch.training.report import _pick_examples
 )
 def test_the_sheet_ends_with_the_worst(count: int, captions: list[str]) -> None:
     ranked = [(f"p{number:03}", number / 128) for number in range(count)]  # worst first
-    rows = _pick_examples(ranked)
+    rows = pick_examples(ranked)
     keys = [key for key, _ in rows]
     assert [caption.split(",")[0] for _, caption in rows] == captions
     assert keys == sorted(set(keys), reverse=True)

@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.dataset import Dataset
+from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.find import find_dataset
 from unet_batch.errors import ImageError
 from unet_batch.media import geometry, images
@@ -291,8 +291,8 @@ class TestBatches:
         self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, taken: int
     ) -> None:
         some = samples_of(dataset)
-        read = some._read
-        monkeypatch.setattr(some, "_read", lambda pair: (time.sleep(0.1), read(pair))[1])
+        read = some.decode
+        monkeypatch.setattr(some, "decode", lambda pair: (time.sleep(0.1), read(pair))[1])
         stream = self.stream(some, [[number] for number in range(7)])
         for _ in range(taken):
             next(stream)
@@ -305,12 +305,14 @@ class TestBatches:
     ) -> None:
         asked: list[int] = []
         some = samples_of(dataset)
-        read = some._read
-        monkeypatch.setattr(some, "_read", lambda pair: (asked.append(some.pairs.index(pair)), read(pair))[1])
+        read = some.decode
+        monkeypatch.setattr(
+            some, "decode", lambda pair: (asked.append(some.pairs.index(pair)), read(pair))[1]
+        )
         stream = self.stream(some, [[number] for number in range(7)])
         for taken in range(3):
             next(stream)
-            assert set(asked) <= set(range(taken + samples._AHEAD))
+            assert set(asked) <= set(range(taken + samples.BATCHES_AHEAD))
         stream.close()
 
     @pytest.mark.usefixtures("no_thread_is_left")

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from unet_batch.build import BuildOptions, Built
     from unet_batch.cli.screen import Lines
     from unet_batch.engine.onnx_model import OnnxModel
-    from unet_batch.engine.store import Engine, Sidecar
+    from unet_batch.engine.sidecar import Sidecar
+    from unet_batch.engine.store import Engine
     from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.types import ModelSpec
 

@@ -121,7 +121,7 @@ def evaluate(
     """
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.split import read_split
-    from unet_batch.files.sinks import make_folder
+    from unet_batch.files.atomic import make_folder
     from unet_batch.run.report import versions
 
     started, begun = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()

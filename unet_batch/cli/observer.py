@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from unet_batch.cli.screen import Screen
-    from unet_batch.run.plan import Plan
-    from unet_batch.run.report import Failure, RunReport
-    from unet_batch.types import Item
+    from unet_batch.run.plan import RunPlan
+    from unet_batch.run.report import RunReport
+    from unet_batch.types import Failure, Item
 
 _NOTICE = "stopping  what has begun is finished first; the same signal again quits at once"
 
@@ -65,7 +65,7 @@ class RunObserver(Observer):
             self._is_listening = True
             self._signals.enter_context(finish_first(self.stop, _NOTICE))
 
-    def start(self, plan: Plan) -> None:
+    def start(self, plan: RunPlan) -> None:
         """It is known what is left."""
         self._progress.start(plan)
         self.listen()

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from unet_batch.datasets.find import Dataset
     from unet_batch.inference.backends.select import Request
     from unet_batch.model.checkpoint import CheckpointFile
-    from unet_batch.run.clip import VideoOptions
-    from unet_batch.run.plan import RunOptions
+    from unet_batch.run.options import RunOptions, VideoOptions
 
 Size = tuple[int, int]
 
@@ -204,7 +203,7 @@ def make_run_options(
     Raises:
         UsageError: the shard cannot be read.
     """
-    from unet_batch.run.plan import RunOptions
+    from unet_batch.run.options import RunOptions
     from unet_batch.run.shard import Shard
 
     return RunOptions(
@@ -281,7 +280,7 @@ def make_video_options(
     Raises:
         UsageError: a time cannot be read, or the quality is not one of the codec's.
     """
-    from unet_batch.run.clip import Position, VideoOptions
+    from unet_batch.run.options import Position, VideoOptions
 
     return VideoOptions(
         codec=codec,

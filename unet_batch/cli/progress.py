@@ -28,11 +28,10 @@ from unet_batch.files import naming
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines, Screen
-    from unet_batch.run.plan import Plan
-    from unet_batch.run.report import Failure
+    from unet_batch.run.plan import RunPlan
     from unet_batch.training.loop import StepReport
     from unet_batch.training.plan import Plan as TrainingPlan
-    from unet_batch.types import Item
+    from unet_batch.types import Failure, Item
 
 # Seconds between two lines of progress where there is no terminal.
 QUIET_SECONDS = 10.0
@@ -65,7 +64,7 @@ class RunProgress:
         self.begun = self.spoken = time.monotonic()
         self.clip, self.clip_begun, self.clip_first = "", 0.0, 0
 
-    def start(self, plan: Plan) -> None:
+    def start(self, plan: RunPlan) -> None:
         """Show what is left."""
         screen = self.screen
         screen.todo(plan)

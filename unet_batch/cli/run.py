@@ -22,8 +22,7 @@ from unet_batch.cli.options import (
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.inference.segmenter import Segmenter
-    from unet_batch.run.clip import VideoOptions
-    from unet_batch.run.plan import RunOptions
+    from unet_batch.run.options import RunOptions, VideoOptions
 
 _build_option = option(
     "--build",
@@ -99,19 +98,12 @@ def run(
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
     with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
         if dry_run:
-            plan = resume(plan, recipe_of(segmenter, segmenter.model.as_dict()))
+            plan = resume(plan, recipe_of(segmenter))
             screen.todo(plan)
             screen.dry_run(plan)
             return
         with RunObserver(screen, display.log_json) as observer:
-            report = execute(
-                plan,
-                segmenter,
-                observer,
-                observer.stop,
-                model=segmenter.model.as_dict(),
-                passed_over=segmenter.passed_over,
-            )
+            report = execute(plan, segmenter, observer, observer.stop)
     print_summary(screen, report)
     if display.as_json:
         print_json(report.as_dict())
@@ -170,15 +162,7 @@ def watch(
         screen.line("watching", *options.sources)
         with RunObserver(screen, display.log_json) as observer:
             observer.listen()
-            found = watch_folders(
-                options,
-                segmenter,
-                observer,
-                observer.stop,
-                settle=settle,
-                model=segmenter.model.as_dict(),
-                passed_over=segmenter.passed_over,
-            )
+            found = watch_folders(options, segmenter, observer, observer.stop, settle)
     screen.line(
         "stopped", f"{found.done:,} done", f"{found.failed:,} failed" if found.failed else "nothing failed"
     )

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from unet_batch.datasets.find import Dataset
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.model.checkpoint import CheckpointFile
-    from unet_batch.run.plan import Plan
-    from unet_batch.run.report import Failure, RunReport
+    from unet_batch.run.plan import RunPlan
+    from unet_batch.run.report import RunReport
+    from unet_batch.types import Failure
 
 # How the states of `manifest.State` are called, most telling first.
 STATES = {
@@ -127,7 +128,7 @@ class Screen(Lines):
         width = self.out.width if self.out.is_terminal else None
         self.out.print(Text(wrap(text, width, keep=arguments_with_spaces())))
 
-    def sources(self, plan: Plan) -> None:
+    def sources(self, plan: RunPlan) -> None:
         """Print the output folder and what was found."""
         self.line("output", shown(plan.outputs.folder), ", ".join(plan.options.save))
         self.line(
@@ -168,7 +169,7 @@ class Screen(Lines):
             f"{segmenter.workers} {plural(segmenter.workers, 'thread')} each for decode, render, write",
         )
 
-    def todo(self, plan: Plan) -> None:
+    def todo(self, plan: RunPlan) -> None:
         """Print what earlier runs have left to do; nothing where there were none."""
         if set(plan.states) - {"new"}:
             counts = [
@@ -178,7 +179,7 @@ class Screen(Lines):
         for note in plan.notes:
             self.line("note", note)
 
-    def dry_run(self, plan: Plan) -> None:
+    def dry_run(self, plan: RunPlan) -> None:
         """Print what would be done."""
         self.line("dry run", f"{census(plan.todo)} would be segmented, nothing was written")
         for item in plan.todo if self.verbose else plan.todo[:3]:

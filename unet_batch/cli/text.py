@@ -106,8 +106,6 @@ def left_out(ignored: Mapping[str, int]) -> str:
 
 def census(items: Sequence[Item]) -> str:
     """`3 pictures and 1 clip`."""
-    from unet_batch.run.plan import is_clip  # needs cv2 and PyAV
-
-    clips = sum(map(is_clip, items))
+    clips = sum(item.is_clip for item in items)
     counts = ((len(items) - clips, "picture"), (clips, "clip"))
     return " and ".join(f"{count:,} {plural(count, word)}" for count, word in counts if count) or "0 pictures"

@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import cv2
 import numpy as np
 
+from unet_batch.datasets import duplicates
 from unet_batch.datasets.dataset import Dataset, Pair, misfit
+from unet_batch.datasets.duplicates import Fingerprint
 from unet_batch.datasets.encoding import NO_PIXELS, SOFT, VOID
 from unet_batch.datasets.split import leaks
 from unet_batch.errors import ImageError
@@ -30,15 +31,9 @@ if TYPE_CHECKING:
 
     from unet_batch.types import Pixels, Size
 
-NEAR = 3
-"""Bits of 64 in which the difference hashes of near duplicates may differ."""
 _CHUNK = 1024  # pairs handed to the threads at a time
 _RARE = 0.001
-# Levels by which 9 x 8 copies of near duplicates differ at most. By their hashes alone, 461 pairs of photos
-# of different cars in Carvana's studio would count; their copies differ by 17 and more.
-_ALIKE = 12
-_PART = 11  # bits of a hash in one of six parts
-_NEIGHBOURS = 64  # bounds the comparisons where thousands of pictures have one hash, as flat ones do
+_NONE = Fingerprint(0, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +97,7 @@ class _Facts:
     size: Size = (0, 0)
     image: bytes = b""  # digests of the pixels
     mask: bytes = b""
-    hash: int = 0
-    thumb: bytes = b""
+    fingerprint: Fingerprint = _NONE
     remark: tuple[str, str] = ("", "")  # see `Mask`
 
 
@@ -183,10 +177,7 @@ def _examine(dataset: Dataset, pair: Pair) -> tuple[_Facts, NDArray[np.int64]]:
         fact.problem = "images that are masks", "as many colours as its mask has ids, in the same places"
     fact.size = (picture.shape[0], picture.shape[1])
     fact.image, fact.mask = _digest(picture), _digest(ids)
-    small = cv2.resize(picture, (9, 8), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-    fact.hash = int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
-    fact.thumb = small.tobytes()
+    fact.fingerprint = duplicates.fingerprint(picture)
     return fact, counts
 
 
@@ -321,7 +312,11 @@ def _copies(facts: Sequence[_Facts], splits: Mapping[str, Sequence[Pair]] | None
         return len({fact.mask for fact in copies}) > 1
 
     distinct = list({fact.image: fact for fact in facts if not splits or fact.pair.key in part}.values())
-    near = _near(distinct, [part[fact.pair.key] if splits else fact.pair.group for fact in distinct])
+    clusters = duplicates.near_duplicates(
+        [fact.fingerprint for fact in distinct],
+        [part[fact.pair.key] if splits else fact.pair.group for fact in distinct],
+    )
+    near = [[distinct[index] for index in cluster] for cluster in clusters]
     harmless = [copies for copies in twins if not across(copies) and not contradict(copies)]
     apart = "in different parts" if splits else "but in different groups, which a split may part"
     cases: tuple[tuple[Literal["error", "warning"], str, str, list[list[_Facts]], str], ...] = (
@@ -354,48 +349,6 @@ def _copies(facts: Sequence[_Facts], splits: Mapping[str, Sequence[Pair]] | None
             lines = tuple(" = ".join(k[:4]) + (f" and {len(k) - 4} more" if len(k) > 4 else "") for k in keys)
             message = f"{len(found):,} set{'s' * (len(found) > 1)} of {sum(map(len, keys)):,} images: {what}"
             yield Finding(severity, kind, message, lines, fix, tuple(itertools.chain(*keys)))
-
-
-def _near(facts: Sequence[_Facts], sides: Sequence[str]) -> list[list[_Facts]]:
-    """Cluster pictures of different sides whose hashes differ in up to NEAR bits and whose copies are alike.
-
-    Of six parts of two such hashes at least three are the same. So for each choice of three, hashes are
-    sorted by these 32 bits, and only neighbours that share them are compared: about n log n, where all
-    against all would be n².
-    """
-    if not facts:
-        return []
-    hashes = np.array([fact.hash for fact in facts], np.uint64)
-    thumbs = np.frombuffer(b"".join(fact.thumb for fact in facts), np.uint8).reshape(len(facts), -1)
-    side = np.unique(np.array(sides, object), return_inverse=True)[1]
-    parent = list(range(len(facts)))
-
-    def top(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = index = parent[parent[index]]
-        return index
-
-    parts = [((1 << min(_PART, 64 - at)) - 1) << at for at in range(0, 64, _PART)]
-    for chosen in itertools.combinations(parts, len(parts) - NEAR):
-        key = hashes & np.uint64(sum(chosen))
-        order = np.argsort(key, kind="stable")
-        key, first = key[order], np.arange(len(key))
-        for step in range(1, _NEIGHBOURS + 1):
-            first = first[first + step < len(key)]
-            first = first[key[first] == key[first + step]]
-            one, other = order[first], order[first + step]
-            bits = np.unpackbits((hashes[one] ^ hashes[other]).view(np.uint8).reshape(-1, 8), axis=1).sum(
-                axis=1
-            )
-            close = (bits <= NEAR) & (side[one] != side[other])
-            one, other = one[close], other[close]
-            alike = np.abs(thumbs[one].astype(np.int16) - thumbs[other]).max(axis=1, initial=0) <= _ALIKE
-            for left, right in zip(one[alike].tolist(), other[alike].tolist(), strict=True):
-                parent[max(top(left), top(right))] = min(top(left), top(right))
-    clusters: defaultdict[int, list[_Facts]] = defaultdict(list)
-    for index, fact in enumerate(facts):
-        clusters[top(index)].append(fact)
-    return [cluster for cluster in clusters.values() if len(cluster) > 1]
 
 
 def _balance(classes: Sequence[Share]) -> Iterator[Finding]:

@@ -22,11 +22,10 @@ _DTYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
 
 @dataclass(frozen=True)
 class Profile:
-    """The shapes an engine takes, as TensorRT's optimization profile: smallest, the one kernels are tuned
-    for, largest.
+    """The shapes an engine takes, as TensorRT's optimization profile: smallest, best and largest.
 
     Attributes:
-        batch: pictures, (min, opt, max).
+        batch: pictures, (min, opt, max); kernels are tuned for the second.
         size: (height, width) of the pictures, (min, opt, max).
     """
 
@@ -49,11 +48,11 @@ class Profile:
         batch = (
             f"{self.batch[0]}"
             if len(set(self.batch)) == 1
-            else "{}..{} (best {})".format(*_ranged(self.batch))
+            else "{}..{} (best {})".format(*_as_range(self.batch))
         )
         sizes = [f"{height}x{width}" for height, width in self.size]
         return f"batch {batch}, " + (
-            sizes[0] if len(set(sizes)) == 1 else "{}..{} (best {})".format(*_ranged(sizes))
+            sizes[0] if len(set(sizes)) == 1 else "{}..{} (best {})".format(*_as_range(sizes))
         )
 
     def holds(self, size: Size) -> bool:
@@ -157,7 +156,7 @@ def compile_plan(
         raise BackendError(f"{flavour.name} refuses the profile {profile}: {flavour.take_errors()}")
     if not flavour.strongly_typed and options.precision != "fp32":
         _lower_precision(trt, network, config, options)
-    with _interrupts() as pressed:
+    with _catch_interrupts() as pressed:
 
         def step(share: float) -> None:
             if pressed:
@@ -186,7 +185,7 @@ def compile_plan(
 
 
 @contextmanager
-def _interrupts() -> Iterator[list[int]]:
+def _catch_interrupts() -> Iterator[list[int]]:
     """Yields a list that fills when Ctrl-C is pressed.
 
     TensorRT calls Python for every line of its log, and its bindings swallow what is raised there: an
@@ -287,6 +286,6 @@ def _layers(network: Any) -> list[Any]:
     return [network.get_layer(index) for index in range(network.num_layers)]
 
 
-def _ranged(values: Any) -> tuple[Any, Any, Any]:
+def _as_range(values: Any) -> tuple[Any, Any, Any]:
     low, best, high = values
     return low, high, best

@@ -117,8 +117,7 @@ def reference_maps(
 
 
 def offenders(checkpoint: Checkpoint, reference: Reference, precision: str) -> tuple[str, ...]:
-    """Convolutions that half precision breaks: with all others in float32, their masks alone fall below the
-    limit.
+    """Convolutions that half precision breaks: halved alone, each takes the masks below the limit.
 
     Values beyond 65,504 are what breaks one in float16; the layer that makes them and the layer that takes
     them are both found.
@@ -187,7 +186,7 @@ def _tidy(proto: Any) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """The exporter warns and logs about what it does itself; its errors still come out."""
+    """Silence the exporter's warnings and logs about its own doing; its errors still come out."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -91,9 +91,7 @@ class Flavour:
 
     @property
     def max_opset(self) -> int | None:
-        """Newest ONNX opset the parser is known to read; None where there is no such bound for this
-        program.
-        """
+        """Newest ONNX opset the parser is known to read; None where it reads all that are written here."""
         return None if self.strongly_typed else 17
 
     def take_errors(self) -> str:
@@ -125,18 +123,14 @@ class Flavour:
 
     @property
     def lends_memory(self) -> bool:
-        """Whether a context can be given memory for the shapes it runs; 8.6 takes what its largest profile
-        would need.
-        """
+        """Whether a context takes memory for the shapes it runs; 8.6 allocates for its largest profile."""
         context = self.module.IExecutionContext
         return hasattr(context, "update_device_memory_size_for_shapes") and hasattr(
             context, "set_device_memory"
         )
 
     def create_context(self, engine: Any, config: Any | None) -> Any | None:
-        """An execution context, without memory of its own where the flavour `lends_memory`; None if it cannot
-        be made.
-        """
+        """An execution context, without memory of its own if the flavour `lends_memory`; None on failure."""
         if not self.lends_memory:
             return engine.create_execution_context()
         strategy = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -146,8 +140,7 @@ class Flavour:
         return engine.create_execution_context(config)
 
     def runtime_config(self, engine: Any, kernels: bytes) -> tuple[Any, Any] | None:
-        """How execution contexts of an engine are made, and their cache of kernels; None where there is
-        nothing to say.
+        """How contexts of an engine are made, and their cache of kernels; None where neither is chosen.
 
         TensorRT-RTX compiles kernels when it meets a shape. By default it answers with slower ones until
         those are ready: masks would then depend on the time, and a CUDA graph would keep the slow ones.
@@ -166,8 +159,7 @@ class Flavour:
         return config, cache
 
     def progress_monitor(self, step: Callable[[float], None]) -> Any | None:
-        """A monitor that reports the share of the build that is done, and stops it when `step` raises; None
-        in 8.6.
+        """A monitor that reports the share that is done, and stops when `step` raises; None in 8.6.
 
         What `step` raised is in the monitor's `stopped_by`: an exception must not travel through TensorRT.
         """

@@ -1,6 +1,4 @@
-"""ONNX graphs made by `unet_batch.engine.export`: what they say of themselves, where their arithmetic is, and
-how a CPU runs them.
-"""
+"""ONNX graphs made by `engine.export`: their metadata, their arithmetic, and running them on a CPU."""
 
 from __future__ import annotations
 
@@ -94,7 +92,7 @@ def read(path: str) -> OnnxModel:
 
 
 def parse(data: bytes) -> OnnxModel:
-    """The same, from bytes. Raises the same."""
+    """Parse the bytes of a graph. Raises what `read` does."""
     onnx = _import("onnx")
     hint = "export it again: unet-batch build-engine CHECKPOINT --onnx-only"
     try:
@@ -144,7 +142,7 @@ def check_size(size: Size, spec: ModelSpec) -> None:
 
 
 def sha256(data: bytes) -> str:
-    """In hexadecimal."""
+    """The SHA-256 of bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 

@@ -1,5 +1,4 @@
-"""Proof that an engine is what was asked for: its precision counted in FLOPs, its maps compared with PyTorch
-in float32.
+"""Proof that an engine is what was asked for: precision in FLOPs, maps compared with PyTorch's float32.
 
 Dice is pooled: over all pixels of all pictures, for each class, and then averaged over the classes that
 occur. One pixel of a small object is then one pixel, and pictures without the class count neither way.
@@ -61,9 +60,8 @@ class Share:
         if self.body < MIN_SHARE:
             raise BackendError(
                 f"asked for {self.asked}, but only {self.body:.1%} of the convolutions' arithmetic is "
-                f"{self.asked} in the "
-                f"{self.source} ({self.in_precision} of {self.convolutions} convolutions; {MIN_SHARE:.0%} "
-                f"expected)",
+                f"{self.asked} in the {self.source} ({self.in_precision} of {self.convolutions} "
+                f"convolutions; {MIN_SHARE:.0%} expected)",
                 hint="export the graph from the checkpoint with --precision " + self.asked,
             )
 
@@ -169,17 +167,15 @@ class Parity:
         if self.is_weak and self.largest is not None and not self.largest <= MAX_OFF[precision]:
             raise BackendError(
                 f"{what}: the probability is off by {self.largest:.2f} from PyTorch's in float32, at most "
-                f"{MAX_OFF[precision]} "
-                f"expected for {precision}; the masks say nothing, as {self.foreground:.1%} of the pixels "
-                f"are foreground",
+                f"{MAX_OFF[precision]} expected for {precision}; the masks say nothing, as "
+                f"{self.foreground:.1%} of the pixels are foreground",
                 hint="" if precision == "fp32" else "try --precision fp32, or other --proof-images",
             )
         if not self.dice >= MIN_DICE[precision]:
             raise BackendError(
                 f"{what}: the masks differ from PyTorch's in float32: Dice {self.dice:.5f} over "
-                f"{self.pictures} pictures, "
-                f"at least {MIN_DICE[precision]} expected for {precision}; {self.pixels:.3%} of the pixels "
-                f"differ",
+                f"{self.pictures} pictures, at least {MIN_DICE[precision]} expected for {precision}; "
+                f"{self.pixels:.3%} of the pixels differ",
                 hint=""
                 if precision == "fp32"
                 else "try --precision " + ("bf16 or fp32" if precision == "fp16" else "fp32"),
@@ -188,8 +184,11 @@ class Parity:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Pictures at the network's size, uint8 (N, H, W, C), and PyTorch's float32 maps of them, uint8 (N, H,
-    W).
+    """Pictures that a proof is made on, and what PyTorch computes in float32.
+
+    Attributes:
+        pictures: at the network's size, uint8 (N, H, W, C).
+        maps: uint8 (N, H, W).
     """
 
     pictures: Pixels
@@ -233,8 +232,7 @@ def run_in_batches(infer: Infer, pictures: Pixels, batch: int) -> Pixels:
 def prove(
     infer_at: Callable[[int], Infer], reference: Reference, spec: ModelSpec, batches: Iterable[int]
 ) -> dict[str, Parity]:
-    """Parity at several batch sizes: one by one over all pictures, larger ones over one full batch and one
-    ragged.
+    """Parity at several batch sizes: 1 over all pictures, others over one full batch and one ragged.
 
     Args:
         infer_at: gives the function that runs batches of up to a size.

@@ -1,10 +1,9 @@
-"""Engines on disk: a pure TensorRT plan beside a JSON sidecar, found by what decides whether it may be
-loaded.
+"""Engines on disk: a pure TensorRT plan beside a JSON sidecar, found by what decides whether it is loaded.
 
     engines/cars-160x240-fp16-1f0c9a7b.plan    what trtexec or C++ loads, nothing added
-    engines/cars-160x240-fp16-1f0c9a7b.json    the sidecar: for what, by what, proven how, and the plan's sha256
-    engines/cars-160x240-fp16-1f0c9a7b.npz     pictures and PyTorch's maps, so that the proof can be repeated on the GPU
-    engines/cars-160x240-fp16-82c1da8a.onnx    the graph it was compiled from, named by the checkpoint's sha256
+    engines/cars-160x240-fp16-1f0c9a7b.json    the sidecar: for what, by what, proven how
+    engines/cars-160x240-fp16-1f0c9a7b.npz     pictures and PyTorch's maps, to repeat the proof on the GPU
+    engines/cars-160x240-fp16-82c1da8a.onnx    the graph it was compiled from, by the checkpoint's sha256
 
 The sidecar is written last. What has none, or one that does not match the plan's bytes, is never loaded: a
 build that was killed, a copy that was cut off and a file that was edited all look alike.
@@ -16,133 +15,27 @@ import hashlib
 import io
 import json
 import os
-import platform
-import re
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unet_batch.engine.compiler import Profile
 from unet_batch.engine.onnx_model import GRAPH_VERSION
 from unet_batch.engine.proof import Reference
+from unet_batch.engine.sidecar import PRECISIONS, EngineRecipe, Sidecar, parse_sidecar
 from unet_batch.errors import BackendUnavailable, CheckpointError, OutputError
 from unet_batch.files.atomic import clean_leftovers, make_folder, write_atomic, write_json
-from unet_batch.model import spec as spec_json
-from unet_batch.types import ModelSpec, Size
+from unet_batch.types import Size
 
 if TYPE_CHECKING:
     from unet_batch.gpu import Gpu
 
-FORMAT = "unet-batch engine"
-VERSION = 1
 # Of the pictures of a proof, so many are kept to repeat it on the GPU.
 REFERENCE_PICTURES = 16
-_ORDER = ("fp16", "bf16", "fp32")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides what a plan is and whether it may be loaded; the cache key is made of it.
-
-    Attributes:
-        source_sha256: of the checkpoint.
-        precision: `fp16`, `bf16` or `fp32`.
-        profile: shapes it takes.
-        flavour: `tensorrt` or `tensorrt-rtx`.
-        version: of the flavour.
-        target: the GPU it was built for, `sm_90`; `any` where the flavour compiles for the GPU it finds.
-        system: operating system and processor, `linux-x86_64`.
-        options: of the compiler, those that were given.
-        graph: version of the exporter's graph.
-    """
-
-    source_sha256: str
-    precision: str
-    profile: Profile
-    flavour: str
-    version: str
-    target: str
-    options: Mapping[str, Any]
-    system: str = f"{sys.platform}-{platform.machine().lower()}"
-    graph: int = GRAPH_VERSION
-
-    @property
-    def key(self) -> str:
-        """Sixteen hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "source_sha256": self.source_sha256,
-            "precision": self.precision,
-            "batch": list(self.profile.batch),
-            "size": [list(size) for size in self.profile.size],
-            "flavour": self.flavour,
-            "version": self.version,
-            "target": self.target,
-            "system": self.system,
-            "options": dict(self.options),
-            "graph": self.graph,
-        }
-
-    def stem(self, spec: ModelSpec) -> str:
-        """Name of its files, without their suffixes."""
-        low, best, high = self.profile.size
-        size = f"{best[0]}x{best[1]}" if low == high else f"{low[0]}x{low[1]}-{high[0]}x{high[1]}"
-        return f"{file_name(spec)}-{size}-{self.precision}-{self.key[:8]}"
-
-
-@dataclass(frozen=True)
-class Sidecar:
-    """What is known of a plan.
-
-    Attributes:
-        spec: of the model.
-        recipe: what it was made of and for.
-        plan_sha256: of the plan's bytes, and `plan_bytes` their number.
-        float32: names of the layers that were kept in float32 because half precision broke them.
-        shares: of the arithmetic in the precision asked for, one entry for each source that could be counted.
-        proofs: parity with PyTorch float32, by what ran: `onnxruntime 1.31`, `NVIDIA H200`, each with its
-            numbers by batch.
-        refused: GPUs on which the plan was run and its masks were wrong, with the reason.
-        verified_on_gpu: the plan itself was run on some GPU and found equal; another GPU proves it again.
-        built: when, by what, on what GPU, in how many seconds.
-    """
-
-    spec: ModelSpec
-    recipe: Recipe
-    plan_sha256: str
-    plan_bytes: int
-    float32: tuple[str, ...]
-    shares: tuple[Mapping[str, Any], ...]
-    proofs: Mapping[str, Any]
-    verified_on_gpu: bool
-    built: Mapping[str, Any]
-    refused: Mapping[str, str] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; the first two keys say what it is."""
-        return {
-            "format": FORMAT,
-            "format_version": VERSION,
-            "key": self.recipe.key,
-            "verified_on_gpu": self.verified_on_gpu,
-            "plan": {"sha256": self.plan_sha256, "bytes": self.plan_bytes},
-            "recipe": self.recipe.as_dict(),
-            "float32": list(self.float32),
-            "shares": [dict(share) for share in self.shares],
-            "proofs": dict(self.proofs),
-            "refused": dict(self.refused),
-            "built": dict(self.built),
-            "spec": json.loads(spec_json.dumps(self.spec)),
-        }
 
 
 @dataclass(frozen=True)
@@ -173,16 +66,13 @@ class Engine:
         if hashlib.sha256(data).hexdigest() != self.sidecar.plan_sha256:
             raise BackendUnavailable(
                 f"{self.path}: not the plan that was built: its sha256 differs from the sidecar's "
-                f"({len(data):,} bytes, "
-                f"{self.sidecar.plan_bytes:,} expected)",
+                f"({len(data):,} bytes, {self.sidecar.plan_bytes:,} expected)",
                 hint=REBUILD,
             )
         return data
 
     def read_kernels(self, target: str) -> bytes:
-        """Kernels that TensorRT-RTX compiled in an earlier run on a GPU like this, `sm_89`; empty if there
-        are none.
-        """
+        """Kernels that TensorRT-RTX compiled in an earlier run on such a GPU, `sm_89`; empty if none."""
         try:
             with open(_beside(self.path, f"-{target}.kernels"), "rb") as file:
                 return file.read()
@@ -201,7 +91,7 @@ class Engine:
         """
         return unpack(_beside(self.path, ".npz"))
 
-    def verified(self, gpu: str, proof: Mapping[str, Any]) -> Engine:
+    def record_proof(self, gpu: str, proof: Mapping[str, Any]) -> Engine:
         """Record in the sidecar that the plan itself was run on a GPU of this name, and found equal."""
         proofs = {**self.sidecar.proofs, gpu: {**self.sidecar.proofs.get(gpu, {}), **proof}}
         return self._rewrite(replace(self.sidecar, proofs=proofs, verified_on_gpu=True))
@@ -223,11 +113,6 @@ class Engine:
 REBUILD = "build it again: unet-batch build-engine --force"
 
 
-def file_name(spec: ModelSpec) -> str:
-    """The model's name as part of a file name: whatever a checkpoint calls itself, it stays in the folder."""
-    return re.sub(r"[^\w.-]+", "-", spec.name, flags=re.ASCII).strip(".-")[:60] or "model"
-
-
 def load(path: str) -> Engine:
     """An engine by the path of its plan or sidecar; the plan's bytes are not read yet.
 
@@ -237,7 +122,7 @@ def load(path: str) -> Engine:
     sidecar = _beside(path, ".json")
     try:
         with open(sidecar, encoding="utf-8") as file:
-            return Engine(_beside(path, ".plan"), _from_dict(json.load(file)))
+            return Engine(_beside(path, ".plan"), parse_sidecar(json.load(file)))
     except OSError as error:
         reason = "there is none" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
         raise CheckpointError(
@@ -248,10 +133,8 @@ def load(path: str) -> Engine:
         raise CheckpointError(f"{sidecar}: not the sidecar of an engine: {error}", hint=REBUILD) from error
 
 
-def listed(folder: str) -> tuple[list[Engine], list[str]]:
-    """All engines of a folder, sorted by name, and a sentence for each sidecar or plan that cannot be
-    used.
-    """
+def list_engines(folder: str) -> tuple[list[Engine], list[str]]:
+    """All engines of a folder by name, and a sentence for each sidecar or plan that cannot be used."""
     engines, problems = [], []
     try:
         names = sorted(os.listdir(folder))
@@ -297,7 +180,7 @@ def find(
     Raises:
         BackendUnavailable: none fits; one sentence says what is there and why it does not fit.
     """
-    engines, problems = listed(folder)
+    engines, problems = list_engines(folder)
     misfits: list[tuple[int, str, Engine]] = []
     fitting: list[Engine] = []
     for engine in engines:
@@ -322,7 +205,7 @@ def _rank(sidecar: Sidecar, size: Size, gpu: Gpu) -> tuple[int, bool, bool, floa
     recipe = sidecar.recipe
     other_size = recipe.profile.size != (size, size, size)
     return (
-        _ORDER.index(recipe.precision),
+        PRECISIONS.index(recipe.precision),
         gpu.name not in sidecar.proofs,
         other_size,
         -_seconds(sidecar.built.get("at")),
@@ -341,7 +224,7 @@ def _misfit(
     """How close an engine comes (higher is closer), and why it does not fit; None if it does."""
     sidecar = engine.sidecar
     recipe = sidecar.recipe
-    here = Recipe.system
+    here = EngineRecipe.system
     if recipe.source_sha256 != source_sha256:
         return 0, f"belongs to another model ({sidecar.spec.name}, sha256 {recipe.source_sha256[:12]})"
     if recipe.flavour != flavour:
@@ -351,11 +234,8 @@ def _misfit(
     if not recipe.profile.holds(size):
         return 3, f"takes {recipe.profile}, not {size[0]}x{size[1]}"
     if recipe.graph != GRAPH_VERSION:
-        return (
-            4,
-            f"holds version {recipe.graph} of the network's graph, this program makes version "
-            f"{GRAPH_VERSION}",
-        )
+        made = f"this program makes version {GRAPH_VERSION}"
+        return 4, f"holds version {recipe.graph} of the network's graph, {made}"
     if recipe.version != version:
         return 5, f"was built by {flavour} {recipe.version}, installed is {version}"
     if not _runs_on(recipe, gpu):
@@ -374,7 +254,7 @@ def _misfit(
     return None
 
 
-def _runs_on(recipe: Recipe, gpu: Gpu) -> bool:
+def _runs_on(recipe: EngineRecipe, gpu: Gpu) -> bool:
     if recipe.target == "any":  # compiled for the GPU when it is loaded; the library has the last word
         return True
     if recipe.options.get("hardware_compat") == "ampere+":
@@ -383,8 +263,8 @@ def _runs_on(recipe: Recipe, gpu: Gpu) -> bool:
 
 
 @contextmanager
-def building(folder: str, stem: str, on_wait: Callable[[], None]) -> Iterator[bool]:
-    """Hold the right to build an engine; other processes wait for it, and a process that dies gives it back.
+def lock_build(folder: str, stem: str, on_wait: Callable[[], None]) -> Iterator[bool]:
+    """Hold the right to build an engine; others wait for it, and a process that dies gives it back.
 
     Args:
         folder, stem: of the engine.
@@ -480,43 +360,3 @@ def _beside(path: str, suffix: str) -> str:
 
 def _seconds(at: object) -> float:
     return float(at) if isinstance(at, (int, float)) else 0.0
-
-
-def _from_dict(data: Any) -> Sidecar:
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ValueError(f"no {FORMAT!r} in it")
-    if data["format_version"] > VERSION:
-        raise ValueError(f"version {data['format_version']}, this program reads up to {VERSION}")
-    recipe = data["recipe"]
-    sidecar = Sidecar(
-        spec=spec_json.loads(json.dumps(data["spec"])),
-        recipe=Recipe(
-            source_sha256=str(recipe["source_sha256"]),
-            precision=str(recipe["precision"]),
-            profile=Profile(_three(recipe["batch"]), _three([(int(h), int(w)) for h, w in recipe["size"]])),
-            flavour=str(recipe["flavour"]),
-            version=str(recipe["version"]),
-            target=str(recipe["target"]),
-            system=str(recipe["system"]),
-            options=dict(recipe["options"]),
-            graph=int(recipe["graph"]),
-        ),
-        plan_sha256=str(data["plan"]["sha256"]),
-        plan_bytes=int(data["plan"]["bytes"]),
-        float32=tuple(map(str, data["float32"])),
-        shares=tuple(data["shares"]),
-        proofs=dict(data["proofs"]),
-        refused={str(gpu): str(reason) for gpu, reason in data["refused"].items()},
-        verified_on_gpu=data["verified_on_gpu"] is True,
-        built=dict(data["built"]),
-    )
-    if sidecar.recipe.precision not in _ORDER:
-        raise ValueError(f"precision {sidecar.recipe.precision!r}")
-    if sidecar.recipe.key != data["key"]:
-        raise ValueError("its key does not belong to its recipe")
-    return sidecar
-
-
-def _three(values: Any) -> tuple[Any, Any, Any]:
-    first, second, third = values
-    return first, second, third

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from unet_batch.datasets.encoding import VOID
@@ -29,10 +28,11 @@ from unet_batch.errors import BackendError, EncodeError, OutputError, UnetBatchE
 from unet_batch.evaluation import metrics
 from unet_batch.evaluation.predictions import Predictions
 from unet_batch.inference import postprocess
-from unet_batch.inference.segmenter import Segmenter, as_error, item_of
+from unet_batch.inference.segmenter import BROKEN_DEVICE, Segmenter, as_error, item_of
 from unet_batch.media import geometry, images
+from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
-from unet_batch.types import Item, Prediction
+from unet_batch.types import HasItem, Item, Prediction
 
 if TYPE_CHECKING:
     from unet_batch.datasets.dataset import Dataset, Pair
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from unet_batch.types import ClassTable, ModelSpec, Pixels, Placement, Size
 
 METRICS = ("dice", "iou", "precision", "recall", "boundary_f1")
-# So many inference failures in a row are the device's fault, not the pictures'.
-BROKEN_DEVICE = 8
 _UNNAMED = re.compile(r"class\d+|foreground")
 _SHOWN = (480, 720)  # pixels that a sheet needs of a photo
 
@@ -259,13 +257,12 @@ def compare(
     workers = workers or cpu_count()
     stage = Stage("compare", judge, workers, isolate=lambda error: not isinstance(error, OutputError))
     items = (Item(pair.mask, pair.key) for pair in pairs)
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # its own threads would fight for the cores that the workers fill already
-    try:
-        with closing(items), Pipeline(items, [stage], in_flight=4 * workers) as outcomes:
-            judged, failures = _collect(outcomes, progress)
-    finally:
-        cv2.setNumThreads(threads)
+    with (
+        single_threaded_cv2(),
+        closing(items),
+        Pipeline[HasItem, "_Judged | Failed[HasItem]"](items, [stage], in_flight=4 * workers) as outcomes,
+    ):
+        judged, failures = _collect(outcomes, progress)
     figures = Figures(tuple(each.photo for each in judged), names, _judged_ids(names, dataset.classes))
     return Evaluation(figures, None, None, failures, (), time.perf_counter() - begun)
 
@@ -360,7 +357,7 @@ class _Judged:
 
 
 def _collect(
-    outcomes: Iterable[Any], progress: Callable[[int], None] | None
+    outcomes: Iterable[_Judged | Failed[HasItem]], progress: Callable[[int], None] | None
 ) -> tuple[list[_Judged], tuple[Failure, ...]]:
     judged: list[_Judged] = []
     failures: list[Failure] = []
@@ -382,7 +379,7 @@ def _collect(
     return judged, tuple(failures)
 
 
-def _error_of(failed: Failed) -> UnetBatchError:
+def _error_of(failed: Failed[HasItem]) -> UnetBatchError:
     error = as_error(failed)
     if isinstance(error, EncodeError) and error is not failed.error:
         error.hint = "unexpected; please report it with picture and mask"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unet_batch.datasets.sheet import comparison_sheet
 from unet_batch.evaluation.evaluate import METRICS, comparison
 from unet_batch.evaluation.metrics import score_each
-from unet_batch.files.sinks import write_atomic, write_json
+from unet_batch.files.atomic import write_atomic, write_json
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:

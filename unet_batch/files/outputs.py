@@ -40,7 +40,7 @@ KINDS: Mapping[str, Kind] = {
     "prob16": Kind("probs16", ".png", ("picture",)),
     "frames": Kind("frames", "", ("clip",)),
 }
-"""All that `--save` knows. A new kind is a row here and a renderer in `run/pictures.py`."""
+"""All that `--save` knows. A new kind is a row here and a renderer in `inference/result.py`."""
 
 PICTURE_KINDS = tuple(name for name, kind in KINDS.items() if "picture" in kind.of)
 CLIP_KINDS = tuple(name for name, kind in KINDS.items() if "clip" in kind.of)

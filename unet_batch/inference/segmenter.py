@@ -1,4 +1,4 @@
-"""A model ready to segment: the Python interface, and the stages that `run` and `stream` share.
+"""Segment pictures with a model: the Python interface, and the stages that `run` and `stream` share.
 
 import unet_batch
 
@@ -14,10 +14,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import cv2
 import numpy as np
 
 from unet_batch.errors import (
@@ -25,60 +25,46 @@ from unet_batch.errors import (
     EncodeError,
     ImageError,
     ItemError,
-    RunError,
     UnetBatchError,
     UsageError,
 )
-from unet_batch.inference import postprocess
+from unet_batch.files import naming
 from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.select import Request, Step, select
+from unet_batch.inference.result import Result
 from unet_batch.media import geometry, images
 from unet_batch.media.isolation import Decoders
+from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
-from unet_batch.types import Frame, Item, ModelSpec, Prediction
+from unet_batch.types import Frame, HasItem, Item, ModelSpec, Prediction
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from unet_batch.media.images.memory import InMemory
     from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.types import Pixels, Size
 
+    AnyPicture = str | os.PathLike[str] | InMemory
+
 # Pictures in flight may hold this many bytes of pixels: two dozen photos of 20 megapixels.
 PIXEL_BUDGET = 512 * 2**20
+# So many inference failures in a row, with no success between, are the device's fault, not the pictures'.
+BROKEN_DEVICE = 8
 # A photo is decoded at reduced scale only while it stays this many times as large as the network sees it.
 # Dice against the masks of a full decode, 24 photos: 0.9996 at 4, 0.9993 at 2, 0.998 at 1.6, 0.997 at 1.
 # Noise of one level gives 0.9995.
 OVERSAMPLING = 2
 
+Done = TypeVar("Done")
+
 
 @dataclass(frozen=True, eq=False)
-class Result:
-    """What became of one picture of `Segmenter.stream`.
+class _InMemory:
+    """A picture that is no file: its name for messages, and what there is of it."""
 
-    Attributes:
-        path: the picture, as it was given.
-        prediction: None if the picture failed.
-        mask: uint8 (height, width) as a person sees the picture: 0/255 for one class, class ids for several;
-            None if it failed.
-        error: why it failed, else None.
-    """
-
-    path: str
-    prediction: Prediction | None
-    mask: Pixels | None
-    error: UnetBatchError | None
-
-    @property
-    def probability(self) -> Pixels:
-        """uint8 (height, width), round(255 p), of a model of one class.
-
-        Raises:
-            UsageError: the picture failed, or the model has several classes.
-        """
-        if self.prediction is None:
-            raise UsageError(f"{self.path}: failed, there is no probability: {self.error}")
-        return postprocess.probability(self.prediction.map, self.prediction.frame.placement)
+    item: Item
+    picture: InMemory
 
 
 class Segmenter:
@@ -166,59 +152,80 @@ class Segmenter:
     ) -> None:
         self.close()
 
-    def __call__(self, picture: str | os.PathLike[str] | NDArray[Any]) -> Pixels:
+    def __call__(self, picture: AnyPicture) -> Pixels:
         """Segment one picture.
 
         Args:
-            picture: a path, or an RGB uint8 array (height, width, 3), or a grey one (height, width).
+            picture: a path; the bytes of a file; a `PIL.Image.Image`; or an array: RGB (height, width, 3),
+                RGBA (height, width, 4) or grey (height, width), of uint8 or of floats in 0..1. Alpha is
+                composited over white. What is in memory is decoded in this process.
 
         Returns:
             uint8 (height, width): 0/255 for one class, class ids for several.
 
         Raises:
-            ImageError: the file cannot be decoded, or the array is not a picture.
+            ImageError: the picture cannot be decoded, or has values out of range.
             BackendError: inference failed.
-            UsageError: decoding is isolated, and no decoder can be started.
+            RunError: decoding is isolated, and no decoder can be started.
         """
-        if isinstance(picture, np.ndarray):
-            pixels = _as_rgb(picture)
-            frame = self.frame(Item("array", "array"), pixels, (pixels.shape[0], pixels.shape[1]))
-        else:
-            frame = self.decode(Item(os.fspath(picture), ""), keep_pixels=False)
-        return self.mask(self.infer([frame])[0])
+        return self.mask(self._predict(picture, keep_pixels=False))
 
-    def stream(self, paths: Iterable[str | os.PathLike[str]]) -> Iterator[Result]:
-        """Segment many pictures: decoding, inference and masks overlap, results come in order, memory stays
-        bounded.
+    def predict(self, picture: AnyPicture) -> Result:
+        """Segment one picture, as calling does, for more than its mask: see `Result`.
+
+        Raises:
+            ImageError: the picture cannot be decoded, or has values out of range.
+            BackendError: inference failed.
+            RunError: decoding is isolated, and no decoder can be started.
+        """
+        return self.result(self._predict(picture, keep_pixels=True))
+
+    def stream(self, pictures: Iterable[AnyPicture], *, keep_pixels: bool = False) -> Iterator[Result]:
+        """Segment many pictures at once: results come in order, memory stays bounded.
 
         A picture that fails is a `Result` with its `error`; the stream goes on.
 
+        Args:
+            pictures: each as for `predict`; read a few ahead of the results.
+            keep_pixels: keep the pictures' own pixels with the results, for `overlay` and `cutout`.
+
         Raises:
             BackendError: the backend fails for one picture after the other.
-            UsageError: decoding is isolated, and no decoder can be started.
+            RunError: decoding is isolated, and no decoder can be started.
         """
 
         def finish(prediction: Prediction) -> Result:
-            return Result(prediction.frame.item.path, prediction, self.mask(prediction), None)
+            result = self.result(prediction)
+            _ = result.mask  # made here, in a thread of its own
+            return result
 
-        items = (Item(os.fspath(path), "") for path in paths)
-        with self.pipeline(items, [("mask", finish)], keep_pixels=False) as outcomes:
+        with self.pipeline(map(_source, pictures), [("mask", finish)], keep_pixels=keep_pixels) as outcomes:
             for outcome in outcomes:
-                yield (
-                    Result(item_of(outcome).path, None, None, as_error(outcome))
-                    if isinstance(outcome, Failed)
-                    else outcome
-                )
+                if isinstance(outcome, Failed):
+                    yield Result(outcome.value.item.path, self.spec, self.threshold, None, as_error(outcome))
+                else:
+                    yield outcome
+
+    def result(self, prediction: Prediction) -> Result:
+        """What can be drawn from a prediction, and saved."""
+        return Result(prediction.item.path, self.spec, self.threshold, prediction)
+
+    def _predict(self, picture: AnyPicture, *, keep_pixels: bool) -> Prediction:
+        return self.infer([self.decode(_source(picture), keep_pixels=keep_pixels)])[0]
 
     # The stages.
 
-    def decode(self, item: Item, *, keep_pixels: bool) -> Frame:
+    def decode(self, source: HasItem, *, keep_pixels: bool) -> Frame:
         """Read a picture; at reduced scale where nobody needs its pixels at full size."""
         height, width = self.backend.input_size
         at_least = None if keep_pixels else (OVERSAMPLING * height, OVERSAMPLING * width)
-        read = images.read if self._decoders is None else self._decoders.read
-        picture = read(item.path, at_least=at_least, max_pixels=self.max_pixels)
-        return self.frame(item, picture.pixels, picture.size, keep_pixels=keep_pixels)
+        path, limit = source.item.path, self.max_pixels
+        if isinstance(source, _InMemory):
+            picture = images.from_memory(source.picture, path, at_least=at_least, max_pixels=limit)
+        else:
+            read = images.read if self._decoders is None else self._decoders.read
+            picture = read(path, at_least=at_least, max_pixels=limit)
+        return self.frame(source.item, picture.pixels, picture.size, keep_pixels=keep_pixels)
 
     def frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool = False) -> Frame:
         """Place a decoded picture, or a smaller version of it, into the network's input; `size` is the whole
@@ -235,60 +242,43 @@ class Segmenter:
 
     def mask(self, prediction: Prediction) -> Pixels:
         """The mask at the picture's own size: uint8 (height, width), 0/255 or class ids."""
-        placement = prediction.frame.placement
-        if self.spec.output == "class_ids":
-            return postprocess.class_ids(prediction.map, placement, len(self.spec.classes.names))
-        return postprocess.mask_from_map(prediction.map, placement, self.threshold)
+        mask = self.result(prediction).mask
+        assert mask is not None
+        return mask
 
     @contextmanager
     def pipeline(
-        self, items: Iterable[Item], finish: Sequence[tuple[str, Callable[[Any], Any]]], *, keep_pixels: bool
-    ) -> Iterator[Pipeline]:
-        """Decode and infer, then the stages of `finish`, each a name and a function; delivers results and
-        `Failed`s in order.
+        self,
+        items: Iterable[HasItem],
+        finish: Sequence[tuple[str, Callable[[Any], Done]]],
+        *,
+        keep_pixels: bool,
+    ) -> Iterator[Pipeline[HasItem, Done | Failed[HasItem]]]:
+        """Decode and infer, then the stages of `finish`, each a name and a function; in order.
 
-        What concerns one picture is isolated. A `RunError` ends the run: the next write, or the start of
-        the next decoder, would fail as well.
+        What concerns one picture is delivered as a `Failed`, whose value has the `item`. All else ends the
+        iteration: the next write, or the start of the next decoder, would fail as well.
         """
-        batch = self.backend.batch_size
-
-        def infer(frames: Any) -> Any:
-            return self.infer(frames) if batch > 1 else self.infer([frames])[0]
-
-        stages = [
-            Stage(
-                "decode",
-                lambda item: self.decode(item, keep_pixels=keep_pixels),
-                self.workers,
-                isolate=_concerns_one_item,
-            ),
-            Stage(
-                "infer",
-                infer,
-                self.backend.streams,
-                batch,
-                isolate=_is_backend_error,
-                enter=self.backend.thread,
-            ),
-            *(Stage(name, work, self.workers, isolate=_concerns_one_item) for name, work in finish),
+        batch, streams = self.backend.batch_size, self.backend.streams
+        decode = partial(self.decode, keep_pixels=keep_pixels)
+        stages: list[Stage[Any, Any]] = [
+            Stage("decode", decode, self.workers, isolate=concerns_one_item),
+            Stage("infer", self.infer, streams, batch, isolate=_inference_failed, enter=self.backend.thread),
+            *(Stage(name, work, self.workers, isolate=concerns_one_item) for name, work in finish),
         ]
-        # Enough for every worker to have one in hand and one waiting.
-        in_flight = 2 * (batch * self.backend.streams + (1 + len(finish)) * self.workers)
-        # cv2's own threads would fight for the cores that the workers fill already.
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        try:
-            with Pipeline(
+        with (
+            single_threaded_cv2(),
+            Pipeline[HasItem, "Done | Failed[HasItem]"](
                 items,
                 stages,
-                in_flight=in_flight,
+                # Enough for every worker to have one in hand and one waiting.
+                in_flight=2 * (batch * streams + (1 + len(finish)) * self.workers),
                 weigh=_weigh,
                 budget=PIXEL_BUDGET,
-                describe=lambda value: item_of(value).path,
-            ) as results:
-                yield results
-        finally:
-            cv2.setNumThreads(threads)
+                describe=lambda value: value.item.path,
+            ) as results,
+        ):
+            yield results
 
 
 def open_segmenter(
@@ -317,57 +307,52 @@ def open_segmenter(
     )
 
 
-def item_of(value: Any) -> Item:
-    """The item that a value of the pipeline belongs to."""
-    while isinstance(value, Failed):
-        value = value.value
-    if isinstance(value, Prediction):
-        value = value.frame
-    item = value.item if not isinstance(value, Item) else value
-    assert isinstance(item, Item)
-    return item
+def _source(picture: AnyPicture) -> HasItem:
+    """A picture as the pipeline takes it; a file's own name is also that of its outputs."""
+    if isinstance(picture, (str, os.PathLike)):
+        path = os.fspath(picture)
+        name = os.path.basename(path)
+        return Item(path, naming.assign_keys([name])[name] if name else "")
+    if isinstance(picture, np.ndarray):
+        label = "array"
+    else:
+        label = "bytes" if isinstance(picture, (bytes, bytearray, memoryview)) else "image"
+    return _InMemory(Item(label), picture)
 
 
-def as_error(failed: Failed) -> UnetBatchError:
+def item_of(outcome: HasItem | Failed[HasItem]) -> Item:
+    """The item that a result, or a failure, belongs to."""
+    return (outcome.value if isinstance(outcome, Failed) else outcome).item
+
+
+def as_error(failed: Failed[HasItem]) -> UnetBatchError:
     """The failure in our own words; one that nobody foresaw keeps its type's name in the message."""
     if isinstance(failed.error, UnetBatchError):
         return failed.error
     kind = EncodeError if failed.stage != "decode" else ImageError
     error = kind(
-        f"{item_of(failed).path}: {type(failed.error).__name__}: {failed.error}",
+        f"{failed.value.item.path}: {type(failed.error).__name__}: {failed.error}",
         hint="unexpected; please report it with the file",
     )
     error.__cause__ = failed.error
     return error
 
 
-def _concerns_one_item(error: Exception) -> bool:
-    return not isinstance(error, RunError)
+def concerns_one_item(error: Exception) -> bool:
+    """Whether the next picture may fare better: its own file's fault, or a surprise; not a full disk, say."""
+    return _inference_failed(error) or not isinstance(error, UnetBatchError)
 
 
-def _is_backend_error(error: Exception) -> bool:
-    return isinstance(error, (BackendError, ItemError))
+def _inference_failed(error: Exception) -> bool:
+    return isinstance(error, BackendError | ItemError)
 
 
-def _weigh(value: Any) -> int:
+def _weigh(value: HasItem) -> int:
     """Bytes of pixels that a value holds."""
+    if isinstance(value, _InMemory):
+        return int(getattr(value.picture, "nbytes", 0))
     if isinstance(value, Prediction):
         value = value.frame
     if isinstance(value, Frame):
         return value.tensor.nbytes + (value.pixels.nbytes if value.pixels is not None else 0)
     return 0
-
-
-def _as_rgb(array: NDArray[Any]) -> Pixels:
-    if (
-        array.dtype != np.uint8
-        or array.size == 0
-        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3))
-    ):
-        raise ImageError(
-            f"array of {array.dtype} {array.shape}: uint8 (height, width, 3) in RGB order or (height, "
-            f"width) expected",
-            hint="convert it first, e.g. (255 * x).astype('uint8')",
-        )
-    rgb = np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array
-    return np.ascontiguousarray(rgb)

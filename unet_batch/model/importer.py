@@ -1,12 +1,10 @@
 """Import the weights of well-known public U-Nets as checkpoints of ours.
 
-Two layouts are understood, both with transposed convolutions: `milesial`, of
-https://github.com/milesial/Pytorch-UNet, and `plain`, of the tutorials that keep `downs`, `ups`, `bottleneck`
-and `final_conv`. Both compute what our network computes under other names, as long as the picture's sides are
-multiples of the stride: at other sizes each pads at a place of its own.
+Two layouts are understood, see `layouts.py`, both with transposed convolutions. Both compute what our network
+computes under other names, as long as the picture's sides are multiples of the stride: at other sizes each
+pads at a place of its own.
 
-Nothing is believed: a network under the source's names is built, and what it says is compared with what ours
-says.
+Nothing is believed: a network under the source's names is built, and its logits are compared with ours.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,6 +25,7 @@ from unet_batch.errors import CheckpointError, OutputError, UsageError
 from unet_batch.media.render import palette
 from unet_batch.model import checkpoint
 from unet_batch.model import spec as spec_json
+from unet_batch.model.layouts import LAYOUTS
 from unet_batch.model.unet import UNet
 from unet_batch.types import ClassTable, ModelSpec, Size
 
@@ -85,7 +83,7 @@ def import_weights(
     std: Sequence[float] = (),
     name: str = "",
 ) -> Imported:
-    """Write a state dict of another project as a checkpoint, after proving that it computes the same.
+    """Write a state dict of another project as a checkpoint, after verifying that it computes the same.
 
     Args:
         source: a `.pth` of tensors (read without running what a pickle may hold) or a `.safetensors` file.
@@ -108,16 +106,14 @@ def import_weights(
         raise OutputError(f"{target} exists already", hint="remove it, or choose another name")
     tensors = _state_dict(source)
     arch = _recognise(source, tensors, arch)
-    layout = _LAYOUTS[arch]
+    layout = LAYOUTS[arch]
     levels = 1 + len({match[1] for match in map(layout.level.match, tensors) if match})
     names = layout.names(levels)
     biased = f"{names['down.0']}.0.bias" in tensors
     _check_names(source, tensors, arch, names, biased)
     widths = tuple(len(tensors[f"{names[f'down.{level}']}.3.weight"]) for level in range(levels))
-    in_channels, outputs = (
-        tensors[f"{names['down.0']}.0.weight"].shape[1],
-        len(tensors[f"{names['head']}.weight"]),
-    )
+    in_channels = tensors[f"{names['down.0']}.0.weight"].shape[1]
+    outputs = len(tensors[f"{names['head']}.weight"])
     if in_channels != 3:
         raise CheckpointError(f"{source}: takes {in_channels} channels, pictures are read as RGB (3)")
     table = _class_table(source, outputs, classes)
@@ -132,16 +128,11 @@ def import_weights(
         output="probability" if outputs == 1 else "class_ids",
     )
     spec_json.loads(spec_json.dumps(spec))  # bounds, before anything is built by it
-    stride = 2 ** (levels - 1)
-    if any(side % stride for side in spec.input_size):
-        raise UsageError(
-            f"size {spec.input_size[0]}x{spec.input_size[1]}: both sides must be multiples of {stride} for "
-            f"{levels} levels, "
-            "or the masks would not be the source's at the border",
-            hint="choose the multiples nearest to the size that the network was trained at (--size HxW)",
-        )
+    _require_multiples(spec)
     reference = _load_into(source, lambda: layout.network(in_channels, outputs, widths, biased), tensors)
-    model = _load_into(source, lambda: UNet(in_channels, outputs, widths), _rename(tensors, names, biased))
+    model = _load_into(
+        source, lambda: UNet(in_channels, outputs, widths), rename_tensors(tensors, names, biased)
+    )
     difference = _compare(source, reference, model, spec, TOLERANCE, "under our names")
     stored_difference = _compare(
         source, reference, _round_to_float16(model), spec, STORED_TOLERANCE, "stored in float16"
@@ -157,6 +148,18 @@ def import_weights(
     given = {"size": size, "classes": classes, "mean": mean, "std": std}
     assumed = tuple(field for field, value in given.items() if not value)
     return Imported(os.path.abspath(target), arch, spec, biased, assumed, difference, stored_difference)
+
+
+def _require_multiples(spec: ModelSpec) -> None:
+    """Refuse a size at which the source pads, since it pads at another place than our network."""
+    (height, width), levels = spec.input_size, len(spec.widths)
+    stride = 2 ** (levels - 1)
+    if height % stride or width % stride:
+        raise UsageError(
+            f"size {height}x{width}: both sides must be multiples of {stride} for {levels} levels, or the "
+            f"masks would not be the source's at the border",
+            hint="choose the multiples nearest to the size that the network was trained at (--size HxW)",
+        )
 
 
 def _state_dict(path: str) -> dict[str, Tensor]:
@@ -240,29 +243,11 @@ def _damage_error(path: str, error: Exception) -> CheckpointError:
         .rpartition("WeightsUnpickler error: ")[2]
         .partition(" Check the doc")[0][:100]
     )
-    size = os.path.getsize(path)
+    size, kind = os.path.getsize(path), type(error).__name__
     return CheckpointError(
-        f"{path}: damaged, or not written by torch.save ({size:,} bytes): {type(error).__name__} {reason}".rstrip(),
+        f"{path}: damaged, or not written by torch.save ({size:,} bytes): {kind} {reason}".rstrip(),
         hint="copy or download it again",
     )
-
-
-def _milesial_names(levels: int) -> dict[str, str]:
-    names = {"down.0": "inc.double_conv", "head": "outc.conv"}
-    for k in range(1, levels):
-        names[f"down.{k}"] = f"down{k}.maxpool_conv.1.double_conv"
-        names[f"up.{k - 1}"] = f"up{k}.up"
-        names[f"merge.{k - 1}"] = f"up{k}.conv.double_conv"
-    return names
-
-
-def _plain_names(levels: int) -> dict[str, str]:
-    names = {f"down.{levels - 1}": "bottleneck.conv", "head": "final_conv"}
-    for k in range(levels - 1):
-        names[f"down.{k}"] = f"downs.{k}.conv"
-        names[f"up.{k}"] = f"ups.{2 * k}"
-        names[f"merge.{k}"] = f"ups.{2 * k + 1}.conv"
-    return names
 
 
 def _expected(names: Mapping[str, str], biased: bool) -> list[str]:
@@ -279,11 +264,11 @@ def _expected(names: Mapping[str, str], biased: bool) -> list[str]:
 def _recognise(path: str, tensors: Mapping[str, Tensor], arch: str) -> str:
     if arch == "auto":
         marked = [
-            name for name, layout in _LAYOUTS.items() if f"{layout.names(2)['down.0']}.0.weight" in tensors
+            name for name, layout in LAYOUTS.items() if f"{layout.names(2)['down.0']}.0.weight" in tensors
         ]
         if not marked:
             prefixes = {name.split(".")[0] for name in tensors}
-            expected = {name: _expected(layout.names(5), False) for name, layout in _LAYOUTS.items()}
+            expected = {name: _expected(layout.names(5), False) for name, layout in LAYOUTS.items()}
             nearest = max(
                 expected, key=lambda name: len(prefixes & {each.split(".")[0] for each in expected[name]})
             )
@@ -343,7 +328,9 @@ def _class_table(path: str, count: int, names: Sequence[str]) -> ClassTable:
     return ClassTable(tuple(names), palette(count))
 
 
-def _rename(tensors: Mapping[str, Tensor], names: Mapping[str, str], biased: bool) -> dict[str, Tensor]:
+def rename_tensors(
+    tensors: Mapping[str, Tensor], names: Mapping[str, str], biased: bool
+) -> dict[str, Tensor]:
     """Rename tensors to our names; biases before BatchNorm are folded into the mean that it subtracts."""
     renamed = {}
     for ours, theirs in names.items():
@@ -405,105 +392,3 @@ def _compare(
             )
         worst = max(worst, difference)
     return worst
-
-
-def _double(in_channels: int, out_channels: int, biased: bool) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for channels in (in_channels, out_channels):
-        layers += [
-            nn.Conv2d(channels, out_channels, 3, padding=1, bias=biased),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(),
-        ]
-    return nn.Sequential(*layers)
-
-
-class _Named(nn.Module):
-    """A layer one name further down, as the source keeps it."""
-
-    def __init__(self, name: str, layer: nn.Module) -> None:
-        super().__init__()
-        self.name = name
-        self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.get_submodule(self.name)(x)
-        return result
-
-
-class _Milesial(nn.Module):
-    """Under milesial's names; without its padding, which does nothing at multiples of the stride."""
-
-    def __init__(self, in_channels: int, classes: int, widths: Sequence[int], biased: bool) -> None:
-        super().__init__()
-        self.inc = _Named("double_conv", _double(in_channels, widths[0], biased))
-        for k, (fine, coarse) in enumerate(pairwise(widths), 1):
-            block = _Named("double_conv", _double(fine, coarse, biased))
-            self.add_module(f"down{k}", _Named("maxpool_conv", nn.Sequential(nn.MaxPool2d(2), block)))
-        self.steps = range(1, len(widths))
-        for k, (coarse, fine) in enumerate(pairwise(reversed(widths)), 1):
-            up = nn.ConvTranspose2d(coarse, fine, 2, stride=2)
-            merge = _Named("double_conv", _double(2 * fine, fine, biased))
-            self.add_module(f"up{k}", nn.ModuleDict({"up": up, "conv": merge}))
-        self.outc = _Named("conv", nn.Conv2d(widths[0], classes, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        skips = [self.inc(x)]
-        for k in self.steps:
-            skips.append(self.get_submodule(f"down{k}")(skips[-1]))
-        x = skips.pop()
-        for k in self.steps:
-            x = torch.cat((skips.pop(), self.get_submodule(f"up{k}.up")(x)), dim=1)
-            x = self.get_submodule(f"up{k}.conv")(x)
-        result: Tensor = self.outc(x)
-        return result
-
-
-class _Plain(nn.Module):
-    """Under the tutorials' names; without resizing of skips, which does nothing at multiples of the stride."""
-
-    def __init__(self, in_channels: int, classes: int, widths: Sequence[int], biased: bool) -> None:
-        super().__init__()
-        steps = list(pairwise((in_channels, *widths)))
-        self.downs = nn.ModuleList(_Named("conv", _double(*step, biased)) for step in steps[:-1])
-        self.bottleneck = _Named("conv", _double(*steps[-1], biased))
-        self.ups = nn.ModuleList()
-        for coarse, fine in pairwise(reversed(widths)):
-            self.ups.append(nn.ConvTranspose2d(coarse, fine, 2, stride=2))
-            self.ups.append(_Named("conv", _double(2 * fine, fine, biased)))
-        self.final_conv = nn.Conv2d(widths[0], classes, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        skips = []
-        for down in self.downs:
-            skips.append(down(x))
-            x = nn.functional.max_pool2d(skips[-1], 2)
-        x = self.bottleneck(x)
-        for k in range(0, len(self.ups), 2):
-            x = self.ups[k + 1](torch.cat((skips.pop(), self.ups[k](x)), dim=1))
-        result: Tensor = self.final_conv(x)
-        return result
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How a source names its layers.
-
-    Attributes:
-        names: number of levels -> our names of layers to theirs.
-        level: matches the names of each level but one.
-        network: the source's network under its own names: (in_channels, classes, widths, biased).
-        size: what its authors feed it with.
-    """
-
-    names: Callable[[int], dict[str, str]]
-    level: re.Pattern[str]
-    network: Callable[[int, int, Sequence[int], bool], nn.Module]
-    size: Size
-
-
-_LAYOUTS = {
-    # Carvana's 1280x1918 at milesial's usual half, made a multiple of 16.
-    "milesial": _Layout(_milesial_names, re.compile(r"down(\d+)\."), _Milesial, (640, 960)),
-    "plain": _Layout(_plain_names, re.compile(r"downs\.(\d+)\."), _Plain, (160, 240)),
-}

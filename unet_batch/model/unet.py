@@ -95,6 +95,6 @@ class UNet(nn.Module):
         return x[..., :height, :width] if bottom or right else x
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of normalised pictures: float (N, in_channels, H, W) -> (N, out_channels, H, W), any size."""
+        """Logits of normalised pictures: (N, in_channels, H, W) -> (N, out_channels, H, W), any H and W."""
         logits: Tensor = self.head(self.features(x))
         return logits

@@ -1,28 +1,23 @@
-"""One clip: from a video to its masks, its overlay and its timeline, in parts that a killed run leaves behind
-whole.
+"""One clip: from a video to its masks, its overlay and its timeline, in parts that a killed run leaves whole.
 
     decode ──▶ convert ──▶ infer ──▶ (smooth) ──▶ render ──▶ encode overlay ──▶ encode mask ──▶ record
     Reader     RGB, place   batches   in order     in threads   in order, each with its own threads
 
-Outputs are encoded in parts of `PART` frames, below `OUT/unfinished/<key>/`. A part is closed in all outputs,
-then recorded in `journal.json`; a killed run loses what came after the last record, and the next one decodes
-from there. At the end the parts are put together without coding anything anew, the sound is copied beside
-them, and the folder goes. Each part begins with a key frame and depends on no other, so the final file has
-the same frames and timestamps however often it was interrupted.
-
-A long room, in three parts: what can be asked for and what comes of it; where outputs go and what encodes
-them; the stages, which share one clip's state and so stay together.
+Outputs are encoded in parts of `VideoOptions.part_frames`, below `OUT/unfinished/<key>/`. A part is closed in
+all outputs, then recorded in `journal.json`; a killed run loses what came after the last record, and the next
+one decodes from there. At the end the parts are put together without coding anything anew, the sound is
+copied beside them, and the folder goes. Each part begins with a key frame and depends on no other, so the
+final file has the same frames and timestamps however often it was interrupted.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from itertools import chain, pairwise
@@ -31,17 +26,19 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from unet_batch import gpu
 from unet_batch.errors import UsageError, VideoError
 from unet_batch.files import naming
 from unet_batch.files.atomic import make_folder, replacing, write_atomic
-from unet_batch.files.outputs import CLIP_KINDS
 from unet_batch.inference import postprocess
 from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter
 from unet_batch.inference.smoothing import Smoother
 from unet_batch.media import geometry, images, render, video
+from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Pipeline, Stage, StageStats
 from unet_batch.run.journal import Journal, as_csv
+from unet_batch.run.layout import ClipLayout
+from unet_batch.run.observe import Stop
+from unet_batch.run.options import Position, VideoOptions
 from unet_batch.types import Frame, Item, Prediction
 
 if TYPE_CHECKING:
@@ -50,98 +47,7 @@ if TYPE_CHECKING:
 
     from unet_batch.types import Pixels
 
-PART = 300
-"""Frames of a part: ten seconds of most clips, and what a killed run does again at most."""
-
-UNFINISHED = "unfinished"
-
-
-@dataclass(frozen=True)
-class Position:
-    """A place in a clip: seconds from its beginning, or a number of frames."""
-
-    seconds: Fraction | None = None
-    frame: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Position:
-        """Read `90` or `90.5` (seconds), `1:30` or `0:01:30.25` (hours, minutes, seconds), or `2250f`
-        (frames).
-
-        Raises:
-            UsageError: it is none of these.
-        """
-        if match := re.fullmatch(r"(\d{1,12})f", text):
-            return cls(frame=int(match[1]))
-        match = re.fullmatch(
-            r"(?:(?:(\d{1,6}):)?([0-5]?\d):(?=[0-5]?\d(?:\.|$)))?(\d{1,9}(?:\.\d{1,9})?)", text
-        )
-        if match is None:
-            raise UsageError(
-                f"{text!r} is no place in a clip",
-                hint="90.5, 1:30, 0:01:30.25, or 2250f for a number of frames",
-            )
-        hours, minutes, seconds = (Fraction(part or 0) for part in match.groups())
-        return cls(3600 * hours + 60 * minutes + seconds)
-
-
-@dataclass(frozen=True)
-class VideoOptions:
-    """What to read of clips, and how to write them; see `unet-batch run --help`.
-
-    Attributes:
-        codec: of overlays, a name of `video.CODECS`.
-        quality: in the codec's own measure; None takes its default.
-        start, end: the range to read; the output then begins at time 0.
-        every: take one frame of so many.
-        max_frames: stop after so many frames taken.
-        smooth: time constant in seconds of the mean over time; 0 takes each frame by itself.
-        hardware: device that decodes, "cuda"; None for the processor.
-        latest: of a live source, drop the frames that there is no time for.
-    """
-
-    codec: str = "h264"
-    quality: int | None = None
-    start: Position | None = None
-    end: Position | None = None
-    every: int = 1
-    max_frames: int | None = None
-    smooth: float = 0.0
-    hardware: str | None = None
-    latest: bool = False
-
-    def names(self, kinds: Sequence[str]) -> tuple[str, ...]:
-        """The outputs by names that tell what decides their contents: the timeline first, then those of
-        `kinds` in order.
-        """
-        place = {"start": self.start, "end": self.end}
-        facts = {
-            name: f"{at.frame}f" if at.frame is not None else str(at.seconds)
-            for name, at in place.items()
-            if at is not None
-        }
-        facts |= {"every": str(self.every)} if self.every > 1 else {}
-        facts |= {"max": str(self.max_frames)} if self.max_frames is not None else {}
-        facts |= {"smooth": f"{self.smooth:g}"} if self.smooth else {}
-        read = "".join(f" {name}={value}" for name, value in facts.items())
-        coded = f" {self.codec}" + (f" quality={self.quality}" if self.quality is not None else "")
-        wanted = ("timeline", *(kind for kind in Layout.KINDS if kind in kinds))
-        return tuple("clip " + kind + (coded if kind == "overlay" else "") + read for kind in wanted)
-
-    def __post_init__(self) -> None:
-        if self.quality is not None:
-            option, _, lowest, highest = video.CODECS[self.codec].quality
-            if not option:
-                raise UsageError(
-                    f"--quality {self.quality}: {self.codec} is lossless",
-                    hint="leave it out, or take --codec h264",
-                )
-            if not lowest <= self.quality <= highest:
-                raise UsageError(f"--quality {self.quality}: {self.codec} takes {lowest} to {highest}")
-        if self.every < 1 or (self.max_frames is not None and self.max_frames < 1):
-            raise UsageError(f"--every {self.every}, --max-frames {self.max_frames}: 1 or more expected")
-        if not self.smooth >= 0:
-            raise UsageError(f"--smooth {self.smooth}: seconds, 0 or more expected")
+    State = Mapping[str, NDArray[Any]]
 
 
 @dataclass
@@ -166,68 +72,14 @@ class ClipResult:
     stages: list[StageStats] = field(default_factory=list)
 
 
-class Layout:
-    """Where the outputs of clips go.
-
-    Args:
-        folder: the output folder.
-        kinds: what is wanted: any of "mask", "overlay", "frames".
-        codec: of overlays.
-    """
-
-    KINDS = CLIP_KINDS
-
-    def __init__(self, folder: str, kinds: Sequence[str], codec: video.Codec) -> None:
-        self.folder = folder
-        self.kinds = tuple(kind for kind in self.KINDS if kind in kinds)
-        self.codec = codec
-
-    def path(self, kind: str, key: str) -> str:
-        """The file of a kind; for "frames" the folder."""
-        steps = key.split("/")
-        name, suffix = {
-            "mask": ("masks", video.MASKS.suffix),
-            "overlay": ("overlays", self.codec.suffix),
-            "frames": ("frames", ""),
-            "timeline": ("timelines", ".csv"),
-        }[kind]
-        return os.path.join(self.folder, name, *steps) + suffix
-
-    def unfinished(self, key: str) -> str:
-        """The folder of a clip's parts."""
-        return os.path.join(self.folder, UNFINISHED, *key.split("/"))
-
-    def codec_of(self, kind: str) -> video.Codec:
-        """How an output is encoded."""
-        return video.MASKS if kind == "mask" else self.codec
-
-
-def choose_encoder(name: str) -> tuple[video.Codec, str]:
-    """The encoder for a codec of `--codec`, and why.
-
-    Raises:
-        UsageError: it was asked for by its own name and does not work here.
-    """
-    codec = video.CODECS[name]
-    if name == "h264":
-        graphics = video.CODECS["h264_nvenc"]
-        why_not = gpu.missing() or video.encoder_problem(graphics)
-        return (codec, f"no NVENC: {why_not}") if why_not else (graphics, "the GPU has NVENC")
-    if problem := video.encoder_problem(codec):
-        raise UsageError(
-            f"--codec {name}: {codec.encoder} does not work here: {problem}", hint="take --codec h264"
-        )
-    return codec, "as asked"
-
-
 def segment(
     item: Item,
     segmenter: Segmenter,
-    layout: Layout,
+    layout: ClipLayout,
     options: VideoOptions,
     fingerprint: str,
     on_frame: Callable[[int, int | None], None] = lambda done, total: None,
-    on_start: Callable[[Callable[[], None]], None] = lambda stop: None,
+    stop: Stop | None = None,
 ) -> ClipResult:
     """Segment a clip, going on where an earlier run was interrupted.
 
@@ -238,23 +90,23 @@ def segment(
         options: what to read and how to write.
         fingerprint: of all that decides the outputs' contents; parts made with another are made anew.
         on_frame: called in this thread with the number of frames done, and how many there may be.
-        on_start: given a function that makes it stop early, as if killed, but at once and in good order; a
-            live source then has reached its end. Safe in a signal handler.
+        stop: makes it end early when called, as if killed, but at once and in good order; a live source then
+            has reached its end.
 
     Raises:
         VideoError: the clip cannot be opened, nothing of it decodes, or it cannot be encoded.
         BackendError: inference failed.
         OutputError: an output cannot be written.
     """
-    with _reader(item.path, options, segmenter.max_pixels) as reader:
-        work = _Work(item, segmenter, layout, options, fingerprint, reader)
-        result = work.run(on_frame, on_start)
+    with _open_reader(item.path, options, segmenter.max_pixels) as reader:
+        work = _ClipRun(item, segmenter, layout, options, fingerprint, reader)
+        result = work.run(on_frame, stop or Stop())
         if result.complete:
             work.finish(result)
     return result
 
 
-def _reader(path: str, options: VideoOptions, max_pixels: int) -> video.Reader:
+def _open_reader(path: str, options: VideoOptions, max_pixels: int) -> video.Reader:
     if not naming.is_live(path):
         return video.Reader(path, hardware=options.hardware, max_pixels=max_pixels)
     if wrong := [name for name in ("start", "end") if getattr(options, name) is not None]:
@@ -264,9 +116,9 @@ def _reader(path: str, options: VideoOptions, max_pixels: int) -> video.Reader:
     return video.LiveReader(path, latest=options.latest)
 
 
-@dataclass(eq=False)
-class _Moment:
-    """A frame on its way through the stages; what is no longer needed is dropped.
+@dataclass(frozen=True)
+class ClipFrame:
+    """Which frame of its clip, and of its outputs, goes through the stages.
 
     Attributes:
         index: among the frames of the range read, from 0.
@@ -274,8 +126,6 @@ class _Moment:
         part: the part it belongs to; `last` if it fills it.
         pts, duration: in ticks.
         damaged: packets that did not decode, from where this run began to here.
-        row: its line of the timeline.
-        state: of the smoother after it, if it fills its part.
     """
 
     index: int
@@ -285,96 +135,121 @@ class _Moment:
     pts: int
     duration: int
     damaged: int
-    shot: video.Shot | None
-    frame: Frame | None = None
-    prediction: Prediction | None = None
-    outputs: dict[str, VideoFrame] = field(default_factory=dict)
-    row: tuple[Any, ...] = ()
-    state: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoded:
+    """A clip's frame as the decoder gave it."""
+
+    at: ClipFrame
+    decoded: video.DecodedFrame
 
     def weight(self) -> int:
-        """Bytes of pixels it holds."""
-        total = sum(plane.buffer_size for frame in self.outputs.values() for plane in frame.planes)
-        if self.shot is not None:
-            total += sum(plane.buffer_size for plane in self.shot.frame.planes)
-        if self.frame is not None:
-            total += self.frame.tensor.nbytes + (
-                self.frame.pixels.nbytes if self.frame.pixels is not None else 0
-            )
-        return total
+        """Bytes of pixels it holds; likewise of the other stages' values."""
+        return sum(plane.buffer_size for plane in self.decoded.frame.planes)
 
 
-class _Work:
+@dataclass(frozen=True, eq=False)
+class _Converted:
+    """A clip's frame, ready for the network."""
+
+    at: ClipFrame
+    frame: Frame
+
+    def weight(self) -> int:
+        pixels = self.frame.pixels
+        return self.frame.tensor.nbytes + (pixels.nbytes if pixels is not None else 0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Predicted:
+    """What the network said about a frame; `state` is the smoother's after it, if it fills its part."""
+
+    at: ClipFrame
+    prediction: Prediction
+    state: State = field(default_factory=dict)
+
+    def weight(self) -> int:
+        return _Converted(self.at, self.prediction.frame).weight()
+
+
+@dataclass(frozen=True, eq=False)
+class _Rendered:
+    """A frame of each video output that is not encoded yet, and `row`, a line of the timeline."""
+
+    at: ClipFrame
+    outputs: Mapping[str, VideoFrame]
+    row: tuple[Any, ...]
+    state: State
+
+    def weight(self) -> int:
+        return sum(plane.buffer_size for frame in self.outputs.values() for plane in frame.planes)
+
+
+_Value = _Decoded | _Converted | _Predicted | _Rendered
+
+
+class _ClipRun:
     """The stages of one clip, and what they share."""
 
     def __init__(
         self,
         item: Item,
         segmenter: Segmenter,
-        layout: Layout,
+        layout: ClipLayout,
         options: VideoOptions,
         fingerprint: str,
         reader: video.Reader,
     ) -> None:
-        self.item, self.segmenter, self.layout, self.options, self.reader = (
-            item,
-            segmenter,
-            layout,
-            options,
-            reader,
-        )
+        self.item, self.segmenter, self.layout, self.options = item, segmenter, layout, options
+        self.reader = reader
         self.clip, self.classes = reader.clip, segmenter.spec.classes
         self.videos = tuple(kind for kind in layout.kinds if kind != "frames")
         self.smoother = Smoother(options.smooth, len(self.classes.names)) if options.smooth else None
-        self.journal = Journal(
-            layout.unfinished(item.key), f"{fingerprint}, {PART}", stateful=self.smoother is not None
-        )
+        fingerprint = f"{fingerprint}, {options.part_frames}"
+        folder = layout.unfinished(item.key)
+        self.journal = Journal(folder, fingerprint, stateful=self.smoother is not None)
         if self.smoother is not None:
             self.smoother.resume(self.journal.state())
         self.damaged_before = self.journal.damaged
         self.exhausted = isinstance(reader, video.LiveReader)  # which has ended whenever it is told to
         self.writers: dict[str, video.Writer] = {}
-        self.moments_of_part: list[_Moment] = []
+        self.rendered_of_part: list[_Rendered] = []
 
-    def run(
-        self, on_frame: Callable[[int, int | None], None], on_start: Callable[[Callable[[], None]], None]
-    ) -> ClipResult:
+    def run(self, on_frame: Callable[[int, int | None], None], stop: Stop) -> ClipResult:
         """Segment what is left, up to the end or until told to stop."""
         segmenter, journal = self.segmenter, self.journal
-        backend, workers = segmenter.backend, segmenter.workers
+        backend, workers, smoother = segmenter.backend, segmenter.workers, self.smoother
         batch = backend.batch_size
-
-        def infer(moments: Any) -> Any:
-            return self.infer(moments) if batch > 1 else self.infer([moments])[0]
-
-        stages = [
+        stages: list[Stage[Any, Any]] = [
             Stage("convert", self.convert, workers),
-            Stage("infer", infer, backend.streams, batch, enter=backend.thread),
-            *([Stage("smooth", self.smooth, ordered=True)] if self.smoother else []),
+            Stage("infer", self.infer, backend.streams, batch, enter=backend.thread),
+            *([Stage("smooth", partial(self.smooth, smoother), ordered=True)] if smoother else []),
             Stage("render", self.render, workers),
             *(Stage(f"encode {kind}", partial(self.encode, kind), ordered=True) for kind in self.videos),
             Stage("record", self.record, ordered=True),
         ]
         result = ClipResult(frames=journal.frames, resumed=journal.frames)
         total = self.expected()
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
         try:
-            with Pipeline(
-                self.source(),
-                stages,
-                in_flight=2 * (batch * backend.streams + 2 * workers + len(self.videos)),
-                weigh=_Moment.weight,
-                budget=PIXEL_BUDGET,
-                describe=lambda moment: f"{self.item.path}, frame {moment.index}",
-            ) as moments:
-                on_start(moments.stop)
+            with (
+                single_threaded_cv2(),
+                Pipeline[_Value, _Rendered](
+                    self.decode(),
+                    stages,
+                    in_flight=2 * (batch * backend.streams + 2 * workers + len(self.videos)),
+                    weigh=lambda value: value.weight(),
+                    budget=PIXEL_BUDGET,
+                    describe=lambda value: f"{self.item.path}, frame {value.at.index}",
+                ) as done,
+            ):
+                stop.watch(done.stop)
                 try:
-                    for moment in moments:
-                        result.frames = moment.number + 1
+                    for rendered in done:
+                        result.frames = rendered.at.number + 1
                         on_frame(result.frames, total)
                 finally:
-                    result.stages = moments.stats
+                    result.stages = done.stats
             self.close_part()
         except BaseException:
             for writer in self.writers.values():  # what is in them plays, but is not counted
@@ -383,8 +258,6 @@ class _Work:
             if not journal.parts:
                 journal.discard(self.layout.folder)
             raise
-        finally:
-            cv2.setNumThreads(threads)
         result.frames, result.damaged = journal.frames, journal.damaged
         result.notes = self.notes()
         if result.damaged:
@@ -419,12 +292,12 @@ class _Work:
 
     # The source, in a thread of its own.
 
-    def source(self) -> Iterator[_Moment]:
+    def decode(self) -> Iterator[_Decoded]:
         """The frames to take, from where the journal ends."""
-        yield from self.moments()
+        yield from self.frames()
         self.exhausted = True
 
-    def moments(self) -> Iterator[_Moment]:
+    def frames(self) -> Iterator[_Decoded]:
         options, clip, journal = self.options, self.clip, self.journal
         start, end = _ticks(options.start, clip), _ticks(options.end, clip)
         first = (options.start.frame or 0) if options.start is not None else 0
@@ -434,14 +307,14 @@ class _Work:
         if taken == options.max_frames:
             return
         begin = start if journal.last is None else journal.last[1] + 1
-        for shot in self.reader.shots(begin, end, seek=journal.timed):
+        for frame in self.reader.frames(begin, end, seek=journal.timed):
             if stop is not None and index >= stop:
                 return
             if index >= first and (index - first) % options.every == 0:
-                part, place = divmod(taken, PART)
-                yield _Moment(
-                    index, taken, part, place == PART - 1, shot.pts, shot.duration, shot.damaged, shot
-                )
+                part, place = divmod(taken, options.part_frames)
+                last = place == options.part_frames - 1
+                at = ClipFrame(index, taken, part, last, frame.pts, frame.duration, frame.damaged)
+                yield _Decoded(at, frame)
                 taken += 1
                 if taken == options.max_frames:
                     return
@@ -449,97 +322,84 @@ class _Work:
 
     # The stages.
 
-    def convert(self, moment: _Moment) -> _Moment:
-        assert moment.shot is not None
-        pixels = self.reader.rgb(moment.shot)
-        moment.shot = None
-        moment.frame = self.segmenter.frame(
-            self.item, pixels, self.clip.size, keep_pixels="overlay" in self.videos
-        )
-        return moment
+    def convert(self, value: _Decoded) -> _Converted:
+        pixels = self.reader.rgb(value.decoded)
+        keep_pixels = "overlay" in self.videos
+        frame = self.segmenter.frame(self.item, pixels, self.clip.size, keep_pixels=keep_pixels)
+        return _Converted(value.at, frame)
 
-    def infer(self, moments: Sequence[_Moment]) -> list[_Moment]:
-        frames = [moment.frame for moment in moments if moment.frame is not None]
-        for moment, prediction in zip(moments, self.segmenter.infer(frames), strict=True):
-            moment.prediction = prediction
-        return list(moments)
+    def infer(self, values: Sequence[_Converted]) -> list[_Predicted]:
+        predictions = self.segmenter.infer([value.frame for value in values])
+        return [
+            _Predicted(value.at, prediction) for value, prediction in zip(values, predictions, strict=True)
+        ]
 
-    def smooth(self, moment: _Moment) -> _Moment:
-        prediction = moment.prediction
-        assert self.smoother is not None
-        assert prediction is not None
-        steady = self.smoother(prediction.frame.tensor, prediction.map, moment.pts * self.clip.time_base)
-        moment.prediction = Prediction(prediction.frame, steady)
-        if moment.last:
-            moment.state = self.smoother.state()
-        return moment
+    def smooth(self, smoother: Smoother, value: _Predicted) -> _Predicted:
+        at, frame = value.at, value.prediction.frame
+        steady = smoother(frame.tensor, value.prediction.map, at.pts * self.clip.time_base)
+        return _Predicted(at, Prediction(frame, steady), smoother.state() if at.last else {})
 
-    def render(self, moment: _Moment) -> _Moment:
-        prediction = moment.prediction
-        assert prediction is not None
+    def render(self, value: _Predicted) -> _Rendered:
+        at, prediction = value.at, value.prediction
         mask = self.segmenter.mask(prediction)
-        moment.row = self.measure(moment, prediction, mask)
+        outputs = {}
         for kind in self.videos:
-            pixels: Pixels = mask
+            pixels = mask
             if kind == "overlay":
-                assert prediction.frame.pixels is not None
-                pixels = render.overlay(prediction.frame.pixels, mask, self.classes)
+                pixels = render.overlay(prediction.frame.source_pixels, mask, self.classes)
             codec = self.layout.codec_of(kind)
-            look = video.written_look(self.clip, codec)
-            moment.outputs[kind] = video.prepared(pixels, video.pixel_format(codec, self.clip.size), look)
+            color = video.output_color(self.clip, codec)
+            outputs[kind] = video.make_frame(pixels, video.pixel_format(codec, self.clip.size), color)
         if "frames" in self.layout.kinds:
-            write_atomic(self.frame_file(moment.index), images.encode_mask(mask))
-        moment.frame = moment.prediction = None
-        return moment
+            write_atomic(self.frame_file(at.index), images.encode_mask(mask))
+        return _Rendered(at, outputs, self.measure(at, prediction, mask), value.state)
 
-    def encode(self, kind: str, moment: _Moment) -> _Moment:
+    def encode(self, kind: str, value: _Rendered) -> _Rendered:
+        at, outputs = value.at, dict(value.outputs)
         writer = self.writers.get(kind)
         if writer is None:
             make_folder(self.journal.folder)
             quality = self.options.quality if kind == "overlay" else None
-            path = self.journal.file(kind, moment.part, self.layout.codec_of(kind).suffix)
-            writer = self.writers[kind] = video.Writer(
-                path, self.layout.codec_of(kind), self.clip, quality=quality
-            )
-        writer.write(moment.outputs.pop(kind), moment.pts)
-        if moment.last:
+            codec = self.layout.codec_of(kind)
+            path = self.journal.file(kind, at.part, codec.suffix)
+            writer = self.writers[kind] = video.Writer(path, codec, self.clip, quality=quality)
+        writer.write(outputs.pop(kind), at.pts)
+        if at.last:
             del self.writers[kind]
             writer.close()
-        return moment
+        return replace(value, outputs=outputs)
 
-    def record(self, moment: _Moment) -> _Moment:
+    def record(self, value: _Rendered) -> _Rendered:
         """The last stage: here a frame has passed all the others, and so have those before it."""
-        self.moments_of_part.append(moment)
-        if moment.last:
-            self.record_part(moment.state, moment.damaged)
-            moment.state = {}
-        return moment
+        self.rendered_of_part.append(replace(value, state={}))
+        if value.at.last:
+            self.record_part(value.state, value.at.damaged)
+        return value
 
     # Parts.
 
     def close_part(self) -> None:
-        """Close what the last part has. It counts if the end was reached: parts of other lengths would be
-        coded otherwise.
-        """
+        """Close the last part. It counts if the end was reached: elsewhere parts have their full length."""
         for kind in list(self.writers):
             self.writers.pop(kind).close()
-        if self.moments_of_part and self.exhausted:
+        if self.rendered_of_part and self.exhausted:
             self.record_part(self.smoother.state() if self.smoother is not None else {}, self.reader.damaged)
 
-    def record_part(self, state: dict[str, NDArray[Any]], damaged: int) -> None:
-        moments, self.moments_of_part = self.moments_of_part, []
-        part, last = moments[-1].part, moments[-1]
+    def record_part(self, state: State, damaged: int) -> None:
+        frames, self.rendered_of_part = self.rendered_of_part, []
+        last = frames[-1].at
+        part = last.part
         files = {
             kind: self.journal.file(kind, part, self.layout.codec_of(kind).suffix) for kind in self.videos
         }
         facts = {
-            "frames": len(moments),
+            "frames": len(frames),
             "last": [last.index, last.pts],
             "damaged": self.damaged_before + damaged,
             "timed": self.reader.timed,
             "notes": self.notes(),
         }
-        self.journal.record(part, facts, [moment.row for moment in moments], files, state)
+        self.journal.record(part, facts, [frame.row for frame in frames], files, state)
 
     def notes(self) -> list[str]:
         """What was strange in this run and the earlier ones."""
@@ -554,7 +414,7 @@ class _Work:
             indices.append(int(index))
             at.append(int(pts))
             duration = int(ticks)
-        times = self.shown(at, duration)
+        times = self.display_times(at, duration)
         cut = options.start is not None or options.end is not None or options.max_frames is not None
         for kind in self.videos:
             path = self.layout.path(kind, key)
@@ -577,9 +437,8 @@ class _Work:
             result.files["frames"] = [self.frame_file(index) for index in indices]
         journal.discard(self.layout.folder)
 
-    def shown(self, at: Sequence[int], duration: int) -> list[tuple[int, int]]:
-        """(pts, duration) of frames shown at these ticks: each until the next one, the last one until the end
-        of its clip.
+    def display_times(self, at: Sequence[int], duration: int) -> list[tuple[int, int]]:
+        """(pts, duration) of each frame: until the next one, the last one until the end of its clip.
 
         Files tell how long to the next frame in the order of decoding, which is another one with B-frames at
         a variable rate.
@@ -600,11 +459,9 @@ class _Work:
     def frame_file(self, index: int) -> str:
         return os.path.join(self.layout.path("frames", self.item.key), f"{index:06d}.png")
 
-    def measure(self, moment: _Moment, prediction: Prediction, mask: Pixels) -> tuple[Any, ...]:
-        """A line of the timeline: when, how much of the picture each class covers, in how many regions, how
-        sure.
-        """
-        seconds = float(moment.pts * self.clip.time_base - self.clip.origin)
+    def measure(self, at: ClipFrame, prediction: Prediction, mask: Pixels) -> tuple[Any, ...]:
+        """A line of the timeline: when, how much each class covers, in how many regions, how sure."""
+        seconds = float(at.pts * self.clip.time_base - self.clip.origin)
         content = geometry.content_of(prediction.map, prediction.frame.placement)
         if self.segmenter.spec.output == "probability":
             areas = [cv2.countNonZero(mask) / mask.size]
@@ -617,7 +474,7 @@ class _Work:
             confidence = ""  # ids say nothing of it
         components = sum(cv2.connectedComponents(region.astype(np.uint8))[0] - 1 for region in regions)
         shares = (f"{area:.6f}" for area in areas)
-        return (moment.index, moment.pts, moment.duration, f"{seconds:.6f}", *shares, components, confidence)
+        return (at.index, at.pts, at.duration, f"{seconds:.6f}", *shares, components, confidence)
 
 
 def _ticks(position: Position | None, clip: video.Clip) -> int | None:

@@ -1,18 +1,14 @@
-"""The composition root of `unet-batch run`: from options to files on disk and a report.
+"""Carry out `unet-batch run`: from a plan to files on disk and a report.
 
     plan = prepare(options)        # sources and output folder: nothing is written, no model is loaded
     report = execute(plan, segmenter)
 
-`execute` holds the folder's lock, compares the sources with the manifest (`planning.resume`, which also
-stands alone, for a dry run), and does what is left. Reading the options back is never needed: what was chosen
-stands in the plan and the report.
+`execute` holds the folder's lock, compares the sources with the manifest (`plan.resume`, which also stands
+alone, for a dry run), and does what is left.
 
 Four things happen to an item: its source is looked at just before it is read, it goes through the pipeline,
 its outputs are renamed into place, and the thread that did that records it. So a record is never ahead of its
 files, and a source that changes while it is read counts as changed next time.
-
-A long room, in three parts: what starts and stops a run; `_Run`, whose methods share one report; the
-rendering of pictures.
 """
 
 from __future__ import annotations
@@ -22,14 +18,12 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unet_batch.errors import (
-    BackendError,
-    DecoderCrashed,
     OutputError,
     RunError,
     SourceError,
@@ -37,87 +31,38 @@ from unet_batch.errors import (
     UnetBatchError,
     UsageError,
 )
-from unet_batch.files.atomic import LineLog, write_atomic, write_json
+from unet_batch.files.atomic import write_atomic, write_json
 from unet_batch.files.locks import claim
 from unet_batch.files.naming import shown
-from unet_batch.inference import postprocess
 from unet_batch.inference.segmenter import Segmenter, as_error, item_of
-from unet_batch.media import images, render
 from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
 from unet_batch.run import clip as clips
 from unet_batch.run import report as reports
-from unet_batch.run.manifest import Files, Identity, Recipe, Record, sha256_of
+from unet_batch.run.layout import ClipLayout, choose_encoder
 from unet_batch.run.observe import Observer, Stop
-from unet_batch.run.plan import Plan, RunOptions, is_clip, prepare, recipe_of, resume
-from unet_batch.run.report import LISTED_FAILURES, Failure, RunReport, run_name, versions
-from unet_batch.types import Item, Prediction
+from unet_batch.run.outcomes import Outcomes
+from unet_batch.run.pictures import EncodedOutputs, OutputRenderer
+from unet_batch.run.plan import RunPlan, recipe_of, resume
+from unet_batch.run.records import Files, Identity, OutputRecipe
+from unet_batch.run.report import RunReport, run_name
+from unet_batch.types import HasItem, Item
 from unet_batch.version import __version__
 
-if TYPE_CHECKING:
-    from unet_batch.inference.backends.select import Step
-    from unet_batch.types import Pixels
-
-__all__ = [
-    "Failure",
-    "Plan",
-    "RunOptions",
-    "RunReport",
-    "Stop",
-    "execute",
-    "prepare",
-    "recipe_of",
-    "resume",
-    "versions",
-]
-
-# What can only be made from the picture's own pixels.
-NEED_PIXELS = frozenset({"overlay", "cutout"})
-# So many inference failures in a row, with no success between, are the device's fault, not the pictures'.
-BROKEN_DEVICE = 8
-# Seconds before what a disk or network failed to read is tried again, after everything else: it has had that
-# time, too.
-RETRY_PAUSES = (1.0, 5.0, 25.0)
-_PASSING = frozenset(
-    code
-    for name in (
-        *(
-            "EIO",
-            "EAGAIN",
-            "EINTR",
-            "EBUSY",
-            "ENFILE",
-            "EMFILE",
-            "ESTALE",
-            "EREMOTEIO",
-            "ENOBUFS",
-            "ETIMEDOUT",
-        ),
-        *(
-            "ECONNRESET",
-            "ECONNABORTED",
-            "ENOTCONN",
-            "ENETDOWN",
-            "ENETUNREACH",
-            "ENETRESET",
-            "EHOSTDOWN",
-            "EHOSTUNREACH",
-        ),
-    )
-    if (code := getattr(errno, name, None)) is not None
+_PASSING_NAMES = (
+    *("EIO", "EAGAIN", "EINTR", "EBUSY", "ENFILE", "EMFILE", "ESTALE", "EREMOTEIO", "ENOBUFS", "ETIMEDOUT"),
+    *("ECONNRESET", "ECONNABORTED", "ENOTCONN", "ENETDOWN", "ENETUNREACH", "ENETRESET"),
+    *("EHOSTDOWN", "EHOSTUNREACH"),
 )
+_PASSING = frozenset(code for name in _PASSING_NAMES if (code := getattr(errno, name, None)) is not None)
 _SAMPLE_SECONDS = 1.0  # between two looks at the queues
-_PROGRESS_SECONDS = 10.0  # between two lines of progress in the log
 _AGAIN = "then run the same command again: what is done stays done"
 
 
 def execute(
-    plan: Plan,
+    plan: RunPlan,
     segmenter: Segmenter,
     observer: Observer = Observer(),  # noqa: B008 - it has no state
     stop: Stop | None = None,
-    *,
-    model: Mapping[str, Any] | None = None,
-    passed_over: Sequence[Step] = (),
 ) -> RunReport:
     """Segment what is left of the plan.
 
@@ -126,8 +71,6 @@ def execute(
         segmenter: open.
         observer: hears what happens.
         stop: ends the run when it is called.
-        model: name, path and sha256 of the model, for recipe and report.
-        passed_over: backends that could not run, for the report.
 
     Returns:
         The report, which also stands in `OUT/run.json`. After Ctrl-C or `stop` its status is `interrupted`:
@@ -139,9 +82,8 @@ def execute(
         SourceError: the folder of the sources vanished.
         BackendError: the backend fails for one picture after the other.
     """
-    writer = _Writer(plan, segmenter)
-    model = model or {}
-    recipe = recipe_of(segmenter, model)
+    renderer = OutputRenderer(plan.outputs, segmenter)
+    recipe = recipe_of(segmenter)
     plan.outputs.prepare()
     folder, wait = plan.outputs.folder, plan.options.wait
     with claim(folder, plan.part, wait=wait, on_wait=observer.wait) as locked:
@@ -151,22 +93,27 @@ def execute(
             plan = dataclasses.replace(plan, notes=(*plan.notes, note))
         plan.outputs.clean_leftovers()
         observer.start(plan)
-        report = _new_report(plan, segmenter, model, passed_over)
-        return _Run(plan, segmenter, recipe, report, observer, stop or Stop()).execute(writer)
+        return _Run(plan, segmenter, recipe, renderer, observer, stop or Stop()).carry_out()
 
 
-@dataclass(frozen=True, eq=False)
-class _Encoded:
-    """The outputs of one item as files to be.
+@dataclass(frozen=True, slots=True)
+class Task(Item):
+    """An item on its way through the pipeline.
 
     Attributes:
-        item: whose they are.
-        files: (kind, file relative to the output folder, bytes); emptied once they are written.
-        seconds: spent in the stages that know of it.
+        identity: its source just before it was read.
+        since: when that was, as `time.perf_counter` has it.
     """
 
+    identity: Identity | None = None
+    since: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A picture whose outputs stand under their names, and the seconds of the stages that know of it."""
+
     item: Item
-    files: tuple[tuple[str, str, bytes], ...]
     seconds: dict[str, float]
 
 
@@ -175,289 +122,173 @@ class _Run:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: RunPlan,
         segmenter: Segmenter,
-        recipe: Recipe,
-        report: RunReport,
+        recipe: OutputRecipe,
+        renderer: OutputRenderer,
         observer: Observer,
         stop: Stop,
     ) -> None:
         assert plan.manifest is not None, "not resumed"
-        self.plan, self.segmenter, self.recipe, self.report = plan, segmenter, recipe, report
-        self.manifest = plan.manifest
-        self.observer, self.stop = observer, stop
-        self.maker = f"{segmenter.backend.name} {segmenter.backend.precision}"
-        self.limit = 1 if plan.options.fail_fast else plan.options.max_errors
-        # Of what is in flight: its source, and since when
-        self.reading: dict[str, tuple[Identity | None, float]] = {}
+        self.plan, self.segmenter, self.recipe, self.renderer = plan, segmenter, recipe, renderer
+        self.manifest, self.observer, self.stop = plan.manifest, observer, stop
+        self.folder = plan.outputs.folder
+        self.report = _new_report(plan, segmenter)
         self.stages: dict[str, StageStats] = {}
         self.backlog = reports.Backlog()
-        self.infer_failures = 0
-        self.spoken = time.monotonic()
-        self.errors: LineLog
 
-    def execute(self, writer: _Writer) -> RunReport:
-        """Do it; see the function `execute`."""
-        plan, report = self.plan, self.report
-        folder = plan.outputs.folder
-        run_json = os.path.join(folder, run_name(plan.part))
-        if plan.part and not os.path.exists(os.path.join(folder, run_name(""))):
-            write_json(os.path.join(folder, run_name("")), {"unet_batch": __version__, "status": "sharded"})
+        # A run of everything that comes later finds that shards have been here.
+        if plan.part and not os.path.exists(os.path.join(self.folder, run_name(""))):
+            marker = {"unet_batch": __version__, "status": "sharded"}
+            write_json(os.path.join(self.folder, run_name("")), marker)
+        maker = f"{segmenter.backend.name} {segmenter.backend.precision}"
+        self.outcomes = Outcomes(plan, self.manifest, recipe.digest, maker, self.report, observer)
+
+    def carry_out(self) -> RunReport:
+        """Segment what is left, and write the report; see `execute`."""
+        report, outcomes = self.report, self.outcomes
         begun, cpu = time.perf_counter(), time.process_time()
-        self.errors = LineLog(report.errors_file)
         try:
-            write_json(run_json, report.as_dict())
-            self._tell(
+            self._write_report()
+            outcomes.tell(
                 "start",
-                output=folder,
+                output=self.folder,
                 shard=report.shard,
                 model=report.model,
                 found=report.found,
                 states=report.states,
             )
             with self.manifest.writing(self.recipe):
-                self.manifest.record(*plan.records)
-                if plan.options.shard is None or plan.options.shard.number == 1:
-                    report.unreadable = len(plan.sources.unreadable)
-                    for path, reason in plan.sources.unreadable:
-                        self._fail(Failure(path, "source", "SourceError", f"{path}: {reason}", ""))
-                for item in plan.quarantined:
-                    message = f"{item.path}: crashed its decoder in an earlier run, and was not tried again"
-                    hint = "--isolate tries it in a process of its own"
-                    self._fail(Failure(item.path, "decode", DecoderCrashed.__name__, message, hint), item.key)
-                self._segment(writer)
+                outcomes.record_earlier()
+                self._segment()
             if report.status == "running":
                 report.status = "failures" if report.failed else "done"
             if self.stop.reason and report.left:
                 report.status, report.signal = "interrupted", self.stop.reason
         except KeyboardInterrupt:
             report.status = "interrupted"
-        except BaseException as error:
+        except (OutputError, SourceError) as error:
             report.status = "aborted"
-            if isinstance(error, OutputError | SourceError):
-                error.hint = (
-                    f"{error.hint}; {_AGAIN}"
-                    if error.hint and _AGAIN not in error.hint
-                    else error.hint or _AGAIN
-                )
+            if _AGAIN in error.hint:
+                raise
+            raise error.with_hint(f"{error.hint}; {_AGAIN}" if error.hint else _AGAIN) from error
+        except BaseException:
+            report.status = "aborted"
             raise
         finally:
-            report.seconds = time.perf_counter() - begun
-            report.floor_seconds = self._floor(time.process_time() - cpu)
-            report.stages = list(self.stages.values())
-            report.bottleneck = bottleneck(report.stages).name if plan.todo and report.stages else ""
-            report.backlog = self.backlog.figures()
-            self.errors.close()
-            # What aborted the run is what the caller must hear of, not that its report met the same full
-            # disk.
-            with suppress(OutputError) if report.status == "aborted" else nullcontext():
-                if os.path.exists(self.manifest.path):  # or the folder is gone, and would be made again
-                    write_json(run_json, report.as_dict())
-            self._tell("end", status=report.status, done=report.done, failed=report.failed, left=report.left)
+            self._finish(time.perf_counter() - begun, time.process_time() - cpu)
         return report
 
-    def _floor(self, cpu: float) -> float:
-        """Seconds that would do if nothing ever waited: the network's, and the processor's for all else over
-        the cores.
+    def _finish(self, seconds: float, cpu: float) -> None:
+        """Write the final report.
+
+        Args:
+            seconds: that the run took.
+            cpu: seconds of processor time in them.
         """
+        report = self.report
+        report.seconds = seconds
+        report.floor_seconds = self._floor(cpu)
+        report.stages = list(self.stages.values())
+        report.bottleneck = bottleneck(report.stages).name if self.plan.todo and report.stages else ""
+        report.backlog = self.backlog.figures()
+        self.outcomes.errors.close()
+        # What aborted the run is what the caller must hear of, not that its report met the same full disk.
+        with suppress(OutputError) if report.status == "aborted" else nullcontext():
+            if os.path.exists(self.manifest.path):  # or the folder is gone, and would be made again
+                self._write_report()
+        self.outcomes.tell(
+            "end", status=report.status, done=report.done, failed=report.failed, left=report.left
+        )
+
+    def _write_report(self) -> None:
+        write_json(os.path.join(self.folder, run_name(self.plan.part)), self.report.as_dict())
+
+    def _floor(self, cpu: float) -> float:
+        """Seconds if nothing ever waited: the network's, and the processor's for all else over the cores."""
         network = self.stages.get("infer")
         if network is None or self.segmenter.backend.name.endswith("cpu"):
             return cpu / cpu_count()
         return network.busy / network.workers + (cpu - network.cpu) / cpu_count()
 
-    def _segment(self, writer: _Writer) -> None:
+    def _add_stages(self, stats: Iterable[StageStats]) -> None:
+        for stage in stats:
+            total = self.stages.setdefault(stage.name, StageStats(stage.name, stage.workers))
+            reports.add_stats(total, stage)
+
+    def _segment(self) -> None:
         """The pictures, then the clips, one at a time."""
-        moving = [item for item in self.plan.todo if is_clip(item)]
+        moving = [item for item in self.plan.todo if item.is_clip]
         if moving:  # before the pictures: an encoder that does not work is not to be found out in the morning
-            codec, reason = clips.choose_encoder(self.plan.options.video.codec)
+            codec, reason = choose_encoder(self.plan.options.video.codec)
             self.report.encoder = {"name": codec.encoder, "reason": reason}
-            layout = clips.Layout(self.plan.outputs.folder, self.plan.options.save, codec)
-        self._pictures(writer, [item for item in self.plan.todo if not is_clip(item)])
+            layout = ClipLayout(self.folder, self.plan.options.save, codec)
+        self._segment_pictures([item for item in self.plan.todo if not item.is_clip])
         for item in moving:
             if self.report.status == "running" and not self.stop.reason:
-                self._clip(item, layout)
+                self._segment_clip(item, layout)
 
-    def _pictures(self, writer: _Writer, pending: Sequence[Item]) -> None:
-        """Everything once, then what a disk or network failed to read, up to three times more."""
-        for attempt, pause in enumerate((0.0, *RETRY_PAUSES)):
+    # Pictures.
+
+    def _segment_pictures(self, pending: Sequence[Item]) -> None:
+        """Everything once, then what a disk or network failed to read, a few times more."""
+        pauses = (0.0, *self.plan.options.retry_pauses)
+        for attempt, pause in enumerate(pauses, 1):
             if pending and self.report.status == "running":
                 self.stop.sleep(pause)
             if not pending or self.stop.reason or self.report.status != "running":
                 return
-            self.report.retried += len(pending) if attempt else 0
-            pending = self._pass(pending, writer, last=attempt == len(RETRY_PAUSES))
+            self.report.retried += len(pending) if attempt > 1 else 0
+            pending = self._try(pending, last=attempt == len(pauses))
 
-    def _pass(self, items: Iterable[Item], writer: _Writer, *, last: bool) -> Sequence[Item]:
+    def _try(self, items: Iterable[Item], *, last: bool) -> Sequence[Item]:
         """Send items through the pipeline; returns those that are worth another try."""
-        finish: list[tuple[str, Callable[[Any], Any]]] = [("render", writer.render), ("write", self._write)]
-        keep_pixels = bool(NEED_PIXELS.intersection(self.plan.outputs.kinds))
-        with self.segmenter.pipeline(self._looked_at(items), finish, keep_pixels=keep_pixels) as results:
+        finish: list[tuple[str, Any]] = [("render", self.renderer.render), ("write", self._write)]
+        keep_pixels = self.renderer.needs_pixels
+        with self.segmenter.pipeline(self._tasks(items), finish, keep_pixels=keep_pixels) as results:
             self.stop.watch(results.stop)
             try:
                 return self._consume(results, last=last)
             finally:
-                for stage in results.stats:
-                    total = self.stages.setdefault(stage.name, StageStats(stage.name, stage.workers))
-                    reports.add(total, stage)
+                self._add_stages(results.stats)
 
-    def _clip(self, item: Item, layout: clips.Layout) -> None:
-        """Segment one clip: its own pipeline, its own record."""
-        options, identity, begun = self.plan.options.video, self.plan.identity(item), time.perf_counter()
-        self.manifest.check()
-        source = [identity.size, identity.mtime_ns] if identity is not None else []
-        folder = self.plan.outputs.folder
-        names = dict(zip(("timeline", *layout.kinds), options.names(self.plan.options.save), strict=True))
-        deciding = [self.recipe.digest, layout.codec.encoder, *self.plan.kinds(item), *source]
-        try:
-            result = clips.segment(
-                item,
-                self.segmenter,
-                layout,
-                options,
-                json.dumps(deciding),
-                lambda done, total: self._frame(item, done, total),
-                self.stop.watch,
-            )
-            outputs = {
-                names[kind]: tuple(
-                    (os.path.relpath(path, folder).replace(os.sep, "/"), os.path.getsize(path))
-                    for path in paths
-                )
-                for kind, paths in (result.files.items() if result.complete else ())
-            }
-        except RunError:  # an output folder that cannot be written, above all
-            raise
-        except Exception as error:  # noqa: BLE001 - one bad clip costs one clip
-            self._failed(item, identity, "clip", as_error(Failed("clip", error, item)))
-            return
-        for stage in result.stages:
-            reports.add(self.stages.setdefault(stage.name, StageStats(stage.name, stage.workers)), stage)
-        seconds = time.perf_counter() - begun
-        self.report.frames += result.frames - result.resumed
-        self.report.clips.append(
-            {
-                "path": shown(item.path),
-                "frames": result.frames,
-                "resumed": result.resumed,
-                "damaged": result.damaged,
-                "complete": result.complete,
-                "seconds": round(seconds, 3),
-                "notes": result.notes,
-            }
-        )
-        if not result.complete:
-            return
-        self.infer_failures = 0
-        self.manifest.record(
-            Record(
-                item.key,
-                "done",
-                self._hashed(item, identity),
-                self.recipe.digest,
-                outputs,
-                self.maker,
-                self.plan.sources.root,
-            )
-        )
-        self.report.done += 1
-        self._tell(
-            "item",
-            status="done",
-            key=item.key,
-            path=shown(item.path),
-            frames=result.frames,
-            seconds={"all": round(seconds, 6)},
-        )
-        self.observer.outcome(item, None)
-
-    def _frame(self, item: Item, done: int, total: int | None) -> None:
-        self.observer.frame(item, done, total)
-        if time.monotonic() - self.spoken >= _PROGRESS_SECONDS:
-            self.spoken = time.monotonic()
-            self._tell("progress", path=shown(item.path), frames=done, of=total)
-
-    def _failed(self, item: Item, identity: Identity | None, stage: str, error: UnetBatchError) -> bool:
-        """Record that an item failed; returns whether it was one failure too many.
-
-        Raises:
-            BackendError: the device has failed for one item after the other.
-        """
-        failure = Failure(shown(item.path), stage, type(error).__name__, error.message, error.hint)
-        if stage == "infer" or (stage == "clip" and isinstance(error, BackendError)):
-            self.infer_failures += 1
-            if self.infer_failures >= BROKEN_DEVICE:
-                raise error
-        self.manifest.record(
-            Record(item.key, "failed", identity, self.recipe.digest, error=f"{stage}: {failure.error}")
-        )
-        self._fail(failure, item.key)
-        enough = self.limit is not None and self.report.failed >= self.limit
-        if enough:
-            self.report.status = "stopped"
-        self.observer.outcome(item, failure)
-        return enough
-
-    def _looked_at(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Runs in the thread of the source: how each file is just before it is read."""
+    def _tasks(self, items: Iterable[Item]) -> Iterator[Task]:
+        """Look at each source just before it is read; runs in the pipeline's first thread."""
         for item in items:
-            self.reading[item.key] = (self.plan.identity(item), time.perf_counter())
-            yield item
+            yield Task(item.path, item.key, item.is_clip, self.plan.identity(item), time.perf_counter())
 
-    def _write(self, encoded: _Encoded) -> _Encoded:
-        """Runs in the last stage's threads: all files of an item, and then its record."""
-        begun = time.perf_counter()
-        item, folder = encoded.item, self.plan.outputs.folder
+    def _write(self, encoded: EncodedOutputs) -> _Written:
+        """Write all files of a picture, and then its record; runs in the threads of the last stage."""
+        begun, task = time.perf_counter(), _task(encoded)
         self.manifest.check()  # a folder that was removed must not come back half empty
         outputs: dict[str, Files] = {}
         for kind, file, data in encoded.files:
-            write_atomic(os.path.join(folder, *file.split("/")), data)
+            write_atomic(os.path.join(self.folder, *file.split("/")), data)
             outputs[kind] = (*outputs.get(kind, ()), (file, len(data)))
-        identity = self._hashed(item, self.reading[item.key][0])
-        self.manifest.record(
-            Record(
-                item.key, "done", identity, self.recipe.digest, outputs, self.maker, self.plan.sources.root
-            )
-        )
-        encoded.seconds["write"] = time.perf_counter() - begun
-        return _Encoded(item, (), encoded.seconds)
+        self.outcomes.record_done(task, task.identity, outputs)
+        return _Written(task, {"render": encoded.seconds, "write": time.perf_counter() - begun})
 
-    def _hashed(self, item: Item, identity: Identity | None) -> Identity | None:
-        """With the digest of the contents, if that was asked for."""
-        if identity is None or not self.plan.options.hash_sources:
-            return identity
-        digest = sha256_of(item.path)
-        # Else the digest is of something else.
-        return identity._replace(sha256=digest) if self.plan.identity(item) == identity else identity
-
-    def _consume(self, results: Pipeline, *, last: bool) -> Sequence[Item]:
+    def _consume(
+        self, results: Pipeline[HasItem, _Written | Failed[HasItem]], *, last: bool
+    ) -> Sequence[Item]:
         again: list[Item] = []
         self.backlog.begin()
         for outcome in results:
-            item = item_of(outcome)
-            identity, since = self.reading.pop(item.key)
+            task = _task(outcome)
             if isinstance(outcome, Failed):
                 self.backlog.failed[outcome.stage] += 1
                 if not last and outcome.stage == "decode" and _is_passing(outcome.error):
-                    again.append(item)
+                    again.append(task)
                     continue
-                if self._failed(item, identity, outcome.stage, self._explained(outcome)):
+                if self.outcomes.fail(task, task.identity, outcome.stage, self._explain(outcome)):
                     results.stop()
             else:
-                self.report.done += 1
-                self.infer_failures = 0
-                seconds = {**outcome.seconds, "all": time.perf_counter() - since}
-                self._tell(
-                    "item",
-                    status="done",
-                    key=item.key,
-                    path=item.path,
-                    seconds={k: round(v, 6) for k, v in seconds.items()},
-                )
-                self.observer.outcome(item, None)
+                seconds = {**outcome.seconds, "all": time.perf_counter() - task.since}
+                self.outcomes.count_done(task, task.path, seconds)
             self._look_around(results)
         return again
 
-    def _explained(self, outcome: Failed) -> UnetBatchError:
+    def _explain(self, outcome: Failed[HasItem]) -> UnetBatchError:
         """The failure in our own words; a file that is gone is nothing that its decoder could explain.
 
         Raises:
@@ -473,76 +304,69 @@ class _Run:
             )
         return as_error(outcome)
 
-    def _fail(self, failure: Failure, key: str = "") -> None:
-        self.report.failed += 1
-        if len(self.report.failures) < LISTED_FAILURES:
-            self.report.failures.append(failure)
-        self.errors.write(dataclasses.asdict(failure))
-        self._tell("item", status="failed", key=key, **dataclasses.asdict(failure))
-
-    def _look_around(self, results: Pipeline) -> None:
-        now = time.monotonic()
+    def _look_around(self, results: Pipeline[HasItem, Any]) -> None:
+        now, report = time.monotonic(), self.report
         if now - self.backlog.seen >= _SAMPLE_SECONDS:
             self.backlog.look(results.stats, now)
-        if now - self.spoken >= _PROGRESS_SECONDS:
-            self.spoken = now
-            report = self.report
-            self._tell(
-                "progress", done=report.done, failed=report.failed, left=report.left, backlog=self.backlog.now
+        self.outcomes.tell_progress(
+            done=report.done, failed=report.failed, left=report.left, backlog=self.backlog.now
+        )
+
+    # Clips.
+
+    def _segment_clip(self, item: Item, layout: ClipLayout) -> None:
+        """Segment one clip: its own pipeline, its own record."""
+        options, identity, begun = self.plan.options.video, self.plan.identity(item), time.perf_counter()
+        self.manifest.check()
+        source = [identity.size, identity.mtime_ns] if identity is not None else []
+        fingerprint = json.dumps([self.recipe.digest, layout.codec.encoder, *self.plan.kinds(item), *source])
+
+        def on_frame(done: int, total: int | None) -> None:
+            self.observer.frame(item, done, total)
+            self.outcomes.tell_progress(path=shown(item.path), frames=done, of=total)
+
+        try:
+            result = clips.segment(item, self.segmenter, layout, options, fingerprint, on_frame, self.stop)
+            outputs = self._recorded_files(item, layout, result) if result.complete else {}
+        except (RunError, UsageError):  # an output folder that cannot be written, above all
+            raise
+        except Exception as error:  # noqa: BLE001 - one bad clip costs one clip
+            self.outcomes.fail(item, identity, "clip", as_error(Failed("clip", error, item)))
+            return
+        self._add_stages(result.stages)
+        seconds = time.perf_counter() - begun
+        self.report.frames += result.frames - result.resumed
+        self.report.clips.append(
+            {
+                "path": shown(item.path),
+                "frames": result.frames,
+                "resumed": result.resumed,
+                "damaged": result.damaged,
+                "complete": result.complete,
+                "seconds": round(seconds, 3),
+                "notes": result.notes,
+            }
+        )
+        if result.complete:
+            self.outcomes.record_done(item, identity, outputs)
+            self.outcomes.count_done(item, shown(item.path), {"all": seconds}, frames=result.frames)
+
+    def _recorded_files(self, item: Item, layout: ClipLayout, result: clips.ClipResult) -> dict[str, Files]:
+        """The files of a finished clip as the manifest has them."""
+        names = dict(zip(("timeline", *layout.kinds), self.plan.kinds(item), strict=True))
+        return {
+            names[kind]: tuple(
+                (os.path.relpath(path, self.folder).replace(os.sep, "/"), os.path.getsize(path))
+                for path in paths
             )
+            for kind, paths in result.files.items()
+        }
 
-    def _tell(self, event: str, **values: Any) -> None:
-        self.observer.event({"event": event, "at": round(time.time(), 3), **values})
 
-
-class _Writer:
-    """The stage that turns a prediction into the bytes of its outputs."""
-
-    def __init__(self, plan: Plan, segmenter: Segmenter) -> None:
-        self.outputs = plan.outputs
-        self.segmenter = segmenter
-        self.kinds = plan.outputs.kinds
-        self.classes = segmenter.spec.classes
-        names = self.classes.names
-        if segmenter.spec.output == "class_ids" and (
-            wrong := sorted({"cutout", "prob", "prob16"}.intersection(self.kinds))
-        ):
-            raise UsageError(
-                f"--save {','.join(wrong)}: {segmenter.spec.name} has {len(names)} classes: ids, not one "
-                f"probability",
-                hint="save mask and overlay",
-            )
-
-    def render(self, prediction: Prediction) -> _Encoded:
-        begun = time.perf_counter()
-        item, placement = prediction.frame.item, prediction.frame.placement
-        mask = self.segmenter.mask(prediction) if {"mask", "overlay"}.intersection(self.kinds) else None
-        files = []
-        for kind in self.kinds:
-            try:
-                if kind == "mask" and mask is not None:
-                    data = images.encode_mask(mask)
-                elif kind == "overlay" and mask is not None:
-                    data = images.encode_jpeg(render.overlay(self._pixels(prediction), mask, self.classes))
-                elif kind == "cutout":
-                    probability = postprocess.probability(prediction.map, placement)
-                    data = images.encode_rgba(
-                        render.cutout(self._pixels(prediction), probability, self.segmenter.threshold)
-                    )
-                elif kind == "prob":
-                    data = images.encode_map(postprocess.probability(prediction.map, placement))
-                else:
-                    data = images.encode_map(postprocess.probability16(prediction.map, placement))
-            except UnetBatchError as error:
-                error.message = f"{item.path}: {kind}: {error.message}"
-                raise
-            files.append((kind, self.outputs.file(kind, item.key), data))
-        return _Encoded(item, tuple(files), {"render": time.perf_counter() - begun})
-
-    @staticmethod
-    def _pixels(prediction: Prediction) -> Pixels:
-        assert prediction.frame.pixels is not None, "decoded without its pixels"
-        return prediction.frame.pixels
+def _task(outcome: HasItem | Failed[HasItem]) -> Task:
+    task = item_of(outcome)
+    assert isinstance(task, Task), "the pipeline was given tasks"
+    return task
 
 
 def _is_passing(error: BaseException | None) -> bool:
@@ -554,16 +378,14 @@ def _is_passing(error: BaseException | None) -> bool:
     return False
 
 
-def _new_report(
-    plan: Plan, segmenter: Segmenter, model: Mapping[str, Any], passed_over: Sequence[Step]
-) -> RunReport:
+def _new_report(plan: RunPlan, segmenter: Segmenter) -> RunReport:
     return RunReport(
         unet_batch=__version__,
         status="running",
         output=plan.outputs.folder,
         sources=tuple(map(shown, plan.options.sources)),
         save=plan.options.save,
-        model=model,
+        model=segmenter.model.as_dict() if segmenter.model is not None else {},
         backend=segmenter.describe(),
         found=len(plan.items),
         skipped=plan.skipped,
@@ -571,6 +393,6 @@ def _new_report(
         overwrite=plan.options.overwrite,
         states=plan.states,
         notes=plan.notes,
-        versions=versions(),
+        versions=reports.versions(),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,7 @@ class Journal:
         facts: dict[str, Any],
         rows: Sequence[tuple[Any, ...]],
         videos: dict[str, str],
-        state: dict[str, NDArray[Any]],
+        state: Mapping[str, NDArray[Any]],
     ) -> None:
         """Add a part whose videos are closed.
 
@@ -140,9 +140,7 @@ class Journal:
                 folder = os.path.dirname(folder)
 
     def _clear(self) -> None:
-        """Remove the files, not the folders among them: those are of the clips `a/b`, `a/c` where this is
-        `a`.
-        """
+        """Remove the files, not the folders among them: those are of the clips `a/b`, `a/c` beside `a`."""
         with suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):

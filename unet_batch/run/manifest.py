@@ -10,202 +10,39 @@ are read. A line says what became of a key, and the last line of a key counts. O
 words.
 
 Safety. A line is one `write` to a descriptor in append mode, so no two lines mix, and a killed process loses
-none. A power cut
-can tear what was written in the last `SYNC_SECONDS`: lines that do not parse are counted and ignored, and
-their items done again. The outputs themselves are not forced to the disk: their sizes stand in the lines, and
-are compared before they count.
+none. A power cut can tear what was written in the last `sync_seconds`: lines that do not parse are counted
+and ignored, and their items done again. The outputs themselves are not forced to the disk: their sizes stand
+in the lines, and are compared before they count.
 
 A picture has one file for each kind of output, a clip may have many: nothing here knows which.
-
-A long room, in three parts: what a line says; what stands in the folder; the file, whose reader and writer
-share one index.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
-from sys import intern
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from unet_batch.errors import ManifestError, OutputError
 from unet_batch.files.atomic import translate, write_atomic
+from unet_batch.run.records import (
+    VERSION,
+    Identity,
+    Listing,
+    OutputRecipe,
+    Record,
+    State,
+    json_line,
+)
 
-VERSION = 1
-SYNC_SECONDS = 5.0  # a power cut costs at most so much work; an fsync in that time costs less than 1 % of it
 _FILE = re.compile(r"manifest(?:-([1-9][0-9]{0,4})-of-([1-9][0-9]{0,4}))?\.jsonl")
-# How a whole file of this format ends. One that does and has another size was not cut short: somebody has
-# worked on it.
-_ENDINGS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}
 _NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # some network file systems
-
-State = Literal["done", "touched", "edited", "new", "changed", "lost", "more", "failed", "void", "other"]
-"""What is known of an item.
-
-Nothing to do: `done`; `touched`: the source's time changed, its contents did not; `edited`: somebody replaced
-an output by another whole file, which is theirs. To do: `new`; `changed`: the source is not the one that was
-read; `lost`: an output is gone or cut short; `more`: of a kind that was not made; `failed` last time; `void`:
-an `--overwrite` was not finished; `other`: made with another recipe.
-"""
-FINISHED: tuple[State, ...] = ("done", "touched", "edited")
-
-Files = tuple[tuple[str, int], ...]
-"""Outputs of one kind: (file, bytes); files are relative to the output folder and `/`-separated."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What decides the pixels of the outputs.
-
-    Attributes:
-        facts: as JSON; equal facts mean equal pixels.
-        label: the same for people, e.g. `cars (sha256 0a1b2c3d), threshold 0.5, 160x240`.
-    """
-
-    facts: Mapping[str, Any]
-    label: str
-
-    @cached_property
-    def digest(self) -> str:
-        """Sixteen hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-class Identity(NamedTuple):
-    """A source as it was when it was read.
-
-    Attributes:
-        source: its path relative to the sources' root, `/`-separated: the root may be mounted elsewhere
-            tomorrow.
-        size: in bytes.
-        mtime_ns: when it was last written.
-        sha256: of its contents, in hexadecimal; "" if not asked for.
-    """
-
-    source: str
-    size: int
-    mtime_ns: int
-    sha256: str = ""
-
-    @classmethod
-    def of(cls, path: str, source: str) -> Identity | None:
-        """Look at a file; None if it cannot be looked at."""
-        try:
-            found = os.stat(path)
-        except (OSError, ValueError):
-            return None
-        return cls(source, found.st_size, found.st_mtime_ns)
-
-    def is_of(self, other: Identity) -> bool:
-        """Whether both are the same, contents not compared."""
-        return (self.source, self.size, self.mtime_ns) == (other.source, other.size, other.mtime_ns)
-
-
-class Record(NamedTuple):
-    """What became of an item. A tuple, as 100,000 frozen dataclasses take a second to make.
-
-    Attributes:
-        key: of the item.
-        status: `done`, `failed`, or `void`: what was known before no longer counts.
-        identity: of its source; None where that could not be looked at.
-        recipe: digest of the recipe.
-        outputs: the files of each kind.
-        maker: backend and precision, for people: equal within parity, so no part of the recipe.
-        root: absolute root of the sources: tells a picture that was changed from another of the same name.
-        error: what failed, for people.
-        at: Unix time; orders the lines of different files.
-    """
-
-    key: str
-    status: Literal["done", "failed", "void"]
-    identity: Identity | None = None
-    recipe: str = ""
-    outputs: Mapping[str, Files] = MappingProxyType({})
-    maker: str = ""
-    root: str = ""
-    error: str = ""
-    at: float = 0.0
-
-    def line(self) -> bytes:
-        """The record as it stands in the file."""
-        values: dict[str, Any] = {"v": VERSION, "key": self.key, "status": self.status}
-        if self.identity is not None:
-            identity = self.identity
-            values |= {"source": identity.source, "size": identity.size, "mtime_ns": identity.mtime_ns}
-            values |= {"sha256": identity.sha256} if identity.sha256 else {}
-        for name in ("recipe", "outputs", "maker", "root", "error"):
-            if value := getattr(self, name):
-                values[name] = value
-        return _line({**values, "at": self.at})
-
-
-class Listing:
-    """Sizes of the files in an output folder. Each folder below it is listed once, when first asked for.
-
-    On Windows that tells the sizes as well; elsewhere each costs a look at the file, of those asked for only.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        self._folders: dict[str, dict[str, os.DirEntry[str]]] = {}
-
-    def size(self, file: str) -> int | None:
-        """Bytes of a file, relative and `/`-separated; None if there is none. Nothing outside the folder is
-        looked at.
-
-        Raises:
-            OutputError: its folder cannot be listed.
-        """
-        folder, _, name = file.rpartition("/")
-        entries = self._folders.get(folder)
-        if entries is None:
-            entries = self._folders[folder] = self._list(folder)
-        entry = entries.get(name)
-        try:
-            return entry.stat().st_size if entry is not None and entry.is_file() else None
-        except OSError:  # removed just now, or a link in circles
-            return None
-
-    def is_whole(self, file: str) -> bool:
-        """Whether a file ends as its format does; False of a format not known here."""
-        ending = _ENDINGS.get(os.path.splitext(file)[1].lower())
-        if ending is None:
-            return False
-        with suppress(OSError), open(os.path.join(self.folder, *file.split("/")), "rb") as data:
-            data.seek(-len(ending), os.SEEK_END)
-            return data.read() == ending
-        return False
-
-    def _list(self, folder: str) -> dict[str, os.DirEntry[str]]:
-        steps = folder.split("/") if folder else []
-        if (
-            os.path.isabs(folder)
-            or os.path.splitdrive(folder)[0]
-            or not {"", os.curdir, os.pardir}.isdisjoint(steps)
-        ):
-            return {}
-        path = os.path.join(self.folder, *steps)
-        try:
-            with os.scandir(path) as entries:
-                return {entry.name: entry for entry in entries}
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            # ValueError: a name that no file can have
-            return {}
-        except OSError as error:
-            reason = error.strerror or error
-            raise OutputError(
-                f"{path} cannot be listed: {reason}", hint="choose another output folder with -o"
-            ) from error
 
 
 class Manifest:
@@ -216,6 +53,8 @@ class Manifest:
         part: of a shard, such as `2-of-8`; "" for a run that does everything.
 
     Attributes:
+        sync_seconds: between two times that lines are forced to the disk: a power cut costs at most so much
+            work; an fsync in that time costs less than 1 % of it.
         path: the file that this run writes.
         records: the last record of each key, from earlier runs.
         recipes: label of each recipe, by digest.
@@ -226,6 +65,8 @@ class Manifest:
     Raises:
         ManifestError: a newer version of this program has written it, or it cannot be read.
     """
+
+    sync_seconds = 5.0
 
     def __init__(self, folder: str, part: str = "") -> None:
         self.folder = folder
@@ -321,7 +162,7 @@ class Manifest:
     # Writing.
 
     @contextmanager
-    def writing(self, recipe: Recipe) -> Iterator[None]:
+    def writing(self, recipe: OutputRecipe) -> Iterator[None]:
         """Open the file for `record`, and see to it that its lines reach the disk.
 
         Raises:
@@ -331,7 +172,7 @@ class Manifest:
             self._open()
             self._synced = time.monotonic()
             self._append(
-                _line({"v": VERSION, "recipe": recipe.digest, "made_with": recipe.label, "at": _now()})
+                json_line({"v": VERSION, "recipe": recipe.digest, "made_with": recipe.label, "at": _now()})
             )
             yield
             self.sync()
@@ -372,7 +213,7 @@ class Manifest:
             lines.append(record._replace(outputs=outputs, at=_now()).line())
         if lines:
             self._append(b"".join(lines))
-            if time.monotonic() - self._synced > SYNC_SECONDS:
+            if time.monotonic() - self._synced > self.sync_seconds:
                 self.sync()
 
     def check(self) -> None:
@@ -413,7 +254,7 @@ class Manifest:
             OutputError: it cannot be written.
         """
         recipes = (
-            _line({"v": VERSION, "recipe": digest, "made_with": label, "at": _now()})
+            json_line({"v": VERSION, "recipe": digest, "made_with": label, "at": _now()})
             for digest, label in sorted(self.recipes.items())
         )
         records = sorted(self.records.values(), key=lambda record: record.key.split("/"))
@@ -469,7 +310,7 @@ class Manifest:
     def _read_line(self, path: str, line: bytes, found: dict[str, Record]) -> None:
         if not line:
             return
-        values = _parsed(line)
+        values = _parse(line)
         if values is not None and isinstance(version := values.get("v"), int) and version > VERSION:
             raise ManifestError(
                 f"{path}: written by a newer version of unet-batch (manifest version {version}, this one "
@@ -478,7 +319,7 @@ class Manifest:
             )
         if values is not None and "made_with" in values:
             self.recipes[str(values.get("recipe"))] = str(values["made_with"])
-        elif values is not None and (record := _record(values)) is not None:
+        elif values is not None and (record := Record.parse(values)) is not None:
             found[record.key] = record
         else:
             self.damaged += 1
@@ -491,18 +332,6 @@ def shard_parts(folder: str) -> list[str]:
         f"{match[1]}-of-{match[2]}"
         for match in sorted(found, key=lambda match: (int(match[2]), int(match[1])))
     ]
-
-
-def sha256_of(path: str) -> str:
-    """Of a file's contents, in hexadecimal; "" if it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except (OSError, ValueError):
-        return ""
-    return digest.hexdigest()
 
 
 def _names(folder: str) -> Sequence[str]:
@@ -521,50 +350,9 @@ def _now() -> float:
     return round(time.time(), 3)
 
 
-def _line(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(values, separators=(",", ":")).encode("ascii") + b"\n"
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         values = json.loads(line.decode("ascii"))
     except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
-
-
-def _record(values: Mapping[str, Any]) -> Record | None:
-    """A record from its line; None if anything in it is not what it should be."""
-    get = values.get
-    key, status, recipe, maker, root = (
-        get("key"),
-        get("status"),
-        get("recipe", ""),
-        get("maker", ""),
-        get("root", ""),
-    )
-    source, size, mtime, digest = get("source"), get("size"), get("mtime_ns"), get("sha256", "")
-    error, at = get("error", ""), get("at", 0.0)
-    if status not in ("done", "failed", "void") or not isinstance(at, (int, float)):
-        return None
-    try:
-        "".join((key, recipe, maker, root, error, digest, source or ""))  # type: ignore[arg-type] # only of strings
-        identity = None
-        if source is not None:
-            if not (isinstance(size, int) and isinstance(mtime, int)):
-                return None
-            identity = Identity(source, size, mtime, digest)
-        outputs = {
-            intern(kind): tuple(
-                [
-                    (file, bytes_)
-                    for file, bytes_ in files
-                    if isinstance(file, str) and isinstance(bytes_, int)
-                ]
-            )
-            for kind, files in get("outputs", {}).items()
-        }
-    except (AttributeError, TypeError, ValueError):
-        return None
-    # The same words stand in every line.
-    return Record(key, status, identity, intern(recipe), outputs, intern(maker), intern(root), error, at)  # type: ignore[arg-type]

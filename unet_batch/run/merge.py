@@ -1,4 +1,4 @@
-"""Several shards become one run: their manifests, failures and reports are joined, and their files go."""
+"""Merge the manifests, reports and error lists of shards, then delete the shards' own."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from unet_batch.files.atomic import remove, write_atomic, write_json
 from unet_batch.files.locks import claim
 from unet_batch.run import report as reports
 from unet_batch.run.manifest import Manifest, shard_parts
-from unet_batch.run.report import Failure, RunReport, errors_name, run_name
+from unet_batch.run.report import RunReport, errors_name, run_name
+from unet_batch.types import Failure
 
 
 def merge(folder: str) -> RunReport:
-    """Join what the shards of a run left in a folder, so that it is as if one run had made everything.
+    """Merge what the shards of a run left in a folder, so that it is as if one run had made everything.
 
     A merge that was cut short is finished by the next.
 
@@ -37,7 +38,7 @@ def merge(folder: str) -> RunReport:
         parts = shard_parts(folder)
         path = os.path.join(folder, run_name(""))
         files = {part: os.path.join(folder, run_name(part)) for part in parts}
-        merged = None if _is_newest(path, files.values()) else _joined(folder, files)
+        merged = None if _is_newest(path, files.values()) else _merge_reports(folder, files)
         Manifest(folder).rewrite()
         if merged is not None:
             report, failures = merged
@@ -56,9 +57,9 @@ def merge(folder: str) -> RunReport:
         return _read_report(folder, path)
 
 
-def _joined(folder: str, files: Mapping[str, str]) -> tuple[RunReport, list[Failure]]:
-    """The report and the failures of the shards that ran last."""
-    found = {part: data for part, path in files.items() if (data := reports.load(path)) is not None}
+def _merge_reports(folder: str, files: Mapping[str, str]) -> tuple[RunReport, list[Failure]]:
+    """Merge the reports and the failures of the shards that ran last."""
+    found = {part: data for part, path in files.items() if (data := reports.load_report(path)) is not None}
     try:
         last = max(found, key=lambda part: os.stat(files[part]).st_mtime_ns, default=max(files))
         count = int(last.rpartition("-")[2])
@@ -78,7 +79,7 @@ def _joined(folder: str, files: Mapping[str, str]) -> tuple[RunReport, list[Fail
             ):
                 failures += [Failure(**json.loads(line)) for line in lines]
         failures.sort(key=lambda failure: failure.path.split(os.sep))
-        return reports.joined(folder, [found[part] for part in group], failures), failures
+        return reports.merge_reports(folder, [found[part] for part in group], failures), failures
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ManifestError(
             f"{folder}: the report of a shard cannot be read: {error!r}",
@@ -87,10 +88,8 @@ def _joined(folder: str, files: Mapping[str, str]) -> tuple[RunReport, list[Fail
 
 
 def _is_newest(path: str, others: Iterable[str]) -> bool:
-    """Whether `run.json` is newer than what the shards left: by a later run of everything, or a merge that
-    was cut short.
-    """
-    report = reports.load(path)
+    """Whether `run.json` is newer than the shards' files: from a later run, or a merge that was cut short."""
+    report = reports.load_report(path)
     if report is None or report.get("status") == "sharded":
         return False
     newest = os.stat(path).st_mtime_ns
@@ -99,9 +98,9 @@ def _is_newest(path: str, others: Iterable[str]) -> bool:
 
 def _read_report(folder: str, path: str) -> RunReport:
     try:
-        data = reports.load(path) or {}
+        data = reports.load_report(path) or {}
         failures = [Failure(**values) for values in data["failures"]]
-        return reports.joined(folder, [data], failures)
+        return reports.merge_reports(folder, [data], failures)
     except (KeyError, TypeError, ValueError) as error:
         raise ManifestError(
             f"{path} cannot be read: {error!r}", hint="run again: what is done stays done"

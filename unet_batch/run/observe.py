@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line imports this module before it may afford the others
-    from unet_batch.run.plan import Plan
-    from unet_batch.run.report import Failure, RunReport
-    from unet_batch.types import Item
+    from unet_batch.run.plan import RunPlan
+    from unet_batch.run.report import RunReport
+    from unet_batch.types import Failure, Item
 
 
 class Observer:
@@ -18,7 +18,7 @@ class Observer:
     All methods are called in the thread that called `execute` or `watch`; what they raise ends the run.
     """
 
-    def start(self, plan: Plan) -> None:
+    def start(self, plan: RunPlan) -> None:
         """The run begins, and it is known what is left to do; for each batch of a watch."""
 
     def wait(self, owner: str) -> None:

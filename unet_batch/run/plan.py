@@ -11,18 +11,19 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from unet_batch.errors import DecoderCrashed, ManifestError, UsageError
 from unet_batch.files import naming
 from unet_batch.files.outputs import CLIP_KINDS, KINDS, PICTURE_KINDS, OutputTree
 from unet_batch.files.sources import Sources, collect, default_output
 from unet_batch.media import images, video
-from unet_batch.run import clip as clips
 from unet_batch.run import report as reports
-from unet_batch.run.manifest import FINISHED, Files, Identity, Listing, Manifest, Recipe, Record, sha256_of
-from unet_batch.run.report import run_name
-from unet_batch.run.shard import Shard
+from unet_batch.run.layout import ClipLayout
+from unet_batch.run.manifest import Manifest
+from unet_batch.run.options import RunOptions
+from unet_batch.run.records import FINISHED, Files, Identity, Listing, OutputRecipe, Record, sha256_of
 from unet_batch.types import Item
 
 if TYPE_CHECKING:
@@ -35,24 +36,7 @@ _CRASHED = f"decode: {DecoderCrashed.__name__}"  # as the manifest has it
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What to segment and what to write; see `unet-batch run --help`."""
-
-    sources: tuple[str, ...]
-    output: str | None = None
-    save: tuple[str, ...] = ("mask",)
-    overwrite: bool = False
-    fail_fast: bool = False
-    max_errors: int | None = None
-    shard: Shard | None = None
-    wait: bool = False
-    hash_sources: bool = False
-    isolate: bool = False
-    video: clips.VideoOptions = field(default_factory=clips.VideoOptions)
-
-
-@dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run will do.
 
     Attributes:
@@ -61,7 +45,7 @@ class Plan:
         outputs: where the results go.
         items: those of the shard; without one, all.
         todo: the items to segment; all of them until `resume` has compared them with the manifest.
-        states: how many items are in which `manifest.State`; `adopted` were made before there were manifests.
+        states: how many items are in which `records.State`; `adopted` were made before there were manifests.
         manifest: what is done; None before `resume`.
         records: what to record before the first item.
         quarantined: items that crashed their decoder and are not tried again unless decoders are isolated.
@@ -82,16 +66,14 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def kinds(self, item: Item) -> tuple[str, ...]:
-        """What is wanted of an item, as the manifest names it. Of clips, what was asked for is part of the
-        name.
-        """
-        return self.options.video.names(self.options.save) if is_clip(item) else self.outputs.kinds
+        """What is wanted of an item, as the manifest names it; of clips the options are part of the name."""
+        return self.options.video.names(self.options.save) if item.is_clip else self.outputs.kinds
 
     def paths(self, item: Item) -> list[str]:
         """Where the outputs of an item go; for the frames of a clip their folder."""
-        if not is_clip(item):
+        if not item.is_clip:
             return [self.outputs.path(kind, item.key) for kind in self.outputs.kinds]
-        layout = clips.Layout(self.outputs.folder, self.options.save, video.CODECS[self.options.video.codec])
+        layout = ClipLayout(self.outputs.folder, self.options.save, video.CODECS[self.options.video.codec])
         return [layout.path(kind, item.key) for kind in (*layout.kinds, "timeline")]
 
     @property
@@ -111,13 +93,12 @@ class Plan:
         return Identity.of(item.path, item.path[below:].replace(os.sep, "/"))
 
 
-def prepare(options: RunOptions) -> Plan:
+def prepare(options: RunOptions) -> RunPlan:
     """Find the sources. Writes nothing, and looks at no output.
 
     Raises:
         SourceError: a source does not exist or holds nothing to segment.
-        UsageError: nothing to save, or the output folder is a source.
-        UsageError: an unknown kind of output.
+        UsageError: nothing to save, an unknown kind of output, or the output folder is a source.
     """
     if not options.save:
         raise UsageError("nothing to save was asked for", hint=f"choose from: {', '.join(KINDS)}")
@@ -128,32 +109,39 @@ def prepare(options: RunOptions) -> Plan:
             f"as pictures",
             hint=f"choose another folder, for example -o {default_output(exclude[0])}",
         )
-    sources = collect(
-        options.sources,
-        is_picture=lambda name: images.is_supported(name) or video.is_clip(name),
-        live=naming.live_name,
-        exclude=exclude,
+    sources = _mark_clips(
+        collect(
+            options.sources,
+            is_picture=lambda name: images.is_supported(name) or video.is_clip(name),
+            live=naming.live_name,
+            exclude=exclude,
+        )
     )
     _check_kinds(options.save, sources.items)
-    outputs = OutputTree(
-        options.output or default_output(sources.root), [kind for kind in options.save if kind in PICTURE_KINDS]
-    )
+    folder = options.output or default_output(sources.root)
+    outputs = OutputTree(folder, [kind for kind in options.save if kind in PICTURE_KINDS])
     shard = options.shard
     items = sources.items if shard is None else tuple(item for item in sources.items if shard.takes(item.key))
-    return Plan(options, sources, outputs, items, items)
+    return RunPlan(options, sources, outputs, items, items)
 
 
-def is_clip(item: Item) -> bool:
-    """Whether an item is a video, a camera or an address, by its name."""
-    return video.is_clip(item.path) or naming.is_live(item.path)
+def _mark_clips(sources: Sources) -> Sources:
+    """Tell clips from pictures, by their names."""
+    items = tuple(
+        dataclasses.replace(item, is_clip=True)
+        if video.is_clip(item.path) or naming.is_live(item.path)
+        else item
+        for item in sources.items
+    )
+    return dataclasses.replace(sources, items=items)
 
 
 def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
     """See that something of what is wanted can be made of each item."""
-    moving = sum(map(is_clip, items))
+    clips = sum(item.is_clip for item in items)
     for count, what, possible in (
-        (moving, "clip", CLIP_KINDS),
-        (len(items) - moving, "picture", PICTURE_KINDS),
+        (clips, "clip", CLIP_KINDS),
+        (len(items) - clips, "picture", PICTURE_KINDS),
     ):
         if count and not set(kinds).intersection(possible):
             raise UsageError(
@@ -162,25 +150,25 @@ def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
             )
 
 
-def recipe_of(segmenter: Segmenter, model: Mapping[str, Any]) -> Recipe:
-    """What decides the pixels: the model's bytes, the threshold where it has one, the network's size, our own
-    rules.
+def recipe_of(segmenter: Segmenter) -> OutputRecipe:
+    """What decides the pixels: the model's bytes, a threshold if it has one, the network's size, our rules.
 
     Backend and precision are not in it. A backend is used only after its masks were proven equal to
     PyTorch's, and a night's work must not begin anew because the GPU was taken in the morning. Batch, streams
     and threads change nothing at all.
     """
     threshold = None if segmenter.spec.output == "class_ids" else segmenter.threshold
-    return _recipe(str(model.get("sha256", "")), threshold, segmenter.backend.input_size, segmenter.spec.name)
+    sha256 = segmenter.model.sha256 if segmenter.model is not None else ""
+    return _recipe(sha256, threshold, segmenter.backend.input_size, segmenter.spec.name)
 
 
-def _recipe(sha256: str, threshold: float | None, input_size: Sequence[int], name: str) -> Recipe:
+def _recipe(sha256: str, threshold: float | None, input_size: Sequence[int], name: str) -> OutputRecipe:
     facts = {"model": sha256, "threshold": threshold, "input_size": list(input_size), "rules": RULES}
     label = f"{name} (sha256 {sha256[:12]})" + (f", threshold {threshold:g}" if threshold is not None else "")
-    return Recipe(facts, f"{label}, {input_size[0]}x{input_size[1]}")
+    return OutputRecipe(facts, f"{label}, {input_size[0]}x{input_size[1]}")
 
 
-def resume(plan: Plan, recipe: Recipe) -> Plan:
+def resume(plan: RunPlan, recipe: OutputRecipe) -> RunPlan:
     """Compare the items with what earlier runs recorded. Writes nothing.
 
     Returns:
@@ -192,91 +180,131 @@ def resume(plan: Plan, recipe: Recipe) -> Plan:
             manifest.
         OutputError: the folder cannot be listed.
     """
-    options = plan.options
-    manifest, listing = Manifest(plan.outputs.folder, plan.part), Listing(plan.outputs.folder)
-    adopted = _adoptable(plan, recipe, listing) if manifest.is_new and not options.overwrite else {}
+    folder, overwrite = plan.outputs.folder, plan.options.overwrite
+    manifest, listing = Manifest(folder, plan.part), Listing(folder)
+
+    # Outputs from before there were manifests count if they are of this recipe.
+    adopted = _find_adoptable(plan, recipe, listing) if manifest.is_new and not overwrite else {}
+
+    # Outputs of two recipes are never mixed unasked.
     others = manifest.made_otherwise(recipe.digest, listing)
-    if others and not options.overwrite:
+    if others and not overwrite:
         raise ManifestError(
-            f"{plan.outputs.folder} holds outputs of "
+            f"{folder} holds outputs of "
             + "; ".join(f"{count:,} items by {label}" for label, count in others.most_common())
             + f". This run would use {recipe.label}",
             hint="choose another folder with -o, or redo them with --overwrite",
         )
-    states: Counter[str] = Counter()
-    todo: list[Item] = []
-    records: list[Record] = []
-    quarantined: list[Item] = []
-    absent: list[str] = []
-    namesakes: Counter[str] = Counter()
+
+    comparison = _Comparison(plan, recipe, manifest, listing, adopted)
     for item in plan.items:
-        identity = plan.identity(item)
-        if identity is None:
-            absent.append(item.key)
-        contents = (lambda path=item.path: sha256_of(path)) if options.hash_sources else None
-        state: str = manifest.state(item.key, identity, recipe.digest, plan.kinds(item), listing, contents)
-        before = manifest.records.get(item.key)
-        if state == "changed" and before is not None and _is_namesake(before, plan.sources.root):
-            namesakes[before.root] += 1
-        if options.overwrite and (state in FINISHED or state == "other"):
-            # On record at once: when this run is cut short, the next one needs no --overwrite to go on.
-            state = "void"
-            records.append(Record(item.key, "void"))
-        elif (
-            state == "touched" and before is not None and before.identity is not None and identity is not None
-        ):
-            identity = identity._replace(sha256=before.identity.sha256)
-            records.append(before._replace(identity=identity, root=plan.sources.root))
-        elif item.key in adopted and identity is not None:
-            state = "adopted"
-            records.append(
-                Record(item.key, "done", identity, recipe.digest, adopted[item.key], root=plan.sources.root)
-            )
-        elif (
-            state == "failed"
-            and before is not None
-            and _is_quarantined(before, identity)
-            and not options.isolate
-        ):
-            state = "quarantined"
-            quarantined.append(item)
-        if state not in FINISHED and state not in ("adopted", "quarantined"):
-            todo.append(item)
-        states[state] += 1
-    if namesakes and not options.overwrite:
-        root, count = namesakes.most_common(1)[0]
+        comparison.add(item)
+
+    # Nor are outputs of two pictures of the same name.
+    if comparison.namesakes and not overwrite:
+        root, count = comparison.namesakes.most_common(1)[0]
         raise ManifestError(
-            f"{plan.outputs.folder} holds outputs of {count:,} other pictures of the same names, from {root}",
+            f"{folder} holds outputs of {count:,} other pictures of the same names, from {root}",
             hint="choose another folder with -o, or replace them with --overwrite",
         )
-    notes = []
-    if others:
-        ours = {record.key for record in records} | {item.key for item in plan.sources.items}
-        rest = sum(
-            record.key not in ours and record.recipe != recipe.digest for record in manifest.records.values()
-        )
-        if rest:
-            notes.append(
-                f"outputs of {rest:,} items that are not among these sources stay as another model made them"
-            )
-    if manifest.damaged:
-        notes.append(
-            f"{manifest.damaged:,} damaged lines in the manifest are ignored, as a power cut leaves them"
-        )
-    manifest.keep(item.key for item in todo)
+
+    notes = comparison.notes(bool(others))
+    manifest.keep(item.key for item in comparison.todo)
     return dataclasses.replace(
         plan,
-        todo=tuple(todo),
-        states=dict(states),
+        todo=tuple(comparison.todo),
+        states=dict(comparison.states),
         manifest=manifest,
-        records=tuple(records),
-        quarantined=tuple(quarantined),
-        absent=frozenset(absent),
+        records=tuple(comparison.records),
+        quarantined=tuple(comparison.quarantined),
+        absent=frozenset(comparison.absent),
         notes=tuple(notes),
     )
 
 
-def _is_quarantined(record: Record, identity: Identity | None) -> bool:
+class _Comparison:
+    """Sorts the items of a plan by what earlier runs recorded of them; see `RunPlan` for the attributes."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        recipe: OutputRecipe,
+        manifest: Manifest,
+        listing: Listing,
+        adopted: Mapping[str, Mapping[str, Files]],
+    ) -> None:
+        self.plan, self.options, self.root = plan, plan.options, plan.sources.root
+        self.recipe, self.manifest, self.listing, self.adopted = recipe, manifest, listing, adopted
+        self.states: Counter[str] = Counter()
+        self.todo: list[Item] = []
+        self.records: list[Record] = []
+        self.quarantined: list[Item] = []
+        self.absent: list[str] = []
+        self.namesakes: Counter[str] = Counter()
+
+    def add(self, item: Item) -> None:
+        """Sort one item in."""
+        identity = self.plan.identity(item)
+        if identity is None:
+            self.absent.append(item.key)
+        state, record = self._judge(item, identity)
+        if record is not None:
+            self.records.append(record)
+        if state == "quarantined":
+            self.quarantined.append(item)
+        elif state not in (*FINISHED, "adopted"):
+            self.todo.append(item)
+        self.states[state] += 1
+
+    def _judge(self, item: Item, identity: Identity | None) -> tuple[str, Record | None]:
+        """The state of an item, and what to record of it before the run."""
+        digest, before = self.recipe.digest, self.manifest.records.get(item.key)
+        contents = partial(sha256_of, item.path) if self.options.hash_sources else None
+        kinds = self.plan.kinds(item)
+        state = self.manifest.state(item.key, identity, digest, kinds, self.listing, contents)
+        if state == "changed" and before is not None and _is_namesake(before, self.root):
+            self.namesakes[before.root] += 1
+
+        # To be overwritten: on record at once, so that when this run is cut short, the next one needs no
+        # --overwrite to go on.
+        if self.options.overwrite and (state in FINISHED or state == "other"):
+            return "void", Record(item.key, "void")
+
+        # Touched: recorded with its new time, so that its contents need not be read again.
+        if state == "touched" and before is not None and before.identity is not None and identity is not None:
+            identity = identity._replace(sha256=before.identity.sha256)
+            return state, before._replace(identity=identity, root=self.root)
+
+        # From before there were manifests.
+        if item.key in self.adopted and identity is not None:
+            outputs = self.adopted[item.key]
+            return "adopted", Record(item.key, "done", identity, digest, outputs, root=self.root)
+
+        # What crashed a decoder would end this process, too.
+        is_crash = state == "failed" and before is not None and _has_crashed(before, identity)
+        if is_crash and not self.options.isolate:
+            return "quarantined", None
+        return state, None
+
+    def notes(self, made_otherwise: bool) -> list[str]:
+        """What people should know: outputs of another recipe that stay, and damage of the manifest."""
+        manifest, notes = self.manifest, []
+        if made_otherwise:
+            ours = {record.key for record in self.records} | {item.key for item in self.plan.sources.items}
+            records, digest = manifest.records.values(), self.recipe.digest
+            if rest := sum(record.key not in ours and record.recipe != digest for record in records):
+                notes.append(
+                    f"outputs of {rest:,} items that are not among these sources stay as another model made "
+                    "them"
+                )
+        if manifest.damaged:
+            notes.append(
+                f"{manifest.damaged:,} damaged lines in the manifest are ignored, as a power cut leaves them"
+            )
+        return notes
+
+
+def _has_crashed(record: Record, identity: Identity | None) -> bool:
     """Whether a record says that this very file ended the process that decoded it."""
     same = record.identity is not None and identity is not None and identity.is_of(record.identity)
     return same and record.error == _CRASHED
@@ -289,13 +317,15 @@ def _is_namesake(record: Record, root: str) -> bool:
     return os.path.exists(os.path.join(record.root, *record.identity.source.split("/")))
 
 
-def _adoptable(plan: Plan, recipe: Recipe, listing: Listing) -> dict[str, dict[str, Files]]:
-    """Outputs that were there before there were manifests, by key and kind: taken over if the last run had
-    this recipe.
+def _find_adoptable(plan: RunPlan, recipe: OutputRecipe, listing: Listing) -> dict[str, dict[str, Files]]:
+    """Find outputs from before there were manifests, by key and kind.
+
+    Raises:
+        ManifestError: there are some, and `run.json` does not say that they are of this recipe.
     """
     found: dict[str, dict[str, Files]] = {}
     for item in plan.items:
-        if is_clip(item):
+        if item.is_clip:
             continue
         files = {kind: plan.outputs.file(kind, item.key) for kind in plan.outputs.kinds}
         there: dict[str, Files] = {
@@ -307,7 +337,7 @@ def _adoptable(plan: Plan, recipe: Recipe, listing: Listing) -> dict[str, dict[s
         return {}
     some = f"{plan.outputs.folder} holds outputs for {len(found):,} of these items"
     hint = "choose another folder with -o, or replace them with --overwrite"
-    earlier = reports.load(os.path.join(plan.outputs.folder, run_name("")))
+    earlier = reports.load_report(os.path.join(plan.outputs.folder, reports.run_name("")))
     try:
         if earlier is None:
             raise KeyError("run.json")

@@ -1,4 +1,4 @@
-"""What a run says of itself: `run.json`, the failures, and how the reports of shards become one."""
+"""The report of a run: `run.json`, and how the reports of shards become one."""
 
 from __future__ import annotations
 
@@ -16,33 +16,16 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from unet_batch.pipeline import StageStats, bottleneck
+from unet_batch.types import Failure
 
 Status = Literal["running", "done", "failures", "stopped", "interrupted", "aborted"]
 
 LISTED_FAILURES = 100
 LIBRARIES = (
-    "torch",
-    "tensorrt",
-    "tensorrt-rtx",
-    "pycuda",
-    "numpy",
-    "opencv-python-headless",
-    "pillow",
-    "simplejpeg",
-    "safetensors",
+    *("torch", "tensorrt", "tensorrt-rtx", "pycuda"),
+    *("numpy", "opencv-python-headless", "pillow", "simplejpeg", "safetensors"),
 )
 _SEVERITY: Sequence[Status] = ("done", "failures", "stopped", "interrupted", "aborted")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One item that failed: its path, the stage, the kind of error, the message, and a hint."""
-
-    path: str
-    stage: str
-    error: str
-    message: str
-    hint: str
 
 
 @dataclass
@@ -59,7 +42,7 @@ class RunReport:
             `skipped` had their outputs already.
         unreadable: folders and links among the sources that could not be listed; they count as failed, and
             not as found.
-        states: how many items were in which `manifest.State` when the run began.
+        states: how many items were in which `records.State` when the run began.
         frames: of clips, segmented now.
         clips: of each clip that did not fail: frames, damaged packets, notes, and whether its end was
             reached.
@@ -137,30 +120,32 @@ class RunReport:
 
 
 def run_name(part: str) -> str:
-    """The report of a shard, such as `2-of-8`, or of a run that does everything ("")."""
+    """File of the report of a shard, such as `2-of-8`, or of a run that does everything ("")."""
     return f"run-{part}.json" if part else "run.json"
 
 
 def errors_name(part: str) -> str:
-    """The list of failures of a shard, or of a run that does everything ("")."""
+    """File of the failures of a shard, or of a run that does everything ("")."""
     return f"errors-{part}.jsonl" if part else "errors.jsonl"
 
 
-def load(path: str) -> dict[str, Any] | None:
-    """What a report holds; None where there is none, or none that can be read."""
+def load_report(path: str) -> dict[str, Any] | None:
+    """Read a report; None where there is none, or none that can be read."""
     with suppress(OSError, ValueError, RecursionError), open(path, encoding="ascii") as file:
         data = json.load(file)
         return data if isinstance(data, dict) and "unet_batch" in data else None
     return None
 
 
-def joined(output: str, reports: Sequence[Mapping[str, Any]], failures: Sequence[Failure]) -> RunReport:
-    """The report of one run that did what these did side by side.
+def merge_reports(
+    output: str, reports: Sequence[Mapping[str, Any]], failures: Sequence[Failure]
+) -> RunReport:
+    """Merge reports into that of one run that did what all of them did side by side.
 
     Args:
         output: the folder.
-        reports: of the shards, as `load` returned them; one at least. One that still says `running` was
-            killed.
+        reports: of the shards, as `load_report` returned them; one at least. One that still says `running`
+            was killed.
         failures: of all.
 
     Raises:
@@ -177,7 +162,7 @@ def joined(output: str, reports: Sequence[Mapping[str, Any]], failures: Sequence
         for values in each["stages"]:
             more = StageStats(**values)
             total = stages.setdefault(more.name, StageStats(more.name, 0))
-            add(total, more)
+            add_stats(total, more)
             total.workers += more.workers
     statuses: list[Status] = [
         "interrupted" if each["status"] == "running" else each["status"] for each in reports
@@ -209,14 +194,14 @@ def joined(output: str, reports: Sequence[Mapping[str, Any]], failures: Sequence
     return report
 
 
-def add(total: StageStats, more: StageStats) -> None:
+def add_stats(total: StageStats, more: StageStats) -> None:
     """Add work that more threads, or the same ones later, did for a stage."""
     for figure in ("items", "batches", "busy", "cpu", "waiting"):
         setattr(total, figure, getattr(total, figure) + getattr(more, figure))
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what results depend on, as far as it is installed."""
+    """The versions of Python and of the libraries that results depend on, as far as they are installed."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         # An engine runs without PyTorch, PyTorch without TensorRT
@@ -230,9 +215,7 @@ def _part(shard: str) -> str:
 
 
 class Backlog:
-    """How many items wait for each stage or are in it: what entered less what left, looked at now and
-    then.
-    """
+    """How many items wait for each stage or are in it, looked at now and then."""
 
     def __init__(self) -> None:
         self.failed: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""One of several runs that share a folder: which items are its own."""
+"""Which items belong to one of several runs that share a folder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from unet_batch.errors import UsageError
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several runs that share the work by a hash of the key: whatever the order, each item belongs to
-    just one.
+    """One of several runs that share the work by a hash of the key: each item belongs to just one.
 
     Attributes:
         number: 1..count.

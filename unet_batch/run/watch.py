@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unet_batch.errors import SourceError
 from unet_batch.run.execute import execute
 from unet_batch.run.observe import Observer, Stop
-from unet_batch.run.plan import Plan, RunOptions, is_clip, prepare
+from unet_batch.run.options import RunOptions
+from unet_batch.run.plan import RunPlan, prepare
 
 if TYPE_CHECKING:
-    from unet_batch.inference.backends.select import Step
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.run.report import RunReport
     from unet_batch.types import Item
@@ -95,9 +95,6 @@ def watch(
     stop: Stop | None = None,
     settle: float = SETTLE,
     poll: float = POLL,
-    *,
-    model: Mapping[str, Any] | None = None,
-    passed_over: Sequence[Step] = (),
 ) -> Watched:
     """Segment what is there and what arrives, until stopped.
 
@@ -108,7 +105,6 @@ def watch(
         stop: ends it when called.
         settle: seconds that a file must have been the same.
         poll: seconds between two looks.
-        model, passed_over: as for `execute`.
 
     Raises:
         SourceError: a source is no folder, or vanished.
@@ -125,7 +121,7 @@ def watch(
             for batch in _batches(ready):
                 if not stop.reason:
                     part = replace(plan, items=batch, todo=batch)
-                    report = execute(part, segmenter, observer, stop, model=model, passed_over=passed_over)
+                    report = execute(part, segmenter, observer, stop)
                     total.add(report)
                     if report.done + report.failed:
                         observer.batch(report)
@@ -135,14 +131,14 @@ def watch(
 
 def _batches(items: Sequence[Item]) -> Iterator[tuple[Item, ...]]:
     """The pictures, then each clip by itself: what arrives meanwhile must not wait for all of them."""
-    if pictures := tuple(item for item in items if not is_clip(item)):
+    if pictures := tuple(item for item in items if not item.is_clip):
         yield pictures
     for item in items:
-        if is_clip(item):
+        if item.is_clip:
             yield (item,)
 
 
-def _look(options: RunOptions) -> Plan | None:
+def _look(options: RunOptions) -> RunPlan | None:
     """What the folders hold now; None if that is nothing yet."""
     for source in options.sources:
         if not os.path.isdir(source):

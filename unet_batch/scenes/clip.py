@@ -25,8 +25,7 @@ def write_clip(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> str:
-    """Writes `videos/drive.mp4` (H.264, stereo) and `video-masks/drive.mkv` (FFV1 grey, 0 and 255) into a
-    folder.
+    """Writes `videos/drive.mp4` (H.264, stereo) and `video-masks/drive.mkv` (FFV1 grey, 0 and 255).
 
     Frame i is what `drive` draws for the seed, whatever the length: a longer clip continues a shorter one.
 
@@ -60,7 +59,7 @@ def write_clip(
         writer.add_sound(sound(seed, frames / rate, _SAMPLES), _SAMPLES)
         for index, (picture, mask) in enumerate(drive(seed, size, frames, rate)):
             for file, pixels in ((writer, picture), (exact, mask)):
-                frame = video.prepared(pixels, file.format, file.look)
+                frame = video.make_frame(pixels, file.format, file.color)
                 file.write(frame, round(index / (rate * clip.time_base)))
             if progress is not None:
                 progress(index + 1)

@@ -63,7 +63,8 @@ def write_samples(
 
     written = []
     workers = cpu_count()
-    with Pipeline(range(count), [Stage("draw", scene, workers)], in_flight=2 * workers) as paths:
+    stages = [Stage("draw", scene, workers)]
+    with Pipeline[int, str](range(count), stages, in_flight=2 * workers) as paths:
         for path in paths:
             written.append(path)
             if progress is not None:

@@ -201,7 +201,7 @@ def finish(
         pairs = {pair.key: pair for pair in plan.val}
         rows = [
             comparison(plan.dataset, pairs[key], segmenter, caption)
-            for key, caption in _pick_examples(found.ranked())
+            for key, caption in pick_examples(found.ranked())
         ]
         backend = f"{segmenter.backend.name} {segmenter.backend.precision}"
     if rows:
@@ -273,28 +273,8 @@ def model_card(plan: TrainingPlan, outcome: Outcome, found: Evaluation, sheet: b
         "",
         *_class_table(found),
     ]
-    if found.failures:
-        lines += [
-            f"{len(found.failures)} images could not be judged, such as {found.failures[0].message}",
-            "",
-        ]
-    if found.photo.groups < 2:
-        lines += [
-            "All validation images are of one group: how far the figures would vary with another one cannot "
-            "be told.",
-            "",
-        ]
-    elif found.photo.groups < FEW_GROUPS:
-        lines += [
-            f"The intervals rest on {found.photo.groups} groups: they are rough, and rather too narrow.",
-            "",
-        ]
-    if options.keep == "best" or options.patience:
-        lines += [
-            f"The same images chose {kept}, so these figures flatter a little; `unet-batch evaluate` on "
-            f"others does not.",
-            "",
-        ]
+    for caveat in _caveats(found, kept if options.keep == "best" or options.patience else ""):
+        lines += [caveat, ""]
     lines += [f"![Curves]({folder}/curves.png)", ""]
     if sheet:
         lines += [f"![Best, middle and worst validation images]({folder}/sheet.jpg)", ""]
@@ -321,6 +301,25 @@ def model_card(plan: TrainingPlan, outcome: Outcome, found: Evaluation, sheet: b
     return "\n".join(lines)
 
 
+def _caveats(found: Evaluation, chosen: str) -> Iterator[str]:
+    """Say what limits the figures; `chosen` is the epoch that the same images chose, or ""."""
+    if found.failures:
+        yield f"{len(found.failures)} images could not be judged, such as {found.failures[0].message}"
+    groups = found.photo.groups
+    if groups < 2:
+        yield (
+            "All validation images are of one group: how far the figures would vary with another one cannot "
+            "be told."
+        )
+    elif groups < FEW_GROUPS:
+        yield f"The intervals rest on {groups} groups: they are rough, and rather too narrow."
+    if chosen:
+        yield (
+            f"The same images chose {chosen}, so these figures flatter a little; `unet-batch evaluate` on "
+            f"others does not."
+        )
+
+
 def _class_table(found: Evaluation) -> list[str]:
     """A table of the classes, at the images' own size; nothing for one class."""
     part = found.photo
@@ -337,7 +336,7 @@ def _class_table(found: Evaluation) -> list[str]:
     return [*table, ""]
 
 
-def _pick_examples(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
+def pick_examples(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
     """Pick the best, middle and worst images, best first, with captions; of few images all, none twice.
 
     Args:

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from unet_batch.datasets.dataset import Dataset, Pair
 from unet_batch.datasets.encoding import VOID
 from unet_batch.media import geometry, images
+from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import cpu_count
 from unet_batch.training import augment
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 # Kept at twice the network's size, zooming and turning need not invent detail, and sampling at half scale is
 # the 2x2 mean, the same as the area resampling at run time.
 OVERSAMPLING = 2
-_AHEAD = 3  # batches decoded ahead of the one in use
+BATCHES_AHEAD = 3  # batches decoded ahead of the one in use
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ class Samples:
         kept = self._cache.get(number)
         if kept is not None:
             return kept
-        sample = self._read(self.pairs[number])
+        sample = self.decode(self.pairs[number])
         with self._lock:
             weight = sample.picture.nbytes + sample.target.nbytes + sample.known.nbytes
             if number not in self._cache and weight <= self._free_bytes:
@@ -91,7 +92,12 @@ class Samples:
                 self._cache[number] = sample
         return sample
 
-    def _read(self, pair: Pair) -> Sample:
+    def decode(self, pair: Pair) -> Sample:
+        """Read a pair and resize it to the stored size, without the cache.
+
+        Raises:
+            ImageError: see `__getitem__`.
+        """
         picture = images.read(pair.image, at_least=(OVERSAMPLING * self.size[0], OVERSAMPLING * self.size[1]))
         ids = self.dataset.read_mask(pair, picture.size)
         placement = geometry.place(picture.size, self.size)
@@ -205,13 +211,13 @@ def batches(
         ImageError: of the first sample that cannot be read, when its turn comes.
     """
     waiting: deque[list[Future[Sample]]] = deque()
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # cv2's own threads would fight for the cores that the pool fills already
-    pool = ThreadPoolExecutor(cpu_count(), thread_name_prefix="load")
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(single_threaded_cv2())
+        pool = ThreadPoolExecutor(cpu_count(), thread_name_prefix="load")
+        stack.callback(pool.shutdown, cancel_futures=True)
         ahead = iter(order)
         for numbers in order:
-            while len(waiting) < _AHEAD and (later := next(ahead, None)) is not None:
+            while len(waiting) < BATCHES_AHEAD and (later := next(ahead, None)) is not None:
                 waiting.append([pool.submit(samples.__getitem__, number % len(samples)) for number in later])
             loaded = [future.result() for future in waiting.popleft()]
             parts = (
@@ -225,6 +231,3 @@ def batches(
             yield Batch(
                 *augment.apply(pictures, targets, known, transforms, size or samples.size), tuple(numbers)
             )
-    finally:
-        pool.shutdown(cancel_futures=True)
-        cv2.setNumThreads(threads)

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.engines import confident
-from tests.test_build import harm
+from tests.helpers.engines import confident, harm
 from unet_batch import gpu
 from unet_batch.build import BuildOptions, build_engine
 from unet_batch.engine import flavours, store

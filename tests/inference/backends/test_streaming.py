@@ -626,6 +626,7 @@ def test_any_interleaving(data: st.DataObject) -> None:
 def test_nothing_heavy_is_imported() -> None:
     """An engine runs where neither PyTorch nor Pillow is installed."""
     heavy = {"torch", "PIL", "simplejpeg", "pycuda", "cv2"}
-    code = f"import sys, unet_batch.inference.backends.streaming, unet_batch.testing; print(sorted({heavy} & set(sys.modules)))"
+    code = "import sys, unet_batch.inference.backends.streaming, unet_batch.testing; "
+    code += f"print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

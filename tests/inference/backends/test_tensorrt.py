@@ -22,7 +22,8 @@ from unet_batch import gpu
 from unet_batch.engine import onnx_model, store
 from unet_batch.engine.compiler import Profile
 from unet_batch.engine.proof import Reference
-from unet_batch.engine.store import Engine, Recipe, Sidecar
+from unet_batch.engine.sidecar import EngineRecipe, Sidecar
+from unet_batch.engine.store import Engine
 from unet_batch.errors import BackendError, BackendUnavailable, OutputError
 from unet_batch.inference.backends import tensorrt
 from unet_batch.inference.backends.tensorrt import TensorRTBackend
@@ -78,7 +79,7 @@ def engine(folder: Path, *, right: bool = True, verified: bool = False) -> Engin
     """An engine on disk whose reference says what brightness is, or something else."""
     shown = np.stack(pictures(5, shape=SHAPE))
     maps = brightness(shown) if right else 255 - brightness(shown)
-    recipe = Recipe("5" * 64, "fp16", Profile((1, 4, 8), (SIZE,) * 3), "tensorrt", "10.9", "sm_90", {})
+    recipe = EngineRecipe("5" * 64, "fp16", Profile((1, 4, 8), (SIZE,) * 3), "tensorrt", "10.9", "sm_90", {})
     sidecar = Sidecar(
         spec=fake_spec(SIZE),
         recipe=recipe,
@@ -149,7 +150,7 @@ class TestTheFirstRun:
         old = engine(tmp_path)
         newer = replace(old.sidecar, plan_sha256=onnx_model.sha256(b"newer"), plan_bytes=5)
         store.install(str(tmp_path), newer, b"newer", old.read_reference())
-        old.verified("NVIDIA H200", {})
+        old.record_proof("NVIDIA H200", {})
         assert store.load(old.path).read_plan() == b"newer"
 
     def test_where_the_refusal_cannot_be_written_the_masks_are_what_is_named(

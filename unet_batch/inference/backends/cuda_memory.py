@@ -50,8 +50,10 @@ class CudaMemory(ABC):
 
     @abstractmethod
     def current(self) -> AbstractContextManager[None]:
-        """Makes the GPU the thread's own; may be nested. CUDA's errors leave it as `DeviceOutOfMemory` and
-        `BackendError`.
+        """Make the GPU the thread's own; may be nested.
+
+        Raises:
+            DeviceOutOfMemory, BackendError: in place of CUDA's own errors inside.
         """
 
     @abstractmethod
@@ -76,8 +78,9 @@ class CudaMemory(ABC):
 
     @abstractmethod
     def upload(self, target: Resource, offset: int, source: Pixels, stream: Resource) -> None:
-        """Queue a copy of a C-contiguous array to the GPU, `offset` bytes into `target`; `source` stays as it
-        is until then.
+        """Queue a copy of a C-contiguous array to the GPU, `offset` bytes into `target`.
+
+        `source` must stay as it is until the copy is done.
         """
 
     @abstractmethod
@@ -90,14 +93,10 @@ class CudaMemory(ABC):
 
     @abstractmethod
     def wait(self, stream: Resource, event: Resource) -> None:
-        """What is queued from now on begins after the event's mark; an event without a mark delays
-        nothing.
-        """
+        """Let what is queued from now on begin after the event's mark; one without a mark delays nothing."""
 
     def synchronize(self, resource: Resource) -> None:
-        """Wait until the event's mark, or all that was queued in the stream, is done; releases the
-        interpreter lock.
-        """
+        """Wait for the event's mark or for all work of the stream; releases the interpreter lock."""
         resource.raw.synchronize()
 
     @abstractmethod
@@ -199,7 +198,7 @@ class PyCudaMemory(CudaMemory):
 
     def free(self, resource: Resource) -> None:
         if resource.raw is not None and isinstance(resource, _Graph):
-            _checked(_runtime().cudaGraphExecDestroy(resource.raw))
+            _check(_runtime().cudaGraphExecDestroy(resource.raw))
         super().free(resource)
 
     def upload(self, target: Resource, offset: int, source: Pixels, stream: Resource) -> None:
@@ -228,21 +227,21 @@ class PyCudaMemory(CudaMemory):
         # Other threads allocate and wait while this one captures: only its own calls may spoil the capture.
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         with self.current():
-            _checked(runtime.cudaStreamBeginCapture(stream.address, mode))
+            _check(runtime.cudaStreamBeginCapture(stream.address, mode))
             try:
                 enqueue()
             except BaseException:
                 with suppress(BackendError):  # the stream is of no use until the capture has ended
-                    runtime.cudaGraphDestroy(_checked(runtime.cudaStreamEndCapture(stream.address)))
+                    runtime.cudaGraphDestroy(_check(runtime.cudaStreamEndCapture(stream.address)))
                 raise
-            graph = _checked(runtime.cudaStreamEndCapture(stream.address))
+            graph = _check(runtime.cudaStreamEndCapture(stream.address))
             try:
-                return _Graph(_checked(runtime.cudaGraphInstantiate(graph, 0)))
+                return _Graph(_check(runtime.cudaGraphInstantiate(graph, 0)))
             finally:
                 runtime.cudaGraphDestroy(graph)
 
     def launch(self, graph: Resource, stream: Resource) -> None:
-        _checked(_runtime().cudaGraphLaunch(graph.raw, stream.address))
+        _check(_runtime().cudaGraphLaunch(graph.raw, stream.address))
 
 
 class _Graph(Resource):
@@ -266,8 +265,8 @@ def _runtime() -> Any:
     return importlib.import_module("cuda.bindings.runtime")
 
 
-def _checked(result: tuple[Any, ...]) -> Any:
-    """The value of a call of cuda-bindings, which return (error, value)."""
+def _check(result: tuple[Any, ...]) -> Any:
+    """The value of a call of cuda-bindings, which return (error, value). Raises BackendError."""
     error, *values = result
     if int(error):
         _runtime().cudaGetLastError()  # clears it: later calls would report it again

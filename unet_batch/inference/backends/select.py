@@ -240,7 +240,8 @@ def _because(passed: list[Step]) -> str:
 
 def _gpu_fix() -> str:
     if gpu.missing():
-        return "install NVIDIA's driver (https://www.nvidia.com/drivers), or run on the CPU without --require-gpu"
+        driver = "install NVIDIA's driver (https://www.nvidia.com/drivers)"
+        return f"{driver}, or run on the CPU without --require-gpu"
     return _torch_fix()
 
 

@@ -1,7 +1,7 @@
 """Batches through a GPU without pauses: copies in, computing and copies out of different batches overlap.
 
 Knows nothing of TensorRT: a `Program` computes, a `CudaMemory` moves bytes. A call of `infer` takes a slot,
-which is room on the GPU for one batch, and queues three steps in three streams that all slots share:
+which is memory on the GPU for one batch, and queues three steps in three streams that all slots share:
 
     upload      pictures of batch 2 | ...
     compute              of batch 1 | batch 2 ...
@@ -50,10 +50,16 @@ class Program(Protocol):
     """Computes maps from pictures that are on the GPU."""
 
     def prepare(self, batch: int, pictures: int, maps: int) -> Execution:
-        """For `batch` pictures uint8 (batch, H, W, C) at the address `pictures`, and maps uint8 (batch, H, W)
-        at `maps`.
+        """Make ready for a batch size and addresses; several executions of one program run at once.
 
-        Several of one program run at once. Raises `DeviceOutOfMemory` or another `BackendError`.
+        Args:
+            batch: how many pictures.
+            pictures: address of uint8 (batch, H, W, C).
+            maps: address of uint8 (batch, H, W).
+
+        Raises:
+            DeviceOutOfMemory: there is no memory for it.
+            BackendError: anything else.
         """
 
 
@@ -118,16 +124,21 @@ class StreamingExecutor:
             self._idle.put(slot)
 
     def infer(self, pictures: Sequence[Pixels]) -> Pixels:
-        """Maps of any number of pictures: N arrays uint8 (H, W, C), C-contiguous -> uint8 (N, H, W), the
-        caller's.
+        """Maps of any number of pictures.
 
         When it returns or raises, nothing reads the pictures any more.
+
+        Args:
+            pictures: N arrays uint8 (H, W, C), C-contiguous.
+
+        Returns:
+            uint8 (N, H, W), the caller's.
 
         Raises:
             DeviceOutOfMemory: a slot that had to be built again did not fit; `resize` may help.
             BackendError: closed, or the GPU failed. The next call starts afresh.
         """
-        with self._borrowed_slot() as slot, self._memory.current():
+        with self._borrow_slot() as slot, self._memory.current():
             if slot.batch != self.batch:
                 self._build(slot)
             try:
@@ -142,9 +153,7 @@ class StreamingExecutor:
         return rounds[0] if len(rounds) == 1 else np.concatenate(rounds)
 
     def buffer(self) -> Pixels:
-        """Room for one picture, uninitialised, page-locked while there is such memory; see
-        `Backend.buffer`.
-        """
+        """Memory for one picture, uninitialised, page-locked while there is some; see `Backend.buffer`."""
         return np.empty(self._shape, np.uint8) if self._pool is None else self._pool.take()
 
     def resize(self, batch: int) -> None:
@@ -152,10 +161,9 @@ class StreamingExecutor:
         self.batch = max(batch, self._least)
 
     def close(self) -> None:
-        """Refuse new calls, wait for those that run, and free everything, lent pictures as soon as nobody
-        holds them.
+        """Refuse new calls, wait for those that run, and free everything; may be called again.
 
-        May be called again.
+        Lent pictures are freed as soon as nobody holds them.
         """
         with self._closing:
             self._closed = True
@@ -170,7 +178,7 @@ class StreamingExecutor:
                     self._idle.put(slot)
 
     @contextmanager
-    def _borrowed_slot(self) -> Iterator[_Slot]:
+    def _borrow_slot(self) -> Iterator[_Slot]:
         slot = self._idle.get()
         try:
             if self._closed:
@@ -233,9 +241,7 @@ class StreamingExecutor:
             slot.undo, slot.batch = undo.pop_all(), batch
 
     def _rehearse(self, execution: Execution) -> Resource | None:
-        """Run it once, as libraries load and allocate when they first run, and capture it as a graph where
-        that is possible.
-        """
+        """Run it once, as libraries load and allocate then, and capture it as a graph if possible."""
         stream = self._compute.stream
         with self._compute.lock:  # what others queued in this stream would become part of the graph
             execution.enqueue(stream.address)
@@ -280,7 +286,7 @@ class _Lane:
 
 
 class _Slot:
-    """Room on the GPU for one batch, and what runs there; empty while `batch` is 0."""
+    """Memory on the GPU for one batch, and what runs there; empty while `batch` is 0."""
 
     pictures: Resource
     maps: Resource
@@ -302,7 +308,7 @@ class _Slot:
 
 
 class PicturePool:
-    """Page-locked room for pictures, lent out one by one.
+    """Page-locked memory for pictures, lent out one by one.
 
     A picture returns when the last array that shares its memory is gone: in whichever thread that happens,
     and perhaps amid any of these methods. Hence no locks, only what is atomic in CPython. When none is left

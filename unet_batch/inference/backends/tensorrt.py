@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from unet_batch import gpu
 from unet_batch.engine import proof
 from unet_batch.engine.flavours import Flavour
-from unet_batch.engine.store import REBUILD, Engine, Sidecar
+from unet_batch.engine.sidecar import Sidecar
+from unet_batch.engine.store import REBUILD, Engine
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, OutputError, UsageError
 from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.cuda_memory import CudaMemory, Resource, open_memory
@@ -88,7 +89,7 @@ class TensorRTBackend(Backend):
             memory = self.memory or open_memory(self.device)
             card = self._gpu()
             kernels = self.engine.read_kernels(card.sm)
-            loaded = Plan(self.flavour, plan, memory, kernels)
+            loaded = LoadedEngine(self.flavour, plan, memory, kernels)
             undo.callback(loaded.close)
             self._complete_proof(loaded, card.name)
             program = Program(loaded, (*self.input_size, self.spec.in_channels))
@@ -105,7 +106,7 @@ class TensorRTBackend(Backend):
             undo.callback(executor.close)
             self._executor = executor
             self.batch_size = executor.batch
-            self._keep(loaded.kernels(), kernels, card.sm)
+            self._keep_kernels(loaded.kernels(), kernels, card.sm)
             self._undo = undo.pop_all()
 
     def _infer(self, pictures: Sequence[Pixels]) -> Pixels:
@@ -125,7 +126,7 @@ class TensorRTBackend(Backend):
             self._undo.close()
             self._undo = None
 
-    def _keep(self, kernels: bytes, known: bytes, target: str) -> None:
+    def _keep_kernels(self, kernels: bytes, known: bytes, target: str) -> None:
         """Save what was compiled while opening, so that the next run opens at once."""
         if kernels and kernels != known:
             try:
@@ -139,9 +140,8 @@ class TensorRTBackend(Backend):
             raise BackendUnavailable(f"{self.name}: {gpu.missing() or f'there is no GPU {self.device}'}")
         return driver.gpus[self.device]
 
-    def _complete_proof(self, plan: Plan, card: str) -> None:
-        """Prove a plan on a GPU that has not run it at this batch, and record that; refuse one whose masks
-        are wrong.
+    def _complete_proof(self, loaded: LoadedEngine, card: str) -> None:
+        """Prove a plan on a GPU that has not run it at this batch, record that, and refuse wrong masks.
 
         TensorRT-RTX compiles kernels for each GPU and batch, so that a proof on another says nothing.
         """
@@ -155,7 +155,7 @@ class TensorRTBackend(Backend):
         # Later only what this run needs: the profile's largest batch may not fit beside other programs, today
         # or ever.
         batches = (self.batch_size,) if proven else (*sidecar.recipe.profile.batch, self.batch_size)
-        ran = _execute(plan, sidecar, self.engine.read_reference(), {}, batches)
+        ran = _run_proof(loaded, sidecar, self.engine.read_reference(), {}, batches)
         try:
             for batch, parity in ran.parities.items():
                 parity.check(self.precision, f"{_basename(self.engine.path)} on {card}, {batch}")
@@ -173,7 +173,7 @@ class TensorRTBackend(Backend):
             f"the engine's first run on this GPU: its masks are PyTorch's, Dice {dice:.5f}{weak}"
         )
         try:
-            self.engine = self.engine.verified(
+            self.engine = self.engine.record_proof(
                 card, {batch: proof.as_dict(parity) for batch, parity in ran.parities.items()}
             )
         except OutputError as error:  # proven all the same, and proven again next time
@@ -181,9 +181,14 @@ class TensorRTBackend(Backend):
 
 
 @dataclass(frozen=True)
-class Executed:
-    """What running a plan showed: on what GPU, parity at each batch size, shares the inspector told,
-    remarks.
+class ProofRun:
+    """What running a plan showed.
+
+    Attributes:
+        gpu: its name.
+        parities: by batch size.
+        shares: of the arithmetic in the precision asked for, where the inspector tells.
+        notes: remarks.
     """
 
     gpu: str
@@ -192,14 +197,14 @@ class Executed:
     notes: Sequence[str]
 
 
-def execute_proof(
+def run_proof(
     flavour: Flavour,
     plan: bytes,
     sidecar: Sidecar,
     reference: Reference,
     convolutions: Mapping[str, Convolution],
     device: int = 0,
-) -> Executed:
+) -> ProofRun:
     """Run a plan that is not installed yet, on the pictures of the reference.
 
     Raises:
@@ -207,28 +212,28 @@ def execute_proof(
         BackendError: it failed while running, or the inspector says that its precision is not the one asked
             for.
     """
-    loaded = Plan(flavour, plan, open_memory(device))
+    loaded = LoadedEngine(flavour, plan, open_memory(device))
     try:
-        return _execute(loaded, sidecar, reference, convolutions, sidecar.recipe.profile.batch, device)
+        return _run_proof(loaded, sidecar, reference, convolutions, sidecar.recipe.profile.batch, device)
     finally:
         loaded.close()
 
 
-def _execute(
-    plan: Plan,
+def _run_proof(
+    loaded: LoadedEngine,
     sidecar: Sidecar,
     reference: Reference,
     convolutions: Mapping[str, Convolution],
     batches: Iterable[int],
     device: int = 0,
-) -> Executed:
+) -> ProofRun:
     least = sidecar.recipe.profile.batch[0]
     notes: list[str] = []
-    program = Program(plan, (*sidecar.recipe.profile.size[1], sidecar.spec.in_channels))
+    program = Program(loaded, (*sidecar.recipe.profile.size[1], sidecar.spec.in_channels))
     parities: dict[str, Parity] = {}
     for batch in dict.fromkeys(batches):
         executor = StreamingExecutor(
-            plan.memory,
+            loaded.memory,
             program,
             program.shape,
             batch=batch,
@@ -241,19 +246,19 @@ def _execute(
         with closing(executor):
             parities |= _parities(executor, reference, sidecar.spec)
     shares = []
-    found = proof.inspected_precisions(plan.information(), convolutions) if convolutions else {}
+    found = proof.inspected_precisions(loaded.information(), convolutions) if convolutions else {}
     counted = proof.share(convolutions, sidecar.recipe.precision, sidecar.float32, found, "engine")
     if convolutions and len(found) == len(convolutions):
         counted.check()
         shares.append(proof.as_dict(counted))
-    elif convolutions and not plan.flavour.strongly_typed:
+    elif convolutions and not loaded.flavour.strongly_typed:
         raise BackendError(
             f"the engine inspector names {len(found)} of {len(convolutions)} convolutions: nothing proves "
             f"their precision"
         )
     driver = gpu.driver()
     name = driver.gpus[device].name if driver is not None and device < len(driver.gpus) else "GPU"
-    return Executed(name, parities, shares, notes)
+    return ProofRun(name, parities, shares, notes)
 
 
 def _parities(executor: StreamingExecutor, reference: Reference, spec: ModelSpec) -> dict[str, Parity]:
@@ -263,8 +268,8 @@ def _parities(executor: StreamingExecutor, reference: Reference, spec: ModelSpec
     return proof.prove(lambda batch: infer, reference, spec, (executor.batch,))
 
 
-class Plan:
-    """A plan that the library has loaded.
+class LoadedEngine:
+    """An engine that the library has deserialized.
 
     Args:
         flavour: that built it.
@@ -346,66 +351,67 @@ class Plan:
 class Program:
     """A plan for pictures of one shape, (H, W, C); a `streaming.Program`."""
 
-    def __init__(self, plan: Plan, shape: tuple[int, int, int]) -> None:
-        self._plan = plan
+    def __init__(self, loaded: LoadedEngine, shape: tuple[int, int, int]) -> None:
+        self._loaded = loaded
         self.shape = shape
 
     def prepare(self, batch: int, pictures: int, maps: int) -> Execution:
         """See `streaming.Program`."""
-        self._plan.flavour.errors.clear()
+        self._loaded.flavour.errors.clear()
         try:
             return self._prepare(batch, pictures, maps)
         except RuntimeError as error:  # the bindings' own, for shapes that do not fit together
-            raise self._plan.error(f"a batch of {batch} pictures of {self.shape}: {error}") from error
+            raise self._loaded.error(f"a batch of {batch} pictures of {self.shape}: {error}") from error
 
     def _prepare(self, batch: int, pictures: int, maps: int) -> Execution:
-        plan = self._plan
-        context = plan.context()
+        loaded = self._loaded
+        context = loaded.context()
         if context is None:
-            raise plan.error(f"no execution context for a batch of {batch}")
+            raise loaded.error(f"no execution context for a batch of {batch}")
         if context.active_optimization_profile != 0:  # 8.6 gives it to the first context only
-            stream = plan.memory.stream()
+            stream = loaded.memory.stream()
             context.set_optimization_profile_async(0, stream.address)
-            plan.memory.synchronize(stream)
-            plan.memory.free(stream)
-        if not context.set_input_shape(plan.input, (batch, *self.shape)):
-            raise plan.error(f"the plan does not take a batch of {batch} pictures of {self.shape}")
+            loaded.memory.synchronize(stream)
+            loaded.memory.free(stream)
+        if not context.set_input_shape(loaded.input, (batch, *self.shape)):
+            raise loaded.error(f"the plan does not take a batch of {batch} pictures of {self.shape}")
         if missing := context.infer_shapes():
-            raise plan.error(f"the plan's shapes depend on {missing}")
-        found, expected = tuple(context.get_tensor_shape(plan.output)), (batch, *self.shape[:2])
+            raise loaded.error(f"the plan's shapes depend on {missing}")
+        found, expected = tuple(context.get_tensor_shape(loaded.output)), (batch, *self.shape[:2])
         if found != expected:
             raise BackendError(f"the plan's maps are {found}, {expected} expected")
         if not (
-            context.set_tensor_address(plan.input, pictures) and context.set_tensor_address(plan.output, maps)
+            context.set_tensor_address(loaded.input, pictures)
+            and context.set_tensor_address(loaded.output, maps)
         ):
-            raise plan.error("the plan's buffers cannot be set")
-        if not plan.flavour.lends_memory:
-            return Execution(plan, context, None)
+            raise loaded.error("the plan's buffers cannot be set")
+        if not loaded.flavour.lends_memory:
+            return Execution(loaded, context, None)
         # As much as this batch needs, not what the profile's largest would: else no smaller batch could ever
         # save memory.
-        scratch = plan.memory.device(max(1, context.update_device_memory_size_for_shapes()))
+        scratch = loaded.memory.device(max(1, context.update_device_memory_size_for_shapes()))
         context.set_device_memory(scratch.address, scratch.nbytes)
-        return Execution(plan, context, scratch)
+        return Execution(loaded, context, scratch)
 
 
 class Execution:
     """An execution context with its shape and addresses; a `streaming.Execution`."""
 
-    def __init__(self, plan: Plan, context: Any, scratch: Resource | None) -> None:
-        self._plan = plan
+    def __init__(self, loaded: LoadedEngine, context: Any, scratch: Resource | None) -> None:
+        self._loaded = loaded
         self._context = context
         self._scratch = scratch
 
     def enqueue(self, stream: int) -> None:
         """See `streaming.Execution`."""
         if not self._context.execute_async_v3(stream):
-            raise self._plan.error("a batch cannot be queued")
+            raise self._loaded.error("a batch cannot be queued")
 
     def close(self) -> None:
         """See `streaming.Execution`."""
         self._context = None
         if self._scratch is not None:
-            self._plan.memory.free(self._scratch)
+            self._loaded.memory.free(self._scratch)
 
 
 def _basename(path: str) -> str:

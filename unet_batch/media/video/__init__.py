@@ -1,4 +1,4 @@
-"""Video files to frames and back: the only room that knows PyAV.
+"""Decode video files and live streams to frames, and encode frames as video files.
 
 What a `Reader` gives is RGB uint8 as a person sees the clip: rotated and mirrored as its display matrix says,
 its matrix and range of colours undone, more than 8 bits rounded to 8, transparency laid over white as for
@@ -7,9 +7,9 @@ HDR stays as it is coded: nothing is tone-mapped, and what is written carries th
 both look alike.
 
 Timestamps are integers in the time base of the source, never seconds in floating point. What is written has
-no B-frames: in the order of decoding as in that of showing, so that a file can be put together from parts
-without a timestamp being invented. MP4 and QuickTime keep the time base; Matroska, which FFV1 needs, rounds
-to milliseconds.
+no B-frames: frames are decoded in the order in which they are shown, so that a file can be concatenated from
+parts without a timestamp being invented. MP4 and QuickTime keep the time base; Matroska, which FFV1 needs,
+rounds to milliseconds.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from unet_batch.media.video.kinds import (
     MASKS,
     Clip,
     Codec,
-    Look,
-    Shot,
+    ColorInfo,
+    DecodedFrame,
     is_clip,
     new_clip,
+    output_color,
     pixel_format,
-    written_look,
 )
 from unet_batch.media.video.live import LiveReader
 from unet_batch.media.video.reading import Reader, upright
-from unet_batch.media.video.writing import Writer, encoder_problem, prepared
+from unet_batch.media.video.writing import Writer, encoder_problem, make_frame
 
 __all__ = [
     "CODECS",
@@ -38,17 +38,17 @@ __all__ = [
     "MASKS",
     "Clip",
     "Codec",
+    "ColorInfo",
+    "DecodedFrame",
     "LiveReader",
-    "Look",
     "Reader",
-    "Shot",
     "Writer",
     "assemble",
     "encoder_problem",
     "is_clip",
+    "make_frame",
     "new_clip",
+    "output_color",
     "pixel_format",
-    "prepared",
     "upright",
-    "written_look",
 ]

@@ -1,4 +1,4 @@
-"""What clips, their colours and their codecs are; and how samples become other samples."""
+"""Descriptions of clips, their colours and codecs, and the converter of pixel formats that all share."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from unet_batch.types import Size
 
 
-_NAMES = "mp4 m4v mov qt mkv webm avi mpg mpeg m2v ts mts m2ts wmv asf flv f4v 3gp 3g2 ogv mxf vob divx dv y4m ivf nut"
+_NAMES = (
+    "mp4 m4v mov qt mkv webm avi mpg mpeg m2v ts mts m2ts wmv asf flv f4v 3gp 3g2 ogv mxf vob divx dv y4m "
+    "ivf nut"
+)
 EXTENSIONS = frozenset(_NAMES.split())
 """Extensions of the files that are taken for clips, lower case, without the dot."""
-# What such files are. FFmpeg goes by the contents: a playlist or a list of files, whatever its name, would
-# make it open others.
+# FFmpeg's names of the containers that may be opened. It goes by the contents: a playlist or a list of files,
+# whatever its name, would make it open others.
 CONTAINERS = "mov,matroska,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg,mxf,dv,yuv4mpegpipe,ivf,nut"
 
 BT709, BT601, RGB = 1, 5, 0  # AVCOL_SPC_*, the numbers of ITU-T H.273
 LIMITED, FULL = 1, 2  # AVCOL_RANGE_*
-# What swscale calls them: BT.601 has two numbers, and BT.2020 two ways of which it knows one.
+# swscale's numbers of these matrices: BT.601 has two, and of the two kinds of BT.2020 it knows one.
 SWS = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 # swscale's quick way from YUV to RGB is off by 3 levels on average and does not come back: 10 ms instead of 1
 # ms for 1080p buy 0.4 levels, and at most 2 after the way back.
@@ -36,7 +39,7 @@ DAMAGED = "the file is damaged or not a video: restore it from its source, or le
 
 @dataclass(frozen=True)
 class Codec:
-    """How a kind of video is written.
+    """An encoder, with its container, pixel formats and options.
 
     Attributes:
         encoder: name in FFmpeg.
@@ -44,7 +47,7 @@ class Codec:
         formats: pixel formats of even sides, and of odd ones, which 4:2:0 and 4:2:2 do not have.
         quality: name of the option that sets the quality, its default and its range; "" if there is none.
         options: fixed ones.
-        limited: it has no mark for full range.
+        limited: its files cannot be marked as full range.
     """
 
     encoder: str
@@ -82,8 +85,8 @@ MASKS = Codec("ffv1", ".mkv", ("gray", "gray"), options=CODECS["ffv1"].options)
 
 
 @dataclass(frozen=True)
-class Look:
-    """How the samples of a clip become colours; numbers as in ITU-T H.273.
+class ColorInfo:
+    """How the samples of a clip are converted to colours; numbers as in ITU-T H.273.
 
     Attributes:
         matrix: 1 BT.709, 5 or 6 BT.601, 9 BT.2020, 0 RGB; what is unspecified has been decided.
@@ -99,7 +102,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Clip:
-    """What a file says of its video.
+    """Description of a video, from the header and the first frame of its file.
 
     Attributes:
         path: the file; "" where there is nothing to open again.
@@ -111,9 +114,9 @@ class Clip:
         frames: how many, by the file's own account or by rate and duration, of the whole file if need be;
             None if unknown.
         aspect: width of a displayed pixel over its height.
-        turned: (transposed, mirrored left to right, mirrored top to bottom), in this order, from stored to
-            displayed.
-        look: its colours.
+        orientation: what turns stored pixels into displayed ones, in this order: (transpose, mirror left to
+            right, mirror top to bottom).
+        color: its colours.
         codec: what it is coded in.
         depth: bits of a sample.
         others: the streams beside the video: "audio aac", "subtitle mov_text", ...
@@ -129,8 +132,8 @@ class Clip:
     duration: Fraction | None
     frames: int | None
     aspect: Fraction
-    turned: tuple[bool, bool, bool]
-    look: Look
+    orientation: tuple[bool, bool, bool]
+    color: ColorInfo
     codec: str
     depth: int
     others: tuple[str, ...]
@@ -138,7 +141,7 @@ class Clip:
 
 
 @dataclass(frozen=True, eq=False)
-class Shot:
+class DecodedFrame:
     """A decoded frame, not yet converted.
 
     Attributes:
@@ -163,40 +166,37 @@ def is_clip(name: str) -> bool:
 
 
 def new_clip(size: Size, rate: Fraction) -> Clip:
-    """The description of a clip to be made: square pixels, BT.709, limited range; a tick is a 1/1000 of a
-    frame's time.
+    """Describe a clip to be made: square pixels, BT.709, limited range, 1000 ticks a frame.
 
     Args:
         size: (height, width).
         rate: frames a second.
     """
-    look = Look(BT709, LIMITED, BT709, BT709)
+    color = ColorInfo(BT709, LIMITED, BT709, BT709)
     as_stored = (False, False, False)
     return Clip(
-        "", size, rate, 1 / (1000 * rate), Fraction(0), None, None, Fraction(1), as_stored, look, "", 8, ()
+        "", size, rate, 1 / (1000 * rate), Fraction(0), None, None, Fraction(1), as_stored, color, "", 8, ()
     )
 
 
 def pixel_format(codec: Codec, size: Size) -> str:
-    """FFmpeg's name of how samples are stored in pictures of (height, width)."""
+    """FFmpeg's name of the pixel format in which a codec stores frames of (height, width)."""
     return codec.formats[bool(size[0] % 2 or size[1] % 2)]
 
 
-def written_look(clip: Clip, codec: Codec) -> Look:
-    """The marks of what is written for a clip: its own; RGB becomes limited YUV, and so does all that a codec
-    cannot mark.
-    """
-    look = clip.look
-    if look.matrix == RGB:
-        return Look(BT709 if clip.size[0] > 576 else BT601, LIMITED, look.primaries, look.transfer)
-    return replace(look, range=LIMITED) if codec.limited else look
+def output_color(clip: Clip, codec: Codec) -> ColorInfo:
+    """Colours of what is written for a clip: its own; limited range for RGB, or where a codec demands it."""
+    color = clip.color
+    if color.matrix == RGB:
+        return ColorInfo(BT709 if clip.size[0] > 576 else BT601, LIMITED, color.primaries, color.transfer)
+    return replace(color, range=LIMITED) if codec.limited else color
 
 
 _threads = threading.local()
 
 
 def reformatter() -> VideoReformatter:
-    """swscale's state is set up once for each thread; for each frame it would cost 8 ms."""
+    """The swscale context of this thread; to set one up for each frame would cost 8 ms."""
     if not hasattr(_threads, "reformatter"):
         _threads.reformatter = VideoReformatter()
     found: VideoReformatter = _threads.reformatter
@@ -204,4 +204,5 @@ def reformatter() -> VideoReformatter:
 
 
 def reason(error: Exception) -> str:
+    """What FFmpeg or the system says of an error, without the path."""
     return getattr(error, "strerror", None) or str(error)

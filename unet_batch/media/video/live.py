@@ -1,4 +1,4 @@
-"""Cameras and addresses: clips that do not end by themselves, and break off."""
+"""Read cameras and network streams: clips that do not end by themselves, and whose connection may break."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import av.error
 
 from unet_batch.errors import VideoError
 from unet_batch.files.naming import shown
-from unet_batch.media.video.kinds import Shot, reason
+from unet_batch.media.video.kinds import DecodedFrame, reason
 from unet_batch.media.video.reading import Reader, video_stream
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class LiveReader(Reader):
-    """A camera or a stream on the network, which ends when it is told to, or when it stays away.
+    """A camera or a network stream, which ends when it is closed, or when it stays away.
 
     Where the connection breaks it is made anew, after 1, 2, 4, ... seconds; the time that passed stays a gap
     in the timestamps.
@@ -56,10 +56,12 @@ class LiveReader(Reader):
         self._ended.set()
         super().close()
 
-    def shots(self, start: int | None = None, end: int | None = None, *, seek: bool = True) -> Iterator[Shot]:
-        """Frame after frame until the iterator is closed; the arguments mean nothing here."""
+    def frames(
+        self, start: int | None = None, end: int | None = None, *, seek: bool = True
+    ) -> Iterator[DecodedFrame]:
+        """Decode frame after frame until the iterator is closed; the arguments are ignored."""
         count, last, shift, seen = 0, -1, None, 0.0
-        source = self._newest() if self.latest else self._unending()
+        source = self._decode_latest() if self.latest else self._decode_forever()
         try:
             for frame, connection in source:
                 now = time.monotonic()
@@ -68,12 +70,10 @@ class LiveReader(Reader):
                     # time between.
                     gap = 0 if shift is None else max(1, round((now - seen) / self.clip.time_base))
                     shift = connection, last + max(gap, 1) - (frame.pts or 0)
-                pts = max(
-                    last + 1,
-                    (frame.pts if frame.pts is not None else last - shift[1] + self._step) + shift[1],
-                )
+                pts = last + self._step if frame.pts is None else frame.pts + shift[1]
+                pts = max(last + 1, pts)
                 last, seen = pts, now
-                yield Shot(count, pts, 0, self.damaged, frame)
+                yield DecodedFrame(count, pts, 0, self.damaged, frame)
                 count += 1
         finally:
             source.close()
@@ -83,14 +83,15 @@ class LiveReader(Reader):
                 self._note(f"{self.dropped:,} frames were dropped: there was no time for them, as asked")
 
     def _open(self, *, threads: str = "SLICE") -> None:
-        self._container = _opened_live(self.path)
+        """Connect to the source."""
+        self._container = _open_live(self.path)
         self._stream = video_stream(self.path, self._container)
         self._stream.thread_type = threads  # threads by frame would hold frames back
-        self._own, self._loses_rest = None, False
+        self._alpha_decoder, self._loses_rest = None, False
         self._finite = bool(self._container.duration)  # a file on a server
 
-    def _unending(self) -> Generator[tuple[VideoFrame, int], None, None]:
-        """Frames with the number of the connection they came by."""
+    def _decode_forever(self) -> Generator[tuple[VideoFrame, int], None, None]:
+        """Yield frames, each with the number of its connection; connect again where one breaks."""
         first, self._first = self._first, None
         if first is not None:
             yield first, 0
@@ -101,12 +102,13 @@ class LiveReader(Reader):
                 return
 
     def _reconnect(self) -> bool:
+        """Try to open the source again until `patience` has passed; tell whether that succeeded."""
         pause, until = 1.0, time.monotonic() + self.patience
         while not self._ended.is_set() and time.monotonic() < until:
             with suppress(VideoError):
                 self._container.close()
                 self._open()
-                self._decoding = self._decoded()
+                self._decoding = self._decode()
                 self.reconnected += 1
                 return True
             self._ended.wait(min(pause, self.patience))
@@ -114,14 +116,14 @@ class LiveReader(Reader):
         self._note(f"the source stayed away for {self.patience:g} s: taken for its end")
         return False
 
-    def _newest(self) -> Generator[tuple[VideoFrame, int], None, None]:
-        """The same, read in a thread of its own, which keeps the newest frame only."""
+    def _decode_latest(self) -> Generator[tuple[VideoFrame, int], None, None]:
+        """Yield the same from a thread of its own, which keeps the newest frame only."""
         box: deque[tuple[VideoFrame, int]] = deque(maxlen=1)
         arrived, over = threading.Semaphore(0), threading.Event()
 
         def read() -> None:
             try:
-                for pair in self._unending():
+                for pair in self._decode_forever():
                     self.dropped += len(box)
                     box.append(pair)
                     arrived.release()
@@ -147,7 +149,8 @@ class LiveReader(Reader):
             thread.join()
 
 
-def _opened_live(source: str) -> InputContainer:
+def _open_live(source: str) -> InputContainer:
+    """Open a camera or an URL; raise VideoError if that fails."""
     options, form, name = {}, None, source
     if source.lower().startswith("webcam:"):
         number = source.partition(":")[2]

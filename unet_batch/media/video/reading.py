@@ -1,4 +1,4 @@
-"""Clips to frames."""
+"""Open a video file, seek in it, and decode its frames to RGB."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from unet_batch.media.video.kinds import (
     RGB,
     SWS,
     Clip,
-    Look,
-    Shot,
+    ColorInfo,
+    DecodedFrame,
     reason,
     reformatter,
 )
@@ -72,7 +72,7 @@ class Reader:
         self._max_pixels = max_pixels
         self._open()
         try:
-            self._decoding = self._decoded()
+            self._decoding = self._decode()
             first = next(self._decoding, None)
             if first is None:
                 raise VideoError(
@@ -80,7 +80,7 @@ class Reader:
                     hint=DAMAGED,
                 )
             self._first: VideoFrame | None = first
-            self._stored = first.width, first.height
+            self._stored_size = first.width, first.height
             self.clip = _describe(path, self._container, self._stream, first)
         except BaseException:
             self.close()
@@ -96,7 +96,9 @@ class Reader:
         """Release the file."""
         self._container.close()
 
-    def shots(self, start: int | None = None, end: int | None = None, *, seek: bool = True) -> Iterator[Shot]:
+    def frames(
+        self, start: int | None = None, end: int | None = None, *, seek: bool = True
+    ) -> Iterator[DecodedFrame]:
         """Decode frame after frame, in the order they are shown.
 
         Args:
@@ -105,7 +107,7 @@ class Reader:
             seek: begin to decode close to `start`; else at the beginning, which takes longer.
         """
         count, last, before = 0, None, self.damaged
-        for frame in self._from(start if seek else None):
+        for frame in self._decode_from(start if seek else None):
             pts = frame.pts
             if pts is None or (last is not None and pts <= last):
                 # Encoders take no two frames at one time, and a frame is not dropped for its clock.
@@ -120,30 +122,31 @@ class Reader:
                 return
             if frame.is_corrupt:
                 self._note("some frames are damaged: parts of their pictures may be wrong")
-            if (frame.width, frame.height) != self._stored:
+            if (frame.width, frame.height) != self._stored_size:
                 self._note("the size changes on the way: later frames are fitted to the first one's size")
-            yield Shot(count, pts, int(frame.duration or 0), self.damaged - before, frame)
+            yield DecodedFrame(count, pts, int(frame.duration or 0), self.damaged - before, frame)
             count += 1
         self._check_end(last)
 
-    def rgb(self, shot: Shot) -> Pixels:
-        """The frame as displayed: RGB uint8 (height, width, 3). May be called from many threads; releases the
-        GIL.
+    def rgb(self, decoded: DecodedFrame) -> Pixels:
+        """Convert a frame to RGB as displayed, uint8 (height, width, 3).
+
+        May be called from many threads; releases the GIL.
         """
-        alpha = any(component.is_alpha for component in shot.frame.format.components)
-        look = self.clip.look
+        alpha = any(component.is_alpha for component in decoded.frame.format.components)
+        color = self.clip.color
         converted = reformatter().reformat(
-            shot.frame,
-            *self._stored,
+            decoded.frame,
+            *self._stored_size,
             "rgba" if alpha else "rgb24",
-            src_colorspace=SWS.get(look.matrix),
-            src_color_range=look.range,
+            src_colorspace=SWS.get(color.matrix),
+            src_color_range=color.range,
             dst_color_range=FULL,
             interpolation=EXACT,
             threads=1,
         )
         pixels = cast("Pixels", converted.to_ndarray())
-        return upright(_over_white(pixels) if alpha else pixels, self.clip.turned)
+        return upright(_over_white(pixels) if alpha else pixels, self.clip.orientation)
 
     @property
     def _step(self) -> int:
@@ -152,16 +155,18 @@ class Reader:
         return max(1, round(1 / (rate * base))) if rate and base else 1
 
     def _note(self, text: str) -> None:
+        """Note something strange, once."""
         if text not in self.notes:
             self.notes.append(text)
 
     def _open(self, *, threads: str = "AUTO") -> None:
+        """Open the file and its decoder; `threads` is FFmpeg's kind of threading."""
         accelerator = None
         if self._hardware:
             from av.codec.hwaccel import HWAccel
 
             accelerator = HWAccel(self._hardware, allow_software_fallback=False)
-        self._container = opened(self.path, accelerator)
+        self._container = open_input(self.path, accelerator)
         try:
             self._stream = video_stream(self.path, self._container)
             context = self._stream.codec_context
@@ -177,15 +182,13 @@ class Reader:
         self._stream.thread_type = threads
         # FFmpeg's own VP8 and VP9 decoders leave the alpha plane out.
         name = context.name
-        self._own: Any = None
+        self._alpha_decoder: Any = None
         if self._stream.metadata.get("alpha_mode") == "1" and name in ("vp8", "vp9"):
-            self._own = av.CodecContext.create("libvpx-vp9" if name == "vp9" else "libvpx", "r")
-        self._loses_rest = threads == "AUTO" and self._own is None
+            self._alpha_decoder = av.CodecContext.create("libvpx-vp9" if name == "vp9" else "libvpx", "r")
+        self._loses_rest = threads == "AUTO" and self._alpha_decoder is None
 
-    def _packets(self) -> Iterator[Packet[Any] | None]:
-        """Packets of the video from where the container stands; then None, which asks the decoder for what it
-        still has.
-        """
+    def _read_packets(self) -> Iterator[Packet[Any] | None]:
+        """Yield the packets from the current position on; then None, which flushes the decoder."""
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size:
@@ -194,11 +197,11 @@ class Reader:
             self._note(f"the file cannot be read to its end: {reason(error)}")
         yield None
 
-    def _decoded(self) -> Iterator[VideoFrame]:
-        """Frames from where the container stands; what does not decode is counted."""
-        decode = self._own.decode if self._own else self._stream.codec_context.decode
+    def _decode(self) -> Iterator[VideoFrame]:
+        """Decode from the current position on, and count packets that do not decode."""
+        decode = self._alpha_decoder.decode if self._alpha_decoder else self._stream.codec_context.decode
         owed, latest, before = 0, None, self.damaged
-        for packet in self._packets():
+        for packet in self._read_packets():
             before = self.damaged
             frames: list[VideoFrame] = []
             try:
@@ -219,31 +222,31 @@ class Reader:
             # A decoder of several threads is some frames behind. If one of them is damaged, those after it
             # are lost as it is emptied, without an error: they are decoded once more, by a single thread.
             self.damaged = before
-            yield from self._rest(latest)
+            yield from self._decode_rest(latest)
 
-    def _rest(self, latest: int) -> Iterator[VideoFrame]:
-        """Frames after that of a time."""
+    def _decode_rest(self, latest: int) -> Iterator[VideoFrame]:
+        """Decode the frames after `latest` (in ticks) once more, by a single thread."""
         before = self.damaged
         self.close()
         self._open(threads="SLICE")
         with suppress(av.error.FFmpegError):
             self._container.seek(latest, stream=self._stream, backward=True)
-        for frame in self._decoded():
+        for frame in self._decode():
             if frame.pts is None or frame.pts <= latest:
                 self.damaged = before
             else:
                 yield frame
 
-    def _from(self, start: int | None) -> Iterator[VideoFrame]:
-        """Frames that contain all from `start` on; earlier ones may come first."""
+    def _decode_from(self, start: int | None) -> Iterator[VideoFrame]:
+        """Decode all frames from `start` on (in ticks; None: all); earlier ones may come first."""
         first, self._first = self._first, None
         if first is not None and start is not None and first.pts is not None and first.pts < start:
             seen = self.damaged
             with suppress(av.error.FFmpegError):
                 self._container.seek(start, stream=self._stream, backward=True)
-                if self._own:
-                    self._own.flush_buffers()
-                self._decoding = self._decoded()
+                if self._alpha_decoder:
+                    self._alpha_decoder.flush_buffers()
+                self._decoding = self._decode()
                 found = next(self._decoding, None)
                 if found is not None and found.key_frame and found.pts is not None and found.pts <= start:
                     yield found
@@ -253,12 +256,13 @@ class Reader:
             self.close()
             self.damaged = seen
             self._open()
-            self._decoding, first = self._decoded(), None
+            self._decoding, first = self._decode(), None
         if first is not None:
             yield first
         yield from self._decoding
 
     def _check_end(self, last: int | None) -> None:
+        """Note it if the last frame comes well before the end that the file promises."""
         promised, base = self.clip.duration, self.clip.time_base
         if last is None or promised is None:
             return
@@ -270,11 +274,9 @@ class Reader:
             )
 
 
-def upright(pixels: Pixels, turned: tuple[bool, bool, bool]) -> Pixels:
-    """Turn a picture: (transposed, then mirrored left to right, then top to bottom); a C-contiguous (h, w, c)
-    or (h, w).
-    """
-    transposed, left_right, top_bottom = turned
+def upright(pixels: Pixels, orientation: tuple[bool, bool, bool]) -> Pixels:
+    """Turn stored pixels, (h, w, c) or (h, w), as `Clip.orientation` says; returns a C-contiguous array."""
+    transposed, left_right, top_bottom = orientation
     if transposed:
         pixels = cv2.transpose(pixels)  # type: ignore[assignment]
     if left_right or top_bottom:
@@ -282,7 +284,8 @@ def upright(pixels: Pixels, turned: tuple[bool, bool, bool]) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def opened(path: str, accelerator: Any = None) -> InputContainer:
+def open_input(path: str, accelerator: Any = None) -> InputContainer:
+    """Open a video file, and nothing but the file itself; raise VideoError if that fails."""
     try:
         if os.path.isfile(path) and not os.path.getsize(path):
             raise VideoError(f"{path}: the file is empty", hint=DAMAGED)
@@ -300,6 +303,7 @@ def opened(path: str, accelerator: Any = None) -> InputContainer:
 
 
 def video_stream(path: str, container: InputContainer) -> VideoStream:
+    """Choose the video stream of a file; a cover picture is none. Raises VideoError if there is none."""
     pictures = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
     if not streams:
@@ -318,6 +322,7 @@ def video_stream(path: str, container: InputContainer) -> VideoStream:
 
 
 def _describe(path: str, container: InputContainer, stream: VideoStream, first: VideoFrame) -> Clip:
+    """Gather what the container, its video stream and the first frame say."""
     base = stream.time_base or Fraction(1, 1000)
     rate = stream.average_rate or stream.guessed_rate
     length = Fraction(container.duration, av.time_base) if container.duration else None
@@ -325,8 +330,8 @@ def _describe(path: str, container: InputContainer, stream: VideoStream, first: 
     alone = length if len(container.streams) == 1 else None
     duration = stream.duration * base if stream.duration else alone
     length = duration or length
-    turned = _turned(first)
-    transposed = turned[0]
+    orientation = _orientation(first)
+    transposed = orientation[0]
     aspect = stream.sample_aspect_ratio or Fraction(1)
     frames = stream.frames or (round(length * rate) if length and rate else None)
     return Clip(
@@ -338,8 +343,8 @@ def _describe(path: str, container: InputContainer, stream: VideoStream, first: 
         duration=duration,
         frames=frames,
         aspect=1 / aspect if transposed else aspect,
-        turned=turned,
-        look=_look(first),
+        orientation=orientation,
+        color=_color_info(first),
         codec=stream.codec_context.name,
         depth=max(component.bits for component in first.format.components),
         others=tuple(stream_name(other) for other in container.streams if other.index != stream.index),
@@ -348,6 +353,7 @@ def _describe(path: str, container: InputContainer, stream: VideoStream, first: 
 
 
 def _origin(container: InputContainer) -> Fraction:
+    """Second at which the clock of a broadcast format begins; 0 for others."""
     if container.format.name not in ("mpegts", "mpeg"):
         return Fraction(0)
     starts = [
@@ -359,12 +365,13 @@ def _origin(container: InputContainer) -> Fraction:
 
 
 def stream_name(stream: Stream) -> str:
+    """Kind and codec of a stream: "audio aac"."""
     codec = stream.codec_context.name if stream.codec_context is not None else ""
     return f"{stream.type} {codec}".strip()
 
 
-def _turned(frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """What the display matrix asks for, in quarter turns; anything between is not done."""
+def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
+    """Read the display matrix as (transpose, mirror left to right, top to bottom): quarter turns only."""
     # Declared as a mapping, which iterates over its values
     sides = cast("Iterable[SideData]", frame.side_data)
     data = next((side for side in sides if side.type == SideDataType.DISPLAYMATRIX), None)
@@ -377,7 +384,8 @@ def _turned(frame: VideoFrame) -> tuple[bool, bool, bool]:
     return False, a < 0, d < 0
 
 
-def _look(frame: VideoFrame) -> Look:
+def _color_info(frame: VideoFrame) -> ColorInfo:
+    """Read the colours of a frame; what it does not say is decided as players do."""
     matrix, span = int(frame.colorspace), int(frame.color_range)
     if frame.format.is_rgb:
         matrix, span = RGB, FULL
@@ -385,10 +393,11 @@ def _look(frame: VideoFrame) -> Look:
         matrix = BT709 if frame.width >= 1280 or frame.height > 576 else BT601
     if span not in (LIMITED, FULL):
         span = FULL if frame.format.name.startswith("yuvj") else LIMITED
-    return Look(matrix, span, int(frame.color_primaries), int(frame.color_trc))
+    return ColorInfo(matrix, span, int(frame.color_primaries), int(frame.color_trc))
 
 
 def _over_white(rgba: Pixels) -> Pixels:
+    """Composite RGBA over white."""
     alpha = rgba[..., 3:].astype(np.uint16)
     mixed: Pixels = ((rgba[..., :3] * alpha + np.uint16(255) * (255 - alpha) + 127) // 255).astype(np.uint8)
     return mixed

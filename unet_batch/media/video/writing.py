@@ -1,4 +1,4 @@
-"""Frames to files."""
+"""Encode frames into a video file."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from unet_batch.media.video.kinds import (
     SWS,
     Clip,
     Codec,
-    Look,
+    ColorInfo,
+    output_color,
     pixel_format,
     reason,
     reformatter,
-    written_look,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _LONGEST = 300  # frames between two key frames, whatever a file says of its rat
 
 
 class Writer:
-    """Encodes pictures into a file.
+    """Encodes frames into a video file.
 
     Args:
         path: the file; its suffix is the codec's.
@@ -66,7 +66,7 @@ class Writer:
         threads: int = 0,
         fragments: bool = True,
     ) -> None:
-        self.path, self.codec, self.look = path, codec, written_look(clip, codec)
+        self.path, self.codec, self.color = path, codec, output_color(clip, codec)
         height, width = clip.size
         self.format = pixel_format(codec, clip.size)
         self._first: int | None = None
@@ -74,10 +74,10 @@ class Writer:
         self._base = clip.time_base
         self._sound: deque[Packet[Any]] = deque()
         self._step = max(1, round(1 / ((clip.rate or 25) * clip.time_base)))
-        with writing(path):
+        with translate_errors(path):
             flags = "frag_keyframe+empty_moov+default_base_moof" if fragments else "faststart"
             # FFmpeg would keep the last 32 KiB back, which are minutes of a mask.
-            self._container = created(path, {"movflags": flags, "flush_packets": "1"})
+            self._container = open_output(path, {"movflags": flags, "flush_packets": "1"})
             try:
                 rate = clip.rate or Fraction(25)
                 option, default, _, _ = codec.quality
@@ -99,8 +99,8 @@ class Writer:
                 if self.format == "gray":
                     context.color_range = FULL
                 else:
-                    context.colorspace, context.color_range = self.look.matrix, self.look.range
-                    context.color_primaries, context.color_trc = self.look.primaries, self.look.transfer
+                    context.colorspace, context.color_range = self.color.matrix, self.color.range
+                    context.color_primaries, context.color_trc = self.color.primaries, self.color.transfer
                 context.open()
             except BaseException:
                 self._container.close()
@@ -114,13 +114,13 @@ class Writer:
         self.close()
 
     def add_sound(self, samples: NDArray[np.int16], rate: int) -> None:
-        """Give the clip a sound, before its first frame.
+        """Add an audio track; to be called before the first frame is written.
 
         Args:
             samples: int16 (n, channels), 1 or 2 channels, from the time of the first frame on.
             rate: samples a second.
         """
-        with writing(self.path):
+        with translate_errors(self.path):
             layout = "stereo" if samples.shape[1] == 2 else "mono"
             stream = self._container.add_stream("aac", rate=rate, layout=layout)
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples).reshape(1, -1), "s16", layout)
@@ -129,14 +129,14 @@ class Writer:
             self._sound = deque([*stream.encode(frame), *stream.encode(None)])
 
     def write(self, frame: VideoFrame, pts: int) -> None:
-        """Encode a prepared frame, shown at `pts` in ticks of the clip's time base.
+        """Encode a frame made by `make_frame`, shown at `pts` in ticks of the clip's time base.
 
         Raises:
             OutputError, VideoError: as above.
         """
         self._first = pts if self._first is None else self._first
         frame.pts, frame.time_base = pts - self._first, self._base
-        with writing(self.path):
+        with translate_errors(self.path):
             try:
                 while (
                     self._sound
@@ -150,13 +150,14 @@ class Writer:
                 raise
 
     def _mux(self, packets: Sequence[Packet[Any]]) -> None:
+        """Write packets of the video."""
         for packet in packets:
             packet.duration = packet.duration or self._step  # or the last one would be shown for no time
             self._container.mux(packet)
 
     def close(self) -> None:
-        """Encode what is left and finish the file; what failed before is only closed."""
-        with writing(self.path):
+        """Flush the encoder and finish the file; after an error, close it only."""
+        with translate_errors(self.path):
             try:
                 if self._first is not None and not self._ended:
                     self._ended = True
@@ -167,7 +168,7 @@ class Writer:
 
 
 def encoder_problem(codec: Codec) -> str:
-    """Why an encoder cannot be used on this machine; "" if it can. It is asked to encode a frame."""
+    """Why an encoder cannot be used on this machine, found by encoding a frame; "" if it can."""
     try:
         context = av.CodecContext.create(codec.encoder, "w")
         assert isinstance(context, av.VideoCodecContext)
@@ -182,7 +183,7 @@ def encoder_problem(codec: Codec) -> str:
     return ""
 
 
-def prepared(pixels: Pixels, format: str, look: Look) -> VideoFrame:
+def make_frame(pixels: Pixels, format: str, color: ColorInfo) -> VideoFrame:
     """Convert RGB uint8 (h, w, 3) or grey uint8 (h, w) to a frame of a pixel format; releases the GIL."""
     if pixels.ndim == 2:
         grey = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "gray")
@@ -192,28 +193,29 @@ def prepared(pixels: Pixels, format: str, look: Look) -> VideoFrame:
     frame = reformatter().reformat(
         rgb,
         format=format,
-        dst_colorspace=SWS[look.matrix],
+        dst_colorspace=SWS[color.matrix],
         src_color_range=FULL,
-        dst_color_range=look.range,
+        dst_color_range=color.range,
         interpolation=EXACT,
         threads=1,
     )
-    frame.colorspace, frame.color_range = look.matrix, look.range
-    frame.color_primaries, frame.color_trc = look.primaries, look.transfer
+    frame.colorspace, frame.color_range = color.matrix, color.range
+    frame.color_primaries, frame.color_trc = color.primaries, color.transfer
     return frame
 
 
 _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 
-def created(path: str, options: Mapping[str, str], suffix: str = "") -> OutputContainer:
+def open_output(path: str, options: Mapping[str, str], suffix: str = "") -> OutputContainer:
+    """Create a file; its suffix, or the one given, decides the container."""
     suffix = suffix or os.path.splitext(path)[1]
     return av.open(path, "w", format=_FORMATS[suffix], container_options=dict(options))
 
 
 @contextmanager
-def writing(path: str) -> Iterator[None]:
-    """What FFmpeg says of a file that is written, in our words."""
+def translate_errors(path: str) -> Iterator[None]:
+    """Turn what FFmpeg raises while a file is written into OutputError or VideoError."""
     try:
         yield
     except av.error.FFmpegError as error:

@@ -1,0 +1,1 @@
+"""Measurements, trainings and demonstrations, run from the root by `python -m scripts.NAME`."""

@@ -1,0 +1,221 @@
+"""What can be done with a segmented picture, in a notebook for instance."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unet_batch
+from tests.run.test_run import files, segment
+from unet_batch.errors import ImageError, OutputError, UsageError
+from unet_batch.files.outputs import PICTURE_KINDS
+from unet_batch.inference import result as result_module
+from unet_batch.inference.result import Result
+from unet_batch.inference.segmenter import Segmenter
+from unet_batch.testing import FakeBackend, fake_spec
+
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:, 48:] = 255
+    path = tmp_path / "photos" / "photo.png"
+    path.parent.mkdir()
+    Image.fromarray(picture).save(path)
+    return path
+
+
+@pytest.fixture
+def segmenter() -> Iterator[Segmenter]:
+    with Segmenter(FakeBackend(), workers=2) as opened:
+        yield opened
+
+
+def test_predict_gives_what_calling_gives_and_more(segmenter: Segmenter, photo: Path) -> None:
+    result = segmenter.predict(photo)
+    assert isinstance(result, unet_batch.Result)
+    assert result.path == str(photo)
+    assert result.error is None
+    assert np.array_equal(result.mask, segmenter(photo))
+    assert result.probability.shape == (64, 96)
+    assert result.overlay().shape == (64, 96, 3)
+    cutout = result.cutout()
+    assert cutout.shape == (64, 96, 4)
+    assert np.array_equal(cutout[..., 3] >= 128, result.mask > 0)
+
+
+@pytest.mark.parametrize("held", ["bytes", "image", "array", "floats"])
+def test_pictures_in_memory_give_the_masks_of_their_files(
+    segmenter: Segmenter, photo: Path, held: str
+) -> None:
+    picture = {
+        "bytes": Path.read_bytes,
+        "image": Image.open,
+        "array": lambda path: np.array(Image.open(path)),
+        "floats": lambda path: np.array(Image.open(path)) / 255,
+    }[held](photo)
+    assert np.array_equal(segmenter(picture), segmenter(photo))
+    assert np.array_equal(segmenter.predict(picture).overlay(), segmenter.predict(photo).overlay())
+
+
+def test_stream_takes_a_mixture_and_reports_what_fails(segmenter: Segmenter, photo: Path) -> None:
+    mixture = [photo, photo.read_bytes(), Image.open(photo), np.full((4, 4), 7.0), 3, str(photo)]
+    results = list(segmenter.stream(mixture))  # type: ignore[arg-type]
+    assert [result.path for result in results] == [
+        str(photo), "bytes", "image", "array", "image", str(photo)
+    ]  # fmt: skip
+    assert [type(result.error) for result in results] == [
+        type(None), type(None), type(None), ImageError, ImageError, type(None)
+    ]  # fmt: skip
+    assert "x / 255" in results[3].error.hint
+    assert results[3].mask is None
+    for result in results:
+        if result.error is None:
+            assert np.array_equal(result.mask, results[0].mask)
+
+
+def test_one_lazy_image_may_be_given_many_times(segmenter: Segmenter, photo: Path) -> None:
+    image = Image.open(photo)
+    masks = [result.mask for result in segmenter.stream([image] * 20)]
+    assert all(np.array_equal(mask, masks[0]) for mask in masks)
+
+
+def test_stream_makes_masks_in_its_threads(
+    segmenter: Segmenter, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, threads = result_module.postprocess.mask_from_map, set()
+
+    def noted(*arguments: object) -> object:
+        threads.add(threading.current_thread().name)
+        return real(*arguments)
+
+    monkeypatch.setattr(result_module.postprocess, "mask_from_map", noted)
+    for result in segmenter.stream([photo] * 4):
+        assert result.mask.any()
+    assert threads
+    assert threading.main_thread().name not in threads
+
+
+def test_stream_keeps_pixels_only_where_asked(segmenter: Segmenter, photo: Path) -> None:
+    (kept,) = segmenter.stream([photo], keep_pixels=True)
+    assert np.array_equal(kept.overlay(), segmenter.predict(photo).overlay())
+    (result,) = segmenter.stream([photo])
+    for draw in (result.overlay, result.cutout):
+        with pytest.raises(UsageError, match="its pixels were not kept") as caught:
+            draw()
+        assert "keep_pixels=True" in caught.value.hint
+    assert result.mask.any()
+
+
+def test_a_stream_of_large_pictures_stays_within_its_memory(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unet_batch.inference.segmenter.PIXEL_BUDGET", 100_000)
+    made = 0
+
+    def pictures() -> Iterator[np.ndarray]:
+        nonlocal made
+        for _ in range(30):
+            made += 1
+            yield np.zeros((100, 100, 3), np.uint8)
+
+    for done, _ in enumerate(segmenter.stream(pictures(), keep_pixels=True), 1):
+        assert made <= done + 8  # three in the budget, and those just being decoded
+
+
+def test_what_failed_has_nothing_to_draw(segmenter: Segmenter, tmp_path: Path) -> None:
+    (result,) = segmenter.stream([tmp_path / "none.jpg"])
+    assert result.mask is None
+    for what in (result.overlay, result.cutout, lambda: result.probability, lambda: result.save(tmp_path)):
+        with pytest.raises(UsageError, match=r"failed, there is no .*: .*no such file"):
+            what()
+    with pytest.raises(ImageError, match="no such file"):
+        segmenter.predict(tmp_path / "none.jpg")
+
+
+def test_of_several_classes_there_is_no_one_probability(photo: Path, tmp_path: Path) -> None:
+    with Segmenter(FakeBackend(fake_spec(classes=3), lambda batch: batch[..., 0] % 3)) as segmenter:
+        result = segmenter.predict(photo)
+        assert set(np.unique(result.mask)) <= {0, 1, 2}
+        assert result.overlay().shape == (64, 96, 3)
+        for kind in ("cutout", "prob", "prob16"):
+            with pytest.raises(UsageError, match="fake has 3 classes: ids, not one probability"):
+                result.save(tmp_path, (kind,))
+
+
+class TestSave:
+    def test_the_files_that_a_run_writes(self, segmenter: Segmenter, photo: Path, tmp_path: Path) -> None:
+        segment(photo.parent, output=tmp_path / "run", save=PICTURE_KINDS)
+        saved = segmenter.predict(photo).save(tmp_path / "saved", PICTURE_KINDS)
+        assert list(saved) == list(PICTURE_KINDS)
+        for path in saved.values():
+            name = Path(path).relative_to(tmp_path / "saved")
+            assert Path(path).read_bytes() == (tmp_path / "run" / name).read_bytes()
+        assert files(tmp_path / "saved") == [
+            "cutouts/photo.png",
+            "masks/photo.png",
+            "overlays/photo.jpg",
+            "probs/photo.png",
+            "probs16/photo.png",
+        ]
+
+    def test_the_mask_alone_unless_more_is_asked_for(
+        self, segmenter: Segmenter, photo: Path, tmp_path: Path
+    ) -> None:
+        (result,) = segmenter.stream([photo])
+        assert result.save(tmp_path) == {"mask": str(tmp_path / "masks/photo.png")}
+        assert np.array_equal(np.array(Image.open(tmp_path / "masks/photo.png")), result.mask)
+
+    def test_a_name_of_its_own(self, segmenter: Segmenter, photo: Path, tmp_path: Path) -> None:
+        result = segmenter.predict(photo.read_bytes())
+        with pytest.raises(UsageError, match="bytes: has no file name of its own") as caught:
+            result.save(tmp_path)
+        assert "name=" in caught.value.hint
+        assert result.save(tmp_path, name="lot/7") == {"mask": str(tmp_path / "masks/lot/7.png")}
+        with pytest.raises(OutputError, match="outside the output folder"):
+            result.save(tmp_path, name="../7")
+        with pytest.raises(UsageError, match="unknown kind of output: masks"):
+            result.save(tmp_path, ("masks",), name="7")
+
+    def test_another_pictures_result_is_not_overwritten(
+        self, segmenter: Segmenter, photo: Path, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "others" / photo.name
+        other.parent.mkdir()
+        Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(other)
+        first, second = segmenter.predict(photo), segmenter.predict(other)
+        (path,) = first.save(tmp_path).values()
+        before = Path(path).read_bytes()
+        with pytest.raises(OutputError, match="is there already, with other contents") as caught:
+            second.save(tmp_path, ("overlay", "mask"))
+        assert "name=" in caught.value.hint
+        assert Path(path).read_bytes() == before
+        assert not (tmp_path / "overlays").exists(), "all or nothing"
+        first.save(tmp_path)  # a cell of a notebook that is run again
+        second.save(tmp_path, overwrite=True)
+        assert not np.array(Image.open(path)).any()
+
+    def test_what_cannot_be_made_writes_nothing(
+        self, segmenter: Segmenter, photo: Path, tmp_path: Path
+    ) -> None:
+        (result,) = segmenter.stream([photo])
+        with pytest.raises(UsageError, match="its pixels were not kept"):
+            result.save(tmp_path / "out", ("mask", "overlay"))
+        assert not (tmp_path / "out").exists()
+
+
+def test_every_kind_of_picture_output_has_a_renderer() -> None:
+    assert tuple(result_module.RENDERERS) == PICTURE_KINDS
+
+
+def test_dir_shows_what_is_public_and_nothing_else() -> None:
+    assert dir(unet_batch) == sorted(unet_batch.__all__)
+    assert all(hasattr(unet_batch, name) for name in dir(unet_batch))
+    assert unet_batch.Result is Result

@@ -1,0 +1,108 @@
+"""What an engine is built from: a checkpoint, or a graph that was exported from one elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from unet_batch.engine import onnx_model, proof, store
+from unet_batch.engine.proof import Reference
+from unet_batch.errors import BackendUnavailable, CheckpointError
+from unet_batch.model import checkpoint
+
+if TYPE_CHECKING:
+    from unet_batch.engine.onnx_model import OnnxModel
+    from unet_batch.model.checkpoint import Checkpoint
+    from unet_batch.types import Size
+
+
+class Source:
+    """A checkpoint or a graph, by its path.
+
+    Attributes:
+        onnx: the graph; None for a checkpoint.
+        spec: of the model.
+        sha256: of the checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        BackendUnavailable: reading a graph needs onnx.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.onnx: OnnxModel | None = None
+        if path.lower().endswith(".onnx"):
+            self.onnx = onnx_model.read(path)
+            self.spec, self.sha256 = self.onnx.spec, self.onnx.source_sha256
+        else:
+            file = checkpoint.identify(path)
+            self.spec, self.sha256 = file.spec, file.sha256
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The network with its weights. Raises BackendUnavailable where PyTorch is missing."""
+        try:
+            loaded = checkpoint.load(self.path)
+        except (ImportError, OSError) as error:
+            hint = (
+                "pip install torch, or build from an .onnx graph exported elsewhere: build-engine --onnx-only"
+            )
+            raise BackendUnavailable(f"exporting {self.path} needs PyTorch: {error}", hint=hint) from error
+        if loaded.sha256 != self.sha256:
+            raise CheckpointError(f"{self.path}: changed while it was read", hint="run the command again")
+        return loaded
+
+    def export(
+        self, precision: str, size: Size, *, any_size: bool, opset: int | None, float32: Sequence[str]
+    ) -> OnnxModel:
+        """The graph; see `engine.export.export`. One that is there already is taken as it is."""
+        if self.onnx is not None:
+            return self.onnx
+        loaded = self.checkpoint  # first of all: it says so where PyTorch is missing
+        from unet_batch.engine import export
+
+        return export.export(
+            loaded, precision=precision, size=size, any_size=any_size, opset=opset, float32=float32
+        )
+
+    def offenders(self, reference: Reference, precision: str) -> tuple[str, ...]:
+        """Layers that half precision breaks; none for a graph, which came without its weights."""
+        if self.onnx is not None:
+            return ()
+        from unet_batch.engine import export
+
+        return export.offenders(self.checkpoint, reference, precision)
+
+    def make_reference(
+        self, proof_images: Sequence[str], size: Size, progress: Callable[[float], None]
+    ) -> tuple[Reference, list[str]]:
+        """Pictures, PyTorch's float32 maps of them, and remarks; a graph brings its own.
+
+        Args:
+            proof_images: sources of pictures; none draws scenes.
+            size: (height, width) of the network's input.
+            progress: called with the share of the maps that is done, 0..1.
+        """
+        notes = []
+        if self.onnx is not None:
+            reference = store.unpack(os.path.splitext(self.path)[0] + ".npz")
+        else:
+            loaded = self.checkpoint  # first of all: it says so where PyTorch is missing
+            # Imported here: a graph is built where no decoder and no PyTorch are installed.
+            from unet_batch.engine import export
+            from unet_batch.engine.pictures import proof_pictures
+
+            pictures, note = proof_pictures(proof_images, self.spec, size)
+            maps = export.reference_maps(loaded, pictures, lambda done: progress(done / len(pictures)))
+            reference = Reference(pictures, maps)
+            notes += [note] if note else []
+        itself = proof.compare(reference.maps, reference.maps, self.spec)
+        if itself.is_weak:
+            notes.append(
+                f"the proof is weak: {itself.foreground:.1%} of its pictures' pixels are foreground to this "
+                "model; give pictures of your own with --proof-images"
+            )
+        return reference, notes

@@ -1,0 +1,182 @@
+"""The result of one picture: its mask, and all that can be drawn from it and saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from unet_batch.errors import OutputError, UnetBatchError, UsageError
+from unet_batch.files.atomic import write_atomic
+from unet_batch.files.outputs import OutputTree
+from unet_batch.inference import postprocess
+from unet_batch.media import images, render
+
+if TYPE_CHECKING:
+    from unet_batch.types import ModelSpec, Pixels, Prediction
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What became of one picture of `Segmenter.predict` or `Segmenter.stream`.
+
+    Attributes:
+        path: the picture's file as it was given; "array", "bytes" or "image" for one that was in memory.
+        spec: of the model.
+        threshold: probability from which a pixel counts.
+        prediction: None if the picture failed.
+        error: why it failed, else None.
+    """
+
+    path: str
+    spec: ModelSpec
+    threshold: float
+    prediction: Prediction | None
+    error: UnetBatchError | None = None
+
+    @cached_property
+    def mask(self) -> Pixels | None:
+        """uint8 (height, width) as a person sees the picture: 0/255 for one class, class ids for several.
+
+        None if the picture failed.
+        """
+        if self.prediction is None:
+            return None
+        map, placement = self.prediction.map, self.prediction.frame.placement
+        if self.spec.output == "class_ids":
+            return postprocess.class_ids(map, placement, len(self.spec.classes.names))
+        return postprocess.mask_from_map(map, placement, self.threshold)
+
+    @cached_property
+    def probability(self) -> Pixels:
+        """uint8 (height, width), round(255 p), of a model of one class.
+
+        Raises:
+            UsageError: the picture failed, or the model has several classes.
+        """
+        prediction = self._one_class("probability")
+        return postprocess.probability(prediction.map, prediction.frame.placement)
+
+    def overlay(self) -> Pixels:
+        """Draw the classes over the picture: RGB uint8 (height, width, 3).
+
+        Raises:
+            UsageError: the picture failed, or its pixels were not kept.
+        """
+        self._done("overlay")
+        assert self.mask is not None
+        return render.overlay(self._pixels("overlay"), self.mask, self.spec.classes)
+
+    def cutout(self) -> Pixels:
+        """Cut the class out of the picture: RGBA uint8 (height, width, 4), with a soft edge.
+
+        Raises:
+            UsageError: the picture failed, its pixels were not kept, or the model has several classes.
+        """
+        self._one_class("cutout")
+        return render.cutout(self._pixels("cutout"), self.probability, self.threshold)
+
+    def encode(self, kind: str) -> bytes:
+        """The contents of the file that `unet-batch run` saves of a kind of output.
+
+        Raises:
+            EncodeError: the format cannot hold a picture of this size.
+            UsageError: the picture failed, or there is no such output of it.
+        """
+        return RENDERERS[kind](self)
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        kinds: Sequence[str] = ("mask",),
+        *,
+        name: str = "",
+        overwrite: bool = False,
+    ) -> dict[str, str]:
+        """Save the result as `unet-batch run` does: `FOLDER/masks/NAME.png`, `FOLDER/overlays/NAME.jpg`, ...
+
+        Each file appears whole or not at all.
+
+        Args:
+            folder: the output folder; made where it is missing.
+            kinds: of "mask", "overlay", "cutout", "prob", "prob16".
+            name: of the files; "" takes the name of the picture's own file.
+            overwrite: replace files that hold something else.
+
+        Returns:
+            The path of each kind.
+
+        Raises:
+            UsageError: the picture failed, a kind is unknown or cannot be made of it, or it has no name.
+            OutputError: a file cannot be written, or is there with other contents.
+            EncodeError: the format cannot hold a picture of this size.
+        """
+        key = name or self._done("save").frame.item.key
+        if not key:
+            raise UsageError(f"{self.path}: has no file name of its own", hint="save(folder, name='...')")
+        tree = OutputTree(os.fspath(folder), kinds)
+        files = {kind: (tree.path(kind, key), self.encode(kind)) for kind in tree.kinds}
+        for path, data in files.values():
+            if not overwrite and os.path.lexists(path) and not _holds(path, data):
+                raise OutputError(
+                    f"{path}: is there already, with other contents",
+                    hint="save(..., name='...') gives it another name, overwrite=True replaces it",
+                )
+        for path, data in files.values():
+            write_atomic(path, data)
+        return {kind: path for kind, (path, _) in files.items()}
+
+    def _done(self, what: str) -> Prediction:
+        if self.prediction is None:
+            raise UsageError(f"{self.path}: failed, there is no {what}: {self.error}")
+        return self.prediction
+
+    def _one_class(self, what: str) -> Prediction:
+        prediction = self._done(what)
+        if self.spec.output == "class_ids":
+            count = len(self.spec.classes.names)
+            raise UsageError(
+                f"{self.path}: no {what}: {self.spec.name} has {count} classes: ids, not one probability",
+                hint="use mask and overlay",
+            )
+        return prediction
+
+    def _pixels(self, what: str) -> Pixels:
+        pixels = self._done(what).frame.pixels
+        if pixels is None:
+            raise UsageError(
+                f"{self.path}: no {what}: its pixels were not kept",
+                hint="stream(pictures, keep_pixels=True), or predict(picture)",
+            )
+        return pixels
+
+
+def _mask(result: Result) -> bytes:
+    result._done("mask")
+    assert result.mask is not None
+    return images.encode_mask(result.mask)
+
+
+def _probability16(result: Result) -> bytes:
+    prediction = result._one_class("prob16")
+    return images.encode_map(postprocess.probability16(prediction.map, prediction.frame.placement))
+
+
+RENDERERS: Mapping[str, Callable[[Result], bytes]] = {
+    "mask": _mask,
+    "overlay": lambda result: images.encode_jpeg(result.overlay()),
+    "cutout": lambda result: images.encode_rgba(result.cutout()),
+    "prob": lambda result: images.encode_map(result.probability),
+    "prob16": _probability16,
+}
+"""How each kind of `files.outputs.KINDS` that pictures have is made."""
+
+
+def _holds(path: str, data: bytes) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read() == data
+    except OSError:
+        return False

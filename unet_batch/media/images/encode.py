@@ -1,0 +1,107 @@
+"""Encode masks, maps, cutouts and overlays as PNG and JPEG."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from unet_batch.errors import EncodeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from unet_batch.types import Pixels
+
+_JPEG_SIDE = 65500  # libjpeg's own limit; the format could hold 65535
+
+
+def encode_mask(mask: Pixels) -> bytes:
+    """Encode uint8 (h, w) as an 8-bit grey PNG.
+
+    For a 1280x1918 mask of 0 and 255: 3.3 ms and 5.5 kB; cv2's own choice 4.4 ms and 8.9 kB.
+
+    Raises:
+        EncodeError: another shape or type, or the encoder refused.
+    """
+    return _png(_contiguous(mask, np.uint8, 2), "NONE", cv2.IMWRITE_PNG_STRATEGY_RLE)
+
+
+def encode_map(values: Pixels | NDArray[np.uint16]) -> bytes:
+    """Encode a smooth map, uint8 or uint16 (h, w), as a grey PNG of as many bits.
+
+    1280x1918 in 8 bit: 5.2 ms and 47 kB (as a mask: 4.5 ms and 114 kB); in 16 bit: 10.7 ms and 61 kB (cv2's
+    choice: 97 kB).
+
+    Raises:
+        EncodeError: another shape or type, or the encoder refused.
+    """
+    dtype = np.uint16 if values.dtype == np.uint16 else np.uint8
+    return _png(_contiguous(values, dtype, 2), "UP", cv2.IMWRITE_PNG_STRATEGY_RLE)
+
+
+def encode_rgba(rgba: Pixels) -> bytes:
+    """Encode uint8 (h, w, 4), RGBA, as a PNG.
+
+    For a 1280x1918 photo: 38 ms and 1.0 MB; cv2's own choice 39 ms and 1.3 MB.
+
+    Raises:
+        EncodeError: another shape or type, or the encoder refused.
+    """
+    bgra = cv2.cvtColor(_contiguous(rgba, np.uint8, 3, 4), cv2.COLOR_RGBA2BGRA)
+    return _png(bgra, "UP", cv2.IMWRITE_PNG_STRATEGY_DEFAULT)
+
+
+def encode_jpeg(rgb: Pixels, quality: int = 90) -> bytes:
+    """Encode uint8 (h, w, 3), RGB, as a JPEG with full-resolution colour (4:4:4).
+
+    Halving the colour planes smears the coloured contours of an overlay: along a 2-pixel line the mean error
+    is 20 levels instead of 3. It would save 3.3 of 7.9 ms and 24 % of 195 kB for 1280x1918.
+
+    Raises:
+        EncodeError: another shape or type, or a side above 65500 pixels.
+    """
+    pixels = _contiguous(rgb, np.uint8, 3, 3)
+    if max(pixels.shape) > _JPEG_SIDE:
+        raise EncodeError(
+            f"{pixels.shape[0]}x{pixels.shape[1]} (height x width) is too large for JPEG: no side may "
+            f"exceed {_JPEG_SIDE}",
+            hint="ask for PNG",
+        )
+    try:
+        return cast("bytes", simplejpeg.encode_jpeg(pixels, quality, "RGB", "444"))
+    except (ValueError, MemoryError) as error:
+        raise EncodeError(f"cannot encode {pixels.shape[0]}x{pixels.shape[1]} as JPEG: {error}") from error
+
+
+def _contiguous(values: NDArray[Any], dtype: type, ndim: int, channels: int = 0) -> NDArray[Any]:
+    """Check the type and shape of what is encoded, and return it C-contiguous."""
+    fits = values.dtype == dtype and values.ndim == ndim and channels in (0, values.shape[-1])
+    if not fits or not values.size:
+        shape = "(h, w)" if not channels else f"(h, w, {channels})"
+        raise EncodeError(
+            f"cannot encode {values.dtype} {values.shape}: needs {np.dtype(dtype)} {shape} and no side of 0"
+        )
+    return np.ascontiguousarray(values)
+
+
+def _png(values: NDArray[Any], row_filter: str, strategy: int) -> bytes:
+    """Encode grey or BGRA pixels as a PNG with one filter for all rows.
+
+    Level 1 alone makes cv2 try every filter on every row (15 ms for a mask). cv2 4.10 gives no choice of a
+    filter: there, its own choice of everything (level 1, one filter) is the fast one.
+    """
+    options: list[int] = []
+    if hasattr(cv2, "IMWRITE_PNG_FILTER"):
+        row = getattr(cv2, f"IMWRITE_PNG_FILTER_{row_filter}")
+        options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, strategy]
+        options += [cv2.IMWRITE_PNG_FILTER, row]
+    try:
+        done, data = cv2.imencode(".png", values, options)
+    except (cv2.error, MemoryError) as error:
+        raise EncodeError(f"cannot encode {values.shape[0]}x{values.shape[1]} as PNG: {error}") from error
+    if not done:
+        raise EncodeError(f"cannot encode {values.shape[0]}x{values.shape[1]} as PNG")
+    return data.tobytes()

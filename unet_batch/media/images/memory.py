@@ -1,0 +1,111 @@
+"""Take pictures that are in memory already: the bytes of a file, a Pillow image, or an array."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from unet_batch.errors import ImageError, ImageTooLarge
+from unet_batch.media.images.common import MAX_PIXELS, Picture, apply_orientation, exif_orientation
+from unet_batch.media.images.decode import over_white, read_bytes, to_rgb
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from unet_batch.types import Pixels, Size
+
+    InMemory = bytes | bytearray | memoryview | Image.Image | NDArray[Any]
+
+_EXPECTED = (
+    "uint8 (height, width, 3) in RGB order, (height, width, 4) with alpha or (height, width) grey expected, "
+    "or floats in 0..1 of such a shape"
+)
+# Pillow decodes an image on first use, and not in two threads at once.
+_loading = Lock()
+
+
+def from_memory(
+    picture: InMemory, name: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS
+) -> Picture:
+    """Make RGB pixels of a picture in memory; alpha is composited over white, as it is in files.
+
+    Args:
+        picture: the bytes of a picture file; a Pillow image, whose EXIF orientation is applied; or an array,
+            grey (h, w) or (h, w, 1), RGB (h, w, 3) or RGBA (h, w, 4), of uint8 or of floats in 0..1. An RGB
+            uint8 array is not copied: leave it as it is while its result is used.
+        name: what errors call it.
+        at_least: as for `read`; for bytes only.
+        max_pixels: as for `read`; arrays are exempt.
+
+    Raises:
+        ImageTooLarge: the header asks for more than `max_pixels`.
+        ImageError: it is no picture, is damaged, or has values out of range; the hint says how to convert it.
+    """
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        return read_bytes(bytes(picture), name, at_least=at_least, max_pixels=max_pixels)
+    if isinstance(picture, np.ndarray):
+        pixels = _from_array(picture, name)
+    elif isinstance(picture, Image.Image):
+        pixels = _from_pillow(picture, name, max_pixels)
+    else:
+        raise ImageError(
+            f"{name}: {type(picture).__module__}.{type(picture).__qualname__} is no picture",
+            hint="give a path, the bytes of a file, a PIL.Image, or a numpy array",
+        )
+    return Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+
+
+def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Pixels:
+    if image.height * image.width > max_pixels:
+        raise ImageTooLarge(
+            f"{name}: {image.height}x{image.width} (height x width) are {image.height * image.width:,} "
+            f"pixels, the limit is {max_pixels:,}",
+            hint="scale the picture down first",
+        )
+    try:
+        with _loading:
+            image.load()
+        upright: Pixels = apply_orientation(to_rgb(image), exif_orientation(image))
+    except Exception as error:  # on a hostile file Pillow raises nearly anything
+        raise ImageError(f"{name}: Pillow cannot decode it: {error or type(error).__name__}") from error
+    return upright
+
+
+def _from_array(array: NDArray[Any], name: str) -> Pixels:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    channels = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
+    if array.size == 0 or channels not in (1, 3, 4):
+        planes = array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] > 4
+        hint = "channels come last: x.transpose(1, 2, 0)" if planes else "give one picture at a time"
+        raise ImageError(f"{name} of {array.dtype} {array.shape}: {_EXPECTED}", hint=hint)
+    if array.dtype.kind == "f":
+        array = _bytes_of_floats(array, name)
+    elif array.dtype != np.uint8:
+        hint = "scale it to 0..255 and convert it: x.astype('uint8')"
+        raise ImageError(f"{name} of {array.dtype} {array.shape}: {_EXPECTED}", hint=hint)
+    if channels == 4:
+        return over_white(Image.fromarray(np.ascontiguousarray(array)))
+    rgb = np.repeat(array[:, :, None], 3, axis=2) if channels == 1 else array
+    return np.ascontiguousarray(rgb)
+
+
+def _bytes_of_floats(array: NDArray[Any], name: str) -> Pixels:
+    """round(255 v) of floats in 0..1."""
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 1):  # also where one is NaN
+        if np.isnan(low):
+            hint = "replace NaN first: numpy.nan_to_num(x)"
+        elif low < 0:
+            hint = "undo the normalisation first, e.g. x * std + mean"
+        else:
+            hint = "divide it by its white first, e.g. x / 255"
+        raise ImageError(
+            f"{name} of {array.dtype} {array.shape}: floats must lie in 0..1, these lie in {low:g}..{high:g}",
+            hint=hint,
+        )
+    levels: Pixels = np.rint(array.astype(np.float32, copy=False) * np.float32(255)).astype(np.uint8)
+    return levels

@@ -1,0 +1,46 @@
+"""Where the outputs of clips go, and what encodes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unet_batch import gpu
+from unet_batch.errors import UsageError
+from unet_batch.files.outputs import ClipTree
+from unet_batch.media import video
+
+
+class ClipLayout(ClipTree):
+    """Where the outputs of clips go, and how each is encoded.
+
+    Args:
+        folder: the output folder.
+        kinds: what is wanted; those that no clip has are left out.
+        codec: of overlays; masks are always lossless.
+    """
+
+    def __init__(self, folder: str, kinds: Sequence[str], codec: video.Codec) -> None:
+        super().__init__(folder, kinds, {"mask": video.MASKS.suffix, "overlay": codec.suffix})
+        self.codec = codec
+
+    def codec_of(self, kind: str) -> video.Codec:
+        """How an output is encoded."""
+        return video.MASKS if kind == "mask" else self.codec
+
+
+def choose_encoder(name: str) -> tuple[video.Codec, str]:
+    """The encoder for a codec of `--codec`, and why.
+
+    Raises:
+        UsageError: it was asked for by its own name and does not work here.
+    """
+    codec = video.CODECS[name]
+    if name == "h264":
+        graphics = video.CODECS["h264_nvenc"]
+        why_not = gpu.missing() or video.encoder_problem(graphics)
+        return (codec, f"no NVENC: {why_not}") if why_not else (graphics, "the GPU has NVENC")
+    if problem := video.encoder_problem(codec):
+        raise UsageError(
+            f"--codec {name}: {codec.encoder} does not work here: {problem}", hint="take --codec h264"
+        )
+    return codec, "as asked"

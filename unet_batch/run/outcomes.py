@@ -1,0 +1,129 @@
+"""What becomes of the items of a run: counted in its report, recorded in the manifest, told to observers."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+from unet_batch.errors import BackendError, DecoderCrashed, UnetBatchError
+from unet_batch.files.atomic import LineLog
+from unet_batch.files.naming import shown
+from unet_batch.inference.segmenter import BROKEN_DEVICE
+from unet_batch.run.manifest import Manifest
+from unet_batch.run.observe import Observer
+from unet_batch.run.plan import RunPlan
+from unet_batch.run.records import Files, Identity, Record, sha256_of
+from unet_batch.run.report import LISTED_FAILURES, RunReport
+from unet_batch.types import Failure, Item
+
+
+class Outcomes:
+    """Counts, records and tells what became of each item.
+
+    Args:
+        plan: resumed.
+        manifest: that of the plan, open for writing as long as this is used.
+        recipe: digest of the recipe.
+        maker: backend and precision, for people.
+        report: counts.
+        observer: hears.
+
+    Raises:
+        OutputError: here and everywhere: a file of the output folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        manifest: Manifest,
+        recipe: str,
+        maker: str,
+        report: RunReport,
+        observer: Observer,
+    ) -> None:
+        self.plan, self.manifest, self.recipe, self.maker = plan, manifest, recipe, maker
+        self.report, self.observer = report, observer
+        self.limit = 1 if plan.options.fail_fast else plan.options.max_errors
+        self.errors = LineLog(report.errors_file)
+        self.inference_failures = 0  # in a row
+        self._last_progress = time.monotonic()
+
+    def tell(self, event: str, **values: Any) -> None:
+        """Tell of an event, for the log."""
+        self.observer.event({"event": event, "at": round(time.time(), 3), **values})
+
+    def tell_progress(self, **values: Any) -> None:
+        """Tell how far the run is, unless that has been told just now."""
+        now = time.monotonic()
+        if now - self._last_progress >= self.plan.options.progress_seconds:
+            self._last_progress = now
+            self.tell("progress", **values)
+
+    def record_earlier(self) -> None:
+        """Record what the plan knows before anything is segmented, and count what has failed already."""
+        plan = self.plan
+        self.manifest.record(*plan.records)
+        if plan.options.shard is None or plan.options.shard.number == 1:
+            self.report.unreadable = len(plan.sources.unreadable)
+            for path, reason in plan.sources.unreadable:
+                self._count_failure(Failure(path, "source", "SourceError", f"{path}: {reason}", ""))
+        for item in plan.quarantined:
+            message = f"{item.path}: crashed its decoder in an earlier run, and was not tried again"
+            hint = "--isolate tries it in a process of its own"
+            self._count_failure(
+                Failure(item.path, "decode", DecoderCrashed.__name__, message, hint), item.key
+            )
+
+    def record_done(self, item: Item, identity: Identity | None, outputs: dict[str, Files]) -> None:
+        """Record that the outputs of an item stand under their names; from any thread.
+
+        Args:
+            item: whose they are.
+            identity: its source just before it was read.
+            outputs: the files of each kind.
+        """
+        if identity is not None and self.plan.options.hash_sources:
+            digest = sha256_of(item.path)
+            if self.plan.identity(item) == identity:  # else the digest is of something else
+                identity = identity._replace(sha256=digest)
+        root = self.plan.sources.root
+        self.manifest.record(Record(item.key, "done", identity, self.recipe, outputs, self.maker, root))
+
+    def count_done(self, item: Item, path: str, seconds: dict[str, float], **values: Any) -> None:
+        """Count an item that is done and recorded."""
+        self.report.done += 1
+        self.inference_failures = 0
+        seconds = {name: round(value, 6) for name, value in seconds.items()}
+        self.tell("item", status="done", key=item.key, path=path, **values, seconds=seconds)
+        self.observer.outcome(item, None)
+
+    def fail(self, item: Item, identity: Identity | None, stage: str, error: UnetBatchError) -> bool:
+        """Record and count that an item failed.
+
+        Returns:
+            Whether it was one failure too many.
+
+        Raises:
+            BackendError: the device has failed for one item after the other.
+        """
+        failure = Failure(shown(item.path), stage, type(error).__name__, error.message, error.hint)
+        if stage == "infer" or (stage == "clip" and isinstance(error, BackendError)):
+            self.inference_failures += 1
+            if self.inference_failures >= BROKEN_DEVICE:
+                raise error
+        words = f"{stage}: {failure.error}"
+        self.manifest.record(Record(item.key, "failed", identity, self.recipe, error=words))
+        self._count_failure(failure, item.key)
+        enough = self.limit is not None and self.report.failed >= self.limit
+        if enough:
+            self.report.status = "stopped"
+        self.observer.outcome(item, failure)
+        return enough
+
+    def _count_failure(self, failure: Failure, key: str = "") -> None:
+        self.report.failed += 1
+        if len(self.report.failures) < LISTED_FAILURES:
+            self.report.failures.append(failure)
+        self.errors.write(dataclasses.asdict(failure))
+        self.tell("item", status="failed", key=key, **dataclasses.asdict(failure))

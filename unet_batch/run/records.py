@@ -1,0 +1,227 @@
+"""What a manifest tells of an item: its source as it was read, its outputs, and the recipe that made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from sys import intern
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+from unet_batch.errors import OutputError
+
+VERSION = 1
+# How a whole file of this format ends. One that does and has another size was not cut short: somebody has
+# worked on it.
+_ENDINGS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}
+
+State = Literal["done", "touched", "edited", "new", "changed", "lost", "more", "failed", "void", "other"]
+"""What is known of an item.
+
+Nothing to do: `done`; `touched`: the source's time changed, its contents did not; `edited`: somebody replaced
+an output by another whole file, which is theirs. To do: `new`; `changed`: the source is not the one that was
+read; `lost`: an output is gone or cut short; `more`: of a kind that was not made; `failed` last time; `void`:
+an `--overwrite` was not finished; `other`: made with another recipe.
+"""
+FINISHED: tuple[State, ...] = ("done", "touched", "edited")
+
+Files = tuple[tuple[str, int], ...]
+"""Outputs of one kind: (file, bytes); files are relative to the output folder and `/`-separated."""
+
+
+@dataclass(frozen=True)
+class OutputRecipe:
+    """What decides the pixels of the outputs.
+
+    Attributes:
+        facts: as JSON; equal facts mean equal pixels.
+        label: the same for people, e.g. `cars (sha256 0a1b2c3d), threshold 0.5, 160x240`.
+    """
+
+    facts: Mapping[str, Any]
+    label: str
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Identity(NamedTuple):
+    """A source as it was when it was read.
+
+    Attributes:
+        source: its path relative to the sources' root, `/`-separated: the root may be mounted elsewhere
+            tomorrow.
+        size: in bytes.
+        mtime_ns: when it was last written.
+        sha256: of its contents, in hexadecimal; "" if not asked for.
+    """
+
+    source: str
+    size: int
+    mtime_ns: int
+    sha256: str = ""
+
+    @classmethod
+    def of(cls, path: str, source: str) -> Identity | None:
+        """Look at a file; None if it cannot be looked at."""
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        return cls(source, found.st_size, found.st_mtime_ns)
+
+    def is_of(self, other: Identity) -> bool:
+        """Whether both are the same, contents not compared."""
+        return (self.source, self.size, self.mtime_ns) == (other.source, other.size, other.mtime_ns)
+
+
+class Record(NamedTuple):
+    """What became of an item: a line of the manifest.
+
+    A tuple, as 100,000 frozen dataclasses take a second to make.
+
+    Attributes:
+        key: of the item.
+        status: `done`, `failed`, or `void`: what was known before no longer counts.
+        identity: of its source; None where that could not be looked at.
+        recipe: digest of the recipe.
+        outputs: the files of each kind.
+        maker: backend and precision, for people: equal within parity, so no part of the recipe.
+        root: absolute root of the sources: tells a picture that was changed from another of the same name.
+        error: what failed, for people.
+        at: Unix time; orders the lines of different files.
+    """
+
+    key: str
+    status: Literal["done", "failed", "void"]
+    identity: Identity | None = None
+    recipe: str = ""
+    outputs: Mapping[str, Files] = MappingProxyType({})
+    maker: str = ""
+    root: str = ""
+    error: str = ""
+    at: float = 0.0
+
+    def line(self) -> bytes:
+        """The record as it stands in the file."""
+        values: dict[str, Any] = {"v": VERSION, "key": self.key, "status": self.status}
+        if self.identity is not None:
+            identity = self.identity
+            values |= {"source": identity.source, "size": identity.size, "mtime_ns": identity.mtime_ns}
+            values |= {"sha256": identity.sha256} if identity.sha256 else {}
+        for name in ("recipe", "outputs", "maker", "root", "error"):
+            if value := getattr(self, name):
+                values[name] = value
+        return json_line({**values, "at": self.at})
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Record | None:
+        """The record of a line; None if anything in it is not what it should be."""
+        get = values.get
+        key, status, recipe = get("key"), get("status"), get("recipe", "")
+        maker, root = get("maker", ""), get("root", "")
+        source, size, mtime, digest = get("source"), get("size"), get("mtime_ns"), get("sha256", "")
+        error, at = get("error", ""), get("at", 0.0)
+        if status not in ("done", "failed", "void") or not isinstance(at, (int, float)):
+            return None
+        try:
+            "".join((key, recipe, maker, root, error, digest, source or ""))  # type: ignore[arg-type] # only of strings
+            identity = None
+            if source is not None:
+                if not (isinstance(size, int) and isinstance(mtime, int)):
+                    return None
+                identity = Identity(source, size, mtime, digest)
+            outputs = {
+                intern(kind): tuple(
+                    [(file, size) for file, size in files if isinstance(file, str) and isinstance(size, int)]
+                )
+                for kind, files in get("outputs", {}).items()
+            }
+        except (AttributeError, TypeError, ValueError):
+            return None
+        # The same words stand in every line.
+        recipe, maker, root = map(intern, (recipe, maker, root))
+        return cls(key, status, identity, recipe, outputs, maker, root, error, at)  # type: ignore[arg-type]
+
+
+class Listing:
+    """Sizes of the files in an output folder. Each folder below it is listed once, when first asked for.
+
+    On Windows that tells the sizes as well; elsewhere each costs a look at the file, of those asked for only.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._folders: dict[str, dict[str, os.DirEntry[str]]] = {}
+
+    def size(self, file: str) -> int | None:
+        """Bytes of a file, relative and `/`-separated; None if there is none. Nothing outside the folder is
+        looked at.
+
+        Raises:
+            OutputError: its folder cannot be listed.
+        """
+        folder, _, name = file.rpartition("/")
+        entries = self._folders.get(folder)
+        if entries is None:
+            entries = self._folders[folder] = self._list(folder)
+        entry = entries.get(name)
+        try:
+            return entry.stat().st_size if entry is not None and entry.is_file() else None
+        except OSError:  # removed just now, or a link in circles
+            return None
+
+    def is_whole(self, file: str) -> bool:
+        """Whether a file ends as its format does; False of a format not known here."""
+        ending = _ENDINGS.get(os.path.splitext(file)[1].lower())
+        if ending is None:
+            return False
+        with suppress(OSError), open(os.path.join(self.folder, *file.split("/")), "rb") as data:
+            data.seek(-len(ending), os.SEEK_END)
+            return data.read() == ending
+        return False
+
+    def _list(self, folder: str) -> dict[str, os.DirEntry[str]]:
+        steps = folder.split("/") if folder else []
+        if (
+            os.path.isabs(folder)
+            or os.path.splitdrive(folder)[0]
+            or not {"", os.curdir, os.pardir}.isdisjoint(steps)
+        ):
+            return {}
+        path = os.path.join(self.folder, *steps)
+        try:
+            with os.scandir(path) as entries:
+                return {entry.name: entry for entry in entries}
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            # ValueError: a name that no file can have
+            return {}
+        except OSError as error:
+            reason = error.strerror or error
+            raise OutputError(
+                f"{path} cannot be listed: {reason}", hint="choose another output folder with -o"
+            ) from error
+
+
+def sha256_of(path: str) -> str:
+    """SHA-256 of a file's contents in hexadecimal; "" if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except (OSError, ValueError):
+        return ""
+    return digest.hexdigest()
+
+
+def json_line(values: Mapping[str, Any]) -> bytes:
+    """A line of the manifest."""
+    return json.dumps(values, separators=(",", ":")).encode("ascii") + b"\n"
