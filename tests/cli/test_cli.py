@@ -118,6 +118,25 @@ class TestRun:
         for name in ("masks/scene_0000.png", "overlays/scene_0002.jpg", "run.json"):
             assert (tmp_path / "out" / name).is_file()
 
+    def test_says_at_once_what_it_loads(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+        """Before the sources are looked at, and long before PyTorch is there."""
+        code = (
+            "import sys\nfrom unet_batch.cli import main\nfrom unet_batch.cli.screen import Screen\n"
+            "heavy = {'torch', 'numpy', 'cv2', 'av'}\n"
+            "Screen.loading = lambda self, model: sys.exit(f'{model} {sorted(heavy & set(sys.modules))}')\n"
+            f"main(['run', {str(photos)!r}, '-m', 'fast'])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.stderr == "fast []\n"
+        command = [sys.executable, "-m", "unet_batch", "run", str(photos), "-o", str(tmp_path / "out")]
+        with subprocess.Popen([*command, "--dry-run"], stdout=subprocess.PIPE, text=True) as process:
+            begun = time.monotonic()
+            assert process.stdout is not None
+            assert process.stdout.readline() == "loading   default (cars) ...\n"
+            first = time.monotonic() - begun
+            process.communicate()
+            assert first < 0.5 * (time.monotonic() - begun), "the rest takes longer than to say what it is"
+
     def test_plain_text_in_a_pipe(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         done = unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny)
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", done.stdout + done.stderr)
@@ -390,8 +409,8 @@ class TestRun:
         done = unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny, "--log-json", "/dev/full")
         assert done.returncode == 0
         assert done.stderr.count("no more events in /dev/full: No space left on device") == 1
-        command = f"{sys.executable} -m unet_batch run {photos} -o {tmp_path / 'two'} -m {tiny} --log-json - | head -n 1"
-        command += "; exit ${PIPESTATUS[0]}"
+        command = f"{sys.executable} -m unet_batch run {photos} -o {tmp_path / 'two'} -m {tiny} --log-json -"
+        command += " | head -n 1; exit ${PIPESTATUS[0]}"
         done = subprocess.run(
             ["bash", "-c", command], capture_output=True, text=True, timeout=100, check=False
         )

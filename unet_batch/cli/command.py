@@ -218,15 +218,18 @@ class Program(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def print_error(message: str, hint: str = "", details: Sequence[str] = ()) -> None:
+def print_error(
+    message: str, hint: str = "", details: Sequence[str] = (), *, width: int | None = None
+) -> None:
     """Print what went wrong and what helps on stderr, broken at words on a terminal.
 
     Args:
         message: what happened.
         hint: what to do about it; may be empty.
         details: lines of their own between the two.
+        width: columns; None takes the terminal's, and whole lines in a pipe.
     """
-    width, keep = columns(sys.stderr), arguments_with_spaces()
+    width, keep = width or columns(sys.stderr), arguments_with_spaces()
     for label, style, text in (
         ("error: ", "red", message),
         *(("       ", None, detail) for detail in details),

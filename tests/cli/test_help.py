@@ -1,0 +1,140 @@
+"""Help in sections at any width, errors of one style, and what the shell completes."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner
+
+from unet_batch.cli import main
+from unet_batch.cli.command import SECTIONS, print_error
+from unet_batch.cli.text import wrap
+
+WIDTHS = (60, 80, 120)
+
+
+def help_of(command: str, width: int = 80) -> str:
+    return CliRunner().invoke(main, [command, "--help"], terminal_width=width).output
+
+
+def headings(text: str) -> list[str]:
+    return re.findall(r"^(\w+):$", text, re.MULTILINE)
+
+
+class TestHelp:
+    @pytest.mark.parametrize("width", WIDTHS)
+    @pytest.mark.parametrize("command", sorted(main.commands))
+    def test_fits_the_terminal(self, command: str, width: int) -> None:
+        example = re.compile(r" +unet-batch ")  # never broken: it is there to be copied
+        for line in help_of(command, width).splitlines():
+            assert len(line) <= width or example.match(line), line
+            assert len(line) <= 80 or width > 80, "an example is short enough, too"
+
+    @pytest.mark.parametrize("command", sorted(main.commands))
+    def test_examples_come_first(self, command: str) -> None:
+        _, _, first, *_ = re.split(r"\n\n", help_of(command))
+        assert re.match(r"  Examples?:\n    unet-batch ", first)
+
+    def test_sections(self) -> None:
+        sections = ["Model", "Output", "Video", "Reliability", "Scale", "Display"]
+        assert headings(help_of("run")) == sections
+        assert headings(help_of("watch")) == sections
+        assert headings(help_of("evaluate")) == ["Data", "Model", "Output", "Scale", "Display"]
+        assert headings(help_of("train"))[:5] == ["Data", "Model", "Schedule", "Loss", "Augmentation"]
+
+    @pytest.mark.parametrize("command", sorted(main.commands))
+    def test_no_option_is_missing(self, command: str) -> None:
+        text = help_of(command)
+        for parameter in main.commands[command].params:
+            section = getattr(parameter, "section", "")
+            assert not section or section in SECTIONS
+            if isinstance(parameter, click.Option):
+                assert re.search(rf"^  (-\w, )?{parameter.opts[-1]}\b", text, re.MULTILINE), parameter.name
+
+    @pytest.mark.parametrize("width", WIDTHS)
+    def test_options_in_texts_are_not_broken(self, width: int) -> None:
+        assert not re.search(r"\w-\n", "".join(help_of(command, width) for command in main.commands))
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message", "hint"),
+        [
+            (["run"], "Missing argument 'SOURCE...'", "Try 'unet-batch run --help'"),
+            (["run", "x", "--size", "3"], "'3' is not a size", "Try 'unet-batch run --help'"),
+            (["runn"], "No such command 'runn'", "Try 'unet-batch --help'"),
+            (["run", "none/x.jpg"], "none/x.jpg does not exist", "there is no folder"),
+        ],
+    )
+    def test_clicks_and_ours_look_alike(self, arguments: list[str], message: str, hint: str) -> None:
+        result = CliRunner().invoke(main, arguments)
+        first, second = result.stderr.splitlines()
+        assert result.exit_code == 2
+        assert (first[:7], message in first) == ("error: ", True)
+        assert (second[:7], hint in second) == (" hint: ", True)
+
+    def test_break_at_words_on_a_terminal(self, capsys: pytest.CaptureFixture[str]) -> None:
+        path = "/a/folder/whose/name/is/much/longer/than/a/terminal/is/wide/and/stays/whole.jpg"
+        print_error(
+            f"{path}: an empty file, or one that is no picture", "leave it out", ["case one"], width=60
+        )
+        lines = capsys.readouterr().err.splitlines()
+        assert lines == [
+            f"error: {path}:",
+            "       an empty file, or one that is no picture",
+            "       case one",
+            " hint: leave it out",
+        ]
+
+    def test_a_path_with_spaces_stays_whole(self) -> None:
+        text = wrap(
+            "my photos of cars/one of them.jpg: an empty file", 24, 7, ["my photos of cars/one of them.jpg"]
+        )
+        assert text == "my photos of cars/one of them.jpg:\n       an empty file"
+
+    def test_a_pipe_gets_whole_lines(self) -> None:
+        assert wrap("word " * 50, None, 7) == "word " * 50
+
+
+class TestCompletion:
+    def complete(self, *words: str) -> list[tuple[str, str]]:
+        *before, last = words
+        found = ShellComplete(main, {}, "unet-batch", "_UNET_BATCH_COMPLETE").get_completions(before, last)
+        return [(item.type, item.value) for item in found]
+
+    def test_commands_and_options(self) -> None:
+        assert ("plain", "watch") in self.complete("wa")
+        assert ("plain", "--smooth") in self.complete("run", "--sm")
+
+    def test_models(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        for name in ("fancy.safetensors", "fancy.txt", "other.safetensors"):
+            (tmp_path / name).touch()
+        for command in (["run", "-m"], ["evaluate", "-m"], ["train", "--init"], ["build-engine"]):
+            assert self.complete(*command, "fa") == [
+                ("dir", "fa"),
+                ("plain", "fast"),
+                ("plain", "fancy.safetensors"),
+            ]
+        os.mkdir("models")
+        (tmp_path / "models" / "deep.safetensors").touch()
+        assert ("plain", "models/deep.safetensors") in self.complete("run", "-m", "models/")
+
+    def test_each_part_of_save(self) -> None:
+        assert self.complete("run", "--save", "mask,ov") == [("plain", "mask,overlay")]
+        found = [value for _, value in self.complete("run", "--save", "mask,")]
+        assert "mask,cutout" in found
+        assert "mask,mask" not in found
+
+    def test_backends(self) -> None:
+        assert self.complete("run", "--backend", "tensorrt-") == [("plain", "tensorrt-rtx")]
+
+    def test_the_help_says_how(self) -> None:
+        assert (
+            'eval "$(_UNET_BATCH_COMPLETE=bash_source unet-batch)"' in CliRunner().invoke(main, ["-h"]).output
+        )
