@@ -1,6 +1,6 @@
 """Draw the picture at the top of the README: photo, mask, overlay and cutout of three sample scenes.
 
-python scripts/make_demo.py -o .github/demo.jpg
+python -m scripts.make_demo -o docs/images/demo.jpg
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What several tests need. Imports no torch: the rooms that work without it are tested without it, too."""
+"""What several tests need. Imports no torch: the modules that work without it are tested without it, too."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Several processes of pytest share the cores between them: the libraries read this when they are loaded, here
+# and in the processes that tests start. Threads that fight over a core wait for each other at every layer.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests: a process that comes to the end of its list takes from another's."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture

@@ -180,9 +180,7 @@ class Footage:
 
 
 def scene(index: int, size: tuple[int, int]) -> np.ndarray:
-    """RGB uint8 (height, width, 3): a bright box in the upper left that moves to the right, a colour that
-    changes below.
-    """
+    """Draw frame `index`, RGB uint8 (h, w, 3): a bright box that moves right, above a colour that changes."""
     height, width = size
     picture = np.full((height, width, 3), 24, np.uint8)
     left = 1 + index % max(1, width // 4)

@@ -1,63 +1,106 @@
-"""Pictures and masks for tests: noise with stripes, and shapes that a tiny network learns in seconds."""
+"""Small pictures in many formats, written by Pillow and byte by byte."""
 
 from __future__ import annotations
 
+import io
+import struct
+import threading
+import zlib
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from unet_batch.datasets.dataset import Dataset
-
-SIZE = (24, 32)
-SHAPES_SIZE = (40, 56)
+from unet_batch.media import images
 
 
-def photo(path: Path, seed: int = 0, size: tuple[int, int] = SIZE, **options: object) -> Path:
-    """Save a picture of noise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
-    Image.fromarray(pixels).save(path, **options)
-    return path
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The contents of a file of a format of Pillow."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
-def ids(*values: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Vertical stripes of these values."""
-    return np.repeat(np.resize(np.array(values), size[1])[None], size[0], 0)
+def read_bytes(folder: Path, data: bytes, name: str = "x", **options: Any) -> NDArray[np.uint8]:
+    """Write a file into a folder, and read its pixels."""
+    path = folder / f"{name}-{threading.get_ident()}"
+    path.write_bytes(data)
+    return images.read(str(path), **options).pixels
 
 
-def mask(path: Path, values: np.ndarray, dtype: type = np.uint8) -> Path:
-    """Save a mask of these values."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values.astype(dtype)).save(path)
-    return path
+def jpeg_variants(photo: Image.Image) -> dict[str, bytes]:
+    """JPEG files of every coding that occurs, by name."""
+    small = photo.resize((120, 95))
+    return {
+        "baseline": encoded(small, "JPEG"),
+        "progressive": encoded(small, "JPEG", progressive=True),
+        "restarts": encoded(small, "JPEG", restart_marker_rows=1, subsampling=0),
+        "grey": encoded(small.convert("L"), "JPEG"),
+        "cmyk": encoded(small.convert("CMYK"), "JPEG"),
+    }
 
 
-def reason(dataset: Dataset, words: str) -> bool:
-    """Whether one of the dataset's reasons holds these words."""
-    return any(words in reason for reason in dataset.reasons)
+def grey(values: Any) -> NDArray[np.uint8]:
+    """RGB (h, w, 3) of grey levels (h, w)."""
+    return np.repeat(np.asarray(values, np.uint8)[..., None], 3, axis=-1)
 
 
-def write_shapes(folder: Path, count: int, *, classes: int = 1, per_group: int = 2, seed: int = 0) -> Path:
-    """Bright discs, and with several classes dark squares, on noise: images/<group>_<n>.png and masks of ids
-    (one: 0/255).
-    """
-    random = np.random.default_rng(seed)
-    for part in ("images", "masks"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    height, width = SHAPES_SIZE
-    for index in range(count):
-        picture = random.integers(90, 140, (height, width, 3), dtype=np.uint8)
-        ids = np.zeros((height, width), np.uint8)
-        centre = (int(random.integers(12, width - 12)), int(random.integers(12, height - 12)))
-        cv2.circle(picture, centre, 9, tuple(map(int, random.integers(190, 255, 3))), -1)
-        cv2.circle(ids, centre, 9, 1, -1)
-        if classes > 1:
-            corner = (int(random.integers(0, width - 12)), int(random.integers(0, height - 12)))
-            cv2.rectangle(picture, corner, (corner[0] + 10, corner[1] + 10), (20, 20, 60), -1)
-            cv2.rectangle(ids, corner, (corner[0] + 10, corner[1] + 10), 2, -1)
-        name = f"set{index // per_group:02}_{index % per_group}.png"
-        cv2.imwrite(str(folder / "images" / name), picture[..., ::-1])
-        cv2.imwrite(str(folder / "masks" / name), ids if classes > 1 else ids * 255)
-    return folder
+def tiff(
+    values: NDArray[Any],
+    sample_format: int,
+    photometric: int,
+    raw: bytes = b"",
+    bits: int = 0,
+    planar: int = 1,
+) -> bytes:
+    """An uncompressed little-endian TIFF of one strip, or of one per channel."""
+    height, width, channels = (*values.shape, 1)[:3]
+    bits, raw = bits or values.itemsize * 8, raw or values.tobytes()
+    start, tags = 400, 12
+    shorts = 8 + 2 + tags * 12 + 4  # arrays of one short per channel follow the directory
+    planes = channels if planar == 2 else 1
+
+    def per_channel(tag: int, value: int, at: int) -> bytes:
+        return struct.pack(
+            "<HHII" if channels > 2 else "<HHIHH",
+            tag,
+            3,
+            channels,
+            *([at] if channels > 2 else [value, value]),
+        )
+
+    entries = [
+        struct.pack("<HHII", 256, 4, 1, width),
+        struct.pack("<HHII", 257, 4, 1, height),
+        per_channel(258, bits, shorts),
+        struct.pack("<HHII", 259, 3, 1, 1),
+        struct.pack("<HHII", 262, 3, 1, photometric),
+        struct.pack("<HHII", 273, 4, planes, start if planes == 1 else shorts + 40),
+        struct.pack("<HHII", 277, 3, 1, channels),
+        struct.pack("<HHII", 278, 4, 1, height),
+        struct.pack("<HHII", 279, 4, planes, len(raw) if planes == 1 else shorts + 60),
+        struct.pack("<HHII", 284, 3, 1, planar),
+        struct.pack("<HHII", 296, 3, 1, 1),
+        per_channel(339, sample_format, shorts + 20),
+    ]
+    head = struct.pack("<2sHIH", b"II", 42, 8, tags) + b"".join(entries) + bytes(4)
+    head += struct.pack("<10H", *[bits] * 10) + struct.pack("<10H", *[sample_format] * 10)
+    size = len(raw) // planes
+    head += struct.pack("<5I", *(start + i * size for i in range(5))) + struct.pack("<5I", *[size] * 5)
+    return head.ljust(start, b"\0") + raw
+
+
+def png(
+    width: int, height: int, bits: int, colour: int, rows: bytes, interlaced: int = 0, extra: bytes = b""
+) -> bytes:
+    """A PNG of uncompressed rows, each after the byte of its filter."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
+    parts = [chunk(b"IHDR", header), extra, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """A chunk of a PNG, with its checksum."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

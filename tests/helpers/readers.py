@@ -1,5 +1,4 @@
-"""Stand-ins for `images.read` that crash, hang or worse on command: the first line of the "picture" says what
-to do.
+"""Stand-ins for `images.read` that crash or hang on command: the first line of a "picture" says what to do.
 
 Loaded by decoder processes, so it imports nothing else.
 """

@@ -1,6 +1,4 @@
-"""Decoders in processes of their own: nothing that one does, or that is done to it, spoils anything but its
-picture.
-"""
+"""Decoders in processes of their own: whatever one does, or is done to it, spoils only its own picture."""
 
 from __future__ import annotations
 
@@ -97,11 +95,8 @@ def test_pixels_and_errors_are_the_same(
     picture: str,
     tmp_path: Path,
     shared: bool,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(isolation, "_SHARED", shared)
-    monkeypatch.setattr(isolation, "_KEEP", 100_000)
     names = ["ab.png", "café\n-ü.jpg", os.fsdecode(b"not\xffutf8.jpg"), "empty.jpg", "text.jpg", "cut.jpg"]
     paths = [str(tmp_path / name) for name in names]
     Image.fromarray(np.arange(3 * 5 * 7, dtype=np.uint8).reshape(5, 7, 3)).save(paths[0])
@@ -109,7 +104,7 @@ def test_pixels_and_errors_are_the_same(
     for path, data in zip(paths[1:], (whole, whole, b"", b"no picture", whole[:900]), strict=True):
         Path(path).write_bytes(data)
     options: list[dict[str, Any]] = [{}, {"at_least": (50, 70)}, {"max_pixels": 240 * 320 - 1}]
-    with Decoders(1) as decoders:
+    with Decoders(1, shared=shared, keep=100_000) as decoders:
         for path in [picture, *paths, str(tmp_path), str(tmp_path / "none.jpg"), "a\0b"]:
             for option in options:
                 assert outcome(decoders.read, path, **option) == outcome(images.read, path, **option)
@@ -393,9 +388,7 @@ for path in sys.argv[1:]:
 
 
 def test_decoders_do_not_outlive_their_owner(order: Callable[[str], str], tmp_path: Path) -> None:
-    """A script without a guard for its main part, killed while two decoders are at work: one ends its
-    picture, then itself.
-    """
+    """A script without a `__main__` guard is killed while two decoders work: each ends after its picture."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
@@ -439,15 +432,16 @@ def test_300_pictures_leak_nothing(order: Callable[[str], str], picture: str, tm
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="pages of a memfd are counted")
 @pytest.mark.parametrize("keep", [1_000_000, 10_000_000])
-def test_a_huge_picture_gives_its_memory_back(
-    keep: int, tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(isolation, "_KEEP", keep)
+def test_a_huge_picture_gives_its_memory_back(keep: int, tmp_path: Path, picture: str) -> None:
     large = tmp_path / "large.png"
     Image.fromarray(np.zeros((1000, 1000, 3), np.uint8)).save(large)
-    with Decoders(1) as decoders:
+    with Decoders(1, keep=keep) as decoders:
         for path, kept in ((str(large), 0 if keep < 3_000_000 else 3_000_000), (picture, 240 * 320 * 3)):
             decoders.read(path)
-            shared = decoders._idle[0]._shared
-            assert shared is not None
-            assert os.fstat(shared.fileno()).st_size == kept
+            files = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+            sizes = [
+                os.stat(file).st_size
+                for file in files
+                if os.path.islink(file) and os.readlink(file).startswith("/memfd:unet-batch")
+            ]
+            assert sorted(sizes) == [0, kept], "its stderr, and the pixels"

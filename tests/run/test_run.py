@@ -361,7 +361,7 @@ def test_nothing_to_save(photos: Path) -> None:
 
 
 def test_every_odd_file_ends_as_a_mask_or_a_named_error(data: Path, tmp_path: Path) -> None:
-    """What each of them becomes stands in the table of `test_images.py`; here the whole folder goes through a
+    """What each of them becomes stands in the table of `test_decode.py`; here the whole folder goes through a
     run.
     """
     odd = sorted(path for path in (data / "awkward").iterdir() if path.name != "LIST.tsv")

@@ -1,6 +1,4 @@
-"""The drawn clips: any frame alone, masks that lie exactly on the cars, and a sound that goes where they
-go.
-"""
+"""Drawn clips: any frame alone, masks that lie exactly on the cars, and sound that goes where they go."""
 
 from __future__ import annotations
 

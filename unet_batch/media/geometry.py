@@ -1,4 +1,4 @@
-"""How a picture lies inside the network's input, and the way back.
+"""Fit pictures into the network's input (letterbox), and resize its maps back to the pictures.
 
 A picture keeps its aspect ratio: it is scaled until it touches the network's input on one axis, centred on
 the other, and the rest is grey ("letterbox"). Training and inference place pictures through this module, so
@@ -65,7 +65,7 @@ def place(source: Size, network: Size) -> Placement:
 
 
 def to_network(pixels: Pixels, placement: Placement, out: Pixels | None = None) -> Pixels:
-    """Put a picture into the network's input.
+    """Resize a picture into the network's input, and pad it.
 
     Args:
         pixels: RGB uint8 (h, w, 3), the whole picture. `h, w` need not be the placement's source: a picture
@@ -80,7 +80,7 @@ def to_network(pixels: Pixels, placement: Placement, out: Pixels | None = None) 
     if out is None:
         out = np.empty(shape, np.uint8)
     elif out.dtype != np.uint8 or out.shape != shape:
-        # Cv2 would write elsewhere, silently
+        # cv2 would write elsewhere, silently
         raise ValueError(f"out must be uint8 {shape}, got {out.dtype} {out.shape}")
     content = content_of(out, placement)
     if _shrinks(pixels, placement.content):
@@ -99,7 +99,7 @@ def content_of(map: Array, placement: Placement) -> Array:
 
 
 def from_network(map: Array, placement: Placement) -> Array:
-    """Bring a map back to the picture.
+    """Resize a map of the network to the size of the picture, without the padding.
 
     Args:
         map: uint8 or uint16 (H, W) at the network's size.
@@ -127,7 +127,7 @@ def resize_map(map: Array, size: Size) -> Array:
 
 
 def _shrinks(array: Array, size: Size) -> bool:
-    """Whether `size` is smaller on some axis and larger on none (INTER_AREA is area averaging only then)."""
+    """Tell whether `size` is smaller on some axis and larger on none: only then INTER_AREA averages areas."""
     height, width = array.shape[:2]
     return size[0] <= height and size[1] <= width and size != (height, width)
 
@@ -141,7 +141,7 @@ def _linear(array: Array, size: Size) -> Array:
 
 
 def _shrink(pixels: Array, out: Array) -> None:
-    """Shrink to the size of `out`, and into it, by averaging areas.
+    """Shrink `pixels` into `out` by averaging areas.
 
     cv2 halves even sizes exactly and fast, and is slow at factors that are not whole: 1280x1918 to 160x240
     takes 6.8 ms at once and 2.3 ms with a halving first (one core). The last step keeps a factor of 2 (or of

@@ -1,4 +1,4 @@
-"""Decoding in processes of its own: a picture that crashes its decoder costs itself and nothing else.
+"""Decode in separate processes, so that a picture that crashes its decoder fails alone.
 
     with Decoders(workers=4) as decoders:
         picture = decoders.read("photo.jpg")  # from any thread; same pixels, same errors as images.read
@@ -45,15 +45,11 @@ if TYPE_CHECKING:
     from unet_batch.types import Pixels, Size
 
 TIME_LIMIT = 120.0
-"""Default seconds for one picture."""
+"""Default limit of seconds for one picture."""
 
 # Starting may fail by accident: a moment without memory, a signal to all processes of a job.
 _STARTS = 3
 _READY = b"ready\n"
-# Bytes that a file keeps between pictures, as new pages would have to be cleared first; those of a huge
-# picture are given back.
-_KEEP = 64 * 2**20
-_SHARED = os.name == "posix"
 _TIMED_OUT = -signal.SIGALRM if hasattr(signal, "SIGALRM") else None
 
 # The alarm ends a start that hangs. Modules are looked for where the owner finds them, not in the current
@@ -73,7 +69,7 @@ _serve({reader!r}, {time_limit!r}, {shared!r})
 
 
 class Decoders:
-    """A pool of decoder processes that takes the place of `images.read`; a context manager that ends them.
+    """A pool of decoder processes in place of `images.read`; a context manager that ends them.
 
     A decoder that dies is replaced. A picture is blamed for that only if its decoder was a fresh one: another
     one may have been spoiled by the picture before, or was killed for its neighbours' hunger for memory, so
@@ -86,13 +82,22 @@ class Decoders:
         workers: the most processes; each holds 20 to 30 MB of its own beside its picture.
         time_limit: seconds for one picture. Windows enforces none.
         reader: what decodes, as "module:function" with the signature of `images.read`; for tests.
+        shared: pixels come through a file that both sides hold open, not through a pipe.
+        keep: bytes that this file keeps between pictures, as new pages would have to be cleared first; those
+            of a huge picture are given back.
 
     Raises:
         UsageError: an argument is out of range.
     """
 
     def __init__(
-        self, workers: int, *, time_limit: float = TIME_LIMIT, reader: str = "unet_batch.media.images:read"
+        self,
+        workers: int,
+        *,
+        time_limit: float = TIME_LIMIT,
+        reader: str = "unet_batch.media.images:read",
+        shared: bool = os.name == "posix",
+        keep: int = 64 * 2**20,
     ) -> None:
         if workers < 1 or not 0 < time_limit < 1e6:
             raise UsageError(
@@ -101,6 +106,8 @@ class Decoders:
         self._workers = workers
         self._time_limit = time_limit
         self._reader = reader
+        self._shared = shared
+        self._keep = keep
         self._change = Condition()
         self._idle: list[_Decoder] = []
         self._busy = 0
@@ -124,8 +131,9 @@ class Decoders:
             decoder.end()
 
     def read(self, path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
-        """Decode a picture file as `images.read` does. Safe to call from many threads, which wait for a
-        decoder to be free.
+        """Decode a picture file as `images.read` does.
+
+        Safe to call from many threads, which wait for a decoder to be free.
 
         Raises:
             DecoderCrashed: the picture ended its decoder, or was not decoded within the time limit.
@@ -148,7 +156,7 @@ class Decoders:
                 except _Died as death:
                     decoder = None
                     if fresh or death.code == _TIMED_OUT:
-                        raise _crash(path, death, self._time_limit) from None
+                        raise _crash_error(path, death, self._time_limit) from None
         except MemoryError as error:
             raise ImageError(f"{path}: not enough memory to decode this picture") from error
         finally:
@@ -162,12 +170,13 @@ class Decoders:
                 decoder.end()
 
     def _start(self) -> _Decoder:
+        """Start a process; try again a few times, and raise UsageError if none starts."""
         reason = ""
         for _ in range(_STARTS):
             try:
-                return _Decoder(self._reader, self._time_limit)
+                return _Decoder(self._reader, self._time_limit, self._shared, self._keep)
             except _Died as death:
-                reason = death.said or f"it {_manner(death.code)}"
+                reason = death.said or f"it {_describe_exit(death.code)}"
             except OSError as error:
                 reason = str(error)
         raise RunError(
@@ -176,11 +185,11 @@ class Decoders:
 
 
 class _Died(Exception):
-    """A decoder's process has ended.
+    """The process of a decoder has ended.
 
     Attributes:
         code: its exit code; minus the signal if there was one.
-        said: its last words on stderr.
+        said: the last line of its stderr.
     """
 
     def __init__(self, code: int, said: str) -> None:
@@ -190,11 +199,12 @@ class _Died(Exception):
 
 
 class _Decoder:
-    """One process, for one thread at a time. Starting it raises _Died or OSError."""
+    """One process, used by one thread at a time. Raises _Died or OSError if it does not start."""
 
-    def __init__(self, reader: str, time_limit: float) -> None:
+    def __init__(self, reader: str, time_limit: float, shared: bool, keep: int) -> None:
+        self._keep = keep
         self._stderr = _anonymous_file()
-        self._shared = _anonymous_file() if _SHARED else None
+        self._shared = _anonymous_file() if shared else None
         try:
             self._process = self._spawn(reader, time_limit)
         except BaseException:
@@ -210,6 +220,7 @@ class _Decoder:
             raise
 
     def _spawn(self, reader: str, time_limit: float) -> subprocess.Popen[bytes]:
+        """Start a fresh interpreter that runs `_serve`."""
         shared = None if self._shared is None else self._shared.fileno()
         path = [entry for entry in sys.path if isinstance(entry, str)]
         code = _CODE.format(path=path, reader=reader, time_limit=time_limit, shared=shared)
@@ -229,11 +240,11 @@ class _Decoder:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it can decode another picture."""
         return self._process.returncode is None
 
     def read(self, path: str, at_least: Size | None, max_pixels: int) -> Picture:
-        """Return what the reader returns, raise what it raises, or _Died."""
+        """Have the process decode a picture; raise what its reader raises, or _Died."""
         try:
             answer, pixels = self._ask({"path": path, "at_least": at_least, "max_pixels": max_pixels})
         except BaseException:  # also Ctrl-C: an answer that comes late would be taken for the next picture's
@@ -248,6 +259,7 @@ class _Decoder:
         raise error
 
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], Pixels | None]:
+        """Send a request; return the answer and, unless it is an error, the pixels."""
         try:
             self._requests.write(json.dumps(request).encode() + b"\n")
             self._requests.flush()
@@ -269,12 +281,12 @@ class _Decoder:
             if not (count := source.readinto(view[at:])):
                 raise self._death()
             at += count
-        if self._shared is not None and pixels.nbytes > _KEEP:
+        if self._shared is not None and pixels.nbytes > self._keep:
             self._shared.truncate(0)
         return answer, pixels
 
     def _death(self) -> _Died:
-        """Tell what became of a process that has closed its pipes."""
+        """Collect the exit code and the last line of stderr of a process that has closed its pipes."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
         self._stderr.seek(0)
@@ -284,13 +296,14 @@ class _Decoder:
         return _Died(self._process.returncode, "".join(filter(str.isprintable, said))[:200])
 
     def end(self) -> None:
-        """Let an idle process go; one that is gone may be ended again."""
+        """End an idle process; harmless if it has ended already."""
         self._close_files(self._requests)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         self._kill()
 
     def _kill(self) -> None:
+        """Kill the process if it is alive, and close all files."""
         if self.alive:
             self._process.kill()
             self._process.wait()
@@ -298,6 +311,7 @@ class _Decoder:
 
     @staticmethod
     def _close_files(*files: FileIO | BufferedReader | None) -> None:
+        """Close files, whatever state they are in."""
         for file in files:
             if file is not None:
                 with suppress(OSError):  # what it held for a process that is gone
@@ -305,15 +319,15 @@ class _Decoder:
 
 
 def _anonymous_file() -> FileIO:
-    """A file without a name; in memory, where the system can do that."""
+    """Create a file without a name; in memory, where the system can do that."""
     if hasattr(os, "memfd_create"):
         with suppress(OSError):
             return FileIO(os.memfd_create("unet-batch"), "r+")
     return tempfile.TemporaryFile(buffering=0)
 
 
-def _manner(code: int) -> str:
-    """How a process ended, as a predicate."""
+def _describe_exit(code: int) -> str:
+    """Say how a process ended: "crashed (SIGSEGV)"."""
     if code >= 0:
         return f"ended with exit code {code}"
     with suppress(ValueError):
@@ -321,7 +335,8 @@ def _manner(code: int) -> str:
     return f"crashed (signal {-code})"
 
 
-def _crash(path: str, death: _Died, time_limit: float) -> DecoderCrashed:
+def _crash_error(path: str, death: _Died, time_limit: float) -> DecoderCrashed:
+    """Make the error of a picture whose decoder has died."""
     hint = (
         "the file is damaged, or made to do harm: leave it out, or save it anew with the program that made it"
     )
@@ -333,14 +348,14 @@ def _crash(path: str, death: _Died, time_limit: float) -> DecoderCrashed:
             hint="take fewer workers, or set a lower limit of pixels",
         )
     said = death.said and f": {death.said}"
-    return DecoderCrashed(f"{path}: its decoder {_manner(death.code)}{said}", hint=hint)
+    return DecoderCrashed(f"{path}: its decoder {_describe_exit(death.code)}{said}", hint=hint)
 
 
 # In the decoder's process -----------------------------------------------------------------------------------
 
 
 def _serve(reader: str, time_limit: float, shared: int | None) -> None:
-    """Answer requests until there are no more: the owner has closed the pipe, or is gone."""
+    """Answer requests until the owner closes the pipe, or is gone."""
     # The libraries' stdout is our stderr: what they print must not be taken for an answer.
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -371,7 +386,7 @@ def _serve(reader: str, time_limit: float, shared: int | None) -> None:
 
 
 def _set_alarm(seconds: float) -> None:
-    """Have the kernel end this process in so many seconds, whatever it is doing then; 0 takes that back."""
+    """Have the kernel end this process after some seconds, whatever it does then; 0 cancels that."""
     if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
@@ -379,7 +394,7 @@ def _set_alarm(seconds: float) -> None:
 def _answer(
     read: Callable[..., Picture], request: dict[str, Any], file: FileIO | None
 ) -> tuple[dict[str, Any], memoryview | bytes]:
-    """The answer, and the bytes that follow it: the pixels, where there is no file for them."""
+    """Decode; return the answer and the bytes that follow it: pixels, where there is no file for them."""
     path, at_least = request["path"], request["at_least"]
     try:
         picture = read(path, at_least=at_least and tuple(at_least), max_pixels=request["max_pixels"])
@@ -403,6 +418,7 @@ def _answer(
 
 
 def _failure(kind: str, message: str, hint: str, error: BaseException) -> dict[str, Any]:
+    """Make the answer that stands for an error, with the number of the OSError among its causes."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__

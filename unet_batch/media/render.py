@@ -1,4 +1,4 @@
-"""Pictures for people: overlays, cutouts, comparison sheets, and the colours of classes.
+"""Render results for people: overlays, cutouts, comparisons side by side, and the colours of classes.
 
 All functions are pure: they write into none of their inputs and may run in several threads at once. Pictures
 stay bytes throughout (no float copies), and cv2 releases the GIL while it works. Times are for 1280x1918 on
@@ -61,17 +61,16 @@ def palette(count: int) -> tuple[Colour, ...]:
 
 
 def line_width(height: int, width: int) -> int:
-    """Width in pixels of a contour on a picture: 1/400 of its shorter side, so it looks the same at every
-    size.
-    """
+    """Width in pixels of a contour: 1/400 of the shorter side, so it looks the same at every size."""
     return max(1, round(min(height, width) / 400))
 
 
 def overlay(
     pixels: Pixels, regions: Pixels, classes: ClassTable, alpha: float = 0.45, contour: bool = True
 ) -> Pixels:
-    """Tint the classes in a picture and outline them: 3 ms for a car, 1 ms without the contour; 2 ms for each
-    class that fills the picture.
+    """Tint the classes in a picture and outline them.
+
+    3 ms for a car, 1 ms without the contour; 2 ms for each class that fills the picture.
 
     Args:
         pixels: RGB uint8 (h, w, 3).
@@ -92,7 +91,7 @@ def overlay(
 
 
 def cutout(pixels: Pixels, probability: Pixels, threshold: float = 0.5) -> Pixels:
-    """Cut the class out of a picture, with a soft edge: 2 ms.
+    """Cut the class out of a picture, with a soft edge, in 2 ms.
 
     Args:
         pixels: RGB uint8 (h, w, 3).
@@ -152,7 +151,7 @@ def side_by_side(images: Sequence[Pixels], height: int, gap: int = 8) -> Pixels:
 
 
 def _regions(regions: Pixels, classes: ClassTable) -> Iterator[tuple[Pixels, Colour]]:
-    """The mask (0 or 255) and colour of every class that is drawn."""
+    """Yield the mask (0 or 255) and the colour of every class that is drawn."""
     if len(classes.names) == 1:
         yield regions, classes.colours[0]
         return
@@ -189,8 +188,9 @@ def _draw(out: Pixels, region: Pixels, colour: Colour, alpha: float, line: int) 
 
 @functools.lru_cache(maxsize=16)
 def _line(width: int) -> NDArray[np.uint16]:
-    """Opacity (256,), 0..255, of a line by the blurred mask: `width` pixels inside the edge, fading over one
-    outside.
+    """Table (256,) from a blurred mask to the opacity, 0..255, of a line along the inside of its edge.
+
+    The line is `width` pixels wide, and fades over one pixel outside the edge.
     """
     inside = (np.arange(256) / 255 - 0.5) * (2 * width + 1)  # pixels from the edge, for a straight one
     opacity = np.clip(np.minimum(inside + 1, width + 0.5 - inside), 0, 1)
@@ -200,7 +200,7 @@ def _line(width: int) -> NDArray[np.uint16]:
 
 @functools.lru_cache(maxsize=16)
 def _ramp(threshold: float) -> Pixels:
-    """Alpha (256,) by probability: a smooth step around the threshold, narrower near 0 and 1."""
+    """Table (256,) from probability to alpha: a smooth step around the threshold, narrower near 0 and 1."""
     p = np.arange(256) / 255
     half = min(RAMP, threshold, 1 - threshold)
     # A ramp narrower than a byte is a hard edge (and would divide by next to nothing).

@@ -410,7 +410,8 @@ def roll_road(rng: np.random.Generator) -> Road:
     zenith, haze, clouds, sun, power = skies[int(rng.choice(4, p=[0.34, 0.3, 0.22, 0.14]))]
     verges: tuple[Rgb, ...] = ((0.26, 0.36, 0.14), (0.33, 0.38, 0.18), (0.50, 0.45, 0.28), (0.22, 0.32, 0.16))
     scenery: tuple[tuple[str, ...], ...] = (
-        ("hills",), ("hills", "trees"), ("trees",), ("houses",), ("houses", "trees"), ("hills", "houses", "trees"),
+        ("hills",), ("hills", "trees"), ("trees",), ("houses",), ("houses", "trees"),
+        ("hills", "houses", "trees"),
     )  # fmt: skip
     return Road(
         zenith=zenith,

@@ -71,9 +71,7 @@ def grain(lens: Lens, rng: np.random.Generator) -> Floats:
 
 
 def develop(picture: Floats, lens: Lens, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Turns light into a photo: RGB float32 (h, w, 3), 0..1, which is overwritten, into RGB uint8 of the same
-    size.
-    """
+    """Turns RGB float32 (h, w, 3), 0..1, which is overwritten, into a photo, RGB uint8 of the same size."""
     height, width = picture.shape[:2]
     sigma = softness(lens, (height, width))
     if sigma:

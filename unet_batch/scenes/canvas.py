@@ -30,8 +30,11 @@ class Canvas:
     """
 
     def __init__(self, size: tuple[int, int], matrix: Path) -> None:
-        """Args: size in pixels; `matrix`, 3x3 float64: metres to pixels, (0, 0) being the first pixel's
-        corner.
+        """Makes an empty canvas.
+
+        Args:
+            size: (height, width) in pixels.
+            matrix: 3x3 float64, metres to pixels; (0, 0) is the first pixel's corner.
         """
         height, width = size
         self.colour = np.zeros((height, width, 3), np.float32)
@@ -46,11 +49,15 @@ class Canvas:
         self.y: Floats = (back[1, 0] * column + back[1, 1] * row + back[1, 2]) / depth
 
     def cover(self, paths: Sequence[Path], blur: float = 0.0) -> tuple[tuple[slice, slice], Floats] | None:
-        """How much of each pixel the paths enclose (even-odd), and where; None where that is nowhere on the
-        canvas.
+        """Computes how much of each pixel the paths enclose (even-odd).
 
         Args:
+            paths: closed, in metres.
             blur: standard deviation of a softened edge, in metres.
+
+        Returns:
+            The rows and columns they touch, and the share (0..1) of each pixel there; None if they lie
+            outside the canvas.
         """
         placed = [self.to_pixels(path) for path in paths]
         sigma = blur * self.pixels_per_metre

@@ -25,8 +25,7 @@ def write_clip(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> str:
-    """Writes `videos/drive.mp4` (H.264, stereo) and `video-masks/drive.mkv` (FFV1 grey, 0 and 255) into a
-    folder.
+    """Writes `videos/drive.mp4` (H.264, stereo) and `video-masks/drive.mkv` (FFV1 grey, 0 and 255).
 
     Frame i is what `drive` draws for the seed, whatever the length: a longer clip continues a shorter one.
 

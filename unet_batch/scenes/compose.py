@@ -1,4 +1,4 @@
-"""Puts a scene together: dice, framing, backdrop, shadow, reflection, car, camera."""
+"""Composes a scene: random numbers, framing, backdrop, shadow, reflection, car, camera."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CAR_PIXELS = 1300
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything the dice decide, independent of the picture's size.
+    """Everything that is random in a scene, independent of the picture's size.
 
     Attributes:
         car: the car.
@@ -55,7 +55,7 @@ class Scene:
 
 
 def plan(rng: np.random.Generator) -> Scene:
-    """Rolls the dice of one scene."""
+    """Draws the random numbers of one scene."""
     vehicle = car.roll(rng)
     studio = bool(rng.random() < 0.5)
     return Scene(
@@ -158,9 +158,7 @@ def scenery(scene: Scene, view: View, rng: np.random.Generator) -> Floats:
 
 
 def car_layer(scene: Scene, size: Size, matrix: Path, *, wheels: bool = True) -> tuple[Floats, Floats]:
-    """The car alone: premultiplied RGB float32 (h, w, 3) and coverage float32 (h, w), over the whole
-    picture.
-    """
+    """Draws the car alone on the whole picture: premultiplied RGB (h, w, 3) and coverage (h, w), float32."""
     height, width = size
     length, tall = scene.car.length + 0.1, scene.car.height + 0.2
     corners = np.array([(-0.1, -0.1, 1), (length, -0.1, 1), (length, tall, 1), (-0.1, tall, 1)]) @ matrix.T
@@ -185,9 +183,7 @@ def finer(width: int) -> int:
 
 
 def shade(picture: Floats, scene: Scene, matrix: Path, cover: Floats) -> None:
-    """Darkens the ground around the car: deep under the tyres, softer below the body, and the sun's
-    shadow.
-    """
+    """Darkens the ground: deep under the tyres, softer below the body, and where the sun's shadow falls."""
     height, width = picture.shape[:2]
     step = max(1, width // 700)
     small = (height // step, width // step)

@@ -23,8 +23,8 @@ import numpy as np
 from unet_batch.scenes import backdrop, camera, car
 from unet_batch.scenes.canvas import Canvas
 from unet_batch.scenes.compose import Scene, car_layer, finer, frame, plan, reflect, scenery, shade
-from unet_batch.scenes.paint import draw_wheel
 from unet_batch.scenes.shapes import blur, resized
+from unet_batch.scenes.wheel import draw_wheel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,8 +87,7 @@ def drive(
 def sound(
     seed: int, seconds: Fraction | float, sample_rate: int = 48_000, *, shot_seconds: Fraction = SHOT_SECONDS
 ) -> NDArray[np.int16]:
-    """The sound of a clip: engines that come, pass and go, on the side and in the direction that `drive`
-    shows.
+    """Makes the sound of a clip: engines that come, pass and go, in stereo, as `drive` shows them.
 
     Args:
         seed: which clip; at least 0.
@@ -159,7 +158,7 @@ def _when(seconds: Fraction, shot_seconds: Fraction) -> tuple[int, float]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the dice decide about a shot.
+    """What is random in a shot.
 
     Attributes:
         scene: the place, the camera and the car in front.
@@ -184,7 +183,7 @@ class _Plan:
 
 
 def _plan(seed: int, index: int) -> _Plan:
-    """Rolls the dice of shot `index` of clip `seed`."""
+    """Draws the random numbers of shot `index` of clip `seed`."""
     root, texture, sensor, rumble = np.random.SeedSequence((seed, index)).spawn(4)
     dice = np.random.default_rng(root)
     # Cars drive on roads, straight past the camera, which sees neither end of them nearer than the other.
@@ -228,8 +227,13 @@ class _Car:
     """A car in layers, ready to be put anywhere along its way."""
 
     def __init__(self, scene: Scene, view: backdrop.View, behind: float, sigma: float) -> None:
-        """Args: the scene with this car in it; how far it is behind the first, in metres; the lens's blur in
-        pixels.
+        """Draws the layers of a car.
+
+        Args:
+            scene: with this car in it.
+            view: where the camera stands.
+            behind: how far the car is behind the first, in metres.
+            sigma: standard deviation of the lens's blur in pixels.
         """
         self.car = scene.car
         self.behind = behind
@@ -256,9 +260,7 @@ class _Car:
         self.body = self._layer(*car_layer(scene, size, matrix, wheels=False), *corner)
 
     def _box(self, middle: float, reach: float, low: float, high: float) -> tuple[Size, Path]:
-        """A sheet for x within `reach` of `middle` and y from -`low` to `high` (metres): its size and its
-        matrix.
-        """
+        """Size and matrix of a canvas of x within `reach` of `middle`, y from -`low` to `high` (metres)."""
         size = int(np.ceil((low + high) * self._scale)), int(np.ceil(2 * reach * self._scale))
         across = self._way * self._scale
         return size, np.array(
@@ -292,7 +294,7 @@ class _Car:
 
 
 def _bytes(light: Floats) -> Pixels:
-    """0..1 as 0..255."""
+    """Converts 0..1 to uint8, 0..255."""
     return np.asarray(np.rint(np.clip(light, 0, 1) * 255), dtype=np.uint8)
 
 
@@ -321,7 +323,7 @@ class Shot:
     """
 
     def __init__(self, seed: int, index: int, size: Size) -> None:
-        """Draws all that does not change. Args: see `drive`; `index`: which shot."""
+        """Draws all that does not change; `index` says which shot, the rest is as for `drive`."""
         self.index = index
         self._seed = seed
         self._plan = _plan(seed, index)
@@ -393,9 +395,7 @@ class Shot:
         return photo, cast("Pixels", cv2.threshold(unseen, 127, 255, cv2.THRESH_BINARY_INV)[1])
 
     def _lay(self, photo: Pixels, unseen: Pixels, layer: _Layer, column: float, row: float) -> None:
-        """Lays a layer, whose car stands at (column, row), over the picture and over what is left of the
-        backdrop.
-        """
+        """Composites a layer, whose car stands at (column, row), over the picture and the unseen backdrop."""
         x, y = column + layer.left, row + layer.top
         x0, y0 = int(np.floor(x)), int(np.floor(y))
         tall, wide = layer.keep.shape[:2]

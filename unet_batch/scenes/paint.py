@@ -1,10 +1,8 @@
 """Draws a car, part by part, on a transparent canvas.
 
 Shading is a function of where a point lies on the car (metres), so a part looks the same at every picture
-size.
-
-A long room because a car has many parts: each has a function, and `draw_car` calls them in the order they
-cover each other.
+size. Each part has a function, and `draw_car` calls them in the order they cover each other; wheels are in
+`wheel.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +16,11 @@ import numpy as np
 
 from unet_batch.scenes.car import Car, Rgb
 from unet_batch.scenes.shapes import box, ellipse, line, ramp, smooth, stroke
+from unet_batch.scenes.wheel import draw_wheel, draw_wheel_house
 
 if TYPE_CHECKING:
     from unet_batch.scenes.canvas import Canvas, Shade
-    from unet_batch.scenes.shapes import Floats, Path
+    from unet_batch.scenes.shapes import Floats
 
 _STEPS = 2048  # entries of a shading table
 
@@ -64,7 +63,7 @@ def draw_car(canvas: Canvas, car: Car, light: Light, *, wheels: bool = True) -> 
     _doors(canvas, car)
     _lamps(canvas, car)
     for axle, turned in zip(car.axles, car.turned, strict=True):
-        _wheel_house(canvas, car, axle)
+        draw_wheel_house(canvas, car, axle)
         if wheels:
             draw_wheel(canvas, car, light, axle, turned)
     _mirror(canvas, car, light)
@@ -89,9 +88,7 @@ def _belt(car: Car, x: Floats) -> Floats:
 
 
 def _roundness(share: Floats, sigma: float) -> tuple[Floats, Floats]:
-    """How far the sheet metal turns away from the viewer near the silhouette: (sideways, upward), each
-    -1..1.
-    """
+    """How far the metal turns away from the viewer near the silhouette: (sideways, upward), each -1..1."""
     step = max(1, int(sigma / 4))  # it is smooth: a coarse grid is enough
     height, width = share.shape
     small = cv2.resize(share, (max(width // step, 1), max(height // step, 1)), interpolation=cv2.INTER_AREA)
@@ -107,9 +104,7 @@ def _roundness(share: Floats, sigma: float) -> tuple[Floats, Floats]:
 
 
 def _painted(canvas: Canvas, car: Car, light: Light, area: tuple[slice, slice], share: Floats) -> Shade:
-    """The paint of the body: what it reflects by height, brighter where it turns up, darker where it turns
-    away.
-    """
+    """The paint of the body: what it reflects, brighter where it turns up, darker where it turns away."""
     side, up = _roundness(share, 0.075 * canvas.pixels_per_metre)
     sill = car.place(0, car.style.sill)[1]
     crease = car.crease
@@ -121,13 +116,14 @@ def _painted(canvas: Canvas, car: Car, light: Light, area: tuple[slice, slice], 
         # The shoulder is a pressed edge: reflections stay straight there
         bent = t + 2.2 * wave * np.clip(1.6 * (1 - t), 0, 1)
         matte = _table(
-            [(-0.2, 0.30), (0.0, 0.40), (crease - 0.03, 0.56), (crease, 0.72), (crease + 0.02, 0.70), (0.55, 0.74),
-             (0.72, 0.80), (0.88, 0.88), (0.955, 0.84), (0.985, 1.06), (1.02, 1.04), (1.06, 0.96), (1.5, 1.02), (1.9, 1.1)],
+            [(-0.2, 0.30), (0.0, 0.40), (crease - 0.03, 0.56), (crease, 0.72), (crease + 0.02, 0.70),
+             (0.55, 0.74), (0.72, 0.80), (0.88, 0.88), (0.955, 0.84), (0.985, 1.06), (1.02, 1.04),
+             (1.06, 0.96), (1.5, 1.02), (1.9, 1.1)],
             t, -0.2, 1.9,
         )  # fmt: skip
         mirror = _table(
-            [(-0.2, 0.0), (0.1, 0.02), (0.3, 0.06), (0.47, 0.1), (0.525, 0.12), (0.55, 0.44), (0.70, 0.62), (0.90, 0.74),
-             (0.95, 0.45), (0.98, 1.5), (1.015, 1.3), (1.05, 0.55), (1.5, 0.7), (1.9, 0.9)],
+            [(-0.2, 0.0), (0.1, 0.02), (0.3, 0.06), (0.47, 0.1), (0.525, 0.12), (0.55, 0.44), (0.70, 0.62),
+             (0.90, 0.74), (0.95, 0.45), (0.98, 1.5), (1.015, 1.3), (1.05, 0.55), (1.5, 0.7), (1.9, 0.9)],
             bent, -0.2, 1.9,
         )  # fmt: skip
         band = _table([(0.36, 0.0), (0.44, 1.0), (0.54, 1.0), (0.58, 0.0)], bent, 0.3, 0.7)
@@ -191,14 +187,12 @@ def _extras(canvas: Canvas, car: Car) -> None:
             )
 
 
-def _trim(canvas: Canvas, car: Car, light: Light) -> None:
-    """Sills, bumpers and wheel arches."""
-    style, plastic = car.style, _plastic(light)
+def _sills(canvas: Canvas, car: Car, plastic: Rgb) -> None:
+    """Sills and the lower bumpers; of a rugged car also the wheel arches."""
     rear, front = car.axles
-    sill = car.place(0, style.sill)[1]
+    sill = car.place(0, car.style.sill)[1]
     length = car.length
-    gap = (0.02, 0.02, 0.02)
-    if style.rugged:
+    if car.style.rugged:
         for axle in car.axles:
             canvas.put(ellipse(axle, car.radius, car.radius * 1.34), plastic)
         canvas.put(box(rear, sill - 0.2, front, sill + 0.07), plastic)
@@ -233,6 +227,15 @@ def _trim(canvas: Canvas, car: Car, light: Light) -> None:
         canvas.put(
             smooth([(-0.1, 0.1, 0), (-0.1, sill + 0.05, 0.2), (0.3, sill + 0.03), (0.5, 0.1, 0)]), plastic
         )
+
+
+def _trim(canvas: Canvas, car: Car, light: Light) -> None:
+    """Sills, bumpers with their openings, number plates and the fuel flap."""
+    _sills(canvas, car, _plastic(light))
+    style, length = car.style, car.length
+    rear, front = car.axles
+    sill = car.place(0, style.sill)[1]
+    gap = (0.02, 0.02, 0.02)
     # The gaps between the bumpers and the wings.
     tail = car.place(0, style.tail[1][1])[1]
     head_x, head_y = car.place(style.head[0][0], style.head[0][1])
@@ -285,9 +288,7 @@ def _trim(canvas: Canvas, car: Car, light: Light) -> None:
 
 
 def _glass(canvas: Canvas, car: Car, light: Light) -> None:
-    """Side windows with what is behind them, their reflections, pillars and frames, and a sliver of
-    windscreen.
-    """
+    """Side windows with the cabin behind them, reflections, pillars and frames, and some windscreen."""
     style = car.style
     rear_belt = car.place(0, style.belt[0])[1]
     top = car.place(0, style.top)[1]
@@ -466,77 +467,6 @@ def _lamps(canvas: Canvas, car: Car) -> None:
         opacity=0.55,
         blur=0.004,
     )
-
-
-def _wheel_house(canvas: Canvas, car: Car, x: float) -> None:
-    """The dark opening around the axle at (x, radius)."""
-    r = car.radius
-    canvas.put(ellipse(x, r, r * 1.165), (0, 0, 0), opacity=0.3, blur=0.012)
-    canvas.put(ellipse(x, r, r * 1.14), (0.012, 0.012, 0.014))
-
-
-def draw_wheel(canvas: Canvas, car: Car, light: Light, x: float, turned: float) -> None:
-    """Draws tyre, rim, brake and hub around the axle at (x, radius), turned by an angle in radians."""
-    r = car.radius
-
-    def tyre(u: Floats, v: Floats) -> Floats:
-        level = 0.045 + 0.035 * np.clip(v / np.float32(2 * r), 0, 1) * np.float32(light.power)
-        return np.stack([level, level, level * 1.04], axis=-1)
-
-    rim = r * (1 - car.profile)
-    # A tyre is flat where it stands.
-    rubber = ellipse(x, r, r, points=96)
-    rubber[:, 1] = np.maximum(rubber[:, 1], 0.012 * r)
-    canvas.put(rubber, tyre, new=True)
-    for share, opacity in ((0.93, 0.10), (0.5 * (1 + rim / r), 0.05)):
-        canvas.put(
-            [ellipse(x, r, r * share), ellipse(x, r, r * share - 0.010)], (1.0, 1.0, 1.0), opacity=opacity
-        )
-
-    def metal(u: Floats, v: Floats) -> Floats:
-        level = (
-            np.float32(car.rim)
-            * (0.62 + 0.42 * np.clip((v - r + rim) / np.float32(2 * rim), 0, 1))
-            * np.float32(light.power)
-        )
-        return np.stack([level, level, level * 1.02], axis=-1)
-
-    canvas.put(ellipse(x, r, rim), (0.03, 0.03, 0.032))
-    canvas.put([ellipse(x, r, rim * 0.66), ellipse(x, r, rim * 0.30)], (0.22, 0.215, 0.21))
-    canvas.put([ellipse(x, r, rim), ellipse(x, r, rim * 0.915)], metal)
-    canvas.put([ellipse(x, r, rim * 0.925), ellipse(x, r, rim * 0.895)], (0, 0, 0), opacity=0.45)
-    pairs = (-0.62, 0.62) if car.twin else (0.0,)
-    half = min(0.62, 2.0 / car.spokes) * (0.5 if car.twin else 0.62)
-    girth = half * (0.36 if car.twin else 0.62)
-    angles = turned + np.arange(car.spokes) * (2 * np.pi / car.spokes)
-    spokes = [_spoke(x, r, rim, angle, half * offset, girth) for angle in angles for offset in pairs]
-    for spoke in spokes:
-        canvas.put(spoke - (0.0, 0.016 * r), (0, 0, 0), opacity=0.55)
-    for spoke in spokes:
-        canvas.put(spoke, metal)
-    canvas.put(ellipse(x, r, rim * 0.24), metal)
-    canvas.put(ellipse(x, r, rim * 0.13), (0.09, 0.09, 0.1))
-    canvas.put(ellipse(x, r + 0.01 * r, rim * 0.06), (0.5, 0.5, 0.52))
-    # The arch throws its shadow on the upper part of the wheel.
-    found = canvas.cover([ellipse(x, r, r * 1.13)])
-    if found is not None:
-        house, inside = found
-        canvas.mix(house, inside * np.float32(0.55) * ramp(canvas.y[house], 1.45 * r, 2.1 * r), (0, 0, 0))
-
-
-def _spoke(x: float, r: float, rim: float, angle: float, offset: float, half: float) -> Path:
-    """One spoke from hub to rim, wider at the rim."""
-    reach, root = rim * 0.95, rim * 0.16
-    along = np.array([np.cos(angle), np.sin(angle)])
-    across = np.array([-along[1], along[0]])
-    corners = [
-        along * root + across * (offset * 0.35 + half * 0.8) * root,
-        along * reach + across * (offset + half * 0.55) * reach,
-        along * reach + across * (offset - half * 0.55) * reach,
-        along * root + across * (offset * 0.35 - half * 0.8) * root,
-    ]
-    spoke: Path = np.array(corners) + np.array([x, r])
-    return spoke
 
 
 def _mirror(canvas: Canvas, car: Car, light: Light) -> None:

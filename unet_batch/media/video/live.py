@@ -83,6 +83,7 @@ class LiveReader(Reader):
                 self._note(f"{self.dropped:,} frames were dropped: there was no time for them, as asked")
 
     def _open(self, *, threads: str = "SLICE") -> None:
+        """Connect to the source."""
         self._container = _open_live(self.path)
         self._stream = video_stream(self.path, self._container)
         self._stream.thread_type = threads  # threads by frame would hold frames back

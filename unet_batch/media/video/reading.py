@@ -155,6 +155,7 @@ class Reader:
         return max(1, round(1 / (rate * base))) if rate and base else 1
 
     def _note(self, text: str) -> None:
+        """Note something strange, once."""
         if text not in self.notes:
             self.notes.append(text)
 

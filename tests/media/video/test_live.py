@@ -143,7 +143,7 @@ def test_a_connection_that_breaks_is_made_anew(tmp_path: Path) -> None:
     assert result.frames == 70
     assert "the connection broke and was made anew 2 times" in result.notes
     with video.Reader(result.files["overlay"][0]) as reader:
-        times = [shot.pts * reader.clip.time_base for shot in reader.frames()]
+        times = [decoded.pts * reader.clip.time_base for decoded in reader.frames()]
     assert len(times) == 70
     gaps = np.diff([float(time) for time in times])
     assert (gaps > 0).all()
