@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_cli import unet_batch
-from tests.helpers.pictures import ids, mask, photo
+from tests.helpers.datasets import ids, mask, photo
 from unet_batch.media import images
 
 

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.cli.test_cli import unet_batch
-from tests.helpers.pictures import ids, mask, photo
+from tests.helpers.datasets import ids, mask, photo
 from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.cli import main
 from unet_batch.datasets.encoding import VOID

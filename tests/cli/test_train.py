@@ -19,7 +19,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from tests.conftest import ROOT
-from tests.helpers.pictures import write_shapes
+from tests.helpers.datasets import write_shapes
 from unet_batch.cli import main
 from unet_batch.model import checkpoint
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.pictures import ids, mask, photo
+from tests.helpers.datasets import ids, mask, photo
 from unet_batch.datasets.check import Finding, Report, check
 from unet_batch.datasets.duplicates import Fingerprint, near_duplicates
 from unet_batch.datasets.find import find_dataset

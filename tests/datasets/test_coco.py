@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from tests.helpers.pictures import SIZE, ids, mask, photo, reason
+from tests.helpers.datasets import SIZE, ids, mask, photo, reason
 from unet_batch.datasets.check import Report, check
 from unet_batch.datasets.coco import load
 from unet_batch.datasets.dataset import Dataset

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.helpers.pictures import SIZE, ids, mask, photo, reason
+from tests.helpers.datasets import SIZE, ids, mask, photo, reason
 from unet_batch.datasets.dataset import Dataset, Pair
 from unet_batch.datasets.find import find_dataset
 from unet_batch.datasets.split import read_split, require_apart, split

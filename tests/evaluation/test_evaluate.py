@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.helpers.pictures import ids, mask, photo
+from tests.helpers.datasets import ids, mask, photo
 from unet_batch.datasets.dataset import Dataset
 from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.find import find_dataset

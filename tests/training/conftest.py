@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.pictures import write_shapes
+from tests.helpers.datasets import write_shapes
 
 
 @pytest.fixture(scope="session")
