@@ -253,9 +253,7 @@ def clip_run(
             if problem := video.encoder_problem(video.CODECS[codec]):
                 entry["reason"] = f"{codec} does not work here: {problem}"
                 continue
-            entry |= _segment(
-                segmenter, path, folder, VideoOptions(codec=codec, hardware=decoder), rounds
-            )
+            entry |= _segment(segmenter, path, folder, VideoOptions(codec=codec, hardware=decoder), rounds)
             wrong += [f"{entry['decoder']}, {codec}: {each}" for each in entry["problems"]]
             save()
     if wrong:

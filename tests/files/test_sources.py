@@ -410,7 +410,8 @@ def test_a_pattern_is_not_led_in_circles(tmp_path: Path) -> None:
 
 def test_list(tmp_path: Path) -> None:
     touch(tmp_path, "lists/near.jpg", "far/a.jpg", "far/b.png", "lists/ spaced .jpg", "lists/#1.jpg")
-    text = f"\ufeff# title\r\nnear.jpg\r\n\r\n{tmp_path}/far\n spaced .jpg\n./#1.jpg\nmissing/c.jpg\nnear.jpg\n   \n"
+    text = f"\ufeff# title\r\nnear.jpg\r\n\r\n{tmp_path}/far\n"
+    text += " spaced .jpg\n./#1.jpg\nmissing/c.jpg\nnear.jpg\n   \n"
     (tmp_path / "lists/list.txt").write_bytes(text.encode() + b"caf\xe9.jpg")
     found = find("@lists/list.txt", cwd=str(tmp_path))
     wanted = ["far/a", "far/b", "lists/ spaced ", "lists/#1", "lists/caf%E9", "lists/missing/c", "lists/near"]

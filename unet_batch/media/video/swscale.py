@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
-EXACT = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
+# Numbers: PyAV has names for them since 18, which needs Python 3.11.
+EXACT = 0x2 | 0x40000 | 0x2000  # SWS_BILINEAR, SWS_ACCURATE_RND, SWS_FULL_CHR_H_INT
 
 _threads = threading.local()
 
