@@ -32,8 +32,8 @@ LIMITED, FULL = 1, 2  # AVCOL_RANGE_*
 # swscale's numbers of these matrices: BT.601 has two, and of the two kinds of BT.2020 it knows one.
 SWS = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 # swscale's quick way from YUV to RGB is off by 3 levels on average and does not come back: 10 ms instead of 1
-# ms for 1080p buy 0.4 levels, and at most 2 after the way back. Numbers of swscale: PyAV names them since 18, which
-# needs Python 3.11.
+# ms for 1080p buy 0.4 levels, and at most 2 after the way back. PyAV names these numbers of swscale
+# since 18 only.
 EXACT = 0x2 | 0x40000 | 0x2000  # SWS_BILINEAR, SWS_ACCURATE_RND, SWS_FULL_CHR_H_INT
 DAMAGED = "the file is damaged or not a video: restore it from its source, or leave it out"
 
