@@ -20,7 +20,7 @@ from unet_batch.model.zoo import BUNDLED
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
-    from unet_batch.datasets.find import Dataset
+    from unet_batch.datasets.dataset import Dataset
     from unet_batch.inference.backends.select import Request
     from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.run.options import RunOptions, VideoOptions

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines, Screen
     from unet_batch.run.plan import RunPlan
     from unet_batch.training.loop import StepReport
-    from unet_batch.training.plan import Plan as TrainingPlan
+    from unet_batch.training.plan import TrainingPlan
     from unet_batch.types import Failure, Item
 
 # Seconds between two lines of progress where there is no terminal.

@@ -27,7 +27,7 @@ from unet_batch.model.zoo import BUNDLED
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from unet_batch.datasets.find import Dataset
+    from unet_batch.datasets.dataset import Dataset
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.run.plan import RunPlan
