@@ -16,7 +16,11 @@ from unet_batch.cli.text import arguments_with_spaces, columns, printable, wrap
 from unet_batch.errors import UnetBatchError
 
 if TYPE_CHECKING:
-    from click.core import OptionHelpExtra
+    from click.types import OptionHelpExtra
+
+    ParamType = click.ParamType[object]
+else:  # before click 8.5 it is not generic
+    ParamType = click.ParamType
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -64,7 +68,7 @@ option: Callable[..., Callable[[F], F]] = functools.partial(click.option, cls=Op
 """As `click.option`, with the argument `section`."""
 
 
-class Parsed(click.ParamType):
+class Parsed(ParamType):
     """The type of an option whose text a function understands.
 
     Args:
@@ -198,7 +202,7 @@ class Program(click.Group):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         try:
-            code = run()
+            code: object = run()
         except NoArgsIsHelpError as error:
             error.show()
             code = error.exit_code

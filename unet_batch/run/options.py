@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from unet_batch.errors import UsageError
 from unet_batch.files.outputs import CLIP_KINDS
-from unet_batch.media import video
 
 if TYPE_CHECKING:
     from unet_batch.run.shard import Shard
@@ -101,6 +100,8 @@ class VideoOptions:
 
     def __post_init__(self) -> None:
         if self.quality is not None:
+            from unet_batch.media import video  # needs PyAV, and --help and the first line of a run do not
+
             option, _, lowest, highest = video.CODECS[self.codec].quality
             if not option:
                 raise UsageError(
