@@ -26,7 +26,7 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
     assert drawn == _tree(UnetBatchError)
 
 
-@pytest.mark.parametrize("name", [name for name, _ in _tree(UnetBatchError)])
+@pytest.mark.parametrize("name", sorted(name for name, _ in _tree(UnetBatchError)))
 def test_every_error_can_be_told_more_exactly(name: str) -> None:
     error = getattr(errors, name)("a message", hint="a hint")
     other = error.with_hint("another")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import unet_batch
+from tests.helpers.command import unet_batch
 from tests.helpers.datasets import ids, mask, photo
 from unet_batch.media import images
 

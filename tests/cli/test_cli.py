@@ -22,6 +22,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from tests.helpers.command import unet_batch
 from unet_batch.cli import main
 from unet_batch.cli.text import clock, left_out, plural, printable, shown
 from unet_batch.version import __version__
@@ -38,11 +39,6 @@ COMMANDS = [
     ["check-data"],
     ["evaluate"],
 ]
-
-
-def unet_batch(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "unet_batch", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=100)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.cli.test_cli import unet_batch
+from tests.helpers.command import unet_batch
 from tests.helpers.datasets import ids, mask, photo
 from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.cli import main

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.cli.test_cli import unet_batch
+from tests.helpers.command import unet_batch
 from unet_batch.cli import main
 
 

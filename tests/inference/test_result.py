@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import unet_batch
-from tests.run.test_run import files, segment
+from tests.helpers.runs import files, segment
 from unet_batch.errors import ImageError, OutputError, UsageError
 from unet_batch.files.outputs import PICTURE_KINDS
 from unet_batch.inference import result as result_module

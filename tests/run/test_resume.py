@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from tests.helpers.models import fake_file
 from tests.helpers.observers import observing
-from tests.run.test_run import files, half_bright, read, write
+from tests.helpers.runs import files, half_bright, read, write
 from unet_batch.errors import FolderInUse, ImageError, ManifestError, OutputError, SourceError, UsageError
 from unet_batch.files import atomic, locks
 from unet_batch.files.locks import claim

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.observers import observing
+from tests.helpers.runs import files, half_bright, read, segment, write
 from unet_batch.errors import BackendError, OutputError, SourceError, UsageError
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
@@ -23,28 +24,9 @@ from unet_batch.run import execute as run_module
 from unet_batch.run.execute import execute
 from unet_batch.run.options import RunOptions
 from unet_batch.run.plan import prepare
-from unet_batch.run.report import RunReport
 from unet_batch.testing import FakeBackend, fake_spec
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
-
-
-def half_bright(height: int = 64, width: int = 96) -> np.ndarray:
-    """Black, its right half white."""
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[:, width // 2 :] = 255
-    return picture
-
-
-def write(path: Path, picture: np.ndarray, **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, **options)
-
-
-def read(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        assert image.mode in ("L", "RGB", "RGBA", "I;16")
-        return np.array(image)
 
 
 @pytest.fixture
@@ -54,23 +36,6 @@ def photos(tmp_path: Path) -> Path:
         write(folder / name, half_bright())
     (folder / "notes.txt").write_text("not a picture")
     return folder
-
-
-def segment(
-    *sources: Path, output: Path | None = None, backend: FakeBackend | None = None, **options: Any
-) -> tuple[RunReport, list[str]]:
-    heard: list[str] = []
-    plan = prepare(RunOptions(tuple(map(str, sources)), str(output) if output else None, **options))
-    with Segmenter(backend or FakeBackend(), workers=2) as segmenter:
-        observer = observing(outcome=lambda item, failure: heard.append(item.key))
-        report = execute(plan, segmenter, observer)
-    return report, heard
-
-
-def files(folder: Path) -> list[str]:
-    """What a person sees: hidden files, such as the lock, left out."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return sorted(str(path.relative_to(folder)) for path in paths)
 
 
 def test_masks_mirror_the_tree_and_lie_beside_the_source(photos: Path) -> None:

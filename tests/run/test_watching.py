@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from tests.helpers.footage import Footage
 from tests.helpers.observers import observing
-from tests.run.test_run import half_bright, write
+from tests.helpers.runs import half_bright, write
 from unet_batch.errors import SourceError
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run.observe import Stop

@@ -1,0 +1,52 @@
+"""A run with a model whose right answer is known, and what it left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tests.helpers.observers import observing
+from unet_batch.inference.segmenter import Segmenter
+from unet_batch.run.execute import execute
+from unet_batch.run.options import RunOptions
+from unet_batch.run.plan import prepare
+from unet_batch.run.report import RunReport
+from unet_batch.testing import FakeBackend
+
+
+def half_bright(height: int = 64, width: int = 96) -> np.ndarray:
+    """Black, its right half white."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[:, width // 2 :] = 255
+    return picture
+
+
+def write(path: Path, picture: np.ndarray, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path, **options)
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.mode in ("L", "RGB", "RGBA", "I;16")
+        return np.array(image)
+
+
+def segment(
+    *sources: Path, output: Path | None = None, backend: FakeBackend | None = None, **options: Any
+) -> tuple[RunReport, list[str]]:
+    heard: list[str] = []
+    plan = prepare(RunOptions(tuple(map(str, sources)), str(output) if output else None, **options))
+    with Segmenter(backend or FakeBackend(), workers=2) as segmenter:
+        observer = observing(outcome=lambda item, failure: heard.append(item.key))
+        report = execute(plan, segmenter, observer)
+    return report, heard
+
+
+def files(folder: Path) -> list[str]:
+    """What a person sees: hidden files, such as the lock, left out."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return sorted(str(path.relative_to(folder)) for path in paths)
