@@ -27,7 +27,7 @@ from unet_batch.cli.text import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from unet_batch.cli.screen import Lines, print_json
+    from unet_batch.cli.screen import Lines
     from unet_batch.datasets.dataset import Dataset, Pair
     from unet_batch.evaluation.evaluate import Evaluation, Figures
     from unet_batch.evaluation.report import EvaluationReport
