@@ -27,7 +27,7 @@ from unet_batch.cli.text import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from unet_batch.cli.screen import Lines, print_json
+    from unet_batch.cli.screen import Lines
     from unet_batch.datasets.dataset import Dataset, Pair
     from unet_batch.evaluation.evaluate import Evaluation, Figures
     from unet_batch.evaluation.report import EvaluationReport
@@ -119,7 +119,7 @@ def evaluate(
     `run` writes) and at the network's, with 95 % intervals from whole groups: photos of one car say little
     of other cars. Nothing in DATASET is written.
     """
-    from unet_batch.cli.screen import Lines
+    from unet_batch.cli.screen import Lines, print_json
     from unet_batch.datasets.split import read_split
     from unet_batch.files.atomic import make_folder
     from unet_batch.run.report import versions

@@ -56,7 +56,8 @@ def wrap(text: str, width: int | None, indent: int = 0, keep: Iterable[str] = ()
 def arguments_with_spaces() -> list[str]:
     """What stands on the command line with spaces in it, mostly paths, as messages may show it."""
     words = [word for word in sys.argv[1:] if " " in word]
-    return [*words, *(os.path.normpath(word) for word in words)]
+    paths = [os.path.normpath(word) for word in words]
+    return [*words, *paths, *(folder for path in paths if " " in (folder := os.path.dirname(path)))]
 
 
 def shown(path: str) -> str:
