@@ -124,7 +124,7 @@ def comparison_sheet(rows: Sequence[Comparison], classes: ClassTable) -> bytes:
     """Draw picture, truth, prediction and error of each row, as a JPEG.
 
     Args:
-        rows: at least one; 100 make a sheet of some 30,000 lines, and a JPEG has room for 65,535.
+        rows: at least one; 100 make a sheet of some 30,000 lines, and a JPEG holds 65,535.
         classes: of one name: ids are 0 and 1.
     """
     titles = ("picture", "truth", "prediction", "error")
