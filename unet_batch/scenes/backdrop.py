@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import cv2
 import numpy as np
 
-from unet_batch.scenes.paint import Light
+from unet_batch.scenes.light import Light
 from unet_batch.scenes.shapes import blur, noise, ramp
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ size. Each part has a function, and `draw_car` calls them in the order they cove
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import cv2
@@ -20,28 +19,10 @@ from unet_batch.scenes.wheel import draw_wheel, draw_wheel_house
 
 if TYPE_CHECKING:
     from unet_batch.scenes.canvas import Canvas, Shade
+    from unet_batch.scenes.light import Light
     from unet_batch.scenes.shapes import Floats
 
 _STEPS = 2048  # entries of a shading table
-
-
-@dataclass(frozen=True)
-class Light:
-    """What a car reflects and what shows through its windows; colours RGB 0..1.
-
-    Attributes:
-        sky: colour of what is above (sky, or the lamps of a studio).
-        ground: colour of what is below.
-        behind: colour of what stands behind the car.
-        horizon: how dark the band between sky and ground is in the paint, 0..1.
-        power: brightness of the car as a whole.
-    """
-
-    sky: Rgb
-    ground: Rgb
-    behind: Rgb
-    horizon: float
-    power: float
 
 
 def draw_car(canvas: Canvas, car: Car, light: Light, *, wheels: bool = True) -> None:

@@ -11,7 +11,7 @@ from unet_batch.scenes.shapes import ellipse, ramp
 if TYPE_CHECKING:
     from unet_batch.scenes.canvas import Canvas
     from unet_batch.scenes.car import Car
-    from unet_batch.scenes.paint import Light
+    from unet_batch.scenes.light import Light
     from unet_batch.scenes.shapes import Floats, Path
 
 

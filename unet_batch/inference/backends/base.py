@@ -150,7 +150,7 @@ class Backend(ABC):
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def buffer(self) -> Pixels:
-        """Memory for one picture: uint8 (H, W, C), uninitialised, the caller's. For decoders to fill in place.
+        """Memory for one picture: uint8 (H, W, C), uninitialised, the caller's to keep and fill.
 
         A GPU copies straight from what its backend gives here. Safe to keep, also after the backend was
         closed.
