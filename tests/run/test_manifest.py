@@ -126,7 +126,10 @@ def test_a_hundred_thousand_lines_load_at_once(tmp_path: Path) -> None:
     (tmp_path / "manifest.jsonl").write_bytes(b"".join(lines))
     begun = time.process_time()
     manifest = Manifest(str(tmp_path))
-    assert time.process_time() - begun < 3  # 0.6 s on a quiet machine, 1.6 s at the end of a long test run
+    took, begun = time.process_time() - begun, time.process_time()
+    for line in lines:
+        json.loads(line)
+    assert took < 8 * (time.process_time() - begun)  # three to four times as long, on a quiet machine
     assert len(manifest.records) == 100_000
 
 

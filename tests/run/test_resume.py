@@ -36,7 +36,7 @@ from unet_batch.files import atomic, locks
 from unet_batch.files.locks import claim
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
-from unet_batch.media import images
+from unet_batch.media import images, isolation
 from unet_batch.model.checkpoint import CheckpointFile
 from unet_batch.run import manifest as manifest_module
 from unet_batch.run.execute import execute
@@ -951,7 +951,7 @@ def test_twenty_thousand_files_of_which_a_thousand_are_corrupt(tmp_path: Path) -
 
 def test_what_crashed_its_decoder_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="tests.helpers.readers:obey")
+        isolation, "Decoders", partial(isolation.Decoders, reader="tests.helpers.readers:obey")
     )
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -425,7 +425,7 @@ class TestSeveralProcesses:
 
 class TestLrFactor:
     def test_warms_up_and_falls_to_nearly_nothing(self) -> None:
-        rates = [step.lr_factor(step, 1000) for step in range(1000)]
+        rates = [step.lr_factor(number, 1000) for number in range(1000)]
         top = rates.index(max(rates))
         assert rates[:top] == sorted(rates[:top])
         assert rates[top:] == sorted(rates[top:], reverse=True)

@@ -347,10 +347,13 @@ def _inference_failed(error: Exception) -> bool:
     return isinstance(error, BackendError | ItemError)
 
 
-def _weigh(value: HasItem) -> int:
+def _weigh(value: HasItem | Result) -> int:
     """Bytes of pixels that a value holds."""
     if isinstance(value, _InMemory):
         return int(getattr(value.picture, "nbytes", 0))
+    if isinstance(value, Result):
+        mask = value.mask
+        return 0 if mask is None or value.prediction is None else mask.nbytes + _weigh(value.prediction)
     if isinstance(value, Prediction):
         value = value.frame
     if isinstance(value, Frame):
