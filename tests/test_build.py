@@ -500,7 +500,7 @@ options = BuildOptions(
 class TestWithoutBuilders:
     @pytest.fixture(autouse=True)
     def none_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(flavours, "_MODULES", dict.fromkeys(flavours.NAMES, "no_such_module"))
+        monkeypatch.setattr(flavours, "MODULES", dict.fromkeys(flavours.NAMES, "no_such_module"))
 
     def test_the_graph_is_written_and_the_fix_is_named(self, small: str, tmp_path: Path) -> None:
         built = build_engine(options(small, tmp_path, builder="auto"))
@@ -538,7 +538,7 @@ class TestFlavours:
             "raise OSError('libnvinfer.so.10: cannot open shared object file')"
         )
         monkeypatch.syspath_prepend(str(tmp_path))
-        monkeypatch.setattr(flavours, "_MODULES", {"tensorrt": "broken_trt"})
+        monkeypatch.setattr(flavours, "MODULES", {"tensorrt": "broken_trt"})
         with pytest.raises(BackendUnavailable, match=r"tensorrt does not load: libnvinfer\.so\.10"):
             Flavour("tensorrt")
 
