@@ -23,6 +23,7 @@ from unet_batch.engine import flavours, onnx_model, store
 from unet_batch.engine.compiler import Compiled, Profile, compile_plan
 from unet_batch.engine.flavours import Flavour
 from unet_batch.engine.pictures import proof_pictures
+from unet_batch.engine.sidecar import EngineRecipe
 from unet_batch.errors import (
     BackendError,
     BackendUnavailable,
@@ -418,6 +419,21 @@ class TestCache:
         ]
         assert len({other.key for other in [recipe, *others]}) == len(others) + 1
 
+    def test_a_recipe_keeps_its_key(self) -> None:
+        """Else every engine built by an earlier version would be built again."""
+        recipe = EngineRecipe(
+            source_sha256="ab" * 32,
+            precision="fp16",
+            profile=Profile((1, 8, 32), (SIZE,) * 3),
+            flavour="tensorrt-rtx",
+            version="1.7.1",
+            target="any",
+            system="linux-x86_64",
+            options={"opt_level": 3},
+            graph=1,
+        )
+        assert recipe.key == "f211602d2150c094"
+
     def test_the_sidecar_survives_the_round_trip(self, built: Built) -> None:
         assert built.engine is not None
         loaded = store.load(built.engine.path)
@@ -500,7 +516,7 @@ options = BuildOptions(
 class TestWithoutBuilders:
     @pytest.fixture(autouse=True)
     def none_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(flavours, "_MODULES", dict.fromkeys(flavours.NAMES, "no_such_module"))
+        monkeypatch.setattr(flavours, "MODULES", dict.fromkeys(flavours.NAMES, "no_such_module"))
 
     def test_the_graph_is_written_and_the_fix_is_named(self, small: str, tmp_path: Path) -> None:
         built = build_engine(options(small, tmp_path, builder="auto"))
@@ -538,7 +554,7 @@ class TestFlavours:
             "raise OSError('libnvinfer.so.10: cannot open shared object file')"
         )
         monkeypatch.syspath_prepend(str(tmp_path))
-        monkeypatch.setattr(flavours, "_MODULES", {"tensorrt": "broken_trt"})
+        monkeypatch.setattr(flavours, "MODULES", {"tensorrt": "broken_trt"})
         with pytest.raises(BackendUnavailable, match=r"tensorrt does not load: libnvinfer\.so\.10"):
             Flavour("tensorrt")
 

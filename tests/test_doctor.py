@@ -47,7 +47,7 @@ def examine(monkeypatch: pytest.MonkeyPatch) -> Examine:
         found.update({names.get(name, name): library for name, library in libraries.items()})
         monkeypatch.setattr(doctor, "probe", found.__getitem__)
         monkeypatch.setattr(gpu, "driver", lambda: driver)
-        monkeypatch.setattr(doctor, "_nvidia_on_pci", lambda: False)
+        monkeypatch.setattr(gpu, "is_on_pci", lambda: False)
         checks = doctor.examine()
         by_name = {(check.group, check.name): check for check in checks}
         assert len(by_name) == len(checks), "a name stands for one check of its group"
@@ -83,7 +83,7 @@ class TestWithoutGpu:
 
     def test_a_gpu_without_a_driver(self, examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
         examine(None)
-        monkeypatch.setattr(doctor, "_nvidia_on_pci", lambda: True)
+        monkeypatch.setattr(gpu, "is_on_pci", lambda: True)
         check = next(check for check in doctor.examine() if check.group == "GPU")
         assert check.status == "missing"
         assert "--gpus all" in check.fix

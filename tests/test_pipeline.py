@@ -958,6 +958,5 @@ def test_cores_respect_a_containers_quota(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(pipeline, "_CGROUP_QUOTA", str(tmp_path / "cpu.max"))
     monkeypatch.setattr(pipeline.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert pipeline.cpu_count() == cores
+    assert pipeline.cpu_count(str(tmp_path / "cpu.max")) == cores

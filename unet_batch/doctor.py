@@ -7,7 +7,6 @@ tried: its runtime ends the process where there is no driver.
 
 from __future__ import annotations
 
-import glob
 import importlib
 import json
 import os
@@ -308,7 +307,7 @@ def _gib(count: int) -> str:
 
 def _gpus() -> list[Check]:
     group, name, driver = "GPU", "driver", gpu.driver()
-    if driver is None and _nvidia_on_pci():
+    if driver is None and gpu.is_on_pci():
         fix = "install the NVIDIA driver; a container must be started with --gpus all"
         return [Check(group, name, "missing", "an NVIDIA device is built in, but there is no driver", fix)]
     if driver is None:
@@ -320,15 +319,6 @@ def _gpus() -> list[Check]:
         return [Check(group, name, "broken", f"{newest}, but {driver.problem}", fix)]
     cards = [Check(group, f"GPU {g.index}", "ok", f"{g.name}, {g.sm}, {_gib(g.memory)}") for g in driver.gpus]
     return [Check(group, name, "ok", newest), *cards]
-
-
-def _nvidia_on_pci() -> bool:
-    """Whether Linux sees NVIDIA hardware; containers see it too, before anyone has let them use it."""
-    for path in glob.glob("/sys/bus/pci/devices/*/vendor"):
-        with suppress(OSError), open(path, encoding="ascii") as file:
-            if file.read().strip() == "0x10de":
-                return True
-    return False
 
 
 def _torch_install() -> str:

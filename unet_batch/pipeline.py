@@ -33,7 +33,6 @@ from typing import Any, Generic, TypeVar
 
 # On Windows Ctrl-C does not interrupt a wait: there the consumer looks up from it now and then.
 _PATIENCE = 0.1 if os.name == "nt" else None
-_CGROUP_QUOTA = "/sys/fs/cgroup/cpu.max"
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -139,11 +138,11 @@ def bottleneck(stats: Sequence[StageStats]) -> StageStats:
     return max(stats, key=lambda stage: stage.busy / stage.workers)
 
 
-def cpu_count() -> int:
+def cpu_count(quota_file: str = "/sys/fs/cgroup/cpu.max") -> int:
     """Count the cores this process may use: it may be pinned to some, a container may have a quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        with open(_CGROUP_QUOTA, encoding="ascii") as file:
+        with open(quota_file, encoding="ascii") as file:
             quota, period = file.read().split()
         return max(1, min(count, -(-int(quota) // int(period))))
     except (OSError, ValueError):  # not Linux, an older control group, or "max": no quota

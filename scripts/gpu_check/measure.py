@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 THREADS = 3
 # Held memory comes in pieces: some versions of PyCUDA clear no more than 4 GB at once.
 _PIECE = 2**31
-_LEAST_PIECE = 2**21
+LEAST_PIECE = 2**21
 
 
 def repeated(reference: Reference, count: int) -> tuple[Pixels, Pixels]:
@@ -315,12 +315,12 @@ def growth(backend: Backend, memory: CudaMemory, reference: Reference, batches: 
 
 
 @contextmanager
-def hold_memory(memory: CudaMemory, nbytes: int) -> Iterator[int]:
-    """GPU memory taken away from everybody else; gives how much."""
+def hold_memory(memory: CudaMemory, nbytes: int, least: int = LEAST_PIECE) -> Iterator[int]:
+    """Take GPU memory away from everybody else, down to pieces of `least` bytes; yields how much."""
     pieces: list[Resource] = []
     left, piece = nbytes, _PIECE
     try:
-        while left >= _LEAST_PIECE and piece >= _LEAST_PIECE:
+        while left >= least and piece >= least:
             try:
                 with memory.current():
                     pieces.append(memory.device(min(piece, left)))
@@ -339,6 +339,7 @@ def starve(
     memory: CudaMemory,
     reference: Reference,
     shares: Sequence[float] = (0.9, 0.6, 0.3),
+    least: int = LEAST_PIECE,
 ) -> dict[str, Any]:
     """Open a backend and run a batch while only a share of the memory it needs is free, and once more after.
 
@@ -347,6 +348,7 @@ def starve(
         memory: with which the rest is held.
         reference: pictures and what comes out of PyTorch.
         shares: of the memory it took the first time.
+        least: bytes of the smallest piece that is held, see `hold_memory`.
     """
 
     def attempt() -> dict[str, Any]:
@@ -387,7 +389,7 @@ def starve(
     needed = before - alone["gpu_free_while_open"]
     result: dict[str, Any] = {"free_before": before, "needed": needed, "alone": alone, "starved": []}
     for share in shares:
-        with hold_memory(memory, free_bytes(memory) - int(share * needed)) as taken:
+        with hold_memory(memory, free_bytes(memory) - int(share * needed), least) as taken:
             result["starved"].append({"share": share, "held": taken} | attempt())
     result["after"] = attempt()
     result["free_after"] = free_bytes(memory)

@@ -14,8 +14,6 @@ from scripts.gpu_check import clips, sections, training
 from scripts.gpu_check.networks import SIZE
 from unet_batch.engine import flavours
 
-_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-
 
 @dataclass(frozen=True)
 class Section:
@@ -39,7 +37,7 @@ class Section:
 def plan(options: argparse.Namespace, work: str) -> list[Section]:
     """All sections in their order: the quick proofs first, so that a run that is cut off has them."""
     # Libraries only: whether they work, and which version they are, each section finds out for itself.
-    builders = [name for name in flavours.NAMES if sections.present(_MODULES[name])]
+    builders = [name for name in flavours.NAMES if sections.present(flavours.MODULES[name])]
     # Drawing the pictures of a proof takes the codecs, too.
     no_torch = "not with --onnx" if options.onnx else lacking("torch", "simplejpeg", "PIL", "cv2")
     common = _Common(

@@ -40,13 +40,7 @@ def torch_speed(data: Data, save: Save, names: Sequence[str], models: str, round
         flops = _flops(loaded)
         reference, widths = _reference(loaded), loaded.spec.widths
         pictures, _ = measure.repeated(reference, MAIN_BATCH)
-        entry: Data = {
-            "backend": f"torch {torch.__version__}",
-            "model": model,
-            "batch": MAIN_BATCH,
-            "engine": {},
-            "pipeline": {},
-        }
+        entry = _new_entry(torch, model)
         data["entries"].append(entry)
         stack = torch.from_numpy(pictures).cuda()
         usual = _usual_model(torch, loaded)
@@ -67,6 +61,17 @@ def torch_speed(data: Data, save: Save, names: Sequence[str], models: str, round
         save()
 
 
+def _new_entry(torch: Any, model: str) -> Data:
+    """What is measured of one model, at first without figures."""
+    return {
+        "backend": f"torch {torch.__version__}",
+        "model": model,
+        "batch": MAIN_BATCH,
+        "engine": {},
+        "pipeline": {},
+    }
+
+
 def torch_compiled(
     data: Data, save: Save, model: str, models: str, mode: str, rounds: int, batches: int
 ) -> None:
@@ -78,13 +83,7 @@ def torch_compiled(
     reference = _reference(loaded)
     pictures, truth = measure.repeated(reference, MAIN_BATCH)
     stack = torch.from_numpy(pictures).cuda()
-    entry: Data = {
-        "backend": f"torch {torch.__version__}",
-        "model": model,
-        "batch": MAIN_BATCH,
-        "engine": {},
-        "pipeline": {},
-    }
+    entry = _new_entry(torch, model)
     data["entries"] = [entry]
     with torch.no_grad():
         compiled = torch.compile(Graph(loaded.model, loaded.spec, torch.float16).eval().cuda(), mode=mode)

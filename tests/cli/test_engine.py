@@ -102,7 +102,7 @@ class TestBuildEngine:
         assert list((tmp_path / "mine").glob("net-64x96-fp16-*.onnx"))
 
     def test_without_a_builder(self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(flavours, "_MODULES", dict.fromkeys(flavours.NAMES, "no_such_module"))
+        monkeypatch.setattr(flavours, "MODULES", dict.fromkeys(flavours.NAMES, "no_such_module"))
         arguments = (
             "build-engine",
             "net.safetensors",

@@ -711,12 +711,9 @@ def test_resident_memory_is_known_without_psutil(monkeypatch: pytest.MonkeyPatch
         assert without == pytest.approx(with_psutil, rel=0.2)
 
 
-def test_starving_shows_smaller_batches_and_refusals_and_gives_all_back(
-    monkeypatch: pytest.MonkeyPatch, reference: Reference
-) -> None:
-    monkeypatch.setattr(measure, "_LEAST_PIECE", 1024)
+def test_starving_shows_smaller_batches_and_refusals_and_gives_all_back(reference: Reference) -> None:
     memory = HostMemory(2**23)
-    found = measure.starve(lambda: Backend(memory, 64), memory, reference, (0.6, 0.3, 0.001))
+    found = measure.starve(lambda: Backend(memory, 64), memory, reference, (0.6, 0.3, 0.001), least=1024)
     slot = 64 * (32 * 48 * 4)
     assert found["needed"] == 3 * slot
     assert [entry.get("batch") for entry in found["starved"]] == [32, 16, None]
@@ -751,12 +748,11 @@ def test_bad_ends_of_starving_are_named(data: dict[str, Any], problem: str) -> N
         sections.judge_starved(data)
 
 
-def test_held_memory_is_given_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "_LEAST_PIECE", 1024)
+def test_held_memory_is_given_back_after_an_error() -> None:
     memory = HostMemory(10_000)
 
     def hold() -> None:
-        with measure.hold_memory(memory, 50_000) as taken:
+        with measure.hold_memory(memory, 50_000, least=1024) as taken:
             assert 10_000 - 2048 < taken == memory.used
             raise KeyError
 

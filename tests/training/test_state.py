@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.tiny import tiny_model, tiny_spec
@@ -20,6 +22,7 @@ from unet_batch.training import state
 from unet_batch.training.losses import segmentation_loss
 from unet_batch.training.state import Progress
 
+PROGRESS = {"step", "updates", "loss", "seconds", "scaler", "shares", "history"}
 FINGERPRINT = {"epochs": 3, "size": (32, 48), "lr": 1e-3, "pictures": "abc"}
 
 
@@ -93,6 +96,17 @@ def saved(path: Path) -> Training:
     training.steps(1)
     training.save(path)
     return training
+
+
+def test_the_names_in_the_file_stay(path: Path, saved: Training) -> None:
+    """A training that an earlier version began is taken up by this one."""
+    with safe_open(path, "pt") as file:
+        kinds = {name.partition(".")[0] for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        metadata = file.metadata()
+    assert kinds == {"model", "mean", "first", "second"}
+    assert set(metadata) == {"format", "version", "progress", "fingerprint"}
+    assert (metadata["format"], metadata["version"]) == ("unet-batch training state", "1")
+    assert set(json.loads(metadata["progress"])) == PROGRESS
 
 
 class TestRoundTrip:

@@ -23,7 +23,8 @@ from unet_batch import gpu
 from unet_batch.errors import BackendUnavailable
 
 NAMES = ("tensorrt", "tensorrt-rtx")
-_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""The module of each flavour's library."""
 # Releases that this code is written for.
 SUPPORTED = {"tensorrt": ("8.6", "10", "11"), "tensorrt-rtx": ("1",)}
 
@@ -57,9 +58,9 @@ class Flavour:
         """
         self.name = name
         try:
-            self.module: Any = importlib.import_module(_MODULES[name])
+            self.module: Any = importlib.import_module(MODULES[name])
         except ModuleNotFoundError as error:
-            if error.name != _MODULES[name]:
+            if error.name != MODULES[name]:
                 raise BackendUnavailable(f"{name} does not load: {error}", hint=install_line(name)) from error
             raise BackendUnavailable(f"{name} is not installed", hint=install_line(name)) from error
         except (ImportError, OSError, RuntimeError) as error:

@@ -45,7 +45,7 @@ _SHOWN = (480, 720)  # pixels that a sheet needs of a photo
 
 
 @dataclass(frozen=True)
-class Failure:
+class EvaluationFailure:
     """A picture that could not be judged: its key and path, the message, and a hint."""
 
     key: str
@@ -140,7 +140,7 @@ class Evaluation:
     photo: Figures
     network: Figures | None
     size: Size | None
-    failures: tuple[Failure, ...]
+    failures: tuple[EvaluationFailure, ...]
     notes: tuple[str, ...]
     seconds: float
 
@@ -358,14 +358,14 @@ class _Judged:
 
 def _collect(
     outcomes: Iterable[_Judged | Failed[HasItem]], progress: Callable[[int], None] | None
-) -> tuple[list[_Judged], tuple[Failure, ...]]:
+) -> tuple[list[_Judged], tuple[EvaluationFailure, ...]]:
     judged: list[_Judged] = []
-    failures: list[Failure] = []
+    failures: list[EvaluationFailure] = []
     broken = 0
     for done, outcome in enumerate(outcomes, 1):
         if isinstance(outcome, Failed):
             error, item = _error_of(outcome), item_of(outcome)
-            failures.append(Failure(item.key, item.path, error.message, error.hint))
+            failures.append(EvaluationFailure(item.key, item.path, error.message, error.hint))
             broken = broken + 1 if outcome.stage == "infer" else broken
             if broken >= BROKEN_DEVICE:
                 raise (
@@ -382,7 +382,7 @@ def _collect(
 def _error_of(failed: Failed[HasItem]) -> UnetBatchError:
     error = as_error(failed)
     if isinstance(error, EncodeError) and error is not failed.error:
-        error.hint = "unexpected; please report it with picture and mask"
+        return error.with_hint("unexpected; please report it with picture and mask")
     return error
 
 
