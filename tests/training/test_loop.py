@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
+from tests.helpers.processes import Forked, command_line
 from unet_batch.datasets.find import find_dataset
 from unet_batch.errors import ImageError, OutputError, TrainingError, UnetBatchError
 from unet_batch.model import checkpoint
@@ -298,35 +299,12 @@ class TestResume:
         """Each process is killed while it trains, writes the state or writes the model; the next one goes
         on.
         """
-        options = [
-            *COMMAND,
-            "--widths",
-            "4,8,16",
-            "--batch-size",
-            "4",
-            "--epochs",
-            "60",
-            "--augment",
-            "strong",
-        ]
+        options = [*COMMAND, "--widths", "4,8,16", "--batch-size", "4", "--epochs", "30"]
+        options += ["--augment", "strong"]
 
-        def start(output: Path, *more: str) -> subprocess.Popen[bytes]:
-            command = [
-                sys.executable,
-                "-m",
-                "unet_batch",
-                "train",
-                str(shapes),
-                "-o",
-                str(output),
-                *options,
-                *more,
-            ]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            with open(tmp_path / "errors.txt", "ab") as errors:
-                return subprocess.Popen(
-                    command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors
-                )
+        def start(output: Path, *more: str) -> Forked:
+            arguments = ["train", str(shapes), "-o", str(output), *options, *more]
+            return Forked(command_line, *arguments, errors=tmp_path / "errors.txt")
 
         whole = start(tmp_path / "whole.safetensors")
         assert whole.wait() == 0, (tmp_path / "errors.txt").read_text()
