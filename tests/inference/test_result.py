@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,28 @@ def test_stream_makes_masks_in_its_threads(
         assert result.mask.any()
     assert threads
     assert threading.main_thread().name not in threads
+
+
+@pytest.mark.parametrize(
+    ("value", "maker"),
+    [("mask", "mask_from_map"), ("probability", "probability")],
+    ids=["mask", "probability"],
+)
+def test_threads_make_masks_at_the_same_time(
+    segmenter: Segmenter, photo: Path, monkeypatch: pytest.MonkeyPatch, value: str, maker: str
+) -> None:
+    results = [segmenter.predict(photo) for _ in range(2)]
+    real, both = getattr(result_module.postprocess, maker), threading.Barrier(2, timeout=10)
+
+    def meeting(*arguments: object) -> object:
+        both.wait()  # breaks unless the other thread comes meanwhile
+        return real(*arguments)
+
+    monkeypatch.setattr(result_module.postprocess, maker, meeting)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda result: getattr(result, value), results)
+    assert np.array_equal(first, second)
+    assert getattr(results[0], value) is first  # made once
 
 
 def test_stream_keeps_pixels_only_where_asked(segmenter: Segmenter, photo: Path) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from unet_batch.errors import OutputError, UnetBatchError, UsageError
 from unet_batch.files.atomic import write_atomic
@@ -16,6 +15,8 @@ from unet_batch.media import images, render
 
 if TYPE_CHECKING:
     from unet_batch.types import ModelSpec, Pixels, Prediction
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +37,15 @@ class Result:
     prediction: Prediction | None
     error: UnetBatchError | None = None
 
-    @cached_property
+    @property
     def mask(self) -> Pixels | None:
         """uint8 (height, width) as a person sees the picture: 0/255 for one class, class ids for several.
 
         None if the picture failed.
         """
+        return self._once("mask", self._make_mask)
+
+    def _make_mask(self) -> Pixels | None:
         if self.prediction is None:
             return None
         map, placement = self.prediction.map, self.prediction.frame.placement
@@ -49,15 +53,29 @@ class Result:
             return postprocess.class_ids(map, placement, len(self.spec.classes.names))
         return postprocess.mask_from_map(map, placement, self.threshold)
 
-    @cached_property
+    @property
     def probability(self) -> Pixels:
         """uint8 (height, width), round(255 p), of a model of one class.
 
         Raises:
             UsageError: the picture failed, or the model has several classes.
         """
+        return self._once("probability", self._make_probability)
+
+    def _make_probability(self) -> Pixels:
         prediction = self._one_class("probability")
         return postprocess.probability(prediction.map, prediction.frame.placement)
+
+    def _once(self, name: str, make: Callable[[], T]) -> T:
+        """Make a value when it is first asked for.
+
+        As `functools.cached_property`, but that one holds a lock before Python 3.12: the threads of a run
+        would make their masks one after the other.
+        """
+        if name not in (made := vars(self)):
+            made[name] = make()
+        value: T = made[name]
+        return value
 
     def overlay(self) -> Pixels:
         """Draw the classes over the picture: RGB uint8 (height, width, 3).
