@@ -103,6 +103,10 @@ def test_stream_makes_masks_in_its_threads(
     assert threading.main_thread().name not in threads
 
 
+def test_fits_on_a_line_of_a_notebook(segmenter: Segmenter, photo: Path) -> None:
+    assert repr(segmenter.predict(photo)) == f"Result(path={str(photo)!r}, threshold=0.5, error=None)"
+
+
 def test_stream_keeps_pixels_only_where_asked(segmenter: Segmenter, photo: Path) -> None:
     (kept,) = segmenter.stream([photo], keep_pixels=True)
     assert np.array_equal(kept.overlay(), segmenter.predict(photo).overlay())

@@ -36,7 +36,7 @@ from unet_batch.files import atomic, locks
 from unet_batch.files.locks import claim
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
-from unet_batch.media import images
+from unet_batch.media import images, isolation
 from unet_batch.model.checkpoint import CheckpointFile
 from unet_batch.run import manifest as manifest_module
 from unet_batch.run.execute import execute
@@ -196,7 +196,8 @@ def test_two_models_are_never_mixed(photos: Path, tmp_path: Path, change: dict[s
     before = tree(out)
     write(photos / "new.png", half_bright())
     with pytest.raises(
-        ManifestError, match=r"holds outputs of 4 items by fake \(sha256 0\), threshold 0.5, 32x48\. This run"
+        ManifestError,
+        match=r"holds outputs of 4 items by model fake \(sha256 0\), threshold 0.5, 32x48\. This run",
     ) as caught:
         run(photos, out, **change)
     assert "-o" in caught.value.hint
@@ -270,7 +271,8 @@ def test_old_outputs_of_another_model(photos: Path, tmp_path: Path) -> None:
     run(photos, out)
     before_manifests(out)
     with pytest.raises(
-        ManifestError, match=r"holds outputs for 4 of these items, made by fake \(sha256 0\), threshold 0.5"
+        ManifestError,
+        match=r"holds outputs for 4 of these items, made by model fake \(sha256 0\), threshold 0.5",
     ):
         run(photos, out, threshold=0.7)
     assert run(photos, out, threshold=0.7, overwrite=True).done == 4
@@ -951,7 +953,7 @@ def test_twenty_thousand_files_of_which_a_thousand_are_corrupt(tmp_path: Path) -
 
 def test_what_crashed_its_decoder_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        segmenter_module, "Decoders", partial(segmenter_module.Decoders, reader="tests.helpers.readers:obey")
+        isolation, "Decoders", partial(isolation.Decoders, reader="tests.helpers.readers:obey")
     )
     folder = tmp_path / "photos"
     folder.mkdir()
