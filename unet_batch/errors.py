@@ -80,9 +80,7 @@ class FolderInUse(OutputError):
 
 
 class ManifestError(OutputError):
-    """What an output folder holds cannot be continued: another model made it, or a newer version, or nobody
-    knows who.
-    """
+    """An output folder cannot be continued: made by another model, a newer version, or nobody knows who."""
 
 
 class CheckpointError(UnetBatchError):
@@ -122,9 +120,7 @@ class ImageTooLarge(ImageError):
 
 
 class DecoderCrashed(ImageError):
-    """A picture ended the process that decoded it, or took too long: not worth another try with the same
-    file.
-    """
+    """A picture crashed the process that decoded it, or took too long; another try would do the same."""
 
 
 class VideoError(ItemError):

@@ -58,7 +58,7 @@ def _clip(folder: str) -> str:
 
 
 def _open(path: str, hardware: str | None) -> Reader:
-    """A reader; what the processor decodes and the device does not is the device's doing."""
+    """Open a clip; skip where the processor can decode it and the device cannot."""
     from unet_batch.media import video
 
     try:

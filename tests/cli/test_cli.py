@@ -200,7 +200,7 @@ class TestRun:
         done = unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny)
         assert done.returncode == 0
         assert "3 already done" in done.stdout
-        assert "Nothing to do" in done.stdout
+        assert re.search(r"^0 done .* skipped \(done before\)\nNothing to do: ", done.stdout, re.MULTILINE)
 
     def test_a_failure_is_shown_with_its_reason(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         (tmp_path / "esc\x1b[31m.jpg").write_bytes(b"\xff\xd8\xff")
@@ -282,7 +282,7 @@ class TestRun:
             stdout, stderr = process.communicate(timeout=30)
         assert process.returncode == code
         assert "Traceback" not in stderr
-        assert "what has begun is finished first" in stderr
+        assert "what has begun is finished; again to quit now" in stderr
         assert re.search(rf"^{word}.*; [\d,]+ left\. .*run the same command to go on", stdout, re.MULTILINE)
         report = json.loads((tmp_path / "out/run.json").read_text())
         assert (report["status"], report["signal"]) == ("interrupted", number.name)
@@ -363,8 +363,8 @@ class TestRun:
         refused = unet_batch(*command, "--threshold", "0.9")
         assert refused.returncode == 2
         assert re.search(
-            r"^error: .*out holds outputs of 3 items by tiny \(sha256 .{12}\), threshold 0.5, 32x48\. This "
-            r"run would use .*0.9",
+            r"^error: .*out holds outputs of 3 items by model tiny \(sha256 .{12}\), threshold 0.5, "
+            r"32x48\. This run would use model tiny .*0.9",
             refused.stderr,
         )
         assert re.search(

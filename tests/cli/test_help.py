@@ -125,6 +125,26 @@ class TestCompletion:
         (tmp_path / "models" / "deep.safetensors").touch()
         assert ("plain", "models/deep.safetensors") in self.complete("run", "-m", "models/")
 
+    def test_paths(self) -> None:
+        """Completion by a function replaces the shell's own, which would have found files."""
+        for command in (
+            ["run"],
+            ["run", "car.jpg"],
+            ["run", "-o"],
+            ["evaluate"],
+            ["train", "--masks"],
+            ["merge"],
+        ):
+            assert self.complete(*command, "pho") == [("file", "pho")], command
+        for command in (
+            ["sample"],
+            ["inspect"],
+            ["check-data"],
+            ["import-weights"],
+            ["import-weights", "-o"],
+        ):
+            assert self.complete(*command, "pho") == [("file", "pho")], command
+
     def test_each_part_of_save(self) -> None:
         assert self.complete("run", "--save", "mask,ov") == [("plain", "mask,overlay")]
         found = [value for _, value in self.complete("run", "--save", "mask,")]

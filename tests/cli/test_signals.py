@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -32,6 +33,18 @@ def run(*names: str, **options: object) -> subprocess.CompletedProcess[str]:
 def test_the_first_is_only_noted() -> None:
     done = run("SIGTERM")
     assert (done.returncode, done.stdout, done.stderr) == (0, "SIGTERM\n", "\nfinishing\n")
+
+
+def test_live_bars_do_not_cover_the_notice() -> None:
+    """Two bars are drawn anew from one line above the cursor."""
+    pty = pytest.importorskip("pty")
+    main, terminal = pty.openpty()
+    subprocess.run(
+        [sys.executable, "-c", SCRIPT, "SIGTERM"], stdout=subprocess.DEVNULL, stderr=terminal, timeout=60
+    )
+    assert os.read(main, 100).replace(b"\r", b"") == b"\nfinishing\n\n"
+    os.close(main)
+    os.close(terminal)
 
 
 def test_a_second_quits_at_once() -> None:

@@ -126,6 +126,10 @@ def test_threads_make_masks_at_the_same_time(
     assert getattr(results[0], value) is first  # made once
 
 
+def test_fits_on_a_line_of_a_notebook(segmenter: Segmenter, photo: Path) -> None:
+    assert repr(segmenter.predict(photo)) == f"Result(path={str(photo)!r}, threshold=0.5, error=None)"
+
+
 def test_stream_keeps_pixels_only_where_asked(segmenter: Segmenter, photo: Path) -> None:
     (kept,) = segmenter.stream([photo], keep_pixels=True)
     assert np.array_equal(kept.overlay(), segmenter.predict(photo).overlay())

@@ -84,7 +84,9 @@ def test_another_recipe_is_refused_by_its_name(folder: Path) -> None:
     done = run("--threshold", "0.3")
 
     assert done.exit_code == 2
-    assert "4 items by tiny (sha256 d80ab54ecb11), threshold 0.5, 16x24" in " ".join(done.stderr.split())
+    assert "4 items by model tiny (sha256 d80ab54ecb11), threshold 0.5, 16x24" in " ".join(
+        done.stderr.split()
+    )
 
 
 def test_its_report_vouches_for_pictures_without_a_manifest(folder: Path) -> None:

@@ -196,7 +196,8 @@ def test_two_models_are_never_mixed(photos: Path, tmp_path: Path, change: dict[s
     before = tree(out)
     write(photos / "new.png", half_bright())
     with pytest.raises(
-        ManifestError, match=r"holds outputs of 4 items by fake \(sha256 0\), threshold 0.5, 32x48\. This run"
+        ManifestError,
+        match=r"holds outputs of 4 items by model fake \(sha256 0\), threshold 0.5, 32x48\. This run",
     ) as caught:
         run(photos, out, **change)
     assert "-o" in caught.value.hint
@@ -270,7 +271,8 @@ def test_old_outputs_of_another_model(photos: Path, tmp_path: Path) -> None:
     run(photos, out)
     before_manifests(out)
     with pytest.raises(
-        ManifestError, match=r"holds outputs for 4 of these items, made by fake \(sha256 0\), threshold 0.5"
+        ManifestError,
+        match=r"holds outputs for 4 of these items, made by model fake \(sha256 0\), threshold 0.5",
     ):
         run(photos, out, threshold=0.7)
     assert run(photos, out, threshold=0.7, overwrite=True).done == 4

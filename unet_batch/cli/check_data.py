@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unet_batch.cli.command import Command, option
+from unet_batch.cli.command import Command, complete_path, option
 from unet_batch.cli.options import DatasetOptions, dataset_options, json_option
 from unet_batch.cli.text import printable
 
@@ -30,7 +30,7 @@ _SHOWN = 4  # cases of each finding that are printed
     short_help="Say what a dataset holds, and what would spoil a training.",
     epilog="Exit codes: 0 fine, 1 a training would be wrong, 2 the folder could not be understood.",
 )
-@click.argument("folder", metavar="DATASET")
+@click.argument("folder", metavar="DATASET", shell_complete=complete_path)
 @dataset_options
 @option(
     "--split",

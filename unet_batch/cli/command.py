@@ -46,6 +46,11 @@ SECTIONS = (
 _HYPHEN = "\u2011"  # which no line is broken at
 
 
+def complete_path(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Files and folders, which the shell itself finds."""
+    return [CompletionItem(typed, type="file")]
+
+
 class Option(click.Option):
     """An option that `--help` shows under a heading.
 
@@ -62,6 +67,11 @@ class Option(click.Option):
         extra = super().get_help_extra(ctx)
         extra.pop("range", None)
         return extra
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Values for the shell to offer; any text may be a path."""
+        found = super().shell_complete(ctx, incomplete)
+        return found or (complete_path(ctx, self, incomplete) if self.type is click.STRING else [])
 
 
 option: Callable[..., Callable[[F], F]] = functools.partial(click.option, cls=Option)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unet_batch.cli.command import Bundle, Command, Option, Parsed, option
+from unet_batch.cli.command import Bundle, Command, Option, Parsed, complete_path, option
 from unet_batch.cli.options import Size, complete_model, engines_dir_option, parse_size
 from unet_batch.cli.text import megabytes
 
@@ -226,7 +226,7 @@ def _print_built(lines: Lines, built: Built) -> None:
 
 
 @click.command(cls=Command, short_help="What a checkpoint, ONNX graph or engine says of itself.")
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=complete_path)
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 def inspect(file: str, as_json: bool) -> None:
     """Say what a model file is: its network, classes and training; of an engine also its proof.
@@ -355,9 +355,7 @@ def _print_proof(lines: Lines, shares: Sequence[Mapping[str, Any]], proofs: Mapp
 
 
 def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a training says of itself, a line each: lists and what is nested are opened; lists in the latter
-    are for --json.
-    """
+    """The facts of a training as lines of text; nested ones are spelled out."""
     for name, value in facts.items():
         if isinstance(value, dict):
             flat = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from unet_batch.cli.command import Command, option
+from unet_batch.cli.command import Command, complete_path, option
 from unet_batch.cli.options import (
     DatasetOptions,
     NetworkOptions,
@@ -48,7 +48,7 @@ _COLUMNS = (
     epilog="Exit codes: 0 all pictures judged, 1 some could not be, 2 wrong usage or nothing could be done, "
     "130 interrupted.",
 )
-@click.argument("folder", metavar="DATASET")
+@click.argument("folder", metavar="DATASET", shell_complete=complete_path)
 @dataset_options
 @option(
     "--split",

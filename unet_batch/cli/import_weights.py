@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unet_batch.cli.command import Command, Parsed
+from unet_batch.cli.command import Command, Parsed, complete_path, option
 from unet_batch.cli.options import SIZE, Size
 
 if TYPE_CHECKING:
@@ -54,15 +54,15 @@ def parse_deviations(text: str) -> tuple[float, ...]:
 
 
 @click.command("import-weights", cls=Command, short_help="Make a checkpoint of a public U-Net's weights.")
-@click.argument("source", metavar="FILE")
-@click.option(
+@click.argument("source", metavar="FILE", shell_complete=complete_path)
+@option(
     "-o",
     "--output",
     required=True,
     metavar="MODEL.safetensors",
     help="Checkpoint to write; must not exist.",
 )
-@click.option(
+@option(
     "--arch",
     type=click.Choice(("auto", "milesial", "plain")),
     default="auto",
@@ -70,32 +70,32 @@ def parse_deviations(text: str) -> tuple[float, ...]:
     help="Network of the weights: milesial/Pytorch-UNet, or the tutorials' plain one with downs, ups, "
     "bottleneck and final_conv.",
 )
-@click.option(
+@option(
     "--size",
     metavar="HxW",
     type=SIZE,
     help="Height and width of the input in training.  [default: milesial 640x960, plain 160x240]",
 )
-@click.option(
+@option(
     "--classes",
     metavar="NAME,...",
     type=Parsed(parse_names),
     help="Class names of the outputs.  [default: those of Carvana]",
 )
-@click.option(
+@option(
     "--mean",
     metavar="R,G,B",
     type=Parsed(parse_channels),
     help="Mean of the pixels, 0 to 1, by channel.  [default: 0,0,0]",
 )
-@click.option(
+@option(
     "--std",
     metavar="R,G,B",
     type=Parsed(parse_deviations),
     help="Standard deviation of the pixels by channel.  [default: 1,1,1]",
 )
-@click.option("--name", default="", help="Name of the model.  [default: the name of FILE]")
-@click.option("--json", "as_json", is_flag=True, help="Print what was found and verified as JSON on stdout.")
+@option("--name", default="", help="Name of the model.  [default: the name of FILE]")
+@option("--json", "as_json", is_flag=True, help="Print what was found and verified as JSON on stdout.")
 def import_weights(
     source: str,
     output: str,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from unet_batch.cli.command import Command
+from unet_batch.cli.command import Command, complete_path
 
 
 @click.command(cls=Command, short_help="Join what the shards of a run left in a folder.")
-@click.argument("output", metavar="OUT")
+@click.argument("output", metavar="OUT", shell_complete=complete_path)
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def merge(output: str, quiet: bool) -> None:
     """Join what shards left in the output folder OUT, as if one run had made everything.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from unet_batch.run.report import RunReport
     from unet_batch.types import Failure, Item
 
-_NOTICE = "stopping  what has begun is finished first; the same signal again quits at once"
+_NOTICE = "stopping  what has begun is finished; again to quit now"
 
 
 class RunObserver(Observer):
@@ -60,22 +60,22 @@ class RunObserver(Observer):
             self._log.close()
 
     def listen(self) -> None:
-        """From now on the first signal only asks for an end: there is something to finish."""
+        """Handle signals from now on: the first one finishes what has begun."""
         if not self._is_listening:
             self._is_listening = True
             self._signals.enter_context(finish_first(self.stop, _NOTICE))
 
     def start(self, plan: RunPlan) -> None:
-        """It is known what is left."""
+        """Show how much is left, and begin to handle signals."""
         self._progress.start(plan)
         self.listen()
 
     def wait(self, owner: str) -> None:
-        """Another run writes to the folder."""
+        """Say that another run writes to the folder."""
         self.screen.line("waiting", f"{owner} is writing to this folder")
 
     def outcome(self, item: Item, failure: Failure | None) -> None:
-        """An item has ended."""
+        """Count an item that has ended."""
         self._progress.advance(item, failure)
 
     def frame(self, item: Item, done: int, total: int | None) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from unet_batch.cli.command import Bundle, Option, Parsed, option
+from unet_batch.cli.command import Bundle, Option, Parsed, complete_path, option
 from unet_batch.errors import UsageError
 from unet_batch.files.outputs import KINDS
 from unet_batch.model.zoo import BUNDLED
@@ -223,7 +223,7 @@ def make_run_options(
 run_options = Bundle(
     "options",
     make_run_options,
-    click.Argument(["sources"], metavar="SOURCE...", nargs=-1, required=True),
+    click.Argument(["sources"], metavar="SOURCE...", nargs=-1, required=True, shell_complete=complete_path),
     _output(
         ["-o", "--output"],
         metavar="DIR",

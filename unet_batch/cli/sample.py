@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from unet_batch.cli.command import Command, Parsed
+from unet_batch.cli.command import Command, Parsed, complete_path
 from unet_batch.cli.options import Size, parse_size
 
 
@@ -14,7 +14,7 @@ def parse_photo_size(text: str) -> Size:
 
 
 @click.command(cls=Command, short_help="Draw photos of cars with exact masks.")
-@click.argument("folder", metavar="DIR")
+@click.argument("folder", metavar="DIR", shell_complete=complete_path)
 @click.option(
     "--photos",
     type=click.IntRange(0, 1_000_000),

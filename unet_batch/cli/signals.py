@@ -43,7 +43,8 @@ def finish_first(
         stopping = True
         stop(signal.Signals(number).name)
         # Not through a stream: the signal may have struck while this thread was writing to it.
-        os.write(2, f"\n{notice}\n".encode())
+        # Of two live bars the next drawing covers the line above them, so that one is empty.
+        os.write(2, f"\n{notice}\n{chr(10) if os.isatty(2) else ''}".encode())
 
     # Python sets handlers in the main thread only; elsewhere whoever runs it has its own.
     own = numbers if threading.current_thread() is threading.main_thread() else ()

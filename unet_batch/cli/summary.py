@@ -23,12 +23,13 @@ def print_summary(screen: Screen, report: RunReport) -> None:
         for note in clip["notes"]:
             screen.line("note", f"{shown(clip['path'])}: {note}")
     screen.out.print(counts(report))
-    screen.print_wrapped(pace(report))
+    if report.done + report.failed + report.left or report.frames:
+        screen.print_wrapped(pace(report))
     if screen.verbose:
         if report.done + report.failed:
             screen.out.print(stage_table(report))
         if report.floor_seconds:
-            screen.out.print(Text(f"with nothing ever idle: {floor(report)}", style="dim"))
+            screen.out.print(Text(f"if nothing ever waited: {floor(report)}", style="dim"))
         if report.encoder:
             screen.line("encoder", f"{report.encoder['name']} ({report.encoder['reason']})")
     screen.print_wrapped(closing(report))
@@ -47,7 +48,7 @@ def counts(report: RunReport) -> Text:
 
 
 def pace(report: RunReport) -> str:
-    """`7.3 s · 1.6 pictures/s · slowest stage: infer (busy 98 % of the time)`."""
+    """`7.3 s · 1.6 pictures/s · slowest stage: infer (busy 98% of the time)`."""
     parts = [clock(report.seconds)]
     pictures = report.done + report.failed - len(report.clips)
     if report.frames:
@@ -85,7 +86,7 @@ def stage_table(report: RunReport) -> Table:
 
 
 def floor(report: RunReport) -> str:
-    """What would do if nothing ever waited, and its share of what it took."""
+    """How long a run would take if nothing ever waited, and its share of the actual time."""
     share = min(1.0, report.floor_seconds / max(1e-9, report.seconds))
     return f"{clock(report.floor_seconds)} ({share:.0%} of {clock(report.seconds)})"
 

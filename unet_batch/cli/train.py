@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unet_batch.cli.command import Command, option, print_error
+from unet_batch.cli.command import Command, complete_path, option, print_error
 from unet_batch.cli.options import DatasetOptions, dataset_options
 from unet_batch.cli.signals import HANGUP, INTERRUPTS, finish_first
 from unet_batch.cli.text import gigabytes
@@ -61,7 +61,7 @@ def read_config(context: click.Context, option: click.Parameter, value: str | No
     epilog="Exit codes: 0 trained, 1 the dataset would spoil the training, 2 wrong usage or failure, 130 "
     "interrupted.",
 )
-@click.argument("folder", metavar="DATASET")
+@click.argument("folder", metavar="DATASET", shell_complete=complete_path)
 @dataset_options
 @training_options
 @option(

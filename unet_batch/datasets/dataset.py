@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A picture and its mask: absolute paths, the picture's key (see `Item`), and what it must stay together
-    with.
+    """A picture and its mask, with absolute paths, the picture's key and its group.
 
     A mask in a file of annotations is named by both: `/data/annotations.json: car_01.jpg`.
     """
@@ -77,9 +76,7 @@ class Dataset:
 
 
 def misfit(image: Size, mask: tuple[int, ...], path: str) -> str:
-    """Say how a mask's size differs from that of its upright picture, the file `path`, and why if EXIF
-    explains it.
-    """
+    """Say how a mask's size differs from that of the upright picture `path`, and whether EXIF explains it."""
     text = f"the image is {image[0]}x{image[1]}, the mask {mask[0]}x{mask[1]} (height x width)"
     if mask != image[::-1]:
         return text

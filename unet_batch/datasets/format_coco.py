@@ -112,8 +112,9 @@ def _pair(root: str, file: str, why: str, images: str | None, group_by: str | No
 
 
 class _Claims(NamedTuple):
-    """The pictures in a folder, those that each mask may belong to, how many were found by the end of their
-    path, and the masks of none.
+    """Which pictures of a folder each mask may belong to, and which masks have none.
+
+    `deeper` counts the masks that were found by the end of their path.
     """
 
     folder: str

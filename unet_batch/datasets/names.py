@@ -45,9 +45,7 @@ def known_folder(
 
 
 def holds_json_only(folder: str) -> bool:
-    """Whether a folder, called annotations perhaps, holds .json but no picture and no folder: then it holds
-    no masks.
-    """
+    """Whether a folder holds .json but no picture and no folder, and so no masks."""
     found = False
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -58,9 +56,7 @@ def holds_json_only(folder: str) -> bool:
 
 
 def stem_of(path: str, folder: str) -> str:
-    """The name of a file below a folder, `/`-separated, without its extension: what tells which files belong
-    together.
-    """
+    """The path of a file below a folder, `/`-separated, without its extension: files are paired by it."""
     return slashed(os.path.splitext(os.path.relpath(path, folder))[0])
 
 

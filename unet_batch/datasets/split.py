@@ -13,8 +13,7 @@ from unet_batch.errors import UsageError
 
 
 def split(pairs: Sequence[Pair], fraction: float) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    """Keep whole groups out of training: the same ones on every machine, and still the same ones when others
-    come to them.
+    """Keep whole groups out of training, the same ones on every machine and after the dataset has grown.
 
     A group validates if a hash of its name falls below the fraction, whatever other groups there are: a model
     can be trained further on a dataset that has grown, and no picture that it was trained on is among those
@@ -100,9 +99,7 @@ def leaks(splits: Mapping[str, Iterable[Pair]]) -> dict[str, tuple[str, ...]]:
 
 
 def require_apart(splits: Mapping[str, Iterable[Pair]]) -> None:
-    """Raise UsageError if a group lies in more than one part: its pictures would be judged after training on
-    their like.
-    """
+    """Raise UsageError if a group lies in more than one part of the split."""
     for group, names in leaks(splits).items():
         raise UsageError(
             f"group {group!r} is in {' and '.join(names)}", hint="keep all pictures of a group in one part"

@@ -49,8 +49,7 @@ class Predictions:
     reasons: tuple[str, ...]
 
     def read(self, pair: Pair, size: Size | None = None) -> Pixels:
-        """Read the ids that were predicted for a pair, uint8 (H, W); `size` is that of the true mask, None
-        for any.
+        """Read the ids predicted for a pair, uint8 (H, W); `size` is the true mask's, None accepts any.
 
         Raises:
             ImageError: the prediction cannot be read, is of another size, or holds values without a meaning.

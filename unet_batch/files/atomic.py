@@ -197,9 +197,7 @@ def scan(folder: str) -> list[os.DirEntry[str]]:
 
 
 def open_temporary(folder: str) -> tuple[str, int]:
-    """Make a file that no other thread, process or machine makes; its name tells `clean_leftovers` whose it
-    is.
-    """
+    """Make a file of a unique name, from which `clean_leftovers` knows its owner."""
     path = os.path.join(folder, f".ub-{_here()}-{os.getpid()}-{secrets.token_hex(4)}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:

@@ -81,9 +81,7 @@ def claim(
 
 
 def _blocker(folder: str, lock: Any, part: str) -> str | None:
-    """Take the lock and return None, or name who is in the way. Two who try at once may both be refused,
-    never both let in.
-    """
+    """Take the lock and return None, or name who holds it. Two at once: never both get it, perhaps none."""
     from filelock import FileLock, Timeout
 
     try:

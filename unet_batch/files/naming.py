@@ -98,9 +98,7 @@ def shown(source: str) -> str:
 
 
 def live_name(source: str) -> str | None:
-    """What the outputs of a camera or an address are called: where it is, without its password, and when;
-    None for a file.
-    """
+    """The output name of a camera or address, without password, with the time; None for a file."""
     if not is_live(source):
         return None
     place = re.sub(r"^[^:]*://", "", shown(source).partition("?")[0])

@@ -24,20 +24,22 @@ class Kind:
         suffix: of the file made of a picture; a clip's comes from its codec, "" stands for a folder of files.
         of: what it can be made of.
         needs_pixels: it is drawn from the picture's own pixels, which must then be kept at full size.
+        needs_probability: it is drawn from a probability, which a model of several classes does not have.
     """
 
     folder: str
     suffix: str
     of: tuple[Source, ...]
     needs_pixels: bool = False
+    needs_probability: bool = False
 
 
 KINDS: Mapping[str, Kind] = {
     "mask": Kind("masks", ".png", ("picture", "clip")),
     "overlay": Kind("overlays", ".jpg", ("picture", "clip"), needs_pixels=True),
-    "cutout": Kind("cutouts", ".png", ("picture",), needs_pixels=True),
-    "prob": Kind("probs", ".png", ("picture",)),
-    "prob16": Kind("probs16", ".png", ("picture",)),
+    "cutout": Kind("cutouts", ".png", ("picture",), needs_pixels=True, needs_probability=True),
+    "prob": Kind("probs", ".png", ("picture",), needs_probability=True),
+    "prob16": Kind("probs16", ".png", ("picture",), needs_probability=True),
     "frames": Kind("frames", "", ("clip",)),
 }
 """All that `--save` knows. A new kind is a row here and a renderer in `inference/result.py`."""

@@ -55,8 +55,7 @@ def collect(
     exclude: Sequence[str] = (),
     cwd: str | None = None,
 ) -> Sources:
-    """Find what `sources` name: files, folders (recursively), glob patterns, and `@lists` of files and
-    folders.
+    """Find what `sources` name: files, folders with all below, glob patterns, and `@lists` of paths.
 
     Args:
         sources: what the user named; relative names start at `cwd`.
@@ -372,9 +371,7 @@ def _census(others: Counter[str]) -> str:
 
 
 def _nearby(path: str) -> str:
-    """Suggest names like that of a missing file; the listing is cut short, for a suggestion must not take
-    long.
-    """
+    """Suggest names like that of a missing file; long folders are read in part only."""
     try:
         with os.scandir(os.path.dirname(path)) as listing:
             names = [entry.name for entry in itertools.islice(listing, 2000)]

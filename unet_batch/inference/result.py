@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from unet_batch.errors import OutputError, UnetBatchError, UsageError
@@ -32,9 +32,9 @@ class Result:
     """
 
     path: str
-    spec: ModelSpec
+    spec: ModelSpec = field(repr=False)
     threshold: float
-    prediction: Prediction | None
+    prediction: Prediction | None = field(repr=False)
     error: UnetBatchError | None = None
 
     @property

@@ -183,8 +183,9 @@ class Manifest:
                     os.close(descriptor)
 
     def record(self, *records: Record) -> None:
-        """Add lines, in one write; from any thread. Outputs that the same source and recipe gave before stay
-        on record, but for those whose files were written anew.
+        """Add lines in one write, from any thread.
+
+        Outputs that the same source and recipe gave before stay on record, except those written anew.
 
         Raises:
             OutputError: the file cannot be written, or vanished meanwhile.
@@ -247,8 +248,7 @@ class Manifest:
                 raise translate(error, self.path, 0) from error
 
     def rewrite(self) -> None:
-        """Write all that is known as one file, a line for each key, in the order of keys; the other files may
-        go then.
+        """Write all records into one file, a line for each key, sorted; the other files may be deleted then.
 
         Raises:
             OutputError: it cannot be written.

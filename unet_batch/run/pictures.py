@@ -10,8 +10,6 @@ from unet_batch.files.outputs import KINDS, OutputTree
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.types import Item, Prediction
 
-_OF_PROBABILITY = frozenset({"cutout", "prob", "prob16"})  # what a model of several classes cannot give
-
 
 @dataclass(frozen=True, eq=False)
 class EncodedOutputs:
@@ -43,7 +41,8 @@ class OutputRenderer:
         self.outputs, self.segmenter = outputs, segmenter
         self.needs_pixels = any(KINDS[kind].needs_pixels for kind in outputs.kinds)
         spec = segmenter.spec
-        if spec.output == "class_ids" and (wrong := sorted(_OF_PROBABILITY.intersection(outputs.kinds))):
+        wrong = sorted(kind for kind in outputs.kinds if KINDS[kind].needs_probability)
+        if wrong and spec.output == "class_ids":
             raise UsageError(
                 f"--save {','.join(wrong)}: {spec.name} has {len(spec.classes.names)} classes: ids, not one "
                 f"probability",

@@ -191,8 +191,8 @@ def resume(plan: RunPlan, recipe: OutputRecipe) -> RunPlan:
     if others and not overwrite:
         raise ManifestError(
             f"{folder} holds outputs of "
-            + "; ".join(f"{count:,} items by {label}" for label, count in others.most_common())
-            + f". This run would use {recipe.label}",
+            + "; ".join(f"{count:,} items by model {label}" for label, count in others.most_common())
+            + f". This run would use model {recipe.label}",
             hint="choose another folder with -o, or redo them with --overwrite",
         )
 
@@ -347,7 +347,9 @@ def _find_adoptable(plan: RunPlan, recipe: OutputRecipe, listing: Listing) -> di
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ManifestError(f"{some} of which no manifest tells who made them", hint=hint) from error
     if last.digest != recipe.digest:
-        raise ManifestError(f"{some}, made by {last.label}. This run would use {recipe.label}", hint=hint)
+        raise ManifestError(
+            f"{some}, made by model {last.label}. This run would use model {recipe.label}", hint=hint
+        )
     kinds = len(plan.outputs.kinds)
     return {
         key: there

@@ -162,8 +162,9 @@ class Listing:
         self._folders: dict[str, dict[str, os.DirEntry[str]]] = {}
 
     def size(self, file: str) -> int | None:
-        """Bytes of a file, relative and `/`-separated; None if there is none. Nothing outside the folder is
-        looked at.
+        """Bytes of a file of the folder, its path relative and `/`-separated; None if there is none.
+
+        Nothing outside the folder is looked at.
 
         Raises:
             OutputError: its folder cannot be listed.

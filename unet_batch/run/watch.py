@@ -33,9 +33,7 @@ _SHARE = 0.1  # of a processor that looking may take
 
 @dataclass
 class Watched:
-    """What came of it all: files `done` and `failed` since it began, in so many `batches`, and the last
-    `report`.
-    """
+    """Counts of a finished `watch`: files done and failed, batches, and the last report."""
 
     done: int = 0
     failed: int = 0

@@ -152,9 +152,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Samples on the training device: pictures and targets as `augment.apply` returns them, and the numbers
-    of the pairs.
-    """
+    """A batch on the training device: pictures and targets as of `augment.apply`, and the pairs' numbers."""
 
     pictures: Tensor
     targets: Tensor
