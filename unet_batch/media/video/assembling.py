@@ -232,9 +232,11 @@ def _video_packets(
                     raise VideoError(
                         f"{part} holds more frames than were recorded", hint="run again with --overwrite"
                     )
+                # A frame that is shown for no time, as the last one would be, is left out by players of MP4
+                own = round((packet.duration or 0) * packet.time_base / base)
                 packet.stream, packet.time_base = stream, base
                 packet.pts = packet.dts = timed[0] - begin
-                packet.duration = timed[1]
+                packet.duration = timed[1] or own
                 yield packet.pts * base, packet
     if next(clock, None) is not None:
         raise VideoError(

@@ -199,7 +199,7 @@ class Reader:
     def _decode(self) -> Iterator[VideoFrame]:
         """Decode from the current position on, and count packets that do not decode."""
         decode = self._alpha_decoder.decode if self._alpha_decoder else self._stream.codec_context.decode
-        owed, latest, before = 0, None, self.damaged
+        owed, latest, known = 0, None, self.damaged
         for packet in self._read_packets():
             before = self.damaged
             frames: list[VideoFrame] = []
@@ -216,11 +216,12 @@ class Reader:
             owed += (packet is not None and not packet.is_discard) - len(frames) - (self.damaged - before)
             if frames and frames[-1].pts is not None:
                 latest = frames[-1].pts if latest is None else max(latest, frames[-1].pts)
+                known = self.damaged
             yield from frames
         if owed > 0 and latest is not None and self._loses_rest:
             # A decoder of several threads is some frames behind. If one of them is damaged, those after it
             # are lost as it is emptied, without an error: they are decoded once more, by a single thread.
-            self.damaged = before
+            self.damaged = known
             yield from self._decode_rest(latest)
 
     def _decode_rest(self, latest: int) -> Iterator[VideoFrame]:

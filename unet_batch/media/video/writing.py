@@ -189,6 +189,8 @@ def make_frame(pixels: Pixels, format: str, color: ColorInfo) -> VideoFrame:
         grey.color_range = FULL
         return grey
     rgb = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), "rgb24")
+    # Of no meaning for RGB, but handed on to the result: PyAV 17 takes no BT.2020 from `dst_colorspace`
+    rgb.colorspace = SWS[color.matrix]
     frame = reformatter().reformat(
         rgb,
         format=format,
