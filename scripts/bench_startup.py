@@ -1,8 +1,8 @@
 """Where the time to the first mask goes: imports, the model, the backend, the first inference.
 
-    python scripts/bench_startup.py                     # the tree it lies in
-    python scripts/bench_startup.py ../other .          # two trees in turn, and their ratio
-    python scripts/bench_startup.py --imports 20        # the packages that take longest, by -X importtime
+    python -m scripts.bench_startup                     # the tree it lies in
+    python -m scripts.bench_startup ../other .          # two trees in turn, and their ratio
+    python -m scripts.bench_startup --imports 20        # the packages that take longest, by -X importtime
 
 Every figure is the median over `--rounds` fresh processes; trees take turns, so that both meet the same load.
 """
