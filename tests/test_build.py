@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.engines import confident, harm, overflowing
+from tests.helpers.systems import needs_permissions, needs_posix
 from unet_batch import build, gpu
 from unet_batch.build import BuildOptions, Built, build_engine
 from unet_batch.engine import flavours, onnx_model, store
@@ -315,7 +316,7 @@ class TestRequests:
             build_engine(options(small, tmp_path))
         assert "--onnx-only" in caught.value.hint
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    @needs_permissions
     def test_a_folder_that_cannot_be_written(self, small: str, tmp_path: Path) -> None:
         tmp_path.chmod(0o500)
         with pytest.raises(OutputError):
@@ -449,6 +450,7 @@ class TestCache:
         assert lines == ["built", "found"]
         assert sum("waiting" in out for out, _ in outputs) == 1
 
+    @needs_posix
     def test_killed_while_building(self, small: str, tmp_path: Path) -> None:
         tmp_path.joinpath(".ub-00000000-1-00000000.part").write_bytes(b"half a plan")
         os.utime(tmp_path / ".ub-00000000-1-00000000.part", (0, 0))
@@ -460,6 +462,7 @@ class TestCache:
         assert not build_engine(options(small, tmp_path)).was_there
         assert not list(tmp_path.glob("*.part")), "halves of files are cleared away"
 
+    @needs_posix
     def test_killed_between_the_plan_and_its_sidecar(self, small: str, built: Built, tmp_path: Path) -> None:
         path = copied(built, tmp_path)
         process = start(small, tmp_path, KILLED_LATE)

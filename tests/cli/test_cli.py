@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
 import random
 import re
 import signal
@@ -23,6 +22,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tests.helpers.command import unet_batch
+from tests.helpers.systems import needs_full_device, needs_posix
 from unet_batch.cli import main
 from unet_batch.cli.text import clock, left_out, plural, printable, shown
 from unet_batch.version import __version__
@@ -63,9 +63,7 @@ class TestStartUp:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "LOADED []"
 
-    @pytest.mark.skipif(
-        sys.platform == "win32", reason="needs the processor time of child processes: POSIX only"
-    )
+    @needs_posix
     def test_help_answers_at_once(self) -> None:
         """Processor seconds, the best of five: the wall clock would measure whatever else the machine is
         doing.
@@ -137,7 +135,10 @@ class TestRun:
         done = unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny)
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", done.stdout + done.stderr)
 
+    @needs_posix
     def test_a_bar_on_a_terminal(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+        import pty
+
         parent, child = pty.openpty()
         command = [
             sys.executable,
@@ -270,7 +271,7 @@ class TestRun:
         assert "Traceback" not in done.stderr
         assert not list(tmp_path.iterdir())
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT and SIGTERM")
+    @needs_posix
     @pytest.mark.parametrize(
         ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Stopped by")]
     )
@@ -292,7 +293,7 @@ class TestRun:
         done = unet_batch("run", tmp_path / "many", "-o", tmp_path / "out", "-m", tiny, "--dry-run")
         assert f"{masks:,} already done" in done.stdout, "every mask is on record"
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+    @needs_posix
     def test_a_second_ctrl_c_quits_at_once(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         with started(many(photos, tmp_path, 3000), tmp_path / "out", tiny) as process:
             process.send_signal(signal.SIGSTOP)  # so that nothing can end between the two
@@ -311,7 +312,7 @@ class TestRun:
             == 0
         )
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+    @needs_posix
     def test_a_job_in_the_background_ignores_ctrl_c(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         folder = many(photos, tmp_path, 100)
         with started(
@@ -323,7 +324,7 @@ class TestRun:
 
     @pytest.mark.slow
     @pytest.mark.timeout(300)
-    @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+    @needs_posix
     def test_killed_at_random_moments(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         """The real command with a real network; `tests/run/test_resume.py` does it fifty times with a fake
         one.
@@ -398,7 +399,7 @@ class TestRun:
         ]
         assert events[5]["states"] == {"done": 3}
 
-    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, as Linux has it")
+    @needs_full_device
     def test_events_that_cannot_be_written_do_not_end_the_run(
         self, photos: Path, tiny: str, tmp_path: Path
     ) -> None:

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from tests.conftest import ROOT
 from tests.helpers.datasets import write_shapes
+from tests.helpers.systems import needs_posix
 from unet_batch.cli import main
 from unet_batch.model import checkpoint
 
@@ -263,7 +264,7 @@ def test_two_trainings_do_not_share_their_files(shapes: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process that gets SIGTERM")
+@needs_posix
 def test_a_signal_saves_the_state_and_says_how_to_go_on(
     shapes: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

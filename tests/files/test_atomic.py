@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.disk import fail_with, names
+from tests.helpers.systems import needs_full_device, needs_permissions, needs_posix
 from unet_batch.errors import OutputError
 from unet_batch.files import atomic, sources
 from unet_batch.files.atomic import LineLog, write_atomic, write_json
@@ -36,7 +37,7 @@ def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names(tmp_path) == ["a.png", "b"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no permission bits")
+@needs_posix
 def test_the_umask_decides_who_may_read(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
@@ -193,9 +194,8 @@ def test_errors_name_the_file_the_reason_and_the_fix(
     assert names(tmp_path) == []
 
 
+@needs_full_device
 def test_a_disk_that_fills_up_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not os.path.exists("/dev/full"):
-        pytest.skip("needs /dev/full")
     monkeypatch.setattr(
         atomic, "open_temporary", lambda _: (str(tmp_path / "x.part"), os.open("/dev/full", os.O_WRONLY))
     )
@@ -218,6 +218,7 @@ def test_a_full_disk_for_real(small_disk: Path) -> None:
     assert names(small_disk) == ["fill", "masks"]
 
 
+@needs_posix
 def test_files_and_folders_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "masks").write_bytes(b"")
     with pytest.raises(OutputError, match=f"{tmp_path}/masks is in the way: it is not a folder"):
@@ -230,6 +231,7 @@ def test_files_and_folders_in_the_way(tmp_path: Path) -> None:
     assert names(tmp_path) == ["b.png", "masks"]
 
 
+@needs_posix
 def test_a_name_too_long(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"the name is too long .*the longest part 304"):
         write_atomic(str(tmp_path / ("n" * 300 + ".png")), b"x")
@@ -243,9 +245,8 @@ def test_an_impossible_name(tmp_path: Path) -> None:
         write_atomic(f"{tmp_path}/a\0.png", b"x")
 
 
+@needs_permissions
 def test_permissions_for_real(tmp_path: Path) -> None:
-    if os.name == "nt" or os.geteuid() == 0:
-        pytest.skip("needs a user whom permissions bind: this one is root, or the system is Windows")
     tmp_path.chmod(0o555)
     try:
         with pytest.raises(OutputError, match=f"no right to write in {tmp_path}"):
@@ -276,7 +277,7 @@ def test_json_keeps_its_order_and_marks_the_folder(tmp_path: Path) -> None:
 # Lines
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, as Linux has it")
+@needs_full_device
 def test_a_line_on_a_full_disk() -> None:
     log = LineLog.__new__(LineLog)
     log.path, log._file = "/dev/full", None

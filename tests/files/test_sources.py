@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.systems import needs_any_name, needs_links, needs_permissions, needs_pipes, needs_posix
 from unet_batch.errors import SourceError
 from unet_batch.files import sources
 from unet_batch.files.atomic import write_atomic, write_json
@@ -73,12 +74,6 @@ def keys(found: sources.Sources) -> list[str]:
     return [item.key for item in found.items]
 
 
-@pytest.fixture
-def root_rights() -> None:
-    if os.name == "nt" or os.geteuid() == 0:
-        pytest.skip("needs a user whom permissions bind: this one is root, or the system is Windows")
-
-
 # Folders
 
 
@@ -128,12 +123,10 @@ def test_folder_without_pictures_says_what_it_holds(tmp_path: Path) -> None:
         find(tmp_path / "void")
 
 
+@needs_links
 def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     touch(tmp_path, "photos/sub/a.jpg", "elsewhere/b.jpg")
-    try:
-        (tmp_path / "photos/link").symlink_to(tmp_path / "elsewhere")
-    except OSError:
-        pytest.skip("no right to make symbolic links")
+    (tmp_path / "photos/link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "photos/sub/up").symlink_to(tmp_path / "photos")
     (tmp_path / "photos/self").symlink_to(".")
     (tmp_path / "elsewhere/back").symlink_to(tmp_path / "photos/sub")
@@ -142,12 +135,15 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     assert not found.unreadable
 
 
+@needs_links
 def test_a_loop_from_above_the_source_ends(tmp_path: Path) -> None:
     touch(tmp_path, "top/photos/a.jpg")
     (tmp_path / "top/photos/up").symlink_to(tmp_path / "top")
     assert keys(find(tmp_path / "top/photos")) == ["a"]
 
 
+@needs_pipes
+@needs_links
 def test_what_cannot_be_read_but_is_called_like_a_picture_is_taken(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
@@ -181,7 +177,7 @@ def test_unlistable_sub_folder_is_reported(tmp_path: Path, monkeypatch: pytest.M
         find(tmp_path)
 
 
-@pytest.mark.usefixtures("root_rights")
+@needs_permissions
 def test_permissions_for_real(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "shut/b.jpg")
     (tmp_path / "shut").chmod(0)
@@ -208,6 +204,7 @@ def test_many_files_list_quickly(tmp_path: Path) -> None:
     assert seconds < 2
 
 
+@needs_any_name
 def test_hostile_names_in_a_real_folder(tmp_path: Path) -> None:
     raw = os.fsencode(tmp_path)
     names = [os.fsencode(name) for name in HOSTILE] + [b"latin\xe9.jpg", b"latin%E9.jpg"]
@@ -249,6 +246,7 @@ def test_only_the_sub_folders_of_an_output_can_be_named(tmp_path: Path) -> None:
     assert keys(find(tmp_path / "old/masks")) == ["a"]
 
 
+@needs_links
 def test_output_folder_is_known_by_any_name(tmp_path: Path) -> None:
     touch(tmp_path, "data/photos/a.jpg", "data/photos/out/masks/a.png")
     (tmp_path / "photos").symlink_to(tmp_path / "data/photos")
@@ -258,6 +256,7 @@ def test_output_folder_is_known_by_any_name(tmp_path: Path) -> None:
     assert found.skipped_folders == (str(tmp_path / "photos/again"), str(tmp_path / "photos/out"))
 
 
+@needs_pipes
 def test_a_pipe_called_run_json_does_not_block(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     os.mkfifo(tmp_path / "run.json")
@@ -278,6 +277,7 @@ def test_files_are_taken_whatever_their_extension(tmp_path: Path) -> None:
     assert find(tmp_path / "x/b.jpg").root == str(tmp_path / "x")
 
 
+@needs_posix
 def test_the_same_file_twice_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "p/a.jpg", "p/b.jpg", "p/c.txt")
     monkeypatch.chdir(tmp_path)
@@ -289,6 +289,7 @@ def test_the_same_file_twice_is_taken_once(tmp_path: Path, monkeypatch: pytest.M
     assert found.ignored == {".txt": 1}
 
 
+@needs_links
 def test_dotdot_means_what_the_system_means(tmp_path: Path) -> None:
     touch(tmp_path, "real/deep/x.jpg", "real/a.jpg", "a.jpg")
     (tmp_path / "link").symlink_to("real/deep")
@@ -385,6 +386,7 @@ def test_patterns_that_match_nothing(shoots: str) -> None:
     assert "s1" in info.value.hint
 
 
+@needs_posix
 def test_a_file_called_like_a_pattern_is_that_file(tmp_path: Path) -> None:
     touch(tmp_path, "[ab].jpg", "a.jpg", "[2024] x/y.jpg", "2/y.jpg", "*/z.jpg")
     assert keys(find("[ab].jpg", cwd=str(tmp_path))) == ["[ab]"]
@@ -396,6 +398,7 @@ def test_a_file_called_like_a_pattern_is_that_file(tmp_path: Path) -> None:
         find("[2024] x/no.jpg", cwd=str(tmp_path))
 
 
+@needs_links
 def test_a_pattern_is_not_led_in_circles(tmp_path: Path) -> None:
     touch(tmp_path, "a/x.jpg")
     for name in "bcd":
@@ -408,6 +411,7 @@ def test_a_pattern_is_not_led_in_circles(tmp_path: Path) -> None:
 # Lists
 
 
+@needs_any_name
 def test_list(tmp_path: Path) -> None:
     touch(tmp_path, "lists/near.jpg", "far/a.jpg", "far/b.png", "lists/ spaced .jpg", "lists/#1.jpg")
     text = f"\ufeff# title\r\nnear.jpg\r\n\r\n{tmp_path}/far\n"
@@ -450,6 +454,7 @@ def test_a_file_that_begins_with_at(tmp_path: Path) -> None:
     assert keys(find("./@x.jpg", cwd=str(tmp_path))) == ["@x"]
 
 
+@needs_pipes
 def test_a_list_through_a_pipe_is_relative_to_the_current_folder(tmp_path: Path) -> None:
     touch(tmp_path, "sub/a.jpg")
     os.mkfifo(tmp_path / "pipe")

@@ -34,6 +34,7 @@ from tests.helpers.footage import (
     scene,
     spoil_packets,
 )
+from tests.helpers.systems import needs_full_device, needs_posix
 from unet_batch.errors import BackendError, OutputError, UsageError, VideoError
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import images, video
@@ -718,7 +719,7 @@ print("end", flush=True)
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+@needs_posix
 def test_a_killed_run_leaves_what_plays_and_ends_equal(tmp_path: Path) -> None:
     path = Footage(frames=600, size=(64, 128), sounds=(Sound(end=Fraction(24)),)).make(tmp_path)
     out = tmp_path / "out"
@@ -817,7 +818,7 @@ def test_a_backend_that_fails_keeps_what_is_done(tmp_path: Path, long_clip: str)
     assert not (tmp_path / "early/unfinished").exists()
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@needs_full_device
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_disk_that_fills_is_named_and_the_run_goes_on_later(
     tmp_path: Path, long_clip: str, kind: str, monkeypatch: pytest.MonkeyPatch

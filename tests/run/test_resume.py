@@ -31,6 +31,7 @@ from tests.conftest import ROOT
 from tests.helpers.models import fake_file
 from tests.helpers.observers import observing
 from tests.helpers.runs import files, half_bright, read, write
+from tests.helpers.systems import needs_pipes, needs_posix
 from unet_batch.errors import FolderInUse, ImageError, ManifestError, OutputError, SourceError, UsageError
 from unet_batch.files import atomic, locks
 from unet_batch.files.locks import claim
@@ -834,6 +835,7 @@ def start(folder: Path, out: Path, options: str = "") -> subprocess.Popen[bytes]
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@needs_posix
 def test_killed_at_fifty_random_moments_over_500_photos(tmp_path: Path) -> None:
     folder, out = many(tmp_path / "photos", 500), tmp_path / "out"
     choose = random.Random(1)
@@ -908,7 +910,7 @@ CORRUPT: dict[str, tuple[bytes | None, str]] = {  # what the file holds, and wha
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(os.name == "nt", reason="needs named pipes")
+@needs_pipes
 def test_twenty_thousand_files_of_which_a_thousand_are_corrupt(tmp_path: Path) -> None:
     folder, out = tmp_path / "photos", tmp_path / "out"
     for index in range(20_000):

@@ -21,6 +21,7 @@ from tests.conftest import ROOT
 from tests.helpers.footage import Footage
 from tests.helpers.observers import observing
 from tests.helpers.runs import half_bright, write
+from tests.helpers.systems import needs_posix
 from unet_batch.errors import SourceError
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run.observe import Stop
@@ -160,6 +161,7 @@ def test_a_file_is_given_once_as_it_is_and_only_at_rest(
                     given_as.setdefault(item.path, set()).add(size)
 
 
+@needs_posix
 def test_the_command_ends_well_on_ctrl_c(tmp_path: Path, tiny: str) -> None:
     folder = tmp_path / "incoming"
     write(folder / "a.png", half_bright())

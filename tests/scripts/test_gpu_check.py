@@ -20,6 +20,7 @@ from scripts.gpu_check import measure, networks, pytorch, report, sections
 from scripts.gpu_check.plan import Section
 from tests.conftest import ROOT
 from tests.helpers.host import Brightness, HostBackend, brightness
+from tests.helpers.systems import needs_linux
 from unet_batch import gpu
 from unet_batch.engine import onnx_model, store
 from unet_batch.engine.proof import Reference
@@ -310,6 +311,7 @@ def test_a_section_that_ends_well_has_its_data_and_no_output(section: Any) -> No
     assert (found["status"], found["data"], found["output"]) == ("ok", {"number": 4}, [])
 
 
+@needs_linux
 def test_a_section_that_hangs_is_killed_with_all_it_started(section: Any, tmp_path: Path) -> None:
     begun = time.perf_counter()
     found = section("hangs", seconds=2.5, pid_file=str(tmp_path / "pid"))

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.helpers.processes import Forked, command_line
+from tests.helpers.systems import needs_posix
 from unet_batch.datasets.find import find_dataset
 from unet_batch.errors import ImageError, OutputError, TrainingError, UnetBatchError
 from unet_batch.model import checkpoint
@@ -291,6 +292,7 @@ class TestResume:
         with pytest.raises(TrainingError, match=r"epochs \(then 3, now 4\)"):
             loop.train(plan_of(shapes, tmp_path / "m.safetensors", epochs=4), resume=True)
 
+    @needs_posix
     @pytest.mark.slow
     @pytest.mark.timeout(420)
     def test_killed_at_ten_random_moments_ends_with_the_same_weights(
@@ -344,6 +346,7 @@ class TestResume:
 
 
 class TestSeveralProcesses:
+    @needs_posix
     @pytest.mark.slow
     @pytest.mark.timeout(300)
     def test_two_reach_the_loss_of_one_and_resume_to_the_bit(self, shapes: Path, tmp_path: Path) -> None:

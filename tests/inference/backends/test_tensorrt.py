@@ -7,7 +7,6 @@ The calls into TensorRT itself (`LoadedEngine`, `Program.prepare`, `Execution`) 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.host import Brightness, brightness, pictures
+from tests.helpers.systems import needs_permissions
 from unet_batch import gpu
 from unet_batch.engine import onnx_model, store
 from unet_batch.engine.compiler import Profile
@@ -188,7 +188,7 @@ class TestTheFirstRun:
         ):
             backend(made).open()
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    @needs_permissions
     def test_in_a_folder_that_cannot_be_written_it_is_proven_each_time(self, tmp_path: Path) -> None:
         made = engine(tmp_path)
         tmp_path.chmod(0o500)

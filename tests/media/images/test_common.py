@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
 from tests.helpers.formats import encoded, jpeg_variants, png, read_bytes
+from tests.helpers.systems import needs_links, needs_permissions, needs_pipes
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.media import images
 
@@ -71,6 +72,8 @@ def test_not_a_picture(tmp_path: Path, data: bytes, says: str, hint: str) -> Non
     assert hint in caught.value.hint
 
 
+@needs_pipes
+@needs_links
 def test_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     for name, says in (
@@ -86,7 +89,7 @@ def test_not_a_file(tmp_path: Path) -> None:
         images.read(str(tmp_path / "loop"))
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+@needs_permissions
 def test_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(b"x")

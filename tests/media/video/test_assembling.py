@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from tests.helpers.clips import (
     seconds,
 )
 from tests.helpers.footage import Footage, Sound
+from tests.helpers.systems import needs_full_device
 from unet_batch.errors import OutputError, VideoError
 from unet_batch.media.video import CODECS, Reader, assemble
 
@@ -34,7 +34,7 @@ def test_h265_has_the_name_that_every_player_knows(tmp_path: Path) -> None:
     assert len(seconds(target)) == 10
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@needs_full_device
 def test_a_disk_that_fills_while_the_parts_are_put_together_is_named(tmp_path: Path) -> None:
     path = Footage(frames=40, size=(128, 192), sounds=(Sound(),)).make(tmp_path)
     target = tmp_path / "whole.mp4"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
 import subprocess
 from dataclasses import replace
@@ -27,6 +26,7 @@ from tests.helpers.clips import (
     seconds,
 )
 from tests.helpers.footage import Footage, Sound, look_at, scene
+from tests.helpers.systems import needs_full_device
 from unet_batch.errors import OutputError, VideoError
 from unet_batch.media import video
 from unet_batch.media.video import CODECS, MASKS, Reader, Writer, assemble
@@ -119,7 +119,7 @@ def test_an_encoder_that_refuses_is_named(tmp_path: Path) -> None:
         assert "--codec" in caught.value.hint
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@needs_full_device
 @pytest.mark.parametrize("name", ["h264", "ffv1", "prores"])
 def test_a_full_disk_is_named(tmp_path: Path, name: str) -> None:
     codec = CODECS[name]
