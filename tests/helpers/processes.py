@@ -1,6 +1,8 @@
-"""Processes to be killed for real, forked from a server that has imported everything they need.
+"""Processes forked from a server that has imported everything they need.
 
-Starting an interpreter that imports torch takes seconds; a test that kills fifty would spend its time there.
+Starting an interpreter that imports torch takes seconds, and tests that start hundreds would spend their time
+there. They are real processes all the same: with output, an exit code and memory of their own, and killed for
+real.
 """
 
 from __future__ import annotations
@@ -14,9 +16,14 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = (
+    "tests.helpers.runs",
+    "unet_batch.cli",
+    "unet_batch.cli.screen",
+    "unet_batch.inference.backends.torch",
     "unet_batch.run.execute",
-    "unet_batch.testing",
     "unet_batch.training.loop",
+    "unet_batch.training.report",
+    "unet_batch.testing",
     "kornia.augmentation",
 )
 
@@ -27,13 +34,23 @@ class Forked:
     Args:
         program: a function at the top of a module; its exit code is 0, or that of the `SystemExit` it raises.
         arguments: for it.
-        errors: a file that stderr is added to; stdout goes nowhere.
+        output, errors: files that stdout and stderr are added to; None throws them away.
+        cwd: the folder to run in; None takes this process's, as it takes its environment.
     """
 
-    def __init__(self, program: Callable[..., object], *arguments: Any, errors: Path) -> None:
+    def __init__(
+        self,
+        program: Callable[..., object],
+        *arguments: Any,
+        output: Path | None = None,
+        errors: Path | None = None,
+        cwd: Path | None = None,
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOADED))
-        self._process = context.Process(target=_run, args=(program, arguments, str(errors)))
+        streams = [str(path or os.devnull) for path in (output, errors)]
+        surroundings = (dict(os.environ), str(cwd or Path.cwd()), streams)
+        self._process = context.Process(target=_run, args=(program, arguments, *surroundings))
         self._process.start()
 
     def poll(self) -> int | None:
@@ -41,7 +58,7 @@ class Forked:
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """The exit code once it has ended."""
+        """The exit code once it has ended; None if it has not after so many seconds."""
         self._process.join(timeout)
         return self._process.exitcode
 
@@ -55,19 +72,34 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _run(program: Callable[..., object], arguments: tuple[Any, ...], errors: str) -> None:
+def _run(
+    program: Callable[..., object],
+    arguments: tuple[Any, ...],
+    environment: dict[str, str],
+    cwd: str,
+    streams: list[str],
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
     # The real descriptors: libraries write there, too.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(os.open(errors, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    for descriptor, path in enumerate(streams, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), descriptor)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for the rest of the process
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
     program(*arguments)
 
 
 def command_line(*arguments: str) -> None:
-    """`unet-batch` with these arguments, on one thread."""
-    import torch
-
+    """`unet-batch` with these arguments."""
     from unet_batch.cli import main
 
+    main(list(arguments), prog_name="unet-batch")
+
+
+def one_thread(*arguments: str) -> None:
+    """`unet-batch` with these arguments, its arithmetic on one thread."""
+    import torch
+
     torch.set_num_threads(1)
-    main(list(arguments))
+    command_line(*arguments)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tests.helpers.models import fake_file
 from tests.helpers.observers import observing
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run.execute import execute
@@ -50,3 +51,11 @@ def files(folder: Path) -> list[str]:
     """What a person sees: hidden files, such as the lock, left out."""
     paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return sorted(str(path.relative_to(folder)) for path in paths)
+
+
+def segment_folder(folder: str, out: str, options: dict[str, Any]) -> None:
+    """A run with a fake network, in a process of its own."""
+    plan = prepare(RunOptions((folder,), out, **options))
+    with Segmenter(FakeBackend(), model=fake_file(), workers=2) as segmenter:
+        report = execute(plan, segmenter)
+    raise SystemExit(report.exit_code)

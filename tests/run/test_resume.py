@@ -30,7 +30,8 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from tests.helpers.models import fake_file
 from tests.helpers.observers import observing
-from tests.helpers.runs import files, half_bright, read, write
+from tests.helpers.processes import Forked
+from tests.helpers.runs import files, half_bright, read, segment_folder, write
 from tests.helpers.systems import needs_pipes, needs_posix
 from unet_batch.errors import FolderInUse, ImageError, ManifestError, OutputError, SourceError, UsageError
 from unet_batch.files import atomic, locks
@@ -642,7 +643,7 @@ def test_a_file_system_without_locks(photos: Path, tmp_path: Path, monkeypatch: 
 def test_two_that_start_together_do_everything_once(tmp_path: Path) -> None:
     """Both with --wait, in processes of their own."""
     folder, out = many(tmp_path / "photos", 60), tmp_path / "out"
-    processes = [start(folder, out, "wait=True") for _ in range(2)]
+    processes = [start(folder, out, wait=True) for _ in range(2)]
     for process in processes:
         assert process.wait(50) == 0
     assert set(done_lines(out).values()) == {1}
@@ -700,7 +701,7 @@ def test_an_output_folder_of_shards_is_never_a_source(tmp_path: Path) -> None:
 
 def test_shards_side_by_side(tmp_path: Path) -> None:
     folder, out = many(tmp_path / "photos", 120), tmp_path / "out"
-    processes = [start(folder, out, f"shard=Shard({number}, 4)") for number in range(1, 5)]
+    processes = [start(folder, out, shard=Shard(number, 4)) for number in range(1, 5)]
     assert [process.wait(55) for process in processes] == [0] * 4
     assert len(done_lines(out)) == 120
     assert set(done_lines(out).values()) == {1}
@@ -811,26 +812,9 @@ def test_events(photos: Path, tmp_path: Path) -> None:
 
 # Killed
 
-PROGRAM = """
-import sys
-from unet_batch.run.shard import Shard
-from unet_batch.run.execute import execute
-from unet_batch.run.options import RunOptions
-from unet_batch.run.plan import prepare
-from unet_batch.inference.segmenter import Segmenter
-from unet_batch.testing import FakeBackend
-from tests.helpers.models import fake_file
 
-plan = prepare(RunOptions((sys.argv[1],), sys.argv[2], OPTIONS))
-with Segmenter(FakeBackend(), model=fake_file(), workers=2) as segmenter:
-    report = execute(plan, segmenter)
-sys.exit(report.exit_code)
-"""
-
-
-def start(folder: Path, out: Path, options: str = "") -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", PROGRAM.replace("OPTIONS", options), str(folder), str(out)]
-    return subprocess.Popen(command, cwd=ROOT)
+def start(folder: Path, out: Path, **options: Any) -> Forked:
+    return Forked(segment_folder, str(folder), str(out), options, errors=folder.parent / "errors.txt")
 
 
 @pytest.mark.slow

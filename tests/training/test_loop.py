@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from tests.helpers.processes import Forked, command_line
+from tests.helpers.processes import Forked, one_thread
 from tests.helpers.systems import needs_posix
 from unet_batch.datasets.find import find_dataset
 from unet_batch.errors import ImageError, OutputError, TrainingError, UnetBatchError
@@ -306,7 +306,7 @@ class TestResume:
 
         def start(output: Path, *more: str) -> Forked:
             arguments = ["train", str(shapes), "-o", str(output), *options, *more]
-            return Forked(command_line, *arguments, errors=tmp_path / "errors.txt")
+            return Forked(one_thread, *arguments, errors=tmp_path / "errors.txt")
 
         whole = start(tmp_path / "whole.safetensors")
         assert whole.wait() == 0, (tmp_path / "errors.txt").read_text()
