@@ -233,7 +233,7 @@ def test_cv2_gets_its_threads_back(photo: Path) -> None:
 
 
 def test_pictures_in_flight_are_bounded_by_their_pixels(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames are weighed by what they hold, and give it back when they are done."""
+    """Values are weighed by what they hold, results by their masks, too."""
     weights: list[int] = []
     real = segmenter_module._weigh
 
@@ -245,7 +245,7 @@ def test_pictures_in_flight_are_bounded_by_their_pixels(photo: Path, monkeypatch
     with Segmenter(FakeBackend(), workers=1) as segmenter:
         list(segmenter.stream([photo]))
     tensor = 32 * 48 * 3
-    assert weights == [0, tensor, tensor, 0]
+    assert weights == [0, tensor, tensor, tensor + 64 * 96]
 
 
 def test_limit_of_pixels(photo: Path) -> None:

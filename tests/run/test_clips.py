@@ -30,6 +30,7 @@ from tests.helpers.footage import (
     Sound,
     look_at,
     only_sound,
+    repeat,
     rgb_frames,
     scene,
     spoil_packets,
@@ -927,9 +928,8 @@ def test_memory_stays_flat(tmp_path: Path, frames: int, smooth: float) -> None:
     """Two hours at 30 frames a second are 216,000 frames; here are tiny ones; the first 3,000 fill all
     pools.
     """
-    path = Footage(
-        frames=frames, pictures=[scene(index, (32, 48)) for index in range(10)] * (frames // 10)
-    ).make(tmp_path)
+    pictures = [scene(index, (32, 48)) for index in range(10)] * 50
+    path = repeat(Footage(frames=500, pictures=pictures).make(tmp_path), frames // 500)
     process, sizes = psutil.Process(), {}
 
     def on_frame(done: int, total: int | None) -> None:

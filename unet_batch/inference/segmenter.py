@@ -351,11 +351,13 @@ def _weigh(value: HasItem | Result) -> int:
     """Bytes of pixels that a value holds."""
     if isinstance(value, _InMemory):
         return int(getattr(value.picture, "nbytes", 0))
-    if isinstance(value, Result):
-        mask = value.mask
-        return 0 if mask is None or value.prediction is None else mask.nbytes + _weigh(value.prediction)
+    more = 0
+    if isinstance(value, Result):  # waits for its turn, and keeps what it was made from
+        if value.prediction is None or value.mask is None:
+            return 0
+        value, more = value.prediction, value.mask.nbytes
     if isinstance(value, Prediction):
         value = value.frame
     if isinstance(value, Frame):
-        return value.tensor.nbytes + (value.pixels.nbytes if value.pixels is not None else 0)
+        return more + value.tensor.nbytes + (value.pixels.nbytes if value.pixels is not None else 0)
     return 0
