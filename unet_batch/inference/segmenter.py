@@ -353,9 +353,10 @@ def _weigh(value: HasItem | Result) -> int:
         return int(getattr(value.picture, "nbytes", 0))
     more = 0
     if isinstance(value, Result):  # waits for its turn, and keeps what it was made from
-        if value.prediction is None or value.mask is None:
+        mask, prediction = value.mask, value.prediction
+        if mask is None or prediction is None:
             return 0
-        value, more = value.prediction, value.mask.nbytes
+        more, value = mask.nbytes, prediction
     if isinstance(value, Prediction):
         value = value.frame
     if isinstance(value, Frame):
