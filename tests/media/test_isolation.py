@@ -31,12 +31,15 @@ ROOT = Path(__file__).resolve().parents[2]
 OBEY = "tests.helpers.readers:obey"
 
 
+def decoder_processes() -> list[psutil.Process]:
+    """The decoders among this process's children, which other tests may have given it, too."""
+    return [child for child in psutil.Process().children() if "_serve" in " ".join(child.cmdline())]
+
+
 @pytest.fixture
 def no_process_is_left() -> Any:
     yield
-    assert [
-        child.cmdline() for child in psutil.Process().children() if "_serve" in " ".join(child.cmdline())
-    ] == []
+    assert decoder_processes() == []
 
 
 @pytest.fixture
@@ -271,7 +274,7 @@ def test_many_crashes_from_many_threads(order: Callable[[str], str], picture: st
 
     with Decoders(3, reader=OBEY) as decoders, ThreadPoolExecutor(8) as pool:
         found = list(pool.map(crashed, paths))
-        assert len(psutil.Process().children()) <= 3
+        assert len(decoder_processes()) <= 3
     assert found == [path != picture for path in paths]
 
 
@@ -327,10 +330,10 @@ def test_arguments_out_of_range(bad: dict[str, Any]) -> None:
 
 def test_one_thread_needs_one_process(picture: str) -> None:
     with Decoders(8) as decoders:
-        assert psutil.Process().children() == []
+        assert decoder_processes() == []
         for _ in range(5):
             decoders.read(picture)
-        assert len(psutil.Process().children()) == 1
+        assert len(decoder_processes()) == 1
 
 
 def test_closed_decoders_read_nothing(order: Callable[[str], str], picture: str) -> None:
@@ -417,7 +420,7 @@ def test_300_pictures_leak_nothing(order: Callable[[str], str], picture: str, tm
     with Decoders(2, reader=OBEY) as decoders, ThreadPoolExecutor(2) as pool:
         list(pool.map(decoders.read, [picture] * 20))
         working = len(os.listdir("/proc/self/fd"))
-        pids = [child.pid for child in psutil.Process().children()]
+        pids = [child.pid for child in decoder_processes()]
         theirs = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
         list(pool.map(decoders.read, [picture] * 300))
         assert len(os.listdir("/proc/self/fd")) <= working
