@@ -87,6 +87,20 @@ class Placement:
     content: Size
 
 
+@dataclass(frozen=True)
+class Metadata:
+    """What the outputs of a picture take over from its file.
+
+    Attributes:
+        exif: TIFF-structured EXIF data without orientation and thumbnail, as a JPEG's APP1 segment holds them
+            after "Exif\\0\\0"; b"" where there are none.
+        dpi: pixels per inch, (across, down); None where the file does not say.
+    """
+
+    exif: bytes = b""
+    dpi: tuple[float, float] | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """A decoded picture, ready for the network.
@@ -96,12 +110,22 @@ class Frame:
         placement: how `tensor` was made, and how to undo it.
         tensor: RGB uint8 (H, W, 3) at the network's size.
         pixels: RGB uint8 (height, width, 3) at the source's size; None where no output needs it.
+        missing: bool (height, width) at the source's size, True where the file says that it has no value;
+            None where there is a value everywhere.
+        alpha: uint8 (height, width) at the source's size, the picture's own opacity; None where it is opaque,
+            or no output needs the pixels.
+        metadata: of the file, for outputs.
+        notes: what people should know of how it was read, e.g. that it is the first of several pages.
     """
 
     item: Item
     placement: Placement
     tensor: Pixels
     pixels: Pixels | None
+    missing: NDArray[np.bool_] | None = None
+    alpha: Pixels | None = None
+    metadata: Metadata = field(default_factory=Metadata)
+    notes: tuple[str, ...] = ()
 
     @property
     def source_pixels(self) -> Pixels:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -227,7 +227,14 @@ class Segmenter:
         else:
             read = images.read if self._decoders is None else self._decoders.read
             picture = read(path, at_least=at_least, max_pixels=limit)
-        return self.frame(source.item, picture.pixels, picture.size, keep_pixels=keep_pixels)
+        frame = self.frame(source.item, picture.pixels, picture.size, keep_pixels=keep_pixels)
+        return replace(
+            frame,
+            missing=picture.missing,
+            alpha=picture.alpha if keep_pixels else None,
+            metadata=picture.metadata,
+            notes=picture.notes,
+        )
 
     def frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool = False) -> Frame:
         """Place a picture of `size`, or a smaller version of it, into the network's input."""
@@ -360,5 +367,6 @@ def _weigh(value: HasItem | Result) -> int:
     if isinstance(value, Prediction):
         value = value.frame
     if isinstance(value, Frame):
-        return more + value.tensor.nbytes + (value.pixels.nbytes if value.pixels is not None else 0)
+        held = (value.tensor, value.pixels, value.missing, value.alpha)
+        return more + sum(array.nbytes for array in held if array is not None)
     return 0

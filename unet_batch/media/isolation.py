@@ -18,6 +18,7 @@ No sandbox: a decoder may do whatever its owner may. What is contained are crash
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import os
@@ -38,6 +39,7 @@ import numpy as np
 from unet_batch import errors
 from unet_batch.errors import DecoderCrashed, ImageError, RunError, UnetBatchError, UsageError
 from unet_batch.media.images import MAX_PIXELS, Picture
+from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -246,20 +248,29 @@ class _Decoder:
     def read(self, path: str, at_least: Size | None, max_pixels: int) -> Picture:
         """Have the process decode a picture; raise what its reader raises, or _Died."""
         try:
-            answer, pixels = self._ask({"path": path, "at_least": at_least, "max_pixels": max_pixels})
+            answer, arrays = self._ask({"path": path, "at_least": at_least, "max_pixels": max_pixels})
         except BaseException:  # also Ctrl-C: an answer that comes late would be taken for the next picture's
             self._kill()
             raise
-        if pixels is not None:
+        if arrays:
             height, width = answer["size"]
-            return Picture(pixels, (height, width))
+            exif, dpi = base64.b64decode(answer["exif"]), answer["dpi"]
+            missing = arrays.get("missing")
+            return Picture(
+                arrays["pixels"],
+                (height, width),
+                missing=None if missing is None else missing.view(np.bool_),
+                alpha=arrays.get("alpha"),
+                metadata=Metadata(exif, (dpi[0], dpi[1]) if dpi else None),
+                notes=tuple(answer["notes"]),
+            )
         error: UnetBatchError = vars(errors)[answer["error"]](answer["message"], hint=answer["hint"])
         if number := answer["errno"]:  # tells whether another try may help
             raise error from OSError(number, os.strerror(number))
         raise error
 
-    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], Pixels | None]:
-        """Send a request; return the answer and, unless it is an error, the pixels."""
+    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Pixels]]:
+        """Send a request; return the answer and, unless it is an error, the arrays of the picture by name."""
         try:
             self._requests.write(json.dumps(request).encode() + b"\n")
             self._requests.flush()
@@ -270,20 +281,23 @@ class _Decoder:
             raise self._death()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            return answer, None
-        pixels: Pixels = np.empty(answer["shape"], np.uint8)
+            return answer, {}
+        arrays: dict[str, Pixels] = {
+            name: np.empty(shape, np.uint8) for name, shape in answer["arrays"].items()
+        }
         source: FileIO | BufferedReader = self._answers
         if self._shared is not None:
             source = self._shared
             source.seek(0)
-        view, at = pixels.data.cast("B"), 0
-        while at < len(view):  # 2 GB at a time is the most that Linux reads
-            if not (count := source.readinto(view[at:])):
-                raise self._death()
-            at += count
-        if self._shared is not None and pixels.nbytes > self._keep:
+        for array in arrays.values():
+            view, at = array.data.cast("B"), 0
+            while at < len(view):  # 2 GB at a time is the most that Linux reads
+                if not (count := source.readinto(view[at:])):
+                    raise self._death()
+                at += count
+        if self._shared is not None and sum(array.nbytes for array in arrays.values()) > self._keep:
             self._shared.truncate(0)
-        return answer, pixels
+        return answer, arrays
 
     def _death(self) -> _Died:
         """Collect the exit code and the last line of stderr of a process that has closed its pipes."""
@@ -379,7 +393,8 @@ def _serve(reader: str, time_limit: float, shared: int | None) -> None:
         answer, rest = _answer(read, json.loads(line), file)
         _set_alarm(0)  # before the owner must be waited for, who may have been stopped
         answers.write(json.dumps(answer).encode() + b"\n")
-        answers.write(rest)
+        for view in rest:
+            answers.write(view)
         answers.flush()
         del rest
     os._exit(0)  # nothing is left to tidy up, and none of the libraries gets a chance to crash over it
@@ -393,28 +408,40 @@ def _set_alarm(seconds: float) -> None:
 
 def _answer(
     read: Callable[..., Picture], request: dict[str, Any], file: FileIO | None
-) -> tuple[dict[str, Any], memoryview | bytes]:
+) -> tuple[dict[str, Any], list[memoryview]]:
     """Decode; return the answer and the bytes that follow it: pixels, where there is no file for them."""
     path, at_least = request["path"], request["at_least"]
     try:
         picture = read(path, at_least=at_least and tuple(at_least), max_pixels=request["max_pixels"])
-        answer = {"shape": picture.pixels.shape, "size": picture.size}
-        view = np.ascontiguousarray(picture.pixels).data.cast("B")
+        arrays = {
+            name: np.ascontiguousarray(array).view(np.uint8)
+            for name in ("pixels", "missing", "alpha")
+            if (array := getattr(picture, name)) is not None
+        }
+        answer = {
+            "arrays": {name: array.shape for name, array in arrays.items()},
+            "size": picture.size,
+            "exif": base64.b64encode(picture.metadata.exif).decode("ascii"),
+            "dpi": picture.metadata.dpi,
+            "notes": picture.notes,
+        }
+        views = [array.data.cast("B") for array in arrays.values()]
         if file is None:
-            return answer, view
+            return answer, views
         try:
             file.seek(0)
-            while view:
-                view = view[file.write(view) :]
+            for view in views:
+                while view:
+                    view = view[file.write(view) :]
             file.truncate()  # a large picture before it leaves nothing
         except OSError as error:
             raise ImageError(f"{path}: no space to hand over its pixels: {error.strerror}") from error
     except UnetBatchError as error:
-        return _failure(type(error).__name__, error.message, error.hint, error), b""
+        return _failure(type(error).__name__, error.message, error.hint, error), []
     except Exception as error:  # noqa: BLE001 - the owner gets it, in the words of `segmenter.as_error`
         hint = "unexpected; please report it with the file"
-        return _failure("ImageError", f"{path}: {type(error).__name__}: {error}", hint, error), b""
-    return answer, b""
+        return _failure("ImageError", f"{path}: {type(error).__name__}: {error}", hint, error), []
+    return answer, []
 
 
 def _failure(kind: str, message: str, hint: str, error: BaseException) -> dict[str, Any]:

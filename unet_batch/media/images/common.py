@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
+from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -100,10 +101,19 @@ class Picture:
             then each pixel stands for a whole block of the full picture, so that stretching `pixels` over
             `size` shifts nothing.
         size: (height, width) of the whole picture, upright, at full resolution.
+        missing: bool (h, w) as `pixels`, True where the file says that it has no value; None where there is a
+            value everywhere.
+        alpha: uint8 (h, w) as `pixels`, its opacity; None where it is opaque.
+        metadata: what outputs take over from the file.
+        notes: what people should know of how it was read.
     """
 
     pixels: Pixels
     size: Size
+    missing: NDArray[np.bool_] | None = None
+    alpha: Pixels | None = None
+    metadata: Metadata = field(default_factory=Metadata)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
