@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.engines import confident, harm, overflowing
+from tests.helpers.engines import confident, harm, overflowing, remember_exports
 from tests.helpers.systems import needs_permissions, needs_posix
 from unet_batch import build, gpu
 from unet_batch.build import BuildOptions, Built, build_engine
@@ -49,6 +50,13 @@ def saved(folder: Path, model: Checkpoint, name: str = "net") -> str:
     path = str(folder / f"{name}.safetensors")
     checkpoint.save(path, model.model, replace(model.spec, name=name))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exported_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        remember_exports(patch)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,6 +124,7 @@ class TestNetworks:
         assert list(proof) == ["batch 1", "batch 2 and 1", "batch 4 and 2"]
 
     @pytest.mark.slow
+    @pytest.mark.timeout(300)
     def test_a_hundred_real_photos(self, data: Path, tmp_path: Path) -> None:
         """ONNX Runtime against PyTorch in float32; the numbers are in the sidecar."""
         changes = {"batch": (1, 1, 1), "proof_images": (str(data / "carvana" / "images"),)}

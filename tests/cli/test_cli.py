@@ -11,10 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tests.helpers.command import unet_batch
+from tests.helpers.processes import Forked, command_line, in_the_background
 from tests.helpers.systems import needs_full_device, needs_posix
 from unet_batch.cli import main
 from unet_batch.cli.text import clock, left_out, plural, printable, shown
@@ -315,9 +315,7 @@ class TestRun:
     @needs_posix
     def test_a_job_in_the_background_ignores_ctrl_c(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         folder = many(photos, tmp_path, 100)
-        with started(
-            folder, tmp_path / "out", tiny, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
-        ) as process:
+        with started(folder, tmp_path / "out", tiny, in_the_background) as process:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)
         assert process.returncode == 0
@@ -439,33 +437,22 @@ def many(photos: Path, folder: Path, count: int) -> Path:
 
 
 @contextmanager
-def started(folder: Path, out: Path, model: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+def started(
+    folder: Path, out: Path, model: str, program: Callable[..., None] = command_line
+) -> Iterator[Forked]:
     """A run that has written something new."""
     before = len(list((out / "masks").glob("*.png")))
-    command = [
-        sys.executable,
-        "-m",
-        "unet_batch",
-        "run",
-        str(folder),
-        "-o",
-        str(out),
-        "-m",
-        model,
-        "--device",
-        "cpu",
-    ]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    ) as process:
-        try:
-            while len(list((out / "masks").glob("*.png"))) <= before:
-                time.sleep(0.02)
-                assert process.poll() is None
-            yield process
-        finally:
-            process.kill()
-            process.communicate()
+    said = [out.with_name(f"{out.name}.{stream}") for stream in ("stdout", "stderr")]
+    arguments = ("run", str(folder), "-o", str(out), "-m", model, "--device", "cpu")
+    process = Forked(program, *arguments, output=said[0], errors=said[1])
+    try:
+        while len(list((out / "masks").glob("*.png"))) <= before:
+            time.sleep(0.02)
+            assert process.poll() is None
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 class TestSample:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.helpers.engines import confident, harm
+from tests.helpers.command import unet_batch
+from tests.helpers.engines import confident, harm, remember_exports
 from unet_batch import gpu
 from unet_batch.cli import main
 from unet_batch.engine import flavours
@@ -25,6 +24,13 @@ pytest.importorskip(
 needs_no_gpu = pytest.mark.skipif(not gpu.missing(), reason="this machine has a GPU: nothing falls back")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def exported_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        remember_exports(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a checkpoint, photos, and an engine."""
@@ -33,17 +39,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint.save(str(folder / "net.safetensors"), model.model, replace(model.spec, name="net"))
     write_samples(str(folder), 3, (128, 192))
     done = unet_batch(
-        folder, "build-engine", "net.safetensors", "--proof-images", "photos", "--batch", "1,2,4"
+        *("build-engine", "net.safetensors", "--proof-images", "photos", "--batch", "1,2,4"), cwd=folder
     )
     assert done.returncode == 0, done.stderr
     return folder
-
-
-def unet_batch(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "unet_batch", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, timeout=100, env={**os.environ, **environment}
-    )
 
 
 def invoke(folder: Path, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> Result:
@@ -71,16 +70,9 @@ class TestBuildEngine:
         )
         assert "it was there already" in said["note"]
 
-    def test_stages_in_a_pipe(self, home: Path, tmp_path: Path) -> None:
-        done = unet_batch(
-            home,
-            "build-engine",
-            "net.safetensors",
-            "--proof-images",
-            "photos",
-            "--engines-dir",
-            str(tmp_path),
-        )
+    def test_stages_in_a_pipe(self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        arguments = ("--proof-images", "photos", "--engines-dir", str(tmp_path))
+        done = invoke(home, "build-engine", "net.safetensors", *arguments, monkeypatch=monkeypatch)
         assert [line[10:] for line in done.stderr.splitlines()][:3] == [
             "export to ONNX",
             "PyTorch in float32",
@@ -89,16 +81,19 @@ class TestBuildEngine:
         assert labelled(done.stdout)["onnx"].endswith(".onnx")
 
     def test_json(self, home: Path) -> None:
-        done = unet_batch(home, "build-engine", "net.safetensors", "--batch", "1,2,4", "--json")
+        done = unet_batch("build-engine", "net.safetensors", "--batch", "1,2,4", "--json", cwd=home)
         data = json.loads(done.stdout)
         assert data["was_there"]
         assert data["sidecar"]["format"] == "unet-batch engine"
         assert data["sidecar"]["shares"][-1]["body"] == 1
 
-    def test_the_folder_from_the_environment(self, home: Path, tmp_path: Path) -> None:
+    def test_the_folder_from_the_environment(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         arguments = ("build-engine", "net.safetensors", "--onnx-only", "--proof-images", "photos", "-q")
-        done = unet_batch(home, *arguments, UNET_BATCH_ENGINES=str(tmp_path / "mine"))
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        monkeypatch.setenv("UNET_BATCH_ENGINES", str(tmp_path / "mine"))
+        done = invoke(home, *arguments, monkeypatch=monkeypatch)
+        assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
         assert list((tmp_path / "mine").glob("net-64x96-fp16-*.onnx"))
 
     def test_without_a_builder(self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,19 +147,10 @@ class TestBuildEngine:
         assert "error: tensorrt" in result.stderr
         assert " hint: " in result.stderr
 
-    def test_amounts_of_memory(self, home: Path, tmp_path: Path) -> None:
-        arguments = (
-            "build-engine",
-            "net.safetensors",
-            "--workspace",
-            "1.5G",
-            "--batch",
-            "2",
-            "--opt-level",
-            "1",
-            "--json",
-        )
-        done = unet_batch(home, *arguments, "--proof-images", "photos", "--engines-dir", str(tmp_path))
+    def test_amounts_of_memory(self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        arguments = ("--workspace", "1.5G", "--batch", "2", "--opt-level", "1", "--json")
+        places = ("--proof-images", "photos", "--engines-dir", str(tmp_path))
+        done = invoke(home, "build-engine", "net.safetensors", *arguments, *places, monkeypatch=monkeypatch)
         recipe = json.loads(done.stdout)["sidecar"]["recipe"]
         assert recipe["options"] == {"opt_level": 1, "workspace": 1536 * 2**20}
         assert recipe["batch"] == [2, 2, 2]
@@ -219,7 +205,7 @@ class TestInspect:
 @needs_no_gpu
 class TestRunWithoutAGpu:
     def test_auto_says_why(self, home: Path, tmp_path: Path) -> None:
-        done = unet_batch(home, "run", "photos", "-m", "net.safetensors", "-o", str(tmp_path))
+        done = unet_batch("run", "photos", "-m", "net.safetensors", "-o", tmp_path, cwd=home)
         assert done.returncode == 0
         assert (
             "(no NVIDIA driver; " in labelled(done.stdout)["backend"]
@@ -240,17 +226,15 @@ class TestRunWithoutAGpu:
     def test_what_was_asked_for_is_an_error_with_its_fix(
         self, home: Path, tmp_path: Path, arguments: list[str]
     ) -> None:
-        done = unet_batch(
-            home, "run", "photos", "-m", "net.safetensors", "-o", str(tmp_path / "out"), *arguments
-        )
+        places = ("photos", "-m", "net.safetensors", "-o", tmp_path / "out")
+        done = unet_batch("run", *places, *arguments, cwd=home)
         assert done.returncode == 2
         assert "error: " in done.stderr
         assert " hint: install NVIDIA's driver" in done.stderr
         assert not (tmp_path / "out" / "masks").exists()
 
     def test_another_size(self, home: Path, tmp_path: Path) -> None:
-        done = unet_batch(
-            home, "run", "photos", "-m", "net.safetensors", "-o", str(tmp_path), "--size", "32x48"
-        )
+        places = ("photos", "-m", "net.safetensors", "-o", tmp_path)
+        done = unet_batch("run", *places, "--size", "32x48", cwd=home)
         assert done.returncode == 0, done.stderr
         assert json.loads((tmp_path / "run.json").read_text())["backend"]["input_size"] == [32, 48]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from tests.conftest import ROOT
+from tests.helpers import processes
 from tests.helpers.datasets import write_shapes
 from tests.helpers.systems import needs_posix
 from unet_batch.cli import main
@@ -269,47 +269,28 @@ def test_a_signal_saves_the_state_and_says_how_to_go_on(
     shapes: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     output, metrics = tmp_path / "m.safetensors", tmp_path / "m.training" / "metrics.jsonl"
-    command = [
-        sys.executable,
-        "-m",
-        "unet_batch",
-        "train",
-        str(shapes),
-        "-o",
-        str(output),
-        *TINY,
-        "--epochs",
-        "5000",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    begun = time.monotonic()
-    while not metrics.exists() and process.poll() is None and time.monotonic() - begun < 90:
-        time.sleep(0.05)
-    process.send_signal(number)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, errors
-    assert "--resume goes on" in errors
-    before = len(metrics.read_text().splitlines())
-    process = subprocess.Popen(
-        [*command, "--resume"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    while (
-        len(metrics.read_text().splitlines()) <= before
-        and process.poll() is None
-        and time.monotonic() - begun < 90
-    ):
-        time.sleep(0.05)
-    process.send_signal(number)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, errors
+
+    def lines() -> int:
+        return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+    def interrupt_after_an_epoch(*more: str) -> None:
+        errors, before = tmp_path / "errors.txt", lines()
+        errors.unlink(missing_ok=True)
+        arguments = ("train", str(shapes), "-o", str(output), *TINY, "--epochs", "5000", *more)
+        process = processes.Forked(processes.one_thread, *arguments, errors=errors)
+        try:
+            while lines() <= before and process.poll() is None:
+                time.sleep(0.02)
+            process.send_signal(number)
+            said = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+        assert process.returncode == 130, said
+        assert "--resume goes on" in said
+
+    interrupt_after_an_epoch()
+    before = lines()
+    interrupt_after_an_epoch("--resume")
     epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
     assert epochs == list(range(1, len(epochs) + 1))
     assert len(epochs) > before

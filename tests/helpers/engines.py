@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from tests.helpers.tiny import tiny_spec
+from unet_batch.engine import export, onnx_model
+from unet_batch.engine.onnx_model import OnnxModel
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.unet import UNet
 
@@ -73,3 +77,20 @@ def harm(path: str, how: str) -> None:
         sidecar.write_bytes(sidecar.read_bytes()[:200])
     else:
         sidecar.write_text(sidecar.read_text().replace('"precision": "fp16"', '"precision": "fp32"', 1))
+
+
+def remember_exports(patch: pytest.MonkeyPatch) -> None:
+    """Trace each checkpoint file once for all builds of a module.
+
+    PyTorch takes 4 seconds for it, many times as long as all else that builds of small networks do. That the
+    same checkpoint gives the same bytes is a test of its own (`test_export`).
+    """
+    trace, graphs = export.export, dict[str, bytes]()
+
+    def remembered(checkpoint: Checkpoint, **options: Any) -> OnnxModel:
+        key = f"{checkpoint.sha256} {sorted(options.items())}"
+        if key not in graphs:
+            graphs[key] = trace(checkpoint, **options).data
+        return onnx_model.parse(graphs[key])
+
+    patch.setattr(export, "export", remembered)

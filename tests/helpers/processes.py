@@ -50,12 +50,29 @@ class Forked:
         context.set_forkserver_preload(list(PRELOADED))
         streams = [str(path or os.devnull) for path in (output, errors)]
         surroundings = (dict(os.environ), str(cwd or Path.cwd()), streams)
+        self._output, self._errors = output, errors
         self._process = context.Process(target=_run, args=(program, arguments, *surroundings))
         self._process.start()
 
-    def poll(self) -> int | None:
+    @property
+    def returncode(self) -> int | None:
         """The exit code, minus the signal if one ended it; None while it runs."""
         return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """As `returncode`."""
+        return self._process.exitcode
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """What it has written to `output` and `errors`, once it has ended; "" where these are None.
+
+        Raises:
+            TimeoutError: it has not ended after so many seconds.
+        """
+        if self.wait(timeout) is None:
+            raise TimeoutError(f"still running after {timeout:g} s")
+        out, errors = (path.read_text() if path else "" for path in (self._output, self._errors))
+        return out, errors
 
     def wait(self, timeout: float | None = None) -> int | None:
         """The exit code once it has ended; None if it has not after so many seconds."""
@@ -102,4 +119,10 @@ def one_thread(*arguments: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    command_line(*arguments)
+
+
+def in_the_background(*arguments: str) -> None:
+    """`unet-batch` with these arguments, as a shell without job control starts it after `&`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     command_line(*arguments)

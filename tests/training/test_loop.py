@@ -301,7 +301,7 @@ class TestResume:
         """Each process is killed while it trains, writes the state or writes the model; the next one goes
         on.
         """
-        options = [*COMMAND, "--widths", "4,8,16", "--batch-size", "4", "--epochs", "30"]
+        options = [*COMMAND, "--widths", "4,8", "--batch-size", "4", "--epochs", "20"]
         options += ["--augment", "strong"]
 
         def start(output: Path, *more: str) -> Forked:
