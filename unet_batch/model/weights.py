@@ -123,7 +123,8 @@ def _find_networks(
     others: list[str] = []
     left_out: list[str] = []
     for place, table in tables:
-        prefixes = {prefix for name in table if (prefix := _prefix(name, marks)) is not None}
+        found = (_prefix(name, marks) for name in table)
+        prefixes = list(dict.fromkeys(prefix for prefix in found if prefix is not None))
         rest = dict(table)
         # Longest first: one network's prefix may begin with the other's, and be empty.
         for prefix in sorted(prefixes, key=len, reverse=True):
