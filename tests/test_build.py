@@ -38,6 +38,7 @@ from unet_batch.model import checkpoint, zoo
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.scenes import write_samples
 from unet_batch.testing import fake_spec
+from unet_batch.types import ClassTable
 
 pytest.importorskip(
     "tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a GPU: pip install tensorrt-rtx"
@@ -428,6 +429,28 @@ class TestCache:
             replace(recipe, graph=99),
         ]
         assert len({other.key for other in [recipe, *others]}) == len(others) + 1
+
+    def test_ids_of_a_background_and_one_class_are_built_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As earlier releases built them, from the same checkpoint and under the same key."""
+        model = confident(2, size=(128, 192))
+        table = ClassTable(("background", "car"), model.spec.classes.colours)
+        path = saved(tmp_path, replace(model, spec=replace(model.spec, classes=table)))
+        with monkeypatch.context() as earlier:
+            earlier.setattr(ClassTable, "foreground", None)
+            old = build_engine(options(path, tmp_path))
+        assert old.engine is not None
+        assert old.engine.sidecar.spec.output == "class_ids"
+        assert old.onnx is not None
+        with pytest.raises(CheckpointError, match="computes ids of a background and one class") as caught:
+            build_engine(options(old.onnx, tmp_path))
+        assert "--onnx-only" in caught.value.hint
+        new = build_engine(options(path, tmp_path))
+        assert new.engine is not None
+        assert (new.was_there, new.engine.path) == (False, old.engine.path)
+        assert new.engine.sidecar.spec.output == "probability"
+        assert build_engine(options(path, tmp_path)).was_there
 
     def test_a_recipe_keeps_its_key(self) -> None:
         """Else every engine built by an earlier version would be built again."""

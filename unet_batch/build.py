@@ -425,7 +425,7 @@ def _make_recipe(options: BuildOptions, source: Source, profile: Profile, flavou
         raise CheckpointError(
             f"{source.path}: version {source.onnx.facts['graph']} of the network's graph, this program "
             f"makes {GRAPH_VERSION}",
-            hint="export it again: unet-batch build-engine CHECKPOINT --onnx-only",
+            hint=onnx_model.EXPORT,
         )
     found = gpu.driver()
     target = found.gpus[0].sm if flavour.needs_gpu_to_build and found is not None and found.gpus else "any"
@@ -444,7 +444,8 @@ def _find_engine(folder: str, recipe: EngineRecipe, spec: ModelSpec) -> Engine |
     """The engine of this very recipe, if it is whole."""
     try:
         engine = store.load(os.path.join(folder, recipe.stem(spec) + ".plan"))
-        if engine.sidecar.recipe.key != recipe.key or engine.sidecar.refused:
+        sidecar = engine.sidecar
+        if sidecar.recipe.key != recipe.key or sidecar.spec.output != spec.output or sidecar.refused:
             return None
         engine.read_plan()
         engine.read_reference()

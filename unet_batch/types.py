@@ -28,6 +28,9 @@ class HasItem(Protocol):
 Size = tuple[int, int]
 Colour = tuple[int, int, int]
 
+BACKGROUND = ("background", "bg", "void", "none", "unlabeled", "unlabelled", "0")
+"""What people call the rest of the picture, without the marks around it, the surest name first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -167,6 +170,23 @@ class ClassTable:
 
     names: tuple[str, ...]
     colours: tuple[Colour, ...]
+
+    @property
+    def background(self) -> int | None:
+        """Id of the background among several classes, by its name; None where no class is called so."""
+        plain = [name.strip(" _-").lower() for name in self.names]
+        if len(plain) == 1:
+            return None
+        return next((plain.index(name) for name in BACKGROUND if name in plain), None)
+
+    @property
+    def foreground(self) -> int | None:
+        """Id of the one class beside a background: together they are one probability; None for all else."""
+        return 1 - self.background if len(self.names) == 2 and self.background is not None else None
+
+    def only(self, id: int) -> ClassTable:
+        """The table of one class of these against background."""
+        return ClassTable((self.names[id],), (self.colours[id],))
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,25 @@ class TestValues:
         assert reason(dataset, "2 classes from classes.toml; masks hold ids")
         assert np.array_equal(dataset.read_mask(dataset.pairs[0]), ids(0, 1, 255, 255))
 
+    @pytest.mark.parametrize(
+        ("toml", "stored"),
+        [
+            ('[[class]]\nname = "background"\n[[class]]\nname = "car"\n', (0, 1)),
+            ('[[class]]\nname = "car"\n[[class]]\nname = "background"\n', (1, 0)),
+            ('[[class]]\nname = "bg"\n[[class]]\nname = "car"\nid = 7\n', (0, 7)),
+            ('[[class]]\nname = "car"\nid = 255\n[[class]]\nname = "none"\nid = 0\n', (0, 255)),
+        ],
+    )
+    def test_a_background_and_one_class_are_one(
+        self, tmp_path: Path, toml: str, stored: tuple[int, int]
+    ) -> None:
+        """As a model of them gives one probability, so that both can be compared."""
+        dataset = made(tmp_path, ids(*stored, 9), toml="void = 9\n" + toml)
+        assert dataset.classes.names == ("car",)
+        assert len(dataset.classes.colours) == 1
+        assert np.array_equal(dataset.read_mask(dataset.pairs[0]), ids(0, 1, 255))
+        assert reason(dataset, ": car against ")
+
     def test_one_named_class(self, tmp_path: Path) -> None:
         dataset = made(tmp_path, ids(0, 255, 128), toml='void = 128\n[[class]]\nname = "cell"\n')
         assert (dataset.classes.names, dataset.void) == (("cell",), 255)

@@ -272,6 +272,7 @@ class TestAgreed:
             match_classes(self.table(*dataset), self.table(*model))
         assert caught.value.hint
         assert all(name in caught.value.message for name in (*dataset, *model))
+        assert ("--classes background,NAME" in caught.value.hint) == (len(dataset) < len(model) == 2)
 
 
 class TestPredictions:

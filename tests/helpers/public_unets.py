@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unet_batch.model.layouts import LAYOUTS
+from unet_batch.model.unet import UNet
+
 State = dict[str, Tensor]
 ARCHS = ("milesial", "plain")
 WIDTHS = (4, 6, 8)
@@ -48,4 +51,25 @@ def source(
         torch.randn(classes, widths[0], 1, 1),
         torch.randn(classes),
     )
+    return state
+
+
+def with_background(model: UNet, arch: str, *, reverse: bool = False) -> State:
+    """A network of one class as its authors might have trained it: with an output for the background, too.
+
+    Args:
+        model: of one class.
+        arch: whose names the tensors get.
+        reverse: the class comes first.
+    """
+    torch.manual_seed(0)
+    state: State = {}
+    for ours, theirs in LAYOUTS[arch].names(len(model.widths)).items():
+        for name, tensor in model.get_submodule(ours).state_dict().items():
+            state[f"{theirs}.{name}"] = tensor.clone()
+    for part in ("weight", "bias"):
+        name = f"{blocks(arch, len(model.widths))[2]}.{part}"
+        ground = torch.randn_like(state[name])
+        pair = (ground + state[name], ground) if reverse else (ground, ground + state[name])
+        state[name] = torch.cat(pair)
     return state

@@ -101,6 +101,14 @@ def test_overlay_of_ids_leaves_background_and_black_classes():
         assert np.abs(out - tinted(pixels, STREET.colours[id], 0.4))[ids == id].max() <= 0.51
 
 
+@pytest.mark.parametrize("name", ["Background", "bg", "_background_", "none", "unlabeled"])
+def test_overlay_of_ids_leaves_the_background_whatever_it_is_called(name):
+    table = ClassTable(("car", name, "road"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+    photo = np.full((20, 20, 3), 100, np.uint8)
+    assert np.array_equal(render.overlay(photo, np.ones((20, 20), np.uint8), table), photo)
+    assert not np.array_equal(render.overlay(photo, np.zeros((20, 20), np.uint8), table), photo)
+
+
 def test_overlay_of_ids_tints_a_first_class_that_is_no_background():
     pixels = photo(40, 40)
     table = ClassTable(("sky", "road"), ((0, 100, 200), (0, 200, 100)))

@@ -17,7 +17,8 @@ from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.errors import CheckpointError
 from unet_batch.model import checkpoint
 from unet_batch.model import spec as spec_json
-from unet_batch.types import ClassTable
+from unet_batch.model.graph import Graph
+from unet_batch.types import ClassTable, ModelSpec
 
 
 def metadata(path: str) -> dict[str, str]:
@@ -45,6 +46,76 @@ def test_round_trip(tmp_path: Path) -> None:
         assert torch.equal(copy, expected), name
     x = torch.randn(1, 3, 32, 48)
     torch.testing.assert_close(loaded.model(x), model(x), rtol=0.02, atol=0.02)
+
+
+def two_classes(*names: str, **changes: object) -> ModelSpec:
+    return replace(tiny_spec(2, **changes), classes=ClassTable(names, ((0, 0, 0), (9, 8, 7))))
+
+
+class TestBackgroundAndOneClass:
+    """What earlier releases trained and imported as two classes is one probability."""
+
+    @pytest.mark.parametrize("names", [("background", "car"), ("car", "BG")])
+    def test_is_read_as_one_probability(self, tmp_path: Path, names: tuple[str, str]) -> None:
+        path = str(tmp_path / "two.safetensors")
+        spec = two_classes(*names, threshold=0.3)
+        checkpoint.save(path, tiny_model(spec), spec)
+        one = checkpoint.load(path)
+        car = names.index("car")
+        table = ClassTable(("car",), (spec.classes.colours[car],))
+        assert one.spec == checkpoint.identify(path).spec
+        assert one.spec == replace(spec, classes=table, output="probability", threshold=0.5)
+        model = tiny_model(spec)
+        for name, tensor in load_tensors(Path(path).read_bytes()).items():
+            model.state_dict()[name].copy_(tensor)
+        x = torch.rand(1, 3, 30, 45)
+        expected = model(x).softmax(1)[:, car : car + 1]
+        torch.testing.assert_close(one.model(x).sigmoid(), expected, rtol=0, atol=1e-6)
+        checkpoint.save(str(tmp_path / "again.safetensors"), one.model, one.spec)
+        assert checkpoint.load(str(tmp_path / "again.safetensors")).spec == one.spec
+
+    @pytest.mark.parametrize("names", [("background", "car"), ("car", "background")])
+    def test_masks_are_those_of_the_larger_output_to_the_pixel(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+    ) -> None:
+        """But for ties, which are the class, as all that reaches a threshold is."""
+        path, spec, car = str(tmp_path / "two.safetensors"), two_classes(*names), names.index("car")
+        checkpoint.save(path, tiny_model(spec), spec)
+        one = checkpoint.load(path)
+        monkeypatch.setattr(ClassTable, "foreground", None)
+        before = checkpoint.load(path)
+        assert (one.spec.output, before.spec.output) == ("probability", "class_ids")
+        pictures = torch.randint(0, 256, (8, 64, 96, 3), dtype=torch.uint8)
+        map, ids = Graph(one.model, one.spec)(pictures), Graph(before.model, before.spec)(pictures)
+        assert torch.equal(map >= 128, ids == car)
+        assert 0.2 < float((ids == car).float().mean()) < 0.8
+
+    @pytest.mark.parametrize("names", [("cat", "dog"), ("ground", "tree"), ("sky", "road")])
+    def test_two_real_classes_stay_two(self, tmp_path: Path, names: tuple[str, str]) -> None:
+        path, spec = str(tmp_path / "two.safetensors"), two_classes(*names)
+        checkpoint.save(path, tiny_model(spec), spec)
+        assert checkpoint.load(path).spec == checkpoint.identify(path).spec == spec
+
+
+@pytest.mark.parametrize(
+    ("names", "background", "foreground"),
+    [
+        (("car",), None, None),
+        (("background",), None, None),
+        (("background", "car"), 0, 1),
+        (("car", "Background"), 1, 0),
+        (("void", "background"), 1, 0),
+        (("cat", "dog"), None, None),
+        (("car", "background", "void"), 1, None),
+        (("0", "1", "background"), 2, None),
+        (("__background__", "car", "tree"), 0, None),
+    ],
+)
+def test_which_class_is_the_background(
+    names: tuple[str, ...], background: int | None, foreground: int | None
+) -> None:
+    table = ClassTable(names, ((0, 0, 0),) * len(names))
+    assert (table.background, table.foreground) == (background, foreground)
 
 
 def test_convolutions_are_stored_in_half_and_statistics_are_not(tiny: str) -> None:

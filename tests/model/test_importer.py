@@ -18,12 +18,15 @@ import torch.nn.functional as F
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from tests.helpers.public_unets import ARCHS, WIDTHS, State, blocks, source
+from tests.helpers.public_unets import ARCHS, WIDTHS, State, blocks, source, with_background
 from unet_batch.errors import CheckpointError, OutputError, UsageError
-from unet_batch.model import checkpoint, importer
+from unet_batch.media import geometry, images
+from unet_batch.model import checkpoint, importer, zoo
+from unet_batch.model.graph import Graph
+from unet_batch.model.unet import UNet
 
 
-def logits(arch: str, state: State, x: Tensor) -> Tensor:
+def logits(arch: str, state: State, x: Tensor, levels: int = len(WIDTHS)) -> Tensor:
     """What the source's network says, with milesial's padding of odd sizes."""
 
     def double(name: str, x: Tensor) -> Tensor:
@@ -35,7 +38,7 @@ def logits(arch: str, state: State, x: Tensor) -> Tensor:
             x = F.relu(F.batch_norm(x, *parts))
         return x
 
-    down, up, head = blocks(arch, len(WIDTHS))
+    down, up, head = blocks(arch, levels)
     skips = [double(down[0], x)]
     for name in down[1:]:
         skips.append(double(name, F.max_pool2d(skips[-1], 2)))
@@ -80,7 +83,7 @@ def test_a_checkpoint_computes_what_its_source_does(
     assert (found.arch, found.folded) == (arch, biased)
     assert loaded.spec == found.spec
     assert loaded.spec.widths == WIDTHS
-    assert loaded.spec.output == ("probability" if classes == 1 else "class_ids")
+    assert loaded.spec.output == ("probability" if classes < 3 else "class_ids")
     assert 0 <= found.difference < 1e-5
     assert found.difference < found.stored_difference < 0.01
     # The checkpoint holds its convolutions in float16, so the source is given the same rounding, and then all
@@ -89,6 +92,9 @@ def test_a_checkpoint_computes_what_its_source_does(
     for height, width in ((4, 4), (32, 48), (20, 12)):
         x = torch.rand(2, 3, height, width)
         expected = logits(arch, rounded, x)
+        if classes == 2:  # background and car; the rounding is that of their difference
+            torch.testing.assert_close(loaded.model(x), expected[:, 1:] - expected[:, :1], rtol=0, atol=0.01)
+            continue
         assert float((loaded.model(x) - expected).abs().max() / expected.abs().max()) < 1e-5
         assert torch.equal(loaded.model(x).argmax(1), expected.argmax(1))
 
@@ -151,8 +157,7 @@ def test_a_foreign_safetensors_file(tmp_path: Path) -> None:
 def test_what_the_weights_do_not_say(tmp_path: Path) -> None:
     spec = imported(tmp_path, source("milesial", 2)).spec
     assert (spec.input_size, spec.mean, spec.std) == ((640, 960), (0, 0, 0), (1, 1, 1))
-    assert spec.classes.names == ("background", "car")
-    assert spec.classes.colours[0] == (0, 0, 0)
+    assert (spec.classes.names, spec.output) == (("car",), "probability")
     (tmp_path / "out.safetensors").unlink()
     options: dict[str, Any] = {
         "size": (32, 48),
@@ -170,6 +175,95 @@ def test_what_the_weights_do_not_say(tmp_path: Path) -> None:
         (0.2, 0.25, 0.3),
     )
     assert spec.training["imported"]["layout"] == "plain"
+
+
+class TestTwoOutputs:
+    """A background and one class are one probability; two classes are two."""
+
+    @pytest.mark.parametrize(
+        ("classes", "names", "foreground"),
+        [
+            ((), ("car",), 1),
+            (("background", "tree"), ("tree",), 1),
+            (("tree", "background"), ("tree",), 0),
+            (("BG", "tree"), ("tree",), 1),
+            (("_background_", "tree"), ("tree",), 1),
+            (("none", "road"), ("road",), 1),
+            (("0", "1"), ("1",), 1),
+            (("car", "void"), ("car",), 0),
+            (("cat", "dog"), ("cat", "dog"), None),
+            (("empty", "taken"), ("empty", "taken"), None),
+        ],
+        ids=lambda value: ",".join(value) if isinstance(value, tuple) else "",
+    )
+    @pytest.mark.parametrize("arch", ARCHS)
+    def test_by_the_names(
+        self,
+        tmp_path: Path,
+        arch: str,
+        classes: tuple[str, ...],
+        names: tuple[str, ...],
+        foreground: int | None,
+    ) -> None:
+        state = source(arch, 2)
+        found = imported(tmp_path, state, classes=classes)
+        loaded = checkpoint.load(found.path)
+        assert loaded.spec == found.spec == checkpoint.identify(found.path).spec
+        assert loaded.spec.classes.names == names
+        x = torch.rand(1, 3, 32, 48)
+        expected, ours = logits(arch, state, x).softmax(1), loaded.model(x)
+        if foreground is None:
+            assert (loaded.spec.output, found.background) == ("class_ids", "")
+            torch.testing.assert_close(ours.softmax(1), expected, rtol=0, atol=0.01)
+            return
+        assert (loaded.spec.output, loaded.spec.threshold) == ("probability", 0.5)
+        assert found.background == (classes or ("background", ""))[1 - foreground]
+        torch.testing.assert_close(ours.sigmoid()[:, 0], expected[:, foreground], rtol=0, atol=0.01)
+
+    def test_of_more_the_background_stays_one_of_them_and_black(self, tmp_path: Path) -> None:
+        spec = imported(tmp_path, source("plain", 3), classes=("cat", "bg", "dog")).spec
+        assert (spec.classes.names, spec.output) == (("cat", "bg", "dog"), "class_ids")
+        assert [colour == (0, 0, 0) for colour in spec.classes.colours] == [False, True, False]
+
+    def test_the_class_has_the_colour_of_a_class_alone(self, tmp_path: Path) -> None:
+        alone = imported(tmp_path, source("plain", 1)).spec
+        (tmp_path / "out.safetensors").unlink()
+        assert imported(tmp_path, source("plain", 2)).spec.classes == alone.classes
+
+    def test_the_proof_sees_the_wrong_one_of_two(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        right = UNet.merge_background
+        monkeypatch.setattr(UNet, "merge_background", lambda model, one: right(model, 1 - one))
+        refused(tmp_path, source("plain", 2), "under our names the network says something else")
+
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_masks_of_photos_are_those_of_the_larger_output(
+        self, data: Path, tmp_path: Path, reverse: bool
+    ) -> None:
+        """At the network's size, to the pixel, but for those whose outputs float16 makes the same."""
+        bundled = checkpoint.load(zoo.resolve("fast"))
+        state, spec = with_background(bundled.model, "milesial", reverse=reverse), bundled.spec
+        names = ("car", "background") if reverse else ("background", "car")
+        found = imported(tmp_path, state, classes=names, size=spec.input_size, mean=spec.mean, std=spec.std)
+        graph = Graph(checkpoint.load(found.path).model, found.spec)
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+        cars, photos = 0, sorted((data / "carvana/images").glob("*.jpg"))[::200]
+        assert len(photos) > 3
+        for photo in photos:
+            picture = images.read(str(photo))
+            tensor = torch.from_numpy(
+                geometry.to_network(picture.pixels, geometry.place(picture.size, spec.input_size))
+            )
+            with torch.inference_mode():
+                car = graph(tensor[None])[0] >= 128
+                x = (tensor.permute(2, 0, 1)[None].float() / 255 - mean) / std
+                theirs = logits("milesial", state, x, len(spec.widths))[0]
+            sure = (theirs[1] - theirs[0]).abs() > 0.02
+            assert sure.float().mean() > 0.999
+            assert torch.equal(car[sure], (theirs.argmax(0) == 1 - reverse)[sure])
+            cars += int(car.sum())
+        assert cars > 10_000
 
 
 def test_names_for_another_number_of_classes(tmp_path: Path) -> None:

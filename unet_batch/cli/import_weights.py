@@ -80,7 +80,7 @@ def parse_deviations(text: str) -> tuple[float, ...]:
     "--classes",
     metavar="NAME,...",
     type=Parsed(parse_names),
-    help="Class names of the outputs.  [default: those of Carvana]",
+    help="Class names of the outputs, background included.  [default: car, or background,car]",
 )
 @option(
     "--mean",
@@ -118,6 +118,10 @@ def import_weights(
     FILE is a state dict (.pth or .safetensors) of milesial/Pytorch-UNet or of the tutorials' U-Net, both with
     transposed convolutions. Only tensors are read: a file that needs Python code is refused. The checkpoint
     is written only if its logits are those of the original network.
+
+    Weights may lie in dictionaries and under prefixes, beside an optimizer, and averaged: of a model and its
+    average (EMA, SWA) the average is taken. Of two outputs, background and one class, the checkpoint gives
+    the probability of that class.
     """
     from unet_batch.cli.screen import Lines, print_json
     from unet_batch.model import importer
@@ -150,6 +154,8 @@ def _as_dict(found: Imported) -> dict[str, Any]:
         "mean": list(spec.mean),
         "std": list(spec.std),
         "biases_folded": found.folded,
+        "background": found.background,
+        "notes": list(found.notes),
         "assumed": list(found.assumed),
         "difference": found.difference,
         "stored_difference": found.stored_difference,
@@ -171,6 +177,18 @@ def _print_import(lines: Lines, found: Imported) -> None:
             "classes", ", ".join(names), f"the map holds ids 0 to {len(names) - 1}, of the largest output"
         )
     lines.line("pixels", f"0 to 1, mean {_numbers(spec.mean)}, std {_numbers(spec.std)}")
+    for note in found.notes:
+        lines.line("note", note)
+    if found.background:
+        lines.line(
+            "note",
+            f"{found.background} and {names[0]} had an output each: one probability says the same",
+        )
+    elif len(names) == 2:
+        example = f"--classes background,{names[1]}"
+        lines.line(
+            "note", f"two classes and no background: where one is the rest of the picture, say so: {example}"
+        )
     if found.folded:
         lines.line("note", "biases of convolutions went into the BatchNorm after them")
     if found.assumed:

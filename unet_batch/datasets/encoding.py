@@ -317,6 +317,9 @@ def _from_toml(
     kind: Literal["grey", "colour"] = "colour" if colour else "grey"
     why = f"{len(names)} class{'es' * (len(names) > 1)} from classes.toml; masks hold {key}s"
     classes, voids = ClassTable(names, colours), dict.fromkeys(ignored, VOID)
+    if (one := classes.foreground) is not None:
+        why += f": {names[one]} against {names[1 - one]}"
+        return classes.only(one), Encoding(kind, {stored[1 - one]: 0, stored[one]: 1, **voids}), why
     if len(names) > 1:
         return classes, Encoding(kind, {value: id for id, value in enumerate(stored)} | voids), why
     if colour or "id" in entries[0]:

@@ -187,7 +187,7 @@ def _background_id(classes: ClassTable) -> int:
     """The id of the background; VOID where no class is called so."""
     if len(classes.names) == 1:
         return 0
-    return next((id for id, name in enumerate(classes.names) if name.lower() == "background"), VOID)
+    return VOID if classes.background is None else classes.background
 
 
 def _draw_legend(rows: Sequence[Comparison], classes: ClassTable, width: int) -> list[Pixels]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, UsageError
+from unet_batch.model import foreign
 from unet_batch.model import spec as spec_json
 from unet_batch.types import ModelSpec, Size
 
@@ -24,6 +25,7 @@ GRAPH_VERSION = 1
 INPUT, OUTPUT = "pictures", "maps"
 # onnx.TensorProto.DataType, spelled out so that these names need no import of onnx.
 _PRECISIONS = {1: "fp32", 10: "fp16", 16: "bf16"}
+EXPORT = "export it again: unet-batch build-engine CHECKPOINT --onnx-only"
 _INSTALL = 'pip install "unet-batch[onnx]"'
 
 
@@ -88,19 +90,23 @@ def read(path: str) -> OnnxModel:
     try:
         return parse(data)
     except CheckpointError as error:
+        found = foreign.recognise(path)
+        if found is not None and not found.is_onnx:
+            raise CheckpointError(f"{path}: {found.what}, not an ONNX graph", hint=found.fix) from error
         raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from error
 
 
 def parse(data: bytes) -> OnnxModel:
     """Parse the bytes of a graph. Raises what `read` does."""
     onnx = _import("onnx")
-    hint = "export it again: unet-batch build-engine CHECKPOINT --onnx-only"
     try:
         model = onnx.load_model_from_string(data)
         facts = json.loads(next((entry.value for entry in model.metadata_props if entry.key == KEY), "null"))
         if not isinstance(facts, dict):
             raise CheckpointError(
-                "an ONNX graph, but not one of unet-batch: it carries no description of its model", hint=hint
+                "an ONNX graph, but not one of unet-batch: it carries no description of its model",
+                hint="engines are built from checkpoints, and from graphs that were exported by: unet-batch "
+                "build-engine CHECKPOINT --onnx-only",
             )
         spec = spec_json.loads(json.dumps(facts["spec"]))
         dims = model.graph.input[0].type.tensor_type.shape.dim
@@ -119,12 +125,14 @@ def parse(data: bytes) -> OnnxModel:
             facts=facts,
         )
     except (KeyError, TypeError, ValueError, IndexError, StopIteration) as error:
-        raise CheckpointError(f"a damaged ONNX graph: {type(error).__name__}: {error}", hint=hint) from error
+        raise CheckpointError(
+            f"a damaged ONNX graph: {type(error).__name__}: {error}", hint=EXPORT
+        ) from error
     except Exception as error:  # protobuf's DecodeError and onnx's InferenceError share no base with anything
         if isinstance(error, CheckpointError) or not type(error).__module__.startswith(("google.", "onnx")):
             raise
         raise CheckpointError(
-            f"not an ONNX graph, or a damaged one ({len(data):,} bytes): {error}", hint=hint
+            f"not an ONNX graph, or a damaged one ({len(data):,} bytes): {error}", hint=EXPORT
         ) from error
 
 

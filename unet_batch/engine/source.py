@@ -37,6 +37,12 @@ class Source:
         if path.lower().endswith(".onnx"):
             self.onnx = onnx_model.read(path)
             self.spec, self.sha256 = self.onnx.spec, self.onnx.source_sha256
+            if self.spec.classes.foreground is not None:
+                raise CheckpointError(
+                    f"{path}: computes ids of a background and one class, for which this program makes one "
+                    "probability",
+                    hint=onnx_model.EXPORT,
+                )
         else:
             file = checkpoint.identify(path)
             self.spec, self.sha256 = file.spec, file.sha256

@@ -236,6 +236,8 @@ def _misfit(
     if recipe.graph != GRAPH_VERSION:
         made = f"this program makes version {GRAPH_VERSION}"
         return 4, f"holds version {recipe.graph} of the network's graph, {made}"
+    if sidecar.spec.classes.foreground is not None:
+        return 4, "computes ids of a background and one class, for which this program makes one probability"
     if recipe.version != version:
         return 5, f"was built by {flavour} {recipe.version}, installed is {version}"
     if not _runs_on(recipe, gpu):

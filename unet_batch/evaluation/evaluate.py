@@ -277,14 +277,10 @@ def match_classes(dataset: ClassTable, model: ClassTable) -> tuple[tuple[str, ..
     real = [names for names in (ours, theirs) if not all(map(_UNNAMED.fullmatch, names))]
     both = f"the dataset has {_describe(ours)}, the model {_describe(theirs)}"
     if (len(ours) == 1) != (len(theirs) == 1):
-        hint = (
-            "name both ids in classes.toml, if background is one of the model's classes"
-            if len(theirs) == 2
-            else ""
-        )
-        raise UsageError(
-            f"other classes: {both}", hint=hint or "choose the model that was trained for these masks"
-        )
+        hint = "choose the model that was trained for these masks"
+        if len(theirs) == 2:
+            hint += ", or import it with --classes background,NAME if one of its classes is the background"
+        raise UsageError(f"other classes: {both}", hint=hint)
     if len(ours) != len(theirs) or (len(ours) > 1 and len(real) == 2 and ours != theirs):
         raise UsageError(
             f"other classes: {both}", hint="the same classes in the same order are needed; see classes.toml"

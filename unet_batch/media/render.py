@@ -75,7 +75,7 @@ def overlay(
     Args:
         pixels: RGB uint8 (h, w, 3).
         regions: uint8 (h, w): for a table of one class its mask, 0 or 255; for several the ids.
-        classes: the table. Of several classes, those that are black or named "background" stay as they are.
+        classes: the table. Of several classes, the background and those that are black stay as they are.
         alpha: strength of the tint, 0 (none) to 1 (opaque).
         contour: whether to draw a line of `line_width` along the inside of every region, so that neighbours
             keep theirs.
@@ -155,8 +155,8 @@ def _regions(regions: Pixels, classes: ClassTable) -> Iterator[tuple[Pixels, Col
     if len(classes.names) == 1:
         yield regions, classes.colours[0]
         return
-    for id, (name, colour) in enumerate(zip(classes.names, classes.colours, strict=True)):
-        if colour != (0, 0, 0) and name.lower() != "background":
+    for id, colour in enumerate(classes.colours):
+        if colour != (0, 0, 0) and id != classes.background:
             # True is the byte 1, and -1 is the byte 255.
             yield np.negative(np.equal(regions, np.uint8(id)).view(np.int8)).view(np.uint8), colour
 

@@ -14,13 +14,14 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from unet_batch.errors import CheckpointError
 from unet_batch.files.atomic import write_atomic
+from unet_batch.model import foreign
 from unet_batch.model import spec as spec_json
 from unet_batch.types import ModelSpec
 
@@ -37,7 +38,7 @@ class CheckpointFile:
 
     Attributes:
         path: the file, absolute.
-        spec: of the model.
+        spec: of the model as `load` gives it: of a background and one class, the probability of that class.
         sha256: of the file's bytes, in hexadecimal.
         parameters: number of trained values.
     """
@@ -66,7 +67,7 @@ class Checkpoint:
 
     Attributes:
         model: the network in evaluation mode, float32, on the CPU.
-        spec: what the file says of itself.
+        spec: of the model, see `CheckpointFile`.
         sha256: of the file's bytes, in hexadecimal.
         path: where it was read.
     """
@@ -109,7 +110,13 @@ def identify(path: str) -> CheckpointFile:
     Raises:
         CheckpointError: see `load`.
     """
-    _refuse_pickle(path)
+    file = _identify(path)
+    return replace(file, spec=spec_json.as_one_class(file.spec))
+
+
+def _identify(path: str) -> CheckpointFile:
+    """Read what a checkpoint says of itself, as it says it."""
+    _refuse_foreign(path)
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -132,7 +139,7 @@ def identify(path: str) -> CheckpointFile:
 
 
 def load(path: str) -> Checkpoint:
-    """Read a checkpoint.
+    """Read a checkpoint; of a background and one class, as the logit of that class's probability.
 
     Raises:
         CheckpointError: the file is missing, truncated, not a checkpoint of this program, a pickle, or newer
@@ -143,7 +150,7 @@ def load(path: str) -> Checkpoint:
 
     from unet_batch.model.unet import UNet
 
-    spec = identify(path).spec
+    spec = _identify(path).spec
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -169,6 +176,9 @@ def load(path: str) -> Checkpoint:
         ) from error
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    if (one := spec.classes.foreground) is not None:
+        model.merge_background(one)
+        spec = spec_json.as_one_class(spec)
     return Checkpoint(model.eval(), spec, hashlib.sha256(data).hexdigest(), os.path.abspath(path))
 
 
@@ -191,28 +201,24 @@ def _read_spec(path: str, metadata: dict[str, str]) -> ModelSpec:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _refuse_pickle(path: str) -> None:
-    """Refuse a pickle, by its first bytes: reading one can run any code."""
+def _refuse_foreign(path: str) -> None:
+    """Refuse a file of another kind by its first bytes; of a pickle, reading more could run any code."""
     try:
-        with open(path, "rb") as file:
-            start = file.read(9)
+        found = foreign.recognise(path)
     except OSError as error:
         raise _translate(path, error) from error
-    # A safetensors file begins with the length of its header, which may have any bytes, and then the header,
-    # a JSON object.
-    if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
-        raise CheckpointError(
-            f"{path}: a pickled PyTorch file; reading one can run code hidden in it",
-            hint="a public U-Net's weights become a checkpoint with: unet-batch import-weights FILE.pth -o "
-            "MODEL.safetensors",
-        )
+    if found is not None:
+        raise CheckpointError(f"{path}: {found.what}", hint=found.fix)
 
 
 def _translate(path: str, error: Exception) -> CheckpointError:
     if isinstance(error, FileNotFoundError):
         return CheckpointError(f"{path}: no such model file", hint="leave -m out to use the bundled model")
     if isinstance(error, OSError) and error.strerror:
-        return CheckpointError(f"{path}: cannot be read: {error.strerror}")
+        hint = (
+            f"name the file in it: {os.path.join(path, 'MODEL.safetensors')}" if os.path.isdir(path) else ""
+        )
+        return CheckpointError(f"{path}: cannot be read: {error.strerror}", hint=hint)
     size = os.path.getsize(path)
     return CheckpointError(
         f"{path}: damaged or not a safetensors file ({size:,} bytes): {error}",

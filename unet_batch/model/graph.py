@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from unet_batch.model.unet import DoubleConv, UNet
+from unet_batch.model.unet import DoubleConv, UNet, output_difference
 from unet_batch.types import ModelSpec
 
 
@@ -44,7 +44,7 @@ class Graph(nn.Module):
         super().__init__()
         self.dtype = dtype
         body = fold_batchnorm(model)
-        self.head = _difference(body.head) if body.out_channels == 2 else body.head
+        self.head = output_difference(body.head, 1) if body.out_channels == 2 else body.head
         body.head = nn.Identity()  # type: ignore[assignment]
         # Wrapped from the float32 weights: what half precision has rounded, no float32 brings back.
         for name in convolutions(model) if float32 else ():
@@ -93,17 +93,6 @@ def convolutions(model: UNet) -> list[str]:
     """Names of the convolutions in the body, in the order they run: `down.0.0`, ..., `merge.3.3`."""
     down = [f"down.{level}.{index}" for level in range(len(model.down)) for index in (0, 3)]
     return down + [name for k in range(len(model.up)) for name in (f"up.{k}", f"merge.{k}.0", f"merge.{k}.3")]
-
-
-def _difference(head: nn.Conv2d) -> nn.Conv2d:
-    """Make a head of one channel from one of two: the second class's logit minus the first's."""
-    difference = nn.Conv2d(head.in_channels, 1, 1)
-    assert head.bias is not None
-    assert difference.bias is not None
-    with torch.no_grad():
-        difference.weight.copy_(head.weight[1:] - head.weight[:1])
-        difference.bias.copy_(head.bias[1:] - head.bias[:1])
-    return difference.requires_grad_(False)
 
 
 def fold_batchnorm(model: UNet) -> UNet:

@@ -4,6 +4,9 @@ Two layouts are understood, see `layouts.py`, both with transposed convolutions.
 computes under other names, as long as the picture's sides are multiples of the stride: at other sizes each
 pads at a place of its own.
 
+Two outputs of which one is a background become one, the logit of the class's probability: a softmax over two
+logits is the sigmoid of their difference.
+
 Nothing is believed: a network under the source's names is built, and its logits are compared with ours.
 """
 
@@ -11,14 +14,11 @@ from __future__ import annotations
 
 import copy
 import os
-import re
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from unet_batch.errors import CheckpointError, OutputError, UsageError
@@ -27,6 +27,7 @@ from unet_batch.model import checkpoint
 from unet_batch.model import spec as spec_json
 from unet_batch.model.layouts import LAYOUTS
 from unet_batch.model.unet import UNet
+from unet_batch.model.weights import first_names, read_weights
 from unet_batch.types import ClassTable, ModelSpec, Size
 
 # Largest difference of the logits, as a share of the largest logit: of the same weights in float32, and after
@@ -35,9 +36,6 @@ from unet_batch.types import ClassTable, ModelSpec, Size
 TOLERANCE = 1e-4
 STORED_TOLERANCE = 2e-2
 
-_SAFE_TORCH = (2, 10)
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "model.", "_orig_mod.")
 _CONVOLUTIONS = ("0", "3")
 _BLOCK = tuple(
     [f"{index}.weight" for index in _CONVOLUTIONS]
@@ -58,6 +56,8 @@ class Imported:
         arch: the layout that was recognised.
         spec: of the checkpoint.
         folded: whether the convolutions had biases, which are now in the BatchNorm after them.
+        background: name of the background, where its output and that of the class became one; else "".
+        notes: what was chosen from the file and what was left out.
         assumed: fields of the spec that no one gave and the file does not hold.
         difference: of the logits from the source's in float32, largest, as a share of the largest logit.
         stored_difference: the same for the weights as the checkpoint stores them.
@@ -67,6 +67,8 @@ class Imported:
     arch: str
     spec: ModelSpec
     folded: bool
+    background: str
+    notes: tuple[str, ...]
     assumed: tuple[str, ...]
     difference: float
     stored_difference: float
@@ -98,26 +100,18 @@ def import_weights(
         UsageError: a size that is no multiple of the stride, or names for another number of classes.
         OutputError: the target exists or cannot be written.
     """
-    if not target.lower().endswith(".safetensors"):
-        raise UsageError(
-            f"{target}: checkpoints are .safetensors files", hint="end the output's name with .safetensors"
-        )
-    if os.path.exists(target):
-        raise OutputError(f"{target} exists already", hint="remove it, or choose another name")
-    tensors = _state_dict(source)
+    _check_target(target)
+    weights = read_weights(source, [layout.mark for layout in LAYOUTS.values()])
+    tensors, notes = weights.tensors, weights.notes
     arch = _recognise(source, tensors, arch)
     layout = LAYOUTS[arch]
     levels = 1 + len({match[1] for match in map(layout.level.match, tensors) if match})
     names = layout.names(levels)
     biased = f"{names['down.0']}.0.bias" in tensors
     _check_names(source, tensors, arch, names, biased)
-    widths = tuple(len(tensors[f"{names[f'down.{level}']}.3.weight"]) for level in range(levels))
-    in_channels = tensors[f"{names['down.0']}.0.weight"].shape[1]
-    outputs = len(tensors[f"{names['head']}.weight"])
-    if in_channels != 3:
-        raise CheckpointError(f"{source}: takes {in_channels} channels, pictures are read as RGB (3)")
+    shape = (in_channels, outputs, widths) = _shape(source, tensors, names, levels)
     table = _class_table(source, outputs, classes)
-    spec = ModelSpec(
+    own = ModelSpec(
         name=name or os.path.splitext(os.path.basename(source))[0],
         widths=widths,
         in_channels=in_channels,
@@ -127,15 +121,17 @@ def import_weights(
         classes=table,
         output="probability" if outputs == 1 else "class_ids",
     )
-    spec_json.loads(spec_json.dumps(spec))  # bounds, before anything is built by it
-    _require_multiples(spec)
-    reference = _load_into(source, lambda: layout.network(in_channels, outputs, widths, biased), tensors)
-    model = _load_into(
-        source, lambda: UNet(in_channels, outputs, widths), rename_tensors(tensors, names, biased)
-    )
-    difference = _compare(source, reference, model, spec, TOLERANCE, "under our names")
+    spec_json.loads(spec_json.dumps(own))  # bounds, before anything is built by it
+    _require_multiples(own)
+    reference = _load_into(source, lambda: layout.network(*shape, biased), tensors)
+    model = _load_into(source, lambda: UNet(*shape), rename_tensors(tensors, names, biased))
+    spec, original = spec_json.as_one_class(own), reference
+    if (one := table.foreground) is not None:
+        model.merge_background(one)
+        original = _Difference(reference, one)
+    difference = _compare(source, original, model, spec, TOLERANCE, "under our names")
     stored_difference = _compare(
-        source, reference, _round_to_float16(model), spec, STORED_TOLERANCE, "stored in float16"
+        source, original, _round_to_float16(model), spec, STORED_TOLERANCE, "stored in float16"
     )
     facts = {
         "from": os.path.basename(source),
@@ -147,7 +143,49 @@ def import_weights(
     checkpoint.save(target, model, spec)
     given = {"size": size, "classes": classes, "mean": mean, "std": std}
     assumed = tuple(field for field, value in given.items() if not value)
-    return Imported(os.path.abspath(target), arch, spec, biased, assumed, difference, stored_difference)
+    return Imported(
+        path=os.path.abspath(target),
+        arch=arch,
+        spec=spec,
+        folded=biased,
+        background="" if one is None else table.names[1 - one],
+        notes=notes,
+        assumed=assumed,
+        difference=difference,
+        stored_difference=stored_difference,
+    )
+
+
+def _check_target(target: str) -> None:
+    if not target.lower().endswith(".safetensors"):
+        raise UsageError(
+            f"{target}: checkpoints are .safetensors files", hint="end the output's name with .safetensors"
+        )
+    if os.path.exists(target):
+        raise OutputError(f"{target} exists already", hint="remove it, or choose another name")
+
+
+def _shape(
+    path: str, tensors: Mapping[str, Tensor], names: Mapping[str, str], levels: int
+) -> tuple[int, int, tuple[int, ...]]:
+    """Read channels of the picture, outputs, and widths of a network off its tensors."""
+    widths = tuple(len(tensors[f"{names[f'down.{level}']}.3.weight"]) for level in range(levels))
+    in_channels = tensors[f"{names['down.0']}.0.weight"].shape[1]
+    if in_channels != 3:
+        raise CheckpointError(f"{path}: takes {in_channels} channels, pictures are read as RGB (3)")
+    return in_channels, len(tensors[f"{names['head']}.weight"]), widths
+
+
+class _Difference(nn.Module):
+    """What one of two outputs of a network has over the other: (N, C, H, W) -> (N, 1, H, W)."""
+
+    def __init__(self, network: nn.Module, output: int) -> None:
+        super().__init__()
+        self.network, self.output = network, output
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits[:, self.output : self.output + 1] - logits[:, 1 - self.output : 2 - self.output]
 
 
 def _require_multiples(spec: ModelSpec) -> None:
@@ -160,94 +198,6 @@ def _require_multiples(spec: ModelSpec) -> None:
             f"masks would not be the source's at the border",
             hint="choose the multiples nearest to the size that the network was trained at (--size HxW)",
         )
-
-
-def _state_dict(path: str) -> dict[str, Tensor]:
-    """Read the tensors of a file, without wrappers, prefixes, and BatchNorm's batch counters."""
-    found = _read(path)
-    for wrapper in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            found = found[wrapper]
-    if not isinstance(found, Mapping) or not found:
-        raise CheckpointError(
-            f"{path}: holds no state dict but {type(found).__name__}",
-            hint="save one with torch.save(model.state_dict(), 'weights.pth')",
-        )
-    # Grey values that milesial's training puts beside the weights.
-    found = {str(name): value for name, value in found.items() if name != "mask_values"}
-    while prefix := next((p for p in _PREFIXES if found and all(name.startswith(p) for name in found)), ""):
-        found = {name[len(prefix) :]: value for name, value in found.items()}
-    tensors = {name: value for name, value in found.items() if not name.endswith(".num_batches_tracked")}
-    for name, value in tensors.items():
-        if (
-            not isinstance(value, Tensor)
-            or value.layout != torch.strided
-            or value.is_complex()
-            or value.device.type != "cpu"
-        ):
-            raise CheckpointError(f"{path}: {name} is no ordinary tensor but {type(value).__name__}")
-        tensors[name] = value.float()
-        if not bool(torch.isfinite(tensors[name]).all()):
-            raise CheckpointError(
-                f"{path}: {name} holds values that are not finite", hint="use an earlier file of the training"
-            )
-    return tensors
-
-
-def _read(path: str) -> Any:
-    """Read a file; of a pickle only tensors and plain containers."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if start[8:] == b"{":
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                metadata = tensors.metadata() or {}
-                if metadata.get("format") != checkpoint.FORMAT:
-                    return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, SafetensorError) as error:
-            raise _damage_error(path, error) from error
-        raise CheckpointError(
-            f"{path}: a checkpoint of unet-batch already, nothing to import",
-            hint=f"unet-batch run ./photos -m {path}",
-        )
-    if tuple(map(int, torch.__version__.split(".")[:2])) < _SAFE_TORCH:
-        raise CheckpointError(
-            f"{path}: not read with PyTorch {torch.__version__}: before {_SAFE_TORCH[0]}.{_SAFE_TORCH[1]}, "
-            f"a .pth can corrupt "
-            "the memory even where its code is not run (CVE-2026-24747)",
-            hint="update PyTorch, or import a .safetensors file of the same weights",
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about protocols and TorchScript: what matters comes as an error
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a damaged pickle, torch lets out whatever its reader runs into
-        text = " ".join(str(error).split())
-        code = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", text)
-        if code or "TorchScript" in text:
-            what = f"Python code ({code[1]})" if code else "a TorchScript program"
-            raise CheckpointError(
-                f"{path}: holds {what}, not only weights; reading it could run code hidden in it",
-                hint="where you trust it, load it and save the weights alone: "
-                "torch.save(model.state_dict(), 'weights.pth')",
-            ) from error
-        raise _damage_error(path, error) from error
-
-
-def _damage_error(path: str, error: Exception) -> CheckpointError:
-    reason = (
-        " ".join(str(error).split())
-        .rpartition("WeightsUnpickler error: ")[2]
-        .partition(" Check the doc")[0][:100]
-    )
-    size, kind = os.path.getsize(path), type(error).__name__
-    return CheckpointError(
-        f"{path}: damaged, or not written by torch.save ({size:,} bytes): {kind} {reason}".rstrip(),
-        hint="copy or download it again",
-    )
 
 
 def _expected(names: Mapping[str, str], biased: bool) -> list[str]:
@@ -263,9 +213,7 @@ def _expected(names: Mapping[str, str], biased: bool) -> list[str]:
 
 def _recognise(path: str, tensors: Mapping[str, Tensor], arch: str) -> str:
     if arch == "auto":
-        marked = [
-            name for name, layout in LAYOUTS.items() if f"{layout.names(2)['down.0']}.0.weight" in tensors
-        ]
+        marked = [name for name, layout in LAYOUTS.items() if layout.mark in tensors]
         if not marked:
             prefixes = {name.split(".")[0] for name in tensors}
             expected = {name: _expected(layout.names(5), False) for name, layout in LAYOUTS.items()}
@@ -274,8 +222,8 @@ def _recognise(path: str, tensors: Mapping[str, Tensor], arch: str) -> str:
             )
             raise CheckpointError(
                 f"{path}: no U-Net that can be imported; its {len(tensors)} tensors begin with "
-                f"{_first(tensors)}",
-                hint=f"the nearest is {nearest}, which begins with {_first(expected[nearest])}",
+                f"{first_names(tensors)}",
+                hint=f"the nearest is {nearest}, which begins with {first_names(expected[nearest])}",
             )
         arch = marked[0]
     if arch == "milesial" and "up1.conv.double_conv.0.weight" in tensors and "up1.up.weight" not in tensors:
@@ -296,7 +244,7 @@ def _check_names(
     extra = sorted(tensors.keys() - set(expected))
     if missing or extra:
         lists = {"tensors missing": missing, "not part of it": extra}
-        complaints = [f"{what}: {len(each)} ({_first(each)})" for what, each in lists.items() if each]
+        complaints = [f"{what}: {len(each)} ({first_names(each)})" for what, each in lists.items() if each]
         raise CheckpointError(
             f"{path}: not a {arch} U-Net; {', '.join(complaints)}",
             hint="a network with other layers than the original cannot be imported",
@@ -306,11 +254,6 @@ def _check_names(
             raise CheckpointError(
                 f"{path}: {name} has {tensors[name].dim()} dimensions, that of a 2D convolution has 4"
             )
-
-
-def _first(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _class_table(path: str, count: int, names: Sequence[str]) -> ClassTable:
@@ -323,9 +266,11 @@ def _class_table(path: str, count: int, names: Sequence[str]) -> ClassTable:
         names = {1: ("car",), 2: ("background", "car")}.get(
             count, tuple(f"class{index}" for index in range(count))
         )
-    if names[0].lower() == "background":
-        return ClassTable(tuple(names), ((0, 0, 0), *palette(count - 1)))
-    return ClassTable(tuple(names), palette(count))
+    table = ClassTable(tuple(names), palette(count))
+    if (ground := table.background) is None:
+        return table
+    colours = list(palette(count - 1))
+    return ClassTable(table.names, (*colours[:ground], (0, 0, 0), *colours[ground:]))
 
 
 def rename_tensors(

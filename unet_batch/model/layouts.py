@@ -131,6 +131,11 @@ class Layout:
     network: Callable[[int, int, Sequence[int], bool], nn.Module]
     size: Size
 
+    @property
+    def mark(self) -> str:
+        """The tensor that such a network is known by: the weight of its first convolution."""
+        return f"{self.names(2)['down.0']}.0.weight"
+
 
 LAYOUTS = {
     # Carvana's 1280x1918 at milesial's usual half, made a multiple of 16.

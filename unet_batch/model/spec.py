@@ -43,6 +43,16 @@ def loads(text: str) -> ModelSpec:
         raise CheckpointError(f"the model's description is not valid: {reason}") from error
 
 
+def as_one_class(spec: ModelSpec) -> ModelSpec:
+    """Describe a model of a background and one class by the probability of that class; others as they are.
+
+    Of two classes the larger output wins, so that the probability is cut at one half.
+    """
+    if (one := spec.classes.foreground) is None:
+        return spec
+    return dataclasses.replace(spec, classes=spec.classes.only(one), threshold=0.5, output="probability")
+
+
 def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
     in_channels = _integer(data["in_channels"], "in_channels", 1, 64)
     widths = tuple(_integer(width, "widths", 1, MAX_WIDTH) for width in data["widths"])

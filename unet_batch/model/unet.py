@@ -69,6 +69,17 @@ class UNet(nn.Module):
             channels = width
         self.head = nn.Conv2d(channels, out_channels, 1)
 
+    def merge_background(self, foreground: int) -> None:
+        """Turn two outputs, background and one class, into the logit of that class's probability.
+
+        A softmax over two logits is the sigmoid of their difference, which a 1x1 convolution computes too.
+
+        Args:
+            foreground: the output of the class, 0 or 1; the other one is the background.
+        """
+        self.head = output_difference(self.head, foreground)
+        self.out_channels = 1
+
     @property
     def stride(self) -> int:
         """Height and width are padded to a multiple of this inside `forward`."""
@@ -98,3 +109,12 @@ class UNet(nn.Module):
         """Logits of normalised pictures: (N, in_channels, H, W) -> (N, out_channels, H, W), any H and W."""
         logits: Tensor = self.head(self.features(x))
         return logits
+
+
+def output_difference(head: nn.Conv2d, output: int) -> nn.Conv2d:
+    """Make a head of one output from one of two: this output minus the other."""
+    difference = nn.Conv2d(head.in_channels, 1, 1)
+    with torch.no_grad():
+        for made, given in zip(difference.parameters(), head.parameters(), strict=True):
+            made.copy_(given[output : output + 1] - given[1 - output : 2 - output])
+    return difference.requires_grad_(False)

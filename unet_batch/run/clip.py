@@ -470,7 +470,7 @@ class _ClipRun:
         else:
             names = self.classes.names
             areas = list(np.bincount(mask.reshape(-1), minlength=len(names)) / mask.size)
-            regions = [content == id for id, name in enumerate(names) if name.lower() != "background"]
+            regions = [content == id for id in range(len(names)) if id != self.classes.background]
             confidence = ""  # ids say nothing of it
         components = sum(cv2.connectedComponents(region.astype(np.uint8))[0] - 1 for region in regions)
         shares = (f"{area:.6f}" for area in areas)

@@ -23,6 +23,8 @@ from unet_batch.inference.backends.tensorrt import TensorRTBackend
 from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.model import checkpoint
 from unet_batch.model.checkpoint import CheckpointFile
+from unet_batch.testing import fake_spec
+from unet_batch.types import ClassTable
 
 H200 = gpu.Driver((13, 0), (gpu.Gpu(0, "NVIDIA H200", (9, 0), 150_000_000_000),))
 SIZE = (64, 96)
@@ -257,6 +259,17 @@ class TestEnginesThatDoNotFit:
 
     def test_of_another_batch(self, file: CheckpointFile, folder: Path) -> None:
         assert "not a batch of 8" in self.refusal(file, folder, batch_size=8)
+
+    def test_of_a_background_and_one_class_as_ids(
+        self, file: CheckpointFile, engine: store.Engine, tmp_path: Path
+    ) -> None:
+        """As an earlier release built them: its maps hold 0 and 1 where this one takes a probability."""
+        spec = replace(
+            fake_spec(SIZE, classes=2), classes=ClassTable(("background", "car"), ((0, 0, 0), (1, 2, 3)))
+        )
+        sidecar = replace(engine.sidecar, spec=spec, plan_bytes=4)
+        store.install(str(tmp_path), sidecar, b"plan", engine.read_reference())
+        assert "computes ids of a background and one class" in self.refusal(file, tmp_path)
 
     def test_of_another_version(
         self, file: CheckpointFile, folder: Path, monkeypatch: pytest.MonkeyPatch
