@@ -318,7 +318,7 @@ class _Comparison:
         contents = partial(sha256_of, item.path) if self.options.hash_sources else None
         kinds = self.plan.kinds(item)
         state = self.manifest.state(item.key, identity, digest, kinds, self.listing, contents)
-        if state == "changed" and before is not None and _is_namesake(before, root):
+        if state == "changed" and before is not None and _is_namesake(before, item.path):
             self.namesakes[before.root] += 1
 
         # To be overwritten: on record at once, so that when this run is cut short, the next one needs no
@@ -366,11 +366,15 @@ def _has_crashed(record: Record, identity: Identity | None) -> bool:
     return same and record.error == _CRASHED
 
 
-def _is_namesake(record: Record, root: str) -> bool:
-    """Whether a record is of a picture that still exists elsewhere, under the same name."""
-    if record.identity is None or not record.root or record.root == root:
+def _is_namesake(record: Record, path: str) -> bool:
+    """Whether a record is of another picture than `path`, which still exists under its own name."""
+    if record.identity is None or not record.root:
         return False
-    return os.path.exists(os.path.join(record.root, *record.identity.source.split("/")))
+    other = os.path.join(record.root, *record.identity.source.split("/"))
+    try:
+        return os.path.exists(other) and not os.path.samefile(other, path)
+    except OSError:  # `path` itself is gone
+        return True
 
 
 def _find_adoptable(plan: RunPlan, recipe: OutputRecipe, listing: Listing) -> dict[str, dict[str, Files]]:
