@@ -400,7 +400,7 @@ def test_what_an_earlier_release_has_begun_elsewhere_goes_on_there(
     [note] = report.notes
     assert (
         note
-        == f"goes on in {before}, where an earlier release has begun; -o {photos / 'segmented'} begins anew"
+        == f"goes on in {before}, which holds results of this folder; -o {photos / 'segmented'} begins anew"
     )
     assert not (photos / "segmented").exists()
     # Whoever has begun anew goes on with that.

@@ -158,15 +158,15 @@ def _named_output(options: RunOptions) -> str:
 def _default_output(sources: Sources) -> tuple[str, tuple[str, ...]]:
     """Where results go that nobody has named a folder for, and what people should know of it.
 
-    Earlier releases put them beside the common folder whatever was named. What they have begun there is gone
-    on with, unless there is something at the new place, too.
+    Up to 0.2.0 they lay beside the common folder whatever was named, and a run of that folder itself still
+    puts them there. They are gone on with, unless there is something at the new place, too.
 
     Raises:
         UsageError: there are pictures in that folder.
     """
     folder, before = sources.default_output, f"{sources.root}-segmented"
     if sources.root and before != folder and not os.path.lexists(folder) and Manifest.is_in(before):
-        note = f"goes on in {before}, where an earlier release has begun; -o {folder} begins anew"
+        note = f"goes on in {before}, which holds results of this folder; -o {folder} begins anew"
         return before, (note,)
     if any(is_below(item.path, folder) for item in sources.items):
         raise _is_source_too(folder, folder)
