@@ -24,7 +24,7 @@ from PIL import Image
 from tests.helpers.command import unet_batch
 from tests.helpers.systems import needs_full_device, needs_posix
 from unet_batch.cli import main
-from unet_batch.cli.text import clock, left_out, plural, printable, shown
+from unet_batch.cli.text import clock, left_out, plural, printable, shown, some
 from unet_batch.version import __version__
 
 COMMANDS = [
@@ -516,6 +516,8 @@ def test_words_and_numbers() -> None:
     assert [plural(count, "picture") for count in (0, 1, 2)] == ["pictures", "picture", "pictures"]
     assert left_out({".txt": 2, "": 1}) == "3 other files left out: 2 .txt, 1 without extension"
     assert left_out({}) == ""
+    assert [some("abcde"[:count]) for count in (1, 3, 4)] == ["a", "a, b, c", "a, b, c and 1 more"]
+    assert some(["a", "b"], 1200) == "a, b and 1,198 more"
     assert shown("rtsp://admin:secret@10.0.0.5/cam") == "rtsp://10.0.0.5/cam"
     assert printable("a\nb\x1b[0m\udcff é") == "a\\nb\\x1b[0m\\udcff é"
 

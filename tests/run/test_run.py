@@ -470,3 +470,16 @@ def test_a_file_in_the_way_is_found_before_a_model_is_loaded(photos: Path, tmp_p
 def test_an_output_folder_without_a_name(photos: Path) -> None:
     with pytest.raises(UsageError, match="the output folder has an empty name"):
         prepare(RunOptions((str(photos),), ""))
+
+
+def test_a_picture_never_takes_the_mask_of_its_namesake(photos: Path, tmp_path: Path) -> None:
+    """Each run sees one of them, and so neither keeps its extension."""
+    out = tmp_path / "out"
+    segment(photos / "a.png", output=out)
+    write(photos / "a.jpg", half_bright(32, 48))
+    with pytest.raises(ManifestError, match="outputs of 1 other pictures of the same names"):
+        segment(photos / "a.jpg", output=out)
+    assert read(out / "masks/a.png").shape == (64, 96)
+    (photos / "a.png").unlink()  # converted, and so replaced
+    report, _ = segment(photos / "a.jpg", output=out)
+    assert (report.done, read(out / "masks/a.png").shape) == (1, (32, 48))

@@ -194,8 +194,10 @@ class _Run:
         report.bottleneck = bottleneck(report.stages).name if self.plan.todo and report.stages else ""
         report.backlog = self.backlog.figures()
         # What aborted the run is what the caller must hear of, not that its report met the same full disk.
-        with suppress(OutputError) if report.status == "aborted" else nullcontext():
+        what_aborted = suppress(OutputError) if report.status == "aborted" else nullcontext()
+        with what_aborted:
             self.outcomes.close()
+        with what_aborted:
             if os.path.exists(self.manifest.path):  # or the folder is gone, and would be made again
                 self._write_report()
         self.outcomes.tell(

@@ -113,7 +113,7 @@ class Outcomes:
         """Put what is known by now into the report and into the list of failures."""
         self.report.file_notes = list(self._notes.values())
         self.failures.close()
-        self.report.failed_before = self.failures.count - self.report.failed
+        self.report.failed_before = max(0, self.failures.count - self.report.failed)
 
     def fail(self, item: Item, identity: Identity | None, stage: str, error: UnetBatchError) -> bool:
         """Record and count that an item failed.
