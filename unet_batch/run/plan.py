@@ -111,7 +111,7 @@ def prepare(options: RunOptions, *, may_be_empty: bool = False) -> RunPlan:
     sources = _mark_clips(
         collect(
             options.sources,
-            is_picture=_is_source,
+            is_picture=lambda name: images.is_supported(name) or video.is_clip(name),
             live=naming.live_name,
             exclude=exclude,
             may_be_empty=may_be_empty,
@@ -127,10 +127,6 @@ def prepare(options: RunOptions, *, may_be_empty: bool = False) -> RunPlan:
     return RunPlan(options, sources, outputs, items, items, notes=notes)
 
 
-def _is_source(name: str) -> bool:
-    return images.is_supported(name) or video.is_clip(name)
-
-
 def _named_output(options: RunOptions) -> str:
     """The output folder that was asked for, absolute.
 
@@ -144,8 +140,8 @@ def _named_output(options: RunOptions) -> str:
     if folder in map(os.path.abspath, options.sources):
         raise _is_source_too(output, folder)
     # A folder that exists was called like this on purpose, or by an earlier release.
-    is_file_name = _is_source(os.path.basename(folder)) and not output.endswith(("/", os.sep))
-    if is_file_name and not os.path.lexists(folder):
+    is_file_name = images.is_supported(folder) or video.is_clip(folder)
+    if is_file_name and not output.endswith(("/", os.sep)) and not os.path.lexists(folder):
         stem = os.path.splitext(output)[0]
         raise UsageError(
             f"-o {output}: this is called like a file, and results go into a folder, each under the name of "
