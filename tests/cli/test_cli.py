@@ -24,7 +24,7 @@ from tests.helpers.command import unet_batch
 from tests.helpers.processes import Forked, command_line, in_the_background
 from tests.helpers.systems import needs_full_device, needs_posix
 from unet_batch.cli import main
-from unet_batch.cli.text import clock, left_out, plural, printable, shown
+from unet_batch.cli.text import clock, left_out, plural, printable, shown, some
 from unet_batch.version import __version__
 
 COMMANDS = [
@@ -130,6 +130,29 @@ class TestRun:
             first = time.monotonic() - begun
             process.communicate()
             assert first < 0.5 * (time.monotonic() - begun), "the rest takes longer than to say what it is"
+
+    @pytest.mark.parametrize("command", ["run", "watch"])
+    def test_a_mistyped_path_is_told_before_anything_is_loaded(
+        self, photos: Path, command: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(photos.parent)
+        result = CliRunner().invoke(main, [command, "fotos"])
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == "error: fotos does not exist\n hint: there is photos\n"
+
+    def test_says_where_results_go(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+        for name in ("scene_0000.jpg", "scene_0001.jpg"):
+            (tmp_path / "home" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "home" / name).write_bytes((photos / name).read_bytes())
+        (tmp_path / "home/more").mkdir()
+        (tmp_path / "home/more/x.jpg").write_bytes((photos / "scene_0002.jpg").read_bytes())
+        for named, output in (("scene_0000.jpg", "segmented"), ("more", "more-segmented")):
+            done = unet_batch("run", named, "-m", tiny, cwd=tmp_path / "home")
+            assert done.returncode == 0, done.stderr
+            assert f"output    {output} · mask\n" in done.stdout
+            assert f"All done. Results in {output};" in done.stdout
+        assert (tmp_path / "home/segmented/masks/scene_0000.png").exists()
+        assert sorted(os.listdir(tmp_path)) == sorted(["home", os.path.basename(tiny)])
 
     def test_plain_text_in_a_pipe(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         done = unet_batch("run", photos, "-o", tmp_path / "out", "-m", tiny)
@@ -480,6 +503,8 @@ def test_words_and_numbers() -> None:
     assert [plural(count, "picture") for count in (0, 1, 2)] == ["pictures", "picture", "pictures"]
     assert left_out({".txt": 2, "": 1}) == "3 other files left out: 2 .txt, 1 without extension"
     assert left_out({}) == ""
+    assert [some("abcde"[:count]) for count in (1, 3, 4)] == ["a", "a, b, c", "a, b, c and 1 more"]
+    assert some(["a", "b"], 1200) == "a, b and 1,198 more"
     assert shown("rtsp://admin:secret@10.0.0.5/cam") == "rtsp://10.0.0.5/cam"
     assert printable("a\nb\x1b[0m\udcff é") == "a\\nb\\x1b[0m\\udcff é"
 

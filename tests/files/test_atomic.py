@@ -298,6 +298,35 @@ def test_lines_are_there_at_once_and_replace_those_of_an_earlier_run(tmp_path: P
     assert path.read_text().splitlines()[1:] == ["2"]
 
 
+@pytest.mark.parametrize("wanted", [[], [0], [2], [0, 1, 2]], ids=str)
+def test_lines_that_are_kept_stay_before_those_that_are_added(tmp_path: Path, wanted: list[int]) -> None:
+    path = tmp_path / "errors.jsonl"
+    path.write_text('"a"\n"b"\n"c"\n"torn')
+    log = LineLog(str(path), lambda number, value: value == "abc"[number] and number in wanted)
+    kept = ["abc"[number] for number in wanted]
+    assert (log.count, path.exists()) == (len(wanted), bool(wanted))
+    log.write("new")
+    log.prune(lambda number, value: True)
+    log.write("newer")
+    log.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [*kept, "new", "newer"]
+    assert log.count == len(wanted) + 2
+    assert names(tmp_path) == ["errors.jsonl"]
+
+
+def test_lines_stay_as_they_were_where_the_new_file_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "errors.jsonl"
+    path.write_text('"a"\n"b"\n')
+    log = LineLog(str(path), lambda number, value: True)
+    monkeypatch.setattr(atomic.os, "replace", fail_with(errno.ENOSPC))
+    with pytest.raises(OutputError, match="the disk is full"):
+        log.prune(lambda number, value: number > 0)
+    assert path.read_text() == '"a"\n"b"\n'
+    assert names(tmp_path) == ["errors.jsonl"]
+
+
 def test_a_folder_in_place_of_the_lines(tmp_path: Path) -> None:
     (tmp_path / "errors.jsonl").mkdir()
     with pytest.raises(OutputError, match=r"errors\.jsonl cannot be written"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -16,8 +17,9 @@ from tests.helpers.systems import needs_any_name, needs_links, needs_permissions
 from unet_batch.errors import SourceError
 from unet_batch.files import sources
 from unet_batch.files.atomic import write_atomic, write_json
+from unet_batch.files.naming import _fold, assign_folder_names
 from unet_batch.files.outputs import OutputTree
-from unet_batch.files.sources import collect, default_output
+from unet_batch.files.sources import check_names, collect
 
 HOSTILE = [
     *(
@@ -324,11 +326,14 @@ def test_different_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def commonpath(_: object) -> str:
         raise ValueError("Paths don't have the same drive")
 
-    touch(tmp_path, "a.jpg")
+    touch(tmp_path, "c/photos/x/a.jpg", "d/photos/a.jpg", "d/Lot/b.jpg")
     monkeypatch.setattr(sources.os.path, "commonpath", commonpath)
-    with pytest.raises(SourceError, match="different drives") as info:
-        find(tmp_path)
-    assert info.value.hint
+    found = find("d/photos", "c/photos", "d/Lot/b.jpg", cwd=str(tmp_path))
+    assert keys(found) == ["Lot/b", "photos/x/a", "photos~2/a"]
+    assert (found.root, found.default_output) == ("", str(tmp_path / "segmented"))
+    assert found.folders == tuple(str(tmp_path / name) for name in ("c/photos", "d/Lot", "d/photos"))
+    item = found.items[1]
+    assert os.path.join(found.root_of(item.path), found.relative(item.path)) == item.path
 
 
 # Patterns
@@ -486,9 +491,186 @@ def test_the_order_of_sources_does_not_matter(
 # The default output
 
 
-def test_default_output(tmp_path: Path) -> None:
-    assert default_output(str(tmp_path)) == f"{tmp_path}-segmented"
-    assert default_output(f"{tmp_path}/") == f"{tmp_path}-segmented"
-    with pytest.raises(SourceError) as info:
-        default_output(os.path.abspath(os.sep))
-    assert "-o" in info.value.hint
+def make_home(folder: Path) -> Path:
+    """The folder to be in, with pictures in it and around it."""
+    touch(folder, *(f"home/{name}" for name in ("car.jpg", "a/1.jpg", "a/in/2.jpg", "b/3.jpg", "~x/4.jpg")))
+    touch(folder, "other/car.jpg", "other/deep/5.jpg", "x.jpg", "homes/6.jpg")
+    (folder / "home/list.txt").write_text("a/1.jpg\nb\n")
+    (folder / "home/one.txt").write_text("a\n")
+    return folder / "home"
+
+
+@pytest.mark.parametrize(
+    ("named", "output"),
+    [
+        # A folder: beside it.
+        ("a", "a-segmented"),
+        ("a/", "a-segmented"),
+        ("./a/../a", "a-segmented"),
+        ("a a/1.jpg a/in", "a-segmented"),
+        ("a/in", "a/in-segmented"),
+        ("@one.txt", "a-segmented"),
+        ("../other", "../other-segmented"),
+        ("../homes", "../homes-segmented"),
+        # Anything else: where all of it lies.
+        ("a/1.jpg", "a/segmented"),
+        ("a/*.jpg", "a/segmented"),
+        ("a/1.jpg a/in", "a/segmented"),
+        ("../other/car.jpg", "../other/segmented"),
+        ("../other/*/*.jpg", "../other/segmented"),
+        # Where that is here or further out: here.
+        ("car.jpg", "segmented"),
+        ("./car.jpg", "segmented"),
+        ("*.jpg", "segmented"),
+        ("**/*.jpg", "segmented"),
+        ("a b", "segmented"),
+        ("a/1.jpg b/3.jpg", "segmented"),
+        ("@list.txt", "segmented"),
+        (".", "segmented"),
+        ("..", "segmented"),
+        ("../home", "segmented"),
+        ("../other ../homes", "segmented"),
+        ("car.jpg ../x.jpg", "segmented"),
+        ("../*.jpg", "segmented"),
+    ],
+)
+def test_where_results_go(tmp_path: Path, named: str, output: str) -> None:
+    home = make_home(tmp_path)
+    found = find(*named.split(), cwd=str(home))
+    assert found.default_output == os.path.normpath(home / output)
+
+
+def test_results_do_not_go_outside_a_disk_or_to_its_top(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "disk/a.jpg", "home/x")
+    mount = str(tmp_path / "disk")
+    monkeypatch.setattr(sources.os.path, "ismount", lambda path: path == mount)
+    for named in ("../disk", "../disk/a.jpg"):
+        assert find(named, cwd=str(tmp_path / "home")).default_output == os.path.join(mount, "segmented")
+
+
+@needs_links
+def test_the_current_folder_is_known_by_another_name(tmp_path: Path) -> None:
+    touch(tmp_path, "real/home/car.jpg")
+    (tmp_path / "link").symlink_to("real")
+    found = find(tmp_path / "link/home/car.jpg", cwd=str(tmp_path / "real/home"))
+    assert found.default_output == str(tmp_path / "real/home/segmented")
+
+
+SPOTS = ("car.jpg", "a", "a/1.jpg", "a/in", "b", "b/3.jpg", "~x", ".", "*.jpg", "a/*", "**", "@list.txt")
+OUTSIDE = ("..", "../x.jpg", "../other", "../other/car.jpg", "../other/deep", "../homes", "../*.jpg")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    named=st.lists(st.sampled_from(SPOTS + OUTSIDE), min_size=1, max_size=4),
+    top=st.sampled_from(["", "{}/", "{}/../home/"]),
+)
+def test_results_never_leave_the_current_folder_unless_a_source_has(
+    tmp_path_factory: pytest.TempPathFactory, named: list[str], top: str
+) -> None:
+    base = tmp_path_factory.getbasetemp() / "where"
+    cwd = base / "home"
+    if not base.exists():
+        make_home(base)
+    prefix = top.format(cwd)
+    asked = [name if name.startswith("@") else prefix + name for name in named]
+    found = find(*asked, cwd=str(cwd))
+    out = Path(found.default_output)
+    assert out.is_absolute()
+    inside = not set(named) & set(OUTSIDE)
+    if inside:
+        assert cwd in out.parents
+    # In the current folder, or where all that was named lies; above the current folder only beside a folder
+    # that was named and lies there.
+    places = [Path(os.path.normpath(cwd / name.lstrip("@"))) for name in named]
+    assert out.parent == cwd or all(out.parent in (place, *place.parents) for place in places)
+    if out.parent in cwd.parents:
+        assert any(out.name == f"{place.name}-segmented" and place.parent == out.parent for place in places)
+    # A picture read now is never where results go, and each has a key of its own.
+    assert not any(out in Path(item.path).parents for item in found.items)
+    assert len({key.casefold() for key in keys(found)}) == len(found.items)
+    # What is written there is not read by the next run of the same, nor does it move.
+    masks = out / "masks"
+    masks.mkdir(parents=True)
+    try:
+        (masks / "x.png").touch()
+        write_json(str(out / "run.json"), {"unet_batch": "1.0"})
+        again = find(*asked, cwd=str(cwd))
+        assert (again.items, again.default_output) == (found.items, found.default_output)
+    finally:
+        shutil.rmtree(out)
+
+
+# Sources with nothing in common
+
+
+def test_no_path_from_the_top_is_part_of_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if `tmp_path` were the top of the file system."""
+    touch(tmp_path, "home/me/photos/a.jpg", "home/me/photos/in/b.jpg", "mnt/usb/photos/a.jpg", "mnt/c.jpg")
+    monkeypatch.setattr(sources.os.path, "commonpath", lambda paths: os.sep)
+    found = find("home/me/photos", "mnt/usb/photos", cwd=str(tmp_path))
+    assert keys(found) == ["photos/a", "photos/in/b", "photos~2/a"]
+    found = find(
+        "home/me/photos/in", "home/me/photos", "mnt/c.jpg", "mnt/usb/photos/a.jpg", cwd=str(tmp_path)
+    )
+    assert keys(found) == ["mnt/c", "mnt/usb/photos/a", "photos/a", "photos/in/b"]
+    assert found.default_output == str(tmp_path / "segmented")
+
+
+@needs_posix
+def test_the_top_itself_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sources._common_folder(["/", "/home/me"]) == "/"
+    assert sources._common_folder(["/home/me", "/mnt"]) == ""
+    assert sources._common_folder(["/home/me", "/home"]) == "/home"
+    assert sources._default_output("/", is_named=True, cwd=str(tmp_path)) == str(tmp_path / "segmented")
+
+
+@given(
+    st.sets(
+        st.lists(st.sampled_from(["a", "A", "b", "a~2", "é", "e\u0301", "c"]), min_size=1, max_size=3).map(
+            lambda steps: "/" + "/".join(steps)
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_folders_that_share_a_name_are_told_apart(folders: set[str]) -> None:
+    names = assign_folder_names(folders)
+    assert names.keys() == folders
+    assert len(set(map(_fold, names.values()))) == len(folders)
+    assert names == assign_folder_names(sorted(folders, reverse=True))
+    assert all(name.split("~")[0] == os.path.basename(folder).split("~")[0] for folder, name in names.items())
+    if len({_fold(os.path.basename(folder)) for folder in folders}) == len(folders):
+        assert all(name == os.path.basename(folder) for folder, name in names.items())
+
+
+# Names, before anything is looked through
+
+
+def test_names_are_checked_without_looking_into_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "photos/a.jpg", "list.txt")
+    with pytest.raises(SourceError, match="fotos does not exist") as info:
+        check_names(["photos", "fotos"], cwd=str(tmp_path))
+    assert info.value.hint == "there is photos"
+    with pytest.raises(SourceError, match="an empty name"):
+        check_names([""], cwd=str(tmp_path))
+    monkeypatch.setattr(sources.os, "scandir", None)
+    check_names(["photos", "ph*/*.jpg", "@list.txt", "@none"], cwd=str(tmp_path))
+    check_names(["rtsp://h/s"], live=lambda source: "s" if "://" in source else None, cwd=str(tmp_path))
+
+
+def test_folders_may_be_empty_where_files_are_still_to_come(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg", "old/run.json")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "old/run.json").write_text('{"unet_batch": "1"}')
+    (tmp_path / "home").mkdir()
+    for named, found_keys, output in ((["b"], [], "b-segmented"), (["a", "b"], ["a/1"], "segmented")):
+        found = find(*(tmp_path / name for name in named), may_be_empty=True, cwd=str(tmp_path / "home"))
+        assert keys(found) == found_keys
+        assert found.default_output == str(tmp_path / ("home" if "a" in named else "") / output)
+    with pytest.raises(SourceError, match="hold outputs"):
+        find(tmp_path / "old", may_be_empty=True)

@@ -126,3 +126,12 @@ def in_the_background(*arguments: str) -> None:
     """`unet-batch` with these arguments, as a shell without job control starts it after `&`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     command_line(*arguments)
+
+
+def without_reader(*arguments: str) -> None:
+    """`unet-batch` with these arguments, its stdout a pipe that nobody reads any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 1)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for the rest of the process
+    command_line(*arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.helpers.runs import files, segment
 from unet_batch.errors import ImageError, OutputError, UsageError
 from unet_batch.files.outputs import PICTURE_KINDS
 from unet_batch.inference import result as result_module
+from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.result import Result
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.testing import FakeBackend, fake_spec
@@ -246,3 +248,19 @@ def test_dir_shows_what_is_public_and_nothing_else() -> None:
     assert dir(unet_batch) == sorted(unet_batch.__all__)
     assert all(hasattr(unet_batch, name) for name in dir(unet_batch))
     assert unet_batch.Result is Result
+
+
+def test_a_result_says_how_its_picture_was_read(
+    segmenter: Segmenter, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert segmenter.predict(photo).notes == ()
+    real = segmenter_module.images.read
+    monkeypatch.setattr(
+        segmenter_module.images,
+        "read",
+        lambda path, **options: replace(real(path, **options), notes=("3 pages: the first is read",)),
+    )
+    assert segmenter.predict(photo).notes == ("3 pages: the first is read",)
+    photo.write_bytes(b"")
+    [failed] = segmenter.stream([photo])
+    assert (failed.mask, failed.notes) == (None, ())

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.helpers.observers import observing
 from tests.helpers.runs import files, half_bright, read, segment, write
-from unet_batch.errors import BackendError, OutputError, SourceError, UsageError
+from unet_batch.errors import BackendError, ManifestError, OutputError, SourceError, UsageError
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import images
@@ -366,3 +366,120 @@ def test_a_write_error_is_translated(photos: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(OutputError, match="the disk is full"):
         segment(photos, output=tmp_path / "out")
     assert not [name for name in files(tmp_path / "out") if name.endswith(".part")]
+
+
+# Where results go
+
+
+def test_results_of_files_lie_below_the_current_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    before = files(photos.parent)
+    for named in ("a.png", "*.jpg", ".", "sub ."):
+        segment(*map(Path, named.split()))
+    made = set(files(photos.parent)) - set(before)
+    assert made == {
+        f"photos/segmented/{name}"
+        for name in (
+            "manifest.jsonl",
+            "run.json",
+            *(f"masks/{key}.png" for key in ("a", "b", "sub/a", "sub/deep/c")),
+        )
+    }
+
+
+def test_what_an_earlier_release_has_begun_elsewhere_goes_on_there(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.2.0 put the results of `run .` beside the folder."""
+    monkeypatch.chdir(photos)
+    before = photos.parent / "photos-segmented"
+    segment(Path("."), output=before)
+    (before / "masks/a.png").unlink()
+    report, heard = segment(Path("."))
+    assert (report.output, report.skipped, heard) == (str(before), 3, ["a"])
+    [note] = report.notes
+    assert (
+        note
+        == f"goes on in {before}, which holds results of this folder; -o {photos / 'segmented'} begins anew"
+    )
+    assert not (photos / "segmented").exists()
+    # Whoever has begun anew goes on with that.
+    segment(Path("."), output=photos / "segmented")
+    report, _ = segment(Path("."))
+    assert (report.output, report.skipped, report.notes) == (str(photos / "segmented"), 4, ())
+
+
+def test_a_folder_of_that_name_beside_is_left_alone(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody's own, or of another program: no manifest."""
+    monkeypatch.chdir(photos)
+    (photos.parent / "photos-segmented").mkdir()
+    assert segment(Path("."))[0].output == str(photos / "segmented")
+
+
+def test_pictures_that_lie_where_results_would_go(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    write(photos / "segmented/own.png", half_bright())
+    with pytest.raises(UsageError, match="is a source and cannot be the output folder") as caught:
+        segment(Path("."))
+    assert "-o" in caught.value.hint
+    segment(Path("a.png"))
+    assert (photos / "segmented/masks/a.png").exists()
+
+
+def test_sources_with_nothing_in_common(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys without the path from the top; a picture of the same name from elsewhere is still told apart."""
+    monkeypatch.setattr("unet_batch.files.sources.os.path.commonpath", lambda paths: os.sep)
+    for folder in ("one/pics", "two/pics"):
+        write(tmp_path / folder / "x.png", half_bright())
+    out = tmp_path / "out"
+    segment(photos / "sub", tmp_path / "one/pics", output=out)
+    assert files(out / "masks") == ["pics/x.png", "sub/a.png", "sub/deep/c.png"]
+    report, _ = segment(photos / "sub", tmp_path / "one/pics", output=out)
+    assert report.skipped == 3
+    with pytest.raises(ManifestError, match="outputs of 1 other pictures of the same names"):
+        segment(photos / "sub", tmp_path / "two/pics", output=out)
+
+
+@pytest.mark.parametrize("name", ["result.png", "sub/result.JPG", "result.tif", "clip.mp4", "clip.mov"])
+def test_the_name_of_a_file_is_no_output_folder(photos: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="called like a file, and results go into a folder") as caught:
+        segment(photos / "a.png", output=photos.parent / name)
+    stem = str(photos.parent / os.path.splitext(name)[0])
+    assert caught.value.hint == f"name a folder, for example -o {stem}: masks are then in {stem}/masks"
+    assert not (photos.parent / name).exists()
+
+
+def test_a_folder_may_be_called_like_a_file(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "old.png").mkdir()
+    segment(photos, output=tmp_path / "old.png")
+    plan = prepare(RunOptions((str(photos),), f"{tmp_path / 'new.png'}{os.sep}"))
+    assert plan.outputs.folder == str(tmp_path / "new.png")
+    for fine in ("out", "shoot.2024.05", "v1.0"):
+        prepare(RunOptions((str(photos),), str(tmp_path / fine)))
+
+
+def test_a_file_in_the_way_is_found_before_a_model_is_loaded(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"")
+    for output in (tmp_path / "photo.png", photos / "a.png", photos / "notes.txt"):
+        with pytest.raises(OutputError, match="is in the way: it is not a folder"):
+            prepare(RunOptions((str(photos / "b.jpg"),), str(output)))
+
+
+def test_an_output_folder_without_a_name(photos: Path) -> None:
+    with pytest.raises(UsageError, match="the output folder has an empty name"):
+        prepare(RunOptions((str(photos),), ""))
+
+
+def test_a_picture_never_takes_the_mask_of_its_namesake(photos: Path, tmp_path: Path) -> None:
+    """Each run sees one of them, and so neither keeps its extension."""
+    out = tmp_path / "out"
+    segment(photos / "a.png", output=out)
+    write(photos / "a.jpg", half_bright(32, 48))
+    with pytest.raises(ManifestError, match="outputs of 1 other pictures of the same names"):
+        segment(photos / "a.jpg", output=out)
+    assert read(out / "masks/a.png").shape == (64, 96)
+    (photos / "a.png").unlink()  # converted, and so replaced
+    report, _ = segment(photos / "a.jpg", output=out)
+    assert (report.done, read(out / "masks/a.png").shape) == (1, (32, 48))

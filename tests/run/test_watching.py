@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +29,7 @@ from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run.observe import Stop
 from unet_batch.run.options import RunOptions
 from unet_batch.run.report import RunReport
-from unet_batch.run.watch import Arrivals, Watched, watch
+from unet_batch.run.watch import Arrivals, Watched, look, watch
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
 
@@ -115,6 +117,87 @@ def test_what_is_done_already_is_left_alone(tmp_path: Path) -> None:
         assert (batches[0].done, batches[0].skipped) == (1, 0)
 
 
+def test_failures_of_all_batches_stay_until_their_file_succeeds(tmp_path: Path) -> None:
+    folder, errors = tmp_path / "incoming", tmp_path / "out/errors.jsonl"
+    folder.mkdir()
+
+    def listed() -> list[str]:
+        return [os.path.basename(json.loads(line)["path"]) for line in errors.read_text().splitlines()]
+
+    def have(done: int, failed: int) -> bool:
+        return (sum(each.done for each in batches), sum(each.failed for each in batches)) == (done, failed)
+
+    with watching(folder) as batches:
+        (folder / "bad.png").write_bytes(b"no picture")
+        until(lambda: have(0, 1))
+        write(folder / "a.png", half_bright())
+        until(lambda: have(1, 1))
+        assert listed() == ["bad.png"], "the next batch went well"
+        (folder / "worse.png").write_bytes(b"no picture either")
+        until(lambda: have(1, 2))
+        assert listed() == ["bad.png", "worse.png"]
+        assert batches[-1].failed_before == 1
+        write(folder / "bad.png", half_bright())
+        until(lambda: have(2, 2))
+        assert listed() == ["worse.png"]
+        (folder / "worse.png").unlink()
+        write(folder / "b.png", half_bright())
+        until(lambda: have(3, 2))
+        assert not errors.exists()
+
+
+def test_the_end_counts_what_still_fails(tmp_path: Path) -> None:
+    folder, stop, batches = tmp_path / "incoming", Stop(), []
+    folder.mkdir()
+    (folder / "bad.png").write_bytes(b"no picture")
+
+    def batch(report: RunReport) -> None:
+        batches.append(report)
+        if len(batches) == 1:
+            write(folder / "bad.png", half_bright())
+        else:
+            stop()
+
+    with Segmenter(FakeBackend(), workers=1) as segmenter:
+        options = RunOptions((str(folder),), str(tmp_path / "out"))
+        total = watch(options, segmenter, observing(batch=batch), stop, 0.05, 0.02)
+    assert (total.done, total.failed) == (1, 0)
+    assert [report.failed for report in batches] == [1, 0]
+
+
+def test_a_folder_that_is_empty_does_not_keep_another_waiting(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "a/1.png", half_bright())
+    stop, out = Stop(), tmp_path / "out"
+
+    def batch(report: RunReport) -> None:
+        if (out / "masks/b/2.png").exists():
+            stop()
+        write(tmp_path / "b/2.png", half_bright())
+
+    with Segmenter(FakeBackend(), workers=1) as segmenter:
+        options = RunOptions((str(tmp_path / "a"), str(tmp_path / "b")), str(out))
+        total = watch(options, segmenter, observing(batch=batch), stop, 0.05, 0.02)
+    assert total.done == 2
+    assert (out / "masks/a/1.png").exists(), "under the same name as once both hold something"
+
+
+def test_the_output_folder_is_known_before_a_file_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "incoming").mkdir()
+    assert look(RunOptions((str(tmp_path / "incoming"),))).outputs.folder == str(
+        tmp_path / "incoming-segmented"
+    )
+    monkeypatch.chdir(tmp_path / "incoming")
+    assert look(RunOptions((".",))).outputs.folder == str(tmp_path / "incoming/segmented")
+    assert not (tmp_path / "incoming/segmented").exists()
+    (tmp_path / "incoming/run.json").write_text('{"unet_batch": "1"}')
+    with pytest.raises(SourceError, match="hold outputs"):
+        look(RunOptions((".",)))
+
+
 @pytest.mark.parametrize("kind", ["file", "nothing"])
 def test_only_folders_can_be_watched(tmp_path: Path, kind: str) -> None:
     source = tmp_path / "a.png"
@@ -195,4 +278,5 @@ def test_the_command_ends_well_on_ctrl_c(tmp_path: Path, tiny: str) -> None:
         process.kill()
     assert process.returncode == 0, output
     assert "1 done" in output
+    assert re.search(rf"^output    {re.escape(str(tmp_path))}.out · mask$", output, re.MULTILINE), output
     assert "Traceback" not in output

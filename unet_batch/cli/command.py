@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import click
@@ -17,6 +19,7 @@ from unet_batch.errors import UnetBatchError
 
 if TYPE_CHECKING:
     from click.types import OptionHelpExtra
+    from typing_extensions import Buffer
 
     ParamType = click.ParamType[object]
 else:  # before click 8.5 it is not generic
@@ -207,12 +210,13 @@ class Program(click.Group):
         )
         if not standalone_mode:
             return run()
-        # A file name that the terminal's encoding lacks must not end a run of ten thousand.
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
+        with lasting_streams():
+            sys.exit(self._exit_code(run))
+
+    def _exit_code(self, run: Callable[[], object]) -> int:
+        """Run the command, and print what ends it."""
         try:
-            code: object = run()
+            code = run()
         except NoArgsIsHelpError as error:
             error.show()
             code = error.exit_code
@@ -229,7 +233,70 @@ class Program(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("interrupted", err=True)
             code = 130
-        sys.exit(code if isinstance(code, int) else 0)
+        return code if isinstance(code, int) else 0
+
+
+class _Outlet(io.FileIO):
+    """A standard stream that nobody has to look after: once it cannot be written, it takes all and drops it.
+
+    Attributes:
+        error: why it cannot be written; None while it can.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Buffer, /) -> int:
+        """Write what fits, and say how many bytes that were."""
+        try:
+            return super().write(data)
+        except OSError as error:  # a full disk, a reader that has gone, a terminal that was closed
+            self.error = error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return memoryview(data).nbytes
+
+
+@contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Let no command end because what it says cannot be written; say so at its end.
+
+    A night's work must not be lost over a full disk that holds its log, nor over a `head` that has seen
+    enough. Where stdout could not take everything, the exit code is 2, unless the command failed in its own
+    way. A reader that has gone wanted no more: that changes no exit code.
+    """
+    outlets: dict[str, _Outlet] = {}
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever has started this: `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        # A file name that the terminal's encoding lacks must not end a run of ten thousand.
+        stream.reconfigure(errors="backslashreplace")
+        with suppress(OSError, ValueError):
+            if os.name == "nt" and stream.isatty():
+                continue  # Python writes to that window by other means
+            outlets[name] = _Outlet(stream.fileno(), "wb", closefd=False)
+            line_buffering = name == "stderr" or stream.line_buffering or stream.write_through
+            lasting = io.TextIOWrapper(
+                io.BufferedWriter(outlets[name]),
+                stream.encoding,
+                "backslashreplace",
+                line_buffering=line_buffering,
+            )
+            setattr(sys, name, lasting)
+    try:
+        yield
+    except SystemExit as end:
+        for name in outlets:
+            getattr(sys, name).flush()
+        error = outlets["stdout"].error if "stdout" in outlets else None
+        if error is not None:
+            reason, gone = error.strerror or error, isinstance(error, BrokenPipeError)
+            hint = "" if gone else "free some space; only what should have been printed is lost, no file"
+            print_error(f"stdout cannot be written: {reason}", hint)
+            if not end.code and not gone:
+                raise SystemExit(2) from end
+        raise
 
 
 def print_error(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
@@ -78,6 +78,10 @@ class RunObserver(Observer):
         """Count an item that has ended."""
         self._progress.advance(item, failure)
 
+    def note(self, item: Item, notes: Sequence[str]) -> None:
+        """Tell what people should know of an item that is done."""
+        self._progress.note(item, notes)
+
     def frame(self, item: Item, done: int, total: int | None) -> None:
         """A frame of a clip has ended."""
         self._progress.frame(item, done, total)
@@ -94,6 +98,8 @@ class RunObserver(Observer):
 
 class EventLog:
     """Appends events to a file, a line of JSON each; one that cannot be written any more ends no run.
+
+    Of stdout `cli.command` sees to that, whatever is written there.
 
     Args:
         target: the file; `-` for stdout.

@@ -227,7 +227,7 @@ run_options = Bundle(
     _output(
         ["-o", "--output"],
         metavar="DIR",
-        help="Output folder.  [default: SOURCE-segmented, beside the source]",
+        help="Output folder.  [default: FOLDER-segmented beside FOLDER; for all else segmented]",
     ),
     _output(
         ["--overlay"], is_flag=True, help="Save overlays too: the photo with the mask tinted and outlined."

@@ -99,6 +99,10 @@ class RunProgress:
                 "progress", f"{self.done:,} of {self.total:,}", speed, f"{clock(left)} left", failures
             )
 
+    def note(self, item: Item, notes: Sequence[str]) -> None:
+        """Tell what people should know of an item that is done."""
+        self.screen.note(item, notes, self.bar if self.live else None)
+
     def frame(self, item: Item, done: int, total: int | None) -> None:
         """Count a frame of a clip."""
         now = time.monotonic()

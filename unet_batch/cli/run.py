@@ -18,6 +18,9 @@ from unet_batch.cli.options import (
     run_options,
     video_options,
 )
+from unet_batch.cli.text import shown
+from unet_batch.files import naming
+from unet_batch.files.sources import check_names
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
@@ -83,9 +86,13 @@ def run(
     SOURCE is a picture, a video, a folder (with all below it), a glob pattern in quotes, @list.txt with one
     path a line, or a camera: webcam:0, rtsp://... Overlays of clips keep the sound.
 
+    Without -o, the results of a folder go to FOLDER-segmented beside it, those of anything else to the folder
+    segmented, where all of it lies; in the current folder if that lies there, too.
+
     The same command again does only what is missing, changed, failed or damaged.
     """
     screen = display.screen()
+    check_names(options.sources, live=naming.live_name)
     screen.loading(network.model)
     from unet_batch.cli.observer import RunObserver
     from unet_batch.cli.screen import print_json
@@ -153,18 +160,25 @@ def watch(
     `run`. Ctrl-C finishes what has begun.
     """
     screen = display.screen()
+    check_names(options.sources)
     screen.loading(network.model)
     from unet_batch.cli.observer import RunObserver
+    from unet_batch.run.watch import look
     from unet_batch.run.watch import watch as watch_folders
 
     options = replace(options, video=video)
+    plan = look(options)
+    screen.output(plan)
     with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
         screen.line("watching", *options.sources)
         with RunObserver(screen, display.log_json) as observer:
             observer.listen()
             found = watch_folders(options, segmenter, observer, observer.stop, settle)
+    errors = shown(found.report.errors_file) if found.report is not None else ""
     screen.line(
-        "stopped", f"{found.done:,} done", f"{found.failed:,} failed" if found.failed else "nothing failed"
+        "stopped",
+        f"{found.done:,} done",
+        f"{found.failed:,} failed: see {errors}" if found.failed else "nothing failed",
     )
     raise SystemExit(1 if found.failed else 0)
 

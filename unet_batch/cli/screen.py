@@ -20,6 +20,7 @@ from unet_batch.cli.text import (
     plural,
     printable,
     shown,
+    some,
     wrap,
 )
 from unet_batch.model.zoo import BUNDLED
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from unet_batch.model.checkpoint import CheckpointFile
     from unet_batch.run.plan import RunPlan
     from unet_batch.run.report import RunReport
-    from unet_batch.types import Failure
+    from unet_batch.types import Failure, Item
 
 # How the states of `manifest.State` are called, most telling first.
 STATES = {
@@ -105,6 +106,11 @@ def labelled(console: Console, label: str, style: str, text: str, keep: Sequence
     return Text.assemble((f"{label:<{LABEL}}", style), body)
 
 
+def places(plan: RunPlan) -> Sequence[str]:
+    """The folders that all sources lie in: one, unless they have none in common."""
+    return (plan.sources.root,) if plan.sources.root else plan.sources.folders
+
+
 class Screen(Lines):
     """What `unet-batch run` and `watch` print.
 
@@ -128,12 +134,16 @@ class Screen(Lines):
         width = self.out.width if self.out.is_terminal else None
         self.out.print(Text(wrap(text, width, keep=arguments_with_spaces())))
 
+    def output(self, plan: RunPlan) -> None:
+        """Print where results go."""
+        self.line("output", shown(plan.outputs.folder), ", ".join(plan.options.save))
+
     def sources(self, plan: RunPlan) -> None:
         """Print the output folder and what was found."""
-        self.line("output", shown(plan.outputs.folder), ", ".join(plan.options.save))
+        self.output(plan)
         self.line(
             "sources",
-            f"{census(plan.sources.items)} in {shown(plan.sources.root)}",
+            f"{census(plan.sources.items)} in {some(map(shown, places(plan)))}",
             f"shard {plan.options.shard}: {len(plan.items):,} of them" if plan.options.shard else "",
             f"{plan.sources.duplicates:,} named twice" if plan.sources.duplicates else "",
             left_out(plan.sources.ignored),
@@ -206,8 +216,25 @@ class Screen(Lines):
         if count == SHOWN_FAILURES:
             where.print(Text(f"{' ' * LABEL}further failures are only listed in errors.jsonl"))
 
+    def note(self, item: Item, notes: Sequence[str], bar: Progress | None) -> None:
+        """With `-v`, print what people should know of an item."""
+        for note in notes if self.verbose else ():
+            where = bar.console if bar is not None else self.out
+            where.print(labelled(where, "note", "bold cyan", printable(f"{shown(item.path)}: {note}")))
+
+    def notes(self, report: RunReport) -> None:
+        """Print what people should know of files: a line for all that a phrase holds for."""
+        from unet_batch.run.report import every_note
+
+        for note in every_note(report):
+            names = [shown(path) for path in note.examples]
+            if note.files == 1:
+                self.line("note", f"{names[0]}: {note.note}")
+            else:
+                self.line("note", f"{note.files:,} files: {note.note} ({some(names, note.files)})")
+
     def batch(self, report: RunReport) -> None:
-        """Print a line for a batch of `watch`."""
+        """Print a line for a batch of `watch`, and what people should know of its files."""
         self.line(
             time.strftime("%H:%M:%S"),
             f"{report.done:,} done",
@@ -215,3 +242,4 @@ class Screen(Lines):
             f"{report.frames:,} frames" if report.frames else "",
             clock(report.seconds),
         )
+        self.notes(report)

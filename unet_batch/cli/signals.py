@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 INTERRUPTS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 """Signals of a person or a batch system that wants an end."""
@@ -44,7 +44,8 @@ def finish_first(
         stop(signal.Signals(number).name)
         # Not through a stream: the signal may have struck while this thread was writing to it.
         # Of two live bars the next drawing covers the line above them, so that one is empty.
-        os.write(2, f"\n{notice}\n{chr(10) if os.isatty(2) else ''}".encode())
+        with suppress(OSError):  # a full disk must not turn a wish into a failure
+            os.write(2, f"\n{notice}\n{chr(10) if os.isatty(2) else ''}".encode())
 
     # Python sets handlers in the main thread only; elsewhere whoever runs it has its own.
     own = numbers if threading.current_thread() is threading.main_thread() else ()

@@ -19,9 +19,7 @@ def print_summary(screen: Screen, report: RunReport) -> None:
     if screen.quiet:
         return
     screen.out.print()
-    for clip in report.clips:
-        for note in clip["notes"]:
-            screen.line("note", f"{shown(clip['path'])}: {note}")
+    screen.notes(report)
     screen.out.print(counts(report))
     if report.done + report.failed + report.left or report.frames:
         screen.print_wrapped(pace(report))
@@ -42,6 +40,8 @@ def counts(report: RunReport) -> Text:
         parts.append((f"{report.failed:,} failed", "bold red"))
     else:
         parts.append(("0 failed", ""))
+    if report.failed_before:
+        parts.append((f"{report.failed_before:,} failed before, not tried now", ""))
     if report.skipped:
         parts.append((f"{report.skipped:,} skipped (done before)", ""))
     return Text(" · ").join(Text(text, style=style) for text, style in parts)

@@ -94,6 +94,18 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 
+def some(names: Iterable[str], count: int | None = None) -> str:
+    """`a, b, c and 7 more`: the first of these names.
+
+    Args:
+        names: all of them, or the first three.
+        count: how many there are, where these are not all.
+    """
+    names = list(names)
+    rest = (len(names) if count is None else count) - len(names[:3])
+    return ", ".join(names[:3]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
 def left_out(ignored: Mapping[str, int]) -> str:
     """`3 other files left out: 2 .txt, 1 .mp4`."""
     total = sum(ignored.values())

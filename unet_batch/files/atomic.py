@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -115,36 +115,71 @@ class LineLog:
     """A file of JSON lines, each written out at once so that a killed run leaves them; absent while empty.
 
     Args:
-        path: the file; what an earlier run left there is removed.
+        path: the file.
+        keep: which lines of earlier runs stay, as for `prune`; by default none does.
+
+    Attributes:
+        count: lines in the file.
 
     Raises:
-        OutputError: here and in `write`: the file cannot be removed or written.
+        OutputError: here and everywhere: the file cannot be read, removed or written.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, keep: Callable[[int, Any], bool] = lambda number, value: False) -> None:
+        self.path, self.count = path, 0
         self._file: TextIO | None = None
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        except OSError as error:
-            raise translate(error, path, 0) from error
+        self.prune(keep)
 
     def write(self, value: Any) -> None:
         """Add a line."""
         line = json.dumps(value) + "\n"
         try:
             if self._file is None:
-                self._file = open(self.path, "w", encoding="ascii", buffering=1)  # noqa: SIM115 - stays open
+                self._file = open(self.path, "a", encoding="ascii", buffering=1)  # noqa: SIM115 - stays open
             self._file.write(line)
         except OSError as error:
             raise translate(error, self.path, len(line)) from error
+        self.count += 1
+
+    def prune(self, keep: Callable[[int, Any], bool]) -> None:
+        """Leave only some of the lines; at any moment the file is the old one or the new one.
+
+        Args:
+            keep: says of each line whether it stays, from its number, 0 for the first, and its value. What is
+                no JSON, such as a line that a power cut has torn, goes.
+        """
+        self.close()
+        try:
+            lines = sum(1 for _ in self._lines(lambda number, value: True, torn=True))
+            self.count = sum(1 for _ in self._lines(keep))
+            if lines and not self.count:
+                os.unlink(self.path)
+        except OSError as error:
+            raise translate(error, self.path, 0) from error
+        if 0 < self.count < lines:
+            with replacing(self.path) as temporary, open(temporary, "w", encoding="ascii") as file:
+                file.writelines(self._lines(keep))
+
+    def _lines(self, keep: Callable[[int, Any], bool], *, torn: bool = False) -> Iterator[str]:
+        """The lines that stay, one at a time: there may be as many as files have failed."""
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(self.path, encoding="ascii", errors="backslashreplace") as file,
+        ):
+            for number, line in enumerate(file):
+                try:
+                    stays = keep(number, json.loads(line))
+                except (ValueError, RecursionError):
+                    stays = torn
+                if stays:
+                    yield line
 
     def close(self) -> None:
         """Close the file; a line that a full disk refused is refused here, too, and has been reported."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
+            self._file = None
 
 
 def remove(paths: Iterable[str]) -> None:

@@ -64,6 +64,25 @@ def assign_keys(names: Iterable[str]) -> dict[str, str]:
     return keys
 
 
+def assign_folder_names(folders: Iterable[str]) -> dict[str, str]:
+    """Give each of these absolute folders its own last name, whatever their order.
+
+    Of two that would be the same, the later one gets `~2`, and so on; "the same" as for `assign_keys`.
+    """
+    names: dict[str, str] = {}
+    used: set[str] = set()
+    for folder in sorted(folders):
+        drive, _ = os.path.splitdrive(folder)
+        last = os.path.basename(folder) or re.sub(r"\W+", "-", drive).strip("-")
+        name, number = last, 1
+        while _fold(_component(name)) in used:
+            number += 1
+            name = f"{last}~{number}"
+        used.add(_fold(_component(name)))
+        names[folder] = name
+    return names
+
+
 def _component(name: str) -> str:
     """Make a component of a key: without control characters and undecodable bytes, and short enough."""
     raw = _UNSAFE.sub(_percent, name).encode()

@@ -14,11 +14,11 @@ import os
 import re
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from unet_batch.errors import SourceError
-from unet_batch.files.naming import assign_keys
+from unet_batch.files.naming import assign_folder_names, assign_keys
 from unet_batch.types import Item
 
 MARKER = b'{"unet_batch":'  # how the run.json of an output folder begins, white space aside
@@ -32,7 +32,11 @@ class Sources:
 
     Attributes:
         items: the pictures and clips, in the order of their keys' components.
-        root: absolute common folder of the sources; keys are relative to it.
+        root: absolute common folder of the sources, which keys are relative to; "" where they have nothing in
+            common but the top of a file system, or not even that: then each of `folders` gives its last name
+            to the keys of what it holds.
+        folders: the outermost folders that were named or hold what was named.
+        default_output: where results go unless the user says otherwise; see `_default_output`.
         ignored: how many other files the folders hold, by lower-case extension ("" for none).
         skipped_folders: folders left out because they hold outputs.
         unreadable: (path, reason) of folders and links below the sources that could not be listed.
@@ -41,10 +45,38 @@ class Sources:
 
     items: tuple[Item, ...]
     root: str
+    folders: tuple[str, ...]
+    default_output: str
     ignored: Mapping[str, int]
     skipped_folders: tuple[str, ...]
     unreadable: tuple[tuple[str, str], ...]
     duplicates: int
+
+    def root_of(self, path: str) -> str:
+        """The folder that a source is named relative to: `root`, or the top of its own file system."""
+        return self.root or os.path.join(os.path.splitdrive(path)[0], os.sep)
+
+    def relative(self, path: str) -> str:
+        """The name of a source below `root_of`, `/`-separated."""
+        root = self.root_of(path)
+        return path[len(root if root.endswith(os.sep) else root + os.sep) :].replace(os.sep, "/")
+
+
+def check_names(
+    sources: Sequence[str],
+    *,
+    live: Callable[[str], str | None] = lambda source: None,
+    cwd: str | None = None,
+) -> None:
+    """See that whatever is named by its own name is there; looks into no folder, so that it takes no time.
+
+    Raises:
+        SourceError: as from `collect`.
+    """
+    search = _Search(lambda name: False, live, (), cwd)
+    for source in sources:
+        if not source.startswith("@") and not live(source):
+            search.locate(source)
 
 
 def collect(
@@ -53,6 +85,7 @@ def collect(
     is_picture: Callable[[str], bool],
     live: Callable[[str], str | None] = lambda source: None,
     exclude: Sequence[str] = (),
+    may_be_empty: bool = False,
     cwd: str | None = None,
 ) -> Sources:
     """Find what `sources` name: files, folders with all below, glob patterns, and `@lists` of paths.
@@ -62,21 +95,16 @@ def collect(
         is_picture: says from its name whether a file found in a folder is to be segmented.
         live: gives a name to a source that is no file but a camera or an address; None to all others.
         exclude: folders to leave out wherever they appear, the output folder above all.
+        may_be_empty: folders need not hold anything yet.
         cwd: where relative names start; the current folder if None.
 
     Raises:
-        SourceError: a source does not exist, cannot be read, or holds no pictures; or the sources have no
-            common folder.
+        SourceError: a source does not exist, cannot be read, or holds no pictures.
     """
-    try:
-        search = _Search(is_picture, live, exclude, os.path.abspath(cwd or os.getcwd()))
-    except OSError as error:
-        raise SourceError(
-            f"the current folder is gone: {_reason(error)}", hint="change to one that exists"
-        ) from error
+    search = _Search(is_picture, live, exclude, cwd, may_be_empty=may_be_empty)
     for source in sources:
         search.add(source)
-    if not search.found and not search.addresses:
+    if not search.found and not search.addresses and not (may_be_empty and search.bases):
         why = (
             f": {len(search.skipped)} folder(s) hold outputs, such as {min(search.skipped)}"
             if search.skipped
@@ -88,18 +116,23 @@ def collect(
         raise SourceError(
             f"no pictures to segment{why}", hint="name a file or folder with pictures that are not outputs"
         )
-    try:
-        root = os.path.commonpath(list(search.bases) or [os.path.join(search.cwd, "live")])
-    except ValueError as error:  # Windows only
-        raise SourceError("the sources lie on different drives", hint="run once for each drive") from error
-    below = len(root if root.endswith(os.sep) else root + os.sep)
-    paths = {path[below:].replace(os.sep, "/"): path for path in search.found}
+    bases = search.bases or {os.path.join(search.cwd, "live")}
+    root, folders = _common_folder(bases), _outermost(bases)
+    if root:
+        below = len(root if root.endswith(os.sep) else root + os.sep)
+        paths = {path[below:].replace(os.sep, "/"): path for path in search.found}
+    else:
+        paths = dict(zip(_relative_names(search.found, folders), search.found, strict=True))
     paths.update(search.addresses)
     items = [Item(paths[name], key) for name, key in assign_keys(paths).items()]
     items.sort(key=lambda item: item.key.split("/"))
     return Sources(
         items=tuple(items),
         root=root,
+        folders=folders,
+        default_output=_default_output(
+            root, is_named=not search.bases or root in search.named, cwd=search.cwd
+        ),
         ignored=Counter(
             itertools.chain.from_iterable(counts.elements() for counts in search.ignored.values())
         ),
@@ -109,16 +142,60 @@ def collect(
     )
 
 
-def default_output(root: str) -> str:
-    """Say where outputs go by default: `<root>-segmented`, beside the sources' common folder.
+def _common_folder(folders: Collection[str]) -> str:
+    """The folder that all of these are or lie in; "" if there is none but the top of a file system."""
+    try:
+        common = os.path.commonpath(folders)
+    except ValueError:  # drives of Windows
+        return ""
+    return common if common in folders or os.path.dirname(common) != common else ""
 
-    Raises:
-        SourceError: `root` is the top of a file system, which nothing lies beside.
+
+def _outermost(folders: Iterable[str]) -> tuple[str, ...]:
+    """Those of the folders that lie in none of the others."""
+    found: list[str] = []
+    for folder in sorted(folders, key=lambda folder: folder.split(os.sep)):
+        if not found or not is_below(folder, found[-1]):
+            found.append(folder)
+    return tuple(found)
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies in it; both absolute."""
+    return path == folder or path.startswith(folder if folder.endswith(os.sep) else folder + os.sep)
+
+
+def _relative_names(paths: Iterable[str], folders: Sequence[str]) -> Iterator[str]:
+    """Name files that have no common folder: each name begins with that of one of `folders`."""
+    prefixes = {top: f"{name}/" for top, name in assign_folder_names(folders).items()}
+    for path in paths:
+        folder, last = os.path.split(path)
+        steps: list[str] = []
+        while folder not in prefixes:
+            folder, step = os.path.split(folder)
+            steps.append(step)
+        prefix = prefixes[folder]
+        for step in reversed(steps):
+            folder, prefix = os.path.join(folder, step), f"{prefix}{step}/"
+            prefixes[folder] = prefix
+        yield prefix + last
+
+
+def _default_output(root: str, *, is_named: bool, cwd: str) -> str:
+    """Say where results go: near the sources, and never outside the current folder if they lie inside.
+
+    A folder gets `NAME-segmented` beside it. Files, patterns and several folders get `segmented` in their
+    common folder, or in the current one if that is further in.
+
+    Args:
+        root: of the sources.
+        is_named: `root` itself was named, not only what lies in it.
+        cwd: the current folder.
     """
-    root = os.path.abspath(root)
-    if os.path.dirname(root) == root:
-        raise SourceError(f"no output folder can lie beside {root}", hint="name an output folder with -o")
-    return root + "-segmented"
+    if not root or is_below(os.path.realpath(cwd), os.path.realpath(root)):
+        return os.path.join(cwd, "segmented")
+    # Beside the top of a disk there is nothing, or another disk.
+    return root + "-segmented" if is_named and not os.path.ismount(root) else os.path.join(root, "segmented")
 
 
 class _Search:
@@ -129,12 +206,21 @@ class _Search:
         is_picture: Callable[[str], bool],
         live: Callable[[str], str | None],
         exclude: Sequence[str],
-        cwd: str,
+        cwd: str | None,
+        *,
+        may_be_empty: bool = False,
     ) -> None:
-        self.is_picture, self.live, self.cwd = is_picture, live, cwd
+        try:
+            cwd = os.path.abspath(cwd or os.getcwd())
+        except OSError as error:
+            raise SourceError(
+                f"the current folder is gone: {_reason(error)}", hint="change to one that exists"
+            ) from error
+        self.is_picture, self.live, self.cwd, self.may_be_empty = is_picture, live, cwd, may_be_empty
         self.found: dict[str, None] = {}
         self.addresses: dict[str, str] = {}  # by name
-        self.bases: set[str] = set()
+        self.bases: set[str] = set()  # folders that were named or hold a file that was
+        self.named: set[str] = set()  # the former
         # By folder: one visited twice counts once
         self.ignored: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.skipped: set[str] = set()
@@ -146,32 +232,52 @@ class _Search:
         self.excluded_names = {os.path.basename(folder).casefold() for folder in folders}
 
     def add(self, source: str) -> None:
-        if not source:
-            raise SourceError("a source has an empty name")
         if source.startswith("@"):
             return self.add_list(source[1:])
         if name := self.live(source):
             self.addresses[name] = source
             return None
+        path, parts, is_folder = self.locate(source)
+        if parts:
+            try:
+                pattern = _Pattern([part for part in parts if part not in ("", ".")])
+            except re.error as bad:
+                raise SourceError(f"{source} is not a valid pattern: {bad}") from bad
+            return self.add_folder(source, path, pattern)
+        return self.add_folder(source, path) if is_folder else self.take(path, os.path.dirname(path))
+
+    def locate(self, source: str) -> tuple[str, list[str], bool]:
+        """Look where a source is.
+
+        Returns:
+            The absolute path of the file or folder; of a pattern the folder it begins in, and its components;
+            whether it is a folder.
+
+        Raises:
+            SourceError: it is not there, and no pattern.
+        """
+        if not source:
+            raise SourceError("a source has an empty name")
         path = _absolute(source, self.cwd)
         try:
-            is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+            return path, [], stat.S_ISDIR(os.stat(path).st_mode)
         except ValueError as error:
             raise SourceError(f"{source!r} cannot be a file name: {error}") from error
         except OSError as error:
-            if not os.path.lexists(path):
-                return self.add_pattern(source, error)
-            is_folder = False  # a broken link: it was named, so decoding reports it
-        return self.add_folder(source, path) if is_folder else self.take(path, os.path.dirname(path))
+            if os.path.lexists(path):  # a broken link: it was named, so decoding reports it
+                return path, [], False
+            return *self.split_pattern(source, error), True
 
     def add_folder(self, source: str, top: str, pattern: _Pattern | None = None) -> None:
         before = len(self.unreadable), len(self.skipped)
         taken, others = self.walk(top, pattern)
-        if taken:
-            self.bases.add(top)
-        elif top in self.unreadable:
+        if top in self.unreadable:
             hint = "check its permissions" if os.path.exists(top) else _nearby(top)
             raise SourceError(f"{source}: {top} cannot be listed: {self.unreadable[top]}", hint=hint)
+        if taken or (self.may_be_empty and top not in self.skipped):
+            self.bases.add(top)
+            if pattern is None:
+                self.named.add(top)
         elif top not in self.skipped:
             others += Counter({"folders that cannot be listed": len(self.unreadable) - before[0]})
             others += Counter({"folders of outputs": len(self.skipped) - before[1]})
@@ -204,7 +310,8 @@ class _Search:
             except SourceError as error:  # one of many: reported, like a missing file
                 self.unreadable.setdefault(entry, error.message.removeprefix(f"{entry} "))
 
-    def add_pattern(self, source: str, error: OSError) -> None:
+    def split_pattern(self, source: str, error: OSError) -> tuple[str, list[str]]:
+        """The folder that a pattern begins in, and the rest; `error` says why it is no file's name."""
         drive, rest = os.path.splitdrive(source)
         parts = rest.replace(os.altsep or os.sep, os.sep).split(os.sep)
         base = os.path.join(self.cwd, drive if parts[0] else drive + os.sep)
@@ -218,11 +325,7 @@ class _Search:
                 else f"cannot be read: {_reason(error)}"
             )
             raise SourceError(f"{source} {why}", hint=_nearby(base))
-        try:
-            pattern = _Pattern([part for part in parts if part not in ("", ".")])
-        except re.error as bad:
-            raise SourceError(f"{source} is not a valid pattern: {bad}") from bad
-        self.add_folder(source, base, pattern)
+        return base, parts
 
     def take(self, path: str, base: str | None = None) -> None:
         self.duplicates += path in self.found

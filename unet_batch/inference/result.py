@@ -54,6 +54,11 @@ class Result:
         return postprocess.mask_from_map(map, placement, self.threshold)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of how the picture was read, e.g. that it is the first of several pages."""
+        return () if self.prediction is None else self.prediction.frame.notes
+
+    @property
     def probability(self) -> Pixels:
         """uint8 (height, width), round(255 p), of a model of one class.
 

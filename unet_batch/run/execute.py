@@ -111,10 +111,11 @@ class Task(Item):
 
 @dataclass(frozen=True)
 class _Written:
-    """A picture whose outputs stand under their names, and the seconds of the stages that know of it."""
+    """A picture whose outputs stand under their names, the seconds of the stages that know it, and notes."""
 
     item: Item
     seconds: dict[str, float]
+    notes: tuple[str, ...]
 
 
 class _Run:
@@ -192,9 +193,11 @@ class _Run:
         report.stages = list(self.stages.values())
         report.bottleneck = bottleneck(report.stages).name if self.plan.todo and report.stages else ""
         report.backlog = self.backlog.figures()
-        self.outcomes.errors.close()
         # What aborted the run is what the caller must hear of, not that its report met the same full disk.
-        with suppress(OutputError) if report.status == "aborted" else nullcontext():
+        what_aborted = suppress(OutputError) if report.status == "aborted" else nullcontext()
+        with what_aborted:
+            self.outcomes.close()
+        with what_aborted:
             if os.path.exists(self.manifest.path):  # or the folder is gone, and would be made again
                 self._write_report()
         self.outcomes.tell(
@@ -266,7 +269,8 @@ class _Run:
             write_atomic(os.path.join(self.folder, *file.split("/")), data)
             outputs[kind] = (*outputs.get(kind, ()), (file, len(data)))
         self.outcomes.record_done(task, task.identity, outputs)
-        return _Written(task, {"render": encoded.seconds, "write": time.perf_counter() - begun})
+        seconds = {"render": encoded.seconds, "write": time.perf_counter() - begun}
+        return _Written(task, seconds, encoded.notes)
 
     def _consume(
         self, results: Pipeline[HasItem, _Written | Failed[HasItem]], *, last: bool
@@ -284,7 +288,7 @@ class _Run:
                     results.stop()
             else:
                 seconds = {**outcome.seconds, "all": time.perf_counter() - task.since}
-                self.outcomes.count_done(task, task.path, seconds)
+                self.outcomes.count_done(task, task.path, seconds, outcome.notes)
             self._look_around(results)
         return again
 
@@ -294,7 +298,8 @@ class _Run:
         Raises:
             SourceError: the folder that all sources lie in is gone: so would be the next one.
         """
-        item, root = item_of(outcome), self.plan.sources.root
+        item = item_of(outcome)
+        root = self.plan.sources.root_of(item.path)
         if outcome.stage == "decode" and item.key not in self.plan.absent and not os.path.lexists(item.path):
             if not os.path.isdir(root):
                 raise SourceError(f"{root} vanished while the run read from it", hint="reconnect its disk")

@@ -88,6 +88,13 @@ class Manifest:
             sibling = bool(part) and name in others and name.endswith(f"-of-{part.rpartition('-')[2]}.jsonl")
             self.is_new = self.is_new and (sibling or not written)
 
+    @staticmethod
+    def is_in(folder: str) -> bool:
+        """Whether a run has recorded anything in a folder."""
+        with suppress(OutputError):
+            return any(_FILE.fullmatch(name) for name in _names(folder))
+        return False
+
     def state(
         self,
         key: str,

@@ -38,8 +38,9 @@ def merge(folder: str) -> RunReport:
         parts = shard_parts(folder)
         path = os.path.join(folder, run_name(""))
         files = {part: os.path.join(folder, run_name(part)) for part in parts}
-        merged = None if _is_newest(path, files.values()) else _merge_reports(folder, files)
-        Manifest(folder).rewrite()
+        manifest = Manifest(folder)
+        merged = None if _is_newest(path, files.values()) else _merge_reports(folder, files, manifest)
+        manifest.rewrite()
         if merged is not None:
             report, failures = merged
             if failures:
@@ -57,8 +58,10 @@ def merge(folder: str) -> RunReport:
         return _read_report(folder, path)
 
 
-def _merge_reports(folder: str, files: Mapping[str, str]) -> tuple[RunReport, list[Failure]]:
-    """Merge the reports and the failures of the shards that ran last."""
+def _merge_reports(
+    folder: str, files: Mapping[str, str], manifest: Manifest
+) -> tuple[RunReport, list[Failure]]:
+    """Merge the reports and failures of the shards that ran last; what failed before and still does stays."""
     found = {part: data for part, path in files.items() if (data := reports.load_report(path)) is not None}
     try:
         last = max(found, key=lambda part: os.stat(files[part]).st_mtime_ns, default=max(files))
@@ -71,20 +74,38 @@ def _merge_reports(folder: str, files: Mapping[str, str]) -> tuple[RunReport, li
                 f"{missing[0].replace('-of-', '/')}" + (" and others" if len(missing) > 1 else ""),
                 hint="run them, or run once without --shard: that does what is left",
             )
-        failures = []
-        for part in group:
-            with (
-                suppress(FileNotFoundError),
-                open(os.path.join(folder, errors_name(part)), encoding="ascii") as lines,
-            ):
-                failures += [Failure(**json.loads(line)) for line in lines]
-        failures.sort(key=lambda failure: failure.path.split(os.sep))
-        return reports.merge_reports(folder, [found[part] for part in group], failures), failures
+        by_path = {failure.path: failure for part in group for failure in _read_failures(folder, part)}
+        report = reports.merge_reports(
+            folder, [found[part] for part in group], sorted(by_path.values(), key=_order)
+        )
+        done = {
+            os.path.join(record.root, *record.identity.source.split("/"))
+            for record in manifest.records.values()
+            if record.status == "done" and record.identity is not None
+        }
+        for failure in _read_failures(folder, ""):
+            if failure.path not in by_path and failure.path not in done and os.path.lexists(failure.path):
+                by_path[failure.path] = failure
+                report.failed_before += 1
+        return report, sorted(by_path.values(), key=_order)
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ManifestError(
             f"{folder}: the report of a shard cannot be read: {error!r}",
             hint="run the shards again: what is done stays done",
         ) from error
+
+
+def _read_failures(folder: str, part: str) -> list[Failure]:
+    with (
+        suppress(FileNotFoundError),
+        open(os.path.join(folder, errors_name(part)), encoding="ascii") as lines,
+    ):
+        return [Failure(**json.loads(line)) for line in lines]
+    return []
+
+
+def _order(failure: Failure) -> list[str]:
+    return failure.path.split(os.sep)
 
 
 def _is_newest(path: str, others: Iterable[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line imports this module before it may afford the others
@@ -26,6 +26,9 @@ class Observer:
 
     def outcome(self, item: Item, failure: Failure | None) -> None:
         """An item is done, or has failed. In the order of the plan, but what was tried again comes last."""
+
+    def note(self, item: Item, notes: Sequence[str]) -> None:
+        """People should know something of how an item that is done was read."""
 
     def frame(self, item: Item, done: int, total: int | None) -> None:
         """So many frames of a clip are done, of a total that may not be known."""

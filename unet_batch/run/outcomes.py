@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from unet_batch.errors import BackendError, DecoderCrashed, UnetBatchError
@@ -14,7 +16,7 @@ from unet_batch.run.manifest import Manifest
 from unet_batch.run.observe import Observer
 from unet_batch.run.plan import RunPlan
 from unet_batch.run.records import Files, Identity, Record, sha256_of
-from unet_batch.run.report import LISTED_FAILURES, RunReport
+from unet_batch.run.report import LISTED_FAILURES, FileNote, RunReport, add_note
 from unet_batch.types import Failure, Item
 
 
@@ -45,7 +47,8 @@ class Outcomes:
         self.plan, self.manifest, self.recipe, self.maker = plan, manifest, recipe, maker
         self.report, self.observer = report, observer
         self.limit = 1 if plan.options.fail_fast else plan.options.max_errors
-        self.errors = LineLog(report.errors_file)
+        self.failures = _FailureList(plan, report.errors_file)
+        self._notes: dict[str, FileNote] = {}
         self.inference_failures = 0  # in a row
         self._last_progress = time.monotonic()
 
@@ -87,16 +90,30 @@ class Outcomes:
             digest = sha256_of(item.path)
             if self.plan.identity(item) == identity:  # else the digest is of something else
                 identity = identity._replace(sha256=digest)
-        root = self.plan.sources.root
+        root = self.plan.sources.root_of(item.path)
         self.manifest.record(Record(item.key, "done", identity, self.recipe, outputs, self.maker, root))
 
-    def count_done(self, item: Item, path: str, seconds: dict[str, float], **values: Any) -> None:
+    def count_done(
+        self, item: Item, path: str, seconds: dict[str, float], notes: Sequence[str] = (), **values: Any
+    ) -> None:
         """Count an item that is done and recorded."""
         self.report.done += 1
         self.inference_failures = 0
+        self.failures.settle(path)
+        for note in notes:
+            add_note(self._notes, note, (path,))
         seconds = {name: round(value, 6) for name, value in seconds.items()}
-        self.tell("item", status="done", key=item.key, path=path, **values, seconds=seconds)
+        more = {"notes": list(notes)} if notes else {}
+        self.tell("item", status="done", key=item.key, path=path, **values, **more, seconds=seconds)
         self.observer.outcome(item, None)
+        if notes:
+            self.observer.note(item, notes)
+
+    def close(self) -> None:
+        """Put what is known by now into the report and into the list of failures."""
+        self.report.file_notes = list(self._notes.values())
+        self.failures.close()
+        self.report.failed_before = max(0, self.failures.count - self.report.failed)
 
     def fail(self, item: Item, identity: Identity | None, stage: str, error: UnetBatchError) -> bool:
         """Record and count that an item failed.
@@ -125,5 +142,64 @@ class Outcomes:
         self.report.failed += 1
         if len(self.report.failures) < LISTED_FAILURES:
             self.report.failures.append(failure)
-        self.errors.write(dataclasses.asdict(failure))
+        self.failures.add(failure)
         self.tell("item", status="failed", key=key, **dataclasses.asdict(failure))
+
+
+class _FailureList:
+    """`errors.jsonl`: the files that have failed in this folder and have not been done since.
+
+    Lines of earlier runs stay until their file is tried again: a run that is killed loses none, and `watch`,
+    which is a run for each batch, lists the failures of all.
+
+    Args:
+        plan: resumed.
+        path: the file.
+    """
+
+    def __init__(self, plan: RunPlan, path: str) -> None:
+        self._settled: set[str] = set()
+        self._earlier: set[str] = set()
+        pending: set[str] = set()
+        known: set[str] = set()
+        if os.path.exists(path):
+            pending = {shown(item.path) for item in (*plan.todo, *plan.quarantined)}
+            known = {shown(item.path) for item in plan.items}
+        finds_folders = plan.options.shard is None or plan.options.shard.number == 1
+
+        def is_failed(number: int, line: Any) -> bool:
+            """Whether an earlier failure is one still, as far as can be known before the run."""
+            if not isinstance(line, dict) or not isinstance(failed := line.get("path"), str):
+                return False
+            if line.get("stage") == "source":  # this run looks for itself, unless another shard does
+                return not finds_folders and os.path.lexists(failed)
+            if failed in pending or (failed not in known and os.path.lexists(failed)):
+                self._earlier.add(failed)
+                return True
+            return False
+
+        self._lines = LineLog(path, is_failed)
+        self._before = self._lines.count
+
+    @property
+    def count(self) -> int:
+        """How many lines there are."""
+        return self._lines.count
+
+    def add(self, failure: Failure) -> None:
+        """List a failure."""
+        self.settle(failure.path)
+        self._lines.write(dataclasses.asdict(failure))
+
+    def settle(self, path: str) -> None:
+        """Take note that a file was tried: what an earlier run said of it no longer counts."""
+        if path in self._earlier:
+            self._settled.add(path)
+
+    def close(self) -> None:
+        """Take out what no longer counts."""
+        if self._settled:
+            self._lines.prune(
+                lambda number, line: number >= self._before or line["path"] not in self._settled
+            )
+        self._lines.close()

@@ -7,6 +7,7 @@ plan = resume(plan, recipe)    # what is left of it, once the model is known; wr
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from unet_batch.errors import DecoderCrashed, ManifestError, UsageError
 from unet_batch.files import naming
+from unet_batch.files.atomic import translate
 from unet_batch.files.outputs import CLIP_KINDS, KINDS, PICTURE_KINDS, OutputTree
-from unet_batch.files.sources import Sources, collect, default_output
+from unet_batch.files.sources import Sources, collect, is_below
 from unet_batch.media import images, video
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout
@@ -88,41 +90,90 @@ class RunPlan:
 
     def identity(self, item: Item) -> Identity | None:
         """Look at the source of an item."""
-        root = self.sources.root
-        below = len(root if root.endswith(os.sep) else root + os.sep)
-        return Identity.of(item.path, item.path[below:].replace(os.sep, "/"))
+        return Identity.of(item.path, self.sources.relative(item.path))
 
 
-def prepare(options: RunOptions) -> RunPlan:
-    """Find the sources. Writes nothing, and looks at no output.
+def prepare(options: RunOptions, *, may_be_empty: bool = False) -> RunPlan:
+    """Find the sources, and say where their results go. Writes nothing.
+
+    Args:
+        options: as asked.
+        may_be_empty: folders need not hold anything yet.
 
     Raises:
         SourceError: a source does not exist or holds nothing to segment.
-        UsageError: nothing to save, an unknown kind of output, or the output folder is a source.
+        UsageError: nothing to save, an unknown kind of output, or the output folder is a source or a file.
+        OutputError: a file lies where the output folder would.
     """
     if not options.save:
         raise UsageError("nothing to save was asked for", hint=f"choose from: {', '.join(KINDS)}")
-    exclude = [os.path.abspath(options.output)] if options.output else []
-    if exclude and exclude[0] in map(os.path.abspath, options.sources):
-        raise UsageError(
-            f"{options.output} is a source and cannot be the output folder as well: results would be read "
-            f"as pictures",
-            hint=f"choose another folder, for example -o {default_output(exclude[0])}",
-        )
+    exclude = [] if options.output is None else [_named_output(options)]
     sources = _mark_clips(
         collect(
             options.sources,
             is_picture=lambda name: images.is_supported(name) or video.is_clip(name),
             live=naming.live_name,
             exclude=exclude,
+            may_be_empty=may_be_empty,
         )
     )
     _check_kinds(options.save, sources.items)
-    folder = options.output or default_output(sources.root)
+    folder, notes = (exclude[0], ()) if exclude else _default_output(sources)
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise translate(NotADirectoryError(errno.ENOTDIR, ""), folder, 0)
     outputs = OutputTree(folder, [kind for kind in options.save if kind in PICTURE_KINDS])
     shard = options.shard
     items = sources.items if shard is None else tuple(item for item in sources.items if shard.takes(item.key))
-    return RunPlan(options, sources, outputs, items, items)
+    return RunPlan(options, sources, outputs, items, items, notes=notes)
+
+
+def _named_output(options: RunOptions) -> str:
+    """The output folder that was asked for, absolute.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    output = options.output
+    if not output:
+        raise UsageError("the output folder has an empty name", hint="leave -o out, or name a folder")
+    folder = os.path.abspath(output)
+    if folder in map(os.path.abspath, options.sources):
+        raise _is_source_too(output, folder)
+    # A folder that exists was called like this on purpose, or by an earlier release.
+    is_file_name = images.is_supported(folder) or video.is_clip(folder)
+    if is_file_name and not output.endswith(("/", os.sep)) and not os.path.lexists(folder):
+        stem = os.path.splitext(output)[0]
+        raise UsageError(
+            f"-o {output}: this is called like a file, and results go into a folder, each under the name of "
+            "its source",
+            hint=f"name a folder, for example -o {stem}: masks are then in {os.path.join(stem, 'masks')}",
+        )
+    return folder
+
+
+def _default_output(sources: Sources) -> tuple[str, tuple[str, ...]]:
+    """Where results go that nobody has named a folder for, and what people should know of it.
+
+    Up to 0.2.0 they lay beside the common folder whatever was named, and a run of that folder itself still
+    puts them there. They are gone on with, unless there is something at the new place, too.
+
+    Raises:
+        UsageError: there are pictures in that folder.
+    """
+    folder, before = sources.default_output, f"{sources.root}-segmented"
+    if sources.root and before != folder and not os.path.lexists(folder) and Manifest.is_in(before):
+        note = f"goes on in {before}, which holds results of this folder; -o {folder} begins anew"
+        return before, (note,)
+    if any(is_below(item.path, folder) for item in sources.items):
+        raise _is_source_too(folder, folder)
+    return folder, ()
+
+
+def _is_source_too(output: str, folder: str) -> UsageError:
+    return UsageError(
+        f"{output} is a source and cannot be the output folder as well: results would be read as pictures",
+        hint=f"choose another folder, for example -o {folder}-segmented",
+    )
 
 
 def _mark_clips(sources: Sources) -> Sources:
@@ -208,7 +259,7 @@ def resume(plan: RunPlan, recipe: OutputRecipe) -> RunPlan:
             hint="choose another folder with -o, or replace them with --overwrite",
         )
 
-    notes = comparison.notes(bool(others))
+    notes = (*plan.notes, *comparison.notes(bool(others)))
     manifest.keep(item.key for item in comparison.todo)
     return dataclasses.replace(
         plan,
@@ -218,7 +269,7 @@ def resume(plan: RunPlan, recipe: OutputRecipe) -> RunPlan:
         records=tuple(comparison.records),
         quarantined=tuple(comparison.quarantined),
         absent=frozenset(comparison.absent),
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
@@ -233,7 +284,7 @@ class _Comparison:
         listing: Listing,
         adopted: Mapping[str, Mapping[str, Files]],
     ) -> None:
-        self.plan, self.options, self.root = plan, plan.options, plan.sources.root
+        self.plan, self.options = plan, plan.options
         self.recipe, self.manifest, self.listing, self.adopted = recipe, manifest, listing, adopted
         self.states: Counter[str] = Counter()
         self.todo: list[Item] = []
@@ -259,10 +310,11 @@ class _Comparison:
     def _judge(self, item: Item, identity: Identity | None) -> tuple[str, Record | None]:
         """The state of an item, and what to record of it before the run."""
         digest, before = self.recipe.digest, self.manifest.records.get(item.key)
+        root = self.plan.sources.root_of(item.path)
         contents = partial(sha256_of, item.path) if self.options.hash_sources else None
         kinds = self.plan.kinds(item)
         state = self.manifest.state(item.key, identity, digest, kinds, self.listing, contents)
-        if state == "changed" and before is not None and _is_namesake(before, self.root):
+        if state == "changed" and before is not None and _is_namesake(before, item.path):
             self.namesakes[before.root] += 1
 
         # To be overwritten: on record at once, so that when this run is cut short, the next one needs no
@@ -273,12 +325,12 @@ class _Comparison:
         # Touched: recorded with its new time, so that its contents need not be read again.
         if state == "touched" and before is not None and before.identity is not None and identity is not None:
             identity = identity._replace(sha256=before.identity.sha256)
-            return state, before._replace(identity=identity, root=self.root)
+            return state, before._replace(identity=identity, root=root)
 
         # From before there were manifests.
         if item.key in self.adopted and identity is not None:
             outputs = self.adopted[item.key]
-            return "adopted", Record(item.key, "done", identity, digest, outputs, root=self.root)
+            return "adopted", Record(item.key, "done", identity, digest, outputs, root=root)
 
         # What crashed a decoder would end this process, too.
         is_crash = state == "failed" and before is not None and _has_crashed(before, identity)
@@ -310,11 +362,15 @@ def _has_crashed(record: Record, identity: Identity | None) -> bool:
     return same and record.error == _CRASHED
 
 
-def _is_namesake(record: Record, root: str) -> bool:
-    """Whether a record is of a picture that still exists elsewhere, under the same name."""
-    if record.identity is None or not record.root or record.root == root:
+def _is_namesake(record: Record, path: str) -> bool:
+    """Whether a record is of another picture than `path`, which still exists under its own name."""
+    if record.identity is None or not record.root:
         return False
-    return os.path.exists(os.path.join(record.root, *record.identity.source.split("/")))
+    other = os.path.join(record.root, *record.identity.source.split("/"))
+    try:
+        return os.path.exists(other) and not os.path.samefile(other, path)
+    except OSError:  # `path` itself is gone
+        return True
 
 
 def _find_adoptable(plan: RunPlan, recipe: OutputRecipe, listing: Listing) -> dict[str, dict[str, Files]]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,66 @@ from unet_batch.types import Failure
 Status = Literal["running", "done", "failures", "stopped", "interrupted", "aborted"]
 
 LISTED_FAILURES = 100
+LISTED_EXAMPLES = 20
+NOTE_KINDS = 50
+_NUMBER = re.compile(r"(?<![^\s(])([0-9]{1,18})(?:-([0-9]{1,18}))?(?=[\s:;,)]|$)")  # a word of its own
 LIBRARIES = (
     *("torch", "tensorrt", "tensorrt-rtx", "pycuda"),
     *("numpy", "opencv-python-headless", "pillow", "simplejpeg", "safetensors"),
 )
 _SEVERITY: Sequence[Status] = ("done", "failures", "stopped", "interrupted", "aborted")
+
+
+@dataclass
+class FileNote:
+    """What people should know of how files were read, said once for all that it holds for.
+
+    Attributes:
+        note: the phrase; where only numbers differ, with their range: `2-12 pages: the first is read`.
+        files: how many.
+        examples: the first of them.
+    """
+
+    note: str
+    files: int
+    examples: list[str]
+
+
+def add_note(notes: dict[str, FileNote], note: str, examples: Sequence[str], files: int = 1) -> None:
+    """Count a phrase of some files.
+
+    Args:
+        notes: what was counted so far, by the phrase without its numbers. Their number is bounded.
+        note: the phrase.
+        examples: the files, or the first of them.
+        files: how many.
+    """
+    kind = _NUMBER.sub("#", note)
+    if kind not in notes and len(notes) >= NOTE_KINDS:
+        kind = note = "other notes, which --log-json lists"
+    found = notes.setdefault(kind, FileNote(note, 0, []))
+    others = _NUMBER.finditer(note)
+
+    def widen(match: re.Match[str]) -> str:
+        numbers = [int(text) for each in (match, next(others, match)) for text in each.groups() if text]
+        low, high = min(numbers), max(numbers)
+        return str(low) if low == high else f"{low}-{high}"
+
+    if found.note != note:
+        found.note = _NUMBER.sub(widen, found.note)
+    found.files += files
+    found.examples.extend(examples[: LISTED_EXAMPLES - len(found.examples)])
+
+
+def every_note(report: RunReport) -> list[FileNote]:
+    """The notes of pictures and of clips."""
+    notes: dict[str, FileNote] = {}
+    for each in report.file_notes:
+        add_note(notes, each.note, each.examples, each.files)
+    for clip in report.clips:
+        for note in clip["notes"]:
+            add_note(notes, note, (clip["path"],))
+    return list(notes.values())
 
 
 @dataclass
@@ -40,6 +96,8 @@ class RunReport:
         overwrite: whether outputs of earlier runs were to be made again.
         found: items in the sources (of the shard), of which `done` were segmented now, `failed`, and
             `skipped` had their outputs already.
+        failed_before: files that failed in earlier runs and were not tried now; `OUT/errors.jsonl` lists
+            them, too.
         unreadable: folders and links among the sources that could not be listed; they count as failed, and
             not as found.
         states: how many items were in which `records.State` when the run began.
@@ -59,6 +117,8 @@ class RunReport:
             most.
         failures: the first hundred; all of them stand in `OUT/errors.jsonl`.
         notes: what people should know: a sentence each.
+        file_notes: what they should know of how pictures were read that were segmented now, those of clips
+            apart.
     """
 
     unet_batch: str
@@ -74,6 +134,7 @@ class RunReport:
     overwrite: bool = False
     done: int = 0
     failed: int = 0
+    failed_before: int = 0
     unreadable: int = 0
     states: Mapping[str, int] = field(default_factory=dict)
     retried: int = 0
@@ -88,6 +149,7 @@ class RunReport:
     backlog: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     notes: Sequence[str] = ()
+    file_notes: list[FileNote] = field(default_factory=list)
     versions: Mapping[str, str] = field(default_factory=dict)
     started: str = ""
 
@@ -103,7 +165,7 @@ class RunReport:
 
     @property
     def errors_file(self) -> str:
-        """Where every failure is listed; absent without any."""
+        """Where every file is listed that has failed and was not done since; absent without any."""
         return os.path.join(self.output, errors_name(_part(self.shard)))
 
     @property
@@ -156,9 +218,12 @@ def merge_reports(
         name: first[name] for name in ("unet_batch", "model", "backend", "versions", "overwrite", "notes")
     }
     states: Counter[str] = Counter()
+    notes: dict[str, FileNote] = {}
     stages: dict[str, StageStats] = {}
     for each in reports:
         states.update(each["states"])
+        for values in each.get("file_notes", ()):  # 0.2.0 had none
+            add_note(notes, values["note"], values["examples"], values["files"])
         for values in each["stages"]:
             more = StageStats(**values)
             total = stages.setdefault(more.name, StageStats(more.name, 0))
@@ -177,7 +242,8 @@ def merge_reports(
         found=sum(each["found"] for each in reports),
         skipped=sum(each["skipped"] for each in reports),
         done=sum(each["done"] for each in reports),
-        failed=len(failures),
+        failed=sum(each["failed"] for each in reports),
+        failed_before=sum(each.get("failed_before", 0) for each in reports),
         unreadable=sum(each["unreadable"] for each in reports),
         states=dict(states),
         retried=sum(each["retried"] for each in reports),
@@ -188,6 +254,7 @@ def merge_reports(
         seconds=max(each["seconds"] for each in reports),
         stages=list(stages.values()),
         failures=list(failures[:LISTED_FAILURES]),
+        file_notes=list(notes.values()),
         started=min(each["started"] for each in reports),
     )
     report.bottleneck = bottleneck(report.stages).name if report.stages else ""

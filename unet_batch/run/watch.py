@@ -33,7 +33,7 @@ _SHARE = 0.1  # of a processor that looking may take
 
 @dataclass
 class Watched:
-    """Counts of a finished `watch`: files done and failed, batches, and the last report."""
+    """Counts of a `watch`: files done, files whose last try failed, and batches; and the last report."""
 
     done: int = 0
     failed: int = 0
@@ -44,7 +44,7 @@ class Watched:
         """Count the report of a batch; one in which nothing was tried is no batch."""
         self.report = report
         self.done += report.done
-        self.failed += report.failed
+        self.failed = report.failed + report.failed_before
         self.batches += bool(report.done + report.failed)
 
 
@@ -106,25 +106,43 @@ def watch(
 
     Raises:
         SourceError: a source is no folder, or vanished.
-        OutputError, BackendError: as from `execute`.
+        UsageError, OutputError, BackendError: as from `prepare` and `execute`.
     """
     stop = stop or Stop()
     total, arrivals = Watched(), Arrivals(settle)
+    begun, plan = time.monotonic(), look(options)
+    options = replace(options, output=plan.outputs.folder)  # of all batches
     while not stop.reason:
-        begun = time.monotonic()
-        plan = _look(options)
-        ready = arrivals.look(plan.items, begun) if plan is not None else []
+        ready = arrivals.look(plan.items, begun)
         took = time.monotonic() - begun
-        if plan is not None:
-            for batch in _batches(ready):
-                if not stop.reason:
-                    part = replace(plan, items=batch, todo=batch)
-                    report = execute(part, segmenter, observer, stop)
-                    total.add(report)
-                    if report.done + report.failed:
-                        observer.batch(report)
+        for batch in _batches(ready):
+            if not stop.reason:
+                part = replace(plan, items=batch, todo=batch)
+                report = execute(part, segmenter, observer, stop)
+                total.add(report)
+                if report.done + report.failed:
+                    observer.batch(report)
         stop.sleep(max(poll, took / _SHARE))
+        begun, plan = time.monotonic(), _look_again(options, plan)
     return total
+
+
+def look(options: RunOptions) -> RunPlan:
+    """What the folders hold now, and where results go. Writes nothing.
+
+    Raises:
+        SourceError: a source is no folder, cannot be listed, or holds results.
+        UsageError, OutputError: as from `prepare`.
+    """
+    for source in options.sources:
+        if not os.path.isdir(source):
+            raise SourceError(
+                f"{source}: not a folder, and only folders can be watched"
+                if os.path.exists(source)
+                else f"{source} is not there",
+                hint="name folders; make an empty one if its files are still to come",
+            )
+    return prepare(options, may_be_empty=True)
 
 
 def _batches(items: Sequence[Item]) -> Iterator[tuple[Item, ...]]:
@@ -136,17 +154,11 @@ def _batches(items: Sequence[Item]) -> Iterator[tuple[Item, ...]]:
             yield (item,)
 
 
-def _look(options: RunOptions) -> RunPlan | None:
-    """What the folders hold now; None if that is nothing yet."""
-    for source in options.sources:
-        if not os.path.isdir(source):
-            raise SourceError(
-                f"{source}: not a folder, and only folders can be watched"
-                if os.path.exists(source)
-                else f"{source} is not there",
-                hint="name folders; make an empty one if its files are still to come",
-            )
+def _look_again(options: RunOptions, before: RunPlan) -> RunPlan:
+    """The same later; a folder that is there and cannot be listed may be so the next time."""
     try:
-        return prepare(options)
-    except SourceError:  # which are there, but hold nothing
-        return None
+        return look(options)
+    except SourceError:
+        if all(map(os.path.isdir, options.sources)):
+            return replace(before, items=(), todo=())
+        raise
