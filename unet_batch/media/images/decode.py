@@ -1,4 +1,4 @@
-"""Decode pictures from files and from memory: JPEG by `jpeg.py`, every other format with Pillow."""
+"""Decode pictures from files and from memory: JPEG by `jpeg.py`, TIFF by `tiff.py`, all else by Pillow."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from unet_batch.media.images.common import (
     apply_orientation,
     exif_orientation,
     open_source,
+    to_uint8,
 )
 from unet_batch.media.images.jpeg import read_jpeg
+from unet_batch.media.images.tiff import PALETTE, Stored, read_stored, read_tiff, tiff_orientation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.ImageFile import ImageFile
 
     from unet_batch.types import Pixels, Size
-
-_CONVERT = "convert it to 8-bit RGB"
 
 
 def read(path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -78,15 +78,15 @@ def _read(source: Source, at_least: Size | None) -> Picture:
     if source.format.name == "JPEG":
         return read_jpeg(source, at_least)
     if source.format.name == "TIFF":
-        image = _open_tiff(source)
-    elif source.format.name == "PNG":
-        image = _open_png(source, source.file.read())
-    else:
-        image = _open_image(source)
+        return read_tiff(source)
+    image = _open_png(source, source.file.read()) if source.format.name == "PNG" else _open_image(source)
     image.load()
-    # A TIFF is upright by now, and has lost its orientation tag
-    pixels = cast("Pixels", apply_orientation(to_rgb(image), exif_orientation(image)))
-    return Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+    orientation = exif_orientation(image)
+    pixels = cast("Pixels", apply_orientation(to_rgb(image), orientation))
+    missing = no_value(image)
+    if missing is not None:
+        missing = apply_orientation(missing.view(np.uint8), orientation).view(np.bool_)
+    return Picture(pixels, (pixels.shape[0], pixels.shape[1]), missing)
 
 
 def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[Any], str]:
@@ -108,6 +108,8 @@ def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[Any], 
     with open_source(path, max_pixels) as source:
         if source.format.name == "JPEG":
             return cv2.cvtColor(read_jpeg(source, None).pixels, cv2.COLOR_RGB2GRAY), "jpeg"
+        if source.format.name == "TIFF":
+            return _tiff_ids(source)
         grey_bits = 8
         if source.format.name == "PNG":
             data = source.file.read()
@@ -146,6 +148,33 @@ def _stored_ids(image: ImageFile) -> NDArray[Any]:
     return values.astype(np.uint8 if image.mode == "1" else np.uint16)
 
 
+def _tiff_ids(source: Source) -> tuple[NDArray[Any], str]:
+    """The numbers of a mask in a TIFF, and what they are; see `read_ids`."""
+    stored = read_stored(source)
+    if stored.lossy:
+        return cv2.cvtColor(stored.rgb(), cv2.COLOR_RGB2GRAY), "jpeg"
+    if stored.values.shape[2] > 1:
+        colours, opacity = stored.rgb(), stored.opacity()
+        return (
+            colours if opacity is None else np.where(opacity[..., None] > 0, colours, np.uint8(0))
+        ), "colour"
+    return _ids_of_numbers(source, stored), "index" if stored.photometric == PALETTE else "grey"
+
+
+def _ids_of_numbers(source: Source, stored: Stored) -> NDArray[Any]:
+    """Numbers of any kind as uint8 or uint16 (h, w)."""
+    values: NDArray[Any] = np.ascontiguousarray(stored.values[..., 0])
+    if values.dtype.kind == "f":
+        raise ImageError(
+            f"{source.name}: pixels of type {values.dtype} cannot be ids",
+            hint="save the mask as an 8-bit grey PNG",
+        )
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"its values, {low} to {high}, cannot be ids: 0 to 65535 expected")
+    return values.astype(np.uint16 if values.itemsize > 1 else np.uint8, copy=False)
+
+
 def orientation(path: str) -> int:
     """EXIF orientation of a picture file, 1 to 8, which `read` undoes; 1 where it is absent or unreadable.
 
@@ -153,6 +182,8 @@ def orientation(path: str) -> int:
         ImageError: no such file, or not a picture.
     """
     with open_source(path, MAX_PIXELS) as source:
+        if source.format.name == "TIFF":
+            return tiff_orientation(source)
         jpeg = source.format.name == "JPEG"
         return exif_orientation(JpegImageFile(source.file) if jpeg else _open_image(source))
 
@@ -265,32 +296,9 @@ def _check_png_rows(header: memoryview, stream: list[memoryview]) -> None:
         raise ValueError(f"the pixel data end {missing:,} bytes early")
 
 
-def _open_tiff(source: Source) -> ImageFile:
-    """Open the first page with Pillow, and refuse what it would misread.
-
-    cv2 knows a few layouts more, but takes planes of 16 bits for interleaved pixels.
-    """
-    try:
-        image = _open_image(source)
-    except SyntaxError as error:
-        if "unknown pixel mode" not in str(error):
-            raise
-        reason = "its kind of TIFF (64-bit or RGB floats, over 4 channels...) is not supported"
-        raise ImageError(f"{source.name}: {reason}", hint=_CONVERT) from error
-    tags = cast("Any", image).tag_v2
-    if tags.get(284) == 2 and max(tags.get(258, (1,))) > 8:  # Pillow reads planes of 16 bits as if they had 8
-        raise ImageError(
-            f"{source.name}: TIFF in separate planes of more than 8 bits is not supported", hint=_CONVERT
-        )
-    # Tiles, which are decoded whole, however much larger than the picture they are
-    if 322 in tags and 323 in tags:
-        source.check_size(tags[323], tags[322])
-    return image
-
-
 def to_rgb(image: Image.Image) -> Pixels:
     """Apply the package's table of conversions to a loaded picture; returns uint8 (height, width, 3)."""
-    mode, tags = image.mode, getattr(image, "tag_v2", {})
+    mode, tags = image.mode, getattr(image, "tag_v2", {})  # tags: of a TIFF that somebody opened with Pillow
     if mode.startswith("I") or mode == "F":
         values: NDArray[Any] = np.asarray(image)
         if mode == "I" and image.format == "PPM":  # 0..65535, whatever the file's own maximum
@@ -298,7 +306,7 @@ def to_rgb(image: Image.Image) -> Pixels:
         elif mode == "I" and image.format == "TIFF" and tags.get(339, (1,))[0] == 1:
             # Unsigned, held as signed
             values = values.view(np.uint32)
-        levels = _to_uint8(values, 4095 if tags.get(258) == (12,) else 65535)
+        levels = to_uint8(values, 12 if tags.get(258) == (12,) else 0)
         if values.itemsize == 2 and tags.get(262) == 0:  # PhotometricInterpretation 0: zero is white
             levels = 255 - levels
         if isinstance(clear := image.info.get("transparency"), int):
@@ -315,27 +323,16 @@ def to_rgb(image: Image.Image) -> Pixels:
     return np.array(image if mode == "RGB" else image.convert("RGB"), np.uint8)
 
 
+def no_value(image: Image.Image) -> NDArray[np.bool_] | None:
+    """Pixels of a loaded picture that have no value, as NaN and infinity say: bool (h, w), or None."""
+    if image.mode != "F":
+        return None
+    missing: NDArray[np.bool_] = ~np.isfinite(np.asarray(image))
+    return missing if missing.any() else None
+
+
 def over_white(rgba: Image.Image) -> Pixels:
     """Composite a picture with alpha over white."""
     canvas = Image.new("RGB", rgba.size, (255, 255, 255))
     canvas.paste(rgba, mask=rgba)
     return np.array(canvas, np.uint8)
-
-
-def _to_uint8(values: NDArray[Any], full: int = 65535) -> Pixels:
-    """Scale numbers of any kind to uint8 by the package's table; `full` is white for uint16."""
-    if values.dtype == np.uint8:
-        return cast("Pixels", values)
-    if values.dtype.kind == "u" and values.itemsize == 2:
-        table = (np.arange(65536, dtype=np.uint32).clip(max=full) * 255 + full // 2) // full
-        return cast("Pixels", table.astype(np.uint8)[values])
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if values.dtype.kind == "f" and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    if low == high:
-        return np.zeros(values.shape, np.uint8)
-    with np.errstate(all="ignore"):
-        scaled = (values.astype(np.float64) - low) * (255 / (high - low))
-    scaled = np.nan_to_num(scaled, copy=False, nan=0, posinf=255, neginf=0)
-    return np.rint(scaled).clip(0, 255).astype(np.uint8)
