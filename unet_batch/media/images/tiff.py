@@ -365,11 +365,10 @@ def _invalid(values: NDArray[Any], nodata: object) -> NDArray[np.bool_] | None:
         number = float(text) if values.dtype.kind == "f" else _whole(text)
     if number is not None and values.dtype.kind != "b":
         if values.dtype.kind == "f":
-            with np.errstate(over="ignore"):
-                number = values.dtype.type(number)
-            found = values == number
-            if abs(number) > 1e30:  # the largest float, written with as many digits as somebody cared for
-                found |= np.isclose(values, number, rtol=1e-5, atol=0)
+            with np.errstate(all="ignore"):
+                found = values == values.dtype.type(number)
+                if abs(number) > 1e30:  # the largest float, written with as many digits as somebody cared for
+                    found |= np.isclose(values, values.dtype.type(number), rtol=1e-5, atol=0)
         elif np.iinfo(values.dtype).min <= number <= np.iinfo(values.dtype).max:
             found = values == values.dtype.type(number)
         else:

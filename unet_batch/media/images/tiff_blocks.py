@@ -166,11 +166,10 @@ def read_blocks(
     grid, height, width = _Grid.of(page), page.imagelength, page.imagewidth
     offsets, counts = page.dataoffsets, page.databytecounts
     end = file.seek(0, io.SEEK_END)
-    if page.compression == 6 and (
-        start := page.tags.valueof(513)
-    ):  # JPEGInterchangeFormat: one for all strips
+    if page.compression == 6 and 513 in page.tags:  # JPEGInterchangeFormat: one stream for all strips
         grid = _Grid(height, width, 1, 1, 1, 1, page.samplesperpixel)
-        offsets, counts = (start,), (page.tags.valueof(514) or end - start,)
+        start, size = _numbers(page, 513)[0], (*_numbers(page, 514), 0)[0]
+        offsets, counts = (start,), (size or end - start,)
     total = grid.planes * grid.deep * grid.down * grid.across
     if min(len(offsets), len(counts)) < total:
         raise ValueError(f"{total} strips or tiles are needed, {min(len(offsets), len(counts))} are listed")
@@ -294,7 +293,7 @@ def _picture_decoder(page: TiffPage, grid: _Grid) -> Decode:
     import imagecodecs
 
     code, kind = int(page.compression), page.dtype
-    extra = page.tags.valueof(50674) or (0, 0)  # LercParameters
+    packing = (*_numbers(page, 50674), 0, 0)[1]  # of LercParameters: 1 is deflate, 2 Zstandard
     limit = grid.rows * grid.columns * grid.bands * np.dtype(kind).itemsize
     options: dict[str, Any] = {}
     if code in JPEG:
@@ -310,8 +309,8 @@ def _picture_decoder(page: TiffPage, grid: _Grid) -> Decode:
             options = {"hasalpha": True}  # opaque tiles have none
 
     def decode(data: bytes, rows: int, columns: int) -> Block:
-        if code == _LERC and extra[1] in (1, 2):  # compressed once more, by GDAL
-            data = _decompress(data, 8 if extra[1] == 1 else 50000, 2 * limit + 65536)
+        if code == _LERC and packing in (1, 2):  # compressed once more, by GDAL
+            data = _decompress(data, 8 if packing == 1 else 50000, 2 * limit + 65536)
         shapes = {(r, c): None for r in (grid.rows, rows) for c in (grid.columns, columns)}
         for shape in shapes:
             out = np.empty(shape if grid.bands == 1 else (*shape, grid.bands), kind)
@@ -376,10 +375,12 @@ def _decompress(data: bytes, code: int, most: int) -> bytes:
     if code in _DEFLATE:
         try:
             return bytes(imagecodecs.deflate_decode(data, out=most))
-        except RuntimeError:  # libdeflate refuses a stream that holds more
-            return zlib.decompressobj().decompress(data, most)
-    decoded = getattr(imagecodecs, f"{_BYTES[code]}_decode")(data, out=most)
-    return decoded if isinstance(decoded, bytes) else bytes(decoded)
+        except RuntimeError:  # libdeflate refuses a stream that holds more, too
+            inflate = zlib.decompressobj()
+            decoded = inflate.decompress(data, most)
+            inflate.decompress(inflate.unconsumed_tail, 1)  # checks the sum, if this is the end
+            return decoded
+    return bytes(getattr(imagecodecs, f"{_BYTES[code]}_decode")(data, out=most))
 
 
 def _decode_fax(page: TiffPage, data: bytes, rows: int, columns: int) -> NDArray[Any]:
@@ -468,5 +469,11 @@ def _ycbcr_to_rgb(page: TiffPage, values: NDArray[np.uint8]) -> NDArray[np.uint8
 
 def _rationals(page: TiffPage, tag: int) -> tuple[float, ...]:
     """The fractions that a tag holds; none where it is absent."""
-    value = page.tags.valueof(tag) or ()
+    value = _numbers(page, tag)
     return tuple(a / b for a, b in zip(value[::2], value[1::2], strict=True))
+
+
+def _numbers(page: TiffPage, tag: int) -> tuple[int, ...]:
+    """What a tag holds, one number or several; none where it is absent."""
+    value = page.tags.valueof(tag, ())
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
