@@ -84,9 +84,10 @@ class Stored:
     @property
     def missing(self) -> NDArray[np.bool_] | None:
         """Pixels that have no value in any band: bool (h, w), or None."""
-        missing = None if self.invalid is None else self.invalid.all(axis=-1)
-        if self.absent is not None:
-            missing = self.absent if missing is None else missing | self.absent
+        missing = self.absent
+        if self.invalid is not None:
+            nowhere: NDArray[np.bool_] = np.all(self.invalid, axis=-1)
+            missing = nowhere if missing is None else missing | nowhere
         return missing if missing is not None and missing.any() else None
 
     def rgb(self) -> Pixels:
@@ -99,7 +100,7 @@ class Stored:
     def _rgb(self) -> Pixels:
         if self.palette is not None:
             index = self.values[..., 0].astype(np.intp if self.values.itemsize > 1 else np.uint8)
-            return cast("Pixels", self.palette.take(index, axis=0, mode="clip"))
+            return self.palette.take(index, axis=0, mode="clip")
         if self.photometric in (CIELAB, ICCLAB):
             return _lab_to_rgb(self.values, self.photometric)
         levels = to_uint8(self.values, self.bits, self.invalid)
@@ -155,6 +156,8 @@ def read_stored(source: Source) -> Stored:
         raise ImageError(
             f"{source.name}: TIFF {error} cannot be read", hint="convert it to 8-bit RGB"
         ) from error
+    except (TypeError, LookupError, AttributeError, ArithmeticError, struct.error) as error:
+        raise ValueError(f"its directory makes no sense ({error})") from error
 
 
 def tiff_orientation(source: Source) -> int:
@@ -259,6 +262,7 @@ def _read_page(source: Source, page: TiffPage, mask: TiffPage | None, notes: lis
     sparse = any(tag in page.tags for tag in _GEO)
     values, absent = tiff_blocks.read_blocks(page, source.file, wanted, sparse=sparse)
     if mask is not None:
+        _check_size(source, mask)
         inside, _ = tiff_blocks.read_blocks(mask, source.file, [0], sparse=sparse)
         outside = inside[..., 0] == 0
         absent = outside if absent is None else absent | outside

@@ -175,21 +175,23 @@ def read_blocks(
         raise ValueError(f"{total} strips or tiles are needed, {min(len(offsets), len(counts))} are listed")
     decode = _decoder(page, grid)
     values = np.empty((height, width, len(bands)), page.dtype)
-    missing, absent = None, 0
+    missing: NDArray[np.bool_] | None = None
+    absent = 0
     for index, top, left, into, kept in _plan(grid, bands):
         rows, columns = min(grid.rows, height - top), min(grid.columns, width - left)
         area = (slice(top, top + rows), slice(left, left + columns))
         if offsets[index] == 0 or counts[index] == 0:
             if not sparse:
                 raise ValueError(f"strip or tile {index + 1} of {total} is absent")
-            block, valid = np.zeros((1, 1, 1), page.dtype), np.zeros((rows, columns), np.bool_)
+            block: NDArray[Any] = np.zeros((1, 1, 1), page.dtype)
+            valid: NDArray[np.bool_] | None = np.zeros((rows, columns), np.bool_)
             absent += 1
         else:
             data = _read(file, end, offsets[index], counts[index], page, grid if total == 1 else None)
             block, found = decode(data, rows, columns)
             block = block[:rows, :columns, kept]
             valid = None if found is None else found[:rows, :columns]
-        values[(*area, into)] = block
+        values[area[0], area[1], into] = block
         if valid is not None and not valid.all():
             missing = np.zeros((height, width), np.bool_) if missing is None else missing
             missing[area] |= ~valid
@@ -235,13 +237,13 @@ def _read(file: BinaryIO, end: int, offset: int, count: int, page: TiffPage, onl
 
 def _bits(page: TiffPage) -> int:
     """Bits of a sample, the same for all bands."""
-    bits = page.bitspersample
+    bits: Any = page.bitspersample  # several, where they differ
     if not isinstance(bits, int) or page.dtype is None or page.dtype.kind == "c":
         kinds = {1: "unsigned integers", 2: "signed integers", 3: "floats", 5: "complex numbers"}
         kind = kinds.get(int(page.sampleformat), "complex numbers" if page.sampleformat == 6 else "samples")
         bits = " and ".join(map(str, bits)) if isinstance(bits, tuple) else bits
         raise UnsupportedTiff(f"of {bits}-bit {kind}")
-    return bits
+    return int(bits)
 
 
 def _decoder(page: TiffPage, grid: _Grid) -> Decode:
@@ -295,6 +297,7 @@ def _picture_decoder(page: TiffPage, grid: _Grid) -> Decode:
     code, kind = int(page.compression), page.dtype
     packing = (*_numbers(page, 50674), 0, 0)[1]  # of LercParameters: 1 is deflate, 2 Zstandard
     limit = grid.rows * grid.columns * grid.bands * np.dtype(kind).itemsize
+    function: Callable[..., Any]
     options: dict[str, Any] = {}
     if code in JPEG:
         function, options = imagecodecs.jpeg_decode, {"bitspersample": page.bitspersample}
@@ -346,13 +349,13 @@ def _sample_decoder(page: TiffPage, grid: _Grid) -> Decode:
         raise UnsupportedTiff("of YCbCr in separate planes, or of other than 8 bits")
     per_row = -(-grid.columns * grid.bands * bits // 8)
     units = _Units.of(page, grid) if subsampled else None
-    most = units.bytes(grid.rows) if units else grid.rows * per_row
+    most = units.size(grid.rows) if units else grid.rows * per_row
 
     def decode(data: bytes, rows: int, columns: int) -> Block:
         if reversed_bits:
             import imagecodecs
 
-            data = imagecodecs.bitorder_decode(data)
+            data = bytes(imagecodecs.bitorder_decode(data))
         if code in _FAX:
             return _decode_fax(page, data, rows, grid.columns), None
         data = _decompress(data, code, most)
@@ -437,13 +440,13 @@ class _Units:
     def _row(self) -> int:
         return -(-self.columns // self.across)
 
-    def bytes(self, rows: int) -> int:
+    def size(self, rows: int) -> int:
         """How many bytes so many rows of pixels take."""
         return -(-rows // self.down) * self._row * (self.down * self.across + 2)
 
     def spread(self, data: bytes, rows: int) -> NDArray[np.uint8]:
         """Give every pixel its colour: uint8 (rows, columns, 3)."""
-        needed = self.bytes(rows)
+        needed = self.size(rows)
         if len(data) < needed:
             raise ValueError(f"a block of pixels ends {needed - len(data):,} bytes early")
         high = -(-rows // self.down)
@@ -458,13 +461,15 @@ def _ycbcr_to_rgb(page: TiffPage, values: NDArray[np.uint8]) -> NDArray[np.uint8
     """Convert by the page's own coefficients and range (TIFF 6.0, section 21)."""
     red, green, blue = _rationals(page, 529) or (0.299, 0.587, 0.114)
     reference = _rationals(page, 532) or (0, 255, 128, 255, 128, 255)
-    low, high = np.float32(reference[::2]), np.float32(reference[1::2])
-    scaled = (values.astype(np.float32) - low) * (np.float32([255, 127, 127]) / (high - low))
+    low, high = np.array(reference, np.float32).reshape(3, 2).T
+    scale = np.array([255, 127, 127], np.float32) / (high - low)
+    scaled = (values.astype(np.float32) - low) * scale
     light, to_blue, to_red = scaled[..., 0], scaled[..., 1], scaled[..., 2]
     r = light + (2 - 2 * red) * to_red
     b = light + (2 - 2 * blue) * to_blue
     g = (light - red * r - blue * b) / green
-    return np.rint(np.stack([r, g, b], axis=-1)).clip(0, 255).astype(np.uint8)
+    rgb: NDArray[np.uint8] = np.rint(np.stack([r, g, b], axis=-1)).clip(0, 255).astype(np.uint8)
+    return rgb
 
 
 def _rationals(page: TiffPage, tag: int) -> tuple[float, ...]:
