@@ -10,6 +10,7 @@ bands that are asked for are kept.
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import simplejpeg
+from PIL.TiffImagePlugin import TiffImageFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -387,11 +389,21 @@ def _decompress(data: bytes, code: int, most: int) -> bytes:
 
 
 def _decode_fax(page: TiffPage, data: bytes, rows: int, columns: int) -> NDArray[Any]:
+    """Decode CCITT's codings of black and white, which know no error: what is damaged looks it."""
     import imagecodecs
 
-    options = {"t4options": page.tags.valueof(292) or 0} if page.compression == 3 else {}
-    decoded: NDArray[Any] = getattr(imagecodecs, _FAX[int(page.compression)])(data, rows, columns, **options)
-    return decoded.reshape(rows, columns, 1)
+    code, options = int(page.compression), (*_numbers(page, 292), 0)[0]
+    decode = getattr(imagecodecs, _FAX[code], None)
+    if decode is not None:
+        decoded = decode(data, rows, columns, **({"t4options": options} if code == 3 else {}))
+    else:  # before 2026.3, the last for Python 3.10 among them: by Pillow's libtiff, as a TIFF of one strip
+        tags = {256: columns, 257: rows, 258: 1, 259: code, 262: 1, 273: 8, 277: 1, 278: rows, 279: len(data)}
+        tags |= {292: options} if code == 3 else {}
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+        tail = struct.pack("<H", len(tags)) + entries + bytes(4)
+        decoded = TiffImageFile(io.BytesIO(head + data + tail))
+    return np.asarray(decoded).reshape(rows, columns, 1)
 
 
 def _unpack(
