@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import struct
 import zlib
+from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import cv2
 import numpy as np
@@ -89,61 +90,105 @@ def _read(source: Source, at_least: Size | None) -> Picture:
     return Picture(pixels, (pixels.shape[0], pixels.shape[1]))
 
 
-def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[Any], str]:
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredMask:
+    """A mask as its file stores it, upright: numbers, not what a viewer makes of them.
+
+    Attributes:
+        values: "grey": uint8 or uint16 (h, w), or float32 (h, w) from 0 to 1; bits are 0 (black) and 1.
+            "index": uint8 (h, w), places in `palette`. "colour": RGB uint8 (h, w, 3), black where alpha is 0.
+            "jpeg": uint8 (h, w), grey levels that the compression has blurred.
+        kind: which of these.
+        full: the highest value that its type can hold: 255, 65535, 15 for 4 bits, 1 for bits and fractions;
+            0 where that says nothing, as for 32 bits.
+        palette: uint8 (n, 3), the colours of "index"; else None.
+        white_is_zero: a TIFF whose 0 is to be shown as white, which its numbers ignore.
+    """
+
+    values: NDArray[Any]
+    kind: Literal["grey", "index", "colour", "jpeg"]
+    full: int = 255
+    palette: Pixels | None = None
+    white_is_zero: bool = False
+
+
+def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> StoredMask:
     """Decode a mask, upright: the numbers that are stored, not what a person sees.
 
     Args:
         path: a regular file.
         max_pixels: largest height x width that is decoded.
 
-    Returns:
-        The values and what they are: "grey" (uint8 or uint16, h x w; 1-bit pixels are 0 and 1), "index"
-        (uint8, h x w: places in a palette, whatever its colours), "colour" (RGB uint8, h x w x 3; black where
-        alpha is 0), "jpeg" (uint8, h x w: grey levels that the compression has blurred).
-
     Raises:
         ImageTooLarge: the header asks for more than `max_pixels`.
-        ImageError: as for `read`; or the values are fractions, negative, or above 65535.
+        ImageError: as for `read`; or the values are fractions beyond 0 to 1, negative, or above 65535.
     """
     with open_source(path, max_pixels) as source:
         if source.format.name == "JPEG":
-            return cv2.cvtColor(read_jpeg(source, None).pixels, cv2.COLOR_RGB2GRAY), "jpeg"
-        grey_bits = 8
+            return StoredMask(cv2.cvtColor(read_jpeg(source, None).pixels, cv2.COLOR_RGB2GRAY), "jpeg")
         if source.format.name == "PNG":
             data = source.file.read()
-            image = _open_png(source, data)
-            grey_bits = data[24]
+            image, bits = _open_png(source, data), data[24]
         else:
             image = _open_image(source)
+            bits = cast("Any", image).tag_v2.get(258, (1,))[0] if source.format.name == "TIFF" else 8
         image.load()
-        if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
-            values = _stored_ids(image)
-            # Pillow stretches 2 and 4 bits of grey over 0..255
-            if image.mode == "L" and grey_bits in (2, 4):
-                values //= 255 // (2**grey_bits - 1)
-        elif image.mode in ("F", "LAB"):
-            raise ImageError(
-                f"{path}: pixels of type {image.mode} cannot be ids",
-                hint="save the mask as an 8-bit grey PNG",
-            )
-        elif image.has_transparency_data:
-            rgba = np.array(image.convert("RGBA"))
-            values = np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(0))
-        else:
-            values = np.array(image.convert("RGB"))
-        kind = "index" if image.mode == "P" else "grey" if values.ndim == 2 else "colour"
-        return apply_orientation(values, exif_orientation(image)), kind
+        try:
+            stored = _stored_mask(image, bits)
+        except ValueError as error:
+            raise ImageError(f"{path}: {error}", hint="save the mask as an 8-bit grey PNG") from error
+        return replace(stored, values=apply_orientation(stored.values, exif_orientation(image)))
 
 
-def _stored_ids(image: ImageFile) -> NDArray[Any]:
-    """Values of a picture with one channel of integers as uint8 or uint16 (h, w)."""
-    values: NDArray[Any] = np.array(image)
-    if values.dtype.kind == "u":
-        return values
-    # Bits, and 16-bit numbers that Pillow holds in 32
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"its values, {values.min()} to {values.max()}, cannot be ids: 0 to 65535 expected")
-    return values.astype(np.uint8 if image.mode == "1" else np.uint16)
+def _stored_mask(image: ImageFile, bits: int) -> StoredMask:
+    """What a loaded picture stores; `bits` of each value, where its format lets them vary."""
+    mode, tags = image.mode, getattr(image, "tag_v2", {})
+    if mode == "LAB":
+        raise ValueError(f"pixels of type {mode} cannot be ids")
+    if mode == "P":
+        palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        return StoredMask(np.array(image), "index", palette=palette)
+    if mode == "1":  # black is 0 whichever of both a TIFF stores it as: fax machines and scanners differ
+        return StoredMask(np.array(image, np.uint8), "grey", 1)
+    if mode == "L":
+        values, full = np.array(image), 255
+        zero = tags.get(262) == 0
+        if zero:  # which Pillow has turned round
+            values = 255 - values
+        if bits in (2, 4):  # which Pillow stretches over 0..255
+            full = 2**bits - 1
+            values //= 255 // full
+        return StoredMask(values, "grey", full, white_is_zero=zero)
+    if mode.startswith("I") or mode == "F":
+        values, full = as_ids(np.array(image))
+        full = 4095 if bits == 12 and full == 65535 else full
+        return StoredMask(values, "grey", full, white_is_zero=tags.get(262) == 0)
+    if image.has_transparency_data:
+        rgba = np.array(image.convert("RGBA"))
+        return StoredMask(np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(0)), "colour")
+    return StoredMask(np.array(image.convert("RGB")), "colour")
+
+
+def as_ids(values: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """Numbers of any type as those of `StoredMask.values`, and its `full`.
+
+    Raises:
+        ValueError: they are neither whole numbers from 0 to 65535 nor fractions from 0 to 1.
+    """
+    if values.dtype in (np.uint8, np.uint16):
+        return values, int(np.iinfo(values.dtype).max)
+    if missing := int(np.isnan(values).sum()):
+        raise ValueError(f"{missing:,} of its {values.size:,} values are not a number")
+    low, high = values.min(initial=0), values.max(initial=0)
+    whole = values.dtype.kind in "iu" or bool((values == np.rint(values)).all())
+    if low < 0 or high > (65535 if whole else 1):
+        raise ValueError(
+            f"its values, {low:g} to {high:g}, cannot be ids or probabilities: whole numbers from 0 to "
+            f"65535, or fractions from 0 to 1, expected"
+        )
+    if values.dtype.kind == "f" and high <= 1:
+        return values.astype(np.uint8 if whole else np.float32), 1
+    return values.astype(np.uint16), 0
 
 
 def orientation(path: str) -> int:
