@@ -146,7 +146,9 @@ def train(
         except SplitError:
             _print_other_faults(dataset, ranks)
             raise
-        resume = resume and has_state(plan)
+        if resume and not has_state(plan):
+            resume = False
+            lines.line("note", f"{os.path.basename(plan.folder)}: no training to go on with yet: begins one")
         if dataset.fault is not None and (resume or dry_run):
             raise dataset.fault
         _print_plan(lines, plan, ranks)

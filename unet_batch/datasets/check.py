@@ -321,7 +321,8 @@ def _names(dataset: Dataset) -> Iterator[Finding]:
             f"{shown(image)}: {', '.join(map(shown, others))}" for image, others in dataset.ambiguous.items()
         )
         count = len(dataset.ambiguous)
-        what = f"{count:,} names: several files for one image and one mask, none of them is used"
+        names = f"{count:,} name{'s' * (count > 1)}"
+        what = f"{names}: several files for one image and one mask, none of them is used"
         yield Finding("warning", "ambiguous match", what, lines, "keep one image and one mask of each name")
     for kind, files, what, fix in (
         (
