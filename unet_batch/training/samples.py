@@ -100,6 +100,8 @@ class Samples:
         """
         picture = images.read(pair.image, at_least=(OVERSAMPLING * self.size[0], OVERSAMPLING * self.size[1]))
         ids = self.dataset.read_mask(pair, picture.size)
+        if picture.missing is not None:  # nothing is to be learnt where the photo's file has no value
+            ids = np.where(geometry.resize_flags(picture.missing, picture.size), VOID, ids).astype(np.uint8)
         placement = geometry.place(picture.size, self.size)
         enlarged = self._scale_placement(placement)
         # What has too few pixels for the size it is kept at is brought to the network's, and each pixel is

@@ -1,4 +1,4 @@
-"""Decode pictures from files and from memory: JPEG by `jpeg.py`, every other format with Pillow."""
+"""Decode pictures from files and from memory: JPEG by `jpeg.py`, TIFF by `tiff.py`, all else by Pillow."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from unet_batch.media.images.common import (
     apply_orientation,
     exif_orientation,
     open_source,
+    to_uint8,
 )
 from unet_batch.media.images.jpeg import read_jpeg
+from unet_batch.media.images.tiff import PALETTE, WHITE_IS_ZERO, read_stored, read_tiff, tiff_orientation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.ImageFile import ImageFile
 
     from unet_batch.types import Pixels, Size
-
-_CONVERT = "convert it to 8-bit RGB"
 
 
 def read(path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -79,15 +79,15 @@ def _read(source: Source, at_least: Size | None) -> Picture:
     if source.format.name == "JPEG":
         return read_jpeg(source, at_least)
     if source.format.name == "TIFF":
-        image = _open_tiff(source)
-    elif source.format.name == "PNG":
-        image = _open_png(source, source.file.read())
-    else:
-        image = _open_image(source)
+        return read_tiff(source)
+    image = _open_png(source, source.file.read()) if source.format.name == "PNG" else _open_image(source)
     image.load()
-    # A TIFF is upright by now, and has lost its orientation tag
-    pixels = cast("Pixels", apply_orientation(to_rgb(image), exif_orientation(image)))
-    return Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+    orientation = exif_orientation(image)
+    pixels = cast("Pixels", apply_orientation(to_rgb(image), orientation))
+    missing = no_value(image)
+    if missing is not None:
+        missing = apply_orientation(missing.view(np.uint8), orientation).view(np.bool_)
+    return Picture(pixels, (pixels.shape[0], pixels.shape[1]), missing)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,12 +126,13 @@ def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> StoredMask:
     with open_source(path, max_pixels) as source:
         if source.format.name == "JPEG":
             return StoredMask(cv2.cvtColor(read_jpeg(source, None).pixels, cv2.COLOR_RGB2GRAY), "jpeg")
+        if source.format.name == "TIFF":
+            return _tiff_mask(source)
         if source.format.name == "PNG":
             data = source.file.read()
             image, bits = _open_png(source, data), data[24]
         else:
-            image = _open_image(source)
-            bits = cast("Any", image).tag_v2.get(258, (1,))[0] if source.format.name == "TIFF" else 8
+            image, bits = _open_image(source), 8
         image.load()
         try:
             stored = _stored_mask(image, bits)
@@ -142,41 +143,59 @@ def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> StoredMask:
 
 def _stored_mask(image: ImageFile, bits: int) -> StoredMask:
     """What a loaded picture stores; `bits` of each value, where its format lets them vary."""
-    mode, tags = image.mode, getattr(image, "tag_v2", {})
+    mode = image.mode
     if mode == "LAB":
         raise ValueError(f"pixels of type {mode} cannot be ids")
     if mode == "P":
         palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         return StoredMask(np.array(image), "index", palette=palette)
-    if mode == "1":  # black is 0 whichever of both a TIFF stores it as: fax machines and scanners differ
+    if mode == "1":
         return StoredMask(np.array(image, np.uint8), "grey", 1)
     if mode == "L":
-        values, full = np.array(image), 255
-        zero = tags.get(262) == 0
-        if zero:  # which Pillow has turned round
-            values = 255 - values
-        if bits in (2, 4):  # which Pillow stretches over 0..255
-            full = 2**bits - 1
-            values //= 255 // full
-        return StoredMask(values, "grey", full, white_is_zero=zero)
+        # Pillow stretches 2 and 4 bits over 0..255
+        full = 2**bits - 1 if bits in (2, 4) else 255
+        return StoredMask(np.array(image) // np.uint8(255 // full), "grey", full)
     if mode.startswith("I") or mode == "F":
-        values, full = as_ids(np.array(image))
-        full = 4095 if bits == 12 and full == 65535 else full
-        return StoredMask(values, "grey", full, white_is_zero=tags.get(262) == 0)
+        return StoredMask(*_as_ids(np.array(image)))
     if image.has_transparency_data:
         rgba = np.array(image.convert("RGBA"))
         return StoredMask(np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(0)), "colour")
     return StoredMask(np.array(image.convert("RGB")), "colour")
 
 
-def as_ids(values: NDArray[Any]) -> tuple[NDArray[Any], int]:
-    """Numbers of any type as those of `StoredMask.values`, and its `full`.
+def _tiff_mask(source: Source) -> StoredMask:
+    """What a TIFF stores."""
+    stored = read_stored(source)
+    values: NDArray[Any] = np.ascontiguousarray(stored.values[..., 0])
+    if stored.values.shape[2] > 1:
+        colours, opacity = stored.rgb(), stored.opacity()
+        if stored.lossy:
+            return StoredMask(cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY), "jpeg")
+        if opacity is not None:
+            colours = np.where(opacity[..., None] > 0, colours, np.uint8(0))
+        return StoredMask(colours, "colour")
+    white_is_zero = stored.photometric == WHITE_IS_ZERO
+    if stored.bits == 1 and white_is_zero:  # fax machines and scanners store what they mean either way
+        return StoredMask(1 - values.astype(np.uint8), "grey", 1)
+    try:
+        values, kind, full = _as_ids(values)
+    except ValueError as error:
+        raise ImageError(f"{source.name}: {error}", hint="save the mask as an 8-bit grey PNG") from error
+    if stored.photometric == PALETTE and values.max(initial=0) < 256:
+        return StoredMask(values.astype(np.uint8), "index", palette=stored.palette)
+    if values.dtype.kind == "u" and full > 1:
+        full = min(full, 2**stored.bits - 1)
+    return StoredMask(values, "jpeg" if stored.lossy else kind, full, white_is_zero=white_is_zero)
+
+
+def _as_ids(values: NDArray[Any]) -> tuple[NDArray[Any], Literal["grey"], int]:
+    """Numbers of any type as the first three attributes of `StoredMask`.
 
     Raises:
         ValueError: they are neither whole numbers from 0 to 65535 nor fractions from 0 to 1.
     """
     if values.dtype in (np.uint8, np.uint16):
-        return values, int(np.iinfo(values.dtype).max)
+        return values, "grey", int(np.iinfo(values.dtype).max)
     if missing := int(np.isnan(values).sum()):
         raise ValueError(f"{missing:,} of its {values.size:,} values are not a number")
     low, high = values.min(initial=0), values.max(initial=0)
@@ -187,8 +206,8 @@ def as_ids(values: NDArray[Any]) -> tuple[NDArray[Any], int]:
             f"65535, or fractions from 0 to 1, expected"
         )
     if values.dtype.kind == "f" and high <= 1:
-        return values.astype(np.uint8 if whole else np.float32), 1
-    return values.astype(np.uint16), 0
+        return values.astype(np.uint8 if whole else np.float32), "grey", 1
+    return values.astype(np.uint16), "grey", 0
 
 
 def orientation(path: str) -> int:
@@ -198,6 +217,8 @@ def orientation(path: str) -> int:
         ImageError: no such file, or not a picture.
     """
     with open_source(path, MAX_PIXELS) as source:
+        if source.format.name == "TIFF":
+            return tiff_orientation(source)
         jpeg = source.format.name == "JPEG"
         return exif_orientation(JpegImageFile(source.file) if jpeg else _open_image(source))
 
@@ -310,32 +331,9 @@ def _check_png_rows(header: memoryview, stream: list[memoryview]) -> None:
         raise ValueError(f"the pixel data end {missing:,} bytes early")
 
 
-def _open_tiff(source: Source) -> ImageFile:
-    """Open the first page with Pillow, and refuse what it would misread.
-
-    cv2 knows a few layouts more, but takes planes of 16 bits for interleaved pixels.
-    """
-    try:
-        image = _open_image(source)
-    except SyntaxError as error:
-        if "unknown pixel mode" not in str(error):
-            raise
-        reason = "its kind of TIFF (64-bit or RGB floats, over 4 channels...) is not supported"
-        raise ImageError(f"{source.name}: {reason}", hint=_CONVERT) from error
-    tags = cast("Any", image).tag_v2
-    if tags.get(284) == 2 and max(tags.get(258, (1,))) > 8:  # Pillow reads planes of 16 bits as if they had 8
-        raise ImageError(
-            f"{source.name}: TIFF in separate planes of more than 8 bits is not supported", hint=_CONVERT
-        )
-    # Tiles, which are decoded whole, however much larger than the picture they are
-    if 322 in tags and 323 in tags:
-        source.check_size(tags[323], tags[322])
-    return image
-
-
 def to_rgb(image: Image.Image) -> Pixels:
     """Apply the package's table of conversions to a loaded picture; returns uint8 (height, width, 3)."""
-    mode, tags = image.mode, getattr(image, "tag_v2", {})
+    mode, tags = image.mode, getattr(image, "tag_v2", {})  # tags: of a TIFF that somebody opened with Pillow
     if mode.startswith("I") or mode == "F":
         values: NDArray[Any] = np.asarray(image)
         if mode == "I" and image.format == "PPM":  # 0..65535, whatever the file's own maximum
@@ -343,7 +341,7 @@ def to_rgb(image: Image.Image) -> Pixels:
         elif mode == "I" and image.format == "TIFF" and tags.get(339, (1,))[0] == 1:
             # Unsigned, held as signed
             values = values.view(np.uint32)
-        levels = _to_uint8(values, 4095 if tags.get(258) == (12,) else 65535)
+        levels = to_uint8(values, 12 if tags.get(258) == (12,) else 0)
         if values.itemsize == 2 and tags.get(262) == 0:  # PhotometricInterpretation 0: zero is white
             levels = 255 - levels
         if isinstance(clear := image.info.get("transparency"), int):
@@ -360,27 +358,16 @@ def to_rgb(image: Image.Image) -> Pixels:
     return np.array(image if mode == "RGB" else image.convert("RGB"), np.uint8)
 
 
+def no_value(image: Image.Image) -> NDArray[np.bool_] | None:
+    """Pixels of a loaded picture that have no value, as NaN and infinity say: bool (h, w), or None."""
+    if image.mode != "F":
+        return None
+    missing: NDArray[np.bool_] = ~np.isfinite(np.asarray(image))
+    return missing if missing.any() else None
+
+
 def over_white(rgba: Image.Image) -> Pixels:
     """Composite a picture with alpha over white."""
     canvas = Image.new("RGB", rgba.size, (255, 255, 255))
     canvas.paste(rgba, mask=rgba)
     return np.array(canvas, np.uint8)
-
-
-def _to_uint8(values: NDArray[Any], full: int = 65535) -> Pixels:
-    """Scale numbers of any kind to uint8 by the package's table; `full` is white for uint16."""
-    if values.dtype == np.uint8:
-        return cast("Pixels", values)
-    if values.dtype.kind == "u" and values.itemsize == 2:
-        table = (np.arange(65536, dtype=np.uint32).clip(max=full) * 255 + full // 2) // full
-        return cast("Pixels", table.astype(np.uint8)[values])
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if values.dtype.kind == "f" and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    if low == high:
-        return np.zeros(values.shape, np.uint8)
-    with np.errstate(all="ignore"):
-        scaled = (values.astype(np.float64) - low) * (255 / (high - low))
-    scaled = np.nan_to_num(scaled, copy=False, nan=0, posinf=255, neginf=0)
-    return np.rint(scaled).clip(0, 255).astype(np.uint8)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.media.images.common import MAX_PIXELS, Picture, apply_orientation, exif_orientation
-from unet_batch.media.images.decode import over_white, read_bytes, to_rgb
+from unet_batch.media.images.decode import no_value, over_white, read_bytes, to_rgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +49,7 @@ def from_memory(
     if isinstance(picture, np.ndarray):
         pixels = _from_array(picture, name)
     elif isinstance(picture, Image.Image):
-        pixels = _from_pillow(picture, name, max_pixels)
+        return _from_pillow(picture, name, max_pixels)
     else:
         raise ImageError(
             f"{name}: {type(picture).__module__}.{type(picture).__qualname__} is no picture",
@@ -58,7 +58,7 @@ def from_memory(
     return Picture(pixels, (pixels.shape[0], pixels.shape[1]))
 
 
-def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Pixels:
+def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Picture:
     if image.height * image.width > max_pixels:
         raise ImageTooLarge(
             f"{name}: {image.height}x{image.width} (height x width) are {image.height * image.width:,} "
@@ -68,10 +68,13 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Pixels:
     try:
         with _loading:
             image.load()
-        upright: Pixels = apply_orientation(to_rgb(image), exif_orientation(image))
+        orientation, missing = exif_orientation(image), no_value(image)
+        upright: Pixels = apply_orientation(to_rgb(image), orientation)
+        if missing is not None:
+            missing = apply_orientation(missing.view(np.uint8), orientation).view(np.bool_)
     except Exception as error:  # on a hostile file Pillow raises nearly anything
         raise ImageError(f"{name}: Pillow cannot decode it: {error or type(error).__name__}") from error
-    return upright
+    return Picture(upright, (upright.shape[0], upright.shape[1]), missing)
 
 
 def _from_array(array: NDArray[Any], name: str) -> Pixels:
