@@ -25,11 +25,11 @@ import numpy as np
 
 from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.sheet import Comparison
-from unet_batch.errors import BackendError, EncodeError, OutputError, UnetBatchError, UsageError
+from unet_batch.errors import BackendError, EncodeError, UnetBatchError, UsageError
 from unet_batch.evaluation import metrics
 from unet_batch.evaluation.predictions import Predictions
 from unet_batch.inference import postprocess
-from unet_batch.inference.segmenter import BROKEN_DEVICE, Segmenter, as_error, item_of
+from unet_batch.inference.segmenter import BROKEN_DEVICE, Segmenter, as_error, concerns_one_item, item_of
 from unet_batch.media import geometry, images
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
@@ -258,7 +258,7 @@ def compare(
 
     begun = time.perf_counter()
     workers = workers or cpu_count()
-    stage = Stage("compare", judge, workers, isolate=lambda error: not isinstance(error, OutputError))
+    stage = Stage("compare", judge, workers, isolate=concerns_one_item)
     items = (Item(pair.mask, pair.key) for pair in pairs)
     with (
         single_threaded_cv2(),

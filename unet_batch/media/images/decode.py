@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import struct
 import zlib
+from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ from unet_batch.media.images.common import (
     to_uint8,
 )
 from unet_batch.media.images.jpeg import read_jpeg
-from unet_batch.media.images.tiff import PALETTE, Stored, read_stored, read_tiff, tiff_orientation
+from unet_batch.media.images.tiff import PALETTE, WHITE_IS_ZERO, read_stored, read_tiff, tiff_orientation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,90 +90,124 @@ def _read(source: Source, at_least: Size | None) -> Picture:
     return Picture(pixels, (pixels.shape[0], pixels.shape[1]), missing)
 
 
-def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[Any], str]:
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredMask:
+    """A mask as its file stores it, upright: numbers, not what a viewer makes of them.
+
+    Attributes:
+        values: "grey": uint8 or uint16 (h, w), or float32 (h, w) from 0 to 1; bits are 0 (black) and 1.
+            "index": uint8 (h, w), places in `palette`. "colour": RGB uint8 (h, w, 3), black where alpha is 0.
+            "jpeg": uint8 (h, w), grey levels that the compression has blurred.
+        kind: which of these.
+        full: the highest value that its type can hold: 255, 65535, 15 for 4 bits, 1 for bits and fractions;
+            0 where that says nothing, as for 32 bits.
+        palette: uint8 (n, 3), the colours of "index"; else None.
+        white_is_zero: a TIFF whose 0 is to be shown as white, which its numbers ignore.
+    """
+
+    values: NDArray[Any]
+    kind: Literal["grey", "index", "colour", "jpeg"]
+    full: int = 255
+    palette: Pixels | None = None
+    white_is_zero: bool = False
+
+
+def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> StoredMask:
     """Decode a mask, upright: the numbers that are stored, not what a person sees.
 
     Args:
         path: a regular file.
         max_pixels: largest height x width that is decoded.
 
-    Returns:
-        The values and what they are: "grey" (uint8 or uint16, h x w; 1-bit pixels are 0 and 1), "index"
-        (uint8, h x w: places in a palette, whatever its colours), "colour" (RGB uint8, h x w x 3; black where
-        alpha is 0), "jpeg" (uint8, h x w: grey levels that the compression has blurred).
-
     Raises:
         ImageTooLarge: the header asks for more than `max_pixels`.
-        ImageError: as for `read`; or the values are fractions, negative, or above 65535.
+        ImageError: as for `read`; or the values are fractions beyond 0 to 1, negative, or above 65535.
     """
     with open_source(path, max_pixels) as source:
         if source.format.name == "JPEG":
-            return cv2.cvtColor(read_jpeg(source, None).pixels, cv2.COLOR_RGB2GRAY), "jpeg"
+            return StoredMask(cv2.cvtColor(read_jpeg(source, None).pixels, cv2.COLOR_RGB2GRAY), "jpeg")
         if source.format.name == "TIFF":
-            return _tiff_ids(source)
-        grey_bits = 8
+            return _tiff_mask(source)
         if source.format.name == "PNG":
             data = source.file.read()
-            image = _open_png(source, data)
-            grey_bits = data[24]
+            image, bits = _open_png(source, data), data[24]
         else:
-            image = _open_image(source)
+            image, bits = _open_image(source), 8
         image.load()
-        if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
-            values = _stored_ids(image)
-            # Pillow stretches 2 and 4 bits of grey over 0..255
-            if image.mode == "L" and grey_bits in (2, 4):
-                values //= 255 // (2**grey_bits - 1)
-        elif image.mode in ("F", "LAB"):
-            raise ImageError(
-                f"{path}: pixels of type {image.mode} cannot be ids",
-                hint="save the mask as an 8-bit grey PNG",
-            )
-        elif image.has_transparency_data:
-            rgba = np.array(image.convert("RGBA"))
-            values = np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(0))
-        else:
-            values = np.array(image.convert("RGB"))
-        kind = "index" if image.mode == "P" else "grey" if values.ndim == 2 else "colour"
-        return apply_orientation(values, exif_orientation(image)), kind
+        try:
+            stored = _stored_mask(image, bits)
+        except ValueError as error:
+            raise ImageError(f"{path}: {error}", hint="save the mask as an 8-bit grey PNG") from error
+        return replace(stored, values=apply_orientation(stored.values, exif_orientation(image)))
 
 
-def _stored_ids(image: ImageFile) -> NDArray[Any]:
-    """Values of a picture with one channel of integers as uint8 or uint16 (h, w)."""
-    values: NDArray[Any] = np.array(image)
-    if values.dtype.kind == "u":
-        return values
-    # Bits, and 16-bit numbers that Pillow holds in 32
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"its values, {values.min()} to {values.max()}, cannot be ids: 0 to 65535 expected")
-    return values.astype(np.uint8 if image.mode == "1" else np.uint16)
+def _stored_mask(image: ImageFile, bits: int) -> StoredMask:
+    """What a loaded picture stores; `bits` of each value, where its format lets them vary."""
+    mode = image.mode
+    if mode == "LAB":
+        raise ValueError(f"pixels of type {mode} cannot be ids")
+    if mode == "P":
+        palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        return StoredMask(np.array(image), "index", palette=palette)
+    if mode == "1":
+        return StoredMask(np.array(image, np.uint8), "grey", 1)
+    if mode == "L":
+        # Pillow stretches 2 and 4 bits over 0..255
+        full = 2**bits - 1 if bits in (2, 4) else 255
+        return StoredMask(np.array(image) // np.uint8(255 // full), "grey", full)
+    if mode.startswith("I") or mode == "F":
+        return StoredMask(*_as_ids(np.array(image)))
+    if image.has_transparency_data:
+        rgba = np.array(image.convert("RGBA"))
+        return StoredMask(np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(0)), "colour")
+    return StoredMask(np.array(image.convert("RGB")), "colour")
 
 
-def _tiff_ids(source: Source) -> tuple[NDArray[Any], str]:
-    """The numbers of a mask in a TIFF, and what they are; see `read_ids`."""
+def _tiff_mask(source: Source) -> StoredMask:
+    """What a TIFF stores."""
     stored = read_stored(source)
-    if stored.lossy:
-        return cv2.cvtColor(stored.rgb(), cv2.COLOR_RGB2GRAY), "jpeg"
+    values: NDArray[Any] = np.ascontiguousarray(stored.values[..., 0])
     if stored.values.shape[2] > 1:
         colours, opacity = stored.rgb(), stored.opacity()
-        return (
-            colours if opacity is None else np.where(opacity[..., None] > 0, colours, np.uint8(0))
-        ), "colour"
-    return _ids_of_numbers(source, stored), "index" if stored.photometric == PALETTE else "grey"
+        if stored.lossy:
+            return StoredMask(cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY), "jpeg")
+        if opacity is not None:
+            colours = np.where(opacity[..., None] > 0, colours, np.uint8(0))
+        return StoredMask(colours, "colour")
+    white_is_zero = stored.photometric == WHITE_IS_ZERO
+    if stored.bits == 1 and white_is_zero:  # fax machines and scanners store what they mean either way
+        return StoredMask(1 - values.astype(np.uint8), "grey", 1)
+    try:
+        values, kind, full = _as_ids(values)
+    except ValueError as error:
+        raise ImageError(f"{source.name}: {error}", hint="save the mask as an 8-bit grey PNG") from error
+    if stored.photometric == PALETTE and values.max(initial=0) < 256:
+        return StoredMask(values.astype(np.uint8), "index", palette=stored.palette)
+    if values.dtype.kind == "u" and full > 1:
+        full = min(full, 2**stored.bits - 1)
+    return StoredMask(values, "jpeg" if stored.lossy else kind, full, white_is_zero=white_is_zero)
 
 
-def _ids_of_numbers(source: Source, stored: Stored) -> NDArray[Any]:
-    """Numbers of any kind as uint8 or uint16 (h, w)."""
-    values: NDArray[Any] = np.ascontiguousarray(stored.values[..., 0])
-    if values.dtype.kind == "f":
-        raise ImageError(
-            f"{source.name}: pixels of type {values.dtype} cannot be ids",
-            hint="save the mask as an 8-bit grey PNG",
+def _as_ids(values: NDArray[Any]) -> tuple[NDArray[Any], Literal["grey"], int]:
+    """Numbers of any type as the first three attributes of `StoredMask`.
+
+    Raises:
+        ValueError: they are neither whole numbers from 0 to 65535 nor fractions from 0 to 1.
+    """
+    if values.dtype in (np.uint8, np.uint16):
+        return values, "grey", int(np.iinfo(values.dtype).max)
+    if missing := int(np.isnan(values).sum()):
+        raise ValueError(f"{missing:,} of its {values.size:,} values are not a number")
+    low, high = values.min(initial=0), values.max(initial=0)
+    whole = values.dtype.kind in "iu" or bool((values == np.rint(values)).all())
+    if low < 0 or high > (65535 if whole else 1):
+        raise ValueError(
+            f"its values, {low:g} to {high:g}, cannot be ids or probabilities: whole numbers from 0 to "
+            f"65535, or fractions from 0 to 1, expected"
         )
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ValueError(f"its values, {low} to {high}, cannot be ids: 0 to 65535 expected")
-    return values.astype(np.uint16 if values.itemsize > 1 else np.uint8, copy=False)
+    if values.dtype.kind == "f" and high <= 1:
+        return values.astype(np.uint8 if whole else np.float32), "grey", 1
+    return values.astype(np.uint16), "grey", 0
 
 
 def orientation(path: str) -> int:
