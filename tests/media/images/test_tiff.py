@@ -254,10 +254,7 @@ def test_palettes_of_every_writer_have_their_colours(bits: int, factor: int) -> 
     index = rng.integers(0, 2**bits, SHAPE)
     colours = rng.integers(0, 256, (3, 2**bits))
     colours[:, -1] = 255
-    if bits == 16:
-        rows = index.astype("<u2").tobytes()
-    else:
-        rows = packed(index, bits)
+    rows = index.astype("<u2").tobytes() if bits == 16 else packed(index, bits)
     entries = {256: (4, [SHAPE[1]]), 257: (4, [SHAPE[0]]), 258: (3, [bits]), 259: (3, [1]), 262: (3, [3])}
     palette = (colours * factor).ravel().tolist()
     data = tiff_of({**entries, 277: (3, [1]), 278: (4, [SHAPE[0]]), 320: (3, palette)}, [rows])
