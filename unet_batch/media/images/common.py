@@ -60,7 +60,7 @@ class Format:
 # Plugins are named one by one: PIL.Image.open would import all of them, warn from 89 megapixels on, and let a
 # file of any extension reach formats that run other programs (EPS).
 FORMATS = (
-    Format("JPEG", "jpg jpeg jpe jfif mpo jls", rb"\xff\xd8\xff", ""),
+    Format("JPEG", "jpg jpeg jpe jfif mpo", rb"\xff\xd8\xff", ""),
     Format("PNG", "png apng", rb"\x89PNG\r\n\x1a\n", "PIL.PngImagePlugin:PngImageFile"),
     Format("GIF", "gif", rb"GIF8[79]a", "PIL.GifImagePlugin:GifImageFile"),
     Format("BMP", "bmp dib", rb"BM", "PIL.BmpImagePlugin:BmpImageFile"),

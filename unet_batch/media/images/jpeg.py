@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 4
 _SURPLUS_BYTES = 16
-_JPEG_LS = 0xF7
 _RARE = {
     0xC5: "hierarchical",
     0xC6: "hierarchical",
@@ -41,6 +40,7 @@ _RARE = {
     0xCD: "hierarchical",
     0xCE: "hierarchical",
     0xCF: "hierarchical",
+    0xF7: "JPEG-LS",
 }
 # How the blocks begin that makers hang behind a picture: Samsung's (a kind, the length of a name, the name), an MP4,
 # or anything else that names itself. Of random bytes one in 10,000 does.
@@ -130,7 +130,7 @@ def _decode(data: bytes, frame: huffman.Frame, step: int, *, with_inks: bool, na
         if not what:
             what = f"of {len(frame.components)} colours" if frame.height else "without a height in its header"
         raise ImageError(f"{name}: a JPEG that is {what} is not supported", hint=CONVERT)
-    if frame.kind in (0xC3, _JPEG_LS) or frame.bits != 8:
+    if frame.kind == 0xC3 or frame.bits != 8:
         return _decode_rare(data, frame, name)
     inks = with_inks and len(frame.components) == 4
     complaint = ""
@@ -157,25 +157,22 @@ def _decode(data: bytes, frame: huffman.Frame, step: int, *, with_inks: bool, na
 
 
 def _decode_rare(data: bytes, frame: huffman.Frame, name: str) -> Pixels:
-    """Decode what TurboJPEG refuses: unusual sampling, more than 8 bits, lossless files, JPEG-LS.
+    """Decode what TurboJPEG refuses: unusual sampling, more than 8 bits, lossless files.
 
-    The decoder fills in silently what is missing, except for JPEG-LS, so the data are checked before.
+    The decoder fills in silently what is missing, so the data are checked before.
     """
     import imagecodecs
 
-    if frame.kind not in (0xC0, 0xC1, 0xC3, _JPEG_LS):
+    if frame.kind not in (0xC0, 0xC1, 0xC3):
         coding = "progressive" if frame.kind == 0xC2 else "with arithmetic coding"
         raise ImageError(
             f"{name}: a JPEG that is {coding}, of {frame.bits} bits and sampling {frame.sampling} is not "
             f"supported",
             hint=CONVERT,
         )
+    huffman.check(data, frame)
     try:
-        if frame.kind == _JPEG_LS:
-            values: NDArray[Any] = imagecodecs.jpegls_decode(data)
-        else:
-            huffman.check(data, frame)
-            values = imagecodecs.jpeg8_decode(data)
+        values: NDArray[Any] = imagecodecs.jpeg8_decode(data)
     except RuntimeError as error:
         if "not implemented" in str(error) or "Sampling factors" in str(error):
             raise ImageError(
@@ -256,8 +253,8 @@ def _repair_end(scan: bytes, complaint: str) -> bytes:
         return scan + b"\xff\xd9"
     if close > 0 and "two SOI" in complaint:
         return scan[:close] + b"\xff\xd9"
-    surplus = re.search(r"(\d+) extraneous bytes before marker 0x", complaint)
-    if close > 0 and surplus:
+    surplus = re.search(r"(\d+) extraneous bytes before marker 0x(\w\w)", complaint)
+    if close > 0 and surplus and int(surplus[2], 16) == scan[close + 1]:
         cut = close - int(surplus[1])
         ended = scan[close + 1] == 0xD9
         if ended and (close - cut <= _SURPLUS_BYTES or not scan[cut:close].strip(b"\0")):

@@ -49,7 +49,8 @@ def open_png(source: Source, data: bytes) -> PngImageFile:
         if kind == b"IEND":
             break
         if critical and not intact:
-            raise Damage(f"chunk {kind!r} at byte {at} is cut short or fails its checksum")
+            name = kind.decode("latin-1") if kind.isalpha() else kind.hex(" ")
+            raise Damage(f"chunk {name} at byte {at} is cut short or fails its checksum")
         if kind == b"IDAT":
             stream.append(view[at + 8 : end - 4])
         exif = kind == b"eXIf" or data[at + 8 : at + 30] == b"Raw profile type exif\0"
