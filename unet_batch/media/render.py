@@ -120,7 +120,7 @@ def cutout(
 def _off_white(pixels: Pixels, opacity: Pixels) -> Pixels:
     """The colours of a picture that was composited over white.
 
-    Exact to half a level where it is shown again: what rounding has lost of a colour weighs as much as it shows.
+    Exact to a level where it is shown again: what rounding has lost of a colour weighs as much as it shows.
     """
     straight = pixels.copy()
     soft = (opacity > 0) & (opacity < 255)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import struct
 import subprocess
@@ -279,6 +280,11 @@ def test_first_frame(tmp_path: Path) -> None:
     ):
         data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
         pixels = read_bytes(tmp_path, data)
+        if kind not in ("PNG", "TIFF"):
+            notes = ("3 frames: the first is read",)
+            assert images.read_bytes(data).notes == images.read_bytes(data, at_least=(1, 1)).notes == notes
+            assert images.from_memory(Image.open(io.BytesIO(data)), "x").notes == notes
+            assert images.read_bytes(encoded(frames[0], kind, **options)).notes == ()
         assert pixels.shape == (10, 20, 3), kind
         assert np.abs(pixels - np.int16([255, 0, 0])).max() <= 3, kind
 

@@ -80,23 +80,24 @@ def _read(source: Source, at_least: Size | None) -> Picture:
     """Decode by the format's own function; a format that needs one gets its branch here."""
     if source.format.name == "JPEG":
         return read_jpeg(source, at_least)
+    notes: tuple[str, ...] = ()
     if source.format.name == "TIFF":
         image = _open_tiff(source)
     elif source.format.name == "PNG":
         image = open_png(source, source.file.read())
     else:
         image = _open_image(source)
-        note_frames(image)
+        notes = frame_notes(image)
     image.load()
     # A TIFF is upright by now, and has lost its orientation tag
-    return to_picture(image, with_metadata=at_least is None)
+    return to_picture(image, notes, with_metadata=at_least is None)
 
 
-def to_picture(image: Image.Image, *, with_metadata: bool = True) -> Picture:
+def to_picture(image: Image.Image, notes: tuple[str, ...] = (), *, with_metadata: bool = True) -> Picture:
     """Make of a loaded picture what `read` returns: by the package's table, in sRGB, over white, upright."""
     info = image.info
     values, alpha = stored_values(image)
-    profile, notes = info.get("icc_profile"), info.get("notes", ())
+    profile, notes = info.get("icc_profile"), notes + info.get("notes", ())
     if not profile and isinstance(coded := info.get("nclx_profile"), dict):  # of pillow-heif
         profile, more = coded_profile(coded.get("color_primaries", 0), coded.get("transfer_characteristics", 0))
         notes += more
@@ -113,12 +114,12 @@ def to_picture(image: Image.Image, *, with_metadata: bool = True) -> Picture:
     return Picture(upright, upright.shape[:2], alpha=alpha, metadata=metadata, notes=notes)
 
 
-def note_frames(image: Image.Image) -> None:
-    """Note in `info` that a picture, not loaded yet, is one of several."""
+def frame_notes(image: Image.Image) -> tuple[str, ...]:
+    """Say of a picture, not loaded yet, that it is the first of several."""
     count = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)  # of a PSD those are layers
-    if count > 1:
-        several = "pictures: the main one" if image.format == "HEIF" else "frames: the first"
-        image.info["notes"] = (*image.info.get("notes", ()), f"{count} {several} is read")
+    if count == 1 or (image.format != "HEIF" and image.tell() > 0):  # a frame that the caller chose
+        return ()
+    return (f"{count} {'pictures: the main one' if image.format == 'HEIF' else 'frames: the first'} is read",)
 
 
 def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[Any], str]:

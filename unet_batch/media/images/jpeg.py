@@ -42,11 +42,8 @@ _RARE = {
     0xCF: "hierarchical",
     0xF7: "JPEG-LS",
 }
-# How the blocks begin that makers hang behind a picture: Samsung's (a kind, the length of a name, the name), an MP4,
-# or anything else that names itself. Of random bytes one in 10,000 does.
-_TRAILER = re.compile(
-    rb"\0\0..[\x01-\x7f]\0\0\0[ -~]{4}|\0\0..ftyp[a-z0-9]{4}|[ -~]{12}", re.DOTALL
-)
+# How the blocks begin that makers hang behind a picture: Samsung's (a kind, the length of a name, the name), an MP4
+_TRAILER = re.compile(rb"\0\0..[\x01-\x7f]\0\0\0[ -~]{4}|\0\0..ftyp[ -~]{4}", re.DOTALL)
 
 
 def read_jpeg(source: Source, at_least: Size | None) -> Picture:
@@ -259,8 +256,9 @@ def _repair_end(scan: bytes, complaint: str) -> bytes:
         ended = scan[close + 1] == 0xD9
         if ended and (close - cut <= _SURPLUS_BYTES or not scan[cut:close].strip(b"\0")):
             return scan[:cut] + scan[close:]
-        # The decoder has looked up to 8 bytes ahead
-        if _TRAILER.search(scan, max(0, cut - 8), cut + 40):
-            return scan[:cut] + b"\xff\xd9"
+        # The decoder has looked up to 8 bytes ahead, which it does not count
+        for end in range(cut, cut - 9, -1):
+            if _TRAILER.match(scan, end):
+                return scan[:end] + b"\xff\xd9"
     return scan
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.media.images.common import MAX_PIXELS, Picture, too_large_hint
-from unet_batch.media.images.decode import over_white, read_bytes, to_picture
+from unet_batch.media.images.decode import frame_notes, over_white, read_bytes, to_picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,8 +65,9 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Picture:
         )
     try:
         with _loading:
+            notes = frame_notes(image)
             image.load()
-        return to_picture(image)
+        return to_picture(image, notes)
     except Exception as error:  # on a hostile file Pillow raises nearly anything
         raise ImageError(
             f"{name}: Pillow cannot decode it: its data are damaged or cut short",

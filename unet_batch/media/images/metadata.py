@@ -30,6 +30,7 @@ _LAYOUT = frozenset((0x00FE, 0x0102, 0x0103, 0x0106, 0x0111, 0x0115, 0x0116, 0x0
 _MOST_BYTES = 65_000
 """Of EXIF: a segment of a JPEG holds 65,533."""
 _MOST_ENTRIES = 1000
+_EMPTY = b"II*\0\x08\0\0\0\0\0\0\0\0\0"
 
 _Entry = tuple[int, int, int, bytes]  # tag, type, count, the four bytes of a value or its offset
 
@@ -57,12 +58,12 @@ def outputs_metadata(
     notes: tuple[str, ...] = ()
     block, found = b"", None
     with suppress(struct.error, ValueError, KeyError, IndexError, ZeroDivisionError):
-        block, found = _rewrite(exif or b"II*\0\x08\0\0\0\0\0\0\0\0\0", words, orientation)
+        block, found = _rewrite(exif or _EMPTY, words, orientation)
     if not exif and not words:
         block = b""
     if len(block) > _MOST_BYTES:
-        notes = (f"its EXIF of {len(block):,} bytes is too large to be taken over",)
-        block, _ = _rewrite(b"II*\0\x08\0\0\0\0\0\0\0\0\0", words, 1)
+        notes = (f"its EXIF of {len(block):,} bytes is too large to be taken over, but for its texts",)
+        block, _ = _rewrite(_EMPTY, {**words, **_texts(exif)}, 1)
     dpi = dpi if dpi and min(dpi) > 0 else found
     if dpi and orientation >= 5:
         dpi = dpi[::-1]
@@ -148,6 +149,14 @@ def _text(exif: bytes, entry: _Entry, order: str) -> bytes:
     """Value of an entry of text."""
     _, _, count, value = entry
     return value[:count] if count <= 4 else exif[_offset(value, order) :][:count]
+
+
+def _texts(exif: bytes) -> dict[int, bytes]:
+    """Short texts of the first directory, by tag: maker, artist, copyright..."""
+    order = _TIFF_HEADS[exif[:4]]
+    entries, _ = _directory(exif, struct.unpack_from(order + "I", exif, 4)[0], order)
+    texts = {entry[0]: _text(exif, entry, order).strip(b" \0") for entry in entries if entry[1] == _ASCII}
+    return {tag: text for tag, text in texts.items() if text and len(text) <= 1000}
 
 
 def _resolution(exif: bytes, entries: list[_Entry], order: str) -> tuple[float, float] | None:
