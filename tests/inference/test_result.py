@@ -255,9 +255,7 @@ def test_a_cutout_is_as_transparent_as_its_picture(segmenter: Segmenter, tmp_pat
     assert np.abs(cutout[opaque == 255][:, :3].astype(int) - [200, 0, 0]).max() <= 6
 
 
-def test_outputs_carry_metadata_and_the_colours_of_the_picture(
-    segmenter: Segmenter, tmp_path: Path
-) -> None:
+def test_outputs_carry_metadata_and_the_colours_of_the_picture(segmenter: Segmenter, tmp_path: Path) -> None:
     """A wide-gamut photo beside its outputs in a viewer that knows profiles: the same colours."""
     exif = Image.Exif()
     exif[0x0112], exif[0x8298] = 6, "(c) Someone"
@@ -273,7 +271,9 @@ def test_outputs_carry_metadata_and_the_colours_of_the_picture(
     expected = np.rot90(np.asarray(shown, np.int16), -1)
     result = segmenter.predict(path)
     with Image.open(io.BytesIO(result.encode("overlay"))) as image:
-        assert "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"])))
+        assert "sRGB" in ImageCms.getProfileDescription(
+            ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+        )
         assert image.getexif()[0x8298] == "(c) Someone"
         assert 0x0112 not in image.getexif()
         assert image.info["dpi"] == (300, 300)

@@ -59,7 +59,12 @@ def test_whole_lossless_files_pass_and_cut_ones_do_not(bits: int, shape: tuple[i
 
 @pytest.mark.parametrize(
     "data",
-    [b"\xff\xd8\xff", b"\xff\xd8\xff\xe0broken", b"\xff\xd8\xff\xc0\0\x0b\x08\0\x10\0\x10\x01\x01\x00\0", bytes(40)],
+    [
+        b"\xff\xd8\xff",
+        b"\xff\xd8\xff\xe0broken",
+        b"\xff\xd8\xff\xc0\0\x0b\x08\0\x10\0\x10\x01\x01\x00\0",
+        bytes(40),
+    ],
 )
 def test_a_header_without_a_frame_is_none(data: bytes) -> None:
     assert huffman.read_frame(data) is None

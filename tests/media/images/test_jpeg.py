@@ -159,7 +159,7 @@ def test_unusual_sampling_cut_anywhere_is_an_error(name: str) -> None:
     images.read_bytes(data)
     for length in range(3, len(data) - 3, 7):
         for end in (b"", b"\xff\xd9"):
-            with pytest.raises(ImageError, match="early|damaged|cut short|missing|end before"):
+            with pytest.raises(ImageError, match=r"early|damaged|cut short|missing"):
                 images.read_bytes(data[:length] + end)
 
 

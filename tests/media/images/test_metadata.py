@@ -32,7 +32,9 @@ def full_exif() -> Image.Exif:
     exif = Image.Exif()
     exif[0x010F], exif[0x0110], exif[0x8298] = "Maker", "Model X", "(c) Someone"
     exif[0x0112], exif[0x011A], exif[0x011B], exif[0x0128] = 6, 300.0, 240.0, 2
-    exif.get_ifd(0x8769).update({0x9003: "2026:11:28 10:00:00", 0xA002: 403, 0xA003: 317, 0x927C: b"MAKER NOTE"})
+    exif.get_ifd(0x8769).update(
+        {0x9003: "2026:11:28 10:00:00", 0xA002: 403, 0xA003: 317, 0x927C: b"MAKER NOTE"}
+    )
     exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 31.0, 12.0)})
     return exif
 

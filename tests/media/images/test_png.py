@@ -30,7 +30,9 @@ def test_a_grey_level_is_transparent_at_every_depth(bits: int, noise: int) -> No
     values = sorted({0, 1, top // 3, top // 2, top - 1, top})
     for clear in values:
         said = clear | (noise if bits < 16 else 0)
-        data = png(len(values), 1, bits, 0, packed(values, bits), extra=chunk(b"tRNS", struct.pack(">H", said)))
+        data = png(
+            len(values), 1, bits, 0, packed(values, bits), extra=chunk(b"tRNS", struct.pack(">H", said))
+        )
         picture = images.read_bytes(data)
         expected = [255 if value == clear else round(value * 255 / top) for value in values]
         assert picture.pixels[0].tolist() == [[level] * 3 for level in expected], clear
@@ -48,7 +50,10 @@ def test_one_colour_is_transparent_and_none_that_is_only_near(bits: int) -> None
     assert picture.alpha is not None
     assert picture.alpha[0].tolist() == [0, 255, 255, 255, 255, 255]
     shift = bits - 8
-    assert picture.pixels[0].tolist() == [[255] * 3, *([v >> shift for v in colour] for colour in colours[1:])]
+    assert picture.pixels[0].tolist() == [
+        [255] * 3,
+        *([v >> shift for v in colour] for colour in colours[1:]),
+    ]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -99,7 +104,9 @@ def test_code_points_go_before_a_profile() -> None:
 def test_texts_and_resolution_reach_the_outputs() -> None:
     row = b"\0" + bytes(30)
     extra = chunk(b"pHYs", struct.pack(">IIB", 11811, 11811, 1))
-    extra += chunk(b"tEXt", b"Copyright\0\xa9 J\xf6rg") + chunk(b"iTXt", b"Author\0\0\0\0\0" + "Jörg".encode())
+    extra += chunk(b"tEXt", b"Copyright\0\xa9 J\xf6rg") + chunk(
+        b"iTXt", b"Author\0\0\0\0\0" + "Jörg".encode()
+    )
     picture = images.read_bytes(png(10, 1, 8, 2, row, extra=extra))
     assert picture.metadata.dpi == pytest.approx((300, 300), abs=0.01)
     exif = Image.Exif()

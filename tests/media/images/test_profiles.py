@@ -46,8 +46,12 @@ def by_pillow(image: Image.Image, profile: bytes) -> NDArray[np.int16]:
 
 
 @pytest.mark.parametrize("name", WIDE)
-@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 98}), ("PNG", {}), ("WEBP", {"lossless": True})])
-def test_wide_colours_are_converted(photo: Image.Image, name: str, kind: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"), [("JPEG", {"quality": 98}), ("PNG", {}), ("WEBP", {"lossless": True})]
+)
+def test_wide_colours_are_converted(
+    photo: Image.Image, name: str, kind: str, options: dict[str, Any]
+) -> None:
     data = encoded(photo, kind, icc_profile=WIDE[name], **options)
     with Image.open(io.BytesIO(data)) as image:
         expected = by_pillow(image.convert("RGB"), WIDE[name])
@@ -125,7 +129,10 @@ def test_a_profile_that_does_not_fit_is_ignored_and_noted(
         assert len(picture.notes) == 1
         assert says in picture.notes[0]
         assert np.array_equal(picture.pixels, images.read_bytes(encoded(photo, kind)).pixels)
-        assert images.read_bytes(encoded(photo, kind, icc_profile=profile), at_least=(9, 9)).notes == picture.notes
+        assert (
+            images.read_bytes(encoded(photo, kind, icc_profile=profile), at_least=(9, 9)).notes
+            == picture.notes
+        )
 
 
 def test_a_profile_that_does_not_unpack_is_noted(photo: Image.Image) -> None:
@@ -138,7 +145,9 @@ def test_a_profile_that_does_not_unpack_is_noted(photo: Image.Image) -> None:
 def test_inks_without_a_usable_profile_are_converted_plainly(photo: Image.Image) -> None:
     plain = images.read_bytes(encoded(photo.convert("CMYK"), "JPEG"))
     picture = images.read_bytes(encoded(photo.convert("CMYK"), "JPEG", icc_profile=ADOBE))
-    assert picture.notes == ("its colour profile is one for RGB, the picture is CMYK: its inks are converted plainly",)
+    assert picture.notes == (
+        "its colour profile is one for RGB, the picture is CMYK: its inks are converted plainly",
+    )
     assert np.abs(picture.pixels.astype(int) - plain.pixels).max() <= 2
 
 

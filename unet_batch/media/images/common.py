@@ -96,7 +96,9 @@ _RESTORE = "restore it from its source, or leave it out"
 _DAMAGED = "the file is damaged: restore it from its source, or leave it out"
 CONVERT = "open it in the program that made it, and save it as PNG or 8-bit RGB"
 # What libraries say of a file that is whole, but of a kind that they do not know
-_UNKNOWN_KIND = re.compile(r"un(supported|known|recogni[sz]ed)|not (supported|implemented)|cannot handle|no codec", re.I)
+_UNKNOWN_KIND = re.compile(
+    r"un(supported|known|recogni[sz]ed)|not (supported|implemented)|cannot handle|no codec", re.I
+)
 
 
 class Damage(ValueError):
@@ -191,7 +193,8 @@ def open_source(name: str, max_pixels: int, data: bytes | None = None) -> Iterat
             hint=f"save it as PNG or JPEG, of which --max-pixels {pixels} reads more; or scale it down",
         ) from error
     except Exception as error:
-        raise ImageError(f"{name}: cannot decode this {kind}: {_reason(error)}", hint=_hint(error)) from error
+        message = f"{name}: cannot decode this {kind}: {_reason(error)}"
+        raise ImageError(message, hint=_hint(error)) from error
 
 
 def _reason(error: Exception) -> str:

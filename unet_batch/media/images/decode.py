@@ -99,7 +99,9 @@ def to_picture(image: Image.Image, notes: tuple[str, ...] = (), *, with_metadata
     values, alpha = stored_values(image)
     profile, notes = info.get("icc_profile"), notes + info.get("notes", ())
     if not profile and isinstance(coded := info.get("nclx_profile"), dict):  # of pillow-heif
-        profile, more = coded_profile(coded.get("color_primaries", 0), coded.get("transfer_characteristics", 0))
+        profile, more = coded_profile(
+            coded.get("color_primaries", 0), coded.get("transfer_characteristics", 0)
+        )
         notes += more
     pixels, more = to_srgb(values, profile)
     notes += more
@@ -144,7 +146,7 @@ def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[Any], 
         grey_bits = 8
         if source.format.name == "PNG":
             data = source.file.read()
-            image = open_png(source, data)
+            image: ImageFile = open_png(source, data)
             grey_bits = data[24]
         else:
             image = _open_image(source)
@@ -262,8 +264,8 @@ def stored_values(image: Image.Image) -> tuple[Pixels, Pixels | None]:
     """Apply the package's table of conversions to a loaded picture.
 
     Returns:
-        uint8: grey (h, w), RGB (h, w, 3) or CMYK (h, w, 4), in the picture's own colours, also where nothing of
-        them shows; and its opacity (h, w), None where it is opaque.
+        uint8: grey (h, w), RGB (h, w, 3) or CMYK (h, w, 4), in the picture's own colours, also where nothing
+        of them shows; and its opacity (h, w), None where it is opaque.
     """
     mode, tags = image.mode, getattr(image, "tag_v2", {})
     alpha: Pixels | None = image.info.get("alpha")

@@ -1,6 +1,7 @@
 """Encode masks, maps, cutouts and overlays as PNG and JPEG.
 
-Overlays and cutouts say that they are sRGB, and carry the metadata of their pictures; masks and maps hold numbers.
+Overlays and cutouts say that they are sRGB, and carry the metadata of their pictures; masks and maps hold
+numbers.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 TurboJPEG makes every warning of libjpeg an error, but refuses unusual samplings (4:1:0, 3x1...), 12 bits and
 lossless files; imagecodecs decodes those with the same libjpeg, and keeps quiet where it runs out of data. So
-here the bits are walked symbol by symbol, without making pixels: each restart interval must be made of codes of
-its Huffman tables, and end in its last byte. A second for each megabyte, which only such files take.
+here the bits are walked symbol by symbol, without making pixels: each restart interval must be made of codes
+of its Huffman tables, and end in its last byte. A second for each megabyte, which only such files take.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
@@ -132,7 +133,11 @@ def _scan_bytes(data: bytes, at: int) -> tuple[bytes, int]:
 
 
 def _layout(
-    frame: Frame, parts: list[tuple[int, int]], dc: dict[int, Table], ac: dict[int, Table], lossless: bool
+    frame: Frame,
+    parts: list[tuple[int, int]],
+    dc: dict[int, Table],
+    ac: dict[int, Table],
+    lossless: bool,
 ) -> tuple[int, list[tuple[Table, Table | None]]]:
     """How many units (MCUs, or pixels of a lossless file) a scan has, and the tables of each unit's blocks."""
     known = {component.id: component for component in frame.components}
@@ -151,11 +156,15 @@ def _layout(
         blocks += [pair] * (one.across * one.down if len(parts) > 1 else 1)
     if len(parts) > 1:
         across, down = side * most_across, side * most_down
-        return -(-frame.width // across) * -(-frame.height // down), blocks
+        return _ceil(frame.width, across) * _ceil(frame.height, down), blocks
     one = known[parts[0][0]]
-    columns = -(-(-(-frame.width * one.across // most_across)) // side)
-    rows = -(-(-(-frame.height * one.down // most_down)) // side)
+    columns = _ceil(_ceil(frame.width * one.across, most_across), side)
+    rows = _ceil(_ceil(frame.height * one.down, most_down), side)
     return columns * rows, blocks
+
+
+def _ceil(value: int, step: int) -> int:
+    return -(-value // step)
 
 
 def _define_tables(body: bytes, dc: dict[int, Table], ac: dict[int, Table], lossless: bool) -> None:
@@ -198,14 +207,14 @@ def _check_scan(scan: bytes, units: int, blocks: list[tuple[Table, Table | None]
         if marker[1] != 0xD0 + number % 8:
             raise Damage("a part of its data is missing: restart markers are out of order")
     each = interval or units
-    if len(parts) != max(1, -(-units // each)):
-        raise Damage(f"its data are in {len(parts)} parts, {-(-units // each)} expected")
+    if len(parts) != max(1, _ceil(units, each)):
+        raise Damage(f"its data are in {len(parts)} parts, {_ceil(units, each)} expected")
     for part in parts:
         count = min(each, units)
         units -= count
         raw = part.replace(b"\xff\x00", b"\xff")
         used = _walk(raw, count, blocks)
-        surplus = len(raw) - -(-used // 8)
+        surplus = len(raw) - _ceil(used, 8)
         if surplus < 0:
             raise Damage("its data end early")
         # Before the end, some cameras leave a few bytes, or zeros, as `jpeg` repairs them elsewhere
@@ -217,7 +226,7 @@ def _check_scan(scan: bytes, units: int, blocks: list[tuple[Table, Table | None]
 def _walk(raw: bytes, units: int, blocks: list[tuple[Table, Table | None]]) -> int:
     """Bits that some units take; stops soon after the end of the data."""
     padded = np.frombuffer(raw + bytes(8), np.uint8).astype(np.uint32)
-    windows = memoryview((padded[:-2] << 16) | (padded[1:-1] << 8) | padded[2:])
+    windows = cast("Any", (padded[:-2] << 16) | (padded[1:-1] << 8) | padded[2:]).data
     at, end = 0, 8 * len(raw)
     for _ in range(units):
         for dc, ac in blocks:

@@ -42,7 +42,8 @@ _RARE = {
     0xCF: "hierarchical",
     0xF7: "JPEG-LS",
 }
-# How the blocks begin that makers hang behind a picture: Samsung's (a kind, the length of a name, the name), an MP4
+# How the blocks begin that makers hang behind a picture: Samsung's (a kind, the length of a name, the name),
+# an MP4
 _TRAILER = re.compile(rb"\0\0..[\x01-\x7f]\0\0\0[ -~]{4}|\0\0..ftyp[ -~]{4}", re.DOTALL)
 
 
@@ -85,7 +86,9 @@ def open_header(data: bytes, frame: huffman.Frame) -> JpegImageFile | None:
     """Read the metadata of a JPEG with Pillow, which wants 8 bits; None where it cannot."""
     if frame.bits != 8:
         data = data[: frame.at + 4] + b"\x08" + data[frame.at + 5 :]
-    with suppress(Exception):  # on a hostile header Pillow raises nearly anything; pixels have their own decoder
+    with suppress(
+        Exception
+    ):  # on a hostile header Pillow raises nearly anything; pixels have their own decoder
         return JpegImageFile(BytesIO(data))
     return None
 
@@ -261,4 +264,3 @@ def _repair_end(scan: bytes, complaint: str) -> bytes:
             if _TRAILER.match(scan, end):
                 return scan[:end] + b"\xff\xd9"
     return scan
-

@@ -1,4 +1,4 @@
-"""What the outputs of a picture take over from its file: EXIF that is still true of them, copyright, resolution.
+"""What outputs take over from the file of a picture: EXIF that is true of them, copyright, resolution.
 
 EXIF is kept as the bytes it is, and only its first directory is written anew: everything else stays where it
 was, so that the offsets inside a camera's MakerNote, which nobody can correct, go on being right.

@@ -14,6 +14,8 @@ from unet_batch.media.images.common import Damage, Source
 from unet_batch.media.images.profiles import coded_profile
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from unet_batch.types import Pixels
 
 _GREY, _RGB = 0, 2
@@ -36,8 +38,8 @@ def open_png(source: Source, data: bytes) -> PngImageFile:
 
     Returns:
         The loaded picture. Of its `info`, "icc_profile", "dpi", "xmp" and "exif" are as Pillow fills them; also
-        "notes" (phrases for people), "words" (texts by their tag in EXIF) and "alpha" (uint8 (h, w)), if there is
-        a colour that is transparent: Pillow loses it where values have 2, 4 or 16 bits.
+        "notes" (phrases for people), "words" (texts by their tag in EXIF) and "alpha" (uint8 (h, w)), if there
+        is a colour that is transparent: Pillow loses it where values have 2, 4 or 16 bits.
     """
     view, stream, at = memoryview(data), [], 8
     keep, info = [view[:8]], dict[str, Any]()
@@ -88,14 +90,19 @@ def _opacity(image: PngImageFile, bits: int, colour: int, file: bytes) -> Pixels
     if colour == _RGB and bits == 16:  # of which Pillow keeps 8
         import imagecodecs
 
-        return np.where(imagecodecs.png_decode(file)[..., 3], np.uint8(255), np.uint8(0))
+        return _opaque(imagecodecs.png_decode(file)[..., 3] > 0)
     at = file.index(b"tRNS") + 4
     clear = np.frombuffer(file, ">u2", 1 if colour == _GREY else 3, at) & (2**bits - 1)
     if bits < 8:
         clear = clear * 255 // (2**bits - 1)
     values = np.asarray(image.convert("L") if image.mode == "1" else image)
     hidden = values == clear
-    return np.where(hidden if colour == _GREY else hidden.all(axis=2), np.uint8(0), np.uint8(255))
+    return _opaque(~(hidden if colour == _GREY else hidden.all(axis=2)))
+
+
+def _opaque(where: NDArray[np.bool_]) -> Pixels:
+    opacity: Pixels = where.astype(np.uint8) * np.uint8(255)
+    return opacity
 
 
 def _note_chunk(kind: bytes, body: bytes, info: dict[str, Any]) -> None:

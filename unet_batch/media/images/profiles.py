@@ -1,8 +1,8 @@
 """Colour profiles: pixels to sRGB by Little CMS, once, as they are decoded.
 
-Relative colorimetric with black point compensation, as photo editors convert. Whether a profile is sRGB is not
-asked of its name or bytes: one that moves no colour by more than two levels is, and costs nothing. Little CMS
-comes with imagecodecs, which calls it on arrays: Pillow's takes twice the time, and copies each pixel twice.
+Relative colorimetric with black point compensation, as photo editors convert. Whether a profile is sRGB is
+not asked of its name or bytes: one that moves no colour by more than two levels is, and costs nothing. Little
+CMS comes with imagecodecs, which calls it on arrays: by Pillow it takes twice the time, for copies.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 _NEAR = 2
 _RELATIVE_COLORIMETRIC, _BLACK_POINT_COMPENSATION = 1, 0x2000
-_SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}  # by the number of channels, as bytes 16 to 20 of a profile name them
+_SPACES = {
+    1: "GRAY",
+    3: "RGB",
+    4: "CMYK",
+}  # by the number of channels, as bytes 16 to 20 of a profile name them
 _WORDS = {"GRAY": "grey", "Lab": "L*a*b*"}
-# Chromaticities of red, green, blue by the number that PNG's cICP and ISO 23091-2 give the primaries; the white
-# point of both is D65.
+# Chromaticities of red, green, blue by the number that PNG's cICP and ISO 23091-2 give the primaries; the
+# white point of both is D65.
 _PRIMARIES = {
     9: (0.708, 0.292, 0.170, 0.797, 0.131, 0.046),  # BT.2020
     12: (0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
@@ -52,7 +56,9 @@ def to_srgb(values: Pixels, profile: bytes | None) -> tuple[Pixels, tuple[str, .
     if moves:
         return _convert(values, cast("bytes", profile), space), notes
     if space == "CMYK":
-        inks = Image.frombuffer("CMYK", values.shape[1::-1], np.ascontiguousarray(values), "raw", "CMYK", 0, 1)
+        inks = Image.frombuffer(
+            "CMYK", values.shape[1::-1], np.ascontiguousarray(values), "raw", "CMYK", 0, 1
+        )
         return np.array(inks.convert("RGB")), notes
     return values, notes
 
@@ -112,7 +118,9 @@ def coded_profile(primaries: int, transfer: int) -> tuple[bytes | None, tuple[st
     High dynamic range (PQ, HLG) has no place in 8 bits of sRGB: taken as it is, with a note.
     """
     if transfer in (16, 18):
-        return None, (f"high dynamic range ({'PQ' if transfer == 16 else 'HLG'}): its values are taken as sRGB",)
+        return None, (
+            f"high dynamic range ({'PQ' if transfer == 16 else 'HLG'}): its values are taken as sRGB",
+        )
     if primaries not in _PRIMARIES or transfer not in (1, 6, 13, 14, 15):
         return None, ()
     import imagecodecs
