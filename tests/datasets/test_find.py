@@ -271,7 +271,7 @@ class TestValues:
     def test_fractions_are_no_ids(self, tmp_path: Path) -> None:
         photo(tmp_path / "images/a.png")
         mask(tmp_path / "masks/a.tif", ids(0, 1) / 2, np.float32)
-        with pytest.raises(ImageError, match="pixels of type F cannot be ids"):
+        with pytest.raises(UsageError, match=r"a\.tif: holds 0, 0\.5; masks hold fractions up to 0\.5"):
             find_dataset(str(tmp_path))
 
     @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 
 import unet_batch
@@ -317,3 +319,52 @@ def test_dir_shows_what_is_public_and_nothing_else() -> None:
     assert dir(unet_batch) == sorted(unet_batch.__all__)
     assert all(hasattr(unet_batch, name) for name in dir(unet_batch))
     assert unet_batch.Result is Result
+
+
+class TestPixelsWithoutAValue:
+    """Nodata of a GeoTIFF is nothing in whatever is made of it, whatever the network says there."""
+
+    @pytest.fixture
+    def survey(self, tmp_path: Path) -> tuple[Path, np.ndarray]:
+        values = np.linspace(0.2, 1, 64 * 96, dtype=np.float32).reshape(64, 96)
+        holes = np.random.default_rng(0).random((64, 96)) < 0.3
+        values[holes] = -9999
+        path = tmp_path / "survey.tif"
+        tifffile.imwrite(path, values, extratags=[(42113, 2, 6, "-9999", True)], metadata=None)
+        return path, holes
+
+    @pytest.mark.parametrize("isolate", [False, True])
+    def test_of_one_class(self, survey: tuple[Path, np.ndarray], isolate: bool) -> None:
+        path, holes = survey
+        backend = FakeBackend(answer=lambda batch: np.full(batch.shape[:3], 255, np.uint8))
+        with Segmenter(backend, workers=1, threshold=0.1, isolate=isolate) as segmenter:
+            result = segmenter.predict(path)
+            assert np.array_equal(result.mask == 0, holes)
+            assert np.array_equal(result.probability == 0, holes)
+            assert np.array_equal(result.cutout()[..., 3] == 0, holes)
+            prob16 = np.array(Image.open(io.BytesIO(result.encode("prob16"))))
+            assert np.array_equal(prob16 == 0, holes)
+            pixels = result.prediction.frame.pixels
+            assert np.array_equal(result.overlay()[holes], pixels[holes])
+            assert not np.array_equal(result.overlay(), pixels)
+            (streamed,) = segmenter.stream([path])  # without pixels, and so perhaps decoded at reduced size
+            assert np.array_equal(streamed.mask, result.mask)
+
+    def test_of_several_classes_is_id_0_without_its_colour(self, survey: tuple[Path, np.ndarray]) -> None:
+        path, holes = survey
+        backend = FakeBackend(fake_spec(classes=3), lambda batch: np.full(batch.shape[:3], 2, np.uint8))
+        with Segmenter(backend, workers=1) as segmenter:
+            result = segmenter.predict(path)
+            assert np.array_equal(result.mask, np.where(holes, 0, 2))
+            assert np.array_equal(result.overlay()[holes], result.prediction.frame.pixels[holes])
+
+    def test_known_at_a_reduced_size_only(self, survey: tuple[Path, np.ndarray]) -> None:
+        path, _ = survey
+        backend = FakeBackend(answer=lambda batch: np.full(batch.shape[:3], 255, np.uint8))
+        with Segmenter(backend, workers=1) as segmenter:
+            prediction = segmenter.predict(path).prediction
+            quarter = np.zeros((16, 24), bool)
+            quarter[3, 5] = True
+            frame = dataclasses.replace(prediction.frame, missing=quarter)
+            mask = segmenter.mask(dataclasses.replace(prediction, frame=frame))
+        assert np.array_equal(mask == 0, quarter.repeat(4, 0).repeat(4, 1))

@@ -229,8 +229,8 @@ def test_16_and_12_bits(tmp_path: Path) -> None:
     colour = np.random.default_rng(5).integers(0, 65536, (20, 30, 3), dtype=np.uint16)
     done, png = cv2.imencode(".png", colour[..., ::-1])
     assert done
-    for data in (png.tobytes(), tiff(colour, 1, 2)):
-        assert np.array_equal(read_bytes(tmp_path, data), colour >> 8)
+    assert np.array_equal(read_bytes(tmp_path, png.tobytes()), colour >> 8)
+    assert np.array_equal(read_bytes(tmp_path, tiff(colour, 1, 2)), np.rint(colour / 257))
     twelve = bytes([0xFF, 0xF8, 0x00, 0x00, 0x10, 0x00])  # 4095, 2048, 1, 0
     pixels = read_bytes(tmp_path, tiff(np.zeros((1, 4), np.uint16), 1, 1, raw=twelve, bits=12))
     assert pixels[0, :, 0].tolist() == [255, 128, 0, 0]
@@ -242,8 +242,8 @@ def test_16_and_12_bits(tmp_path: Path) -> None:
         (np.float32([[0, 0.25, 0.5, 1]]), 3, [0, 64, 128, 255]),
         (np.float32([[-1, 0, 1, 3]]), 3, [0, 64, 128, 255]),
         (np.float32([[np.nan, 0, 1, 0.5]]), 3, [0, 0, 255, 128]),
-        (np.float32([[np.inf, -np.inf, 0, 0.2]]), 3, [255, 0, 0, 51]),
-        (np.float32([[np.nan, np.nan, np.inf, np.nan]]), 3, [0, 0, 255, 0]),
+        (np.float32([[np.inf, -np.inf, 0, 0.2]]), 3, [0, 0, 0, 51]),  # no values, as NaN
+        (np.float32([[np.nan, np.nan, np.inf, np.nan]]), 3, [0, 0, 0, 0]),
         (np.float32([[7, 7, 7, 7]]), 3, [0, 0, 0, 0]),
         (np.float32([[-3e38, 0, 0, 3e38]]), 3, [0, 128, 128, 255]),
         (np.int16([[-100, 0, 50, 100]]), 2, [0, 128, 191, 255]),
@@ -259,14 +259,29 @@ def test_signed_and_float(
     assert (pixels == pixels[..., :1]).all()
 
 
-def test_tiff_kinds_that_would_come_out_wrong(tmp_path: Path) -> None:
-    colour = np.zeros((4, 5, 3), np.uint16)
-    with pytest.raises(ImageError, match="separate planes"):
-        read_bytes(tmp_path, tiff(colour, 1, 2, planar=2))
-    for values, sample_format, photometric in ((np.zeros((4, 5)), 3, 1), (colour.astype(np.float32), 3, 2)):
-        with pytest.raises(ImageError, match="is not supported") as caught:
-            read_bytes(tmp_path, tiff(values, sample_format, photometric))
-        assert "convert" in caught.value.hint
+def test_tiff_kinds_that_pillow_misreads_or_refuses(tmp_path: Path) -> None:
+    colour = np.random.default_rng(7).integers(0, 65536, (4, 5, 3)).astype(np.uint16)
+    planes = np.ascontiguousarray(np.moveaxis(colour, -1, 0)).tobytes()
+    pixels = read_bytes(tmp_path, tiff(colour, 1, 2, raw=planes, planar=2))
+    assert np.array_equal(pixels, np.rint(colour / 257))
+    floats = colour / 65535
+    for values, photometric in ((floats, 2), (floats.astype(np.float32), 2), (floats[..., 0], 1)):
+        expected = values if photometric == 2 else values[..., None]
+        assert np.abs(read_bytes(tmp_path, tiff(values, 3, photometric)) - 255 * expected).max() <= 0.51
+
+
+def test_floats_of_other_formats_say_what_is_missing(tmp_path: Path) -> None:
+    values = np.float32([[0, np.nan, 1], [0.5, 0.25, np.inf]])
+    path = tmp_path / "a.pfm"
+    path.write_bytes(b"Pf 3 2 -1.0\n" + values[::-1].tobytes())
+    picture = images.read(str(path))
+    assert picture.missing is not None
+    assert picture.missing.tolist() == (~np.isfinite(values)).tolist()
+    assert np.array_equal(picture.pixels, grey([[0, 0, 255], [128, 64, 0]]))
+    memory = images.from_memory(Image.fromarray(values), "image")
+    assert memory.missing is not None
+    assert np.array_equal(memory.missing, picture.missing)
+    assert np.array_equal(memory.pixels, picture.pixels)
 
 
 def test_first_frame(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ In five modules: `common` (the table of formats, to which a new one is added; li
 from __future__ import annotations
 
 from unet_batch.media.images.common import EXTENSIONS, MAX_PIXELS, Picture, is_supported
-from unet_batch.media.images.decode import orientation, read, read_bytes, read_ids
+from unet_batch.media.images.decode import StoredMask, orientation, read, read_bytes, read_ids
 from unet_batch.media.images.encode import JPEG_SIDE, encode_jpeg, encode_map, encode_mask, encode_rgba
 from unet_batch.media.images.memory import from_memory
 
@@ -44,6 +44,7 @@ __all__ = [
     "JPEG_SIDE",
     "MAX_PIXELS",
     "Picture",
+    "StoredMask",
     "encode_jpeg",
     "encode_map",
     "encode_mask",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     from unet_batch.types import Pixels, Size
 
 MAX_PIXELS = 200_000_000
-"""Default limit, checked before decoding: 600 MB as RGB. Pillow allows TIFF, GIF and WebP no more than
-178,956,970.
+"""Default limit, checked before decoding: 600 MB as RGB. Pillow allows GIF and WebP no more than 178,956,970.
 
 An AVIF or HEIC whose inner stream is larger than its header says is held by its library's own limit (libavif:
 268,435,456).
@@ -72,7 +72,7 @@ FORMATS = (
         "PIL.AvifImagePlugin:AvifImageFile",
     ),
     Format("HEIC", "heic heif hif", rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "pillow_heif:HeifImageFile"),
-    Format("TIFF", "tif tiff", rb"II[*+]\x00|MM\x00[*+]", "PIL.TiffImagePlugin:TiffImageFile"),
+    Format("TIFF", "tif tiff", rb"II[*+]\x00|MM\x00[*+]", ""),
     Format("PNM", "ppm pgm pbm pnm", rb"P[1-6fF]\s", "PIL.PpmImagePlugin:PpmImageFile"),
     Format("PSD", "psd", rb"8BPS", "PIL.PsdImagePlugin:PsdImageFile"),
     Format("ICO", "ico", rb"\x00\x00\x01\x00[^\x00]", "PIL.IcoImagePlugin:IcoImageFile"),
@@ -176,7 +176,7 @@ def open_source(name: str, max_pixels: int, data: bytes | None = None) -> Iterat
     """
     kind = "picture"
     try:
-        with _open_file(name) if data is None else BytesIO(data) as file, _ignore_pillow_warnings():
+        with _open_file(name) if data is None else BytesIO(data) as file, _ignore_warnings():
             format = _detect_format(name, file.read(_HEAD_BYTES))
             kind = format.name
             file.seek(0)
@@ -288,20 +288,78 @@ def apply_orientation(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
-class _PillowModules:
-    """The pattern of module names in a warnings filter: Pillow's, on threads that are decoding."""
+def to_uint8(values: NDArray[Any], bits: int = 0, invalid: NDArray[np.bool_] | None = None) -> Pixels:
+    """Scale numbers of any kind to uint8 by the package's table.
+
+    Args:
+        values: of any shape, and any kind but complex numbers.
+        bits: of unsigned integers: 2 ** bits - 1 is white; 0 takes those of the dtype.
+        invalid: bool as `values`: numbers that stand for no value, as those that are not finite do. They
+            become 0, and do not widen the range.
+
+    Returns:
+        uint8 of the same shape; `values` itself where that is what they are.
+    """
+    kind = values.dtype.kind
+    bits = bits or (1 if kind == "b" else values.itemsize * 8)
+    if kind in "bu" and bits <= 16:
+        if bits == 8 and invalid is None:
+            return values
+        full = 2**bits - 1
+        table = (
+            np.arange(2 ** (8 * values.itemsize), dtype=np.uint32).clip(max=full) * 255 + full // 2
+        ) // full
+        levels: Pixels = table.astype(np.uint8)[values.view(np.uint8) if kind == "b" else values]
+        if invalid is not None:
+            levels[invalid] = 0
+        return levels
+    out = np.zeros(values.shape, np.uint8)
+    step = max(1, (1 << 20) * len(values) // max(1, values.size))  # rows of about 2 ** 20 numbers: 8 MB each
+    parts = [slice(top, top + step) for top in range(0, len(values), step)]
+    low, high = np.inf, -np.inf
+    for part in parts:
+        valid = values[part][_is_valid(values[part], None if invalid is None else invalid[part])]
+        if valid.size:
+            low, high = min(low, float(valid.min())), max(high, float(valid.max()))
+    if kind == "f" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    if low >= high:
+        return out
+    for part in parts:
+        valid = _is_valid(values[part], None if invalid is None else invalid[part])
+        with np.errstate(all="ignore"):
+            scaled = np.rint((values[part].astype(np.float64) - low) * (255 / (high - low)))
+            np.copyto(out[part], scaled.clip(0, 255), casting="unsafe", where=valid)
+    return out
+
+
+def _is_valid(values: NDArray[Any], invalid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    valid: NDArray[np.bool_] = np.isfinite(values)
+    return valid if invalid is None else valid & ~invalid
+
+
+class _DecoderModules:
+    """The pattern of module names in a warnings filter: the decoders', on threads that are decoding."""
 
     def match(self, module: str) -> bool:
-        return getattr(_thread, "decoding", False) and module.startswith(("PIL.", "pillow_heif"))
+        return getattr(_thread, "decoding", False) and module.startswith(("PIL.", "pillow_heif", "tifffile"))
+
+
+def _ours_to_say(record: logging.LogRecord) -> bool:
+    """Keep what tifffile logs of a file that is being decoded here; what matters becomes an error."""
+    return not getattr(_thread, "decoding", False)
+
+
+logging.getLogger("tifffile").addFilter(_ours_to_say)
 
 
 _thread = threading.local()
-_FILTER = ("ignore", None, Warning, _PillowModules(), 0)
+_FILTER = ("ignore", None, Warning, _DecoderModules(), 0)
 
 
 @contextmanager
-def _ignore_pillow_warnings() -> Iterator[None]:
-    """Keep Pillow's warnings about odd metadata from the screen, and from becoming errors.
+def _ignore_warnings() -> Iterator[None]:
+    """Keep the decoders' warnings about odd metadata from the screen, and from becoming errors.
 
     `warnings.catch_warnings` swaps a list that all threads share, so threads that overlap undo each other's
     work. This filter stays in the list instead (put back first where others have changed the list) and
