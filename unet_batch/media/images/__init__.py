@@ -44,11 +44,12 @@ from __future__ import annotations
 
 from unet_batch.media.images.common import EXTENSIONS, MAX_PIXELS, Picture, is_supported
 from unet_batch.media.images.decode import StoredMask, orientation, read, read_bytes, read_ids
-from unet_batch.media.images.encode import encode_jpeg, encode_map, encode_mask, encode_rgba
+from unet_batch.media.images.encode import JPEG_SIDE, encode_jpeg, encode_map, encode_mask, encode_rgba
 from unet_batch.media.images.memory import from_memory
 
 __all__ = [
     "EXTENSIONS",
+    "JPEG_SIDE",
     "MAX_PIXELS",
     "Picture",
     "StoredMask",

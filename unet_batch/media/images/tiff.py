@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import cv2
@@ -24,8 +24,9 @@ from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.media.images import tiff_blocks
-from unet_batch.media.images.common import Picture, Source, apply_orientation, to_uint8
-from unet_batch.types import Metadata
+from unet_batch.media.images.common import Damage, Picture, Source, apply_orientation, to_uint8
+from unet_batch.media.images.metadata import outputs_metadata
+from unet_batch.media.images.profiles import to_srgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,6 +68,8 @@ class Stored:
         lossy: JPEG has changed the numbers.
         dpi: pixels per inch, (across, down), or None.
         notes: what people should know of how it was read.
+        profile: the ICC profile of its colours, b"" without one.
+        info: what outputs take over, as `metadata.outputs_metadata` takes it.
     """
 
     values: NDArray[Any]
@@ -80,6 +83,8 @@ class Stored:
     lossy: bool
     dpi: tuple[float, float] | None
     notes: tuple[str, ...]
+    profile: bytes = b""
+    info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def missing(self) -> NDArray[np.bool_] | None:
@@ -133,11 +138,20 @@ def read_tiff(source: Source) -> Picture:
         ValueError, RuntimeError, ...: it is damaged.
     """
     stored = read_stored(source)
-    pixels, alpha = stored.rgb(), stored.opacity()
+    pixels, alpha, missing = stored.rgb(), stored.opacity(), stored.missing
+    notes = stored.notes
+    if stored.profile and stored.photometric not in (CIELAB, ICCLAB):
+        grey = stored.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO)
+        inks = to_uint8(stored.values, stored.bits, stored.invalid) if stored.photometric == CMYK else None
+        pixels, more = to_srgb(pixels[..., 0] if grey else pixels if inks is None else inks, stored.profile)
+        notes += more
+        if missing is not None:
+            pixels[missing] = 0
     if alpha is not None:
         pixels = _over_white(pixels, alpha, stored.premultiplied)
     size = (pixels.shape[0], pixels.shape[1])
-    return Picture(pixels, size, stored.missing, alpha, Metadata(dpi=stored.dpi), stored.notes)
+    metadata, more = outputs_metadata(stored.info, dpi=stored.dpi)
+    return Picture(pixels, size, missing, alpha, metadata, notes + more)
 
 
 def read_stored(source: Source) -> Stored:
@@ -157,7 +171,7 @@ def read_stored(source: Source) -> Stored:
             f"{source.name}: TIFF {error} cannot be read", hint="convert it to 8-bit RGB"
         ) from error
     except (TypeError, LookupError, AttributeError, ArithmeticError, struct.error) as error:
-        raise ValueError(f"its directory makes no sense ({error})") from error
+        raise Damage("its directory makes no sense") from error
 
 
 def tiff_orientation(source: Source) -> int:
@@ -178,7 +192,7 @@ def _find_picture(tif: TiffFile) -> tuple[TiffPage, TiffPage | None, list[str]]:
     """
     count = _count_pages(tif)
     if count == 0:
-        raise ValueError("there is no picture in it")
+        raise Damage("there is no picture in it")
     pages = [cast("TiffPage", tif.pages[at]) for at in range(min(count, _LOOKED_AT))]
     # A camera file begins with a thumbnail, and has the photo among its SubIFDs
     below = [page for parent in pages[:1] for page in _subpages(parent)]
@@ -283,7 +297,20 @@ def _read_page(source: Source, page: TiffPage, mask: TiffPage | None, notes: lis
         int(page.compression) in tiff_blocks.JPEG,
         _dpi(page),
         (*notes, *more),
+        _bytes_of(page, 34675),
+        {"words": _words(page), "xmp": _bytes_of(page, 700)},
     )
+
+
+def _bytes_of(page: TiffPage, tag: int) -> bytes:
+    value = page.tags.valueof(tag)
+    return value if isinstance(value, bytes) else b""
+
+
+def _words(page: TiffPage) -> dict[int, bytes]:
+    """Maker, model, program, time, artist and copyright, by their tags."""
+    texts = {tag: page.tags.valueof(tag) for tag in (271, 272, 305, 306, 315, 33432)}
+    return {tag: text.encode() for tag, text in texts.items() if isinstance(text, str) and text}
 
 
 def _check_size(source: Source, page: TiffPage) -> None:
@@ -333,7 +360,7 @@ def _choose_bands(page: TiffPage, photometric: int) -> tuple[list[int], int | No
     if photometric == CMYK and page.tags.valueof(332) == 2:  # InkSet
         raise tiff_blocks.UnsupportedTiff("of other inks than cyan, magenta, yellow and black")
     if len(bands) < needed:
-        raise ValueError(f"{needed} bands are needed, {len(bands)} are there")
+        raise Damage(f"{needed} bands are needed, {len(bands)} are there")
     notes = []
     if len(bands) > needed:
         taken = {1: "the first is read", 3: "the first three are read as red, green and blue"}
@@ -349,7 +376,7 @@ def _palette(page: TiffPage) -> Pixels:
     """
     colours = np.asarray(page.tags.valueof(320) if 320 in page.tags else (), np.uint16).reshape(-1)
     if colours.size < 3:
-        raise ValueError("its colours are a palette, and there is none")
+        raise Damage("its colours are a palette, and there is none")
     colours = colours[: colours.size // 3 * 3].reshape(3, -1).T
     return np.ascontiguousarray(colours if colours.max() < 256 else colours >> 8).astype(np.uint8)
 

@@ -20,6 +20,8 @@ import numpy as np
 import simplejpeg
 from PIL.TiffImagePlugin import TiffImageFile
 
+from unet_batch.media.images.common import Damage
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tifffile import TiffPage
@@ -127,7 +129,7 @@ class _Grid:
             rows, columns = page.tilelength, page.tilewidth
             deep = -(-page.imagedepth // max(1, page.tiledepth))
         if min(height, width, rows, columns, deep, page.samplesperpixel) < 1:
-            raise ValueError(f"{height}x{width} pixels in blocks of {rows}x{columns}")
+            raise Damage(f"{height}x{width} pixels in blocks of {rows}x{columns}")
         planes, bands = (page.samplesperpixel, 1) if apart else (1, page.samplesperpixel)
         return cls(rows, columns, -(-height // rows), -(-width // columns), deep, planes, bands)
 
@@ -174,7 +176,7 @@ def read_blocks(
         offsets, counts = (start,), (size or end - start,)
     total = grid.planes * grid.deep * grid.down * grid.across
     if min(len(offsets), len(counts)) < total:
-        raise ValueError(f"{total} strips or tiles are needed, {min(len(offsets), len(counts))} are listed")
+        raise Damage(f"{total} strips or tiles are needed, {min(len(offsets), len(counts))} are listed")
     decode = _decoder(page, grid)
     values = np.empty((height, width, len(bands)), page.dtype)
     missing: NDArray[np.bool_] | None = None
@@ -184,7 +186,7 @@ def read_blocks(
         area = (slice(top, top + rows), slice(left, left + columns))
         if offsets[index] == 0 or counts[index] == 0:
             if not sparse:
-                raise ValueError(f"strip or tile {index + 1} of {total} is absent")
+                raise Damage(f"strip or tile {index + 1} of {total} is absent")
             block: NDArray[Any] = np.zeros((1, 1, 1), page.dtype)
             valid: NDArray[np.bool_] | None = np.zeros((rows, columns), np.bool_)
             absent += 1
@@ -198,7 +200,7 @@ def read_blocks(
             missing = np.zeros((height, width), np.bool_) if missing is None else missing
             missing[area] |= ~valid
     if absent and missing is not None and missing.all():
-        raise ValueError("all of its strips or tiles are absent: there is no picture in it")
+        raise Damage("all of its strips or tiles are absent: there is no picture in it")
     return values, missing
 
 
@@ -232,7 +234,7 @@ def _read(file: BinaryIO, end: int, offset: int, count: int, page: TiffPage, onl
     if only and page.compression == 1 and not page.is_subsampled:
         count = only.rows * -(-only.columns * only.bands * _bits(page) // 8)
     if offset + count > end:
-        raise ValueError(f"the pixel data end {offset + count - end:,} bytes early")
+        raise Damage(f"the pixel data end {offset + count - end:,} bytes early")
     file.seek(offset)
     return file.read(count)
 
@@ -283,7 +285,7 @@ def _jpeg_decoder(page: TiffPage, grid: _Grid) -> Decode:
         stream = head + data[2:]
         height, width, *_ = simplejpeg.decode_jpeg_header(stream)
         if not (rows <= height <= grid.rows and columns <= width <= grid.columns):
-            raise ValueError(f"a block of {rows}x{columns} holds a JPEG of {height}x{width}")
+            raise Damage(f"a block of {rows}x{columns} holds a JPEG of {height}x{width}")
         return simplejpeg.decode_jpeg(stream, space), None
 
     return decode
@@ -325,7 +327,7 @@ def _picture_decoder(page: TiffPage, grid: _Grid) -> Decode:
             except ValueError as error:  # imagecodecs compares the sizes before it decodes
                 problem = error
         else:
-            raise ValueError(f"a block of {rows}x{columns} holds another picture: {problem}")
+            raise Damage(f"a block of {rows}x{columns} holds another picture: {problem}")
         values, valid = result if isinstance(result, tuple) else (result, None)
         if valid is not None and valid.ndim == 3:
             valid = valid.any(axis=-1)
@@ -364,7 +366,7 @@ def _sample_decoder(page: TiffPage, grid: _Grid) -> Decode:
         if units:
             return _ycbcr_to_rgb(page, units.spread(data, rows)), None
         if len(data) < rows * per_row:
-            raise ValueError(f"a block of pixels ends {rows * per_row - len(data):,} bytes early")
+            raise Damage(f"a block of pixels ends {rows * per_row - len(data):,} bytes early")
         values = _unpack(page, data[: rows * per_row], bits, (rows, grid.columns, grid.bands), predictor)
         return (_ycbcr_to_rgb(page, values) if page.photometric == 6 else values), None
 
@@ -460,7 +462,7 @@ class _Units:
         """Give every pixel its colour: uint8 (rows, columns, 3)."""
         needed = self.size(rows)
         if len(data) < needed:
-            raise ValueError(f"a block of pixels ends {needed - len(data):,} bytes early")
+            raise Damage(f"a block of pixels ends {needed - len(data):,} bytes early")
         high = -(-rows // self.down)
         units = np.frombuffer(data[:needed], np.uint8).reshape(high, self._row, -1)
         light = units[..., :-2].reshape(high, self._row, self.down, self.across).swapaxes(1, 2)
