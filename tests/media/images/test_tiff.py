@@ -617,6 +617,8 @@ def test_resolution_is_told() -> None:
     for unit, expected in (("INCH", (300, 150)), ("CENTIMETER", (762, 381)), ("NONE", None)):
         dpi = read(written(random_values("u1"), resolution=(300, 150), resolutionunit=unit)).metadata.dpi
         assert dpi == (pytest.approx(expected) if expected else None)
+    turned = written(random_values("u1"), resolution=(300, 150), extratags=[(274, 3, 1, 6, True)])
+    assert read(turned).metadata.dpi == (150, 300)
 
 
 # What is not read, limits, damage ---------------------------------------------------------------------------
