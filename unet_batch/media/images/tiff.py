@@ -311,8 +311,9 @@ def _check_size(source: Source, page: TiffPage, bands: int) -> None:
     size = number * max(_area(page) * bands, tiff_blocks.block_size(page))
     if size > (limit := _BYTES_PER_PIXEL * source.max_pixels):
         raise ImageTooLarge(
-            f"{source.name}: {page.imagelength}x{page.imagewidth} (height x width) with {page.samplesperpixel} "
-            f"bands of {number} bytes: {size:,} bytes to be decoded at once, the limit is {limit:,}",
+            f"{source.name}: {page.imagelength}x{page.imagewidth} (height x width) with "
+            f"{page.samplesperpixel} bands of {number} bytes: {size:,} bytes to be decoded at once, the "
+            f"limit is {limit:,}",
             hint="save it with fewer bands, or in strips or tiles",
         )
 
