@@ -139,7 +139,7 @@ def _layout(
     ac: dict[int, Table],
     lossless: bool,
 ) -> tuple[int, list[tuple[Table, Table | None]]]:
-    """How many units (MCUs, or pixels of a lossless file) a scan has, and the tables of each unit's blocks."""
+    """How many units a scan has (MCUs; pixels of a lossless file), and the tables of each unit's blocks."""
     known = {component.id: component for component in frame.components}
     if not parts or any(id not in known for id, _ in parts):
         raise Damage("a scan speaks of colours that the header does not name")
