@@ -254,10 +254,7 @@ def test_palettes_of_every_writer_have_their_colours(bits: int, factor: int) -> 
     index = rng.integers(0, 2**bits, SHAPE)
     colours = rng.integers(0, 256, (3, 2**bits))
     colours[:, -1] = 255
-    if bits == 16:
-        rows = index.astype("<u2").tobytes()
-    else:
-        rows = packed(index, bits)
+    rows = index.astype("<u2").tobytes() if bits == 16 else packed(index, bits)
     entries = {256: (4, [SHAPE[1]]), 257: (4, [SHAPE[0]]), 258: (3, [bits]), 259: (3, [1]), 262: (3, [3])}
     palette = (colours * factor).ravel().tolist()
     data = tiff_of({**entries, 277: (3, [1]), 278: (4, [SHAPE[0]]), 320: (3, palette)}, [rows])
@@ -620,6 +617,8 @@ def test_resolution_is_told() -> None:
     for unit, expected in (("INCH", (300, 150)), ("CENTIMETER", (762, 381)), ("NONE", None)):
         dpi = read(written(random_values("u1"), resolution=(300, 150), resolutionunit=unit)).metadata.dpi
         assert dpi == (pytest.approx(expected) if expected else None)
+    turned = written(random_values("u1"), resolution=(300, 150), extratags=[(274, 3, 1, 6, True)])
+    assert read(turned).metadata.dpi == (150, 300)
 
 
 # What is not read, limits, damage ---------------------------------------------------------------------------

@@ -66,7 +66,7 @@ class Stored:
         invalid: bool as `values`, True where a number stands for no value; None where all are values.
         absent: bool (h, w), True where the file holds nothing; None where it is complete.
         lossy: JPEG has changed the numbers.
-        dpi: pixels per inch, (across, down), or None.
+        dpi: pixels per inch of the upright picture, (across, down), or None.
         notes: what people should know of how it was read.
         profile: the ICC profile of its colours, b"" without one.
         info: what outputs take over, as `metadata.outputs_metadata` takes it.
@@ -434,12 +434,13 @@ def _upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def _dpi(page: TiffPage) -> tuple[float, float] | None:
-    """Pixels per inch, (across, down), where the page says so."""
+    """Pixels per inch of the upright picture, (across, down), where the page says so."""
     with suppress(TypeError, ValueError, ZeroDivisionError):
         per_unit = tuple(a / b for a, b in (page.tags.valueof(282), page.tags.valueof(283)))
         inch = {2: 1.0, 3: 2.54}.get(int(page.tags.valueof(296, 2)))
         if inch and min(per_unit) > 0:
-            return per_unit[0] * inch, per_unit[1] * inch
+            across, down = per_unit if _orientation(page) < 5 else per_unit[::-1]
+            return across * inch, down * inch
     return None
 
 
