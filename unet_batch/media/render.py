@@ -100,14 +100,14 @@ def cutout(
         probability: uint8 (h, w), round(255 p).
         threshold: probability of the edge, in (0, 1]: there the alpha crosses one half, so it is 128 or more
             exactly where the mask of that threshold is set.
-        opacity: uint8 (h, w), the picture's own, with which `pixels` were composited over white; None where it
-            is opaque.
+        opacity: uint8 (h, w), the picture's own, with which `pixels` were composited over white; None where
+            it is opaque.
 
     Returns:
         RGBA uint8 (h, w, 4), straight (not premultiplied) alpha: 0 up to threshold - RAMP, 255 from threshold
-        + RAMP on, and a smooth step between, times the picture's own. Colours are the photo's, but black where
-        nothing shows: that makes the PNGs of car photos 34 to 52 % smaller, and their encoding 3 to 10 %
-        faster.
+        + RAMP on, and a smooth step between, times the picture's own. Colours are the photo's, but black
+        where nothing shows: that makes the PNGs of car photos 34 to 52 % smaller, and their encoding 3 to
+        10 % faster.
     """
     alpha = cv2.LUT(probability, _ramp(threshold))
     if opacity is not None:

@@ -163,3 +163,16 @@ def test_the_profile_of_outputs_is_the_same_in_every_run() -> None:
     assert srgb_profile()[24:36] == b"\x07\xd0\0\1\0\1\0\0\0\0\0\0"
     assert len(srgb_profile()) < 700
     assert "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(srgb_profile())))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_tiff_is_converted_and_gives_its_copyright(photo: Image.Image, mode: str) -> None:
+    profile = ADOBE if mode == "RGB" else GREY
+    data = encoded(
+        photo.convert(mode), "TIFF", icc_profile=profile, dpi=(300, 200), tiffinfo={33432: "(c) Someone"}
+    )
+    picture = images.read_bytes(data)
+    assert np.abs(picture.pixels - by_pillow(photo.convert(mode), profile)).max() <= 1
+    assert picture.metadata.dpi == (300, 200)
+    assert b"(c) Someone\0" in picture.metadata.exif
+    assert picture.notes == ()

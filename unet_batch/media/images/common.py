@@ -200,8 +200,8 @@ def open_source(name: str, max_pixels: int, data: bytes | None = None) -> Iterat
 def _reason(error: Exception) -> str:
     """Why a file cannot be decoded, in words for people.
 
-    On a hostile file libraries raise nearly anything, down to a bare number or "string index out of range": of
-    theirs only the kind is told; the exception itself is the cause of the ImageError.
+    On a hostile file libraries raise nearly anything, down to a bare number or "string index out of range":
+    of theirs only the kind is told; the exception itself is the cause of the ImageError.
     """
     if isinstance(error, Damage):
         return str(error)

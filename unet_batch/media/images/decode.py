@@ -84,7 +84,7 @@ def _read(source: Source, at_least: Size | None) -> Picture:
     if source.format.name == "TIFF":
         return read_tiff(source)
     if source.format.name == "PNG":
-        image = open_png(source, source.file.read())
+        image: ImageFile = open_png(source, source.file.read())
     else:
         image = _open_image(source)
         notes = frame_notes(image)

@@ -103,6 +103,8 @@ def _density(info: dict[Any, Any]) -> tuple[float, float] | None:
 def _count_pictures(data: bytes, header: JpegImageFile, frame: huffman.Frame) -> int:
     """Pictures in an MPO that are as large as the first: not thumbnails, previews, and gain maps of HDR."""
     count = 1
+    if "mp" not in header.info:
+        return count
     with suppress(Exception):
         index = header._getmp() or {}
         for entry in index[0xB002][1:]:

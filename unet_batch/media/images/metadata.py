@@ -57,10 +57,9 @@ def outputs_metadata(
     words.update(info.get("words", {}))
     notes: tuple[str, ...] = ()
     block, found = b"", None
-    with suppress(struct.error, ValueError, KeyError, IndexError, ZeroDivisionError):
-        block, found = _rewrite(exif or _EMPTY, words, orientation)
-    if not exif and not words:
-        block = b""
+    if exif or words:
+        with suppress(struct.error, ValueError, KeyError):
+            block, found = _rewrite(exif or _EMPTY, words, orientation)
     if len(block) > _MOST_BYTES:
         notes = (f"its EXIF of {len(block):,} bytes is too large to be taken over, but for its texts",)
         block, _ = _rewrite(_EMPTY, {**words, **_texts(exif)}, 1)

@@ -37,9 +37,9 @@ def open_png(source: Source, data: bytes) -> PngImageFile:
         data: its contents.
 
     Returns:
-        The loaded picture. Of its `info`, "icc_profile", "dpi", "xmp" and "exif" are as Pillow fills them; also
-        "notes" (phrases for people), "words" (texts by their tag in EXIF) and "alpha" (uint8 (h, w)), if there
-        is a colour that is transparent: Pillow loses it where values have 2, 4 or 16 bits.
+        The loaded picture. Of its `info`, "icc_profile", "dpi", "xmp" and "exif" are as Pillow fills them;
+        also "notes" (phrases for people), "words" (texts by their tag in EXIF) and "alpha" (uint8 (h, w)), if
+        a colour is transparent: Pillow loses that where values have 2, 4 or 16 bits.
     """
     view, stream, at = memoryview(data), [], 8
     keep, info = [view[:8]], dict[str, Any]()
