@@ -14,7 +14,7 @@ from unet_batch.inference import postprocess
 from unet_batch.media import geometry, images, render
 
 if TYPE_CHECKING:
-    from unet_batch.types import ModelSpec, Pixels, Prediction
+    from unet_batch.types import ModelSpec, Pixels, Prediction, Size
 
 T = TypeVar("T")
 
@@ -99,15 +99,29 @@ class Result:
     def cutout(self) -> Pixels:
         """Cut the class out of the picture: RGBA uint8 (height, width, 4), with a soft edge.
 
+        What is transparent in the picture is so in its cutout.
+
         Raises:
             UsageError: the picture failed, its pixels were not kept, or the model has several classes.
         """
-        missing = self._one_class("cutout").frame.missing
-        rgba = render.cutout(self._pixels("cutout"), self.probability, self.threshold)
-        return postprocess.blank(rgba, missing)
+        frame = self._one_class("cutout").frame
+        rgba = render.cutout(self._pixels("cutout"), self.probability, self.threshold, frame.alpha)
+        return postprocess.blank(rgba, frame.missing)
+
+    def notes(self, kinds: Sequence[str]) -> tuple[str, ...]:
+        """What people should know of how the picture was read, and of its outputs of some kinds."""
+        prediction = self._done("notes")
+        height, width = prediction.frame.placement.source
+        if "overlay" not in kinds or max(height, width) <= images.JPEG_SIDE:
+            return prediction.frame.notes
+        new = _fit_jpeg(height, width)
+        note = f"its overlay is {new[0]}x{new[1]} instead of {height}x{width}: a JPEG holds no longer side"
+        return (*prediction.frame.notes, note)
 
     def encode(self, kind: str) -> bytes:
         """The contents of the file that `unet-batch run` saves of a kind of output.
+
+        An overlay is made smaller where it is too large for a JPEG.
 
         Raises:
             EncodeError: the format cannot hold a picture of this size.
@@ -193,10 +207,28 @@ def _probability16(result: Result) -> bytes:
     return images.encode_map(postprocess.blank(values, prediction.frame.missing))
 
 
+def _overlay(result: Result) -> bytes:
+    pixels = result.overlay()
+    size = _fit_jpeg(*pixels.shape[:2])
+    if size != pixels.shape[:2]:
+        pixels = render.shrink(pixels, size)
+    return images.encode_jpeg(pixels, metadata=result._done("overlay").frame.metadata)
+
+
+def _fit_jpeg(height: int, width: int) -> Size:
+    """The size of an overlay: the picture's own, or the largest of its shape that a JPEG holds."""
+    scale = min(1.0, images.JPEG_SIDE / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _cutout(result: Result) -> bytes:
+    return images.encode_rgba(result.cutout(), result._done("cutout").frame.metadata)
+
+
 RENDERERS: Mapping[str, Callable[[Result], bytes]] = {
     "mask": _mask,
-    "overlay": lambda result: images.encode_jpeg(result.overlay()),
-    "cutout": lambda result: images.encode_rgba(result.cutout()),
+    "overlay": _overlay,
+    "cutout": _cutout,
     "prob": lambda result: images.encode_map(result.probability),
     "prob16": _probability16,
 }

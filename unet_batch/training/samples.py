@@ -130,7 +130,7 @@ class Samples:
         target, known = np.zeros(placement.network, np.uint8), np.zeros(placement.network, np.uint8)
         covered = geometry.resize_map((ids == 1).astype(np.uint8) * 255, placement.content)
         visible = np.full(placement.content, 255, np.uint8)
-        if self.dataset.void is not None:
+        if (ids == VOID).any():
             visible = geometry.resize_map((ids != VOID).astype(np.uint8) * 255, placement.content)
             # Of what is known of the pixel
             share = covered * (255 / np.maximum(visible, 1).astype(np.float32))

@@ -34,6 +34,9 @@ An AVIF or HEIC whose inner stream is larger than its header says is held by its
 """
 
 
+_PILLOW_PIXELS = 178_956_970
+
+
 @dataclass(frozen=True)
 class Format:
     """One row of `FORMATS`.
@@ -89,7 +92,17 @@ _SIGNATURES = tuple(
 )
 _WITHOUT_SIGNATURE = tuple(format for format in FORMATS if not format.signature)
 _HEAD_BYTES = 64
+_RESTORE = "restore it from its source, or leave it out"
 _DAMAGED = "the file is damaged: restore it from its source, or leave it out"
+CONVERT = "open it in the program that made it, and save it as PNG or 8-bit RGB"
+# What libraries say of a file that is whole, but of a kind that they do not know
+_UNKNOWN_KIND = re.compile(
+    r"un(supported|known|recogni[sz]ed)|not (supported|implemented)|cannot handle|no codec", re.I
+)
+
+
+class Damage(ValueError):
+    """What is wrong with a file, in words that people can read; becomes an ImageError."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +151,13 @@ class Source:
             raise ImageTooLarge(
                 f"{self.name}: {height}x{width} (height x width) are {height * width:,} pixels, the limit is "
                 f"{self.max_pixels:,}",
-                hint="scale the picture down first",
+                hint=too_large_hint(height * width),
             )
+
+
+def too_large_hint(pixels: int) -> str:
+    """The smallest limit that a picture passes, and where to give it."""
+    return f"if you trust the file: --max-pixels {pixels} (in Python: max_pixels={pixels}); or scale it down"
 
 
 def is_supported(name: str) -> bool:
@@ -168,13 +186,43 @@ def open_source(name: str, max_pixels: int, data: bytes | None = None) -> Iterat
     except MemoryError as error:
         raise ImageError(f"{name}: not enough memory to decode this {kind}") from error
     except Image.DecompressionBombError as error:
-        reason = str(error).partition(", could")[0]  # says how many pixels, and the limit
-        raise ImageTooLarge(f"{name}: {reason}", hint="scale the picture down first") from error
+        count = re.search(r"\d+", str(error))
+        pixels = int(count[0]) if count else 0
+        raise ImageTooLarge(
+            f"{name}: {pixels} pixels, Pillow reads no more than {_PILLOW_PIXELS:,} of a {kind}",
+            hint=f"save it as PNG or JPEG, of which --max-pixels {pixels} reads more; or scale it down",
+        ) from error
     except Exception as error:
-        # On a hostile file Pillow raises nearly anything: struct.error, KeyError, zlib.error...
-        reason = str(error) or type(error).__name__
-        hint = "" if getattr(error, "errno", None) else _DAMAGED  # errno: the disk failed, not the file
-        raise ImageError(f"{name}: cannot decode this {kind}: {reason}", hint=hint) from error
+        message = f"{name}: cannot decode this {kind}: {_reason(error)}"
+        raise ImageError(message, hint=_hint(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be decoded, in words for people.
+
+    On a hostile file libraries raise nearly anything, down to a bare number or "string index out of range": of
+    theirs only the kind is told; the exception itself is the cause of the ImageError.
+    """
+    if isinstance(error, Damage):
+        return str(error)
+    if number := getattr(error, "errno", None):  # the disk failed, not the file
+        return os.strerror(number)
+    if _is_of_unknown_kind(error):
+        return "it is of a kind that is not supported, or its header is damaged"
+    if "truncated" in str(error):
+        return "it is truncated: its data end early"
+    return "its data are damaged or cut short"
+
+
+def _hint(error: Exception) -> str:
+    if getattr(error, "errno", None):
+        return ""
+    return CONVERT if _is_of_unknown_kind(error) else _DAMAGED
+
+
+def _is_of_unknown_kind(error: Exception) -> bool:
+    said = not isinstance(error, Damage) and _UNKNOWN_KIND.search(str(error))
+    return bool(said) or isinstance(error, NotImplementedError)
 
 
 def _open_file(path: str) -> BinaryIO:
@@ -201,9 +249,9 @@ def _detect_format(name: str, head: bytes) -> Format:
             return format
     hint = "leave it out, or convert it to PNG or JPEG"
     if not head:
-        looks = "an empty file"
+        looks, hint = "an empty file", _RESTORE
     elif not head.strip(b"\0"):
-        looks = "a file of zero bytes, as an interrupted copy leaves behind"
+        looks, hint = "a file of zero bytes, as an interrupted copy leaves behind", _RESTORE
     elif head.startswith(b"version https://git-lfs"):
         looks = "a Git LFS pointer, not the picture it stands for"
         hint = "fetch the picture with: git lfs pull"

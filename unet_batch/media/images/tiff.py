@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import cv2
@@ -24,8 +24,9 @@ from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.media.images import tiff_blocks
-from unet_batch.media.images.common import Picture, Source, apply_orientation, to_uint8
-from unet_batch.types import Metadata
+from unet_batch.media.images.common import CONVERT, Damage, Picture, Source, apply_orientation, to_uint8
+from unet_batch.media.images.metadata import outputs_metadata
+from unet_batch.media.images.profiles import to_srgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,8 +66,10 @@ class Stored:
         invalid: bool as `values`, True where a number stands for no value; None where all are values.
         absent: bool (h, w), True where the file holds nothing; None where it is complete.
         lossy: JPEG has changed the numbers.
-        dpi: pixels per inch, (across, down), or None.
+        dpi: pixels per inch of the upright picture, (across, down), or None.
         notes: what people should know of how it was read.
+        profile: the ICC profile of its colours, b"" without one.
+        info: what outputs take over, as `metadata.outputs_metadata` takes it.
     """
 
     values: NDArray[Any]
@@ -80,13 +83,16 @@ class Stored:
     lossy: bool
     dpi: tuple[float, float] | None
     notes: tuple[str, ...]
+    profile: bytes = b""
+    info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def missing(self) -> NDArray[np.bool_] | None:
         """Pixels that have no value in any band: bool (h, w), or None."""
-        missing = None if self.invalid is None else self.invalid.all(axis=-1)
-        if self.absent is not None:
-            missing = self.absent if missing is None else missing | self.absent
+        missing = self.absent
+        if self.invalid is not None:
+            nowhere: NDArray[np.bool_] = np.all(self.invalid, axis=-1)
+            missing = nowhere if missing is None else missing | nowhere
         return missing if missing is not None and missing.any() else None
 
     def rgb(self) -> Pixels:
@@ -99,7 +105,7 @@ class Stored:
     def _rgb(self) -> Pixels:
         if self.palette is not None:
             index = self.values[..., 0].astype(np.intp if self.values.itemsize > 1 else np.uint8)
-            return cast("Pixels", self.palette.take(index, axis=0, mode="clip"))
+            return self.palette.take(index, axis=0, mode="clip")
         if self.photometric in (CIELAB, ICCLAB):
             return _lab_to_rgb(self.values, self.photometric)
         levels = to_uint8(self.values, self.bits, self.invalid)
@@ -132,11 +138,20 @@ def read_tiff(source: Source) -> Picture:
         ValueError, RuntimeError, ...: it is damaged.
     """
     stored = read_stored(source)
-    pixels, alpha = stored.rgb(), stored.opacity()
+    pixels, alpha, missing = stored.rgb(), stored.opacity(), stored.missing
+    notes = stored.notes
+    if stored.profile and stored.photometric not in (CIELAB, ICCLAB):
+        grey = stored.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO)
+        inks = to_uint8(stored.values, stored.bits, stored.invalid) if stored.photometric == CMYK else None
+        pixels, more = to_srgb(pixels[..., 0] if grey else pixels if inks is None else inks, stored.profile)
+        notes += more
+        if missing is not None:
+            pixels[missing] = 0
     if alpha is not None:
         pixels = _over_white(pixels, alpha, stored.premultiplied)
     size = (pixels.shape[0], pixels.shape[1])
-    return Picture(pixels, size, stored.missing, alpha, Metadata(dpi=stored.dpi), stored.notes)
+    metadata, more = outputs_metadata(stored.info, dpi=stored.dpi)
+    return Picture(pixels, size, missing, alpha, metadata, notes + more)
 
 
 def read_stored(source: Source) -> Stored:
@@ -152,9 +167,9 @@ def read_stored(source: Source) -> Stored:
         page, mask, notes = _find_picture(tif)
         return _read_page(source, page, mask, notes)
     except tiff_blocks.UnsupportedTiff as error:
-        raise ImageError(
-            f"{source.name}: TIFF {error} cannot be read", hint="convert it to 8-bit RGB"
-        ) from error
+        raise ImageError(f"{source.name}: TIFF {error} cannot be read", hint=CONVERT) from error
+    except (TypeError, LookupError, AttributeError, ArithmeticError, struct.error) as error:
+        raise Damage("its directory makes no sense") from error
 
 
 def tiff_orientation(source: Source) -> int:
@@ -175,25 +190,20 @@ def _find_picture(tif: TiffFile) -> tuple[TiffPage, TiffPage | None, list[str]]:
     """
     count = _count_pages(tif)
     if count == 0:
-        raise ValueError("there is no picture in it")
+        raise Damage("there is no picture in it")
     pages = [cast("TiffPage", tif.pages[at]) for at in range(min(count, _LOOKED_AT))]
     # A camera file begins with a thumbnail, and has the photo among its SubIFDs
     below = [page for parent in pages[:1] for page in _subpages(parent)]
     plain = [page for page in pages if not page.subfiletype & 5]
     large = [page for page in below if not page.subfiletype & 5]
     found = plain or large or sorted(pages, key=_area)[-1:]
-    picture = next((page for page in found if not any(_is_thumbnail(page, of) for of in found + large)), None)
-    picture = picture or max(found + large, key=_area)
+    whole = [page for page in found if not any(_is_thumbnail(page, of) for of in found + large)]
+    picture = whole[0] if whole else max(found + large, key=_area)
     shape = (picture.imagelength, picture.imagewidth)
     masks = (page for page in pages if page.subfiletype & 4 and not picture.subfiletype & 4)
     mask = next((page for page in masks if (page.imagelength, page.imagewidth) == shape), None)
-    others = [page for page in plain if page is picture or not _is_thumbnail(page, picture)]
-    several = max(len(others) + count - len(pages), _stacked(pages[0]))
-    notes = []
-    if several > 1:
-        place = plain.index(picture) + 1 if picture in plain else 1
-        notes.append(f"{several:,} pages: {'the first' if place == 1 else f'number {place}'} is read")
-    return picture, mask, notes
+    several = max((len(whole) if plain else 1) + count - len(pages), _stacked(pages[0]))
+    return picture, mask, [f"{several:,} pages: the first is read"] if several > 1 else []
 
 
 def _count_pages(tif: TiffFile) -> int:
@@ -248,17 +258,14 @@ def _stacked(page: TiffPage) -> int:
 
 def _read_page(source: Source, page: TiffPage, mask: TiffPage | None, notes: list[str]) -> Stored:
     """Decode the bands of a page that make the picture."""
-    _check_size(source, page)
     photometric = _photometric(page)
     bands, alpha, more = _choose_bands(page, photometric)
     wanted = bands if alpha is None else [*bands, alpha]
-    if _area(page) * len(wanted) * (page.dtype.itemsize if page.dtype else 1) > (
-        _BYTES_PER_PIXEL * source.max_pixels
-    ):
-        source.check_size(page.imagelength, page.imagewidth * 2)
+    _check_size(source, page, len(wanted))
     sparse = any(tag in page.tags for tag in _GEO)
     values, absent = tiff_blocks.read_blocks(page, source.file, wanted, sparse=sparse)
     if mask is not None:
+        _check_size(source, mask, 1)
         inside, _ = tiff_blocks.read_blocks(mask, source.file, [0], sparse=sparse)
         outside = inside[..., 0] == 0
         absent = outside if absent is None else absent | outside
@@ -279,19 +286,33 @@ def _read_page(source: Source, page: TiffPage, mask: TiffPage | None, notes: lis
         int(page.compression) in tiff_blocks.JPEG,
         _dpi(page),
         (*notes, *more),
+        _bytes_of(page, 34675),
+        {"words": _words(page), "xmp": _bytes_of(page, 700)},
     )
 
 
-def _check_size(source: Source, page: TiffPage) -> None:
+def _bytes_of(page: TiffPage, tag: int) -> bytes:
+    value = page.tags.valueof(tag)
+    return value if isinstance(value, bytes) else b""
+
+
+def _words(page: TiffPage) -> dict[int, bytes]:
+    """Maker, model, program, time, artist and copyright, by their tags."""
+    texts = {tag: page.tags.valueof(tag) for tag in (271, 272, 305, 306, 315, 33432)}
+    return {tag: text.encode() for tag, text in texts.items() if isinstance(text, str) and text}
+
+
+def _check_size(source: Source, page: TiffPage, bands: int) -> None:
     """Check what a page announces: its size, and that of its blocks, which are decoded whole."""
     source.check_size(page.imagelength, page.imagewidth)
     if page.is_tiled:
         source.check_size(page.tilelength, page.tilewidth)
-    if (size := tiff_blocks.block_bytes(page)) > _BYTES_PER_PIXEL * source.max_pixels:
+    number = page.dtype.itemsize if page.dtype is not None else 0
+    size = number * max(_area(page) * bands, tiff_blocks.block_size(page))
+    if size > (limit := _BYTES_PER_PIXEL * source.max_pixels):
         raise ImageTooLarge(
-            f"{source.name}: {page.imagelength}x{page.imagewidth} (height x width) with "
-            f"{page.samplesperpixel} bands in one block are {size:,} bytes, the limit is "
-            f"{_BYTES_PER_PIXEL * source.max_pixels:,}",
+            f"{source.name}: {page.imagelength}x{page.imagewidth} (height x width) with {page.samplesperpixel} "
+            f"bands of {number} bytes: {size:,} bytes to be decoded at once, the limit is {limit:,}",
             hint="save it with fewer bands, or in strips or tiles",
         )
 
@@ -329,7 +350,7 @@ def _choose_bands(page: TiffPage, photometric: int) -> tuple[list[int], int | No
     if photometric == CMYK and page.tags.valueof(332) == 2:  # InkSet
         raise tiff_blocks.UnsupportedTiff("of other inks than cyan, magenta, yellow and black")
     if len(bands) < needed:
-        raise ValueError(f"{needed} bands are needed, {len(bands)} are there")
+        raise Damage(f"{needed} bands are needed, {len(bands)} are there")
     notes = []
     if len(bands) > needed:
         taken = {1: "the first is read", 3: "the first three are read as red, green and blue"}
@@ -345,7 +366,7 @@ def _palette(page: TiffPage) -> Pixels:
     """
     colours = np.asarray(page.tags.valueof(320) if 320 in page.tags else (), np.uint16).reshape(-1)
     if colours.size < 3:
-        raise ValueError("its colours are a palette, and there is none")
+        raise Damage("its colours are a palette, and there is none")
     colours = colours[: colours.size // 3 * 3].reshape(3, -1).T
     return np.ascontiguousarray(colours if colours.max() < 256 else colours >> 8).astype(np.uint8)
 
@@ -403,12 +424,13 @@ def _upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def _dpi(page: TiffPage) -> tuple[float, float] | None:
-    """Pixels per inch, (across, down), where the page says so."""
+    """Pixels per inch of the upright picture, (across, down), where the page says so."""
     with suppress(TypeError, ValueError, ZeroDivisionError):
         per_unit = tuple(a / b for a, b in (page.tags.valueof(282), page.tags.valueof(283)))
         inch = {2: 1.0, 3: 2.54}.get(int(page.tags.valueof(296, 2)))
         if inch and min(per_unit) > 0:
-            return per_unit[0] * inch, per_unit[1] * inch
+            across, down = per_unit if _orientation(page) < 5 else per_unit[::-1]
+            return across * inch, down * inch
     return None
 
 

@@ -10,6 +10,7 @@ bands that are asked for are kept.
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import simplejpeg
+from PIL.TiffImagePlugin import TiffImageFile
+
+from unet_batch.media.images.common import Damage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -125,7 +129,7 @@ class _Grid:
             rows, columns = page.tilelength, page.tilewidth
             deep = -(-page.imagedepth // max(1, page.tiledepth))
         if min(height, width, rows, columns, deep, page.samplesperpixel) < 1:
-            raise ValueError(f"{height}x{width} pixels in blocks of {rows}x{columns}")
+            raise Damage(f"{height}x{width} pixels in blocks of {rows}x{columns}")
         planes, bands = (page.samplesperpixel, 1) if apart else (1, page.samplesperpixel)
         return cls(rows, columns, -(-height // rows), -(-width // columns), deep, planes, bands)
 
@@ -137,11 +141,10 @@ class _Grid:
             yield first + index, down * self.rows, across * self.columns
 
 
-def block_bytes(page: TiffPage) -> int:
-    """How many bytes one block of a page has when it is decoded."""
+def block_size(page: TiffPage) -> int:
+    """How many numbers one block of a page holds."""
     grid = _Grid.of(page)
-    depth = max(1, page.tiledepth) if page.is_tiled else 1
-    return grid.rows * grid.columns * grid.bands * depth * page.dtype.itemsize if page.dtype else 0
+    return grid.rows * grid.columns * grid.bands * (max(1, page.tiledepth) if page.is_tiled else 1)
 
 
 def read_blocks(
@@ -172,29 +175,31 @@ def read_blocks(
         offsets, counts = (start,), (size or end - start,)
     total = grid.planes * grid.deep * grid.down * grid.across
     if min(len(offsets), len(counts)) < total:
-        raise ValueError(f"{total} strips or tiles are needed, {min(len(offsets), len(counts))} are listed")
+        raise Damage(f"{total} strips or tiles are needed, {min(len(offsets), len(counts))} are listed")
     decode = _decoder(page, grid)
     values = np.empty((height, width, len(bands)), page.dtype)
-    missing, absent = None, 0
+    missing: NDArray[np.bool_] | None = None
+    absent = 0
     for index, top, left, into, kept in _plan(grid, bands):
         rows, columns = min(grid.rows, height - top), min(grid.columns, width - left)
         area = (slice(top, top + rows), slice(left, left + columns))
         if offsets[index] == 0 or counts[index] == 0:
             if not sparse:
-                raise ValueError(f"strip or tile {index + 1} of {total} is absent")
-            block, valid = np.zeros((1, 1, 1), page.dtype), np.zeros((rows, columns), np.bool_)
+                raise Damage(f"strip or tile {index + 1} of {total} is absent")
+            block: NDArray[Any] = np.zeros((1, 1, 1), page.dtype)
+            valid: NDArray[np.bool_] | None = np.zeros((rows, columns), np.bool_)
             absent += 1
         else:
             data = _read(file, end, offsets[index], counts[index], page, grid if total == 1 else None)
             block, found = decode(data, rows, columns)
             block = block[:rows, :columns, kept]
             valid = None if found is None else found[:rows, :columns]
-        values[(*area, into)] = block
+        values[area[0], area[1], into] = block
         if valid is not None and not valid.all():
             missing = np.zeros((height, width), np.bool_) if missing is None else missing
             missing[area] |= ~valid
     if absent and missing is not None and missing.all():
-        raise ValueError("all of its strips or tiles are absent: there is no picture in it")
+        raise Damage("all of its strips or tiles are absent: there is no picture in it")
     return values, missing
 
 
@@ -228,20 +233,20 @@ def _read(file: BinaryIO, end: int, offset: int, count: int, page: TiffPage, onl
     if only and page.compression == 1 and not page.is_subsampled:
         count = only.rows * -(-only.columns * only.bands * _bits(page) // 8)
     if offset + count > end:
-        raise ValueError(f"the pixel data end {offset + count - end:,} bytes early")
+        raise Damage(f"the pixel data end {offset + count - end:,} bytes early")
     file.seek(offset)
     return file.read(count)
 
 
 def _bits(page: TiffPage) -> int:
     """Bits of a sample, the same for all bands."""
-    bits = page.bitspersample
+    bits: Any = page.bitspersample  # several, where they differ
     if not isinstance(bits, int) or page.dtype is None or page.dtype.kind == "c":
         kinds = {1: "unsigned integers", 2: "signed integers", 3: "floats", 5: "complex numbers"}
         kind = kinds.get(int(page.sampleformat), "complex numbers" if page.sampleformat == 6 else "samples")
         bits = " and ".join(map(str, bits)) if isinstance(bits, tuple) else bits
         raise UnsupportedTiff(f"of {bits}-bit {kind}")
-    return bits
+    return int(bits)
 
 
 def _decoder(page: TiffPage, grid: _Grid) -> Decode:
@@ -279,7 +284,7 @@ def _jpeg_decoder(page: TiffPage, grid: _Grid) -> Decode:
         stream = head + data[2:]
         height, width, *_ = simplejpeg.decode_jpeg_header(stream)
         if not (rows <= height <= grid.rows and columns <= width <= grid.columns):
-            raise ValueError(f"a block of {rows}x{columns} holds a JPEG of {height}x{width}")
+            raise Damage(f"a block of {rows}x{columns} holds a JPEG of {height}x{width}")
         return simplejpeg.decode_jpeg(stream, space), None
 
     return decode
@@ -295,6 +300,7 @@ def _picture_decoder(page: TiffPage, grid: _Grid) -> Decode:
     code, kind = int(page.compression), page.dtype
     packing = (*_numbers(page, 50674), 0, 0)[1]  # of LercParameters: 1 is deflate, 2 Zstandard
     limit = grid.rows * grid.columns * grid.bands * np.dtype(kind).itemsize
+    function: Callable[..., Any]
     options: dict[str, Any] = {}
     if code in JPEG:
         function, options = imagecodecs.jpeg_decode, {"bitspersample": page.bitspersample}
@@ -320,7 +326,7 @@ def _picture_decoder(page: TiffPage, grid: _Grid) -> Decode:
             except ValueError as error:  # imagecodecs compares the sizes before it decodes
                 problem = error
         else:
-            raise ValueError(f"a block of {rows}x{columns} holds another picture: {problem}")
+            raise Damage(f"a block of {rows}x{columns} holds another picture: {problem}")
         values, valid = result if isinstance(result, tuple) else (result, None)
         if valid is not None and valid.ndim == 3:
             valid = valid.any(axis=-1)
@@ -346,20 +352,20 @@ def _sample_decoder(page: TiffPage, grid: _Grid) -> Decode:
         raise UnsupportedTiff("of YCbCr in separate planes, or of other than 8 bits")
     per_row = -(-grid.columns * grid.bands * bits // 8)
     units = _Units.of(page, grid) if subsampled else None
-    most = units.bytes(grid.rows) if units else grid.rows * per_row
+    most = units.size(grid.rows) if units else grid.rows * per_row
 
     def decode(data: bytes, rows: int, columns: int) -> Block:
         if reversed_bits:
             import imagecodecs
 
-            data = imagecodecs.bitorder_decode(data)
+            data = bytes(imagecodecs.bitorder_decode(data))
         if code in _FAX:
             return _decode_fax(page, data, rows, grid.columns), None
         data = _decompress(data, code, most)
         if units:
             return _ycbcr_to_rgb(page, units.spread(data, rows)), None
         if len(data) < rows * per_row:
-            raise ValueError(f"a block of pixels ends {rows * per_row - len(data):,} bytes early")
+            raise Damage(f"a block of pixels ends {rows * per_row - len(data):,} bytes early")
         values = _unpack(page, data[: rows * per_row], bits, (rows, grid.columns, grid.bands), predictor)
         return (_ycbcr_to_rgb(page, values) if page.photometric == 6 else values), None
 
@@ -384,11 +390,21 @@ def _decompress(data: bytes, code: int, most: int) -> bytes:
 
 
 def _decode_fax(page: TiffPage, data: bytes, rows: int, columns: int) -> NDArray[Any]:
+    """Decode CCITT's codings of black and white, which know no error: what is damaged looks it."""
     import imagecodecs
 
-    options = {"t4options": page.tags.valueof(292) or 0} if page.compression == 3 else {}
-    decoded: NDArray[Any] = getattr(imagecodecs, _FAX[int(page.compression)])(data, rows, columns, **options)
-    return decoded.reshape(rows, columns, 1)
+    code, options = int(page.compression), (*_numbers(page, 292), 0)[0]
+    decode = getattr(imagecodecs, _FAX[code], None)
+    if decode is not None:
+        decoded = decode(data, rows, columns, **({"t4options": options} if code == 3 else {}))
+    else:  # before 2026.3, the last for Python 3.10 among them: by Pillow's libtiff, as a TIFF of one strip
+        tags = {256: columns, 257: rows, 258: 1, 259: code, 262: 1, 273: 8, 277: 1, 278: rows, 279: len(data)}
+        tags |= {292: options} if code == 3 else {}
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+        tail = struct.pack("<H", len(tags)) + entries + bytes(4)
+        decoded = TiffImageFile(io.BytesIO(head + data + tail))
+    return np.asarray(decoded).reshape(rows, columns, 1)
 
 
 def _unpack(
@@ -437,15 +453,15 @@ class _Units:
     def _row(self) -> int:
         return -(-self.columns // self.across)
 
-    def bytes(self, rows: int) -> int:
+    def size(self, rows: int) -> int:
         """How many bytes so many rows of pixels take."""
         return -(-rows // self.down) * self._row * (self.down * self.across + 2)
 
     def spread(self, data: bytes, rows: int) -> NDArray[np.uint8]:
         """Give every pixel its colour: uint8 (rows, columns, 3)."""
-        needed = self.bytes(rows)
+        needed = self.size(rows)
         if len(data) < needed:
-            raise ValueError(f"a block of pixels ends {needed - len(data):,} bytes early")
+            raise Damage(f"a block of pixels ends {needed - len(data):,} bytes early")
         high = -(-rows // self.down)
         units = np.frombuffer(data[:needed], np.uint8).reshape(high, self._row, -1)
         light = units[..., :-2].reshape(high, self._row, self.down, self.across).swapaxes(1, 2)
@@ -458,13 +474,15 @@ def _ycbcr_to_rgb(page: TiffPage, values: NDArray[np.uint8]) -> NDArray[np.uint8
     """Convert by the page's own coefficients and range (TIFF 6.0, section 21)."""
     red, green, blue = _rationals(page, 529) or (0.299, 0.587, 0.114)
     reference = _rationals(page, 532) or (0, 255, 128, 255, 128, 255)
-    low, high = np.float32(reference[::2]), np.float32(reference[1::2])
-    scaled = (values.astype(np.float32) - low) * (np.float32([255, 127, 127]) / (high - low))
+    low, high = np.array(reference, np.float32).reshape(3, 2).T
+    scale = np.array([255, 127, 127], np.float32) / (high - low)
+    scaled = (values.astype(np.float32) - low) * scale
     light, to_blue, to_red = scaled[..., 0], scaled[..., 1], scaled[..., 2]
     r = light + (2 - 2 * red) * to_red
     b = light + (2 - 2 * blue) * to_blue
     g = (light - red * r - blue * b) / green
-    return np.rint(np.stack([r, g, b], axis=-1)).clip(0, 255).astype(np.uint8)
+    rgb: NDArray[np.uint8] = np.rint(np.stack([r, g, b], axis=-1)).clip(0, 255).astype(np.uint8)
+    return rgb
 
 
 def _rationals(page: TiffPage, tag: int) -> tuple[float, ...]:
