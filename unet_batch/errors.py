@@ -2,7 +2,8 @@
 
 UnetBatchError                 base: a message with the numbers, and a hint with the fix
 ├── UsageError                 the request cannot be carried out as given
-│   └── SourceError            a source does not exist, or holds nothing to segment
+│   ├── SourceError            a source does not exist, or holds nothing to segment
+│   └── SplitError             a dataset cannot be parted into training and validation
 ├── RunError                   ends a run: the next item would meet it, too
 │   └── OutputError            the output folder cannot be used (missing rights, disk full)
 │       ├── FolderInUse        another run is writing there
@@ -65,6 +66,10 @@ class UsageError(UnetBatchError):
 
 class SourceError(UsageError):
     """A source does not exist, cannot be listed, or holds nothing to segment."""
+
+
+class SplitError(UsageError):
+    """A dataset cannot be parted into what trains and what validates."""
 
 
 class RunError(UnetBatchError):

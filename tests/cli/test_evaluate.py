@@ -52,7 +52,7 @@ class TestModel:
         number = r"[01]\.\d{4}"
         assert "at the photos' own size" in lines
         assert "at the network's size, 32x48" in lines
-        for label in ("accuracy", "Dice", "IoU", "Dice, mean per picture"):
+        for label in ("accuracy", r"Dice \(all pixels\)", r"IoU \(all pixels\)", "mean Dice per picture"):
             pattern = rf"^  {label} +{number}   95 % between {number} and {number}$"
             assert len(re.findall(pattern, done.stdout, re.MULTILINE)) == 2, label
         assert len(re.findall(rf"^  foreground +({number} +){{4}}{number}$", done.stdout, re.MULTILINE)) == 2

@@ -87,7 +87,7 @@ def test_leaves_model_card_curves_sheet_and_figures(shapes: Path, tmp_path: Path
     card = (tmp_path / "discs.md").read_text()
     for text in (
         "# Model card: `discs`",
-        "Dice 0.",
+        "mean Dice per picture 0.",
         "flatter a little",
         "](discs.training/curves.png)",
         "seed 0",
@@ -172,7 +172,18 @@ def test_what_exists_is_not_overwritten_unasked(shapes: Path, tmp_path: Path) ->
     assert "exists" in train(shapes, output).output
     output.unlink()
     assert "m.md: exists" in train(shapes, output).output, "somebody's notes, for all we know"
-    assert "no training to resume" in train(shapes, output, "--resume").output
+    assert "m.md: exists" in train(shapes, output, "--resume").output, "there is no state to go on with"
+
+
+def test_resume_begins_where_there_is_nothing_to_go_on_with(shapes: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.safetensors"
+    begun = train(shapes, output, "--resume", "--epochs", "1")
+    assert begun.exit_code == 0, begun.output
+    assert "no training to go on with yet: begins" in begun.output
+    assert "20 pairs are fit for training" in begun.output
+    again = train(shapes, output, "--resume", "--epochs", "1")
+    assert again.exit_code == 0, again.output
+    assert "begins one" not in again.output
 
 
 def test_what_nobody_trains_on_spoils_nothing(shapes: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -102,6 +103,16 @@ class TestAtNetwork:
 
 
 class TestEvaluate:
+    def test_pixels_without_a_value_are_not_judged(self, tmp_path: Path) -> None:
+        """Else the half of which the survey has nothing, and the mask something, would count as missed."""
+        values = np.ones(SIZE, np.float32)
+        values[:, 48:] = np.nan
+        (tmp_path / "images").mkdir()
+        tifffile.imwrite(tmp_path / "images/a.tif", values, metadata=None)
+        mask(tmp_path / "masks/a.png", np.full(SIZE, 255))
+        found = judged(find_dataset(str(tmp_path)))
+        assert found.photo.mean("dice") == found.network.mean("dice") == 1
+
     def test_both_sizes_by_hand(self, tmp_path: Path) -> None:
         found = judged(one_class(tmp_path, 48, 40))
         assert found.photo.names == ("background", "foreground")

@@ -104,3 +104,47 @@ def png(
 def chunk(kind: bytes, body: bytes) -> bytes:
     """A chunk of a PNG, with its checksum."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def flat_jpeg(planes: list[NDArray[Any]], factors: list[tuple[int, int]], size: tuple[int, int]) -> bytes:
+    """A baseline JPEG of flat 8x8 blocks, of any sampling.
+
+    Args:
+        planes: of each component its blocks, uint8 (rows, columns): whole MCUs.
+        factors: of each component (across, down).
+        size: (height, width).
+    """
+    lines, columns = (planes[0].shape[i] // factors[0][1 - i] for i in (0, 1))
+    bits, last = [], [0] * len(planes)
+    for row in range(lines):
+        for column in range(columns):
+            for index, (plane, (across, down)) in enumerate(zip(planes, factors, strict=True)):
+                for y in range(row * down, (row + 1) * down):
+                    for x in range(column * across, (column + 1) * across):
+                        value = int(plane[y, x]) - 128
+                        step, last[index] = value - last[index], value
+                        length = abs(step).bit_length()
+                        number = step if step > 0 else step + 2**length - 1
+                        bits.append(f"{length:04b}" + (f"{number:0{length}b}" if length else "") + "0")
+    stream = "".join(bits)
+    stream += "1" * (-len(stream) % 8)
+    scan = int(stream, 2).to_bytes(len(stream) // 8, "big").replace(b"\xff", b"\xff\x00")
+
+    def segment(marker: int, body: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+    parts = b"".join(bytes([i + 1, f[0] << 4 | f[1], 0]) for i, f in enumerate(factors))
+    chosen = b"".join(bytes([i + 1, 0]) for i in range(len(planes)))
+    return b"".join(
+        (
+            b"\xff\xd8",
+            segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0"),
+            segment(0xDB, b"\0" + bytes([8] * 64)),
+            segment(0xC0, struct.pack(">BHHB", 8, *size, len(planes)) + parts),
+            segment(0xC4, b"\0" + bytes([0, 0, 0, 12] + [0] * 12) + bytes(range(12))),
+            segment(0xC4, b"\x10" + bytes([1] + [0] * 15) + b"\0"),
+            segment(0xDA, bytes([len(planes)]) + chosen + b"\0\x3f\0"),
+            scan,
+            b"\xff\xd9",
+        )
+    )

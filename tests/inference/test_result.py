@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,16 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import tifffile
+from PIL import Image, ImageCms
 
 import unet_batch
 from tests.helpers.runs import files, segment
 from unet_batch.errors import ImageError, OutputError, UsageError
-from unet_batch.files.outputs import PICTURE_KINDS
+from unet_batch.files.outputs import PICTURE_KINDS, OutputTree
 from unet_batch.inference import result as result_module
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.result import Result
 from unet_batch.inference.segmenter import Segmenter
+from unet_batch.media.images.profiles import coded_profile
+from unet_batch.run.pictures import OutputRenderer
 from unet_batch.testing import FakeBackend, fake_spec
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
@@ -240,6 +245,74 @@ class TestSave:
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("held", ["file", "image", "array"])
+def test_a_cutout_is_as_transparent_as_its_picture(segmenter: Segmenter, tmp_path: Path, held: str) -> None:
+    rgba = np.zeros((64, 96, 4), np.uint8)
+    rgba[..., 0], rgba[..., 3] = 200, np.arange(96) * 2 + 40
+    path = tmp_path / "soft.png"
+    Image.fromarray(rgba).save(path)
+    result = segmenter.predict({"file": path, "image": Image.fromarray(rgba), "array": rgba}[held])
+    cutout = result.cutout()
+    opaque = segmenter.predict(np.asarray(result.prediction.frame.pixels)).cutout()[..., 3]  # type: ignore[union-attr]
+    assert (opaque == 255).any()
+    assert np.array_equal(cutout[..., 3], np.rint(opaque / 255 * rgba[..., 3]))
+    assert np.abs(cutout[opaque == 255][:, :3].astype(int) - [200, 0, 0]).max() <= 6
+
+
+def test_outputs_carry_metadata_and_the_colours_of_the_picture(segmenter: Segmenter, tmp_path: Path) -> None:
+    """A wide-gamut photo beside its outputs in a viewer that knows profiles: the same colours."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x8298] = 6, "(c) Someone"
+    y, x = np.mgrid[:64, :96]
+    stored = np.stack([x * 2 + 30, y * 3 + 20, 200 - x], axis=-1).astype(np.uint8)
+    p3 = coded_profile(12, 13)[0]
+    path = tmp_path / "p3.png"
+    Image.fromarray(stored).save(path, icc_profile=p3, exif=exif, dpi=(300, 300))
+    shown = ImageCms.profileToProfile(
+        Image.fromarray(stored), ImageCms.ImageCmsProfile(io.BytesIO(p3)), ImageCms.createProfile("sRGB"),
+        renderingIntent=1, outputMode="RGB",
+    )  # fmt: skip
+    expected = np.rot90(np.asarray(shown, np.int16), -1)
+    result = segmenter.predict(path)
+    with Image.open(io.BytesIO(result.encode("overlay"))) as image:
+        assert "sRGB" in ImageCms.getProfileDescription(
+            ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+        )
+        assert image.getexif()[0x8298] == "(c) Someone"
+        assert 0x0112 not in image.getexif()
+        assert image.info["dpi"] == (300, 300)
+        away = np.asarray(result.mask) == 0
+        away[1:] &= away[:-1]
+        away[:, 1:] &= away[:, :-1]
+        assert np.abs(np.asarray(image, np.int16) - expected)[away].mean() < 3
+    with Image.open(io.BytesIO(result.encode("cutout"))) as image:
+        assert image.info["srgb"] == 1
+        assert image.getexif()[0x8298] == "(c) Someone"
+        cutout = np.asarray(image, np.int16)
+        inside = cutout[..., 3] == 255
+        assert np.abs(cutout[..., :3] - expected)[inside].max() <= 1
+    with Image.open(io.BytesIO(result.encode("mask"))) as image:
+        assert image.info == {}
+
+
+def test_a_picture_wider_than_a_jpeg_keeps_its_mask_and_has_a_smaller_overlay(
+    segmenter: Segmenter, tmp_path: Path
+) -> None:
+    path = tmp_path / "line.png"
+    Image.fromarray(np.full((3, 70_000, 3), 90, np.uint8)).save(path)
+    result = segmenter.predict(path)
+    with Image.open(io.BytesIO(result.encode("mask"))) as image:
+        assert image.size == (70_000, 3)
+    with Image.open(io.BytesIO(result.encode("overlay"))) as image:
+        assert image.size == (65_500, 3)
+    note = "its overlay is 3x65500 instead of 3x70000: a JPEG holds no longer side"
+    assert result.notes_on(("mask", "overlay")) == (note,)
+    assert result.notes_on(("mask", "cutout")) == ()
+    renderer = OutputRenderer(OutputTree(str(tmp_path / "out"), ("mask", "overlay")), segmenter)
+    assert result.prediction is not None
+    assert renderer.render(result.prediction).notes == (note,)
+
+
 def test_every_kind_of_picture_output_has_a_renderer() -> None:
     assert tuple(result_module.RENDERERS) == PICTURE_KINDS
 
@@ -264,3 +337,52 @@ def test_a_result_says_how_its_picture_was_read(
     photo.write_bytes(b"")
     [failed] = segmenter.stream([photo])
     assert (failed.mask, failed.notes) == (None, ())
+
+
+class TestPixelsWithoutAValue:
+    """Nodata of a GeoTIFF is nothing in whatever is made of it, whatever the network says there."""
+
+    @pytest.fixture
+    def survey(self, tmp_path: Path) -> tuple[Path, np.ndarray]:
+        values = np.linspace(0.2, 1, 64 * 96, dtype=np.float32).reshape(64, 96)
+        holes = np.random.default_rng(0).random((64, 96)) < 0.3
+        values[holes] = -9999
+        path = tmp_path / "survey.tif"
+        tifffile.imwrite(path, values, extratags=[(42113, 2, 6, "-9999", True)], metadata=None)
+        return path, holes
+
+    @pytest.mark.parametrize("isolate", [False, True])
+    def test_of_one_class(self, survey: tuple[Path, np.ndarray], isolate: bool) -> None:
+        path, holes = survey
+        backend = FakeBackend(answer=lambda batch: np.full(batch.shape[:3], 255, np.uint8))
+        with Segmenter(backend, workers=1, threshold=0.1, isolate=isolate) as segmenter:
+            result = segmenter.predict(path)
+            assert np.array_equal(result.mask == 0, holes)
+            assert np.array_equal(result.probability == 0, holes)
+            assert np.array_equal(result.cutout()[..., 3] == 0, holes)
+            prob16 = np.array(Image.open(io.BytesIO(result.encode("prob16"))))
+            assert np.array_equal(prob16 == 0, holes)
+            pixels = result.prediction.frame.pixels
+            assert np.array_equal(result.overlay()[holes], pixels[holes])
+            assert not np.array_equal(result.overlay(), pixels)
+            (streamed,) = segmenter.stream([path])  # without pixels, and so perhaps decoded at reduced size
+            assert np.array_equal(streamed.mask, result.mask)
+
+    def test_of_several_classes_is_id_0_without_its_colour(self, survey: tuple[Path, np.ndarray]) -> None:
+        path, holes = survey
+        backend = FakeBackend(fake_spec(classes=3), lambda batch: np.full(batch.shape[:3], 2, np.uint8))
+        with Segmenter(backend, workers=1) as segmenter:
+            result = segmenter.predict(path)
+            assert np.array_equal(result.mask, np.where(holes, 0, 2))
+            assert np.array_equal(result.overlay()[holes], result.prediction.frame.pixels[holes])
+
+    def test_known_at_a_reduced_size_only(self, survey: tuple[Path, np.ndarray]) -> None:
+        path, _ = survey
+        backend = FakeBackend(answer=lambda batch: np.full(batch.shape[:3], 255, np.uint8))
+        with Segmenter(backend, workers=1) as segmenter:
+            prediction = segmenter.predict(path).prediction
+            quarter = np.zeros((16, 24), bool)
+            quarter[3, 5] = True
+            frame = dataclasses.replace(prediction.frame, missing=quarter)
+            mask = segmenter.mask(dataclasses.replace(prediction, frame=frame))
+        assert np.array_equal(mask == 0, quarter.repeat(4, 0).repeat(4, 1))

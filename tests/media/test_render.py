@@ -272,3 +272,24 @@ def test_threads_do_not_disturb_one_another():
         together = list(pool.map(run, jobs * 4))
     for number, results in enumerate(together):
         assert all(np.array_equal(a, b) for a, b in zip(results, alone[number % 8], strict=True))
+
+
+def test_what_is_transparent_in_a_picture_is_so_in_its_cutout() -> None:
+    """In its own colours, not those that were laid over white."""
+    own = np.arange(256, dtype=np.uint8)[None].repeat(3, 0)
+    colours = np.stack([own, own[:, ::-1], np.full_like(own, 60)], axis=-1)
+    share = own[..., None] / 255
+    pixels = np.rint(colours * share + 255 * (1 - share)).astype(np.uint8)
+    probability = np.array([[255], [128], [0]], np.uint8).repeat(256, 1)
+    before = pixels.copy()
+    plain = render.cutout(pixels, probability)
+    rgba = render.cutout(pixels, probability, opacity=own)
+    assert np.array_equal(pixels, before)
+    assert np.array_equal(rgba[..., 3], np.rint(plain[..., 3] * share[..., 0]))
+    assert (rgba[2] == 0).all()
+    shown = rgba[..., 3] > 0
+    # Shown over anything, two roundings have lost one level at most; where opaque, nothing
+    lost = np.abs(rgba[..., :3].astype(float) - colours) * share
+    assert lost[shown].max() <= 1
+    assert np.array_equal(rgba[0, 255, :3], colours[0, 255])
+    assert np.abs(rgba[0, 128:, :3].astype(int) - colours[0, 128:]).max() <= 2

@@ -245,6 +245,70 @@ class TestResume:
         loop.train(plan, resume=True)
         assert same(weights(plan), weights(whole))
 
+    @pytest.mark.parametrize("keep", ["best", "last"])
+    @pytest.mark.parametrize("place", ["metrics", "state", "model", "afterwards"])
+    @pytest.mark.parametrize("epoch", [1, 2])
+    def test_killed_at_any_write_at_the_end_of_an_epoch_ends_the_same(
+        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, place: str, keep: str
+    ) -> None:
+        """`place` is the write that does not happen any more."""
+
+        class Killed(BaseException):
+            pass
+
+        def kill(*rest: object, **more: object) -> None:
+            left[0] -= 1
+            if not left[0]:
+                raise Killed
+            real(*rest, **more)
+
+        record = loop.epoch_record
+
+        def better(*values: Any) -> dict[str, Any]:
+            """A record better than those before: each epoch writes the model."""
+            made = record(*values)
+            return {**made, "val_dice": made["epoch"] / 10}
+
+        monkeypatch.setattr(loop, "epoch_record", better)
+        whole, plan = (
+            plan_of(shapes, tmp_path / f"{name}.safetensors", keep=keep) for name in ("whole", "m")
+        )
+        loop.train(whole)
+        left = [epoch + (place == "metrics")]  # the first file that is written is val.txt
+        name = {"metrics": "write_atomic", "state": "save_state", "model": "_write_model"}.get(place, "")
+        real = getattr(loop, name, lambda *rest: None)
+        with monkeypatch.context() as patch:
+            if name:
+                patch.setattr(loop, name, kill)
+            with pytest.raises(Killed):
+                loop.train(plan, on_epoch=kill if not name else None)
+        outcome = loop.train(plan, resume=True)
+        assert outcome.ended == "all epochs"
+        assert same(weights(plan), weights(whole))
+        assert same(load_file(plan.output), load_file(whole.output))
+        assert checkpoint.identify(plan.output).spec.training["epoch"] == outcome.best
+
+    def test_killed_before_its_first_model_it_replaces_what_was_there(
+        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Which --overwrite had been given for."""
+        plan, other = (plan_of(shapes, tmp_path / "m.safetensors", seed=seed) for seed in (1, 2))
+        loop.train(other)
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_write_model", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                loop.train(plan)
+        loop.train(plan, resume=True)
+        whole = plan_of(shapes, tmp_path / "whole.safetensors", seed=1)
+        loop.train(whole)
+        assert same(load_file(plan.output), load_file(whole.output))
+
+    def test_begins_where_there_is_nothing_to_go_on_with(self, shapes: Path, tmp_path: Path) -> None:
+        plan, whole = (plan_of(shapes, tmp_path / f"{name}.safetensors") for name in ("m", "whole"))
+        loop.train(plan, resume=True)
+        loop.train(whole)
+        assert same(weights(plan), weights(whole))
+
     def test_a_finished_training_is_left_as_it_is(self, shapes: Path, tmp_path: Path) -> None:
         plan = plan_of(shapes, tmp_path / "m.safetensors")
         first = loop.train(plan)
@@ -315,7 +379,7 @@ class TestResume:
         kills, epochs = 0, set()
         while True:
             before = saved.stat().st_mtime_ns if saved.exists() else 0
-            process = start(output, *(["--resume"] if saved.exists() else ["--overwrite"]))
+            process = start(output, "--resume")
             try:
                 if kills < 10:  # wait until it trains, so that every kill hits something
                     while process.poll() is None and not (

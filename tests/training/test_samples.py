@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -72,6 +73,18 @@ def equal(one: Sample, other: Sample) -> bool:
 
 def weight(sample: Sample) -> int:
     return sample.picture.nbytes + sample.target.nbytes + sample.known.nbytes
+
+
+def test_nothing_is_learnt_where_a_photo_has_no_value(tmp_path: Path) -> None:
+    values, ids = np.ones((64, 96), np.float32), np.full((64, 96), 255, np.uint8)
+    values[:, 48:] = np.nan
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    tifffile.imwrite(tmp_path / "images/a.tif", values, metadata=None)
+    Image.fromarray(ids).save(tmp_path / "masks/a.png")
+    dataset = find_dataset(str(tmp_path))
+    sample = Samples(dataset, dataset.pairs, NETWORK, 2, 0)[0]
+    assert np.array_equal(sample.known > 0, np.isfinite(values))
 
 
 class TestMemory:

@@ -67,7 +67,7 @@ def check_data(
     from unet_batch.errors import UsageError
 
     out = Lines(quiet=as_json, to_stderr=as_json)
-    dataset = data.find(folder)
+    dataset = data.find(folder, faulty=True)
     splits: dict[str, tuple[Pair, ...]] = {}
     for file in split_files:
         name = os.path.splitext(os.path.basename(file))[0]
@@ -134,7 +134,8 @@ def _print(lines: Lines, report: Report, sheet: str | None) -> None:
     }
     found = " and ".join(f"{count} {plural(count, level)}" for level, count in counts.items() if count)
     if counts["error"]:
-        out.print(f"A training on these {report.pairs:,} pairs would be wrong: {found}.", style="bold red")
+        these = "this pair" if report.pairs == 1 else f"these {report.pairs:,} pairs"
+        out.print(f"A training on {these} would be wrong: {found}.", style="bold red")
     else:
         out.print(
             f"{report.pairs:,} pairs are ready for training{': ' + found if found else ''}.",

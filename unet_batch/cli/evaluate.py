@@ -115,9 +115,9 @@ def evaluate(
       unet-batch evaluate cars --predictions photos-segmented
       unet-batch evaluate cars/masks --predictions others
 
-    Dice, IoU, precision, recall, boundary F1 and pixel accuracy, at the photos' own size (the masks that
-    `run` writes) and at the network's, with 95 % intervals from whole groups: photos of one car say little
-    of other cars. Nothing in DATASET is written.
+    Dice, IoU, precision, recall, boundary F1 and accuracy over all pixels, and the mean of the Dice of each
+    picture, at the photos' own size (the masks that `run` writes) and at the network's, with 95 % intervals
+    from whole groups: photos of one car say little of other cars. Nothing in DATASET is written.
     """
     from unet_batch.cli.screen import Lines, print_json
     from unet_batch.datasets.split import read_split
@@ -296,11 +296,12 @@ def _print(lines: Lines, evaluation: Evaluation, output: str | None, sheet: str 
 
 def _print_figures(out: Console, title: str, figures: Figures) -> None:
     several = len(figures.judged) > 1
+    mean = "mean " if several else ""
     head = {
         "accuracy": ("accuracy", figures.scores.accuracy),
-        "dice": ("mean Dice" if several else "Dice", figures.mean("dice")),
-        "iou": ("mean IoU" if several else "IoU", figures.mean("iou")),
-        "dice_per_picture": ("Dice, mean per picture", figures.mean("dice", per_picture=True)),
+        "dice": (f"{mean}Dice (all pixels)", figures.mean("dice")),
+        "iou": (f"{mean}IoU (all pixels)", figures.mean("iou")),
+        "dice_per_picture": ("mean Dice per picture", figures.mean("dice", per_picture=True)),
     }
     out.print(f"\n{title}", style="bold cyan")
     for key, (label, value) in head.items():
@@ -310,7 +311,9 @@ def _print_figures(out: Console, title: str, figures: Figures) -> None:
     names = {id: printable(figures.names[id]) for id in figures.judged}
     width = max(22, *(len(name) for name in names.values()))
     out.print(
-        f"  {'':<{width}}" + "".join(f"  {label:>{max(6, len(label))}}" for _, label in _COLUMNS), style="dim"
+        f"  {'over all pixels':<{width}}"
+        + "".join(f"  {label:>{max(6, len(label))}}" for _, label in _COLUMNS),
+        style="dim",
     )
     rows = [
         (name, [figures.scores.pooled[metric][id] for metric, _ in _COLUMNS]) for id, name in names.items()

@@ -393,8 +393,12 @@ class DatasetOptions:
     coco: str | None
     group_by: str | None
 
-    def find(self, folder: str) -> Dataset:
+    def find(self, folder: str, *, faulty: bool = False) -> Dataset:
         """Find the dataset.
+
+        Args:
+            folder: of the dataset.
+            faulty: see `find_dataset`.
 
         Raises:
             UnetBatchError: see `find_dataset`.
@@ -404,7 +408,12 @@ class DatasetOptions:
 
         with console(stderr=True).status("looking at the masks ..."):  # on terminals only
             return find_dataset(
-                folder, images=self.images, masks=self.masks, coco=self.coco, group_by=self.group_by
+                folder,
+                images=self.images,
+                masks=self.masks,
+                coco=self.coco,
+                group_by=self.group_by,
+                faulty=faulty,
             )
 
 

@@ -212,6 +212,9 @@ def training(
         record, best = history[-1], best_epoch(plan, history) == len(history)
         if not headed and not lines.quiet:
             headed = True
+            one = len(plan.spec.classes.names) == 1
+            over = "means per picture" if one else "means of the classes, over all pixels"
+            lines.line("", f"Dice and IoU are {over}, of the validation images")
             columns = {"epoch": 9, "loss": 7, "val loss": 8, "Dice": 6, "IoU": 6, "accuracy": 8, "time": 8}
             heading = "  ".join(f"{name:>{width}}" for name, width in columns.items())
             lines.out.print(heading, style="bold cyan")

@@ -17,13 +17,15 @@ from unet_batch.cli.train_options import training_options
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines
-    from unet_batch.datasets.check import Report
+    from unet_batch.datasets.check import Finding
+    from unet_batch.datasets.dataset import Dataset
     from unet_batch.training.check import PairsCheck
     from unet_batch.training.loop import Outcome
     from unet_batch.training.plan import Options, TrainingPlan
     from unet_batch.training.ranks import Ranks
 
 
+_SHOWN = 3  # cases of each finding that are printed
 _NOTICE = "stopping after this step; Ctrl-C again to stop at once"
 
 
@@ -31,7 +33,7 @@ def read_config(context: click.Context, option: click.Parameter, value: str | No
     """Make the values of a file the defaults of the options; what the command line says comes first."""
     if value is None:
         return
-    from unet_batch.datasets.encoding import load_toml
+    from unet_batch.datasets.guess import load_toml
     from unet_batch.errors import UsageError
 
     try:
@@ -82,7 +84,7 @@ def read_config(context: click.Context, option: click.Parameter, value: str | No
 @option(
     "--resume",
     is_flag=True,
-    help="Continue an interrupted training; give the same options as before.",
+    help="Go on with an interrupted training, given the same options as before; begin where there is none.",
     section="Reliability",
 )
 @option(
@@ -127,8 +129,9 @@ def train(
     same weights. On several GPUs: torchrun --nproc-per-node 4 -m unet_batch train ...
     """
     from unet_batch.cli.screen import Lines
-    from unet_batch.errors import UsageError
+    from unet_batch.errors import SplitError, UsageError
     from unet_batch.training import report
+    from unet_batch.training.loop import has_state
     from unet_batch.training.plan import make_plan
     from unet_batch.training.ranks import join_processes
 
@@ -136,9 +139,18 @@ def train(
         raise UsageError("--resume goes on, --overwrite begins again", hint="give one of them")
     with join_processes(options.device) as ranks:
         lines = Lines(quiet=quiet or not ranks.is_main, to_stderr=False)
-        dataset = data.find(folder)
-        plan = make_plan(dataset, output, options, processes=ranks.count)
+        dataset = data.find(folder, faulty=True)
         lines.dataset(dataset)
+        try:
+            plan = make_plan(dataset, output, options, processes=ranks.count)
+        except SplitError:
+            _print_other_faults(dataset, ranks)
+            raise
+        if resume and not has_state(plan):
+            resume = False
+            lines.line("note", f"{os.path.basename(plan.folder)}: no training to go on with yet: begins one")
+        if dataset.fault is not None and (resume or dry_run):
+            raise dataset.fault
         _print_plan(lines, plan, ranks)
         if dry_run:
             _print_estimate(lines, plan)
@@ -218,10 +230,11 @@ def _print_estimate(lines: Lines, plan: TrainingPlan) -> None:
 def _refuse_existing(plan: TrainingPlan, *, resume: bool, overwrite: bool) -> None:
     from unet_batch.cli.text import shown
     from unet_batch.errors import UsageError
+    from unet_batch.training.loop import has_state
 
     if resume or overwrite:
         return
-    if os.path.exists(os.path.join(plan.folder, "state.safetensors")):
+    if has_state(plan):
         raise UsageError(
             f"{shown(plan.folder)}: holds a training",
             hint="--resume goes on with it, --overwrite begins again, or choose another -o",
@@ -242,7 +255,7 @@ def _check_pairs(lines: Lines, plan: TrainingPlan, ranks: Ranks) -> list[float]:
         with staged(lines) as progress:
             found = check_pairs(plan, lambda done: progress(f"checking {total:,} pairs", done / total))
         _print_check(lines, plan, found)
-        results = [(found.ok, found.class_frequencies)]
+        results = [(found.report.ok, found.class_frequencies)]
     ok, frequencies = ranks.gather(results)[0]
     if not ok:
         raise SystemExit(1)
@@ -255,28 +268,36 @@ def _print_check(lines: Lines, plan: TrainingPlan, found: PairsCheck) -> None:
     if found.left_out:
         left_out = f"{len(found.left_out):,} files without a partner, or with several, are left out"
         lines.line("note", left_out, shown(found.left_out[0]))
-    _print_errors(found.report)
-    if found.nothing_to_validate:
-        names = " or ".join(plan.spec.classes.names)
-        print_error(
-            f"not one validation mask holds {names}: nothing could be judged by them",
-            "name other images with --val-list",
-        )
+    _print_errors(found.report.findings)
     for finding in found.report.findings:
         if finding.severity == "warning":
-            more = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
-            lines.line("warning", f"{finding.kind}: {finding.message}", more)
+            lines.line("warning", f"{finding.kind}: {finding.message}", "; ".join(_cases(finding)))
     if found.report.ok:
         lines.line("checked", f"{found.report.pairs:,} pairs are fit for training")
 
 
-def _print_errors(report: Report) -> None:
+def _print_other_faults(dataset: Dataset, ranks: Ranks) -> None:
+    """Say what else is wrong with a dataset that cannot be parted; in one process, the others wait for it."""
+    from unet_batch.datasets.check import NO_SPLIT, check
+
+    if ranks.is_main:
+        _print_errors([finding for finding in check(dataset).findings if finding.kind != NO_SPLIT])
+    ranks.barrier()
+
+
+def _print_errors(findings: Sequence[Finding]) -> None:
     """Print the errors, also where --quiet is given."""
-    errors = [finding for finding in report.findings if finding.severity == "error"]
+    errors = [finding for finding in findings if finding.severity == "error"]
     for finding in errors:
-        print_error(f"{finding.kind}: {finding.message}", finding.fix, finding.files[:3])
+        print_error(f"{finding.kind}: {finding.message}", finding.fix, _cases(finding))
     if errors:
         click.echo("not trained; `unet-batch check-data` shows every case", err=True)
+
+
+def _cases(finding: Finding) -> list[str]:
+    """The first cases of a finding, and how many more there are."""
+    more = len(finding.files) - _SHOWN
+    return [*finding.files[:_SHOWN], *([f"and {more:,} more"] if more > 0 else [])]
 
 
 def _train(

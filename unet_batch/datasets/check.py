@@ -1,8 +1,9 @@
 """Check a dataset for what would spoil a training.
 
 Every file is decoded once, on all cores, and of its pixels only digests and a copy of 9 x 8 are kept: memory
-grows by about a kilobyte a pair. An error means that a training would be wrong, a warning that it may be; a
-note only informs.
+grows by about a kilobyte a pair. An error means that a training would be wrong and does not start, a warning
+that it may be; a note only informs. `unet-batch train` asks `check`, too: there is no other rule for what can
+be trained on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -22,8 +23,9 @@ from unet_batch.datasets import duplicates
 from unet_batch.datasets.dataset import Dataset, Pair, misfit
 from unet_batch.datasets.duplicates import Fingerprint
 from unet_batch.datasets.encoding import NO_PIXELS, SOFT, VOID
-from unet_batch.datasets.split import leaks
-from unet_batch.errors import ImageError
+from unet_batch.datasets.names import shown_below
+from unet_batch.datasets.split import choose_parts, leaks
+from unet_batch.errors import ImageError, SplitError
 from unet_batch.media import images
 
 if TYPE_CHECKING:
@@ -93,7 +95,8 @@ class _Facts:
     """What is kept of a pair; the fields from `size` on are set only where both files could be read."""
 
     pair: Pair
-    problem: tuple[str, str] = ("", "")  # kind and detail
+    problems: list[tuple[str, str]] = field(default_factory=list)  # kind and detail
+    marked: bool = False
     size: Size = (0, 0)
     image: bytes = b""  # digests of the pixels
     mask: bytes = b""
@@ -111,7 +114,9 @@ def check(
 
     Args:
         dataset: what `find_dataset` found.
-        splits: parts by name, such as `read_split` gives: a picture or group in two of them is an error.
+        splits: parts by name, such as `read_split` gives: a picture or group in two of them is an error. Of a
+            single part, the other one is what it leaves. None for the parts that `unet-batch train` would
+            choose by itself.
         progress: called with the number of pairs done, from this thread.
     """
     facts: list[_Facts] = []
@@ -128,16 +133,45 @@ def check(
     )
     total = max(1, int(pixels[: len(names)].sum()))
     classes = tuple(Share(name, int(pixels[id]) / total, int(occurs[id])) for id, name in enumerate(names))
-    findings = [*_names(dataset), *_files(facts), *_copies(sound, splits), *_balance(classes), *_sizes(sound)]
-    for group, parts in sorted(leaks(splits or {}).items()):
+    parts, findings = _parts(dataset, splits)
+    findings += [*_names(dataset), *_files(dataset, facts)]
+    findings += _copies(sound, parts, by_group=splits is None)
+    if any(not fact.problems or fact.problems[0][0] in _SOUND for fact in sound):
+        balance = list(_balance(classes))
+        findings += balance
+        if not any(finding.severity == "error" for finding in balance):
+            findings += _unmarked(facts, parts, dataset.classes.names)
+    findings += _sizes(sound)
+    for group, where in sorted(leaks(parts).items()):
         keys = tuple(fact.pair.key for fact in facts if fact.pair.group == group)
-        where = " and ".join(parts)
-        what = f"group {group!r} is in {where}: the score would be that of pictures known from training"
+        what = (
+            f"group {group!r} is in {' and '.join(where)}: the score would be that of pictures known from "
+            f"training"
+        )
         findings.append(
             Finding("error", "leakage", what, keys, "keep all pictures of a group in one part", keys)
         )
     findings.sort(key=lambda finding: ("error", "warning", "note").index(finding.severity))
     return Report(tuple(findings), classes, int(pixels[VOID]) / max(1, int(pixels.sum())), len(facts))
+
+
+def _parts(
+    dataset: Dataset, splits: Mapping[str, Sequence[Pair]] | None
+) -> tuple[dict[str, Sequence[Pair]], list[Finding]]:
+    """What trains and what validates, and why there is no such thing."""
+    if not splits:
+        try:
+            return dict(choose_parts(dataset.pairs)[0]), []
+        except SplitError as error:
+            return {}, [Finding("error", NO_SPLIT, error.message, (), error.hint)]
+    if len(splits) > 1:
+        return dict(splits), []
+    ((name, chosen),) = splits.items()
+    left = tuple(pair for pair in dataset.pairs if pair not in set(chosen))
+    if left:
+        return {name: chosen, "the others": left}, []
+    what = f"{name} names all {len(chosen):,} images: none is left for another part"
+    return dict(splits), [Finding("error", NO_SPLIT, what, (), "name fewer in the list")]
 
 
 # One pair ---------------------------------------------------------------------------------------------------
@@ -153,29 +187,34 @@ def _examine_all(dataset: Dataset) -> Iterator[tuple[_Facts, NDArray[np.int64]]]
 
 def _examine(dataset: Dataset, pair: Pair) -> tuple[_Facts, NDArray[np.int64]]:
     fact, nothing = _Facts(pair), np.zeros(256, np.int64)
+    picture = mask = None
     try:
         picture = images.read(pair.image).pixels
     except ImageError as error:
-        fact.problem = "unreadable image", error.message.removeprefix(f"{pair.image}: ")
-        return fact, nothing
+        fact.problems.append(("unreadable image", error.message.removeprefix(f"{pair.image}: ")))
     try:
         mask = dataset.masks.decode(pair.mask)
     except ImageError as error:
-        fact.problem = "unreadable mask", error.message.removeprefix(f"{pair.mask}: ")
+        fact.problems.append(("unreadable mask", error.message.removeprefix(f"{pair.mask}: ")))
+    if mask is not None and mask.unexpected:
+        fact.problems.append(("unexpected mask values", mask.unexpected))
+    if picture is None or mask is None:
         return fact, nothing
-    ids = mask.ids
-    if ids.shape != picture.shape[:2]:
-        fact.problem = "size mismatch", misfit((picture.shape[0], picture.shape[1]), ids.shape, pair.image)
+    ids, size = mask.ids, (picture.shape[0], picture.shape[1])
+    if ids.shape != size:
+        fact.problems.append(("size mismatch", misfit(size, ids.shape, pair.image)))
         return fact, nothing
     counts = np.bincount(ids.ravel(), minlength=256)
     fact.remark = mask.remark
-    if mask.unexpected:
-        fact.problem = "unexpected mask values", mask.unexpected
-    elif not counts[1 if len(dataset.classes.names) == 1 else 0 : VOID].any():
-        fact.problem = "empty masks", "all void" if counts[VOID] else "nothing but background"
-    elif _same_regions(picture, ids):
-        fact.problem = "images that are masks", "as many colours as its mask has ids, in the same places"
-    fact.size = (picture.shape[0], picture.shape[1])
+    fact.marked = bool(counts[1 if len(dataset.classes.names) == 1 else 0 : VOID].any())
+    if not mask.unexpected:
+        if not fact.marked:
+            what = "all void" if counts[VOID] else "nothing but background"
+            fact.problems.append(("empty masks", what))
+        elif _same_regions(picture, ids):
+            what = "as many colours as its mask has ids, in the same places"
+            fact.problems.append(("images that are masks", what))
+    fact.size = size
     fact.image, fact.mask = _digest(picture), _digest(ids)
     fact.fingerprint = duplicates.fingerprint(picture)
     return fact, counts
@@ -227,9 +266,12 @@ _KINDS: dict[str, tuple[Literal["error", "warning"], str, str]] = {
         "fine if there is nothing to find; else draw them again, or take them out",
     ),
 }
+_SOUND = ("images that are masks", "empty masks")  # of these, the mask says what its maker meant
+NO_SPLIT = "no split"
+"""The kind of the finding that a dataset cannot be parted into training and validation."""
 _REMARKS = {
     SOFT: (
-        "edges in between 0 and 255, counted as foreground from 128",
+        "edges in between 0 and 255, counted as foreground from half on",
         "save masks as PNG, without anti-aliasing, for exact edges",
     ),
     NO_PIXELS: (
@@ -239,25 +281,31 @@ _REMARKS = {
 }
 
 
-def _files(facts: Sequence[_Facts]) -> Iterator[Finding]:
+def _files(dataset: Dataset, facts: Sequence[_Facts]) -> Iterator[Finding]:
     """What is wrong with single files."""
-    cases: defaultdict[str, list[_Facts]] = defaultdict(list)
+    twice = [
+        {name for name, count in Counter(map(os.path.basename, paths)).items() if count > 1}
+        for paths in ([pair.image for pair in dataset.pairs], [pair.mask for pair in dataset.pairs])
+    ]
+
+    def name(pair: Pair, kind: str) -> str:
+        of_mask = "mask" in kind and not kind.startswith("images")
+        path = pair.mask if of_mask else pair.image
+        base = os.path.basename(path)
+        return shown_below(path, dataset.root) if base in twice[of_mask] else base
+
+    cases: defaultdict[str, list[tuple[Pair, str]]] = defaultdict(list)
     for fact in facts:
-        cases[fact.problem[0]].append(fact)
+        for kind, detail in fact.problems:
+            cases[kind].append((fact.pair, detail))
     for kind, (severity, what, fix) in _KINDS.items():
         if found := cases.get(kind):
-            lines = tuple(f"{_file(fact.pair, kind)}: {fact.problem[1]}" for fact in found)
-            yield Finding(
-                severity,
-                kind,
-                f"{_pairs(len(found))}: {what}",
-                lines,
-                fix,
-                tuple(fact.pair.key for fact in found),
-            )
+            lines = tuple(f"{name(pair, kind)}: {detail}" for pair, detail in found)
+            keys = tuple(pair.key for pair, _ in found)
+            yield Finding(severity, kind, f"{_pairs(len(found))}: {what}", lines, fix, keys)
     for kind, (what, fix) in _REMARKS.items():
         if noted := [fact for fact in facts if fact.remark[0] == kind]:
-            lines = tuple(f"{_file(fact.pair, 'mask')}: {fact.remark[1]}" for fact in noted)
+            lines = tuple(f"{name(fact.pair, 'mask')}: {fact.remark[1]}" for fact in noted)
             keys = tuple(fact.pair.key for fact in noted)
             yield Finding("warning", kind, f"{_pairs(len(noted))}: {what}", lines, fix, keys)
 
@@ -266,15 +314,16 @@ def _names(dataset: Dataset) -> Iterator[Finding]:
     """What has no partner, or too many."""
 
     def shown(path: str) -> str:
-        return os.path.relpath(path, dataset.root)
+        return shown_below(path, dataset.root)
 
     if dataset.ambiguous:
         lines = tuple(
             f"{shown(image)}: {', '.join(map(shown, others))}" for image, others in dataset.ambiguous.items()
         )
         count = len(dataset.ambiguous)
-        what = f"{count:,} names: several files for one image and one mask, none of them is used"
-        yield Finding("error", "ambiguous match", what, lines, "keep one image and one mask of each name")
+        names = f"{count:,} name{'s' * (count > 1)}"
+        what = f"{names}: several files for one image and one mask, none of them is used"
+        yield Finding("warning", "ambiguous match", what, lines, "keep one image and one mask of each name")
     for kind, files, what, fix in (
         (
             "missing mask",
@@ -291,15 +340,17 @@ def _names(dataset: Dataset) -> Iterator[Finding]:
     ):
         if files:
             meant = kind == "missing mask" and dataset.masks.lists_images
-            many = len(files) > len(dataset.pairs) and not meant  # so many are seldom meant
-            yield Finding(
-                "error" if many else "warning", kind, f"{len(files):,} {what}", tuple(map(shown, files)), fix
-            )
+            many = len(files) > len(dataset.pairs) and not meant
+            more = f": more than the {_pairs(len(dataset.pairs))} that are left, which is seldom meant"
+            message = f"{len(files):,} {what}{more if many else ''}"
+            yield Finding("warning", kind, message, tuple(map(shown, files)), fix)
 
 
-def _copies(facts: Sequence[_Facts], splits: Mapping[str, Sequence[Pair]] | None) -> Iterator[Finding]:
-    """The same picture twice, or nearly so."""
-    part = {pair.key: name for name, pairs in (splits or {}).items() for pair in pairs}
+def _copies(
+    facts: Sequence[_Facts], parts: Mapping[str, Sequence[Pair]], *, by_group: bool
+) -> Iterator[Finding]:
+    """The same picture twice, or nearly so; `by_group` if the parts may yet be others."""
+    part = {pair.key: name for name, pairs in parts.items() for pair in pairs}
     same: defaultdict[bytes, list[_Facts]] = defaultdict(list)
     for fact in facts:
         same[fact.image].append(fact)
@@ -311,14 +362,14 @@ def _copies(facts: Sequence[_Facts], splits: Mapping[str, Sequence[Pair]] | None
     def contradict(copies: Sequence[_Facts]) -> bool:
         return len({fact.mask for fact in copies}) > 1
 
-    distinct = list({fact.image: fact for fact in facts if not splits or fact.pair.key in part}.values())
+    distinct = list({fact.image: fact for fact in facts if by_group or fact.pair.key in part}.values())
     clusters = duplicates.near_duplicates(
         [fact.fingerprint for fact in distinct],
-        [part[fact.pair.key] if splits else fact.pair.group for fact in distinct],
+        [fact.pair.group if by_group else part[fact.pair.key] for fact in distinct],
     )
     near = [[distinct[index] for index in cluster] for cluster in clusters]
     harmless = [copies for copies in twins if not across(copies) and not contradict(copies)]
-    apart = "in different parts" if splits else "but in different groups, which a split may part"
+    apart = "but in different groups, which a split may part" if by_group else "in different parts"
     cases: tuple[tuple[Literal["error", "warning"], str, str, list[list[_Facts]], str], ...] = (
         (
             "error",
@@ -330,7 +381,7 @@ def _copies(facts: Sequence[_Facts], splits: Mapping[str, Sequence[Pair]] | None
         (
             "error",
             "duplicates across splits",
-            "the same pixels in different parts",
+            f"the same pixels in {' and '.join(parts)}",
             list(filter(across, twins)),
             "keep one of each",
         ),
@@ -383,6 +434,21 @@ def _balance(classes: Sequence[Share]) -> Iterator[Finding]:
         )
 
 
+def _unmarked(
+    facts: Sequence[_Facts], parts: Mapping[str, Sequence[Pair]], names: Sequence[str]
+) -> Iterator[Finding]:
+    """Parts of which no mask holds a class."""
+    by_key = {fact.pair.key: fact for fact in facts}
+    for part, pairs in parts.items():
+        found = [by_key[pair.key] for pair in pairs]
+        if all(fact.size != (0, 0) and not fact.marked for fact in found):
+            use = {"training": "learnt from", "validation": "judged by"}.get(part, "learnt from or judged by")
+            what = f"not one {part} mask holds {' or '.join(names)}: nothing could be {use} them"
+            keys = tuple(fact.pair.key for fact in found)
+            fix = "put images that show it into each part (--train-list, --val-list)"
+            yield Finding("error", "nothing marked in a part", what, keys, fix, keys)
+
+
 def _sizes(facts: Sequence[_Facts]) -> Iterator[Finding]:
     sizes = Counter(fact.size for fact in facts)
     if len(sizes) > 1:
@@ -393,10 +459,6 @@ def _sizes(facts: Sequence[_Facts]) -> Iterator[Finding]:
         yield Finding(
             "note", "mixed sizes", what, lines, "nothing to do: pictures keep their shape, and are padded"
         )
-
-
-def _file(pair: Pair, kind: str) -> str:
-    return os.path.basename(pair.mask if "mask" in kind and not kind.startswith("images") else pair.image)
 
 
 def _pairs(count: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from unet_batch.datasets.encoding import VOID, Masks
-from unet_batch.errors import ImageError
+from unet_batch.errors import ImageError, UnetBatchError
 from unet_batch.media import images
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Dataset:
         reasons: a sentence for everything that was guessed.
         unmatched_images, unmatched_masks: files without a partner, and annotations of no image.
         ambiguous: pictures with several masks, and masks that several pictures claim; not among the pairs.
+        fault: why nobody knows what the masks hold: then not one of them can be used; else None.
     """
 
     root: str
@@ -49,6 +50,7 @@ class Dataset:
     unmatched_images: tuple[str, ...] = ()
     unmatched_masks: tuple[str, ...] = ()
     ambiguous: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fault: UnetBatchError | None = None
 
     @property
     def void(self) -> int | None:

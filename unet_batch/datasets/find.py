@@ -6,7 +6,7 @@
 | folder of masks    | masks, mask, labels, annotations, SegmentationClass, train_masks                     |
 | a pair             | the same path below both folders but for the extension, and for a suffix of the      |
 |                    | mask's name: _mask _masks _label _labels _labelIds _gt _seg _segmentation _L (or -)  |
-| classes and void   | classes.toml beside the folders: `encoding.py` says how to write it; else the values |
+| classes and void   | classes.toml beside the folders: `guess.py` says how to write it; else the values |
 | COCO annotations   | the only .json whose name has the word annotations, instances or coco, in the folder |
 |                    | itself, in annotations/ or among the pictures, if there is no folder of masks        |
 | their pictures     | `file_name` below the folder of pictures, which may be the folder itself; else files |
@@ -41,6 +41,7 @@ def find_dataset(
     masks: str | None = None,
     coco: str | None = None,
     group_by: str | None = None,
+    faulty: bool = False,
 ) -> Dataset:
     """Find pairs, and work out what the masks hold, by the rules at the top of this module.
 
@@ -50,12 +51,14 @@ def find_dataset(
         coco: a file of COCO annotations in place of masks; named like the folders.
         group_by: a regular expression searched in each key; its group named `group`, or its first one, names
             the group.
+        faulty: also give a dataset whose masks nobody understands (`Dataset.fault`), for `check` to say what
+            else is wrong with it.
 
     Raises:
         SourceError: a folder is missing or holds no pictures, or no mask fits a picture.
         UsageError: classes.toml, the annotations or `group_by` are wrong, there are several files of
-            annotations, or the values of the masks cannot be guessed.
-        ImageError: not one of the masks can be read.
+            annotations, or the values of the masks cannot be guessed; the last not if `faulty`.
+        ImageError: not one of the masks can be read; not if `faulty`.
     """
     root = os.path.abspath(folder)
     if not os.path.isdir(root):
@@ -68,5 +71,7 @@ def find_dataset(
     asked = [option for option in FORMATS if named[option] is not None]
     for option in asked or FORMATS:
         if (dataset := FORMATS[option](root, named[option], images, group_by)) is not None:
+            if dataset.fault is not None and not faulty:
+                raise dataset.fault
             return dataset
     raise AssertionError("the last format finds a dataset, or says why there is none")

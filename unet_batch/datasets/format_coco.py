@@ -21,6 +21,7 @@ from unet_batch.datasets.names import (
     known_folder,
     make_pairs,
     named_path,
+    shown_below,
     slashed,
     subfolder,
 )
@@ -89,8 +90,7 @@ def _pair(root: str, file: str, why: str, images: str | None, group_by: str | No
         )
     bare = sum(not coco.entries[mask].annotations for _, _, mask in matched)
     reasons = [
-        f"annotations are in {os.path.relpath(file, root)}{why}; images are in "
-        f"{os.path.relpath(found.folder, root)}",
+        f"annotations are in {shown_below(file, root)}{why}; images are in {shown_below(found.folder, root)}",
         f"{len(matched):,} of {len(coco.entries):,} images in the file are there"
         + (f", {found.deeper:,} in folders that file_name does not name" if found.deeper else "")
         + (f"; {bare:,} without annotations are all background" if bare else ""),
@@ -173,7 +173,7 @@ def _only_file(root: str, images: str | None) -> str | None:
                 if _NAME.fullmatch(name)
             )
     if len(found) > 1:
-        names = [os.path.relpath(path, root) for path in found]
+        names = [shown_below(path, root) for path in found]
         shown = ", ".join(names[:4]) + ", ..." * (len(names) > 4)
         raise UsageError(
             f"{root}: {len(names):,} files may hold COCO annotations, {shown}",

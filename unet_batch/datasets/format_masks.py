@@ -9,11 +9,12 @@ import os
 from collections import Counter, defaultdict
 
 from unet_batch.datasets.dataset import Dataset
-from unet_batch.datasets.encoding import infer_encoding
+from unet_batch.datasets.guess import infer_encoding
 from unet_batch.datasets.names import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
     make_pairs,
+    shown_below,
     stem_of,
     subfolder,
     without_suffix,
@@ -75,20 +76,19 @@ def find(root: str, masks: str | None, images: str | None, group_by: str | None)
         )
     used = ", ".join(f"{suffix or 'nothing'} added ({count:,})" for suffix, count in suffixes.most_common(3))
     reasons = (
-        f"images are in {os.path.relpath(image_folder, root)}, masks in {os.path.relpath(mask_folder, root)}",
+        f"images are in {shown_below(image_folder, root)}, masks in {shown_below(mask_folder, root)}",
         f"{len(matched):,} of {len(image_files):,} images have a mask of the same name, with {used}",
     )
-    classes, encoding, why_classes = infer_encoding(
-        os.path.join(root, "classes.toml"), sorted(mask for _, _, mask in matched)
-    )
+    masks_hold = infer_encoding(os.path.join(root, "classes.toml"), sorted(mask for _, _, mask in matched))
     pairs, why_groups = make_pairs(matched, group_by)
     return Dataset(
         root=root,
         pairs=pairs,
-        classes=classes,
-        masks=encoding,
-        reasons=(*reasons, why_classes, why_groups),
+        classes=masks_hold.classes,
+        masks=masks_hold.encoding,
+        reasons=(*reasons, masks_hold.why, why_groups),
         unmatched_images=tuple(sorted(unmatched)),
         unmatched_masks=tuple(sorted(lonely)),
         ambiguous=ambiguous,
+        fault=masks_hold.fault,
     )

@@ -60,6 +60,14 @@ def stem_of(path: str, folder: str) -> str:
     return slashed(os.path.splitext(os.path.relpath(path, folder))[0])
 
 
+def shown_below(path: str, root: str) -> str:
+    """The path as seen from a folder; whole where no way leads there, as to another drive of Windows."""
+    try:
+        return os.path.relpath(path, root)
+    except ValueError:
+        return path
+
+
 def without_suffix(stem: str) -> str:
     """The stem of the picture that a mask is called after."""
     return _SUFFIX.sub("", stem)

@@ -6,8 +6,9 @@
 | the network's size | the class that covers most of the pixel | the network's map, cut at the threshold    |
 
 The first is what a user gets, the second what the network was trained for; padding counts in neither. A
-network's pixel of which half or more is void is void, else what is known of it decides. Of a model of one
-class the figures are that class's, of one of several their mean over the classes that occur or were found.
+network's pixel of which half or more is void is void, else what is known of it decides; pixels that have no
+value in the photo's file (nodata, NaN) are void, too. Of a model of one class the figures are that class's,
+of one of several their mean over the classes that occur or were found.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ import numpy as np
 
 from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.sheet import Comparison
-from unet_batch.errors import BackendError, EncodeError, OutputError, UnetBatchError, UsageError
+from unet_batch.errors import BackendError, EncodeError, UnetBatchError, UsageError
 from unet_batch.evaluation import metrics
 from unet_batch.evaluation.predictions import Predictions
 from unet_batch.inference import postprocess
-from unet_batch.inference.segmenter import BROKEN_DEVICE, Segmenter, as_error, item_of
+from unet_batch.inference.segmenter import BROKEN_DEVICE, Segmenter, as_error, concerns_one_item, item_of
 from unet_batch.media import geometry, images
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
@@ -204,6 +205,8 @@ def evaluate(
         item, placement = prediction.frame.item, prediction.frame.placement
         pair = by_key[item.key]
         truth = dataset.read_mask(pair, placement.source)
+        if (missing := prediction.frame.missing) is not None:
+            truth = np.where(geometry.resize_flags(missing, placement.source), VOID, truth).astype(np.uint8)
         content = geometry.content_of(prediction.map, placement)
         small = (
             np.greater_equal(content, postprocess.cut(segmenter.threshold)).view(np.uint8) if one else content
@@ -255,7 +258,7 @@ def compare(
 
     begun = time.perf_counter()
     workers = workers or cpu_count()
-    stage = Stage("compare", judge, workers, isolate=lambda error: not isinstance(error, OutputError))
+    stage = Stage("compare", judge, workers, isolate=concerns_one_item)
     items = (Item(pair.mask, pair.key) for pair in pairs)
     with (
         single_threaded_cv2(),

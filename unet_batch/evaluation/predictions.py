@@ -2,7 +2,8 @@
 
 A prediction is called like its picture, or like the picture's key, with a suffix that masks may have; where
 that is the only one, its folder does not matter. Its values are those of the dataset's own masks, else 0 and
-1 or 0 and 255 for one class, and ids 0, 1, ... for several.
+1, 0 and 255, or probabilities for one class, and ids 0, 1, ... for several. Probabilities go from 0 to the
+highest value of their type, 255, 65535 or 1.0, and count as the class from half on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from unet_batch.datasets.dataset import Dataset, Pair
-from unet_batch.datasets.encoding import VOID, Encoding, infer_encoding
+from unet_batch.datasets.encoding import VOID, Encoding
+from unet_batch.datasets.guess import infer_encoding, look_at
 from unet_batch.datasets.names import make_pairs, stem_of, without_suffix
 from unet_batch.errors import ImageError, SourceError
 from unet_batch.files.outputs import KINDS
@@ -58,7 +60,9 @@ class Predictions:
         mask = self.encoding.decode(path)
         if mask.unexpected:
             raise ImageError(
-                f"{path}: {mask.unexpected}", hint="predictions hold 0 and 255 for one class, ids for several"
+                f"{path}: {mask.unexpected}",
+                hint="predictions hold 0 and 255 for one class, ids for several, or probabilities of one "
+                "class: 0 to the highest value of their type",
             )
         if size is not None and mask.ids.shape != size:
             height, width = mask.ids.shape
@@ -130,14 +134,16 @@ def find_masks(folder: str, *, group_by: str | None = None) -> Dataset:
             os.path.relpath(path, root) for path, key in zip(paths, keys, strict=True) if key == twice
         )
         raise SourceError(f"{root}: {files} are {times} masks of one name", hint="keep one of them")
-    classes, encoding, why_classes = infer_encoding(os.path.join(root, "classes.toml"), sorted(paths))
+    found = infer_encoding(os.path.join(root, "classes.toml"), sorted(paths))
+    if found.fault is not None:
+        raise found.fault
     pairs, why_groups = make_pairs(list(zip(paths, keys, paths, strict=True)), group_by)
     return Dataset(
         root=root,
         pairs=pairs,
-        classes=classes,
-        masks=encoding,
-        reasons=(f"{len(paths):,} masks, no pictures", why_classes, why_groups),
+        classes=found.classes,
+        masks=found.encoding,
+        reasons=(f"{len(paths):,} masks, no pictures", found.why, why_groups),
     )
 
 
@@ -178,18 +184,25 @@ def _match(pairs: Sequence[Pair], paths: Sequence[str], root: str) -> dict[str, 
 
 def _choose_encoding(dataset: Dataset, files: Sequence[str], ours: bool) -> tuple[Encoding, str]:
     """Choose what the values of predictions mean, and why: the first encoding that fits most of a sample."""
+    sample = look_at(files, _SAMPLE)
+    by_look = sample.shows_black_and_white
     ways: list[tuple[Encoding, str]] = []
     # As the true masks, but for void, which nobody can predict
     if isinstance(dataset.masks, Encoding) and not ours:
         known = {value: id for value, id in dataset.masks.table.items() if id != VOID}
-        ways.append((replace(dataset.masks, table=known), "the values of the dataset's own masks"))
+        same = replace(dataset.masks, table=known, by_look=by_look)
+        ways.append((same, "the values of the dataset's own masks"))
     if len(dataset.classes.names) == 1:
-        ways.append((Encoding("grey", {0: 0, 1: 1}), "0 and 1"))
-        ways.append((Encoding("grey", {0: 0, 255: 1}, 128), "0 and 255"))
+        ways.append((Encoding("grey", {0: 0, 1: 1}, by_look=by_look), "0 and 1"))
+        high = max((file.full for file in sample.files if file.kind == "grey"), default=255)
+        ways.append((Encoding("grey", {0: 0, 255: 1}, "edges"), f"0 and {max(high, 255):,}"))
+        if ours or sample.holds_probabilities:
+            why = f"probabilities from 0 to {high:,}, counted as the class from half on"
+            ways.append((Encoding("grey", {}, "probability"), why))
     else:
         ids = len(dataset.classes.names)
         ways.append((Encoding("grey", {id: id for id in range(ids)}), f"ids from 0 to {ids - 1}"))
-    sample = files[:: -(-len(files) // _SAMPLE)]
+    paths = files[:: -(-len(files) // _SAMPLE)]
 
     def wrong(way: Encoding, path: str) -> bool:
         try:
@@ -200,10 +213,14 @@ def _choose_encoding(dataset: Dataset, files: Sequence[str], ours: bool) -> tupl
     misfits = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for way, _ in ways:
-            misfits.append(sum(pool.map(wrong, [way] * len(sample), sample)))
+            misfits.append(sum(pool.map(wrong, [way] * len(paths), paths)))
             if not misfits[-1]:
                 break
     best = misfits.index(min(misfits))
-    return ways[best][
-        0
-    ], f"predictions hold {ways[best][1]} ({len(sample) - misfits[best]:,} of {len(sample):,} looked at fit)"
+    way, what = ways[best]
+    ranges = {file.full for file in sample.files if file.kind == "grey" and max(file.values, default=0) > 255}
+    ranges |= {file.full for file in sample.files if any(value != int(value) for value in file.values)}
+    if way.between == "edges" and ranges:
+        what += f", as levels from 0 to {' or '.join(f'{full:,}' for full in sorted(ranges))}, cut at half"
+    fit = f"{len(paths) - misfits[best]:,} of {len(paths):,} looked at fit"
+    return way, f"predictions hold {what} ({fit}){sample.remarks(way.by_look)}"

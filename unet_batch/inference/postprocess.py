@@ -10,7 +10,7 @@ All functions are pure and may run in several threads at once; cv2 releases the 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from unet_batch.types import Pixels, Placement, Size
 
+    Values = TypeVar("Values", NDArray[np.uint8], NDArray[np.uint16])
 
 # The whole of a pixel when classes share it: near the top of 16 bit, and divisible by 2 and 16, so that
 # halves are exact (a tie is seen as one) and so are the sums of the smoothing.
@@ -152,6 +153,21 @@ def class_ids(map: Pixels, placement: Placement, classes: int) -> Pixels:
         _paint(ids, id, np.greater(share, best))
         np.maximum(best, share, out=best)
     return ids
+
+
+def blank(values: Values, missing: NDArray[np.bool_] | None) -> Values:
+    """Set what was made of pixels without a value to 0, in place.
+
+    Args:
+        values: (height, width) or (height, width, channels) at the source's size.
+        missing: bool (h, w), at the source's size or a reduced one; None leaves all as it is.
+
+    Returns:
+        `values`.
+    """
+    if missing is not None:
+        values[geometry.resize_flags(missing, (values.shape[0], values.shape[1]))] = 0
+    return values
 
 
 def _share(content: Pixels, id: int, size: Size) -> NDArray[np.uint16]:

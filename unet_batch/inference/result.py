@@ -11,10 +11,10 @@ from unet_batch.errors import OutputError, UnetBatchError, UsageError
 from unet_batch.files.atomic import write_atomic
 from unet_batch.files.outputs import OutputTree
 from unet_batch.inference import postprocess
-from unet_batch.media import images, render
+from unet_batch.media import geometry, images, render
 
 if TYPE_CHECKING:
-    from unet_batch.types import ModelSpec, Pixels, Prediction
+    from unet_batch.types import ModelSpec, Pixels, Prediction, Size
 
 T = TypeVar("T")
 
@@ -22,6 +22,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, eq=False)
 class Result:
     """What became of one picture of `Segmenter.predict` or `Segmenter.stream`.
+
+    Where the picture's file has no value (nodata, NaN), all of it is 0, and an overlay shows the picture.
 
     Attributes:
         path: the picture's file as it was given; "array", "bytes" or "image" for one that was in memory.
@@ -48,10 +50,12 @@ class Result:
     def _make_mask(self) -> Pixels | None:
         if self.prediction is None:
             return None
-        map, placement = self.prediction.map, self.prediction.frame.placement
+        map, frame = self.prediction.map, self.prediction.frame
         if self.spec.output == "class_ids":
-            return postprocess.class_ids(map, placement, len(self.spec.classes.names))
-        return postprocess.mask_from_map(map, placement, self.threshold)
+            mask = postprocess.class_ids(map, frame.placement, len(self.spec.classes.names))
+        else:
+            mask = postprocess.mask_from_map(map, frame.placement, self.threshold)
+        return postprocess.blank(mask, frame.missing)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -69,7 +73,8 @@ class Result:
 
     def _make_probability(self) -> Pixels:
         prediction = self._one_class("probability")
-        return postprocess.probability(prediction.map, prediction.frame.placement)
+        values = postprocess.probability(prediction.map, prediction.frame.placement)
+        return postprocess.blank(values, prediction.frame.missing)
 
     def _once(self, name: str, make: Callable[[], T]) -> T:
         """Make a value when it is first asked for.
@@ -88,21 +93,40 @@ class Result:
         Raises:
             UsageError: the picture failed, or its pixels were not kept.
         """
-        self._done("overlay")
+        frame, pixels = self._done("overlay").frame, self._pixels("overlay")
         assert self.mask is not None
-        return render.overlay(self._pixels("overlay"), self.mask, self.spec.classes)
+        drawn = render.overlay(pixels, self.mask, self.spec.classes)
+        if frame.missing is not None:  # id 0 may be a class with a colour
+            missing = geometry.resize_flags(frame.missing, frame.placement.source)
+            drawn[missing] = pixels[missing]
+        return drawn
 
     def cutout(self) -> Pixels:
         """Cut the class out of the picture: RGBA uint8 (height, width, 4), with a soft edge.
 
+        What is transparent in the picture is so in its cutout.
+
         Raises:
             UsageError: the picture failed, its pixels were not kept, or the model has several classes.
         """
-        self._one_class("cutout")
-        return render.cutout(self._pixels("cutout"), self.probability, self.threshold)
+        frame = self._one_class("cutout").frame
+        rgba = render.cutout(self._pixels("cutout"), self.probability, self.threshold, frame.alpha)
+        return postprocess.blank(rgba, frame.missing)
+
+    def notes_on(self, kinds: Sequence[str]) -> tuple[str, ...]:
+        """What people should know of how the picture was read, and of its outputs of some kinds."""
+        prediction = self._done("notes")
+        height, width = prediction.frame.placement.source
+        if "overlay" not in kinds or max(height, width) <= images.JPEG_SIDE:
+            return prediction.frame.notes
+        new = _fit_jpeg(height, width)
+        note = f"its overlay is {new[0]}x{new[1]} instead of {height}x{width}: a JPEG holds no longer side"
+        return (*prediction.frame.notes, note)
 
     def encode(self, kind: str) -> bytes:
         """The contents of the file that `unet-batch run` saves of a kind of output.
+
+        An overlay is made smaller where it is too large for a JPEG.
 
         Raises:
             EncodeError: the format cannot hold a picture of this size.
@@ -184,13 +208,32 @@ def _mask(result: Result) -> bytes:
 
 def _probability16(result: Result) -> bytes:
     prediction = result._one_class("prob16")
-    return images.encode_map(postprocess.probability16(prediction.map, prediction.frame.placement))
+    values = postprocess.probability16(prediction.map, prediction.frame.placement)
+    return images.encode_map(postprocess.blank(values, prediction.frame.missing))
+
+
+def _overlay(result: Result) -> bytes:
+    pixels = result.overlay()
+    size = _fit_jpeg(*pixels.shape[:2])
+    if size != pixels.shape[:2]:
+        pixels = render.shrink(pixels, size)
+    return images.encode_jpeg(pixels, metadata=result._done("overlay").frame.metadata)
+
+
+def _fit_jpeg(height: int, width: int) -> Size:
+    """The size of an overlay: the picture's own, or the largest of its shape that a JPEG holds."""
+    scale = min(1.0, images.JPEG_SIDE / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _cutout(result: Result) -> bytes:
+    return images.encode_rgba(result.cutout(), result._done("cutout").frame.metadata)
 
 
 RENDERERS: Mapping[str, Callable[[Result], bytes]] = {
     "mask": _mask,
-    "overlay": lambda result: images.encode_jpeg(result.overlay()),
-    "cutout": lambda result: images.encode_rgba(result.cutout()),
+    "overlay": _overlay,
+    "cutout": _cutout,
     "prob": lambda result: images.encode_map(result.probability),
     "prob16": _probability16,
 }

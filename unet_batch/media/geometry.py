@@ -126,6 +126,14 @@ def resize_map(map: Array, size: Size) -> Array:
     return out
 
 
+def resize_flags(flags: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
+    """Bring a map of yes and no, bool (h, w), to a size: every pixel gets what is at its centre."""
+    if flags.shape == size:
+        return flags
+    resized = cv2.resize(flags.view(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return cast("NDArray[np.bool_]", resized.view(np.bool_))
+
+
 def _shrinks(array: Array, size: Size) -> bool:
     """Tell whether `size` is smaller on some axis and larger on none: only then INTER_AREA averages areas."""
     height, width = array.shape[:2]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from unet_batch.types import ClassTable, Colour, Pixels
+    from unet_batch.types import ClassTable, Colour, Pixels, Size
 
 # Half the width of a cutout's soft edge, in probability. An edge of a 160x240 map is 16 pixels wide at
 # 1280x1918; 0.3 lets a rim of the background through, 0.15 (about 5 pixels) looks cut out by hand.
@@ -90,7 +90,9 @@ def overlay(
     return out
 
 
-def cutout(pixels: Pixels, probability: Pixels, threshold: float = 0.5) -> Pixels:
+def cutout(
+    pixels: Pixels, probability: Pixels, threshold: float = 0.5, opacity: Pixels | None = None
+) -> Pixels:
     """Cut the class out of a picture, with a soft edge, in 2 ms.
 
     Args:
@@ -98,16 +100,40 @@ def cutout(pixels: Pixels, probability: Pixels, threshold: float = 0.5) -> Pixel
         probability: uint8 (h, w), round(255 p).
         threshold: probability of the edge, in (0, 1]: there the alpha crosses one half, so it is 128 or more
             exactly where the mask of that threshold is set.
+        opacity: uint8 (h, w), the picture's own, with which `pixels` were composited over white; None where
+            it is opaque.
 
     Returns:
         RGBA uint8 (h, w, 4), straight (not premultiplied) alpha: 0 up to threshold - RAMP, 255 from threshold
-        + RAMP on, and a smooth step between. Colours are the photo's, but black where nothing shows: that
-        makes the PNGs of car photos 34 to 52 % smaller, and their encoding 3 to 10 % faster.
+        + RAMP on, and a smooth step between, times the picture's own. Colours are the photo's, but black
+        where nothing shows: that makes the PNGs of car photos 34 to 52 % smaller, and their encoding 3 to
+        10 % faster.
     """
     alpha = cv2.LUT(probability, _ramp(threshold))
+    if opacity is not None:
+        alpha = ((alpha.astype(np.uint16) * opacity + 127) // 255).astype(np.uint8)
+        pixels = _off_white(pixels, opacity)
     rgba = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
     cv2.insertChannel(alpha, rgba, 3)
     return cast("Pixels", cv2.copyTo(rgba, alpha, np.zeros_like(rgba)))
+
+
+def _off_white(pixels: Pixels, opacity: Pixels) -> Pixels:
+    """The colours of a picture that was composited over white.
+
+    Exact to a level where it is shown again: what rounding has lost of a colour weighs as much as it shows.
+    """
+    straight: Pixels = pixels.copy()
+    soft = (opacity > 0) & (opacity < 255)
+    share = opacity[soft].astype(np.float32)[:, None] / 255
+    own = 255 - (255 - pixels[soft].astype(np.float32)) / share
+    straight[soft] = np.rint(own).clip(0, 255).astype(np.uint8)
+    return straight
+
+
+def shrink(pixels: Pixels, size: Size) -> Pixels:
+    """Make a picture smaller, each pixel the mean of those it stands for."""
+    return cast("Pixels", cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA))
 
 
 def on_checkerboard(rgba: Pixels, square: int = 16) -> Pixels:

@@ -19,7 +19,7 @@ class EncodedOutputs:
         item: whose they are.
         files: (kind, file relative to the output folder, bytes).
         seconds: that it took.
-        notes: what people should know of how the picture was read.
+        notes: what people should know of them, and of how the picture was read.
     """
 
     item: Item
@@ -65,4 +65,5 @@ class OutputRenderer:
             except UnetBatchError as error:
                 raise error.with_context(f"{item.path}: {kind}") from error
             files.append((kind, self.outputs.file(kind, item.key), data))
-        return EncodedOutputs(item, tuple(files), time.perf_counter() - begun, prediction.frame.notes)
+        notes = result.notes_on(self.outputs.kinds)
+        return EncodedOutputs(item, tuple(files), time.perf_counter() - begun, notes)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from unet_batch.datasets import check
-from unet_batch.datasets.encoding import VOID
 from unet_batch.training.plan import TrainingPlan
 
 
@@ -15,19 +14,12 @@ class PairsCheck:
     """What was found in the pairs that a plan trains and validates on.
 
     Attributes:
-        report: of the pairs, see `datasets.check`.
+        report: of the pairs, see `datasets.check`; the training may start if it is ok.
         left_out: files without a partner, or with several: nobody trains on them, so they spoil nothing.
-        nothing_to_validate: whether the pairs are sound, but no validation mask holds a class.
     """
 
     report: check.Report
     left_out: tuple[str, ...]
-    nothing_to_validate: bool
-
-    @property
-    def ok(self) -> bool:
-        """Whether the training may start."""
-        return self.report.ok and not self.nothing_to_validate
 
     @property
     def class_frequencies(self) -> list[float]:
@@ -46,11 +38,4 @@ def check_pairs(plan: TrainingPlan, progress: Callable[[int], None] | None = Non
     pairs = (*plan.train, *plan.val)
     used = replace(data, pairs=pairs, unmatched_images=(), unmatched_masks=(), ambiguous={})
     report = check.check(used, splits={"training": plan.train, "validation": plan.val}, progress=progress)
-    left_out = (*data.unmatched_images, *data.unmatched_masks, *data.ambiguous)
-    return PairsCheck(report, left_out, report.ok and not _validates_anything(plan))
-
-
-def _validates_anything(plan: TrainingPlan) -> bool:
-    """Whether a validation mask holds a class; reads no further than the first that does."""
-    lowest = 1 if len(plan.spec.classes.names) == 1 else 0
-    return any(bool(((ids >= lowest) & (ids != VOID)).any()) for ids in map(plan.dataset.read_mask, plan.val))
+    return PairsCheck(report, (*data.unmatched_images, *data.unmatched_masks, *data.ambiguous))

@@ -30,7 +30,7 @@ from unet_batch.training import augment, losses
 from unet_batch.training.plan import TrainingPlan
 from unet_batch.training.ranks import Ranks
 from unet_batch.training.samples import OVERSAMPLING, Batch, Samples, batches, memory_budget
-from unet_batch.training.state import Progress, load_state, save_state
+from unet_batch.training.state import STATE, Progress, load_state, save_state
 from unet_batch.training.step import (
     MixedPrecision,
     TrainState,
@@ -98,7 +98,7 @@ def train(
         class_frequencies: share of each class in the pixels (0..1), for their weights; empty for equal
             weights. A training that is resumed keeps its own.
         ranks: this process among others.
-        resume: continue from the state that an interrupted training left.
+        resume: continue from the state that an interrupted training left; begin where there is none.
         on_step, on_epoch: called with the progress; the latter gets the records of all finished epochs.
         stop: asked after each step; True saves the state and ends.
 
@@ -113,13 +113,13 @@ def train(
     with deterministic_if_asked(plan):
         state = build_state(plan, ranks)
         state.progress.class_frequencies = list(class_frequencies)
-        if resume:
+        if resume and has_state(plan):
             state.progress = load_state(
                 state.state_file, state.model, state.ema, state.optimizer, plan.fingerprint
             )
             if state.scaler.is_enabled():
                 state.scaler.load_state_dict(state.progress.scaler)
-            _require_kept_model(plan, state.progress)
+            _restore_model(state)
         elif ranks.is_main:
             _clear_folder(plan)
         if (
@@ -132,10 +132,15 @@ def train(
             return _run_epochs(state, on_step, on_epoch, stop)
 
 
+def has_state(plan: TrainingPlan) -> bool:
+    """Whether a training has left something to go on with."""
+    return os.path.exists(os.path.join(plan.folder, STATE))
+
+
 def _clear_folder(plan: TrainingPlan) -> None:
     """Make the folder, and remove what an earlier training left there."""
     make_folder(plan.folder)
-    names = ("state.safetensors", "metrics.jsonl", "results.json", "curves.png", "sheet.jpg", "val.txt")
+    names = (STATE, "metrics.jsonl", "results.json", "curves.png", "sheet.jpg", "val.txt")
     remove([plan.card, *(os.path.join(plan.folder, name) for name in names)])
     shutil.rmtree(os.path.join(plan.folder, "tensorboard"), ignore_errors=True)
     clean_leftovers(plan.folder)
@@ -143,25 +148,40 @@ def _clear_folder(plan: TrainingPlan) -> None:
     write_atomic(os.path.join(plan.folder, "val.txt"), listed.encode("utf-8", "surrogateescape"))
 
 
-def _require_kept_model(plan: TrainingPlan, progress: Progress) -> None:
-    """Require that the model holds the epoch that the state says, or the one that will be repeated.
+def _restore_model(state: TrainState) -> None:
+    """Require that the model holds the epoch that the state says, and write it where the state still can.
+
+    A training that was killed between both has a state at the end of an epoch, whose averaged weights are the
+    model that is missing; later on they are not.
 
     Raises:
         TrainingError: it holds another, or is gone.
         CheckpointError: it is damaged.
     """
+    plan, history = state.plan, state.progress.history
     clean_leftovers(plan.folder)
-    if not progress.history:
+    if not history:
         return
+    kept, before = kept_epoch(plan, history), kept_epoch(plan, history[:-1])
+    there = os.path.exists(plan.output)
+    if kept == len(history) and state.progress.step == kept * plan.steps:
+        # Before the first epoch is over, what is there is what --overwrite was given for.
+        holds = _epoch_of(plan) if there and before else before
+        if holds == before:
+            if state.ranks.is_main:
+                _write_model(plan, state.ema, history)
+            return
     hint = "--overwrite begins again"
-    if not os.path.exists(plan.output):
+    if not there:
         raise TrainingError(f"{plan.output}: is gone; it held the weights to keep", hint=hint)
-    holds, kept = (
-        checkpoint.identify(plan.output).spec.training.get("epoch"),
-        kept_epoch(plan, progress.history),
-    )
-    if holds not in (kept, len(progress.history) + 1):
+    holds = _epoch_of(plan)
+    if holds not in (kept, len(history) + 1):  # up to 0.2.0 the model was written before the state
         raise TrainingError(f"{plan.output}: holds epoch {holds}, the training kept epoch {kept}", hint=hint)
+
+
+def _epoch_of(plan: TrainingPlan) -> object:
+    """The epoch that the model says it holds."""
+    return checkpoint.identify(plan.output).spec.training.get("epoch")
 
 
 def _run_epochs(
@@ -203,11 +223,11 @@ def _run_epochs(
         )
         progress.loss = 0.0
         if ranks.is_main:
-            if options.keep == "last" or best_epoch(plan, progress.history) == len(progress.history):
-                _write_model(plan, state.ema, progress.history)
             lines = "".join(json.dumps(record) + "\n" for record in progress.history)
             write_atomic(os.path.join(plan.folder, "metrics.jsonl"), lines.encode())
-        save()  # last: a training killed before repeats the epoch, and writes the same files again
+        save()  # a training killed before repeats the epoch, one killed after it writes the model from it
+        if ranks.is_main and kept_epoch(plan, progress.history) == len(progress.history):
+            _write_model(plan, state.ema, progress.history)
         if ranks.is_main and on_epoch is not None:
             on_epoch(progress.history)
         if ranks.any(stop(), plan.device):
@@ -378,7 +398,7 @@ def _write_model(plan: TrainingPlan, ema: UNet, history: Sequence[dict[str, Any]
             "python": platform.python_version(),
         },
     }
-    # On the disk before the state that rests on it is.
+    # On the disk before the next state is, from which it could not be written any more.
     checkpoint.save(plan.output, ema, replace(plan.spec, training=training), sync=True)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from unet_batch.datasets.dataset import Dataset, Pair
-from unet_batch.datasets.split import read_split, require_apart, split
+from unet_batch.datasets.split import choose_parts
 from unet_batch.errors import ImageError, UsageError
 from unet_batch.inference.backends.torch import pick_device, pick_precision
 from unet_batch.media import images
@@ -212,6 +212,8 @@ class TrainingPlan:
         # What the values of masks mean; the JSON of COCO is among the files above.
         table = getattr(self.dataset.masks, "table", {})
         chosen["mask_values"] = {str(value): id for value, id in sorted(table.items())}
+        if getattr(self.dataset.masks, "by_look", False):
+            chosen["mask_values"]["white"] = 1
         return {
             **{key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()},
             "classes": list(self.spec.classes.names),
@@ -258,15 +260,20 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
         processes: how many train together.
 
     Raises:
-        UsageError: the options cannot be carried out with this dataset, or with `init`; a group is in both
-            parts.
+        SplitError: the pictures cannot be parted: a single group, a group in both parts, an empty part.
+        UsageError: the options cannot be carried out with this dataset, or with `init`.
         CheckpointError: the file of `init` cannot be read.
         BackendUnavailable: the device does not exist.
     """
     if not output.endswith(".safetensors"):
         raise UsageError(f"{output}: a model is a .safetensors file", hint=f"-o {output}.safetensors")
-    train, val, why_parts = _split_pairs(dataset, options)
-    require_apart({"training": train, "validation": val})
+    parts, why_parts = choose_parts(
+        dataset.pairs,
+        train_list=options.train_list,
+        val_list=options.val_list,
+        fraction=options.val_fraction,
+    )
+    train, val = parts["training"], parts["validation"]
     start = _identify_init(options, output)
     widths, why_start = _choose_widths(options, start)
     new_head, why_head = _choose_head(dataset.classes.names, start)
@@ -308,38 +315,6 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
 def _windows(whole: Size, window: Size) -> int:
     """How many windows cover the whole."""
     return math.prod(-(-side // part) for side, part in zip(whole, window, strict=True))
-
-
-def _split_pairs(dataset: Dataset, options: Options) -> tuple[tuple[Pair, ...], tuple[Pair, ...], str]:
-    pairs = dataset.pairs
-    if options.train_list or options.val_list:
-        listed = [
-            set(read_split(file, pairs)) if file else None for file in (options.train_list, options.val_list)
-        ]
-        named = set().union(*filter(None, listed))
-        # In the dataset's order, whatever the lists' is; a part without a list is what the other one leaves.
-        train, val = (
-            tuple(pair for pair in pairs if (pair in chosen if chosen is not None else pair not in named))
-            for chosen in listed
-        )
-        why = "by list"
-    else:
-        fraction = options.val_fraction
-        # Not by `seed`: a second training that starts from the first must not validate on what that one has
-        # seen.
-        train, val = split(pairs, fraction)
-        why = f"by a hash of the group, about {fraction:.0%} for validation"
-    if not train or not val:
-        empty = "training" if not train else "validation"
-        raise UsageError(
-            f"no picture is left for {empty}: {len(pairs):,} in all", hint="name fewer in the other list"
-        )
-    groups = [len({pair.group for pair in part}) for part in (train, val)]
-    why = (
-        f"{len(train):,} pictures of {groups[0]:,} groups train, "
-        f"{len(val):,} of {groups[1]:,} validate ({why})"
-    )
-    return train, val, why
 
 
 def _identify_init(options: Options, output: str) -> CheckpointFile | None:

@@ -42,6 +42,7 @@ from unet_batch.version import __version__
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+DICE_PER_PICTURE, IOU_OF_PIXELS = "mean Dice per picture", "mean IoU (all pixels)"
 _SHOWN = 4  # pictures of each kind on the sheet
 
 
@@ -153,7 +154,7 @@ def draw_curves(plan: TrainingPlan, history: Sequence[dict[str, Any]]) -> bytes:
     right.plot(epochs, values, color=orange, marker=marker, ms=3)
     kept = kept_epoch(plan, history) - 1
     right.plot(epochs[kept], values[kept], marker="o", ms=8, mfc="none", mec=grey, mew=1.5)
-    what = "Dice" if key == "val_dice" else "mean IoU"
+    what = DICE_PER_PICTURE if key == "val_dice" else IOU_OF_PIXELS
     right.set_title(
         f"validation {what}, kept: {values[kept]:.4f} of epoch {epochs[kept]}", loc="left", fontsize=11
     )
@@ -221,7 +222,7 @@ def headline(found: Evaluation) -> list[tuple[str, str, str]]:
         if part is None:
             continue
         one = len(part.judged) == 1
-        name, key = ("Dice", "dice_per_picture") if one else ("mean IoU", "iou")
+        name, key = (DICE_PER_PICTURE, "dice_per_picture") if one else (IOU_OF_PIXELS, "iou")
         value = part.mean("dice", per_picture=True) if one else part.mean("iou")
         shown = f"{name} {_with_interval(value, part.intervals.get(key), 4)}"
         accuracy = (
@@ -321,12 +322,15 @@ def _caveats(found: Evaluation, chosen: str) -> Iterator[str]:
 
 
 def _class_table(found: Evaluation) -> list[str]:
-    """A table of the classes, at the images' own size; nothing for one class."""
+    """A table of the classes over all pixels, at the images' own size; nothing for one class."""
     part = found.photo
     if len(part.judged) == 1:
         return []
     keys = ("iou", "dice", "precision", "recall", "boundary_f1")
-    table = ["| class | IoU | Dice | precision | recall | boundary F1 |", "|---|---|---|---|---|---|"]
+    table = [
+        "| class, over all pixels | IoU | Dice | precision | recall | boundary F1 |",
+        "|---|---|---|---|---|---|",
+    ]
     for id in part.judged:
         values = (part.scores.pooled[key][id] for key in keys)
         table.append(

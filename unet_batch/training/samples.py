@@ -100,6 +100,8 @@ class Samples:
         """
         picture = images.read(pair.image, at_least=(OVERSAMPLING * self.size[0], OVERSAMPLING * self.size[1]))
         ids = self.dataset.read_mask(pair, picture.size)
+        if picture.missing is not None:  # nothing is to be learnt where the photo's file has no value
+            ids = np.where(geometry.resize_flags(picture.missing, picture.size), VOID, ids).astype(np.uint8)
         placement = geometry.place(picture.size, self.size)
         enlarged = self._scale_placement(placement)
         # What has too few pixels for the size it is kept at is brought to the network's, and each pixel is
@@ -128,7 +130,7 @@ class Samples:
         target, known = np.zeros(placement.network, np.uint8), np.zeros(placement.network, np.uint8)
         covered = geometry.resize_map((ids == 1).astype(np.uint8) * 255, placement.content)
         visible = np.full(placement.content, 255, np.uint8)
-        if self.dataset.void is not None:
+        if (ids == VOID).any():
             visible = geometry.resize_map((ids != VOID).astype(np.uint8) * 255, placement.content)
             # Of what is known of the pixel
             share = covered * (255 / np.maximum(visible, 1).astype(np.float32))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from unet_batch.model.unet import UNet
 
 VERSION = 1
+STATE = "state.safetensors"
+"""The file's name in the folder of a training."""
 
 
 @dataclass

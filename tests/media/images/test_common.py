@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import struct
 import sys
 import warnings
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,10 +52,10 @@ def test_broken_exif_is_ignored(tmp_path: Path, photo: Image.Image, exif: bytes)
 @pytest.mark.parametrize(
     ("data", "says", "hint"),
     [
-        (b"", "an empty file", ""),
+        (b"", "an empty file", "restore it from its source, or leave it out"),
         (b"hello, this is no picture\n", "looks like a text file", ""),
         ("Grüße\n".encode(), "looks like a text file", ""),
-        (bytes(300), "zero bytes", ""),
+        (bytes(300), "zero bytes", "restore it from its source, or leave it out"),
         (b"%PDF-1.7\n...", "not an image format known here", "PNG"),
         (b"\0\0\0\x20ftypisom\0\0\2\0", "video", ""),
         (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer", "git lfs pull"),
@@ -70,6 +72,63 @@ def test_not_a_picture(tmp_path: Path, data: bytes, says: str, hint: str) -> Non
         images.read(str(path))
     assert caught.value.message.startswith(f"{path}: ")
     assert hint in caught.value.hint
+
+
+def damaged(data: bytes, seed: int) -> Iterator[bytes]:
+    """A file cut, and with single bytes changed, at many places."""
+    rng = np.random.default_rng(seed)
+    for at in rng.integers(1, len(data), 25):
+        yield data[:at]
+        yield data[:at] + bytes([data[at] ^ int(rng.integers(1, 256))]) + data[at + 1 :]
+    for at in range(min(len(data), 60)):
+        yield data[:at] + b"\xff" + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}),
+        ("PNG", "P", {}),
+        ("GIF", "P", {}),
+        ("BMP", "P", {}),
+        ("WEBP", "RGBA", {"lossless": True}),
+        ("AVIF", "RGB", {}),
+        ("PPM", "RGB", {}),
+        ("ICO", "RGBA", {"sizes": [(32, 32)]}),
+        ("JPEG2000", "RGB", {}),
+    ],
+)
+def test_what_is_said_of_a_damaged_file_is_for_people(
+    photo: Image.Image, kind: str, mode: str, options: dict[str, Any]
+) -> None:
+    """No bare number, no words of an exception of a library's."""
+    data = encoded(photo.resize((48, 40)).convert(mode), kind, **options)
+    refused = 0
+    for copy in damaged(data, 1):
+        try:
+            images.read_bytes(copy, "x", max_pixels=10**6)
+        except ImageError as caught:
+            error = caught
+        else:
+            continue
+        refused += 1
+        assert error.hint
+        if not isinstance(error, ImageTooLarge) and error.message.startswith("x: cannot decode this"):
+            reason = error.message.partition(": cannot decode this ")[2].partition(": ")[2]
+            assert re.search(
+                "damaged|cut short|truncated|early|fails its checksum|no pixel data|not supported", reason
+            )
+            assert not re.search(r"[A-Z]\w+Error|index|buffer|unpack|None|b'|\(\)|0x\w+ \w", reason)
+            assert not re.search(r"(^|: )[\d.,]+$", reason)
+    assert refused > 20
+
+
+def test_whole_files_of_a_kind_that_is_not_supported_are_not_called_damaged(photo: Image.Image) -> None:
+    data = bytearray(encoded(photo, "BMP"))
+    data[30] = 4  # compressed as a JPEG
+    with pytest.raises(ImageError, match="it is of a kind that is not supported") as caught:
+        images.read_bytes(bytes(data))
+    assert "save it as PNG" in caught.value.hint
 
 
 @needs_pipes
@@ -103,7 +162,7 @@ def test_limit_is_checked_before_decoding(tmp_path: Path, photo: Image.Image) ->
         data = encoded(photo, kind)
         with pytest.raises(ImageTooLarge, match=r"317x403 .* 127,751 pixels, the limit is 127,750") as caught:
             read_bytes(tmp_path, data, max_pixels=127_750)
-        assert caught.value.hint
+        assert "--max-pixels 127751 (in Python: max_pixels=127751)" in caught.value.hint
         assert read_bytes(tmp_path, data, max_pixels=127_751).shape == (317, 403, 3)
     huge = bytearray(encoded(photo, "JPEG"))
     at = huge.index(b"\xff\xc0") + 5

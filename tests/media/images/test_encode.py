@@ -9,11 +9,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from tests.helpers.formats import grey, read_bytes
 from unet_batch.errors import EncodeError
 from unet_batch.media import images
+from unet_batch.types import Metadata
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1), (97, 131)])
@@ -72,3 +73,27 @@ def test_encoders_refuse() -> None:
     for encode, values in wrong:
         with pytest.raises(EncodeError, match="needs uint"):
             encode(values)
+
+
+def test_overlays_and_cutouts_say_that_they_are_srgb_and_masks_hold_numbers() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(images.encode_jpeg(rgb))) as image:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+        assert "sRGB" in ImageCms.getProfileDescription(profile)
+    cutout = images.encode_rgba(np.dstack([rgb, rgb[..., 0]]))
+    with Image.open(io.BytesIO(cutout)) as image:
+        assert image.info == {"srgb": 1}
+        image.load()  # checks the chunks' checksums
+    for data in (images.encode_mask(rgb[..., 0]), images.encode_map(rgb[..., 0])):
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.info == {}
+    assert images.encode_jpeg(rgb) == images.encode_jpeg(rgb)
+
+
+def test_resolutions_out_of_range_are_held() -> None:
+    rgb = np.zeros((2, 2, 3), np.uint8)
+    for dpi in ((0.001, 1e9), (300.4, 299.6)):
+        metadata = Metadata(dpi=dpi)
+        assert images.encode_rgba(np.dstack([rgb, rgb[..., 0]]), metadata)
+        with Image.open(io.BytesIO(images.encode_jpeg(rgb, metadata=metadata))) as image:
+            assert image.info["dpi"] == ((1, 65535) if dpi[0] < 1 else (300, 300))

@@ -5,44 +5,62 @@
 | stored                              | becomes                                                      |
 |-------------------------------------|--------------------------------------------------------------|
 | 8-bit RGB                           | itself                                                       |
-| grey, palette, 1 bit                | replicated, looked up, 0 or 255                              |
-| alpha (RGBA, LA, transparent colour)| composited over white                                        |
-| CMYK, YCCK, YCbCr                   | the decoder's plain conversion; in a JPEG, CMYK is taken as  |
-|                                     | inverted (Adobe)                                             |
+| grey, palette, 1 bit                | replicated, looked up, 0 or 255; inverted where a TIFF says  |
+|                                     | that white is 0                                              |
+| alpha (RGBA, LA, transparent colour)| composited over white; the opacity itself is `Picture.alpha` |
+| CMYK, YCCK, YCbCr                   | by the profile of CMYK, if there is one; else the decoder's  |
+|                                     | plain conversion; in a JPEG, CMYK is taken as inverted       |
+|                                     | (Adobe)                                                      |
 | L*a*b*                              | sRGB by Little CMS                                           |
-| unsigned 16 bits                    | v / 257 rounded; colour read by Pillow: v >> 8, at most 1     |
-|                                     | below that                                                   |
-| unsigned 12 bits (TIFF              | v * 255 / 4095 rounded. 12 bits inside 16-bit samples count  |
-| BitsPerSample)                      | as 16: dark                                                  |
-| integers of 32 bits, signed ones,   | minimum..maximum of the finite values to 0..255; floats      |
-| floats                              | already within 0..1 times 255; NaN 0; a constant picture 0   |
-| several frames or pages             | the first one; of an animated PNG the default image          |
-| EXIF orientation 2..8               | applied; absent, invalid or unreadable: as stored            |
-| an ICC profile, gamma, white point  | ignored: networks are trained on pixels as stored            |
+| unsigned, 2 to 16 bits              | v * 255 / (2 ** bits - 1) rounded; PNG in colour: v >> 8, at |
+|                                     | most 1 below that. 12 bits inside 16-bit samples count as    |
+|                                     | 16: dark                                                     |
+| larger and signed integers, floats  | minimum..maximum of the values to 0..255, over all bands;    |
+|                                     | floats already within 0..1 times 255; a constant picture 0   |
+| NaN, infinity; in a TIFF also GDAL's| 0, and `Picture.missing`: they widen no range, and are 0 in  |
+| nodata, absent tiles, a mask inside | masks, probabilities and cutouts                             |
+| other bands than those of colour    | left out, with a note; three or more bands of grey are taken |
+|                                     | for red, green, blue                                         |
+| several frames or pages             | the first one, with a note; of an animated PNG the default   |
+|                                     | image; of a TIFF the first that is not a reduced copy; of an |
+|                                     | MPO the first: only pictures as large count, no previews and |
+|                                     | no gain maps                                                 |
+| orientation 2..8 (EXIF, TIFF)       | applied; absent, invalid or unreadable: as stored            |
+| an ICC profile; PNG's cICP          | sRGB by Little CMS, relative colorimetric with black point   |
+|                                     | compensation; one that is damaged or made for other colours  |
+|                                     | is ignored, with a note; so is high dynamic range (PQ, HLG)  |
+| PNG's gAMA and cHRM                 | ignored: many programs write wrong ones                      |
 
 A JPEG is decoded in libjpeg's strict mode, where every warning is an error: a lenient decoder fills what is
 missing with grey. Some blemishes are cut out of the data, which must then pass the strict decoder as a whole:
 metadata it dislikes (JFIF revision, Adobe transform), stray bytes between header segments, and, where one
-Huffman-coded scan holds everything, a missing end marker or up to 16 surplus bytes (any number of zeros)
-before it. A damaged scan that never shows as an error in the bit stream cannot be told from a picture; nor
-can one inside a TIFF. PNG checksums are verified. libtiff, inside Pillow, writes a line of its own to stderr
-when compressed TIFF data are damaged; nothing else here does.
+Huffman-coded scan holds everything, a missing end marker, also before the trailer of a Samsung phone or an
+MP4, or up to 16 surplus bytes (any number of zeros) before it. Unusual samplings, 12 bits and lossless files
+have another decoder, which is not strict, and a check of their own (`huffman`). A damaged scan that never
+shows as an error in the bit stream cannot be told from a picture. PNG checksums are verified.
 
-In five modules: `common` (the table of formats, to which a new one is added; limits, errors), `jpeg`,
-`decode` (every format but JPEG; the functions that read), `memory` (what was read already) and `encode`.
+A TIFF whose strips or tiles are cut short or absent is an error. Of changed bytes inside one, deflate, PNG
+and LERC notice any, JPEG most; the others (LZW, fax, none...) show them.
+
+`common` has the table of formats, to which a new one is added, limits and errors; `jpeg` (with `huffman`),
+`png` and `tiff` (with `tiff_blocks`) have their formats, `decode` all others, and the functions that read;
+`memory` takes what was read already, `profiles` makes it sRGB, `metadata` chooses what outputs take over, and
+`encode` writes them.
 """
 
 from __future__ import annotations
 
 from unet_batch.media.images.common import EXTENSIONS, MAX_PIXELS, Picture, is_supported
-from unet_batch.media.images.decode import orientation, read, read_bytes, read_ids
-from unet_batch.media.images.encode import encode_jpeg, encode_map, encode_mask, encode_rgba
+from unet_batch.media.images.decode import StoredMask, orientation, read, read_bytes, read_ids
+from unet_batch.media.images.encode import JPEG_SIDE, encode_jpeg, encode_map, encode_mask, encode_rgba
 from unet_batch.media.images.memory import from_memory
 
 __all__ = [
     "EXTENSIONS",
+    "JPEG_SIDE",
     "MAX_PIXELS",
     "Picture",
+    "StoredMask",
     "encode_jpeg",
     "encode_map",
     "encode_mask",

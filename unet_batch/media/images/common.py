@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
     from unet_batch.types import Pixels, Size
 
 MAX_PIXELS = 200_000_000
-"""Default limit, checked before decoding: 600 MB as RGB. Pillow allows TIFF, GIF and WebP no more than
-178,956,970.
+"""Default limit, checked before decoding: 600 MB as RGB. Pillow allows GIF and WebP no more than 178,956,970.
 
 An AVIF or HEIC whose inner stream is larger than its header says is held by its library's own limit (libavif:
 268,435,456).
 """
+
+
+_PILLOW_PIXELS = 178_956_970
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ FORMATS = (
         "PIL.AvifImagePlugin:AvifImageFile",
     ),
     Format("HEIC", "heic heif hif", rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "pillow_heif:HeifImageFile"),
-    Format("TIFF", "tif tiff", rb"II[*+]\x00|MM\x00[*+]", "PIL.TiffImagePlugin:TiffImageFile"),
+    Format("TIFF", "tif tiff", rb"II[*+]\x00|MM\x00[*+]", ""),
     Format("PNM", "ppm pgm pbm pnm", rb"P[1-6fF]\s", "PIL.PpmImagePlugin:PpmImageFile"),
     Format("PSD", "psd", rb"8BPS", "PIL.PsdImagePlugin:PsdImageFile"),
     Format("ICO", "ico", rb"\x00\x00\x01\x00[^\x00]", "PIL.IcoImagePlugin:IcoImageFile"),
@@ -89,7 +92,17 @@ _SIGNATURES = tuple(
 )
 _WITHOUT_SIGNATURE = tuple(format for format in FORMATS if not format.signature)
 _HEAD_BYTES = 64
+_RESTORE = "restore it from its source, or leave it out"
 _DAMAGED = "the file is damaged: restore it from its source, or leave it out"
+CONVERT = "open it in the program that made it, and save it as PNG or 8-bit RGB"
+# What libraries say of a file that is whole, but of a kind that they do not know
+_UNKNOWN_KIND = re.compile(
+    r"un(supported|known|recogni[sz]ed)|not (supported|implemented)|cannot handle|no codec", re.I
+)
+
+
+class Damage(ValueError):
+    """What is wrong with a file, in words that people can read; becomes an ImageError."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +151,13 @@ class Source:
             raise ImageTooLarge(
                 f"{self.name}: {height}x{width} (height x width) are {height * width:,} pixels, the limit is "
                 f"{self.max_pixels:,}",
-                hint="scale the picture down first",
+                hint=too_large_hint(height * width),
             )
+
+
+def too_large_hint(pixels: int) -> str:
+    """The smallest limit that a picture passes, and where to give it."""
+    return f"if you trust the file: --max-pixels {pixels} (in Python: max_pixels={pixels}); or scale it down"
 
 
 def is_supported(name: str) -> bool:
@@ -158,7 +176,7 @@ def open_source(name: str, max_pixels: int, data: bytes | None = None) -> Iterat
     """
     kind = "picture"
     try:
-        with _open_file(name) if data is None else BytesIO(data) as file, _ignore_pillow_warnings():
+        with _open_file(name) if data is None else BytesIO(data) as file, _ignore_warnings():
             format = _detect_format(name, file.read(_HEAD_BYTES))
             kind = format.name
             file.seek(0)
@@ -168,13 +186,43 @@ def open_source(name: str, max_pixels: int, data: bytes | None = None) -> Iterat
     except MemoryError as error:
         raise ImageError(f"{name}: not enough memory to decode this {kind}") from error
     except Image.DecompressionBombError as error:
-        reason = str(error).partition(", could")[0]  # says how many pixels, and the limit
-        raise ImageTooLarge(f"{name}: {reason}", hint="scale the picture down first") from error
+        count = re.search(r"\d+", str(error))
+        pixels = int(count[0]) if count else 0
+        raise ImageTooLarge(
+            f"{name}: {pixels} pixels, Pillow reads no more than {_PILLOW_PIXELS:,} of a {kind}",
+            hint=f"save it as PNG or JPEG, of which --max-pixels {pixels} reads more; or scale it down",
+        ) from error
     except Exception as error:
-        # On a hostile file Pillow raises nearly anything: struct.error, KeyError, zlib.error...
-        reason = str(error) or type(error).__name__
-        hint = "" if getattr(error, "errno", None) else _DAMAGED  # errno: the disk failed, not the file
-        raise ImageError(f"{name}: cannot decode this {kind}: {reason}", hint=hint) from error
+        message = f"{name}: cannot decode this {kind}: {_reason(error)}"
+        raise ImageError(message, hint=_hint(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be decoded, in words for people.
+
+    On a hostile file libraries raise nearly anything, down to a bare number or "string index out of range":
+    of theirs only the kind is told; the exception itself is the cause of the ImageError.
+    """
+    if isinstance(error, Damage):
+        return str(error)
+    if number := getattr(error, "errno", None):  # the disk failed, not the file
+        return os.strerror(number)
+    if _is_of_unknown_kind(error):
+        return "it is of a kind that is not supported, or its header is damaged"
+    if "truncated" in str(error):
+        return "it is truncated: its data end early"
+    return "its data are damaged or cut short"
+
+
+def _hint(error: Exception) -> str:
+    if getattr(error, "errno", None):
+        return ""
+    return CONVERT if _is_of_unknown_kind(error) else _DAMAGED
+
+
+def _is_of_unknown_kind(error: Exception) -> bool:
+    said = not isinstance(error, Damage) and _UNKNOWN_KIND.search(str(error))
+    return bool(said) or isinstance(error, NotImplementedError)
 
 
 def _open_file(path: str) -> BinaryIO:
@@ -201,9 +249,9 @@ def _detect_format(name: str, head: bytes) -> Format:
             return format
     hint = "leave it out, or convert it to PNG or JPEG"
     if not head:
-        looks = "an empty file"
+        looks, hint = "an empty file", _RESTORE
     elif not head.strip(b"\0"):
-        looks = "a file of zero bytes, as an interrupted copy leaves behind"
+        looks, hint = "a file of zero bytes, as an interrupted copy leaves behind", _RESTORE
     elif head.startswith(b"version https://git-lfs"):
         looks = "a Git LFS pointer, not the picture it stands for"
         hint = "fetch the picture with: git lfs pull"
@@ -240,20 +288,78 @@ def apply_orientation(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
-class _PillowModules:
-    """The pattern of module names in a warnings filter: Pillow's, on threads that are decoding."""
+def to_uint8(values: NDArray[Any], bits: int = 0, invalid: NDArray[np.bool_] | None = None) -> Pixels:
+    """Scale numbers of any kind to uint8 by the package's table.
+
+    Args:
+        values: of any shape, and any kind but complex numbers.
+        bits: of unsigned integers: 2 ** bits - 1 is white; 0 takes those of the dtype.
+        invalid: bool as `values`: numbers that stand for no value, as those that are not finite do. They
+            become 0, and do not widen the range.
+
+    Returns:
+        uint8 of the same shape; `values` itself where that is what they are.
+    """
+    kind = values.dtype.kind
+    bits = bits or (1 if kind == "b" else values.itemsize * 8)
+    if kind in "bu" and bits <= 16:
+        if bits == 8 and invalid is None:
+            return values
+        full = 2**bits - 1
+        table = (
+            np.arange(2 ** (8 * values.itemsize), dtype=np.uint32).clip(max=full) * 255 + full // 2
+        ) // full
+        levels: Pixels = table.astype(np.uint8)[values.view(np.uint8) if kind == "b" else values]
+        if invalid is not None:
+            levels[invalid] = 0
+        return levels
+    out = np.zeros(values.shape, np.uint8)
+    step = max(1, (1 << 20) * len(values) // max(1, values.size))  # rows of about 2 ** 20 numbers: 8 MB each
+    parts = [slice(top, top + step) for top in range(0, len(values), step)]
+    low, high = np.inf, -np.inf
+    for part in parts:
+        valid = values[part][_is_valid(values[part], None if invalid is None else invalid[part])]
+        if valid.size:
+            low, high = min(low, float(valid.min())), max(high, float(valid.max()))
+    if kind == "f" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    if low >= high:
+        return out
+    for part in parts:
+        valid = _is_valid(values[part], None if invalid is None else invalid[part])
+        with np.errstate(all="ignore"):
+            scaled = np.rint((values[part].astype(np.float64) - low) * (255 / (high - low)))
+            np.copyto(out[part], scaled.clip(0, 255), casting="unsafe", where=valid)
+    return out
+
+
+def _is_valid(values: NDArray[Any], invalid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    valid: NDArray[np.bool_] = np.isfinite(values)
+    return valid if invalid is None else valid & ~invalid
+
+
+class _DecoderModules:
+    """The pattern of module names in a warnings filter: the decoders', on threads that are decoding."""
 
     def match(self, module: str) -> bool:
-        return getattr(_thread, "decoding", False) and module.startswith(("PIL.", "pillow_heif"))
+        return getattr(_thread, "decoding", False) and module.startswith(("PIL.", "pillow_heif", "tifffile"))
+
+
+def _ours_to_say(record: logging.LogRecord) -> bool:
+    """Keep what tifffile logs of a file that is being decoded here; what matters becomes an error."""
+    return not getattr(_thread, "decoding", False)
+
+
+logging.getLogger("tifffile").addFilter(_ours_to_say)
 
 
 _thread = threading.local()
-_FILTER = ("ignore", None, Warning, _PillowModules(), 0)
+_FILTER = ("ignore", None, Warning, _DecoderModules(), 0)
 
 
 @contextmanager
-def _ignore_pillow_warnings() -> Iterator[None]:
-    """Keep Pillow's warnings about odd metadata from the screen, and from becoming errors.
+def _ignore_warnings() -> Iterator[None]:
+    """Keep the decoders' warnings about odd metadata from the screen, and from becoming errors.
 
     `warnings.catch_warnings` swaps a list that all threads share, so threads that overlap undo each other's
     work. This filter stays in the list instead (put back first where others have changed the list) and

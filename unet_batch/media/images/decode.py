@@ -1,17 +1,15 @@
-"""Decode pictures from files and from memory: JPEG by `jpeg.py`, every other format with Pillow."""
+"""Decode pictures from files and from memory: JPEG by `jpeg.py`, TIFF by `tiff.py`, all else by Pillow."""
 
 from __future__ import annotations
 
 import importlib
 import struct
-import zlib
-from io import BytesIO
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import cv2
 import numpy as np
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 
 from unet_batch.errors import ImageError
 from unet_batch.media.images.common import (
@@ -21,16 +19,21 @@ from unet_batch.media.images.common import (
     apply_orientation,
     exif_orientation,
     open_source,
+    to_uint8,
 )
-from unet_batch.media.images.jpeg import read_jpeg
+from unet_batch.media.images.huffman import read_frame
+from unet_batch.media.images.jpeg import open_header, read_jpeg
+from unet_batch.media.images.metadata import outputs_metadata
+from unet_batch.media.images.png import open_png
+from unet_batch.media.images.profiles import coded_profile, to_srgb
+from unet_batch.media.images.tiff import PALETTE, WHITE_IS_ZERO, read_stored, read_tiff, tiff_orientation
+from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.ImageFile import ImageFile
 
     from unet_batch.types import Pixels, Size
-
-_CONVERT = "convert it to 8-bit RGB"
 
 
 def read(path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -77,73 +80,170 @@ def _read(source: Source, at_least: Size | None) -> Picture:
     """Decode by the format's own function; a format that needs one gets its branch here."""
     if source.format.name == "JPEG":
         return read_jpeg(source, at_least)
+    notes: tuple[str, ...] = ()
     if source.format.name == "TIFF":
-        image = _open_tiff(source)
-    elif source.format.name == "PNG":
-        image = _open_png(source, source.file.read())
+        return read_tiff(source)
+    if source.format.name == "PNG":
+        image: ImageFile = open_png(source, source.file.read())
     else:
         image = _open_image(source)
+        notes = frame_notes(image)
     image.load()
-    # A TIFF is upright by now, and has lost its orientation tag
-    pixels = cast("Pixels", apply_orientation(to_rgb(image), exif_orientation(image)))
-    return Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+    return to_picture(image, notes, with_metadata=at_least is None)
 
 
-def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[Any], str]:
+def to_picture(image: Image.Image, notes: tuple[str, ...] = (), *, with_metadata: bool = True) -> Picture:
+    """Make of a loaded picture what `read` returns: by the package's table, in sRGB, over white, upright."""
+    info = image.info
+    values, alpha = stored_values(image)
+    profile, notes = info.get("icc_profile"), notes + info.get("notes", ())
+    if not profile and isinstance(coded := info.get("nclx_profile"), dict):  # of pillow-heif
+        profile, more = coded_profile(
+            coded.get("color_primaries", 0), coded.get("transfer_characteristics", 0)
+        )
+        notes += more
+    pixels, more = to_srgb(values, profile)
+    notes += more
+    turn = exif_orientation(image)
+    if alpha is not None:
+        pixels, alpha = over_white(pixels, alpha), cast("Pixels", apply_orientation(alpha, turn))
+    metadata = Metadata()
+    if with_metadata:
+        metadata, more = outputs_metadata(info, turn, info.get("dpi"))
+        notes += more
+    upright = cast("Pixels", apply_orientation(pixels, turn))
+    if (missing := no_value(image)) is not None:
+        missing = apply_orientation(missing.view(np.uint8), turn).view(np.bool_)
+    return Picture(upright, upright.shape[:2], missing, alpha, metadata, notes)
+
+
+def frame_notes(image: Image.Image) -> tuple[str, ...]:
+    """Say of a picture, not loaded yet, that it is the first of several."""
+    count = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)  # of a PSD those are layers
+    if count == 1 or (image.format != "HEIF" and image.tell() > 0):  # a frame that the caller chose
+        return ()
+    return (f"{count} {'pictures: the main one' if image.format == 'HEIF' else 'frames: the first'} is read",)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredMask:
+    """A mask as its file stores it, upright: numbers, not what a viewer makes of them.
+
+    Attributes:
+        values: "grey": uint8 or uint16 (h, w), or float32 (h, w) from 0 to 1; bits are 0 (black) and 1.
+            "index": uint8 (h, w), places in `palette`. "colour": RGB uint8 (h, w, 3), black where alpha is 0.
+            "jpeg": uint8 (h, w), grey levels that the compression has blurred.
+        kind: which of these.
+        full: the highest value that its type can hold: 255, 65535, 15 for 4 bits, 1 for bits and fractions;
+            0 where that says nothing, as for 32 bits.
+        palette: uint8 (n, 3), the colours of "index"; else None.
+        white_is_zero: a TIFF whose 0 is to be shown as white, which its numbers ignore.
+    """
+
+    values: NDArray[Any]
+    kind: Literal["grey", "index", "colour", "jpeg"]
+    full: int = 255
+    palette: Pixels | None = None
+    white_is_zero: bool = False
+
+
+def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> StoredMask:
     """Decode a mask, upright: the numbers that are stored, not what a person sees.
 
     Args:
         path: a regular file.
         max_pixels: largest height x width that is decoded.
 
-    Returns:
-        The values and what they are: "grey" (uint8 or uint16, h x w; 1-bit pixels are 0 and 1), "index"
-        (uint8, h x w: places in a palette, whatever its colours), "colour" (RGB uint8, h x w x 3; black where
-        alpha is 0), "jpeg" (uint8, h x w: grey levels that the compression has blurred).
-
     Raises:
         ImageTooLarge: the header asks for more than `max_pixels`.
-        ImageError: as for `read`; or the values are fractions, negative, or above 65535.
+        ImageError: as for `read`; or the values are fractions beyond 0 to 1, negative, or above 65535.
     """
     with open_source(path, max_pixels) as source:
         if source.format.name == "JPEG":
-            return cv2.cvtColor(read_jpeg(source, None).pixels, cv2.COLOR_RGB2GRAY), "jpeg"
-        grey_bits = 8
+            return StoredMask(cv2.cvtColor(read_jpeg(source, None).pixels, cv2.COLOR_RGB2GRAY), "jpeg")
+        if source.format.name == "TIFF":
+            return _tiff_mask(source)
         if source.format.name == "PNG":
             data = source.file.read()
-            image = _open_png(source, data)
-            grey_bits = data[24]
+            image: ImageFile = open_png(source, data)
+            bits = data[24]
         else:
-            image = _open_image(source)
+            image, bits = _open_image(source), 8
         image.load()
-        if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
-            values = _stored_ids(image)
-            # Pillow stretches 2 and 4 bits of grey over 0..255
-            if image.mode == "L" and grey_bits in (2, 4):
-                values //= 255 // (2**grey_bits - 1)
-        elif image.mode in ("F", "LAB"):
-            raise ImageError(
-                f"{path}: pixels of type {image.mode} cannot be ids",
-                hint="save the mask as an 8-bit grey PNG",
-            )
-        elif image.has_transparency_data:
-            rgba = np.array(image.convert("RGBA"))
-            values = np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(0))
-        else:
-            values = np.array(image.convert("RGB"))
-        kind = "index" if image.mode == "P" else "grey" if values.ndim == 2 else "colour"
-        return apply_orientation(values, exif_orientation(image)), kind
+        try:
+            stored = _stored_mask(image, bits)
+        except ValueError as error:
+            raise ImageError(f"{path}: {error}", hint="save the mask as an 8-bit grey PNG") from error
+        return replace(stored, values=apply_orientation(stored.values, exif_orientation(image)))
 
 
-def _stored_ids(image: ImageFile) -> NDArray[Any]:
-    """Values of a picture with one channel of integers as uint8 or uint16 (h, w)."""
-    values: NDArray[Any] = np.array(image)
-    if values.dtype.kind == "u":
-        return values
-    # Bits, and 16-bit numbers that Pillow holds in 32
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"its values, {values.min()} to {values.max()}, cannot be ids: 0 to 65535 expected")
-    return values.astype(np.uint8 if image.mode == "1" else np.uint16)
+def _stored_mask(image: ImageFile, bits: int) -> StoredMask:
+    """What a loaded picture stores; `bits` of each value, where its format lets them vary."""
+    mode = image.mode
+    if mode == "LAB":
+        raise ValueError(f"pixels of type {mode} cannot be ids")
+    if mode == "P":
+        palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        return StoredMask(np.array(image), "index", palette=palette)
+    if mode == "1":
+        return StoredMask(np.array(image, np.uint8), "grey", 1)
+    if mode == "L":
+        # Pillow stretches 2 and 4 bits over 0..255
+        full = 2**bits - 1 if bits in (2, 4) else 255
+        return StoredMask(np.array(image) // np.uint8(255 // full), "grey", full)
+    if mode.startswith("I") or mode == "F":
+        return StoredMask(*_as_ids(np.array(image)))
+    if image.has_transparency_data:
+        rgba = np.array(image.convert("RGBA"))
+        return StoredMask(np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(0)), "colour")
+    return StoredMask(np.array(image.convert("RGB")), "colour")
+
+
+def _tiff_mask(source: Source) -> StoredMask:
+    """What a TIFF stores."""
+    stored = read_stored(source)
+    values: NDArray[Any] = np.ascontiguousarray(stored.values[..., 0])
+    if stored.values.shape[2] > 1:
+        colours, opacity = stored.rgb(), stored.opacity()
+        if stored.lossy:
+            return StoredMask(cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY), "jpeg")
+        if opacity is not None:
+            colours = np.where(opacity[..., None] > 0, colours, np.uint8(0))
+        return StoredMask(colours, "colour")
+    white_is_zero = stored.photometric == WHITE_IS_ZERO
+    if stored.bits == 1 and white_is_zero:  # fax machines and scanners store what they mean either way
+        return StoredMask(1 - values.astype(np.uint8), "grey", 1)
+    try:
+        values, kind, full = _as_ids(values)
+    except ValueError as error:
+        raise ImageError(f"{source.name}: {error}", hint="save the mask as an 8-bit grey PNG") from error
+    if stored.photometric == PALETTE and values.max(initial=0) < 256:
+        return StoredMask(values.astype(np.uint8), "index", palette=stored.palette)
+    if values.dtype.kind == "u" and full > 1:
+        full = min(full, 2**stored.bits - 1)
+    return StoredMask(values, "jpeg" if stored.lossy else kind, full, white_is_zero=white_is_zero)
+
+
+def _as_ids(values: NDArray[Any]) -> tuple[NDArray[Any], Literal["grey"], int]:
+    """Numbers of any type as the first three attributes of `StoredMask`.
+
+    Raises:
+        ValueError: they are neither whole numbers from 0 to 65535 nor fractions from 0 to 1.
+    """
+    if values.dtype in (np.uint8, np.uint16):
+        return values, "grey", int(np.iinfo(values.dtype).max)
+    if missing := int(np.isnan(values).sum()):
+        raise ValueError(f"{missing:,} of its {values.size:,} values are not a number")
+    low, high = values.min(initial=0), values.max(initial=0)
+    whole = values.dtype.kind in "iu" or bool((values == np.rint(values)).all())
+    if low < 0 or high > (65535 if whole else 1):
+        raise ValueError(
+            f"its values, {low:g} to {high:g}, cannot be ids or probabilities: whole numbers from 0 to "
+            f"65535, or fractions from 0 to 1, expected"
+        )
+    if values.dtype.kind == "f" and high <= 1:
+        return values.astype(np.uint8 if whole else np.float32), "grey", 1
+    return values.astype(np.uint16), "grey", 0
 
 
 def orientation(path: str) -> int:
@@ -153,17 +253,18 @@ def orientation(path: str) -> int:
         ImageError: no such file, or not a picture.
     """
     with open_source(path, MAX_PIXELS) as source:
-        jpeg = source.format.name == "JPEG"
-        return exif_orientation(JpegImageFile(source.file) if jpeg else _open_image(source))
+        if source.format.name == "TIFF":
+            return tiff_orientation(source)
+        if source.format.name != "JPEG":
+            return exif_orientation(_open_image(source))
+        data = source.file.read()
+        frame = read_frame(data)
+        header = open_header(data, frame) if frame else None
+        return 1 if header is None else exif_orientation(header)
 
 
-def _open_image(source: Source, file: BinaryIO | None = None) -> ImageFile:
-    """Read a header with Pillow, and check the size it announces.
-
-    Args:
-        source: the picture.
-        file: what Pillow reads instead of the source's own file.
-    """
+def _open_image(source: Source) -> ImageFile:
+    """Read a header with Pillow, and check the size it announces."""
     module, _, plugin = source.format.plugin.partition(":")
     try:
         opener = getattr(importlib.import_module(module), plugin)
@@ -174,7 +275,7 @@ def _open_image(source: Source, file: BinaryIO | None = None) -> ImageFile:
         ) from error
     if source.format.name == "ICO":
         _check_icons(source)
-    image = cast("ImageFile", opener(file or source.file))
+    image = cast("ImageFile", opener(source.file))
     source.check_size(image.height, image.width)
     return image
 
@@ -198,99 +299,15 @@ def _check_icons(source: Source) -> None:
     file.seek(0)
 
 
-def _open_png(source: Source, data: bytes) -> ImageFile:
-    """Decode the chunks that make the pixels, with Pillow: critical ones, transparency, orientation.
+def stored_values(image: Image.Image) -> tuple[Pixels, Pixels | None]:
+    """Apply the package's table of conversions to a loaded picture.
 
-    Pillow checks no checksum of pixel data, gives up on a large text or profile that nobody asked for, and
-    leaves rows black that the compressed stream does not hold. Without the animation chunks it decodes the
-    default image. 23 ms for 1280x1918, cv2 24.
+    Returns:
+        uint8: grey (h, w), RGB (h, w, 3) or CMYK (h, w, 4), in the picture's own colours, also where nothing
+        of them shows; and its opacity (h, w), None where it is opaque.
     """
-    view, stream, at = memoryview(data), [], 8
-    keep = [view[:8]]
-    while at + 12 <= len(data):
-        length, kind = int.from_bytes(view[at : at + 4], "big"), data[at + 4 : at + 8]
-        end, critical = at + 12 + length, not kind[0] & 0x20
-        checksum = int.from_bytes(view[end - 4 : end], "big")
-        intact = end <= len(data) and zlib.crc32(view[at + 4 : end - 4]) == checksum
-        if kind == b"IEND":
-            break
-        if critical and not intact:
-            raise ValueError(f"chunk {kind!r} at byte {at} is cut short or fails its checksum")
-        if kind == b"IDAT":
-            stream.append(view[at + 8 : end - 4])
-        exif = kind == b"eXIf" or data[at + 8 : at + 30] == b"Raw profile type exif\0"
-        if intact and (critical or exif or kind == b"tRNS"):
-            keep.append(view[at:end])
-        at = end
-    if not stream:
-        raise ValueError("it holds no pixel data")
-    image = _open_image(source, BytesIO(b"".join(keep)))
-    image.load()
-    tail = np.asarray(image.crop((0, max(0, image.height - 2), image.width, image.height)))
-    # Two rows: the last one of an interlaced PNG may not come last
-    if not tail.reshape(len(tail), -1).any(axis=1).all():
-        _check_png_rows(keep[1], stream)
-    return image
-
-
-# First row and column of each pass of an interlaced PNG, and its steps down and right
-_ADAM7 = (
-    (0, 0, 8, 8),
-    (0, 4, 8, 8),
-    (4, 0, 8, 4),
-    (0, 2, 4, 4),
-    (2, 0, 4, 2),
-    (0, 1, 2, 2),
-    (1, 0, 2, 1),
-)
-
-
-def _check_png_rows(header: memoryview, stream: list[memoryview]) -> None:
-    """Raise ValueError if the compressed stream of a PNG holds fewer bytes than its IHDR chunk announces."""
-    width, height, depth, colour, interlaced = struct.unpack(">8xIIBB2xB4x", header)
-    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
-    sizes = [
-        (len(range(top, height, down)), len(range(left, width, right))) for top, left, down, right in passes
-    ]
-    missing = sum(rows * (1 + -(-columns * bits // 8)) for rows, columns in sizes if columns)
-    inflate = zlib.decompressobj()
-    for chunk in stream:
-        left: bytes | memoryview = chunk
-        while left and missing > 0:
-            missing -= len(inflate.decompress(left, 1 << 20))  # 1 MiB at a time
-            left = inflate.unconsumed_tail
-    missing -= len(inflate.flush())
-    if missing > 0:
-        raise ValueError(f"the pixel data end {missing:,} bytes early")
-
-
-def _open_tiff(source: Source) -> ImageFile:
-    """Open the first page with Pillow, and refuse what it would misread.
-
-    cv2 knows a few layouts more, but takes planes of 16 bits for interleaved pixels.
-    """
-    try:
-        image = _open_image(source)
-    except SyntaxError as error:
-        if "unknown pixel mode" not in str(error):
-            raise
-        reason = "its kind of TIFF (64-bit or RGB floats, over 4 channels...) is not supported"
-        raise ImageError(f"{source.name}: {reason}", hint=_CONVERT) from error
-    tags = cast("Any", image).tag_v2
-    if tags.get(284) == 2 and max(tags.get(258, (1,))) > 8:  # Pillow reads planes of 16 bits as if they had 8
-        raise ImageError(
-            f"{source.name}: TIFF in separate planes of more than 8 bits is not supported", hint=_CONVERT
-        )
-    # Tiles, which are decoded whole, however much larger than the picture they are
-    if 322 in tags and 323 in tags:
-        source.check_size(tags[323], tags[322])
-    return image
-
-
-def to_rgb(image: Image.Image) -> Pixels:
-    """Apply the package's table of conversions to a loaded picture; returns uint8 (height, width, 3)."""
     mode, tags = image.mode, getattr(image, "tag_v2", {})
+    alpha: Pixels | None = image.info.get("alpha")
     if mode.startswith("I") or mode == "F":
         values: NDArray[Any] = np.asarray(image)
         if mode == "I" and image.format == "PPM":  # 0..65535, whatever the file's own maximum
@@ -298,44 +315,36 @@ def to_rgb(image: Image.Image) -> Pixels:
         elif mode == "I" and image.format == "TIFF" and tags.get(339, (1,))[0] == 1:
             # Unsigned, held as signed
             values = values.view(np.uint32)
-        levels = _to_uint8(values, 4095 if tags.get(258) == (12,) else 65535)
+        levels = to_uint8(values, 12 if tags.get(258) == (12,) else 0)
         if values.itemsize == 2 and tags.get(262) == 0:  # PhotometricInterpretation 0: zero is white
             levels = 255 - levels
-        if isinstance(clear := image.info.get("transparency"), int):
-            levels[values == clear] = 255
-        return cast("Pixels", cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB))
+        return levels, alpha
     if mode == "LAB":
         from PIL import ImageCms
 
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        return np.array(converted, np.uint8)
-    if image.has_transparency_data:
-        return over_white(image.convert("RGBA"))
-    return np.array(image if mode == "RGB" else image.convert("RGB"), np.uint8)
+        return np.array(converted, np.uint8), None
+    grey = mode in ("1", "L", "LA", "La")
+    if alpha is None and image.has_transparency_data:
+        full = np.array(image.convert("RGBA"))
+        alpha = full[..., 3].copy()
+        return full[..., 0 if grey else slice(3)].copy(), None if alpha.min() == 255 else alpha
+    plain = mode if mode in ("RGB", "CMYK") else "L" if grey else "RGB"
+    values = np.array(image if mode == plain else image.convert(plain), np.uint8)
+    return values, alpha
 
 
-def over_white(rgba: Image.Image) -> Pixels:
-    """Composite a picture with alpha over white."""
-    canvas = Image.new("RGB", rgba.size, (255, 255, 255))
-    canvas.paste(rgba, mask=rgba)
+def no_value(image: Image.Image) -> NDArray[np.bool_] | None:
+    """Pixels of a loaded picture that have no value, as NaN and infinity say: bool (h, w), or None."""
+    if image.mode != "F":
+        return None
+    missing: NDArray[np.bool_] = ~np.isfinite(np.asarray(image))
+    return missing if missing.any() else None
+
+
+def over_white(rgb: Pixels, alpha: Pixels) -> Pixels:
+    """Composite RGB pixels with their opacity over white."""
+    canvas = Image.new("RGB", rgb.shape[1::-1], (255, 255, 255))
+    canvas.paste(Image.fromarray(rgb), mask=Image.fromarray(alpha))
     return np.array(canvas, np.uint8)
-
-
-def _to_uint8(values: NDArray[Any], full: int = 65535) -> Pixels:
-    """Scale numbers of any kind to uint8 by the package's table; `full` is white for uint16."""
-    if values.dtype == np.uint8:
-        return cast("Pixels", values)
-    if values.dtype.kind == "u" and values.itemsize == 2:
-        table = (np.arange(65536, dtype=np.uint32).clip(max=full) * 255 + full // 2) // full
-        return cast("Pixels", table.astype(np.uint8)[values])
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if values.dtype.kind == "f" and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    if low == high:
-        return np.zeros(values.shape, np.uint8)
-    with np.errstate(all="ignore"):
-        scaled = (values.astype(np.float64) - low) * (255 / (high - low))
-    scaled = np.nan_to_num(scaled, copy=False, nan=0, posinf=255, neginf=0)
-    return np.rint(scaled).clip(0, 255).astype(np.uint8)

@@ -1,7 +1,13 @@
-"""Encode masks, maps, cutouts and overlays as PNG and JPEG."""
+"""Encode masks, maps, cutouts and overlays as PNG and JPEG.
+
+Overlays and cutouts say that they are sRGB, and carry the metadata of their pictures; masks and maps hold
+numbers.
+"""
 
 from __future__ import annotations
 
+import struct
+import zlib
 from typing import TYPE_CHECKING, Any, cast
 
 import cv2
@@ -9,13 +15,18 @@ import numpy as np
 import simplejpeg
 
 from unet_batch.errors import EncodeError
+from unet_batch.media.images.profiles import srgb_profile
+from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from unet_batch.types import Pixels
 
-_JPEG_SIDE = 65500  # libjpeg's own limit; the format could hold 65535
+JPEG_SIDE = 65500
+"""Most pixels along a side of a JPEG: libjpeg's own limit; the format could hold 65535."""
+
+_NO_METADATA = Metadata()
 
 
 def encode_mask(mask: Pixels) -> bytes:
@@ -42,8 +53,8 @@ def encode_map(values: Pixels | NDArray[np.uint16]) -> bytes:
     return _png(_contiguous(values, dtype, 2), "UP", cv2.IMWRITE_PNG_STRATEGY_RLE)
 
 
-def encode_rgba(rgba: Pixels) -> bytes:
-    """Encode uint8 (h, w, 4), RGBA, as a PNG.
+def encode_rgba(rgba: Pixels, metadata: Metadata = _NO_METADATA) -> bytes:
+    """Encode uint8 (h, w, 4), RGBA in sRGB, as a PNG.
 
     For a 1280x1918 photo: 38 ms and 1.0 MB; cv2's own choice 39 ms and 1.3 MB.
 
@@ -51,11 +62,23 @@ def encode_rgba(rgba: Pixels) -> bytes:
         EncodeError: another shape or type, or the encoder refused.
     """
     bgra = cv2.cvtColor(_contiguous(rgba, np.uint8, 3, 4), cv2.COLOR_RGBA2BGRA)
-    return _png(bgra, "UP", cv2.IMWRITE_PNG_STRATEGY_DEFAULT)
+    data = _png(bgra, "UP", cv2.IMWRITE_PNG_STRATEGY_DEFAULT)
+    chunks = _chunk(b"sRGB", b"\1")  # for a rendering intent: relative colorimetric
+    if metadata.dpi:
+        across, down = (min(round(dots / 0.0254), 2**31 - 1) for dots in metadata.dpi)
+        chunks += _chunk(b"pHYs", struct.pack(">IIB", across, down, 1))
+    if metadata.exif:
+        chunks += _chunk(b"eXIf", metadata.exif)
+    start = 8 + 12 + 13  # behind the signature and IHDR
+    return data[:start] + chunks + data[start:]
 
 
-def encode_jpeg(rgb: Pixels, quality: int = 90) -> bytes:
-    """Encode uint8 (h, w, 3), RGB, as a JPEG with full-resolution colour (4:4:4).
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def encode_jpeg(rgb: Pixels, quality: int = 90, metadata: Metadata = _NO_METADATA) -> bytes:
+    """Encode uint8 (h, w, 3), RGB in sRGB, as a JPEG with full-resolution colour (4:4:4).
 
     Halving the colour planes smears the coloured contours of an overlay: along a 2-pixel line the mean error
     is 20 levels instead of 3. It would save 3.3 of 7.9 ms and 24 % of 195 kB for 1280x1918.
@@ -64,16 +87,27 @@ def encode_jpeg(rgb: Pixels, quality: int = 90) -> bytes:
         EncodeError: another shape or type, or a side above 65500 pixels.
     """
     pixels = _contiguous(rgb, np.uint8, 3, 3)
-    if max(pixels.shape) > _JPEG_SIDE:
+    if max(pixels.shape) > JPEG_SIDE:
         raise EncodeError(
             f"{pixels.shape[0]}x{pixels.shape[1]} (height x width) is too large for JPEG: no side may "
-            f"exceed {_JPEG_SIDE}",
+            f"exceed {JPEG_SIDE}",
             hint="ask for PNG",
         )
     try:
-        return cast("bytes", simplejpeg.encode_jpeg(pixels, quality, "RGB", "444"))
+        data = cast("bytes", simplejpeg.encode_jpeg(pixels, quality, "RGB", "444"))
     except (ValueError, MemoryError) as error:
         raise EncodeError(f"cannot encode {pixels.shape[0]}x{pixels.shape[1]} as JPEG: {error}") from error
+    jfif = bytearray(data[:20])  # with the marker before it
+    if metadata.dpi:
+        jfif[13:18] = struct.pack(">BHH", 1, *(min(max(round(dots), 1), 65535) for dots in metadata.dpi))
+    segments = _segment(0xE2, b"ICC_PROFILE\0\1\1" + srgb_profile())
+    if metadata.exif:
+        segments = _segment(0xE1, b"Exif\0\0" + metadata.exif) + segments
+    return bytes(jfif) + segments + data[20:]
+
+
+def _segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
 
 def _contiguous(values: NDArray[Any], dtype: type, ndim: int, channels: int = 0) -> NDArray[Any]:

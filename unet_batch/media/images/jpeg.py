@@ -5,49 +5,189 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import simplejpeg
 from PIL.JpegImagePlugin import JpegImageFile
 
-from unet_batch.media.images.common import Picture, Source, apply_orientation, exif_orientation
+from unet_batch.errors import ImageError
+from unet_batch.media.images import huffman
+from unet_batch.media.images.common import (
+    CONVERT,
+    Damage,
+    Picture,
+    Source,
+    apply_orientation,
+    exif_orientation,
+)
+from unet_batch.media.images.metadata import outputs_metadata
+from unet_batch.media.images.profiles import to_srgb
+from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
-    from unet_batch.types import Size
+    from numpy.typing import NDArray
+
+    from unet_batch.types import Pixels, Size
 
 _ATTEMPTS = 4
 _SURPLUS_BYTES = 16
+_RARE = {
+    0xC5: "hierarchical",
+    0xC6: "hierarchical",
+    0xC7: "hierarchical",
+    0xCB: "lossless with arithmetic coding",
+    0xCD: "hierarchical",
+    0xCE: "hierarchical",
+    0xCF: "hierarchical",
+    0xF7: "JPEG-LS",
+}
+# How the blocks begin that makers hang behind a picture: Samsung's (a kind, the length of a name, the name),
+# an MP4
+_TRAILER = re.compile(rb"\0\0..[\x01-\x7f]\0\0\0[ -~]{4}|\0\0..ftyp[ -~]{4}", re.DOTALL)
 
 
 def read_jpeg(source: Source, at_least: Size | None) -> Picture:
-    """Decode with TurboJPEG, which makes RGB itself.
+    """Decode with TurboJPEG, which makes RGB itself; with imagecodecs what TurboJPEG refuses.
 
     3.3 ms for 1280x1918, cv2 3.6, Pillow 5 and more; 1.7 ms at 1/4.
 
     Raises:
         ImageTooLarge: the header asks for more than the source's limit.
-        ValueError: it cannot be decoded.
+        ImageError: it is of a kind that is not supported.
+        Damage: it cannot be decoded.
     """
     data = source.file.read()
-    height, width = (int(n) for n in simplejpeg.decode_jpeg_header(data, strict=False)[:2])
-    source.check_size(height, width)
-    orientation = 1
-    with suppress(Exception):  # a header that Pillow cannot read; the pixels have a decoder of their own
-        orientation = exif_orientation(JpegImageFile(BytesIO(data)))  # 0.02 to 0.05 ms
+    frame = huffman.read_frame(data)
+    if frame is None:
+        raise Damage("its header is damaged or cut short")
+    source.check_size(frame.height, frame.width)
+    header = open_header(data, frame)
+    orientation = 1 if header is None else exif_orientation(header)  # 0.02 to 0.05 ms
     step = 1
     if at_least is not None:
-        step = _reduction(height, width, at_least if orientation < 5 else at_least[::-1])
+        step = _reduction(frame.height, frame.width, at_least if orientation < 5 else at_least[::-1])
+    info: dict[Any, Any] = {} if header is None else header.info
+    profile = info.get("icc_profile", b"?" if "icc_profile" in info else None)
+    values = _decode(data, frame, step, with_inks=profile is not None, name=source.name)
+    pixels, notes = to_srgb(values, profile)
+    metadata = Metadata()
+    if at_least is None:
+        metadata, more = outputs_metadata(info, orientation, _density(info))
+        notes += more
+    if header is not None and (count := _count_pictures(data, header, frame)) > 1:
+        notes += (f"{count} pictures: the first is read",)
+    size = (frame.height, frame.width) if orientation < 5 else (frame.width, frame.height)
+    upright = cast("Pixels", apply_orientation(pixels, orientation))
+    return Picture(upright, size, metadata=metadata, notes=notes)
+
+
+def open_header(data: bytes, frame: huffman.Frame) -> JpegImageFile | None:
+    """Read the metadata of a JPEG with Pillow, which wants 8 bits; None where it cannot."""
+    if frame.bits != 8:
+        data = data[: frame.at + 4] + b"\x08" + data[frame.at + 5 :]
+    with suppress(
+        Exception
+    ):  # on a hostile header Pillow raises nearly anything; pixels have their own decoder
+        return JpegImageFile(BytesIO(data))
+    return None
+
+
+def _density(info: dict[Any, Any]) -> tuple[float, float] | None:
+    """Dots per inch, (across, down), of JFIF."""
+    scale = {1: 1.0, 2: 2.54}.get(info.get("jfif_unit", 0))
+    across, down = info.get("jfif_density", (0, 0))
+    return (across * scale, down * scale) if scale else None
+
+
+def _count_pictures(data: bytes, header: JpegImageFile, frame: huffman.Frame) -> int:
+    """Pictures in an MPO that are as large as the first: not thumbnails, previews, and gain maps of HDR."""
+    count = 1
+    if "mp" not in header.info:
+        return count
+    with suppress(Exception):
+        index = header._getmp() or {}
+        for entry in index[0xB002][1:]:
+            start = entry["DataOffset"] + header.info["mpoffset"]
+            other = data[start : start + entry["Size"]]
+            sides = huffman.read_frame(other) if other.startswith(b"\xff\xd8\xff") else None
+            same = sides is not None and (sides.height, sides.width) == (frame.height, frame.width)
+            head = other[: sides.at] if sides else b""
+            count += same and b"hdrgm:" not in head and b"HDRGainMap" not in head
+    return count
+
+
+def _decode(data: bytes, frame: huffman.Frame, step: int, *, with_inks: bool, name: str) -> Pixels:
+    """Values as stored: RGB (h, w, 3), grey (h, w), or CMYK (h, w, 4) where 255 is full ink.
+
+    Args:
+        data: the file.
+        frame: its header.
+        step: 1, 2, 4 or 8: how much smaller both sides shall be, if TurboJPEG decodes it.
+        with_inks: a profile waits for CMYK; otherwise it becomes RGB here.
+        name: of the file, for errors.
+    """
+    if frame.kind in _RARE or not frame.height or len(frame.components) not in (1, 3, 4):
+        what = _RARE.get(frame.kind, "")
+        if not what:
+            what = f"of {len(frame.components)} colours" if frame.height else "without a height in its header"
+        raise ImageError(f"{name}: a JPEG that is {what} is not supported", hint=CONVERT)
+    if frame.kind == 0xC3 or frame.bits != 8:
+        return _decode_rare(data, frame, name)
+    inks = with_inks and len(frame.components) == 4
+    complaint = ""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height // step, min_width=width // step)
+            values = simplejpeg.decode_jpeg(
+                data,
+                "CMYK" if inks else "RGB",
+                min_height=frame.height // step,
+                min_width=frame.width // step,
+            )
             break
         except ValueError as error:
+            if "subsampling" in str(error):
+                return _decode_rare(data, frame, name)
+            complaint = complaint or str(error).split("(): ")[-1]
             repaired = _repair(data, str(error))
             if attempt == _ATTEMPTS or repaired is None or repaired == data:
-                raise
+                raise Damage(f"libjpeg finds it damaged: {complaint}") from error
             data = repaired
-    size = (height, width) if orientation < 5 else (width, height)
-    return Picture(apply_orientation(pixels, orientation), size)
+    if inks:
+        return cast("Pixels", 255 - values)  # Adobe's files, and nearly all others, hold what is left white
+    return cast("Pixels", values if len(frame.components) > 1 or not with_inks else values[..., 0].copy())
+
+
+def _decode_rare(data: bytes, frame: huffman.Frame, name: str) -> Pixels:
+    """Decode what TurboJPEG refuses: unusual sampling, more than 8 bits, lossless files.
+
+    The decoder fills in silently what is missing, so the data are checked before.
+    """
+    import imagecodecs
+
+    if frame.kind not in (0xC0, 0xC1, 0xC3):
+        coding = "progressive" if frame.kind == 0xC2 else "with arithmetic coding"
+        raise ImageError(
+            f"{name}: a JPEG that is {coding}, of {frame.bits} bits and sampling {frame.sampling} is not "
+            f"supported",
+            hint=CONVERT,
+        )
+    huffman.check(data, frame)
+    try:
+        values: NDArray[Any] = imagecodecs.jpeg8_decode(data)
+    except RuntimeError as error:
+        if "not implemented" in str(error) or "Sampling factors" in str(error):
+            raise ImageError(
+                f"{name}: a JPEG of sampling {frame.sampling} is not supported", hint=CONVERT
+            ) from error
+        raise Damage("its data are damaged or cut short") from error
+    if frame.bits != 8:
+        full = 2**frame.bits - 1
+        levels = (np.arange(full + 1, dtype=np.int64) * 255 + full // 2) // full
+        values = levels.astype(np.uint8)[np.minimum(values, full)]
+    if values.ndim == 3 and values.shape[2] == 4:
+        values = 255 - values
+    return cast("Pixels", values)
 
 
 def _reduction(height: int, width: int, at_least: Size) -> int:
@@ -104,13 +244,25 @@ def _repair(data: bytes, complaint: str) -> bytes | None:
 
 
 def _repair_end(scan: bytes, complaint: str) -> bytes:
-    """Add a missing end marker to the only scan of a JPEG, or cut surplus bytes before it."""
-    close = scan.find(b"\xff\xd9")
-    surplus = re.search(r"(\d+) extraneous bytes before marker 0xd9", complaint)
+    """Add a missing end marker to the only scan of a JPEG, or cut surplus bytes before it.
+
+    The decoder says how many bytes before the next marker it did not need. They are a maker's trailer if they
+    begin like one; its own bytes may look like markers.
+    """
+    markers = (found.start() for found in re.finditer(rb"\xff[^\x00\xff\xd0-\xd7]", scan[2:]))
+    close = next(markers, -3) + 2
     if close < 0 and "Premature end" in complaint:
         return scan + b"\xff\xd9"
-    if close > 0 and surplus:
+    if close > 0 and "two SOI" in complaint:
+        return scan[:close] + b"\xff\xd9"
+    surplus = re.search(r"(\d+) extraneous bytes before marker 0x(\w\w)", complaint)
+    if close > 0 and surplus and int(surplus[2], 16) == scan[close + 1]:
         cut = close - int(surplus[1])
-        if close - cut <= _SURPLUS_BYTES or not scan[cut:close].strip(b"\0"):
+        ended = scan[close + 1] == 0xD9
+        if ended and (close - cut <= _SURPLUS_BYTES or not scan[cut:close].strip(b"\0")):
             return scan[:cut] + scan[close:]
+        # The decoder has looked up to 8 bytes ahead, which it does not count
+        for end in range(cut, cut - 9, -1):
+            if _TRAILER.match(scan, end):
+                return scan[:end] + b"\xff\xd9"
     return scan

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
-from unet_batch.media.images.common import MAX_PIXELS, Picture, apply_orientation, exif_orientation
-from unet_batch.media.images.decode import over_white, read_bytes, to_rgb
+from unet_batch.media.images.common import MAX_PIXELS, Picture, too_large_hint
+from unet_batch.media.images.decode import frame_notes, over_white, read_bytes, to_picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,34 +47,35 @@ def from_memory(
     if isinstance(picture, (bytes, bytearray, memoryview)):
         return read_bytes(bytes(picture), name, at_least=at_least, max_pixels=max_pixels)
     if isinstance(picture, np.ndarray):
-        pixels = _from_array(picture, name)
-    elif isinstance(picture, Image.Image):
-        pixels = _from_pillow(picture, name, max_pixels)
-    else:
-        raise ImageError(
-            f"{name}: {type(picture).__module__}.{type(picture).__qualname__} is no picture",
-            hint="give a path, the bytes of a file, a PIL.Image, or a numpy array",
-        )
-    return Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+        return _from_array(picture, name)
+    if isinstance(picture, Image.Image):
+        return _from_pillow(picture, name, max_pixels)
+    raise ImageError(
+        f"{name}: {type(picture).__module__}.{type(picture).__qualname__} is no picture",
+        hint="give a path, the bytes of a file, a PIL.Image, or a numpy array",
+    )
 
 
-def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Pixels:
+def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Picture:
     if image.height * image.width > max_pixels:
         raise ImageTooLarge(
             f"{name}: {image.height}x{image.width} (height x width) are {image.height * image.width:,} "
             f"pixels, the limit is {max_pixels:,}",
-            hint="scale the picture down first",
+            hint=too_large_hint(image.height * image.width),
         )
     try:
         with _loading:
+            notes = frame_notes(image)
             image.load()
-        upright: Pixels = apply_orientation(to_rgb(image), exif_orientation(image))
+        return to_picture(image, notes)
     except Exception as error:  # on a hostile file Pillow raises nearly anything
-        raise ImageError(f"{name}: Pillow cannot decode it: {error or type(error).__name__}") from error
-    return upright
+        raise ImageError(
+            f"{name}: Pillow cannot decode it: its data are damaged or cut short",
+            hint="give the path or the bytes of the file to hear more, or restore it from its source",
+        ) from error
 
 
-def _from_array(array: NDArray[Any], name: str) -> Pixels:
+def _from_array(array: NDArray[Any], name: str) -> Picture:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     channels = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
@@ -87,10 +88,12 @@ def _from_array(array: NDArray[Any], name: str) -> Pixels:
     elif array.dtype != np.uint8:
         hint = "scale it to 0..255 and convert it: x.astype('uint8')"
         raise ImageError(f"{name} of {array.dtype} {array.shape}: {_EXPECTED}", hint=hint)
-    if channels == 4:
-        return over_white(Image.fromarray(np.ascontiguousarray(array)))
-    rgb = np.repeat(array[:, :, None], 3, axis=2) if channels == 1 else array
-    return np.ascontiguousarray(rgb)
+    rgb = np.repeat(array[:, :, None], 3, axis=2) if channels == 1 else array[:, :, :3]
+    alpha = np.ascontiguousarray(array[:, :, 3]) if channels == 4 else None
+    if alpha is not None:
+        rgb = over_white(np.ascontiguousarray(rgb), alpha)
+        alpha = None if alpha.min() == 255 else alpha
+    return Picture(np.ascontiguousarray(rgb), array.shape[:2], alpha=alpha)
 
 
 def _bytes_of_floats(array: NDArray[Any], name: str) -> Pixels:

@@ -1,0 +1,463 @@
+"""Read TIFF: which page, what its numbers mean, and how they become RGB.
+
+A TIFF is a container, in which the picture is found by these rules:
+
+1. Pages that say of themselves that they are a reduced copy, or a mask, of another one do not count
+   (NewSubfileType), unless there is no other.
+2. A page of the same shape, a quarter as wide and high or less, is a thumbnail of the larger one, whatever it
+   says, wherever it stands: among the SubIFDs (of camera files), before or after it.
+3. The first page that is left is the picture. Where there are others, a note says so.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from unet_batch.errors import ImageError, ImageTooLarge
+from unet_batch.media.images import tiff_blocks
+from unet_batch.media.images.common import CONVERT, Damage, Picture, Source, apply_orientation, to_uint8
+from unet_batch.media.images.metadata import outputs_metadata
+from unet_batch.media.images.profiles import to_srgb
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from tifffile import TiffFile, TiffPage
+
+    from unet_batch.types import Pixels
+
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB, ICCLAB = 0, 1, 2, 3, 5, 6, 8, 9
+"""Values of the tag PhotometricInterpretation."""
+
+_THUMBNAIL = 4  # times as wide and high is the picture, or more
+_LOOKED_AT = 64  # pages whose sizes are compared; of more, that there are some is counted
+_MOST_PAGES = 100_000
+_BYTES_PER_PIXEL = 16  # of what is decoded at once: RGB and opacity as 32-bit numbers
+_GEO = (33550, 33922, 34264, 34735, 42112, 42113)  # tags of GeoTIFF and GDAL
+_UNREADABLE = {
+    10: "of ITULab colours",
+    32803: "with a camera's raw data (colour filter array)",
+    32844: "of LogL light",
+    32845: "of LogLuv colours",
+    34892: "with a camera's raw data (linear)",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """The numbers of the picture in a TIFF as they are stored, but upright.
+
+    Attributes:
+        values: (h, w, bands) of any kind of integer or float: 1 band of grey or places in a palette, 3 of
+            colour, 4 of CMYK.
+        bits: of a number, as the file declares them.
+        photometric: what they mean: one of the constants above, e.g. WHITE_IS_ZERO; YCbCr is RGB by now.
+        palette: RGB uint8 (n, 3), or None.
+        alpha: (h, w) of the same kind, opacity; None where there is none.
+        premultiplied: colours are multiplied by it already.
+        invalid: bool as `values`, True where a number stands for no value; None where all are values.
+        absent: bool (h, w), True where the file holds nothing; None where it is complete.
+        lossy: JPEG has changed the numbers.
+        dpi: pixels per inch of the upright picture, (across, down), or None.
+        notes: what people should know of how it was read.
+        profile: the ICC profile of its colours, b"" without one.
+        info: what outputs take over, as `metadata.outputs_metadata` takes it.
+    """
+
+    values: NDArray[Any]
+    bits: int
+    photometric: int
+    palette: Pixels | None
+    alpha: NDArray[Any] | None
+    premultiplied: bool
+    invalid: NDArray[np.bool_] | None
+    absent: NDArray[np.bool_] | None
+    lossy: bool
+    dpi: tuple[float, float] | None
+    notes: tuple[str, ...]
+    profile: bytes = b""
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> NDArray[np.bool_] | None:
+        """Pixels that have no value in any band: bool (h, w), or None."""
+        missing = self.absent
+        if self.invalid is not None:
+            nowhere: NDArray[np.bool_] = np.all(self.invalid, axis=-1)
+            missing = nowhere if missing is None else missing | nowhere
+        return missing if missing is not None and missing.any() else None
+
+    def rgb(self) -> Pixels:
+        """What a person sees, as RGB uint8 (h, w, 3): without regard to opacity; black where missing."""
+        pixels = np.ascontiguousarray(self._rgb())
+        if (missing := self.missing) is not None:
+            pixels[missing] = 0
+        return pixels
+
+    def _rgb(self) -> Pixels:
+        if self.palette is not None:
+            index = self.values[..., 0].astype(np.intp if self.values.itemsize > 1 else np.uint8)
+            return self.palette.take(index, axis=0, mode="clip")
+        if self.photometric in (CIELAB, ICCLAB):
+            return _lab_to_rgb(self.values, self.photometric)
+        levels = to_uint8(self.values, self.bits, self.invalid)
+        if self.photometric == CMYK:
+            return np.array(Image.fromarray(np.ascontiguousarray(levels), "CMYK").convert("RGB"))
+        if self.photometric == WHITE_IS_ZERO:
+            levels = 255 - levels
+        if levels.shape[2] == 1:
+            return cast("Pixels", cv2.cvtColor(np.ascontiguousarray(levels), cv2.COLOR_GRAY2RGB))
+        return levels
+
+    def opacity(self) -> Pixels | None:
+        """`alpha` as uint8 (h, w), 255 opaque; None where it is opaque all over."""
+        if self.alpha is None:
+            return None
+        if self.alpha.dtype.kind == "f":
+            levels = np.nan_to_num(self.alpha, nan=0, posinf=1, neginf=0).clip(0, 1) * 255
+        else:  # no minimum and maximum here: opacity has a scale of its own
+            levels = self.alpha.astype(np.float64) * (255 / (2.0**self.bits - 1))
+        opacity = np.rint(levels).clip(0, 255).astype(np.uint8)
+        return None if (opacity == 255).all() else opacity
+
+
+def read_tiff(source: Source) -> Picture:
+    """Decode the picture in a TIFF; alpha is composited over white.
+
+    Raises:
+        ImageTooLarge: the directory asks for more than the source's limit.
+        ImageError: it is of a kind that is not read.
+        ValueError, RuntimeError, ...: it is damaged.
+    """
+    stored = read_stored(source)
+    pixels, alpha, missing = stored.rgb(), stored.opacity(), stored.missing
+    notes = stored.notes
+    if stored.profile and stored.photometric not in (CIELAB, ICCLAB):
+        grey = stored.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO)
+        inks = to_uint8(stored.values, stored.bits, stored.invalid) if stored.photometric == CMYK else None
+        pixels, more = to_srgb(pixels[..., 0] if grey else pixels if inks is None else inks, stored.profile)
+        notes += more
+        if missing is not None:
+            pixels[missing] = 0
+    if alpha is not None:
+        pixels = _over_white(pixels, alpha, stored.premultiplied)
+    size = (pixels.shape[0], pixels.shape[1])
+    metadata, more = outputs_metadata(stored.info, dpi=stored.dpi)
+    return Picture(pixels, size, missing, alpha, metadata, notes + more)
+
+
+def read_stored(source: Source) -> Stored:
+    """Decode the numbers of the picture in a TIFF.
+
+    Raises:
+        As `read_tiff`.
+    """
+    from tifffile import TiffFile
+
+    try:
+        tif = TiffFile(source.file)
+        page, mask, notes = _find_picture(tif)
+        return _read_page(source, page, mask, notes)
+    except tiff_blocks.UnsupportedTiff as error:
+        raise ImageError(f"{source.name}: TIFF {error} cannot be read", hint=CONVERT) from error
+    except (TypeError, LookupError, AttributeError, ArithmeticError, struct.error) as error:
+        raise Damage("its directory makes no sense") from error
+
+
+def tiff_orientation(source: Source) -> int:
+    """Orientation of the picture in a TIFF, 1 to 8, which `read_tiff` undoes; 1 where it says nothing."""
+    from tifffile import TiffFile
+
+    return _orientation(_find_picture(TiffFile(source.file))[0])
+
+
+# Which page -------------------------------------------------------------------------------------------------
+
+
+def _find_picture(tif: TiffFile) -> tuple[TiffPage, TiffPage | None, list[str]]:
+    """Find the page that is the picture, and its mask; see the top of the module.
+
+    Returns:
+        The page; the page that says where it is valid, or None; and a note, if there are other pictures.
+    """
+    count = _count_pages(tif)
+    if count == 0:
+        raise Damage("there is no picture in it")
+    pages = [cast("TiffPage", tif.pages[at]) for at in range(min(count, _LOOKED_AT))]
+    # A camera file begins with a thumbnail, and has the photo among its SubIFDs
+    below = [page for parent in pages[:1] for page in _subpages(parent)]
+    plain = [page for page in pages if not page.subfiletype & 5]
+    large = [page for page in below if not page.subfiletype & 5]
+    found = plain or large or sorted(pages, key=_area)[-1:]
+    whole = [page for page in found if not any(_is_thumbnail(page, of) for of in found + large)]
+    picture = whole[0] if whole else max(found + large, key=_area)
+    shape = (picture.imagelength, picture.imagewidth)
+    masks = (page for page in pages if page.subfiletype & 4 and not picture.subfiletype & 4)
+    mask = next((page for page in masks if (page.imagelength, page.imagewidth) == shape), None)
+    several = max((len(whole) if plain else 1) + count - len(pages), _stacked(pages[0]))
+    return picture, mask, [f"{several:,} pages: the first is read"] if several > 1 else []
+
+
+def _count_pages(tif: TiffFile) -> int:
+    """Count directories, without reading them; a chain that bites its tail ends there."""
+    form = tif.tiff
+    file, seen, offset = tif.filehandle, set[int](), 0
+    if not len(tif.pages[:1]):
+        return 0
+    offset = tif.pages.first.offset
+    while 0 < offset < file.size and offset not in seen and len(seen) < _MOST_PAGES:
+        file.seek(offset)
+        head = file.read(form.tagnosize)
+        if len(head) < form.tagnosize:
+            break
+        file.seek(offset + form.tagnosize + form.tagsize * struct.unpack(form.tagnoformat, head)[0])
+        tail = file.read(form.offsetsize)
+        seen.add(offset)
+        offset = struct.unpack(form.offsetformat, tail)[0] if len(tail) == form.offsetsize else 0
+    return len(seen)
+
+
+def _subpages(page: TiffPage) -> Iterator[TiffPage]:
+    """The pages that a page refers to as its own."""
+    if page.subifds is None or page.pages is None:
+        return
+    for at in range(min(len(page.subifds), _LOOKED_AT)):
+        with suppress(Exception):  # a private one, perhaps; the picture has a page of its own
+            yield cast("TiffPage", page.pages[at])
+
+
+def _area(page: TiffPage) -> int:
+    return page.imagelength * page.imagewidth
+
+
+def _is_thumbnail(page: TiffPage, of: TiffPage) -> bool:
+    """Whether a page has the shape of a much larger one, to the pixel."""
+    height, width = page.imagelength, page.imagewidth
+    if min(height, width) < 1 or of.imagelength < _THUMBNAIL * height or of.imagewidth < _THUMBNAIL * width:
+        return False
+    across, down = of.imagewidth / width, of.imagelength / height
+    return abs(of.imagelength / across - height) <= 1 or abs(of.imagewidth / down - width) <= 1
+
+
+def _stacked(page: TiffPage) -> int:
+    """How many pictures ImageJ has put behind one directory."""
+    found = re.search(r"^images=(\d+)", page.description or "", re.MULTILINE)
+    return int(found[1]) if found and page.is_imagej else 1
+
+
+# What its numbers mean --------------------------------------------------------------------------------------
+
+
+def _read_page(source: Source, page: TiffPage, mask: TiffPage | None, notes: list[str]) -> Stored:
+    """Decode the bands of a page that make the picture."""
+    photometric = _photometric(page)
+    bands, alpha, more = _choose_bands(page, photometric)
+    wanted = bands if alpha is None else [*bands, alpha]
+    _check_size(source, page, len(wanted))
+    sparse = any(tag in page.tags for tag in _GEO)
+    values, absent = tiff_blocks.read_blocks(page, source.file, wanted, sparse=sparse)
+    if mask is not None:
+        _check_size(source, mask, 1)
+        inside, _ = tiff_blocks.read_blocks(mask, source.file, [0], sparse=sparse)
+        outside = inside[..., 0] == 0
+        absent = outside if absent is None else absent | outside
+    orientation = _orientation(page)
+    values = _upright(values, orientation)
+    colours = values[..., : len(bands)] if alpha is not None else values
+    if photometric == YCBCR or (photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO) and len(bands) == 3):
+        photometric = RGB
+    return Stored(
+        colours,
+        page.bitspersample if page.dtype is not None and page.dtype.kind != "f" else 0,
+        photometric,
+        _palette(page) if photometric == PALETTE else None,
+        values[..., -1] if alpha is not None else None,
+        alpha is not None and 1 in page.extrasamples,
+        _invalid(colours, page.tags.valueof(42113)),
+        None if absent is None else _upright(absent, orientation),
+        int(page.compression) in tiff_blocks.JPEG,
+        _dpi(page),
+        (*notes, *more),
+        _bytes_of(page, 34675),
+        {"words": _words(page), "xmp": _bytes_of(page, 700)},
+    )
+
+
+def _bytes_of(page: TiffPage, tag: int) -> bytes:
+    value = page.tags.valueof(tag)
+    return value if isinstance(value, bytes) else b""
+
+
+def _words(page: TiffPage) -> dict[int, bytes]:
+    """Maker, model, program, time, artist and copyright, by their tags."""
+    texts = {tag: page.tags.valueof(tag) for tag in (271, 272, 305, 306, 315, 33432)}
+    return {tag: text.encode() for tag, text in texts.items() if isinstance(text, str) and text}
+
+
+def _check_size(source: Source, page: TiffPage, bands: int) -> None:
+    """Check what a page announces: its size, and that of its blocks, which are decoded whole."""
+    source.check_size(page.imagelength, page.imagewidth)
+    if page.is_tiled:
+        source.check_size(page.tilelength, page.tilewidth)
+    number = page.dtype.itemsize if page.dtype is not None else 0
+    size = number * max(_area(page) * bands, tiff_blocks.block_size(page))
+    if size > (limit := _BYTES_PER_PIXEL * source.max_pixels):
+        raise ImageTooLarge(
+            f"{source.name}: {page.imagelength}x{page.imagewidth} (height x width) with "
+            f"{page.samplesperpixel} bands of {number} bytes: {size:,} bytes to be decoded at once, the "
+            f"limit is {limit:,}",
+            hint="save it with fewer bands, or in strips or tiles",
+        )
+
+
+def _photometric(page: TiffPage) -> int:
+    """What the numbers mean; where a page does not say, as libtiff guesses."""
+    if 262 not in page.tags and page.compression != 6:
+        if page.samplesperpixel >= 3:
+            return RGB
+        return WHITE_IS_ZERO if page.compression in (2, 3, 4) else BLACK_IS_ZERO
+    photometric = int(page.photometric)
+    if photometric in _UNREADABLE:
+        raise tiff_blocks.UnsupportedTiff(_UNREADABLE[photometric])
+    if photometric in (4, 51177, 52527):  # a mask, a map of depth, a map of things
+        return BLACK_IS_ZERO
+    if photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB, ICCLAB):
+        raise tiff_blocks.UnsupportedTiff(f"of an unknown kind (PhotometricInterpretation {photometric})")
+    return photometric
+
+
+def _choose_bands(page: TiffPage, photometric: int) -> tuple[list[int], int | None, list[str]]:
+    """Choose the bands that are the picture: their numbers, that of opacity or None, and a note.
+
+    Colour takes as many as it has. Of grey pictures with more bands, three or more are taken for colour, as
+    microscopes and satellites store it; other bands than these are left out.
+    """
+    count, extra = page.samplesperpixel, [int(kind) for kind in page.extrasamples]
+    if photometric == RGB and count == 4 and 338 not in page.tags:
+        extra = [2]  # older writers do not say what the fourth is; viewers take it for opacity
+    alpha = next((count - len(extra) + at for at, kind in enumerate(extra) if kind in (1, 2)), None)
+    bands = [band for band in range(count) if band != alpha]
+    needed = {RGB: 3, YCBCR: 3, CIELAB: 3, ICCLAB: 3, CMYK: 4, PALETTE: 1}.get(photometric)
+    if needed is None:
+        needed = 3 if len(bands) >= 3 else 1
+    if photometric == CMYK and page.tags.valueof(332) == 2:  # InkSet
+        raise tiff_blocks.UnsupportedTiff("of other inks than cyan, magenta, yellow and black")
+    if len(bands) < needed:
+        raise Damage(f"{needed} bands are needed, {len(bands)} are there")
+    notes = []
+    if len(bands) > needed:
+        taken = {1: "the first is read", 3: "the first three are read as red, green and blue"}
+        notes.append(f"{len(bands)} bands: {taken.get(needed, f'the first {needed} are read')}")
+    return bands[:needed], alpha, notes
+
+
+def _palette(page: TiffPage) -> Pixels:
+    """The page's palette as RGB uint8 (n, 3).
+
+    Its numbers have 16 bits, of which the upper 8 are the colour, whether a writer stored v * 256 or v * 257;
+    older writers stored v itself.
+    """
+    colours = np.asarray(page.tags.valueof(320) if 320 in page.tags else (), np.uint16).reshape(-1)
+    if colours.size < 3:
+        raise Damage("its colours are a palette, and there is none")
+    colours = colours[: colours.size // 3 * 3].reshape(3, -1).T
+    return np.ascontiguousarray(colours if colours.max() < 256 else colours >> 8).astype(np.uint8)
+
+
+def _invalid(values: NDArray[Any], nodata: object) -> NDArray[np.bool_] | None:
+    """Find the numbers that stand for no value: NaN, infinity, and GDAL's nodata.
+
+    Args:
+        values: of any kind.
+        nodata: what GDAL_NODATA says: a number as text. One that the kind of `values` cannot hold stands for
+            nothing.
+    """
+    invalid = ~np.isfinite(values) if values.dtype.kind == "f" else None
+    number = None
+    with suppress(ValueError, OverflowError):
+        text = str(nodata).strip(" \0").replace(",", ".")
+        number = float(text) if values.dtype.kind == "f" else _whole(text)
+    if number is not None and values.dtype.kind != "b":
+        if values.dtype.kind == "f":
+            with np.errstate(all="ignore"):
+                found = values == values.dtype.type(number)
+                if abs(number) > 1e30:  # the largest float, written with as many digits as somebody cared for
+                    found |= np.isclose(values, values.dtype.type(number), rtol=1e-5, atol=0)
+        elif np.iinfo(values.dtype).min <= number <= np.iinfo(values.dtype).max:
+            found = values == values.dtype.type(number)
+        else:
+            return invalid
+        invalid = found if invalid is None else invalid | found
+    return invalid if invalid is not None and invalid.any() else None
+
+
+def _whole(text: str) -> int | None:
+    """The integer that a text like "-9999" or "255.0" stands for."""
+    with suppress(ValueError):
+        return int(text)
+    number = float(text)
+    return int(number) if number.is_integer() else None
+
+
+def _orientation(page: TiffPage) -> int:
+    value = page.tags.valueof(274)
+    return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn an array upright.
+
+    cv2 turns numbers of any size, but not of any kind: it takes int64 for int32, without a word.
+    """
+    if orientation == 1:
+        return values
+    carrier = np.dtype({1: np.uint8, 2: np.uint16, 4: np.int32, 8: np.float64}[values.itemsize])
+    turned = apply_orientation(np.ascontiguousarray(values).view(carrier), orientation)
+    return turned.view(values.dtype).reshape(*turned.shape[:2], *values.shape[2:])
+
+
+def _dpi(page: TiffPage) -> tuple[float, float] | None:
+    """Pixels per inch of the upright picture, (across, down), where the page says so."""
+    with suppress(TypeError, ValueError, ZeroDivisionError):
+        per_unit = tuple(a / b for a, b in (page.tags.valueof(282), page.tags.valueof(283)))
+        inch = {2: 1.0, 3: 2.54}.get(int(page.tags.valueof(296, 2)))
+        if inch and min(per_unit) > 0:
+            across, down = per_unit if _orientation(page) < 5 else per_unit[::-1]
+            return across * inch, down * inch
+    return None
+
+
+# Colour -----------------------------------------------------------------------------------------------------
+
+
+def _lab_to_rgb(values: NDArray[Any], photometric: int) -> Pixels:
+    """Convert L*a*b* of 8 or 16 bits to sRGB, by Little CMS with 8 bits."""
+    from PIL import ImageCms
+
+    if values.dtype.kind not in "ui" or values.itemsize > 2:
+        raise tiff_blocks.UnsupportedTiff(f"of L*a*b* in {values.dtype}")
+    lab = values.view(np.dtype(f"u{values.itemsize}"))
+    lab = (lab >> (8 * (values.itemsize - 1))).astype(np.uint8)
+    if photometric == ICCLAB:  # a* and b* are signed in CIELab, which Pillow expects; here, shifted by 128
+        lab[..., 1:] ^= 128
+    picture = Image.frombytes("LAB", (lab.shape[1], lab.shape[0]), np.ascontiguousarray(lab).tobytes())
+    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return np.array(ImageCms.profileToProfile(picture, *profiles, outputMode="RGB"), np.uint8)
+
+
+def _over_white(pixels: Pixels, alpha: Pixels, premultiplied: bool) -> Pixels:
+    """Composite RGB over white."""
+    clear = (255 - alpha)[..., None]
+    if premultiplied:
+        return cast("Pixels", cv2.add(pixels, cv2.cvtColor(clear, cv2.COLOR_GRAY2RGB)))
+    image = Image.fromarray(pixels)
+    image.paste((255, 255, 255), mask=Image.fromarray(clear[..., 0]))
+    return np.array(image, np.uint8)
