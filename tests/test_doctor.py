@@ -334,5 +334,6 @@ def test_this_machine() -> None:
     if backend == "torch-cpu":
         assert by_name["inference", "torch-cpu"].detail.endswith(precision)
     assert by_name["pictures", "simplejpeg"].status == by_name["pictures", "OpenCV"].status == "ok"
+    assert by_name["pictures", "tifffile"].status == by_name["pictures", "imagecodecs"].status == "ok"
     assert f"of {os.cpu_count()} cores" in by_name["machine", "CPU"].detail
     assert (by_name["GPU", "driver"].status == "ok") == (not gpu.missing())

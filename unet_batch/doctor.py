@@ -86,6 +86,8 @@ _PACKAGES = {
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx"),
     "pycuda.driver": ("pycuda", "tensorrt"),
     "simplejpeg": ("simplejpeg", ""),
+    "tifffile": ("tifffile", ""),
+    "imagecodecs": ("imagecodecs", ""),
     "PIL": ("pillow", ""),
     "pillow_heif": ("pillow-heif", "heic"),
     "cv2": ("opencv-python-headless", ""),
@@ -221,7 +223,7 @@ def _cuda(torch: Any) -> dict[str, str]:
 def _codecs(pil: Any) -> dict[str, bool]:
     """Formats that Pillow was built with."""
     check = importlib.import_module("PIL.features").check
-    names = {"PNG": "zlib", "TIFF": "libtiff", "WebP": "webp", "AVIF": "avif", "JPEG 2000": "jpg_2000"}
+    names = {"PNG": "zlib", "WebP": "webp", "AVIF": "avif", "JPEG 2000": "jpg_2000"}
     return {name: check(feature) for name, feature in names.items()}
 
 
@@ -423,6 +425,8 @@ def _pictures(found: Found) -> list[Check]:
     return [
         _judge(group, "simplejpeg", "simplejpeg", found, note=": JPEG through libjpeg-turbo"),
         pillow,
+        _judge(group, "tifffile", "tifffile", found, note=": TIFF"),
+        _judge(group, "imagecodecs", "imagecodecs", found, note=": what is compressed in a TIFF"),
         _judge(group, "pillow-heif", "pillow_heif", found, wanted=False, note=": HEIC"),
         _judge(group, "OpenCV", "cv2", found, note=": resizing, and what is written"),
         _judge(group, "PyAV", "av", found, note=": video"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.helpers.datasets import SIZE, ids, mask, photo, reason
+from unet_batch.datasets.check import check
 from unet_batch.datasets.dataset import Dataset, Pair
 from unet_batch.datasets.find import find_dataset
 from unet_batch.datasets.split import read_split, require_apart, split
@@ -92,6 +94,27 @@ class TestPairs:
             == 1
         )
         assert len(find_dataset(str(tmp_path), images="in", masks="elsewhere").pairs) == 1
+
+    def test_folders_on_another_drive_are_named_whole(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Windows has no relative path from one drive to another."""
+        real = os.path.relpath
+
+        def relpath(path: str, start: str) -> str:
+            if str(path).startswith(str(tmp_path / "D")) != str(start).startswith(str(tmp_path / "D")):
+                raise ValueError("path is on mount 'D:', start on mount 'C:'")
+            return real(path, start)
+
+        monkeypatch.setattr(os.path, "relpath", relpath)
+        photo(tmp_path / "C/images/a.png")
+        photo(tmp_path / "C/images/b.png", 1)
+        for name in ("a", "c"):
+            mask(tmp_path / f"D/{name}.png", ids(0, 1))
+        dataset = find_dataset(str(tmp_path / "C"), masks=str(tmp_path / "D"))
+        assert reason(dataset, f"masks in {tmp_path / 'D'}")
+        extra = next(finding for finding in check(dataset).findings if finding.kind == "extra mask")
+        assert extra.files == (str(tmp_path / "D/c.png"),)
 
     def test_errors_say_what_was_looked_for(self, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match="no such folder"):

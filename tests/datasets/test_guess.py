@@ -309,7 +309,7 @@ class TestMajority:
         """255 would become void, and everything that is marked with it."""
         good = ("png", lambda p: mask(p, 255 * TRUTH))
         dataset = made(tmp_path, good, good, good, ("png", lambda p: mask(p, ids(0, 5, 7, 8))), good)
-        assert reason(dataset, "masks hold 0 and 255: one class, called foreground; 1 of 5 hold others")
+        assert reason(dataset, "masks hold 0 and 255: one class, called foreground; 1 of 5 hold other values")
         (finding,) = (found for found in check(dataset).findings if found.severity == "error")
         assert finding.kind == "unexpected mask values"
         assert len(finding.files) == 1

@@ -381,7 +381,7 @@ def _copies(
         (
             "error",
             "duplicates across splits",
-            "the same pixels in different parts",
+            f"the same pixels in {' and '.join(parts)}",
             list(filter(across, twins)),
             "keep one of each",
         ),

@@ -272,7 +272,7 @@ def _guess(sample: Sample) -> tuple[Encoding | None, str, Looked]:
     if len(single) in (0, len(files)):
         return guess, why, odd
     guess, why = _guess_values([file.values for file in single], lossy)
-    return guess, f"{why}; {len(files) - len(single):,} of {len(files):,} hold others", odd
+    return guess, f"{why}; {len(files) - len(single):,} of {len(files):,} hold other values", odd
 
 
 def _ranged(files: Iterable[Looked]) -> int:

@@ -212,6 +212,8 @@ class TrainingPlan:
         # What the values of masks mean; the JSON of COCO is among the files above.
         table = getattr(self.dataset.masks, "table", {})
         chosen["mask_values"] = {str(value): id for value, id in sorted(table.items())}
+        if getattr(self.dataset.masks, "by_look", False):
+            chosen["mask_values"]["white"] = 1
         return {
             **{key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()},
             "classes": list(self.spec.classes.names),

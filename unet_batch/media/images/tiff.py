@@ -24,7 +24,7 @@ from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.media.images import tiff_blocks
-from unet_batch.media.images.common import Damage, Picture, Source, apply_orientation, to_uint8
+from unet_batch.media.images.common import CONVERT, Damage, Picture, Source, apply_orientation, to_uint8
 from unet_batch.media.images.metadata import outputs_metadata
 from unet_batch.media.images.profiles import to_srgb
 
@@ -167,9 +167,7 @@ def read_stored(source: Source) -> Stored:
         page, mask, notes = _find_picture(tif)
         return _read_page(source, page, mask, notes)
     except tiff_blocks.UnsupportedTiff as error:
-        raise ImageError(
-            f"{source.name}: TIFF {error} cannot be read", hint="convert it to 8-bit RGB"
-        ) from error
+        raise ImageError(f"{source.name}: TIFF {error} cannot be read", hint=CONVERT) from error
     except (TypeError, LookupError, AttributeError, ArithmeticError, struct.error) as error:
         raise Damage("its directory makes no sense") from error
 
@@ -199,18 +197,13 @@ def _find_picture(tif: TiffFile) -> tuple[TiffPage, TiffPage | None, list[str]]:
     plain = [page for page in pages if not page.subfiletype & 5]
     large = [page for page in below if not page.subfiletype & 5]
     found = plain or large or sorted(pages, key=_area)[-1:]
-    picture = next((page for page in found if not any(_is_thumbnail(page, of) for of in found + large)), None)
-    picture = picture or max(found + large, key=_area)
+    whole = [page for page in found if not any(_is_thumbnail(page, of) for of in found + large)]
+    picture = whole[0] if whole else max(found + large, key=_area)
     shape = (picture.imagelength, picture.imagewidth)
     masks = (page for page in pages if page.subfiletype & 4 and not picture.subfiletype & 4)
     mask = next((page for page in masks if (page.imagelength, page.imagewidth) == shape), None)
-    others = [page for page in plain if page is picture or not _is_thumbnail(page, picture)]
-    several = max(len(others) + count - len(pages), _stacked(pages[0]))
-    notes = []
-    if several > 1:
-        place = plain.index(picture) + 1 if picture in plain else 1
-        notes.append(f"{several:,} pages: {'the first' if place == 1 else f'number {place}'} is read")
-    return picture, mask, notes
+    several = max((len(whole) if plain else 1) + count - len(pages), _stacked(pages[0]))
+    return picture, mask, [f"{several:,} pages: the first is read"] if several > 1 else []
 
 
 def _count_pages(tif: TiffFile) -> int:
@@ -265,18 +258,14 @@ def _stacked(page: TiffPage) -> int:
 
 def _read_page(source: Source, page: TiffPage, mask: TiffPage | None, notes: list[str]) -> Stored:
     """Decode the bands of a page that make the picture."""
-    _check_size(source, page)
     photometric = _photometric(page)
     bands, alpha, more = _choose_bands(page, photometric)
     wanted = bands if alpha is None else [*bands, alpha]
-    if _area(page) * len(wanted) * (page.dtype.itemsize if page.dtype else 1) > (
-        _BYTES_PER_PIXEL * source.max_pixels
-    ):
-        source.check_size(page.imagelength, page.imagewidth * 2)
+    _check_size(source, page, len(wanted))
     sparse = any(tag in page.tags for tag in _GEO)
     values, absent = tiff_blocks.read_blocks(page, source.file, wanted, sparse=sparse)
     if mask is not None:
-        _check_size(source, mask)
+        _check_size(source, mask, 1)
         inside, _ = tiff_blocks.read_blocks(mask, source.file, [0], sparse=sparse)
         outside = inside[..., 0] == 0
         absent = outside if absent is None else absent | outside
@@ -313,16 +302,18 @@ def _words(page: TiffPage) -> dict[int, bytes]:
     return {tag: text.encode() for tag, text in texts.items() if isinstance(text, str) and text}
 
 
-def _check_size(source: Source, page: TiffPage) -> None:
+def _check_size(source: Source, page: TiffPage, bands: int) -> None:
     """Check what a page announces: its size, and that of its blocks, which are decoded whole."""
     source.check_size(page.imagelength, page.imagewidth)
     if page.is_tiled:
         source.check_size(page.tilelength, page.tilewidth)
-    if (size := tiff_blocks.block_bytes(page)) > _BYTES_PER_PIXEL * source.max_pixels:
+    number = page.dtype.itemsize if page.dtype is not None else 0
+    size = number * max(_area(page) * bands, tiff_blocks.block_size(page))
+    if size > (limit := _BYTES_PER_PIXEL * source.max_pixels):
         raise ImageTooLarge(
             f"{source.name}: {page.imagelength}x{page.imagewidth} (height x width) with "
-            f"{page.samplesperpixel} bands in one block are {size:,} bytes, the limit is "
-            f"{_BYTES_PER_PIXEL * source.max_pixels:,}",
+            f"{page.samplesperpixel} bands of {number} bytes: {size:,} bytes to be decoded at once, the "
+            f"limit is {limit:,}",
             hint="save it with fewer bands, or in strips or tiles",
         )
 

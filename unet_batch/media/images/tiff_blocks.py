@@ -141,11 +141,10 @@ class _Grid:
             yield first + index, down * self.rows, across * self.columns
 
 
-def block_bytes(page: TiffPage) -> int:
-    """How many bytes one block of a page has when it is decoded."""
+def block_size(page: TiffPage) -> int:
+    """How many numbers one block of a page holds."""
     grid = _Grid.of(page)
-    depth = max(1, page.tiledepth) if page.is_tiled else 1
-    return grid.rows * grid.columns * grid.bands * depth * page.dtype.itemsize if page.dtype else 0
+    return grid.rows * grid.columns * grid.bands * (max(1, page.tiledepth) if page.is_tiled else 1)
 
 
 def read_blocks(
