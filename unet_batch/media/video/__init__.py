@@ -32,7 +32,7 @@ from unet_batch.media.video.kinds import (
 )
 
 if TYPE_CHECKING:
-    from unet_batch.media.video.assembling import assemble
+    from unet_batch.media.video.assembling import assemble, rehearse
     from unet_batch.media.video.live import LiveReader
     from unet_batch.media.video.reading import Reader, upright
     from unet_batch.media.video.writing import Writer, encoder_problem, make_frame
@@ -45,6 +45,7 @@ _MODULES = {
     "assemble": "assembling",
     "encoder_problem": "writing",
     "make_frame": "writing",
+    "rehearse": "assembling",
     "upright": "reading",
 }
 
@@ -66,6 +67,7 @@ __all__ = [
     "new_clip",
     "output_color",
     "pixel_format",
+    "rehearse",
     "upright",
 ]
 
