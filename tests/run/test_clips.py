@@ -198,7 +198,13 @@ def fits(source: str, result: ClipResult, exactly: bool = True) -> tuple[Found, 
     assert [language or "und" for _, language, _ in sounds[0]] == [
         language or "und" for _, language, _ in sounds[1]
     ]
-    for (_, _, heard), (_, _, kept) in zip(*sounds, strict=True):
+    for (codec, _, heard), (coded, _, kept) in zip(*sounds, strict=True):
+        if coded != codec:
+            note = f"{codec} was coded anew as AAC: not every player knows it in MP4"
+            assert (coded, note in result.notes) == ("audio aac", True)
+            for edge in (0, -1):
+                assert abs(heard[edge][0] - kept[edge][0]) < Fraction(1, 20)
+            continue
         heard = heard if exactly else [packet for packet in heard if packet[0] >= 0]
         # ADTS headers, which MP4 has no use for
         bare = [data[7:] if data[:2] == b"\xff\xf1" else data for _, data in heard]
@@ -215,6 +221,17 @@ def fits(source: str, result: ClipResult, exactly: bool = True) -> tuple[Found, 
     return found, made
 
 
+ANEW = "was coded anew as AAC: not every player knows it in MP4"
+NOTES = {
+    "two pictures": ["video h264 was left out: of the videos in a file the default one is segmented"],
+    "cover": ["the cover picture (video mjpeg) was left out"],
+    "opus": [f"audio opus {ANEW}"],
+    "no duration": [f"audio opus {ANEW}"],
+    "interlaced": [f"audio mp2 {ANEW}"],
+    "QuickTime": [f"audio pcm_s16le {ANEW}"],
+}
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_the_overlay_fits_its_source(tmp_path: Path, name: str) -> None:
     footage = MADE[name]
@@ -224,8 +241,7 @@ def test_the_overlay_fits_its_source(tmp_path: Path, name: str) -> None:
     if not footage.name.endswith(".ts"):
         assert made.times == footage.seconds
     assert files(tmp_path / "out") == ["masks/clip.mkv", "overlays/clip.mp4", "timelines/clip.csv"]
-    left = {"two pictures": ["video h264"], "cover": ["video mjpeg"]}.get(name, [])
-    assert result.notes == [f"{kind} was left out: the container does not hold it" for kind in left]
+    assert result.notes == NOTES.get(name, [])
     if footage.size == (32, 48):
         for mask, right in zip(masks(result.files["mask"][0]), right_masks(path), strict=True):
             assert np.array_equal(mask, right)
@@ -301,7 +317,7 @@ def test_sound_that_the_container_does_not_hold_is_coded_anew_and_said_so(tmp_pa
     track = Sound(codec="pcm_alaw", end=Fraction(2, 5), start=Fraction(1, 25))
     path = Footage(name="n.mov", sounds=(track,)).make(tmp_path)
     result = work(path, tmp_path / "out")
-    assert result.notes == ["audio pcm_alaw was coded anew as AAC: the container does not hold it"]
+    assert result.notes == [f"audio pcm_alaw {ANEW}"]
     with av.open(result.files["overlay"][0]) as container:
         frames = list(container.decode(audio=0))
         first = frames[0].pts * frames[0].time_base
@@ -556,14 +572,27 @@ def test_options_without_sense_are_refused(options: dict[str, Any]) -> None:
 
 
 def same(one: ClipResult, other: ClipResult) -> None:
-    """Two runs ended with the same files: frames to the byte, timestamps, timeline."""
+    """Two runs ended with the same files: masks to the byte, timestamps, timeline, pictures in their order.
+
+    An overlay that was interrupted has key frames where the other has none: its pictures are nearly equal.
+    """
     assert one.complete
     assert other.complete
     assert (one.frames, one.damaged, one.notes) == (other.frames, other.damaged, other.notes)
     for kind in KINDS:
         first, second = (result.files[kind][0] for result in (one, other))
         assert look_at(first) == look_at(second)
-        assert all(np.array_equal(a, b) for a, b in zip(rgb_frames(first), rgb_frames(second), strict=True))
+        shots, others = rgb_frames(first), rgb_frames(second)
+        assert len(shots) == len(others)
+        for index, shot in enumerate(shots):
+            if kind == "mask":
+                assert np.array_equal(shot, others[index])
+                continue
+            near = [
+                np.abs(shot.astype(int) - others[number]).mean()
+                for number in range(max(0, index - 1), min(len(others), index + 2))
+            ]
+            assert np.abs(shot.astype(int) - others[index]).mean() == min(near) < 8
     assert timeline(one) == timeline(other)
 
 
@@ -591,7 +620,7 @@ def test_a_stopped_run_goes_on_and_ends_equal(
         part = in_parts(long_clip, tmp_path / "out", smooth=smooth, stop_at=stop)
         if part.complete:  # what was in flight reached the end
             break
-        assert part.frames % 10 == 0
+        assert part.frames >= stop, "what is done is kept"
         assert part.files == {}
         assert not files(tmp_path / "out") or all(
             name.startswith("unfinished/clip/") for name in files(tmp_path / "out")
@@ -608,7 +637,7 @@ def test_a_stopped_run_goes_on_where_the_range_and_pace_say(tmp_path: Path, long
     options = {"start": Position(frame=3), "end": Position(frame=45), "every": 2}
     whole = in_parts(long_clip, tmp_path / "whole", **options)
     stopped = in_parts(long_clip, tmp_path / "out", stop_at=11, **options)
-    assert stopped.complete or stopped.frames in (10, 20)  # whole parts; what was in flight may fill one more
+    assert stopped.frames >= 11
     rest = in_parts(long_clip, tmp_path / "out", **options)
     assert rest.resumed == (0 if stopped.complete else stopped.frames)
     same(whole, rest)
@@ -634,7 +663,7 @@ def test_what_was_torn_in_between_is_made_anew(
     tmp_path: Path, long_clip: str, what: str, smooth: float
 ) -> None:
     whole = in_parts(long_clip, tmp_path / "whole", smooth=smooth)
-    assert in_parts(long_clip, tmp_path / "out", smooth=smooth, stop_at=25).frames >= 20
+    assert in_parts(long_clip, tmp_path / "out", smooth=smooth, stop_at=25).frames >= 25
     folder = tmp_path / "out/unfinished/clip"
     torn = {
         "part": folder / "overlay-00001.mp4",
@@ -685,7 +714,7 @@ def test_frames_without_a_time_are_the_same_after_an_interruption(tmp_path: Path
     )
     for name, one, stop in (("avi", path, 22), ("ts", str(both), 42), ("mkv", footage.make(tmp_path), 22)):
         whole = in_parts(one, tmp_path / name / "whole")
-        assert in_parts(one, tmp_path / name / "out", stop_at=stop).frames >= 20
+        assert in_parts(one, tmp_path / name / "out", stop_at=stop).frames >= stop
         same(whole, in_parts(one, tmp_path / name / "out"))
 
 

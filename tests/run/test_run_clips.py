@@ -251,7 +251,7 @@ def test_the_names_of_outputs_tell_what_decides_them() -> None:
     assert {field.name for field in dataclasses.fields(VideoOptions)} == {
         *("codec", "quality", "start", "end", "every", "max_frames", "smooth"),
         *("hardware", "latest"),  # change nothing of a file's frames
-        "part_frames",  # the same frames, in parts of another length: of the fingerprint of parts only
+        *("part_frames", "part_seconds"),  # the same frames, in parts of another length
     }
 
 

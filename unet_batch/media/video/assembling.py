@@ -119,6 +119,7 @@ def rehearse(path: str, codec: Codec, clip: Clip, *, sound: bool, quality: int |
                 os.unlink(file)
 
 
+_Timed = Iterator[tuple[Fraction, "Packet[Any]"]]
 _REFUSALS = (av.error.FFmpegError, ValueError, TypeError, NotImplementedError)
 
 
@@ -197,7 +198,7 @@ class _Assembly:
             try:
                 video = out.add_stream_from_template(first.streams.video[0])
                 _describe_video(video, self.clip)
-                streams = [islice(self._video_packets(video), frames)]
+                streams: list[_Timed] = [islice(self._video_packets(video), frames)]
                 if source is not None:
                     self._add_tags(source, out, video, plan)
                     tracks = {

@@ -85,10 +85,10 @@ def _ways_of_stream(stream: Stream, suffix: str) -> list[Way]:
     if stream.type == "video":
         if stream.disposition & av.stream.Disposition.attached_pic:
             return [Way(LEAVE, f"the cover picture ({name}) was left out")]
-        return [Way(LEAVE, f"{name} was left out: of several videos in a file one is segmented, the default")]
-    if stream.type != "audio":
+        return [Way(LEAVE, f"{name} was left out: of the videos in a file the default one is segmented")]
+    if not isinstance(stream, av.AudioStream):
         return [Way(COPY), leave]
-    if stream.codec_context is None:
+    if not stream.codec_context:  # a codec that this FFmpeg does not know
         return [leave]
     unnamed = _is_unnamed(stream.codec_context.layout)
     channels = stream.codec_context.channels
@@ -270,7 +270,7 @@ def _named(frame: AudioFrame) -> AudioFrame:
     if not _is_unnamed(frame.layout):
         return frame
     count, planar = frame.layout.nb_channels, frame.format.is_planar
-    samples = frame.to_ndarray()
+    samples: Any = frame.to_ndarray()
     layout = _LAYOUTS.get(count, "stereo")
     if count not in _LAYOUTS:
         samples = samples[:2] if planar else samples.reshape(-1, count)[:, :2].reshape(1, -1)
