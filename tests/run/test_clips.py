@@ -360,7 +360,7 @@ def test_subtitles_chapters_and_metadata_are_carried_over(tmp_path: Path) -> Non
 def test_what_the_container_does_not_hold_is_left_out_and_said_so(tmp_path: Path) -> None:
     path = Footage(name="s.mkv", base=MILLISECOND, subtitles="subrip").make(tmp_path)
     result = work(path, tmp_path / "out")
-    assert result.notes == ["subtitle srt was left out: the container does not hold it"]
+    assert result.notes == ["subtitle subrip was left out: the container does not hold it"]
     assert work(path, tmp_path / "mkv", codec="ffv1").notes == []
 
 

@@ -112,7 +112,7 @@ def prepare(options: RunOptions) -> RunPlan:
     sources = _mark_clips(
         collect(
             options.sources,
-            is_picture=lambda name: images.is_supported(name) or video.is_clip(name),
+            is_picture=_is_source,
             live=naming.live_name,
             exclude=exclude,
         )
@@ -123,6 +123,11 @@ def prepare(options: RunOptions) -> RunPlan:
     shard = options.shard
     items = sources.items if shard is None else tuple(item for item in sources.items if shard.takes(item.key))
     return RunPlan(options, sources, outputs, items, items)
+
+
+def _is_source(path: str) -> bool:
+    """Tell whether a file found in a folder is a picture or a clip."""
+    return images.is_supported(path) or (video.is_clip(path) and not video.is_foreign(path))
 
 
 def _mark_clips(sources: Sources) -> Sources:

@@ -26,6 +26,7 @@ from unet_batch.media.video.kinds import (
     ColorInfo,
     DecodedFrame,
     is_clip,
+    is_foreign,
     new_clip,
     output_color,
     pixel_format,
@@ -34,7 +35,7 @@ from unet_batch.media.video.kinds import (
 if TYPE_CHECKING:
     from unet_batch.media.video.assembling import assemble, rehearse
     from unet_batch.media.video.live import LiveReader
-    from unet_batch.media.video.reading import Reader, upright
+    from unet_batch.media.video.reading import Reader, look, upright
     from unet_batch.media.video.writing import Writer, encoder_problem, make_frame
 
 # What needs FFmpeg is imported on first use: a run over pictures alone does without it.
@@ -44,6 +45,7 @@ _MODULES = {
     "Writer": "writing",
     "assemble": "assembling",
     "encoder_problem": "writing",
+    "look": "reading",
     "make_frame": "writing",
     "rehearse": "assembling",
     "upright": "reading",
@@ -63,6 +65,8 @@ __all__ = [
     "assemble",
     "encoder_problem",
     "is_clip",
+    "is_foreign",
+    "look",
     "make_frame",
     "new_clip",
     "output_color",

@@ -43,6 +43,7 @@ _PLAYED = {
 }
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
+_GAP = Fraction(1, 20)  # seconds; less is the jitter of a container
 # What FFmpeg itself takes so many channels for
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 
@@ -98,7 +99,7 @@ def _ways_of_stream(stream: Stream, suffix: str) -> list[Way]:
         guess = f"{name}: its {channels} channels have no names: taken {taken}"
     anew = f"{name} was coded anew as AAC: "
     refused = Way(ENCODE, anew + "the container does not hold it")
-    if suffix in _PLAYED and stream.codec_context.name not in _PLAYED[suffix]:
+    if suffix in _PLAYED and stream.codec_context.codec.canonical_name not in _PLAYED[suffix]:
         return [Way(ENCODE, anew + f"not every player knows it in {form}"), leave]
     return [Way(COPY, guess), refused, leave]
 
@@ -219,6 +220,8 @@ class AacEncoder:
 
     def __init__(self, out: OutputContainer, source: AudioStream) -> None:
         context = source.codec_context
+        if _is_unnamed(context.layout) and context.channels in _LAYOUTS:
+            context.layout = _LAYOUTS[context.channels]
         rate = min(_AAC_RATES, key=lambda rate: (abs(rate - context.sample_rate), rate))
         layout = _AAC_LAYOUTS.get(context.channels, "stereo")
         self.stream: Any = out.add_stream("aac", rate=rate, layout=layout)
@@ -226,6 +229,7 @@ class AacEncoder:
         self._rate, self._layout = rate, layout
         self._resampler: Any = None
         self._form: Any = None
+        self._due: Fraction | None = None  # second at which what comes next begins
 
     def encode(self, packet: Packet[Any], begin: Fraction) -> Iterator[Packet[Any]]:
         """Encode a packet, `begin` seconds earlier; what does not decode is silence."""
@@ -233,11 +237,19 @@ class AacEncoder:
         with suppress(av.error.FFmpegError):
             frames = cast("list[AudioFrame]", packet.decode())
         for frame in frames:
-            pts, base = frame.pts, frame.time_base
             frame = _named(frame)
-            frame.pts = pts - round(begin / base) if pts is not None and base else None
+            self._set_time(frame, begin)
             for even in self._resample(frame):
                 yield from self.stream.encode(even)
+
+    def _set_time(self, frame: AudioFrame, begin: Fraction) -> None:
+        """Let a frame follow the one before: only gaps are kept, as AVI and others tell times to a packet."""
+        at = frame.pts * frame.time_base - begin if frame.pts is not None and frame.time_base else None
+        if at is None or (self._due is not None and at < self._due + _GAP):
+            at = self._due or Fraction(0)
+        self._due = at + Fraction(frame.samples, frame.sample_rate)
+        frame.time_base = Fraction(1, frame.sample_rate)
+        frame.pts = round(at * frame.sample_rate)
 
     def flush(self) -> Iterator[Packet[Any]]:
         """Encode what is left."""
@@ -266,14 +278,16 @@ def _is_unnamed(layout: Any) -> bool:
 
 
 def _named(frame: AudioFrame) -> AudioFrame:
-    """A frame whose channels have names: the usual ones of so many, or the first two as stereo."""
+    """A frame whose channels have names: where nobody knows so many, the first two, as stereo."""
     if not _is_unnamed(frame.layout):
         return frame
-    count, planar = frame.layout.nb_channels, frame.format.is_planar
+    count = frame.layout.nb_channels
+    if frame.format.is_planar and count >= 8:
+        raise ValueError("PyAV reads beyond the end of the planes of so many channels")
     samples: Any = frame.to_ndarray()
-    layout = _LAYOUTS.get(count, "stereo")
     if count not in _LAYOUTS:
-        samples = samples[:2] if planar else samples.reshape(-1, count)[:, :2].reshape(1, -1)
+        samples = samples[:2] if frame.format.is_planar else samples.reshape(-1, count)[:, :2].reshape(1, -1)
+    layout = _LAYOUTS.get(count, "stereo")
     named = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), frame.format.name, layout)
     named.sample_rate, named.pts, named.time_base = frame.sample_rate, frame.pts, frame.time_base
     return named

@@ -161,6 +161,61 @@ def is_clip(name: str) -> bool:
     return os.path.splitext(name)[1][1:].lower() in EXTENSIONS
 
 
+def is_foreign(path: str) -> bool:
+    """Tell from its first bytes that a file is no video although it is called like one: TypeScript, sound.
+
+    Only where a name has two meanings: whatever else is damaged must be a failure that somebody reads, and
+    one small read of each of a hundred thousand files is enough. An empty file is a copy that failed.
+    """
+    extension = os.path.splitext(path)[1][1:].lower()
+    if extension not in _AMBIGUOUS and extension not in _MAY_BE_SOUND:
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+    except OSError:  # for whoever opens it to explain
+        return False
+    if extension in _AMBIGUOUS and head and not _begins_as_video(head):
+        return True
+    return _is_sound(head)
+
+
+_HEAD = 8192
+# TypeScript and Qt's translations are ts and mts, scripts of Squirrel nut; the others have several meanings
+_AMBIGUOUS = frozenset(("ts", "mts", "m2ts", "nut", "asf", "dv", "ivf"))
+_MAY_BE_SOUND = frozenset(("mp4", "m4v", "mov", "3gp", "3g2", "asf", "wmv", "ogv"))
+_BEGINNINGS = (
+    *(b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"DKIF", b"YUV4MPEG2", b"nut/multimedia container"),
+    *(b"\0\0\1\xba", b"\0\0\1\xb3", b"\0\0\1\xb0", b"\x06\x0e+4", b"\x1f\x07\0"),
+)
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_VIDEO = bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b")
+_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
+_OGG_VIDEO = (b"\x80theora", b"BBCD", b"OVP80", b"\1video")
+
+
+def _begins_as_video(head: bytes) -> bool:
+    """Whether a file begins as some container that FFmpeg goes by, whatever its name."""
+    if head.startswith((*_BEGINNINGS, _ASF)) or head[4:8] in _BOXES:
+        return True
+    # MPEG transport streams: 0x47 each 188 bytes; 192 with the clock of Blu-ray, 204 with error correction. A
+    # recording may begin in the midst of a packet.
+    return any(
+        all(head[at] == 0x47 for at in range(first, min(len(head), first + 5 * size), size))
+        for size in (188, 192, 204)
+        for first in range(min(size, len(head) - 2 * size))
+    )
+
+
+def _is_sound(head: bytes) -> bool:
+    """Whether a file says at its beginning that it holds nothing but sound."""
+    if head[4:8] == b"ftyp":
+        return head[8:12] in (b"M4A ", b"M4B ", b"M4P ", b"F4A ", b"F4B ")
+    if head.startswith(_ASF):
+        return int.from_bytes(head[16:24], "little") <= len(head) and _ASF_VIDEO not in head
+    return head.startswith(b"OggS") and not any(mark in head for mark in _OGG_VIDEO)
+
+
 def new_clip(size: Size, rate: Fraction) -> Clip:
     """Describe a clip to be made: square pixels, BT.709, limited range, 1000 ticks a frame.
 

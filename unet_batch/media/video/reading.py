@@ -28,6 +28,7 @@ from unet_batch.media.video.kinds import (
     Clip,
     ColorInfo,
     DecodedFrame,
+    is_foreign,
     reason,
 )
 from unet_batch.media.video.swscale import EXACT, reformatter
@@ -284,11 +285,36 @@ def upright(pixels: Pixels, orientation: tuple[bool, bool, bool]) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
+def look(path: str) -> tuple[int | None, Fraction | None]:
+    """Frames of a file and frames a second, as its header has them; None where it does not, or is damaged."""
+    with suppress(VideoError), open_input(path) as container:
+        return _length(container, video_stream(path, container))[1:]
+    return None, None
+
+
+def _length(
+    container: InputContainer, stream: VideoStream
+) -> tuple[Fraction | None, int | None, Fraction | None]:
+    """Duration of the video alone in seconds, its frames and their rate, as far as the header tells."""
+    rate = stream.average_rate or stream.guessed_rate
+    length = Fraction(container.duration, av.time_base) if container.duration else None
+    # Of several streams, the longest makes a file's duration
+    alone = length if len(container.streams) == 1 else None
+    duration = stream.duration * stream.time_base if stream.duration and stream.time_base else alone
+    length = duration or length
+    return duration, stream.frames or (round(length * rate) if length and rate else None), rate
+
+
 def open_input(path: str, accelerator: Any = None) -> InputContainer:
     """Open a video file, and nothing but the file itself; raise VideoError if that fails."""
     try:
         if os.path.isfile(path) and not os.path.getsize(path):
             raise VideoError(f"{path}: the file is empty", hint=DAMAGED)
+        if is_foreign(path):
+            raise VideoError(
+                f"{path}: no video, though it is called like one: it holds something else",
+                hint="leave it out",
+            )
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         return av.open(path, "r", options=options, hwaccel=accelerator, metadata_errors="replace")
     except (RuntimeError, av.error.FFmpegError, OSError, ValueError) as error:
@@ -324,16 +350,10 @@ def video_stream(path: str, container: InputContainer) -> VideoStream:
 def _describe(path: str, container: InputContainer, stream: VideoStream, first: VideoFrame) -> Clip:
     """Gather what the container, its video stream and the first frame say."""
     base = stream.time_base or Fraction(1, 1000)
-    rate = stream.average_rate or stream.guessed_rate
-    length = Fraction(container.duration, av.time_base) if container.duration else None
-    # Of several streams, the longest makes a file's duration
-    alone = length if len(container.streams) == 1 else None
-    duration = stream.duration * base if stream.duration else alone
-    length = duration or length
+    duration, frames, rate = _length(container, stream)
     orientation = _orientation(first)
     transposed = orientation[0]
     aspect = stream.sample_aspect_ratio or Fraction(1)
-    frames = stream.frames or (round(length * rate) if length and rate else None)
     return Clip(
         path=path,
         size=(first.width, first.height) if transposed else (first.height, first.width),
@@ -366,7 +386,7 @@ def _origin(container: InputContainer) -> Fraction:
 
 def stream_name(stream: Stream) -> str:
     """Kind and codec of a stream: "audio aac"."""
-    codec = stream.codec_context.name if stream.codec_context is not None else ""
+    codec = stream.codec_context.codec.canonical_name if stream.codec_context is not None else ""
     return f"{stream.type} {codec}".strip()
 
 
