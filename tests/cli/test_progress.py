@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tests.helpers.footage import Footage
-from unet_batch.cli import progress
 from unet_batch.cli.progress import TimeLeft
 from unet_batch.run.options import RunOptions, VideoOptions
 from unet_batch.run.plan import prepare
@@ -19,7 +18,7 @@ from unet_batch.types import Item
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that a test sets."""
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
 
 

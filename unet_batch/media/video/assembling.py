@@ -322,6 +322,8 @@ class _Assembly:
             if track.encoder is not None:
                 for made in track.encoder.flush():
                     yield due, made
+                if track.encoder.is_silent:
+                    notes.append(f"{track.encoder.name}: nothing of it decodes")
 
 
 def _read_packets(

@@ -88,20 +88,20 @@ def _ways_of_stream(stream: Stream, suffix: str) -> list[Way]:
             return [Way(LEAVE, f"the cover picture ({name}) was left out")]
         return [Way(LEAVE, f"{name} was left out: of the videos in a file the default one is segmented")]
     if not isinstance(stream, av.AudioStream):
-        return [Way(COPY), leave]
+        # Data that nobody has a name for means nothing without the file it was in
+        return [Way(COPY), leave] if name != stream.type else [leave]
     if not stream.codec_context:  # a codec that this FFmpeg does not know
         return [leave]
-    unnamed = _is_unnamed(stream.codec_context.layout)
-    channels = stream.codec_context.channels
-    guess = ""
-    if unnamed and channels > 2:
-        taken = f"for {_LAYOUTS[channels]}" if channels in _LAYOUTS else "as stereo: the first two"
-        guess = f"{name}: its {channels} channels have no names: taken {taken}"
+    channels, taken = stream.codec_context.channels, ""
+    if _is_unnamed(stream.codec_context.layout) and channels > 2:
+        taken = f"its {channels} channels have no names: "
+        taken += f"taken for {_LAYOUTS[channels]}" if channels in _LAYOUTS else "the first two are kept"
+    and_taken = f"; {taken}" if taken else ""
     anew = f"{name} was coded anew as AAC: "
-    refused = Way(ENCODE, anew + "the container does not hold it")
+    refused = Way(ENCODE, anew + "the container does not hold it" + and_taken)
     if suffix in _PLAYED and stream.codec_context.codec.canonical_name not in _PLAYED[suffix]:
-        return [Way(ENCODE, anew + f"not every player knows it in {form}"), leave]
-    return [Way(COPY, guess), refused, leave]
+        return [Way(ENCODE, anew + f"not every player knows it in {form}" + and_taken), leave]
+    return [Way(COPY, f"{name}: {taken}" if channels in _LAYOUTS and taken else ""), refused, leave]
 
 
 def _is_described_elsewhere(stream: Stream, source: InputContainer) -> bool:
@@ -230,6 +230,12 @@ class AacEncoder:
         self._resampler: Any = None
         self._form: Any = None
         self._due: Fraction | None = None  # second at which what comes next begins
+        self.name = stream_name(source)
+
+    @property
+    def is_silent(self) -> bool:
+        """Nothing of the sound could be decoded so far."""
+        return self._due is None
 
     def encode(self, packet: Packet[Any], begin: Fraction) -> Iterator[Packet[Any]]:
         """Encode a packet, `begin` seconds earlier; what does not decode is silence."""

@@ -386,8 +386,9 @@ def _origin(container: InputContainer) -> Fraction:
 
 def stream_name(stream: Stream) -> str:
     """Kind and codec of a stream: "audio aac"."""
-    codec = stream.codec_context.codec.canonical_name if stream.codec_context is not None else ""
-    return f"{stream.type} {codec}".strip()
+    context = stream.codec_context
+    codec = context.codec.canonical_name if context is not None else getattr(stream, "name", None)
+    return f"{stream.type} {codec or ''}".strip()
 
 
 def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
