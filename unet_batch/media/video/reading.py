@@ -310,11 +310,6 @@ def open_input(path: str, accelerator: Any = None) -> InputContainer:
     try:
         if os.path.isfile(path) and not os.path.getsize(path):
             raise VideoError(f"{path}: the file is empty", hint=DAMAGED)
-        if is_foreign(path):
-            raise VideoError(
-                f"{path}: no video, though it is called like one: it holds something else",
-                hint="leave it out",
-            )
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         return av.open(path, "r", options=options, hwaccel=accelerator, metadata_errors="replace")
     except (RuntimeError, av.error.FFmpegError, OSError, ValueError) as error:
@@ -325,6 +320,10 @@ def open_input(path: str, accelerator: Any = None) -> InputContainer:
             ) from error
         if isinstance(error, RuntimeError):  # nothing foreseen
             raise
+        if is_foreign(path):
+            raise VideoError(
+                f"{path}: called like a video, but it holds something else", hint="leave it out"
+            ) from error
         raise VideoError(f"{path}: cannot be opened as a video: {reason(error)}", hint=DAMAGED) from error
 
 
