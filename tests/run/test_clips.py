@@ -16,6 +16,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -63,13 +64,16 @@ def work(
     fingerprint: str = "one",
     backend: FakeBackend | None = None,
     stop_at: int | None = None,
+    tear_at: int | None = None,
     key: str = "clip",
     **options: Any,
 ) -> ClipResult:
-    """Segment a clip; stop after so many frames."""
+    """Segment a clip; stop after so many frames, or raise KeyboardInterrupt."""
     stop = Stop()
 
     def on_frame(done: int, total: int | None) -> None:
+        if tear_at is not None and done >= tear_at:
+            raise KeyboardInterrupt
         if stop_at is not None and done >= stop_at:
             stop()
 
@@ -647,6 +651,77 @@ def test_a_stopped_run_goes_on_where_the_range_and_pace_say(tmp_path: Path, long
     same(whole, in_parts(long_clip, tmp_path / "out2", **options))
 
 
+@pytest.mark.parametrize("smooth", [0.0, 0.3])
+@pytest.mark.parametrize("seed", range(3))
+def test_wherever_and_however_a_run_ends_the_next_one_goes_on(
+    tmp_path: Path, long_clip: str, seed: int, smooth: float
+) -> None:
+    """Stopped, or torn off by an exception, at any frames, with parts of any length."""
+    random = np.random.default_rng(seed)
+    whole = work(long_clip, tmp_path / "whole", smooth=smooth, kinds=(*KINDS, "frames"))
+    done, out = 0, tmp_path / "out"
+    while done < 47:
+        options = {
+            "smooth": smooth,
+            "kinds": (*KINDS, "frames"),
+            "part_seconds": float(random.choice([0, 0.02, 10])),
+        }
+        at = int(random.integers(done + 1, done + 20))
+        if random.integers(2):
+            result = work(long_clip, out, stop_at=at, **options)
+            assert result.complete or result.frames >= at
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                work(long_clip, out, tear_at=min(at, 47), **options)
+            result = work(long_clip, out, stop_at=1, **options)
+            assert result.complete or options["part_seconds"] or result.resumed >= at
+        assert result.resumed >= done
+        done = result.frames
+    result = result if result.complete else work(long_clip, out, smooth=smooth, kinds=(*KINDS, "frames"))
+    same(whole, result)
+    for one, other in zip(whole.files["frames"], result.files["frames"], strict=True):
+        assert Path(one).read_bytes() == Path(other).read_bytes()
+
+
+def test_a_part_ends_after_some_seconds_of_work(
+    tmp_path: Path, long_clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a slow network 300 frames are minutes: what a kill may cost is bounded by time."""
+    clock = SimpleNamespace(monotonic=partial(next, iter(range(1000))))
+    monkeypatch.setattr("unet_batch.run.clip.time", clock)
+
+    def parts(out: Path) -> list[int]:
+        return [part["frames"] for part in json.loads(next(out.rglob("journal.json")).read_text())["parts"]]
+
+    with pytest.raises(KeyboardInterrupt):
+        work(long_clip, tmp_path / "a", tear_at=20, part_seconds=3)  # a second for each frame
+    assert set(parts(tmp_path / "a")) == {3}
+    assert sum(parts(tmp_path / "a")) >= 18
+    with pytest.raises(KeyboardInterrupt):
+        work(long_clip, tmp_path / "b", tear_at=20, part_seconds=100, part_frames=4)
+    assert set(parts(tmp_path / "b")) == {4}
+
+
+def test_parts_of_earlier_releases_are_gone_on_with(tmp_path: Path) -> None:
+    """They had 300 frames each; what the journal says of them is the same."""
+    path = Footage(frames=320, size=(64, 128)).make(tmp_path)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        work(path, out, tear_at=310, part_seconds=1000)
+    journal = out / "unfinished/clip/journal.json"
+    found = json.loads(journal.read_text())
+    [part] = found["parts"]
+    names = {"overlay": "overlay-00000.mp4", "mask": "mask-00000.mkv", "timeline": "timeline-00000.csv"}
+    sizes = {kind: [name, (journal.parent / name).stat().st_size] for kind, name in names.items()}
+    assert found["fingerprint"] == "one, 300"
+    assert part.pop("files") == sizes
+    last = [299, 299 * 512]
+    assert part == {"frames": 300, "last": last, "damaged": 0, "timed": True, "notes": []}
+    rest = work(path, out)
+    assert rest.resumed == 300
+    same(work(path, tmp_path / "whole"), rest)
+
+
 def test_parts_of_another_fingerprint_are_made_anew(tmp_path: Path, long_clip: str) -> None:
     in_parts(long_clip, tmp_path / "out", stop_at=21, smooth=0.3)
     assert files(tmp_path / "out/unfinished")
@@ -935,6 +1010,25 @@ def test_an_encoder_that_refuses_is_named_and_leaves_nothing(tmp_path: Path) -> 
             VideoOptions(),
             "one",
         )
+    assert files(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("broken", ["suffix", "size"])
+def test_what_fails_as_a_file_is_closed_is_found_before_the_first_frame(tmp_path: Path, broken: str) -> None:
+    """An encoder or a container that refuses costs no hour of work."""
+    seen = []
+
+    def answer(pictures: np.ndarray) -> np.ndarray:
+        seen.append(len(pictures))
+        return pictures[..., 0].copy()
+
+    path = Footage(size=(33, 47), format="yuv444p").make(tmp_path)
+    codec = replace(CODECS["vp9"], suffix=".mov") if broken == "suffix" else CODECS["h264"]
+    codec = replace(codec, formats=("yuv420p", "yuv420p")) if broken == "size" else codec
+    layout = ClipLayout(str(tmp_path / "out"), KINDS, codec)
+    with Segmenter(FakeBackend(answer=answer)) as segmenter, pytest.raises(VideoError, match="cannot be"):
+        segment(Item(path, "clip"), segmenter, layout, VideoOptions(), "one")
+    assert not seen
     assert files(tmp_path / "out") == []
 
 
