@@ -82,5 +82,6 @@ def test_constraints_pin_all_that_is_declared() -> None:
 
 
 def test_the_changelog_begins_with_this_version_and_its_day() -> None:
-    newest = re.findall(r"^## (.+)$", read("CHANGELOG.md"), re.MULTILINE)[0]
+    headings = re.findall(r"^## (.+)$", read("CHANGELOG.md"), re.MULTILINE)
+    newest = next(heading for heading in headings if heading != "Unreleased")
     assert re.fullmatch(re.escape(__version__) + r" - 20\d\d-\d\d-\d\d", newest)
