@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from tests.helpers.clips import copy_clip
-from tests.helpers.footage import Footage, Sound
+from tests.helpers.footage import Footage, Sound, look_at
 from unet_batch.media.video import CODECS, Reader, assembling, rehearse
 from unet_batch.media.video.carrying import shift_timecode
 
@@ -227,6 +227,69 @@ def test_data_that_the_container_does_not_hold_is_left_out_and_said_so(tmp_path:
     target, notes = copy_clip(path, tmp_path / "out")
     assert [note for note in notes if note.startswith("data")], notes
     assert heard(target)[2] == pytest.approx(440, abs=10)
+
+
+def add_stream(source: str, path: str, codec: str, **options: Any) -> str:
+    """Copy a clip and add a stream of data to it, a packet for each frame."""
+    with av.open(source) as container, av.open(path, "w") as out:
+        copies = {one.index: out.add_stream_from_template(one) for one in container.streams}
+        data: Any = out.add_data_stream(codec)
+        data.time_base = Fraction(1, 1000)
+        if chapters := options.get("chapters"):
+            out.set_chapters(chapters)
+        for packet in container.demux():
+            if not packet.size or packet.pts is None:
+                continue
+            is_frame, at = packet.stream.type == "video", round(packet.pts * packet.time_base * 1000)
+            packet.stream = copies[packet.stream.index]
+            out.mux(packet)
+            if is_frame:
+                more = av.Packet(b"DEVC" + bytes(28))
+                more.stream, more.time_base, more.duration = data, Fraction(1, 1000), 40
+                more.pts = more.dts = at
+                out.mux(more)
+    return path
+
+
+@pytest.mark.parametrize("chapters", [False, True])
+def test_what_an_action_camera_records_beside_the_picture_is_kept(tmp_path: Path, chapters: bool) -> None:
+    """Its track of data has the codec of the track that MP4 writes its chapters in."""
+    half = Fraction(1, 5)
+    base = {"id": 0, "start": 0, "end": 200, "time_base": Fraction(1, 1000), "metadata": {"title": "one"}}
+    path = add_stream(
+        Footage(sounds=(Sound(),)).make(tmp_path),
+        str(tmp_path / "gopro.mp4"),
+        "bin_data",
+        chapters=[base] if chapters else None,
+    )
+    target, notes = copy_clip(path, tmp_path / "out")
+    made = look_at(target)
+    assert notes == []
+    assert [(time, data) for kind, _, packets in made.others if kind == "data" for time, data in packets] == [
+        (Fraction(index, 25), b"DEVC" + bytes(28)) for index in range(10)
+    ]
+    assert made.chapters == ([(Fraction(0), half, "one")] if chapters else [])
+    _, notes = copy_clip(path, tmp_path / "mkv", CODECS["ffv1"])
+    assert notes == ["data bin_data was left out: the container does not hold it"]
+
+
+def test_fonts_are_kept_where_the_container_holds_them(tmp_path: Path) -> None:
+    source, path = Footage("c.mkv", base=Fraction(1, 1000)).make(tmp_path), str(tmp_path / "font.mkv")
+    with av.open(source) as container, av.open(path, "w") as out:
+        copy = out.add_stream_from_template(container.streams.video[0])
+        out.add_attachment("font.ttf", "application/x-truetype-font", b"glyphs")
+        for packet in container.demux():
+            if packet.size:
+                packet.stream = copy
+                out.mux(packet)
+    for codec, left in (("h264", True), ("ffv1", False)):
+        target, notes = copy_clip(path, tmp_path / codec, CODECS[codec])
+        assert bool(notes) == left
+        with av.open(target) as container:
+            assert [stream.type for stream in container.streams] == [
+                "video",
+                *([] if left else ["attachment"]),
+            ]
 
 
 def test_a_packet_that_is_refused_on_the_way_costs_no_overlay(
