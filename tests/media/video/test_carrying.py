@@ -118,6 +118,18 @@ def test_a_timecode_is_kept_and_counts_frames(
             assert [stream.type for stream in container.streams] == ["video", "data"]
 
 
+def test_raw_dv_has_the_rate_of_its_frames_and_not_of_its_clock(tmp_path: Path) -> None:
+    """FFmpeg says that it has 60,000 frames a second, which no timecode could count."""
+    sound = Sound("pcm_s16le", layout="stereo", end=Fraction(2, 5))
+    footage = Footage("c.dv", codec="dvvideo", size=(576, 720), sounds=(sound,), look=(5, 1, 5, 1))
+    path = footage.make(tmp_path)
+    with Reader(path) as reader:
+        assert (reader.clip.rate, reader.clip.frames) == (25, 10)
+    target, notes = copy_clip(path, tmp_path / "out")
+    assert notes == [f"audio pcm_s16le {MADE_ANEW}"]
+    assert timecodes(target) == {"00:00:00:00"}
+
+
 def test_a_timecode_is_that_of_the_first_frame_that_is_taken(tmp_path: Path) -> None:
     path = Footage(rate=Fraction(25), frames=20, metadata={"timecode": "01:00:00:20"}).make(tmp_path)
     with Reader(path) as reader:

@@ -230,15 +230,17 @@ class AacEncoder:
         self._resampler: Any = None
         self._form: Any = None
         self._due: Fraction | None = None  # second at which what comes next begins
+        self._packets = 0
         self.name = stream_name(source)
 
     @property
     def is_silent(self) -> bool:
-        """Nothing of the sound could be decoded so far."""
-        return self._due is None
+        """There was sound, and nothing of it could be decoded."""
+        return self._packets > 0 and self._due is None
 
     def encode(self, packet: Packet[Any], begin: Fraction) -> Iterator[Packet[Any]]:
         """Encode a packet, `begin` seconds earlier; what does not decode is silence."""
+        self._packets += bool(packet.size)
         frames: list[AudioFrame] = []
         with suppress(av.error.FFmpegError):
             frames = cast("list[AudioFrame]", packet.decode())

@@ -151,7 +151,7 @@ class Reader:
     @property
     def _step(self) -> int:
         """Ticks between two frames, on average."""
-        rate, base = self._stream.average_rate, self._stream.time_base
+        rate, base = _rate(self._stream), self._stream.time_base
         return max(1, round(1 / (rate * base))) if rate and base else 1
 
     def _note(self, text: str) -> None:
@@ -296,13 +296,21 @@ def _length(
     container: InputContainer, stream: VideoStream
 ) -> tuple[Fraction | None, int | None, Fraction | None]:
     """Duration of the video alone in seconds, its frames and their rate, as far as the header tells."""
-    rate = stream.average_rate or stream.guessed_rate
+    rate = _rate(stream)
     length = Fraction(container.duration, av.time_base) if container.duration else None
     # Of several streams, the longest makes a file's duration
     alone = length if len(container.streams) == 1 else None
     duration = stream.duration * stream.time_base if stream.duration and stream.time_base else alone
     length = duration or length
     return duration, stream.frames or (round(length * rate) if length and rate else None), rate
+
+
+def _rate(stream: VideoStream) -> Fraction | None:
+    """Frames a second, on average; raw DV says how many ticks there are instead."""
+    average, base = stream.average_rate, stream.time_base
+    if average and base and average * base == 1:
+        return stream.guessed_rate or average
+    return average or stream.guessed_rate
 
 
 def open_input(path: str, accelerator: Any = None) -> InputContainer:
