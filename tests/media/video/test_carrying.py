@@ -92,6 +92,7 @@ def test_what_is_no_timecode_of_the_clip_is_refused(code: str) -> None:
         ("c.mov", NTSC, "01:00:00:02"),
         ("c.mxf", Fraction(25), "09:59:50:00"),
         ("c.mkv", Fraction(24), "10:00:00:12"),
+        ("c.avi", Fraction(25), "00:59:59:24"),
     ],
 )
 def test_a_timecode_is_kept_and_counts_frames(
@@ -100,9 +101,9 @@ def test_a_timecode_is_kept_and_counts_frames(
     """Of a clip whose clock ticks thousands of times a second, and whose timecode counts frames."""
     footage = Footage(
         name,
-        codec="mpeg2video" if name.endswith("mxf") else "libx264",
+        codec={"c.mxf": "mpeg2video", "c.avi": "mpeg4"}.get(name, "libx264"),
         rate=rate,
-        base={"c.mxf": None, "c.mkv": Fraction(1, 1000)}.get(name, 1 / (512 * rate)),
+        base={"c.mxf": None, "c.avi": None, "c.mkv": Fraction(1, 1000)}.get(name, 1 / (512 * rate)),
         metadata={"timecode": code},
         size=(64, 96),
     )

@@ -202,11 +202,14 @@ def _begins_as_video(head: bytes) -> bool:
         return True
     # MPEG transport streams: 0x47 each 188 bytes; 192 with the clock of Blu-ray, 204 with error correction. A
     # recording may begin in the midst of a packet.
-    return any(
-        all(head[at] == 0x47 for at in range(first, min(len(head), first + 5 * size), size))
-        for size in (188, 192, 204)
-        for first in range(min(size, len(head) - 2 * size))
-    )
+    for size in (188, 192, 204):
+        end = min(size, len(head) - 2 * size)
+        first = head.find(b"\x47", 0, max(0, end))
+        while first >= 0:
+            if not head[first : first + 5 * size : size].strip(b"\x47"):
+                return True
+            first = head.find(b"\x47", first + 1, end)
+    return False
 
 
 def _is_sound(head: bytes) -> bool:
