@@ -542,6 +542,7 @@ def test_the_live_bars_of_a_run(tmp_path: Path) -> None:
         printed = screen.out.file.getvalue()  # type: ignore[attr-defined]
     assert "b.mp4" in printed
     assert "3/9" in printed
+    assert "s left" in printed
     assert "frames/s" in printed
     assert "4/4" in printed
     assert "2 failed" in printed

@@ -251,7 +251,7 @@ def test_the_names_of_outputs_tell_what_decides_them() -> None:
     assert {field.name for field in dataclasses.fields(VideoOptions)} == {
         *("codec", "quality", "start", "end", "every", "max_frames", "smooth"),
         *("hardware", "latest"),  # change nothing of a file's frames
-        "part_frames",  # the same frames, in parts of another length: of the fingerprint of parts only
+        *("part_frames", "part_seconds"),  # the same frames, in parts of another length
     }
 
 
@@ -299,3 +299,26 @@ def test_what_is_replaced_is_not_promised_any_more(mixed: Path) -> None:
     segment(mixed / "a.mp4", output=str(out), save=("mask",), video=VideoOptions(max_frames=3))
     assert Manifest(str(out)).records["a"].outputs.keys() == {"clip timeline max=3", "clip mask max=3"}
     assert segment(mixed / "a.mp4", output=str(out), save=("mask",)).states == {"more": 1}
+
+
+def test_files_that_are_only_called_like_videos_are_passed_over(tmp_path: Path) -> None:
+    """TypeScript beside a photo; a stream of MPEG beside it is a clip."""
+    folder = tmp_path / "site"
+    (folder / "node_modules").mkdir(parents=True)
+    Image.fromarray(np.full((48, 64, 3), 200, np.uint8)).save(folder / "a.png")
+    for name in ("index.ts", "module.mts", "node_modules/types.d.ts"):
+        (folder / name).write_text("export const wheels: number = 4;\n")
+    Footage("b.ts").make(folder)
+    plan = prepare(RunOptions((str(folder),)))
+    assert [item.key for item in plan.items] == ["a", "b"]
+    assert plan.sources.ignored == {".ts": 2, ".mts": 1}
+    report = segment(folder)
+    assert (report.status, report.done, report.failed) == ("done", 2, 0)
+
+
+def test_a_file_that_is_named_and_no_video_is_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "index.ts"
+    path.write_text("export const wheels: number = 4;\n")
+    [failure] = segment(path, output=str(tmp_path / "out")).failures
+    assert failure.message == f"{path}: called like a video, but it holds something else"
+    assert failure.hint == "leave it out"

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import (
@@ -25,8 +25,11 @@ from rich.text import Text
 from unet_batch.cli.screen import console
 from unet_batch.cli.text import clock, printable, shown
 from unet_batch.files import naming
+from unet_batch.media import video
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from unet_batch.cli.screen import Lines, Screen
     from unet_batch.run.plan import RunPlan
     from unet_batch.training.loop import StepReport
@@ -35,6 +38,81 @@ if TYPE_CHECKING:
 
 # Seconds between two lines of progress where there is no terminal.
 QUIET_SECONDS = 10.0
+
+
+_NOTHING: dict[str, Any] = {"speed": "", "left": "", "failures": ""}  # the fields of a bar
+
+
+class TimeLeft:
+    """Estimates how long the pictures and clips that are left will take.
+
+    A frame takes as long as the frames so far did, and before the first one as long as a picture. How many
+    there are stands in the headers of clips, which are read for a second at most; those that are not read
+    are expected to have as many frames a byte as the others.
+
+    Args:
+        plan: what is left.
+        patience: seconds to read headers for.
+    """
+
+    def __init__(self, plan: RunPlan, patience: float = 1.0) -> None:
+        clips = [item for item in plan.todo if item.is_clip]
+        self.pictures, self.done = len(plan.todo) - len(clips), 0
+        self.frames: dict[str, float | None] = {}  # to do of each clip; None if nobody knows
+        self.made, self.clip, self.last = 0, "", 0
+        self.begun = self.turned = self.now = time.monotonic()
+        self._estimate_frames(clips if len(plan.todo) > 1 else [], plan, patience)
+
+    def _estimate_frames(self, clips: Sequence[Item], plan: RunPlan, patience: float) -> None:
+        options, until = plan.options.video, time.monotonic() + patience
+        sizes: dict[str, int] = {}
+        for item in clips:
+            found: tuple[int | None, Fraction | None] = None, None
+            if not naming.is_live(item.path):
+                with suppress(OSError):
+                    sizes[item.key] = os.path.getsize(item.path)
+                if time.monotonic() < until:
+                    found = video.look(item.path)
+            self.frames[item.key] = options.frames_of(*found)
+        known = {key: frames for key, frames in self.frames.items() if frames and sizes.get(key)}
+        if known:
+            density = sum(known.values()) / sum(sizes[key] for key in known)
+            for key, size in sizes.items():
+                if self.frames[key] is None:
+                    self.frames[key] = density * size
+
+    def advance(self, item: Item) -> None:
+        """Count an item that has ended."""
+        self.now = time.monotonic()
+        if item.is_clip:
+            self.frames[item.key] = 0
+        else:
+            self.done += 1
+            self.turned = self.now  # clips come after the pictures
+
+    def frame(self, item: Item, done: int, total: int | None) -> None:
+        """Count a frame of a clip."""
+        self.now = time.monotonic()
+        # What an earlier run has done took no time of this one
+        self.made += done - self.last if self.clip == item.key else 1
+        self.clip, self.last = item.key, done
+        self.frames[item.key] = None if total is None else max(0, total - done)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds left of all; None while nobody can tell."""
+        picture = (self.turned - self.begun) / self.done if self.done else None
+        frame = (self.now - self.turned) / self.made if self.made else picture
+        left, pictures = 0.0, self.pictures - self.done
+        for count, each in ((pictures, picture), *((frames, frame) for frames in self.frames.values())):
+            if count is None or (count and each is None):
+                return None
+            left += count * (each or 0)
+        return left
+
+    def __str__(self) -> str:
+        seconds = self.seconds
+        return "" if seconds is None else f"{clock(seconds)} left"
 
 
 class RunProgress:
@@ -52,17 +130,18 @@ class RunProgress:
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", style="cyan"),
             TextColumn("{task.fields[failures]}", style="red"),
             console=screen.out,
             expand=True,
         )
-        self.items = self.bar.add_task("", total=0, speed="", failures="")
-        self.frames = self.bar.add_task("", total=None, speed="", failures="", visible=False)
+        self.items = self.bar.add_task("", total=0, **_NOTHING)
+        self.frames = self.bar.add_task("", total=None, visible=False, **_NOTHING)
         self.live = False
         self.total = self.done = self.failed = 0
         self.begun = self.spoken = time.monotonic()
         self.clip, self.clip_begun, self.clip_first = "", 0.0, 0
+        self.time_left: TimeLeft | None = None
 
     def start(self, plan: RunPlan) -> None:
         """Show what is left."""
@@ -71,6 +150,7 @@ class RunProgress:
         self.total = self.done + len(plan.todo)  # `watch` begins more than once
         self.live = not screen.quiet and screen.out.is_terminal and self.total > 0
         self.begun = self.spoken = time.monotonic()
+        self.time_left = None if screen.quiet else TimeLeft(plan)
         if self.live:
             self.bar.update(self.items, total=self.total)
             self.bar.start()
@@ -88,16 +168,20 @@ class RunProgress:
             )
         speed = f"{self.done / max(1e-9, time.monotonic() - self.begun):.1f}/s"
         failures = f"{self.failed:,} failed" if self.failed else ""
+        if self.time_left is not None:
+            self.time_left.advance(item)
+        left = str(self.time_left or "")
         if self.live:
             self.bar.update(
-                self.items, completed=self.done, speed="" if self.clip else speed, failures=failures
+                self.items,
+                completed=self.done,
+                speed="" if self.clip else speed,
+                left=left,
+                failures=failures,
             )
             self.bar.update(self.frames, visible=False)
         elif self._may_speak():
-            left = (self.total - self.done) * (self.spoken - self.begun) / self.done
-            screen.line(
-                "progress", f"{self.done:,} of {self.total:,}", speed, f"{clock(left)} left", failures
-            )
+            screen.line("progress", f"{self.done:,} of {self.total:,}", speed, left, failures)
 
     def note(self, item: Item, notes: Sequence[str]) -> None:
         """Tell what people should know of an item that is done."""
@@ -109,14 +193,18 @@ class RunProgress:
         if self.clip != item.key:
             self.clip, self.clip_begun, self.clip_first = item.key, now, done
             name = printable(os.path.basename(naming.shown(item.path)))
-            self.bar.reset(self.frames, total=total, description=name, visible=True, speed="", failures="")
+            self.bar.reset(self.frames, total=total, description=name, visible=True, **_NOTHING)
         speed = f"{(done - self.clip_first) / max(1e-9, now - self.clip_begun):.1f} frames/s"
+        if self.time_left is not None:
+            self.time_left.frame(item, done, total)
+        left = str(self.time_left or "")
         if self.live:
             self.bar.update(self.frames, completed=done, speed=speed)
+            self.bar.update(self.items, left=left)
         elif self._may_speak():
-            self.screen.line(
-                "progress", shown(item.path), f"frame {done:,}" + (f" of {total:,}" if total else ""), speed
-            )
+            done_of = f"{self.done:,} of {self.total:,} done" if self.total > 1 else ""
+            frames = f"frame {done:,}" + (f" of {total:,}" if total else "")
+            self.screen.line("progress", shown(item.path), frames, speed, done_of, left)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

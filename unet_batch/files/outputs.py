@@ -25,6 +25,7 @@ class Kind:
         of: what it can be made of.
         needs_pixels: it is drawn from the picture's own pixels, which must then be kept at full size.
         needs_probability: it is drawn from a probability, which a model of several classes does not have.
+        for_viewing: of a clip, it is coded as asked for and has the sound; else it is lossless and silent.
     """
 
     folder: str
@@ -32,11 +33,12 @@ class Kind:
     of: tuple[Source, ...]
     needs_pixels: bool = False
     needs_probability: bool = False
+    for_viewing: bool = False
 
 
 KINDS: Mapping[str, Kind] = {
     "mask": Kind("masks", ".png", ("picture", "clip")),
-    "overlay": Kind("overlays", ".jpg", ("picture", "clip"), needs_pixels=True),
+    "overlay": Kind("overlays", ".jpg", ("picture", "clip"), needs_pixels=True, for_viewing=True),
     "cutout": Kind("cutouts", ".png", ("picture",), needs_pixels=True, needs_probability=True),
     "prob": Kind("probs", ".png", ("picture",), needs_probability=True),
     "prob16": Kind("probs16", ".png", ("picture",), needs_probability=True),

@@ -1,8 +1,8 @@
 """Which pictures and clips to segment, and what their outputs will be called.
 
 Only names are looked at here, never pixels. What a person named is taken as it is; what a folder holds is
-taken if it is called like a picture or clip. Whatever cannot be taken is counted or listed in the result:
-nothing is lost without a word.
+taken if the caller says that it is a picture or clip. Whatever cannot be taken is counted or listed in the
+result: nothing is lost without a word.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def collect(
 
     Args:
         sources: what the user named; relative names start at `cwd`.
-        is_picture: says from its name whether a file found in a folder is to be segmented.
+        is_picture: says whether a file found in a folder is to be segmented; given its path.
         live: gives a name to a source that is no file but a camera or an address; None to all others.
         exclude: folders to leave out wherever they appear, the output folder above all.
         may_be_empty: folders need not hold anything yet.
@@ -378,7 +378,7 @@ class _Search:
                         stack.append((entry.path, then, (*trail, entry.path), through_link))
                 elif pattern and then and pattern.end not in then:
                     continue
-                elif self.is_picture(name) or (pattern and then and pattern.names_extension):
+                elif self.is_picture(entry.path) or (pattern and then and pattern.names_extension):
                     self.take(entry.path)
                     taken += 1
                 else:

@@ -1,19 +1,23 @@
 """One clip: from a video to its masks, its overlay and its timeline, in parts that a killed run leaves whole.
 
-    decode ──▶ convert ──▶ infer ──▶ (smooth) ──▶ render ──▶ encode overlay ──▶ encode mask ──▶ record
-    Reader     RGB, place   batches   in order     in threads   in order, each with its own threads
+    decode ──▶ convert ──▶ infer ──▶ order, smooth ──▶ render ──▶ encode overlay ──▶ encode mask ──▶ record
+    Reader     RGB, place   batches   in order         in threads   in order, each with its own threads
 
-Outputs are encoded in parts of `VideoOptions.part_frames`, below `OUT/unfinished/<key>/`. A part is closed in
-all outputs, then recorded in `journal.json`; a killed run loses what came after the last record, and the next
-one decodes from there. At the end the parts are put together without coding anything anew, the sound is
-copied beside them, and the folder goes. Each part begins with a key frame and depends on no other, so the
-final file has the same frames and timestamps however often it was interrupted.
+Before the first frame the end is rehearsed: what an encoder or a container refuses is found out then.
+
+Outputs are encoded in parts below `OUT/unfinished/<key>/`, of some hundred frames or what was done in some
+seconds. A part is closed in all outputs, then recorded in `journal.json`; a stopped run closes the part it is
+at, a killed one loses what came after the last record, and the next one decodes from there. At the end the
+parts are put together without coding anything anew, the sound is copied beside them, and the folder goes.
+Each part begins with a key frame and depends on no other, so the final file has the same frames and
+timestamps, and the same masks to the byte, however often it was interrupted.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +33,7 @@ import numpy as np
 from unet_batch.errors import UsageError, VideoError
 from unet_batch.files import naming
 from unet_batch.files.atomic import make_folder, replacing, write_atomic
+from unet_batch.files.outputs import KINDS
 from unet_batch.inference import postprocess
 from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter
 from unet_batch.inference.smoothing import Smoother
@@ -123,18 +128,18 @@ class ClipFrame:
     Attributes:
         index: among the frames of the range read, from 0.
         number: among the frames taken, from 0, over all runs.
-        part: the part it belongs to; `last` if it fills it.
         pts, duration: in ticks.
         damaged: packets that did not decode, from where this run began to here.
+        part: the part it belongs to, known once the network has seen it; `last` if it ends that part.
     """
 
     index: int
     number: int
-    part: int
-    last: bool
     pts: int
     duration: int
     damaged: int
+    part: int = -1
+    last: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +168,7 @@ class _Converted:
 
 @dataclass(frozen=True, eq=False)
 class _Predicted:
-    """What the network said about a frame; `state` is the smoother's after it, if it fills its part."""
+    """What the network said about a frame; `state` is the smoother's after it, if it ends its part."""
 
     at: ClipFrame
     prediction: Prediction
@@ -212,6 +217,7 @@ class _ClipRun:
         if self.smoother is not None:
             self.smoother.resume(self.journal.state())
         self.damaged_before = self.journal.damaged
+        self.part, self.place, self.begun = len(self.journal.parts), 0, time.monotonic()
         self.exhausted = isinstance(reader, video.LiveReader)  # which has ended whenever it is told to
         self.writers: dict[str, video.Writer] = {}
         self.rendered_of_part: list[_Rendered] = []
@@ -219,19 +225,20 @@ class _ClipRun:
     def run(self, on_frame: Callable[[int, int | None], None], stop: Stop) -> ClipResult:
         """Segment what is left, up to the end or until told to stop."""
         segmenter, journal = self.segmenter, self.journal
-        backend, workers, smoother = segmenter.backend, segmenter.workers, self.smoother
+        backend, workers = segmenter.backend, segmenter.workers
         batch = backend.batch_size
         stages: list[Stage[Any, Any]] = [
             Stage("convert", self.convert, workers),
             Stage("infer", self.infer, backend.streams, batch, enter=backend.thread),
-            *([Stage("smooth", partial(self.smooth, smoother), ordered=True)] if smoother else []),
+            Stage("smooth" if self.smoother is not None else "order", self.order, ordered=True),
             Stage("render", self.render, workers),
             *(Stage(f"encode {kind}", partial(self.encode, kind), ordered=True) for kind in self.videos),
             Stage("record", self.record, ordered=True),
         ]
         result = ClipResult(frames=journal.frames, resumed=journal.frames)
-        total = self.expected()
+        total = self.options.frames_of(self.clip.frames, self.clip.rate)
         try:
+            self.rehearse()
             with (
                 single_threaded_cv2(),
                 Pipeline[_Value, _Rendered](
@@ -259,6 +266,8 @@ class _ClipRun:
                 journal.discard(self.layout.folder)
             raise
         result.frames, result.damaged = journal.frames, journal.damaged
+        if self.exhausted:  # damage behind the last frame, too
+            result.damaged = self.damaged_before + self.reader.damaged
         result.notes = self.notes()
         if result.damaged:
             result.notes.insert(
@@ -274,21 +283,14 @@ class _ClipRun:
             )
         return result
 
-    def expected(self) -> int | None:
-        """How many frames will be taken; a guess, for the progress."""
-        clip, options = self.clip, self.options
-        if clip.frames is None:
-            return options.max_frames
-        rate = clip.rate or Fraction(25)
-
-        def frame(position: Position | None, default: int) -> int:
-            if position is None:
-                return default
-            return position.frame if position.frame is not None else round((position.seconds or 0) * rate)
-
-        within = max(0, min(clip.frames, frame(options.end, clip.frames)) - frame(options.start, 0))
-        taken = -(-within // options.every)
-        return taken if options.max_frames is None else min(taken, options.max_frames)
+    def rehearse(self) -> None:
+        """Encode a frame and assemble it, so that what would fail in the end fails now."""
+        for kind in self.videos:
+            sound = KINDS[kind].for_viewing
+            quality = self.options.quality if sound else None
+            make_folder(self.journal.folder)
+            path = os.path.join(self.journal.folder, f"rehearsal-{kind}")
+            video.rehearse(path, self.layout.codec_of(kind), self.clip, sound=sound, quality=quality)
 
     # The source, in a thread of its own.
 
@@ -311,10 +313,7 @@ class _ClipRun:
             if stop is not None and index >= stop:
                 return
             if index >= first and (index - first) % options.every == 0:
-                part, place = divmod(taken, options.part_frames)
-                last = place == options.part_frames - 1
-                at = ClipFrame(index, taken, part, last, frame.pts, frame.duration, frame.damaged)
-                yield _Decoded(at, frame)
+                yield _Decoded(ClipFrame(index, taken, frame.pts, frame.duration, frame.damaged), frame)
                 taken += 1
                 if taken == options.max_frames:
                     return
@@ -324,7 +323,7 @@ class _ClipRun:
 
     def convert(self, value: _Decoded) -> _Converted:
         pixels = self.reader.rgb(value.decoded)
-        keep_pixels = "overlay" in self.videos
+        keep_pixels = any(KINDS[kind].needs_pixels for kind in self.videos)
         frame = self.segmenter.frame(self.item, pixels, self.clip.size, keep_pixels=keep_pixels)
         return _Converted(value.at, frame)
 
@@ -334,10 +333,19 @@ class _ClipRun:
             _Predicted(value.at, prediction) for value, prediction in zip(values, predictions, strict=True)
         ]
 
-    def smooth(self, smoother: Smoother, value: _Predicted) -> _Predicted:
-        at, frame = value.at, value.prediction.frame
-        steady = smoother(frame.tensor, value.prediction.map, at.pts * self.clip.time_base)
-        return _Predicted(at, Prediction(frame, steady), smoother.state() if at.last else {})
+    def order(self, value: _Predicted) -> _Predicted:
+        """Steady the map, and put the frame into a part: here, behind the slowest stage, and in order."""
+        now, options, prediction, state = time.monotonic(), self.options, value.prediction, {}
+        self.place += 1
+        last = self.place == options.part_frames or now - self.begun >= options.part_seconds
+        at = replace(value.at, part=self.part, last=last)
+        if self.smoother is not None:
+            frame = prediction.frame
+            prediction = Prediction(frame, self.smoother(frame.tensor, prediction.map, self.seconds(at)))
+            state = self.smoother.state() if last else {}
+        if last:
+            self.part, self.place, self.begun = self.part + 1, 0, now
+        return _Predicted(at, prediction, state)
 
     def render(self, value: _Predicted) -> _Rendered:
         at, prediction = value.at, value.prediction
@@ -359,9 +367,9 @@ class _ClipRun:
         writer = self.writers.get(kind)
         if writer is None:
             make_folder(self.journal.folder)
-            quality = self.options.quality if kind == "overlay" else None
             codec = self.layout.codec_of(kind)
             path = self.journal.file(kind, at.part, codec.suffix)
+            quality = self.options.quality if KINDS[kind].for_viewing else None
             writer = self.writers[kind] = video.Writer(path, codec, self.clip, quality=quality)
         writer.write(outputs.pop(kind), at.pts)
         if at.last:
@@ -379,11 +387,13 @@ class _ClipRun:
     # Parts.
 
     def close_part(self) -> None:
-        """Close the last part. It counts if the end was reached: elsewhere parts have their full length."""
+        """Close the last part, which is shorter than the others."""
         for kind in list(self.writers):
             self.writers.pop(kind).close()
-        if self.rendered_of_part and self.exhausted:
-            self.record_part(self.smoother.state() if self.smoother is not None else {}, self.reader.damaged)
+        if self.rendered_of_part:
+            state = self.smoother.state() if self.smoother is not None else {}
+            damaged = self.reader.damaged if self.exhausted else self.rendered_of_part[-1].at.damaged
+            self.record_part(state, damaged)
 
     def record_part(self, state: State, damaged: int) -> None:
         frames, self.rendered_of_part = self.rendered_of_part, []
@@ -424,7 +434,7 @@ class _ClipRun:
                     journal.paths(kind),
                     times,
                     self.clip,
-                    sound=kind == "overlay",
+                    sound=KINDS[kind].for_viewing,
                     span=(times[0][0], sum(times[-1])) if cut else None,
                 )
             result.files[kind] = [path]
@@ -459,9 +469,12 @@ class _ClipRun:
     def frame_file(self, index: int) -> str:
         return os.path.join(self.layout.path("frames", self.item.key), f"{index:06d}.png")
 
+    def seconds(self, at: ClipFrame) -> Fraction:
+        return at.pts * self.clip.time_base
+
     def measure(self, at: ClipFrame, prediction: Prediction, mask: Pixels) -> tuple[Any, ...]:
         """A line of the timeline: when, how much each class covers, in how many regions, how sure."""
-        seconds = float(at.pts * self.clip.time_base - self.clip.origin)
+        seconds = float(self.seconds(at) - self.clip.origin)
         content = geometry.content_of(prediction.map, prediction.frame.placement)
         if self.segmenter.spec.output == "probability":
             areas = [cv2.countNonZero(mask) / mask.size]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from unet_batch import gpu
 from unet_batch.errors import UsageError
-from unet_batch.files.outputs import ClipTree
+from unet_batch.files.outputs import CLIP_KINDS, KINDS, ClipTree
 from unet_batch.media import video
 
 
@@ -20,12 +20,13 @@ class ClipLayout(ClipTree):
     """
 
     def __init__(self, folder: str, kinds: Sequence[str], codec: video.Codec) -> None:
-        super().__init__(folder, kinds, {"mask": video.MASKS.suffix, "overlay": codec.suffix})
         self.codec = codec
+        suffixes = {kind: self.codec_of(kind).suffix for kind in CLIP_KINDS if KINDS[kind].suffix}
+        super().__init__(folder, kinds, suffixes)
 
     def codec_of(self, kind: str) -> video.Codec:
         """How an output is encoded."""
-        return video.MASKS if kind == "mask" else self.codec
+        return self.codec if KINDS[kind].for_viewing else video.MASKS
 
 
 def choose_encoder(name: str) -> tuple[video.Codec, str]:

@@ -9,13 +9,16 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from unet_batch.errors import UsageError
-from unet_batch.files.outputs import CLIP_KINDS
+from unet_batch.files.outputs import CLIP_KINDS, KINDS
 
 if TYPE_CHECKING:
     from unet_batch.run.shard import Shard
 
 PART_FRAMES = 300
-"""Frames of a part of a clip: ten seconds of most, and what a killed run does again at most."""
+"""Frames of a part of a clip at most: ten seconds of most clips."""
+PART_SECONDS = 10.0
+"""Seconds of work in a part of a clip, which a killed run does again at most. Each part begins with a key
+frame: with less, overlays grow where the network is slow."""
 RETRY_PAUSES = (1.0, 5.0, 25.0)
 """Seconds before what a disk or network failed to read is tried again, after everything else: it has had that
 time, too."""
@@ -68,8 +71,8 @@ class VideoOptions:
         smooth: time constant in seconds of the mean over time; 0 takes each frame by itself.
         hardware: device that decodes, "cuda"; None for the processor.
         latest: of a live source, drop the frames that there is no time for.
-        part_frames: outputs are encoded in parts of so many frames, and an interrupted clip goes on behind
-            the last whole one.
+        part_frames, part_seconds: outputs are encoded in parts, of so many frames and of what was done in so
+            many seconds at most, and an interrupted clip goes on behind the last whole one.
 
     Raises:
         UsageError: a value is out of range.
@@ -85,6 +88,7 @@ class VideoOptions:
     hardware: str | None = None
     latest: bool = False
     part_frames: int = PART_FRAMES
+    part_seconds: float = PART_SECONDS
 
     def names(self, kinds: Sequence[str]) -> tuple[str, ...]:
         """Name the outputs of a clip so that equal names mean equal contents: the timeline, then `kinds`."""
@@ -94,9 +98,26 @@ class VideoOptions:
         facts |= {"max": str(self.max_frames)} if self.max_frames is not None else {}
         facts |= {"smooth": f"{self.smooth:g}"} if self.smooth else {}
         read = "".join(f" {name}={value}" for name, value in facts.items())
-        coded = f" {self.codec}" + (f" quality={self.quality}" if self.quality is not None else "")
+        how = f" {self.codec}" + (f" quality={self.quality}" if self.quality is not None else "")
+        coded = {kind: how for kind in CLIP_KINDS if KINDS[kind].for_viewing}
         wanted = ("timeline", *(kind for kind in CLIP_KINDS if kind in kinds))
-        return tuple("clip " + kind + (coded if kind == "overlay" else "") + read for kind in wanted)
+        return tuple("clip " + kind + coded.get(kind, "") + read for kind in wanted)
+
+    def frames_of(self, frames: int | None, rate: Fraction | None) -> int | None:
+        """How many frames are taken of a clip of so many, at `rate` a second: a guess, None if unknown."""
+        if frames is None:
+            return self.max_frames
+
+        def frame(position: Position | None, default: int) -> int:
+            if position is None:
+                return default
+            if position.frame is not None:
+                return position.frame
+            return round((position.seconds or 0) * (rate or Fraction(25)))
+
+        within = max(0, min(frames, frame(self.end, frames)) - frame(self.start, 0))
+        taken = -(-within // self.every)
+        return taken if self.max_frames is None else min(taken, self.max_frames)
 
     def __post_init__(self) -> None:
         if self.quality is not None:

@@ -111,7 +111,7 @@ def prepare(options: RunOptions, *, may_be_empty: bool = False) -> RunPlan:
     sources = _mark_clips(
         collect(
             options.sources,
-            is_picture=lambda name: images.is_supported(name) or video.is_clip(name),
+            is_picture=_is_source,
             live=naming.live_name,
             exclude=exclude,
             may_be_empty=may_be_empty,
@@ -174,6 +174,11 @@ def _is_source_too(output: str, folder: str) -> UsageError:
         f"{output} is a source and cannot be the output folder as well: results would be read as pictures",
         hint=f"choose another folder, for example -o {folder}-segmented",
     )
+
+
+def _is_source(path: str) -> bool:
+    """Tell whether a file found in a folder is a picture or a clip."""
+    return images.is_supported(path) or (video.is_clip(path) and not video.is_foreign(path))
 
 
 def _mark_clips(sources: Sources) -> Sources:

@@ -26,15 +26,16 @@ from unet_batch.media.video.kinds import (
     ColorInfo,
     DecodedFrame,
     is_clip,
+    is_foreign,
     new_clip,
     output_color,
     pixel_format,
 )
 
 if TYPE_CHECKING:
-    from unet_batch.media.video.assembling import assemble
+    from unet_batch.media.video.assembling import assemble, rehearse
     from unet_batch.media.video.live import LiveReader
-    from unet_batch.media.video.reading import Reader, upright
+    from unet_batch.media.video.reading import Reader, look, upright
     from unet_batch.media.video.writing import Writer, encoder_problem, make_frame
 
 # What needs FFmpeg is imported on first use: a run over pictures alone does without it.
@@ -44,7 +45,9 @@ _MODULES = {
     "Writer": "writing",
     "assemble": "assembling",
     "encoder_problem": "writing",
+    "look": "reading",
     "make_frame": "writing",
+    "rehearse": "assembling",
     "upright": "reading",
 }
 
@@ -62,10 +65,13 @@ __all__ = [
     "assemble",
     "encoder_problem",
     "is_clip",
+    "is_foreign",
+    "look",
     "make_frame",
     "new_clip",
     "output_color",
     "pixel_format",
+    "rehearse",
     "upright",
 ]
 

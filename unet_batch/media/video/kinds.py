@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -159,6 +160,89 @@ class DecodedFrame:
 def is_clip(name: str) -> bool:
     """Tell from its extension whether a file is a video."""
     return os.path.splitext(name)[1][1:].lower() in EXTENSIONS
+
+
+def is_foreign(path: str) -> bool:
+    """Tell from its first bytes that a file is no video although it is called like one: TypeScript, sound.
+
+    Only where a name has two meanings: whatever else is damaged must be a failure that somebody reads, and
+    there may be a hundred thousand files to read a little of. An empty file is a copy that failed.
+    """
+    extension = os.path.splitext(path)[1][1:].lower()
+    if extension not in _AMBIGUOUS and extension not in _MAY_BE_SOUND:
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+            if extension in _AMBIGUOUS and head and not _begins_as_video(head):
+                return True
+            return _is_sound_in_mp4(file) if head[4:8] == b"ftyp" else _is_sound(head)
+    except OSError:  # for whoever opens it to explain
+        return False
+
+
+_HEAD = 8192
+_BOXES_READ = 1000
+# TypeScript and Qt's translations are ts and mts, scripts of Squirrel nut; the others have several meanings
+_AMBIGUOUS = frozenset(("ts", "mts", "m2ts", "nut", "asf", "dv", "ivf"))
+_MAY_BE_SOUND = frozenset(("mp4", "m4v", "mov", "3gp", "3g2", "asf", "wmv", "ogv"))
+_BEGINNINGS = (
+    *(b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"DKIF", b"YUV4MPEG2", b"nut/multimedia container"),
+    *(b"\0\0\1\xba", b"\0\0\1\xb3", b"\0\0\1\xb0", b"\x06\x0e+4", b"\x1f\x07\0"),
+)
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_VIDEO = bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b")
+_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
+_OGG_VIDEO = (b"\x80theora", b"BBCD", b"OVP80", b"\1video")
+
+
+def _begins_as_video(head: bytes) -> bool:
+    """Whether a file begins as some container that FFmpeg goes by, whatever its name."""
+    if head.startswith((*_BEGINNINGS, _ASF)) or head[4:8] in _BOXES:
+        return True
+    # MPEG transport streams: 0x47 each 188 bytes; 192 with the clock of Blu-ray, 204 with error correction. A
+    # recording may begin in the midst of a packet.
+    for size in (188, 192, 204):
+        end = min(size, len(head) - 2 * size)
+        first = head.find(b"\x47", 0, max(0, end))
+        while first >= 0:
+            if not head[first : first + 5 * size : size].strip(b"\x47"):
+                return True
+            first = head.find(b"\x47", first + 1, end)
+    return False
+
+
+def _is_sound(head: bytes) -> bool:
+    """Whether a file of Windows Media or Ogg says at its beginning that it holds nothing but sound."""
+    if head.startswith(_ASF):
+        return int.from_bytes(head[16:24], "little") <= len(head) and _ASF_VIDEO not in head
+    return head.startswith(b"OggS") and not any(mark in head for mark in _OGG_VIDEO)
+
+
+def _is_sound_in_mp4(file: BinaryIO) -> bool:
+    """Whether an MP4 or QuickTime file has tracks of sound only: its boxes are gone through, not read."""
+    found, end, at = set(), file.seek(0, os.SEEK_END), 0
+    for _ in range(_BOXES_READ):
+        if at + 8 > end:
+            break
+        file.seek(at)
+        size, kind = struct.unpack(">I4s", file.read(8))
+        header = 8
+        if size == 1:
+            size, header = int.from_bytes(file.read(8), "big"), 16
+        if kind in (b"moov", b"trak", b"mdia"):
+            if kind == b"moov":
+                if at + size > end:  # cut off
+                    return False
+                end = at + size
+            at += header  # what is in it comes next
+            continue
+        if kind == b"hdlr":
+            found.add(file.read(12)[8:])
+        if size < header:  # up to the end of the file, or nonsense
+            break
+        at += size
+    return b"soun" in found and b"vide" not in found and at >= end
 
 
 def new_clip(size: Size, rate: Fraction) -> Clip:

@@ -28,6 +28,7 @@ from unet_batch.media.video.kinds import (
     Clip,
     ColorInfo,
     DecodedFrame,
+    is_foreign,
     reason,
 )
 from unet_batch.media.video.swscale import EXACT, reformatter
@@ -150,7 +151,7 @@ class Reader:
     @property
     def _step(self) -> int:
         """Ticks between two frames, on average."""
-        rate, base = self._stream.average_rate, self._stream.time_base
+        rate, base = _rate(self._stream), self._stream.time_base
         return max(1, round(1 / (rate * base))) if rate and base else 1
 
     def _note(self, text: str) -> None:
@@ -284,6 +285,34 @@ def upright(pixels: Pixels, orientation: tuple[bool, bool, bool]) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
+def look(path: str) -> tuple[int | None, Fraction | None]:
+    """Frames of a file and frames a second, as its header has them; None where it does not, or is damaged."""
+    with suppress(VideoError), open_input(path) as container:
+        return _length(container, video_stream(path, container))[1:]
+    return None, None
+
+
+def _length(
+    container: InputContainer, stream: VideoStream
+) -> tuple[Fraction | None, int | None, Fraction | None]:
+    """Duration of the video alone in seconds, its frames and their rate, as far as the header tells."""
+    rate = _rate(stream)
+    length = Fraction(container.duration, av.time_base) if container.duration else None
+    # Of several streams, the longest makes a file's duration
+    alone = length if len(container.streams) == 1 else None
+    duration = stream.duration * stream.time_base if stream.duration and stream.time_base else alone
+    length = duration or length
+    return duration, stream.frames or (round(length * rate) if length and rate else None), rate
+
+
+def _rate(stream: VideoStream) -> Fraction | None:
+    """Frames a second, on average; raw DV says how many ticks there are instead."""
+    average, base = stream.average_rate, stream.time_base
+    if average and base and average * base == 1:
+        return stream.guessed_rate or average
+    return average or stream.guessed_rate
+
+
 def open_input(path: str, accelerator: Any = None) -> InputContainer:
     """Open a video file, and nothing but the file itself; raise VideoError if that fails."""
     try:
@@ -299,6 +328,10 @@ def open_input(path: str, accelerator: Any = None) -> InputContainer:
             ) from error
         if isinstance(error, RuntimeError):  # nothing foreseen
             raise
+        if is_foreign(path):
+            raise VideoError(
+                f"{path}: called like a video, but it holds something else", hint="leave it out"
+            ) from error
         raise VideoError(f"{path}: cannot be opened as a video: {reason(error)}", hint=DAMAGED) from error
 
 
@@ -324,16 +357,10 @@ def video_stream(path: str, container: InputContainer) -> VideoStream:
 def _describe(path: str, container: InputContainer, stream: VideoStream, first: VideoFrame) -> Clip:
     """Gather what the container, its video stream and the first frame say."""
     base = stream.time_base or Fraction(1, 1000)
-    rate = stream.average_rate or stream.guessed_rate
-    length = Fraction(container.duration, av.time_base) if container.duration else None
-    # Of several streams, the longest makes a file's duration
-    alone = length if len(container.streams) == 1 else None
-    duration = stream.duration * base if stream.duration else alone
-    length = duration or length
+    duration, frames, rate = _length(container, stream)
     orientation = _orientation(first)
     transposed = orientation[0]
     aspect = stream.sample_aspect_ratio or Fraction(1)
-    frames = stream.frames or (round(length * rate) if length and rate else None)
     return Clip(
         path=path,
         size=(first.width, first.height) if transposed else (first.height, first.width),
@@ -366,8 +393,9 @@ def _origin(container: InputContainer) -> Fraction:
 
 def stream_name(stream: Stream) -> str:
     """Kind and codec of a stream: "audio aac"."""
-    codec = stream.codec_context.name if stream.codec_context is not None else ""
-    return f"{stream.type} {codec}".strip()
+    context = stream.codec_context
+    codec = context.codec.canonical_name if context is not None else getattr(stream, "name", None)
+    return f"{stream.type} {codec or ''}".strip()
 
 
 def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
