@@ -164,7 +164,7 @@ def look_at(masks: Sequence[str], count: int = _SAMPLE) -> Sample:
         values = Counter(count_values(stored.values))
         flat, left = 0, stored.values[:, :-1]
         if stored.full == 255 and left.dtype == np.uint8:
-            flat = np.count_nonzero((left >= DARK) & (left < LIGHT) & (left == stored.values[:, 1:]))
+            flat = int(np.count_nonzero((left >= DARK) & (left < LIGHT) & (left == stored.values[:, 1:])))
         return Looked(path, values, stored.kind, stored.full, shades, stored.white_is_zero, flat)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
