@@ -7,6 +7,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL.JpegImagePlugin import JpegImageFile
@@ -173,8 +174,11 @@ def _decode_rare(data: bytes, frame: huffman.Frame, name: str) -> Pixels:
             hint=CONVERT,
         )
     huffman.check(data, frame)
+    # Of a lossless file libjpeg converts no colours, and refuses to where they are YCbCr
+    as_stored = _is_lossless_ycbcr(data, frame)
+    colours = "ycbcr" if as_stored else None
     try:
-        values: NDArray[Any] = imagecodecs.jpeg8_decode(data)
+        values: NDArray[Any] = imagecodecs.jpeg8_decode(data, colorspace=colours, outcolorspace=colours)
     except RuntimeError as error:
         if "not implemented" in str(error) or "Sampling factors" in str(error):
             raise ImageError(
@@ -185,9 +189,26 @@ def _decode_rare(data: bytes, frame: huffman.Frame, name: str) -> Pixels:
         full = 2**frame.bits - 1
         levels = (np.arange(full + 1, dtype=np.int64) * 255 + full // 2) // full
         values = levels.astype(np.uint8)[np.minimum(values, full)]
+    if as_stored:
+        values = cv2.cvtColor(np.ascontiguousarray(values[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB)
     if values.ndim == 3 and values.shape[2] == 4:
         values = 255 - values
     return cast("Pixels", values)
+
+
+def _is_lossless_ycbcr(data: bytes, frame: huffman.Frame) -> bool:
+    """Whether the colours of a lossless JPEG are YCbCr: it says so, or has less colour than light.
+
+    Without a word they are RGB, as libjpeg-turbo takes them, and as DICOM and cjpeg write them.
+    """
+    if frame.kind != 0xC3 or len(frame.components) != 3:
+        return False
+    head = data[: frame.at]
+    adobe = head.find(b"\xff\xee\0\x0eAdobe")
+    if b"\xff\xe0\0\x10JFIF\0" in head:  # which knows no RGB
+        return True
+    subsampled = len({(component.across, component.down) for component in frame.components}) > 1
+    return head[adobe + 15 : adobe + 16] == b"\1" if adobe >= 0 else subsampled
 
 
 def _reduction(height: int, width: int, at_least: Size) -> int:
