@@ -240,6 +240,13 @@ def _as_colours(stored: StoredMask) -> NDArray[Any]:
     return np.asarray(levels.astype(np.int32) * 0x010101)
 
 
+def shown_colours(stored: StoredMask) -> frozenset[int] | None:
+    """The colours of a mask in a viewer, as 0xRRGGBB; None where its type does not say."""
+    if stored.kind == "jpeg" or not stored.full or (stored.kind == "index" and stored.palette is None):
+        return None
+    return frozenset(count_values(_as_colours(stored)))
+
+
 def count_values(values: NDArray[Any]) -> dict[int, int]:
     """How often each value occurs."""
     if values.dtype.itemsize <= 2:  # no sorting: 4 instead of 33 ms for 1280x1918
