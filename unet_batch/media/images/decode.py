@@ -346,9 +346,11 @@ def stored_values(image: Image.Image) -> tuple[Pixels, Pixels | None]:
         return np.array(converted, np.uint8), None
     grey = mode in ("1", "L", "LA", "La")
     if alpha is None and image.has_transparency_data:
-        full = np.array(image.convert("RGBA"))
-        alpha = full[..., 3].copy()
-        return full[..., 0 if grey else slice(3)].copy(), None if alpha.min() == 255 else alpha
+        full = np.asarray(image if mode == "RGBA" else image.convert("RGBA"))
+        # 1.7 ms for the colours of 1280x1918, where numpy takes 18
+        alpha = cast("Pixels", cv2.extractChannel(full, 3))
+        values = cv2.extractChannel(full, 0) if grey else cv2.cvtColor(full, cv2.COLOR_RGBA2RGB)
+        return cast("Pixels", values), None if alpha.min() == 255 else alpha
     plain = mode if mode in ("RGB", "CMYK") else "L" if grey else "RGB"
     values = np.array(image if mode == plain else image.convert(plain), np.uint8)
     return values, alpha
