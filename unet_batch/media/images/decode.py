@@ -26,7 +26,7 @@ from unet_batch.media.images.huffman import read_frame
 from unet_batch.media.images.jpeg import open_header, read_jpeg
 from unet_batch.media.images.metadata import outputs_metadata
 from unet_batch.media.images.png import open_png
-from unet_batch.media.images.profiles import coded_profile, to_srgb
+from unet_batch.media.images.profiles import coded_profile, named_profile, to_srgb
 from unet_batch.media.images.tiff import PALETTE, WHITE_IS_ZERO, read_stored, read_tiff, tiff_orientation
 from unet_batch.types import Metadata
 
@@ -103,6 +103,8 @@ def to_picture(image: Image.Image, notes: tuple[str, ...] = (), *, with_metadata
             coded.get("color_primaries", 0), coded.get("transfer_characteristics", 0)
         )
         notes += more
+    if not profile and image.format in ("JPEG", "MPO"):
+        profile = named_profile(image)
     pixels, more = to_srgb(values, profile)
     notes += more
     turn = exif_orientation(image)

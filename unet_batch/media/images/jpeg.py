@@ -23,7 +23,7 @@ from unet_batch.media.images.common import (
     exif_orientation,
 )
 from unet_batch.media.images.metadata import outputs_metadata
-from unet_batch.media.images.profiles import to_srgb
+from unet_batch.media.images.profiles import named_profile, to_srgb
 from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def read_jpeg(source: Source, at_least: Size | None) -> Picture:
         step = _reduction(frame.height, frame.width, at_least if orientation < 5 else at_least[::-1])
     info: dict[Any, Any] = {} if header is None else header.info
     profile = info.get("icc_profile", b"?" if "icc_profile" in info else None)
+    if profile is None and header is not None:
+        profile = named_profile(header)
     values = _decode(data, frame, step, with_inks=profile is not None, name=source.name)
     pixels, notes = to_srgb(values, profile)
     metadata = Metadata()

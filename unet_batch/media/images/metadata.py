@@ -23,8 +23,8 @@ _ASCII, _SHORT, _LONG, _RATIONAL = 2, 3, 4, 5
 _ORIENTATION, _ARTIST, _COPYRIGHT, _EXIF_IFD = 0x0112, 0x013B, 0x8298, 0x8769
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 _THUMBNAIL, _THUMBNAIL_BYTES = 0x0201, 0x0202
-# (across, down), exchanged where a picture is turned: pixels and resolution in the first directory, and pixels
-# in that of EXIF
+# (across, down), exchanged where a picture is turned: pixels and resolution in the first directory, pixels in
+# that of EXIF
 _SIDES = ((0x0100, 0x0101), (_X_RESOLUTION, _Y_RESOLUTION))
 _SIDES_OF_EXIF = (0xA002, 0xA003)
 # Tags that speak of how a TIFF stores its pixels, which an output does not
