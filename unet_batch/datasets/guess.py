@@ -171,7 +171,7 @@ def look_at(masks: Sequence[str], count: int = _SAMPLE) -> Sample:
         flat, left = 0, stored.values[:, :-1]
         if stored.full == 255 and left.dtype == np.uint8:
             flat = int(np.count_nonzero((left >= DARK) & (left < LIGHT) & (left == stored.values[:, 1:])))
-        shown = shown_colours(stored)
+        shown = shown_colours(stored, values)
         return Looked(path, values, stored.kind, stored.full, shades, stored.white_is_zero, shown, flat)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
