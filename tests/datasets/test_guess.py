@@ -350,6 +350,18 @@ class TestNamedColours:
         assert np.array_equal(read(dataset)[0], TRUTH)
 
 
+def test_colours_that_nobody_has_named_are_told_as_such(tmp_path: Path) -> None:
+    shades = np.array([BLACK, RED, (0, 200, 0)], np.uint8)[ids(0, 1, 2)]
+    with pytest.raises(UsageError, match="masks hold 3 colours") as raised:
+        made(tmp_path, *[("png", lambda p: Image.fromarray(shades).save(p))] * 2)
+    assert "classes.toml" in raised.value.hint
+    dataset = find_dataset(str(tmp_path), faulty=True)  # as `check-data` does
+    (finding,) = (found for found in check(dataset).findings if found.severity == "error")
+    assert finding.kind == "unexpected mask values"
+    assert "unexpected colour [0, 0, 0] in 264, [200, 0, 0] in 264" in finding.files[0]
+    assert "classes.toml" in finding.fix
+
+
 class TestBackgroundAndOneClass:
     TOML = '[[class]]\nname = "background"\n[[class]]\nname = "road"\n'
 

@@ -227,7 +227,8 @@ def _from_values(toml: str, sample: Sample) -> Understanding:
             len(common) > 8
         )
         why = f"masks hold {len(common):,} colours: {shown}"
-        return _unknown(why, UsageError(f"{coloured[0].path}: {why}", hint=f"name each of them in {toml}"))
+        fault = UsageError(f"{coloured[0].path}: {why}", hint=f"name each of them in {toml}")
+        return replace(_unknown(why, fault), encoding=Encoding("colour", {}))
     by_look = sample.shows_black_and_white
     guess, why, odd = _guess(sample.by_look() if by_look else sample)
     if guess is None:
