@@ -304,6 +304,103 @@ class TestRange:
         assert (level == 255) or stored < full
 
 
+ROAD = """
+[[class]]
+name = "background"
+color = {0}
+[[class]]
+name = "road"
+color = {1}
+"""
+
+
+class TestNamedColours:
+    """classes.toml names a colour for each class, and no id."""
+
+    @pytest.mark.parametrize("colours", [(BLACK, RED), (RED, BLACK), (BLACK, WHITE), (WHITE, BLACK)])
+    @pytest.mark.parametrize("first", [0, 1])
+    @pytest.mark.parametrize("extension", ["png", "gif", "tif", "bmp"])
+    def test_a_palette_that_shows_them_is_read_by_them(
+        self, tmp_path: Path, colours: tuple[Sequence[int], ...], first: int, extension: str
+    ) -> None:
+        shown = (colours[first], colours[1 - first])  # the first place may be either's
+        way = (extension, lambda p: indexed(p, first ^ TRUTH, shown))
+        dataset = made(tmp_path, way, way, toml=ROAD.format(*map(list, colours)))
+        assert all(np.array_equal(found, TRUTH) for found in read(dataset))
+        assert reason(dataset, "masks hold colors")
+
+    @pytest.mark.parametrize("colours", [(BLACK, WHITE), (WHITE, BLACK), ([9, 9, 9], [200, 200, 200])])
+    @pytest.mark.parametrize("mode", ["L", "RGB"])
+    def test_grey_levels_that_show_them_are_read_by_them(
+        self, tmp_path: Path, colours: tuple[Sequence[int], ...], mode: str
+    ) -> None:
+        levels = np.array([colours[0][0], colours[1][0]], np.uint8)[TRUTH]
+        way = ("png", lambda p: Image.fromarray(levels).convert(mode).save(p))
+        dataset = made(tmp_path, way, toml=ROAD.format(*map(list, colours)))
+        assert np.array_equal(read(dataset)[0], TRUTH)
+
+    def test_a_palette_of_other_colours_holds_ids(self, tmp_path: Path) -> None:
+        way = ("png", lambda p: indexed(p, TRUTH, (BLACK, (0, 0, 200))))
+        dataset = made(tmp_path, way, toml=ROAD.format(list(BLACK), list(RED)))
+        assert np.array_equal(read(dataset)[0], TRUTH)
+
+    def test_an_id_that_is_written_down_goes_before_the_look(self, tmp_path: Path) -> None:
+        toml = ROAD.format(f"{list(RED)}\nid = 1", f"{list(BLACK)}\nid = 0")
+        dataset = made(tmp_path, ("png", lambda p: indexed(p, 1 - TRUTH, (RED, BLACK))), toml=toml)
+        assert np.array_equal(read(dataset)[0], TRUTH)
+
+
+def test_colours_that_nobody_has_named_are_told_as_such(tmp_path: Path) -> None:
+    shades = np.array([BLACK, RED, (0, 200, 0)], np.uint8)[ids(0, 1, 2)]
+    with pytest.raises(UsageError, match="masks hold 3 colours") as raised:
+        made(tmp_path, *[("png", lambda p: Image.fromarray(shades).save(p))] * 2)
+    assert "classes.toml" in raised.value.hint
+    dataset = find_dataset(str(tmp_path), faulty=True)  # as `check-data` does
+    (finding,) = (found for found in check(dataset).findings if found.severity == "error")
+    assert finding.kind == "unexpected mask values"
+    assert "unexpected colour [0, 0, 0] in 264, [200, 0, 0] in 264" in finding.files[0]
+    assert "classes.toml" in finding.fix
+
+
+class TestBackgroundAndOneClass:
+    TOML = '[[class]]\nname = "background"\n[[class]]\nname = "road"\n'
+
+    @pytest.mark.parametrize("high", [1, 255])
+    def test_masks_are_those_of_one_class(self, tmp_path: Path, high: int) -> None:
+        dataset = made(tmp_path, ("png", lambda p: mask(p, high * TRUTH)), toml=self.TOML)
+        assert dataset.classes.names == ("road",)
+        assert np.array_equal(read(dataset)[0], TRUTH)
+
+    def test_what_fits_no_rule_is_named_file_by_file(self, tmp_path: Path) -> None:
+        good, bad = (("png", lambda p, top=top: mask(p, top * TRUTH)) for top in (1, 7))
+        dataset = made(tmp_path, good, bad, good, toml=self.TOML)
+        (finding,) = (found for found in check(dataset).findings if found.severity == "error")
+        assert finding.files[0].startswith("p1.png: unexpected value 7")
+
+    def test_the_background_may_not_come_second_where_white_would_be_it(self, tmp_path: Path) -> None:
+        toml = '[[class]]\nname = "road"\n[[class]]\nname = "background"\n'
+        dataset = made(tmp_path, ("png", lambda p: mask(p, 255 * TRUTH)), toml=toml)
+        assert [found.kind for found in check(dataset).findings if found.severity == "error"]
+
+
+class TestBits:
+    @pytest.mark.parametrize("options", [{}, {"metadata": None}, {"software": "mine"}, {"ome": True}])
+    def test_an_array_of_tifffile_holds_its_numbers(self, tmp_path: Path, options: dict[str, object]) -> None:
+        """It asks viewers to show True, which is 1, as black."""
+        way = ("tif", lambda p: tiff(p, TRUTH.astype(bool), **options))
+        dataset = made(tmp_path, way, way)
+        assert all(np.array_equal(found, TRUTH) for found in read(dataset))
+        assert reason(dataset, "2 are TIFF to be shown with 0 as white, and their numbers count")
+
+    def test_of_other_programs_the_look_counts(self, tmp_path: Path) -> None:
+        def write(path: Path) -> None:
+            tiff(path, TRUTH == 0, metadata=None, software="scanner")
+
+        dataset = made(tmp_path, ("tif", write))
+        assert np.array_equal(read(dataset)[0], TRUTH)
+        assert reason(dataset, "1 are TIFF of bits to be shown with 0 as white, and are read so")
+
+
 class TestMajority:
     def test_a_few_others_do_not_change_what_the_most_mean(self, tmp_path: Path) -> None:
         """255 would become void, and everything that is marked with it."""

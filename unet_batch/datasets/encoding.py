@@ -5,7 +5,7 @@ What the values of a dataset's masks mean is found out in `guess.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
@@ -238,6 +238,13 @@ def _as_colours(stored: StoredMask) -> NDArray[Any]:
         return np.asarray(_pack(table)[stored.values])
     levels = stored.values if stored.full == 255 else to_levels(stored.values, stored.full or 255)
     return np.asarray(levels.astype(np.int32) * 0x010101)
+
+
+def shown_colours(stored: StoredMask, values: Iterable[float]) -> frozenset[int] | None:
+    """The colours in a viewer, as 0xRRGGBB, of the values of a mask; None where its type is silent."""
+    if stored.kind == "jpeg" or not stored.full:
+        return None
+    return frozenset(_as_colours(replace(stored, values=np.array(list(values)))).tolist())
 
 
 def count_values(values: NDArray[Any]) -> dict[int, int]:

@@ -10,9 +10,10 @@ and `color` are what masks hold; which of the two, the masks show.
     id = 3
 
 One class alone is the foreground: 1 or 255 in the masks unless it has an id or a color, and 0 (black) is the
-background. Of a palette mask the index counts, and its colour only where the palettes of all masks show black
-and white and no more, and classes.toml gives no id: then white is 1, wherever the palette has it. The numbers
-of a TIFF count, though it may ask viewers to show 0 as white; bits alone are read as they are shown.
+background. Of a palette mask the index counts, and its colour only where classes.toml gives no id, and all
+masks show the colours that it names and no more; or black and white and no more: then white is 1, wherever
+the palette has it. The numbers of a TIFF count, though it may ask viewers to show 0 as white; bits alone are
+read as they are shown, unless they are an array of tifffile, which asks for that and means the numbers.
 
 Of two values the higher may be the highest that its type can hold, whatever type that is: 255, 65535 or 1.0.
 """
@@ -41,6 +42,7 @@ from unet_batch.datasets.encoding import (
     count_values,
     format_value,
     read_values,
+    shown_colours,
     to_levels,
 )
 from unet_batch.errors import ImageError, UnetBatchError, UsageError
@@ -63,6 +65,7 @@ class Looked:
         kind, full: see `StoredMask`.
         look: of a palette that shows black and white only, which places are white, see `black_and_white`.
         white_is_zero: see `StoredMask`.
+        shown: the colours that a viewer shows, as 0xRRGGBB; None where JPEG or an odd type leaves that open.
         flat: pixels of bytes, neither black nor white, whose neighbour to the right has the same value.
     """
 
@@ -71,7 +74,8 @@ class Looked:
     kind: str
     full: int
     look: Pixels | None
-    white_is_zero: bool
+    white_is_zero: str
+    shown: frozenset[int] | None = None
     flat: int = 0
 
     def by_look(self) -> Looked:
@@ -139,7 +143,7 @@ class Sample:
 
     def remarks(self, by_look: bool) -> str:
         """What a viewer shows otherwise than it is read here, as the end of a sentence; "" if nothing."""
-        white = sum(file.white_is_zero for file in self.files)
+        white = Counter(file.white_is_zero for file in self.files)
         turned = sum(
             file.look is not None and any(file.look[place] != place for place in file.values)
             for file in self.files
@@ -147,8 +151,10 @@ class Sample:
         said = ""
         if turned and by_look:
             said += f"; {turned:,} have their palette's white elsewhere than at 1, and white counts"
-        if white:
-            said += f"; {white:,} are TIFF to be shown with 0 as white, and their numbers count"
+        if count := white["ignored"]:
+            said += f"; {count:,} are TIFF to be shown with 0 as white, and their numbers count"
+        if count := white["obeyed"]:
+            said += f"; {count:,} are TIFF of bits to be shown with 0 as white, and are read so"
         return said
 
 
@@ -165,7 +171,8 @@ def look_at(masks: Sequence[str], count: int = _SAMPLE) -> Sample:
         flat, left = 0, stored.values[:, :-1]
         if stored.full == 255 and left.dtype == np.uint8:
             flat = int(np.count_nonzero((left >= DARK) & (left < LIGHT) & (left == stored.values[:, 1:])))
-        return Looked(path, values, stored.kind, stored.full, shades, stored.white_is_zero, flat)
+        shown = shown_colours(stored, values)
+        return Looked(path, values, stored.kind, stored.full, shades, stored.white_is_zero, shown, flat)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(look, masks[:: -(-len(masks) // count)]))
@@ -220,7 +227,8 @@ def _from_values(toml: str, sample: Sample) -> Understanding:
             len(common) > 8
         )
         why = f"masks hold {len(common):,} colours: {shown}"
-        return _unknown(why, UsageError(f"{coloured[0].path}: {why}", hint=f"name each of them in {toml}"))
+        fault = UsageError(f"{coloured[0].path}: {why}", hint=f"name each of them in {toml}")
+        return replace(_unknown(why, fault), encoding=Encoding("colour", {}))
     by_look = sample.shows_black_and_white
     guess, why, odd = _guess(sample.by_look() if by_look else sample)
     if guess is None:
@@ -339,8 +347,7 @@ def _guess_values(
 
 
 def _from_toml(path: str, sample: Sample) -> Understanding:
-    """Read classes.toml; the sample of masks only says whether they hold ids or colours."""
-    colour = any(file.kind == "colour" for file in sample.files)
+    """Read classes.toml; the sample of masks says whether they hold ids or colours."""
     hint = (
         '[[class]] name = "road" color = [128, 64, 128] id = 3, each on a line of its own; void = 255 above '
         "them"
@@ -352,6 +359,10 @@ def _from_toml(path: str, sample: Sample) -> Understanding:
         colours = tuple(
             _colour(entry.get("color", chosen))
             for entry, chosen in zip(entries, palette(len(names)), strict=True)
+        )
+        named = any("id" in entry for entry in entries)  # ids that a person has written down are places
+        colour = any(file.kind == "colour" for file in sample.files) or (
+            not named and all("color" in entry for entry in entries) and _show_named_colours(sample, document)
         )
         key = "color" if colour else "id"
         stored = [
@@ -376,13 +387,15 @@ def _from_toml(path: str, sample: Sample) -> Understanding:
     kind: Literal["grey", "colour"] = "colour" if colour else "grey"
     why = f"{len(names)} class{'es' * (len(names) > 1)} from classes.toml; masks hold {key}s"
     classes, voids = ClassTable(names, colours), dict.fromkeys(ignored, VOID)
-    named = any("id" in entry for entry in entries)  # ids that a person has written down are places
     by_look = not named and not colour and sample.shows_black_and_white
     if (one := classes.foreground) is not None:
         why += f": {names[one]} against {names[1 - one]}"
         table = {stored[1 - one]: 0, stored[one]: 1, **voids}
-        return Understanding(classes.only(one), Encoding(kind, table, by_look=by_look), why)
-    if len(names) > 1:
+        plain = Understanding(classes.only(one), Encoding(kind, table, by_look=by_look), why)
+        if one == 0 or colour or named:
+            return plain
+        classes = plain.classes
+    elif len(names) > 1:
         table = {value: id for id, value in enumerate(stored)} | voids
         return Understanding(classes, Encoding(kind, table, by_look=by_look), why)
     if colour or named:
@@ -397,13 +410,26 @@ def _from_toml(path: str, sample: Sample) -> Understanding:
     )
     encoding, guess, odd = _guess(replace(sample, files=marked))
     if encoding is None or max(encoding.table.values()) > 1:
+        if one is not None:
+            return plain
         fault = UsageError(
             f"{path}: names one class, but {odd.path} holds {_list_values(odd)}, and {guess}",
             hint="name the other classes, or list their values as void",
         )
         return _unknown(f"{why}: {guess}", fault, classes)
     found = replace(encoding, table={**encoding.table, **voids}, by_look=by_look)
-    return Understanding(classes, found, f"{why}: {guess}")
+    return Understanding(classes, found, f"{why}: {guess.replace(', called foreground', '')}")
+
+
+def _show_named_colours(sample: Sample, document: dict[str, Any]) -> bool:
+    """Whether masks of palettes or grey levels show no other colours than classes.toml names."""
+    entries, void = document["class"], document.get("void", [])
+    marks = [entry["color"] for entry in entries]
+    marks += [value for value in (void if isinstance(void, list) else []) if isinstance(value, list)]
+    known = {_pack_rgb(mark) for mark in marks} | ({0} if len(entries) == 1 else set())
+    if len(entries) == 1 and any(file.kind != "index" for file in sample.files):
+        return False  # of one class, grey levels may also be soft edges
+    return bool(sample.files) and all(file.shown is not None and file.shown <= known for file in sample.files)
 
 
 def load_toml(path: str) -> dict[str, Any]:

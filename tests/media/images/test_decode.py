@@ -358,3 +358,19 @@ def test_icons_are_read_whatever_their_kind(tmp_path: Path, photo: Image.Image) 
         side = read_bytes(tmp_path, data, max_pixels=48 * 48).shape[0]  # of the one that Pillow prefers
         with pytest.raises(ImageTooLarge):
             read_bytes(tmp_path, data, max_pixels=side * side - 1)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("white_first", [False, True])
+def test_a_bmp_of_black_and_white_shows_them_at_every_depth(
+    tmp_path: Path, bits: int, white_first: bool
+) -> None:
+    """Pillow takes one whose palette holds no more for one of 1 bit."""
+    values = np.random.default_rng(3).integers(0, 2, (9, 21)).astype(np.uint8)
+    rows = np.packbits(np.unpackbits(values[::-1, :, None], -1)[..., 8 - bits :].reshape(9, -1), -1)
+    rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4)))
+    table = b"\xff\xff\xff\0\0\0\0\0" if white_first else b"\0\0\0\0\xff\xff\xff\0"
+    head = struct.pack("<IiiHHIIiiII", 40, 21, 9, 1, bits, 0, rows.size, 0, 0, 2, 0)
+    data = b"BM" + struct.pack("<IHHI", 62 + rows.size, 0, 0, 62) + head + table + rows.tobytes()
+    shown = np.uint8(255) * (1 - values if white_first else values)
+    assert np.array_equal(read_bytes(tmp_path, data), grey(shown))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,40 @@ def test_lossless_jpeg_is_exact(bits: int, shape: tuple[int, ...]) -> None:
     assert np.array_equal(picture.pixels, expected if len(shape) == 3 else grey(expected))
     with pytest.raises(ImageError, match="cannot decode this JPEG: its data end early"):
         images.read_bytes(data[: len(data) // 2] + b"\xff\xd9")
+
+
+JFIF, ADOBE = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0", b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
+
+
+@pytest.mark.parametrize("marker", [JFIF, ADOBE + b"\1", ADOBE + b"\0", b""])
+@pytest.mark.parametrize("bits", [8, 12])
+def test_a_lossless_jpeg_is_ycbcr_where_it_says_so(marker: bytes, bits: int) -> None:
+    """Libjpeg refuses to convert the colours, as that loses a little."""
+    rgb = np.random.default_rng(1).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    says = marker in (JFIF, ADOBE + b"\1")
+    stored = np.asarray(Image.fromarray(rgb).convert("YCbCr")) if says else rgb
+    values = stored if bits == 8 else np.rint(stored / 255 * 4095).astype(np.uint16)
+    data = imagecodecs.jpeg8_encode(values, lossless=True, bitspersample=bits)
+    # Component ids, which would say that it is RGB, from its letters to numbers
+    at, end = data.index(b"\xff\xee"), data.index(b"\xff\xda") + 12
+    head = data[at + 16 : end]
+    for id, letter in enumerate(b"RGB", 1):
+        for tables in (b"\x11\0", b"\0"):
+            head = head.replace(bytes([letter]) + tables, bytes([id]) + tables)
+    data = data[:at] + marker + head + data[end:]
+    picture = images.read_bytes(data)
+    assert np.abs(picture.pixels.astype(int) - rgb).max() <= (3 if says else 0)
+
+
+def test_a_lossless_jpeg_of_less_colour_than_light_is_ycbcr(photo: Image.Image) -> None:
+    av = pytest.importorskip("av", reason="needs the encoder of lossless JPEG of FFmpeg")
+    rgb = np.asarray(photo.crop((0, 0, 160, 96)))
+    codec = av.CodecContext.create("ljpeg", "w")
+    codec.width, codec.height, codec.pix_fmt, codec.time_base = 160, 96, "yuvj420p", Fraction(1, 25)
+    frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="yuvj420p")
+    data = b"".join(bytes(packet) for packet in (*codec.encode(frame), *codec.encode(None)))
+    shown = frame.reformat(format="rgb24").to_ndarray()
+    assert np.abs(images.read_bytes(data).pixels.astype(int) - shown).mean() < 3
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

@@ -60,6 +60,7 @@ def test_exif_reaches_overlays_and_cutouts_without_orientation(photo: Image.Imag
             assert (ifd[0xA002], ifd[0xA003]) == (317, 403)
             assert exif.get_ifd(0x8825)[2] == (52.0, 31.0, 12.0)
             assert image.info["dpi"] == pytest.approx((240, 300), abs=0.02)
+            assert (exif[0x011A], exif[0x011B]) == (240, 300)
             assert image.size == (317, 403)
         again = images.read_bytes(output)
         assert again.size == (403, 317)  # not turned once more

@@ -56,6 +56,15 @@ def test_one_colour_is_transparent_and_none_that_is_only_near(bits: int) -> None
     ]
 
 
+@pytest.mark.parametrize(("colour", "size"), [(0, 0), (0, 1), (0, 6), (2, 2), (2, 5), (4, 2), (6, 6)])
+def test_a_transparent_colour_of_a_wrong_size_is_ignored_as_viewers_do(colour: int, size: int) -> None:
+    bands = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    data = png(1, 1, 8, colour, bytes([0, *[255] * bands]), extra=chunk(b"tRNS", b"\xff" * size))
+    picture = images.read_bytes(data)
+    assert picture.pixels.tolist() == [[[255] * 3]]
+    assert picture.alpha is None
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_palettes_have_the_opacity_of_their_entries(bits: int) -> None:
     entries = [(10 * i, 0, 200 - i) for i in range(2**bits)]

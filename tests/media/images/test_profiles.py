@@ -62,6 +62,24 @@ def test_wide_colours_are_converted(
     assert np.abs(images.from_memory(Image.open(io.BytesIO(data)), "x").pixels - expected).max() <= 1
 
 
+@pytest.mark.parametrize(("name", "moves"), [("R03", True), ("R98", False), ("THM", False)])
+def test_cameras_that_name_adobe_rgb_without_a_profile_are_believed(
+    photo: Image.Image, name: str, moves: bool
+) -> None:
+    """As DCF has it: Canon's "Adobe RGB" photos have no profile."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769).update({0xA001: 65535, 0xA005: {1: name, 2: b"0100"}})
+    data = encoded(photo, "JPEG", quality=98, subsampling=0, exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        stored = image.convert("RGB")
+        expected = by_pillow(stored, ADOBE) if moves else np.asarray(stored, np.int16)
+        assert np.abs(images.from_memory(image, "x").pixels - expected).max() <= 1
+    picture = images.read_bytes(data)
+    assert np.abs(picture.pixels - expected).max() <= 3
+    again = images.read_bytes(images.encode_jpeg(picture.pixels, 98, picture.metadata))
+    assert np.abs(again.pixels.astype(int) - picture.pixels).mean() < 1  # its profile goes before the name
+
+
 def test_display_p3_by_the_formula() -> None:
     values = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
     level = values / 255

@@ -475,6 +475,22 @@ def test_a_pixel_is_missing_where_no_band_has_a_value() -> None:
     assert_shows(picture, values, 0)
 
 
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+@pytest.mark.parametrize("planarconfig", ["contig", "separate"])
+def test_a_level_of_one_band_that_is_also_the_nodata_is_a_colour(kind: str, planarconfig: str) -> None:
+    """The red roof of an orthophoto whose collar is white: 255 in one band, nodata in all three."""
+    top = np.iinfo(kind).max
+    values = np.full((2, 4, 3), top // 5, kind)
+    values[0, 0], values[1, 1], values[1, 2] = top, (top, 0, 0), (0, top, top)
+    stored = np.moveaxis(values, -1, 0) if planarconfig == "separate" else values
+    tags = [(42113, 2, len(str(top)) + 1, str(top), True)]
+    picture = read(written(stored, photometric="rgb", planarconfig=planarconfig, extratags=tags))
+    assert picture.missing is not None
+    assert np.argwhere(picture.missing).tolist() == [[0, 0]]
+    values[0, 0] = 0
+    assert_shows(picture, values // (top // 255), 0)
+
+
 def test_missing_pixels_are_turned_with_the_picture() -> None:
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     values[0, 2] = np.nan

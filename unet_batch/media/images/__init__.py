@@ -26,8 +26,8 @@
 |                                     | MPO the first: only pictures as large count, no previews and |
 |                                     | no gain maps                                                 |
 | orientation 2..8 (EXIF, TIFF)       | applied; absent, invalid or unreadable: as stored            |
-| an ICC profile; PNG's cICP          | sRGB by Little CMS, relative colorimetric with black point   |
-|                                     | compensation; one that is damaged or made for other colours  |
+| an ICC profile; PNG's cICP; a JPEG  | sRGB by Little CMS, relative colorimetric with black point   |
+| that names Adobe RGB in EXIF (DCF)  | compensation; one that is damaged or made for other colours  |
 |                                     | is ignored, with a note; so is high dynamic range (PQ, HLG)  |
 | PNG's gAMA and cHRM                 | ignored: many programs write wrong ones                      |
 

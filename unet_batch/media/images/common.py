@@ -73,7 +73,7 @@ FORMATS = (
     ),
     Format("HEIC", "heic heif hif", rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "pillow_heif:HeifImageFile"),
     Format("TIFF", "tif tiff", rb"II[*+]\x00|MM\x00[*+]", ""),
-    Format("PNM", "ppm pgm pbm pnm", rb"P[1-6fF]\s", "PIL.PpmImagePlugin:PpmImageFile"),
+    Format("PNM", "ppm pgm pbm pnm", rb"P[1-6f]\s", "PIL.PpmImagePlugin:PpmImageFile"),
     Format("PSD", "psd", rb"8BPS", "PIL.PsdImagePlugin:PsdImageFile"),
     Format("ICO", "ico", rb"\x00\x00\x01\x00[^\x00]", "PIL.IcoImagePlugin:IcoImageFile"),
     Format(
@@ -295,7 +295,8 @@ def to_uint8(values: NDArray[Any], bits: int = 0, invalid: NDArray[np.bool_] | N
         values: of any shape, and any kind but complex numbers.
         bits: of unsigned integers: 2 ** bits - 1 is white; 0 takes those of the dtype.
         invalid: bool as `values`: numbers that stand for no value, as those that are not finite do. They
-            become 0, and do not widen the range.
+            do not widen the range, and become 0 where one is looked for; levels of 16 bits or fewer stay what
+            they are: an orthophoto's nodata of 255 is also the red of a roof.
 
     Returns:
         uint8 of the same shape; `values` itself where that is what they are.
@@ -303,15 +304,13 @@ def to_uint8(values: NDArray[Any], bits: int = 0, invalid: NDArray[np.bool_] | N
     kind = values.dtype.kind
     bits = bits or (1 if kind == "b" else values.itemsize * 8)
     if kind in "bu" and bits <= 16:
-        if bits == 8 and invalid is None:
+        if bits == 8:
             return values
         full = 2**bits - 1
         table = (
             np.arange(2 ** (8 * values.itemsize), dtype=np.uint32).clip(max=full) * 255 + full // 2
         ) // full
         levels: Pixels = table.astype(np.uint8)[values.view(np.uint8) if kind == "b" else values]
-        if invalid is not None:
-            levels[invalid] = 0
         return levels
     out = np.zeros(values.shape, np.uint8)
     step = max(1, (1 << 20) * len(values) // max(1, values.size))  # rows of about 2 ** 20 numbers: 8 MB each

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import struct
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import cv2
 import numpy as np
@@ -25,7 +26,7 @@ from unet_batch.media.images.huffman import read_frame
 from unet_batch.media.images.jpeg import open_header, read_jpeg
 from unet_batch.media.images.metadata import outputs_metadata
 from unet_batch.media.images.png import open_png
-from unet_batch.media.images.profiles import coded_profile, to_srgb
+from unet_batch.media.images.profiles import coded_profile, named_profile, to_srgb
 from unet_batch.media.images.tiff import PALETTE, WHITE_IS_ZERO, read_stored, read_tiff, tiff_orientation
 from unet_batch.types import Metadata
 
@@ -102,6 +103,8 @@ def to_picture(image: Image.Image, notes: tuple[str, ...] = (), *, with_metadata
             coded.get("color_primaries", 0), coded.get("transfer_characteristics", 0)
         )
         notes += more
+    if not profile and image.format in ("JPEG", "MPO"):
+        profile = named_profile(image)
     pixels, more = to_srgb(values, profile)
     notes += more
     turn = exif_orientation(image)
@@ -137,14 +140,14 @@ class StoredMask:
         full: the highest value that its type can hold: 255, 65535, 15 for 4 bits, 1 for bits and fractions;
             0 where that says nothing, as for 32 bits.
         palette: uint8 (n, 3), the colours of "index"; else None.
-        white_is_zero: a TIFF whose 0 is to be shown as white, which its numbers ignore.
+        white_is_zero: a TIFF asks viewers to show 0 as white, which is "ignored" or "obeyed" here; else "".
     """
 
     values: NDArray[Any]
     kind: Literal["grey", "index", "colour", "jpeg"]
     full: int = 255
     palette: Pixels | None = None
-    white_is_zero: bool = False
+    white_is_zero: Literal["", "ignored", "obeyed"] = ""
 
 
 def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> StoredMask:
@@ -210,9 +213,10 @@ def _tiff_mask(source: Source) -> StoredMask:
         if opacity is not None:
             colours = np.where(opacity[..., None] > 0, colours, np.uint8(0))
         return StoredMask(colours, "colour")
-    white_is_zero = stored.photometric == WHITE_IS_ZERO
-    if stored.bits == 1 and white_is_zero:  # fax machines and scanners store what they mean either way
-        return StoredMask(1 - values.astype(np.uint8), "grey", 1)
+    white_is_zero: Literal["", "ignored"] = "ignored" if stored.photometric == WHITE_IS_ZERO else ""
+    # Fax machines, scanners and editors store what they mean either way
+    if stored.bits == 1 and white_is_zero and not stored.is_array:
+        return StoredMask(1 - values.astype(np.uint8), "grey", 1, white_is_zero="obeyed")
     try:
         values, kind, full = _as_ids(values)
     except ValueError as error:
@@ -275,9 +279,26 @@ def _open_image(source: Source) -> ImageFile:
         ) from error
     if source.format.name == "ICO":
         _check_icons(source)
-    image = cast("ImageFile", opener(source.file))
+    file = _tell_bmp_apart(source.file) if source.format.name == "BMP" else source.file
+    image = cast("ImageFile", opener(file))
     source.check_size(image.height, image.width)
     return image
+
+
+def _tell_bmp_apart(file: BinaryIO) -> BinaryIO:
+    """Say of a BMP of 4 or 8 bits whose palette is black and white that it has a third, unused colour.
+
+    With two, Pillow reads its pixels as bits, and without a word shows all of it black or torn.
+    """
+    head = bytearray(file.read(50))
+    file.seek(0)
+    if len(head) < 50 or int.from_bytes(head[14:18], "little") < 40:
+        return file
+    bits, colours = int.from_bytes(head[28:30], "little"), int.from_bytes(head[46:50], "little")
+    if bits not in (4, 8) or colours not in (1, 2):
+        return file
+    head[46] = 3
+    return BytesIO(bytes(head) + file.read()[50:])
 
 
 def _check_icons(source: Source) -> None:
@@ -327,9 +348,11 @@ def stored_values(image: Image.Image) -> tuple[Pixels, Pixels | None]:
         return np.array(converted, np.uint8), None
     grey = mode in ("1", "L", "LA", "La")
     if alpha is None and image.has_transparency_data:
-        full = np.array(image.convert("RGBA"))
-        alpha = full[..., 3].copy()
-        return full[..., 0 if grey else slice(3)].copy(), None if alpha.min() == 255 else alpha
+        full = np.asarray(image if mode == "RGBA" else image.convert("RGBA"))
+        # 1.7 ms for the colours of 1280x1918, where numpy takes 18
+        alpha = cast("Pixels", cv2.extractChannel(full, 3))
+        values = cv2.extractChannel(full, 0) if grey else cv2.cvtColor(full, cv2.COLOR_RGBA2RGB)
+        return cast("Pixels", values), None if alpha.min() == 255 else alpha
     plain = mode if mode in ("RGB", "CMYK") else "L" if grey else "RGB"
     values = np.array(image if mode == plain else image.convert(plain), np.uint8)
     return values, alpha

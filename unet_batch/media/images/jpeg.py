@@ -7,6 +7,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL.JpegImagePlugin import JpegImageFile
@@ -22,7 +23,7 @@ from unet_batch.media.images.common import (
     exif_orientation,
 )
 from unet_batch.media.images.metadata import outputs_metadata
-from unet_batch.media.images.profiles import to_srgb
+from unet_batch.media.images.profiles import named_profile, to_srgb
 from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def read_jpeg(source: Source, at_least: Size | None) -> Picture:
         step = _reduction(frame.height, frame.width, at_least if orientation < 5 else at_least[::-1])
     info: dict[Any, Any] = {} if header is None else header.info
     profile = info.get("icc_profile", b"?" if "icc_profile" in info else None)
+    if profile is None and header is not None:
+        profile = named_profile(header)
     values = _decode(data, frame, step, with_inks=profile is not None, name=source.name)
     pixels, notes = to_srgb(values, profile)
     metadata = Metadata()
@@ -173,8 +176,11 @@ def _decode_rare(data: bytes, frame: huffman.Frame, name: str) -> Pixels:
             hint=CONVERT,
         )
     huffman.check(data, frame)
+    # Of a lossless file libjpeg converts no colours, and refuses to where they are YCbCr
+    as_stored = _is_lossless_ycbcr(data, frame)
+    colours = "ycbcr" if as_stored else None
     try:
-        values: NDArray[Any] = imagecodecs.jpeg8_decode(data)
+        values: NDArray[Any] = imagecodecs.jpeg8_decode(data, colorspace=colours, outcolorspace=colours)
     except RuntimeError as error:
         if "not implemented" in str(error) or "Sampling factors" in str(error):
             raise ImageError(
@@ -185,9 +191,26 @@ def _decode_rare(data: bytes, frame: huffman.Frame, name: str) -> Pixels:
         full = 2**frame.bits - 1
         levels = (np.arange(full + 1, dtype=np.int64) * 255 + full // 2) // full
         values = levels.astype(np.uint8)[np.minimum(values, full)]
+    if as_stored:
+        values = cv2.cvtColor(np.ascontiguousarray(values[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB)
     if values.ndim == 3 and values.shape[2] == 4:
         values = 255 - values
     return cast("Pixels", values)
+
+
+def _is_lossless_ycbcr(data: bytes, frame: huffman.Frame) -> bool:
+    """Whether the colours of a lossless JPEG are YCbCr: it says so, or has less colour than light.
+
+    Without a word they are RGB, as libjpeg-turbo takes them, and as DICOM and cjpeg write them.
+    """
+    if frame.kind != 0xC3 or len(frame.components) != 3:
+        return False
+    head = data[: frame.at]
+    adobe = head.find(b"\xff\xee\0\x0eAdobe")
+    if b"\xff\xe0\0\x10JFIF\0" in head:  # which knows no RGB
+        return True
+    subsampled = len({(component.across, component.down) for component in frame.components}) > 1
+    return head[adobe + 15 : adobe + 16] == b"\1" if adobe >= 0 else subsampled
 
 
 def _reduction(height: int, width: int, at_least: Size) -> int:

@@ -23,8 +23,10 @@ _ASCII, _SHORT, _LONG, _RATIONAL = 2, 3, 4, 5
 _ORIENTATION, _ARTIST, _COPYRIGHT, _EXIF_IFD = 0x0112, 0x013B, 0x8298, 0x8769
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 _THUMBNAIL, _THUMBNAIL_BYTES = 0x0201, 0x0202
-# Of pixels, (across, down), in the first directory and in that of EXIF: exchanged where a picture is turned
-_SIDES = ((0x0100, 0x0101), (0xA002, 0xA003))
+# (across, down), exchanged where a picture is turned: pixels and resolution in the first directory, pixels in
+# that of EXIF
+_SIDES = ((0x0100, 0x0101), (_X_RESOLUTION, _Y_RESOLUTION))
+_SIDES_OF_EXIF = (0xA002, 0xA003)
 # Tags that speak of how a TIFF stores its pixels, which an output does not
 _LAYOUT = frozenset((0x00FE, 0x0102, 0x0103, 0x0106, 0x0111, 0x0115, 0x0116, 0x0117, 0x011C, 0x013D, 0x8773))
 _MOST_BYTES = 65_000
@@ -101,7 +103,8 @@ def _rewrite(
     kept = {entry[0]: entry for entry in entries if entry[0] not in _LAYOUT}
     kept.pop(_ORIENTATION, None)
     if orientation >= 5:
-        kept = _exchange(kept, _SIDES[0])
+        for tags in _SIDES:
+            kept = _exchange(kept, tags)
         _exchange_in_place(block, kept.get(_EXIF_IFD), order)
     for tag, text in words.items():
         if tag not in kept or not _text(exif, kept[tag], order).strip(b" \0"):
@@ -204,7 +207,7 @@ def _exchange_in_place(block: bytearray, pointer: _Entry | None, order: str) -> 
         places = {}
         for place in range(at + 2, at + 2 + 12 * struct.unpack_from(order + "H", block, at)[0], 12):
             places[struct.unpack_from(order + "H", block, place)[0]] = place
-        first, second = (places.get(tag) for tag in _SIDES[1])
+        first, second = (places.get(tag) for tag in _SIDES_OF_EXIF)
         if first is not None and second is not None and max(first, second) + 12 <= len(block):
             one, other = block[first + 2 : first + 12], block[second + 2 : second + 12]
             block[first + 2 : first + 12], block[second + 2 : second + 12] = other, one

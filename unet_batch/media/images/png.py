@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from unet_batch.types import Pixels
 
 _GREY, _RGB = 0, 2
+# Bytes of a tRNS chunk by the kind of colour; others are ignored, as libpng does
+_TRANSPARENT = {_GREY: (2,), _RGB: (6,), 3: range(1, 257)}
 _MOST_BYTES = 1 << 22  # of a profile, or of a text, once unpacked
 _DAMAGED_PROFILE = b"?"
 # Keywords that PNG itself names, and their tags in EXIF
@@ -56,7 +58,8 @@ def open_png(source: Source, data: bytes) -> PngImageFile:
         if kind == b"IDAT":
             stream.append(view[at + 8 : end - 4])
         exif = kind == b"eXIf" or data[at + 8 : at + 30] == b"Raw profile type exif\0"
-        if intact and (critical or exif or kind == b"tRNS"):
+        transparent = kind == b"tRNS" and length in _TRANSPARENT.get(data[25], ())
+        if intact and (critical or exif or transparent):
             keep.append(view[at:end])
         if not critical:
             _note_chunk(kind, bytes(view[at + 8 : end - 4]) if intact else b"", info)

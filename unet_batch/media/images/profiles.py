@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import cv2
@@ -111,6 +112,29 @@ def srgb_profile() -> bytes:
     profile[24:36] = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
     profile[84:100] = bytes(16)  # the checksum, which may be absent
     return bytes(profile)
+
+
+def named_profile(image: Image.Image) -> bytes | None:
+    """The profile of a JPEG that has none, but is Adobe RGB by the name that cameras give it (DCF: "R03")."""
+    exif = image.info.get("exif")
+    if isinstance(exif, bytes) and b"R03\0" in exif and image.mode == "RGB":
+        with suppress(Exception):  # damaged EXIF
+            if image.getexif().get_ifd(0xA005)[1] == "R03":
+                return _adobe_rgb_profile()
+    return None
+
+
+@functools.cache
+def _adobe_rgb_profile() -> bytes:
+    import imagecodecs
+
+    profile: bytes = imagecodecs.cms_profile(
+        "rgb",
+        whitepoint=_D65,
+        primaries=(0.64, 0.33, 1.0, 0.21, 0.71, 1.0, 0.15, 0.06, 1.0),
+        gamma=2.19921875,
+    )
+    return profile
 
 
 @functools.cache

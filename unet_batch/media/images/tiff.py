@@ -68,6 +68,7 @@ class Stored:
         lossy: JPEG has changed the numbers.
         dpi: pixels per inch of the upright picture, (across, down), or None.
         notes: what people should know of how it was read.
+        is_array: tifffile has written it, which stores True as 1, and asks viewers to show 0 as white.
         profile: the ICC profile of its colours, b"" without one.
         info: what outputs take over, as `metadata.outputs_metadata` takes it.
     """
@@ -83,6 +84,7 @@ class Stored:
     lossy: bool
     dpi: tuple[float, float] | None
     notes: tuple[str, ...]
+    is_array: bool = False
     profile: bytes = b""
     info: Mapping[str, Any] = field(default_factory=dict)
 
@@ -99,7 +101,7 @@ class Stored:
         """What a person sees, as RGB uint8 (h, w, 3): without regard to opacity; black where missing."""
         pixels = np.ascontiguousarray(self._rgb())
         if (missing := self.missing) is not None:
-            pixels[missing] = 0
+            pixels = np.where(missing[..., None], np.uint8(0), pixels)
         return pixels
 
     def _rgb(self) -> Pixels:
@@ -286,6 +288,7 @@ def _read_page(source: Source, page: TiffPage, mask: TiffPage | None, notes: lis
         int(page.compression) in tiff_blocks.JPEG,
         _dpi(page),
         (*notes, *more),
+        page.is_shaped or page.software.startswith("tifffile"),
         _bytes_of(page, 34675),
         {"words": _words(page), "xmp": _bytes_of(page, 700)},
     )
