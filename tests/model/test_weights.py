@@ -162,6 +162,16 @@ SEVERAL: dict[str, tuple[Callable[[], Any], str]] = {
     "the best and the last": (lambda: {"best": OWN, "last": AVERAGE}, "2 networks.*: best, last"),
     "two averages": (lambda: {"ema": OWN, "swa": AVERAGE}, "2 networks.*: ema, swa"),
     "an average of another": (lambda: {"model": OWN, "ema": OTHER}, "2 networks.*: model, ema"),
+    "a list": (lambda: [OWN, AVERAGE], "2 networks.*: 0, 1"),
+    "numbers": (lambda: {"folds": {1: OWN, 2: AVERAGE}}, r"2 networks.*: folds\.1, folds\.2"),
+    "one below the other": (
+        lambda: {**under("net.", OWN), **under("net.first.", AVERAGE)},
+        r"2 networks.*: net, net\.first",
+    ),
+    "one beside the names of the other": (
+        lambda: {**under("first.", AVERAGE), **OWN},
+        "2 networks.*: the tensors at the top, first",
+    ),
     "generator and discriminator": (
         lambda: {"generator": OWN, "discriminator": CRITIC},
         r"other layers beside the U-Net \(generator\): discriminator\.0\.weight",

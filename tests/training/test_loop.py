@@ -288,16 +288,18 @@ class TestResume:
         assert same(load_file(plan.output), load_file(whole.output))
         assert checkpoint.identify(plan.output).spec.training["epoch"] == outcome.best
 
+    @pytest.mark.parametrize("place", ["train_step", "validate", "_write_model"])
     def test_killed_before_its_first_model_it_replaces_what_was_there(
-        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
     ) -> None:
         """Which --overwrite had been given for."""
         plan, other = (plan_of(shapes, tmp_path / "m.safetensors", seed=seed) for seed in (1, 2))
         loop.train(other)
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "_write_model", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(loop, place, lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 loop.train(plan)
+        assert loop.has_state(plan)  # else --resume takes the model for somebody else's
         loop.train(plan, resume=True)
         whole = plan_of(shapes, tmp_path / "whole.safetensors", seed=1)
         loop.train(whole)

@@ -17,7 +17,7 @@ import os
 import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from unet_batch.model import checkpoint, foreign
 _SAFE_TORCH = (2, 10)
 _DEEPEST = 8  # dictionaries in dictionaries; a pickle can hold itself
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+_Place = tuple[object, ...]  # keys of dictionaries and numbers in lists, outermost first
 _AVERAGED = {"ema", "swa", "averaged", "average", "avg", "polyak", "shadow"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 # Grey values that milesial's training puts beside the weights, and BatchNorm's counters.
@@ -56,17 +57,19 @@ class _Network:
     Attributes:
         place: keys of the dictionaries that lead to them.
         prefix: before all of their names.
+        below: prefixes of other networks that begin with this one's, in the same dictionary.
         tensors: by name without the prefix; values that are no tensors are still among them.
     """
 
-    place: tuple[str, ...]
+    place: _Place
     prefix: str
+    below: tuple[str, ...]
     tensors: dict[str, Any]
 
     @property
     def name(self) -> str:
         """What a person would call it."""
-        return ".".join((*self.place, *self.prefix.split("."))).strip(".") or "the tensors at the top"
+        return _dotted((*self.place, *self.prefix.split("."))).strip(".") or "the tensors at the top"
 
     @property
     def is_averaged(self) -> bool:
@@ -107,7 +110,7 @@ def read_weights(path: str, marks: Collection[str]) -> Weights:
             f"{path}: holds other layers beside the U-Net ({network.name}): {first_names(others)}",
             hint="where the U-Net alone makes your masks, save it alone: " + _line_that_saves(path, network),
         )
-    if unnamed := [".".join(place) for place in lists if _is_averaged(place)]:
+    if unnamed := [_dotted(place) for place in lists if _is_averaged(place)]:
         notes.append(
             f"averaged values without names are left out: {first_names(unnamed)}; to take them, copy them "
             f"into the model and save its state_dict()"
@@ -116,7 +119,7 @@ def read_weights(path: str, marks: Collection[str]) -> Weights:
 
 
 def _find_networks(
-    path: str, tables: Iterable[tuple[tuple[str, ...], dict[str, Any]]], marks: Collection[str]
+    path: str, tables: Iterable[tuple[_Place, dict[str, Any]]], marks: Collection[str]
 ) -> tuple[list[_Network], list[str], list[str]]:
     """Find the networks that have a mark, the layers beside them, and notes on what is left out."""
     networks: list[_Network] = []
@@ -126,13 +129,17 @@ def _find_networks(
         found = (_prefix(name, marks) for name in table)
         prefixes = list(dict.fromkeys(prefix for prefix in found if prefix is not None))
         rest = dict(table)
+        here: list[_Network] = []
         # Longest first: one network's prefix may begin with the other's, and be empty.
         for prefix in sorted(prefixes, key=len, reverse=True):
+            below = tuple(each.prefix for each in here if each.prefix.startswith(prefix))
             names = [name for name in rest if name.startswith(prefix)]
-            networks.append(_Network(place, prefix, {name[len(prefix) :]: rest.pop(name) for name in names}))
+            tensors = {name[len(prefix) :]: rest.pop(name) for name in names}
+            here.append(_Network(place, prefix, below, tensors))
+        networks += sorted(here, key=lambda network: len(network.prefix))
         for name, value in rest.items():
             if isinstance(value, Tensor) and value.dim() > 1 and name.endswith("weight"):
-                others.append(".".join((*place, name)))
+                others.append(_dotted((*place, name)))
             elif prefixes and not isinstance(value, (Mapping, list, tuple)):
                 left_out.append(_describe_left_out(name, value))
     return networks, others, [f"left out: {first_names(left_out)}"] if left_out else []
@@ -159,7 +166,7 @@ def _choose(path: str, networks: Sequence[_Network]) -> tuple[_Network, list[str
         notes = [f"{average.name}, the averaged weights, are taken, not {plain.name}"]
         if missing := [name for name in plain.tensors if name not in average.tensors]:
             notes.append(f"{average.name} lacks {first_names(missing)}: these are taken from {plain.name}")
-        return _Network(average.place, average.prefix, {**plain.tensors, **average.tensors}), notes
+        return replace(average, tensors={**plain.tensors, **average.tensors}), notes
     raise CheckpointError(
         f"{path}: holds {len(distinct)} networks, and which one is meant is not clear: "
         f"{first_names(network.name for network in distinct)}",
@@ -176,12 +183,14 @@ def _line_that_saves(path: str, network: _Network) -> str:
     else:
         tensors, how = f"torch.load({name!r}, map_location='cpu')", ""
     tensors += "".join(f"[{key!r}]" for key in network.place)
-    if network.prefix:
-        tensors = f"{{k: v for k, v in {tensors}.items() if k.startswith({network.prefix!r})}}"
+    if network.prefix or network.below:
+        mine = [f"k.startswith({network.prefix!r})"] if network.prefix else []
+        mine += [f"not k.startswith({network.below!r})"] if network.below else []
+        tensors = f"{{k: v for k, v in {tensors}.items() if {' and '.join(mine)}}}"
     return f"import torch; {how}torch.save({tensors}, 'weights.pth')"
 
 
-def _tables(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+def _tables(value: Any, place: _Place = ()) -> Iterator[tuple[_Place, dict[str, Any]]]:
     """All dictionaries that hold tensors, outermost first, with the keys that lead to them."""
     if isinstance(value, Mapping):
         table = {
@@ -195,7 +204,7 @@ def _tables(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
         yield from _tables(each, (*place, key))
 
 
-def _lists(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def _lists(value: Any, place: _Place = ()) -> Iterator[_Place]:
     """Places of all lists of tensors that might be weights."""
     if isinstance(value, (list, tuple)) and any(
         isinstance(each, Tensor) and each.dim() > 1 for each in value
@@ -205,10 +214,10 @@ def _lists(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
         yield from _lists(each, (*place, key))
 
 
-def _inside(value: Any, place: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def _inside(value: Any, place: _Place) -> Iterator[tuple[object, Any]]:
     if len(place) < _DEEPEST and isinstance(value, (Mapping, list, tuple)):
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
-        yield from ((str(key), each) for key, each in pairs if isinstance(each, (Mapping, list, tuple)))
+        yield from ((key, each) for key, each in pairs if isinstance(each, (Mapping, list, tuple)))
 
 
 def _prefix(name: str, marks: Collection[str]) -> str | None:
@@ -223,8 +232,12 @@ def _without_prefix(table: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
-def _is_averaged(place: Iterable[str]) -> bool:
-    return any(word.lower() in _AVERAGED for step in place for word in _WORD.findall(step))
+def _dotted(place: _Place) -> str:
+    return ".".join(map(str, place))
+
+
+def _is_averaged(place: _Place) -> bool:
+    return any(word.lower() in _AVERAGED for step in place for word in _WORD.findall(str(step)))
 
 
 def _are_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -121,7 +121,7 @@ def train(
                 state.scaler.load_state_dict(state.progress.scaler)
             _restore_model(state)
         elif ranks.is_main:
-            _clear_folder(plan)
+            _clear_folder(state)
         if (
             len(plan.spec.classes.names) > 1
             and state.progress.class_frequencies
@@ -137,15 +137,32 @@ def has_state(plan: TrainingPlan) -> bool:
     return os.path.exists(os.path.join(plan.folder, STATE))
 
 
-def _clear_folder(plan: TrainingPlan) -> None:
-    """Make the folder, and remove what an earlier training left there."""
+def _clear_folder(state: TrainState) -> None:
+    """Make the folder, and remove what an earlier training left there, but for its model.
+
+    Where there is a model, the state is there from the beginning on: a training that is killed before its
+    first epoch would else leave a model that --resume has no right to replace.
+    """
+    plan = state.plan
     make_folder(plan.folder)
-    names = (STATE, "metrics.jsonl", "results.json", "curves.png", "sheet.jpg", "val.txt")
+    names = ("metrics.jsonl", "results.json", "curves.png", "sheet.jpg", "val.txt")
     remove([plan.card, *(os.path.join(plan.folder, name) for name in names)])
     shutil.rmtree(os.path.join(plan.folder, "tensorboard"), ignore_errors=True)
     clean_leftovers(plan.folder)
     listed = "".join(f"{pair.key}\n" for pair in plan.val)
     write_atomic(os.path.join(plan.folder, "val.txt"), listed.encode("utf-8", "surrogateescape"))
+    if os.path.exists(plan.output):
+        _save_state(state)
+    else:
+        remove([state.state_file])
+
+
+def _save_state(state: TrainState) -> None:
+    state.progress.scaler = state.scaler.state_dict()
+    if state.ranks.is_main:
+        save_state(
+            state.state_file, state.model, state.ema, state.optimizer, state.progress, state.plan.fingerprint
+        )
 
 
 def _restore_model(state: TrainState) -> None:
@@ -199,9 +216,7 @@ def _run_epochs(
 
     def save() -> None:
         progress.seconds = time.monotonic() - begun
-        progress.scaler = state.scaler.state_dict()
-        if ranks.is_main:
-            save_state(state.state_file, state.model, state.ema, state.optimizer, progress, plan.fingerprint)
+        _save_state(state)
 
     ended = "all epochs"
     while len(progress.history) < options.epochs:
