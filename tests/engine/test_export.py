@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +10,21 @@ import onnx
 import pytest
 import torch
 
-from tests.helpers.engines import confident, overflowing
+from tests.helpers.engines import confident, overflowing, remember_exports
 from unet_batch.engine import export, onnx_model, proof
 from unet_batch.engine.onnx_model import OnnxRunner
 from unet_batch.engine.proof import Reference
 from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, UsageError
 from unet_batch.model.graph import Graph, convolutions
+
+trace = export.export
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exported_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        remember_exports(patch)
+        yield
 
 
 def pictures(count: int = 5, size: tuple[int, int] = (32, 48)) -> np.ndarray:
@@ -100,7 +110,7 @@ def test_the_graph_says_what_it_is_and_nothing_of_where_it_was_made() -> None:
 
 
 def test_the_same_checkpoint_gives_the_same_bytes() -> None:
-    assert export.export(confident()).data == export.export(confident()).data
+    assert trace(confident()).data == trace(confident()).data
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from tests.helpers.tiny import tiny_spec
 from unet_batch.engine import export, onnx_model
@@ -80,7 +82,7 @@ def harm(path: str, how: str) -> None:
 
 
 def remember_exports(patch: pytest.MonkeyPatch) -> None:
-    """Trace each checkpoint file once for all builds of a module.
+    """Trace each network once for all tests of a module.
 
     PyTorch takes 4 seconds for it, many times as long as all else that builds of small networks do. That the
     same checkpoint gives the same bytes is a test of its own (`test_export`).
@@ -88,7 +90,8 @@ def remember_exports(patch: pytest.MonkeyPatch) -> None:
     trace, graphs = export.export, dict[str, bytes]()
 
     def remembered(checkpoint: Checkpoint, **options: Any) -> OnnxModel:
-        key = f"{checkpoint.sha256} {sorted(options.items())}"
+        weights = hashlib.sha256(save(checkpoint.model.state_dict())).hexdigest()
+        key = f"{weights} {checkpoint.sha256} {checkpoint.spec} {sorted(options.items())}"
         if key not in graphs:
             graphs[key] = trace(checkpoint, **options).data
         return onnx_model.parse(graphs[key])
