@@ -300,7 +300,12 @@ def _length(
     length = Fraction(container.duration, av.time_base) if container.duration else None
     # Of several streams, the longest makes a file's duration
     alone = length if len(container.streams) == 1 else None
-    duration = stream.duration * stream.time_base if stream.duration and stream.time_base else alone
+    own = stream.duration
+    if container.format.name.startswith("matroska"):
+        # Knows no durations of streams, although FFmpeg may show the file's in their place, and of the file
+        # the second at which it ends
+        own, alone = None, alone if container.start_time == 0 else None
+    duration = own * stream.time_base if own and stream.time_base else alone
     length = duration or length
     return duration, stream.frames or (round(length * rate) if length and rate else None), rate
 
