@@ -417,8 +417,25 @@ def test_the_length_of_a_matroska_file_is_no_promise_of_its_video(tmp_path: Path
         assert reader.notes == []
 
 
-def test_a_matroska_file_of_video_alone_that_is_cut_short(tmp_path: Path) -> None:
-    path = Footage("clip.mkv", frames=60).make(tmp_path)
+@pytest.mark.parametrize("sounds", [0, 1])
+@pytest.mark.parametrize("start", [Fraction(0), Fraction(4)], ids=str)
+def test_a_matroska_file_that_is_cut_short(tmp_path: Path, start: Fraction, sounds: int) -> None:
+    tracks = sounds * (Sound(start=start, end=start + 3),)
+    clip = Footage("clip.mkv", frames=60, start=start, sounds=tracks, options={"bf": "0"})
+    path = clip.make(tmp_path)
+    with open(path, "r+b") as file:
+        file.truncate(os.path.getsize(path) // 2)
+    with Reader(path) as reader:
+        assert 0 < len(list(reader.frames())) < 45
+        assert any("cut short" in note for note in reader.notes), reader.notes
+
+
+@pytest.mark.parametrize("sounds", [0, 1])
+def test_an_avi_file_that_is_cut_short(tmp_path: Path, sounds: int) -> None:
+    tracks = sounds * (Sound("pcm_s16le", end=Fraction(2), layout="stereo"),)
+    path = Footage("clip.avi", codec="mpeg4", frames=60, size=(240, 320), sounds=tracks).make(tmp_path)
+    with Reader(path) as reader:
+        assert (len(list(reader.frames())), reader.notes) == (60, [])
     with open(path, "r+b") as file:
         file.truncate(os.path.getsize(path) // 2)
     with Reader(path) as reader:
