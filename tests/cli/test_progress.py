@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.helpers.footage import Footage
-from unet_batch.cli.progress import TimeLeft
+from unet_batch.cli.progress import RunProgress, TimeLeft
+from unet_batch.cli.screen import Screen
 from unet_batch.run.options import RunOptions, VideoOptions
 from unet_batch.run.plan import prepare
 from unet_batch.types import Item
@@ -87,3 +88,20 @@ def test_a_camera_has_no_end(tmp_path: Path, clock: list[float]) -> None:
     clock[0] = 1.0
     left.advance(plan.todo[0])
     assert str(left) == ""
+
+
+def test_the_speed_of_the_pictures_goes_when_a_clip_begins(tmp_path: Path) -> None:
+    for name in ("1.png", "2.mp4", "3.mp4"):
+        (tmp_path / name).touch()
+    progress = RunProgress(Screen(quiet=False, verbose=False, to_stderr=False))
+    progress.start(prepare(RunOptions((str(tmp_path),), save=("mask",), output="out")))
+    progress.live = True
+    first, second = progress.bar.tasks
+    picture, clip, _ = (
+        Item(str(tmp_path / name), name, name != "1.png") for name in ("1.png", "2.mp4", "3.mp4")
+    )
+    progress.advance(picture, None)
+    assert first.fields["speed"].endswith("/s")
+    progress.frame(clip, 1, 10)
+    assert first.fields["speed"] == ""
+    assert second.fields["speed"].endswith(" frames/s")

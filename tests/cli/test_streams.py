@@ -143,3 +143,26 @@ def test_streams_that_are_closed(here: Path) -> None:
     done = subprocess.run(["sh", "-c", command], cwd=here, env=environment, timeout=100, check=False)
     assert done.returncode == 0
     assert list((here / "new/more").rglob("*.jpg"))
+
+
+_OPENS_A_FILE = """
+import os, sys
+from unet_batch.cli.command import lasting_streams
+with lasting_streams():
+    with open(sys.argv[1], "w") as file:
+        number = file.fileno()
+        os.write(1, b"printed by a library"); os.write(2, b"printed by a library")
+        file.write(str(number))
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_what_libraries_print_where_streams_are_closed(here: Path, closed: str) -> None:
+    (here / "opens.py").write_text(_OPENS_A_FILE)
+    command = f"{sys.executable} opens.py file {closed}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=here, env=environment, timeout=100, check=False, capture_output=True
+    )
+    assert done.returncode == 0
+    assert int((here / "file").read_text()) > 2

@@ -314,6 +314,22 @@ def test_lines_that_are_kept_stay_before_those_that_are_added(tmp_path: Path, wa
     assert names(tmp_path) == ["errors.jsonl"]
 
 
+def test_each_line_is_looked_at_once_and_a_file_of_which_all_stays_is_left_alone(tmp_path: Path) -> None:
+    path, looked = tmp_path / "errors.jsonl", list[int]()
+    path.write_text('"a"\n"b"\n"c"\n')
+    before, first = path.stat(), 0
+
+    def keep(number: int, value: object) -> bool:
+        looked.append(number)
+        return number >= first
+
+    log = LineLog(str(path), keep)
+    assert (looked, log.count, path.stat()) == ([0, 1, 2], 3, before)
+    first = 1
+    log.prune(keep)
+    assert (looked, path.read_text()) == ([0, 1, 2, 0, 1, 2], '"b"\n"c"\n')
+
+
 def test_lines_stay_as_they_were_where_the_new_file_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -586,6 +586,8 @@ def same(one: ClipResult, other: ClipResult) -> None:
     for kind in KINDS:
         first, second = (result.files[kind][0] for result in (one, other))
         assert look_at(first) == look_at(second)
+        if kind == "mask":
+            assert Path(first).read_bytes() == Path(second).read_bytes()
         shots, others = rgb_frames(first), rgb_frames(second)
         assert len(shots) == len(others)
         for index, shot in enumerate(shots):

@@ -25,6 +25,7 @@ from tests.helpers.processes import Forked
 from tests.helpers.runs import half_bright, segment, segment_folder, write
 from tests.helpers.systems import needs_links, needs_posix
 from unet_batch.cli import main
+from unet_batch.cli.summary import closing
 from unet_batch.files.atomic import LineLog
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
@@ -68,6 +69,8 @@ def test_a_run_of_other_files_leaves_earlier_failures(photos: Path, tmp_path: Pa
         report = execute(replace(plan, items=new, todo=new), segmenter)
     assert (listed(out), report.failed, report.failed_before) == (["bad.png", "worse.png"], 0, 2)
     assert report.exit_code == 0, "of this run nothing failed"
+    assert "All done" not in closing(report)
+    assert "for what failed before see " in closing(report)
 
     write(photos / "a/bad.png", half_bright())
     report, _ = segment(photos, output=out)

@@ -263,6 +263,11 @@ def lasting_streams() -> Iterator[None]:
     enough. Where stdout could not take everything, the exit code is 2, unless the command failed in its own
     way. A reader that has gone wanted no more: that changes no exit code.
     """
+    for descriptor in range(3):  # or the next file gets the number, and what a library prints is in it
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     outlets: dict[str, _Outlet] = {}
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -194,6 +194,7 @@ class RunProgress:
             self.clip, self.clip_begun, self.clip_first = item.key, now, done
             name = printable(os.path.basename(naming.shown(item.path)))
             self.bar.reset(self.frames, total=total, description=name, visible=True, **_NOTHING)
+            self.bar.update(self.items, speed="")  # of pictures; frames have their own
         speed = f"{(done - self.clip_first) / max(1e-9, now - self.clip_begun):.1f} frames/s"
         if self.time_left is not None:
             self.time_left.frame(item, done, total)

@@ -113,6 +113,9 @@ def closing(report: RunReport) -> str:
             f"Shard {report.shard} is done: nothing failed. Results in {where}; "
             f"once all are done: unet-batch merge {where}"
         )
+    if report.failed_before:
+        errors = printable(shown(report.errors_file))
+        return f"Done. Results in {where}; nothing failed now, for what failed before see {errors}."
     if not report.done:
         return f"Nothing to do: all results are in {where} already (--overwrite redoes them)."
     return f"All done. Results in {where}; nothing failed, nothing is left."

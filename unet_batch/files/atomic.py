@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -149,30 +150,24 @@ class LineLog:
                 no JSON, such as a line that a power cut has torn, goes.
         """
         self.close()
+        stays = bytearray()  # a byte a line, each of which is looked at once: there may be many
         try:
-            lines = sum(1 for _ in self._lines(lambda number, value: True, torn=True))
-            self.count = sum(1 for _ in self._lines(keep))
-            if lines and not self.count:
+            with open(self.path, "rb") as file:
+                stays.extend(_stays(keep, number, line) for number, line in enumerate(file))
+            if stays and not any(stays):
                 os.unlink(self.path)
+        except FileNotFoundError:
+            pass
         except OSError as error:
             raise translate(error, self.path, 0) from error
-        if 0 < self.count < lines:
-            with replacing(self.path) as temporary, open(temporary, "w", encoding="ascii") as file:
-                file.writelines(self._lines(keep))
-
-    def _lines(self, keep: Callable[[int, Any], bool], *, torn: bool = False) -> Iterator[str]:
-        """The lines that stay, one at a time: there may be as many as files have failed."""
-        with (
-            contextlib.suppress(FileNotFoundError),
-            open(self.path, encoding="ascii", errors="backslashreplace") as file,
-        ):
-            for number, line in enumerate(file):
-                try:
-                    stays = keep(number, json.loads(line))
-                except (ValueError, RecursionError):
-                    stays = torn
-                if stays:
-                    yield line
+        self.count = sum(stays)
+        if 0 < self.count < len(stays):
+            with (
+                replacing(self.path) as temporary,
+                open(self.path, "rb") as file,
+                open(temporary, "wb") as kept,
+            ):
+                kept.writelines(itertools.compress(file, stays))
 
     def close(self) -> None:
         """Close the file; a line that a full disk refused is refused here, too, and has been reported."""
@@ -180,6 +175,13 @@ class LineLog:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
+
+
+def _stays(keep: Callable[[int, Any], bool], number: int, line: bytes) -> bool:
+    try:
+        return keep(number, json.loads(line))
+    except (ValueError, RecursionError):
+        return False
 
 
 def remove(paths: Iterable[str]) -> None:

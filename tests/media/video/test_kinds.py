@@ -37,11 +37,22 @@ def test_a_file_that_is_called_like_a_video_and_is_none(tmp_path: Path, name: st
         Reader(str(path))
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "m4v", "mov", "3gp", "asf", "wmv", "ogv"])
+SOUND = {
+    "asf": ("asf", "wmav2"),
+    "wmv": ("asf", "wmav2"),
+    "ogv": ("ogg", "libopus"),
+    "webm": ("webm", "libopus"),
+    "mkv": ("matroska", "aac"),
+    "f4v": ("mp4", "aac"),
+    "qt": ("mov", "aac"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "m4v", "mov", "3gp", *SOUND])
 def test_a_file_of_sound_is_no_video(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"song.{suffix}"
-    if suffix in ("asf", "wmv", "ogv"):
-        form, codec = ("ogg", "libopus") if suffix == "ogv" else ("asf", "wmav2")
+    if suffix in SOUND:
+        form, codec = SOUND[suffix]
         with av.open(str(path), "w", format=form) as container:
             stream = container.add_stream(codec, rate=48000, layout="stereo")
             stream.codec_context.bit_rate = 128_000
@@ -51,6 +62,30 @@ def test_a_file_of_sound_is_no_video(tmp_path: Path, suffix: str) -> None:
     else:
         only_sound(path)
     assert is_foreign(str(path))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    assert suffix in ("asf", "wmv", "ogv") or not is_foreign(str(path)), "cut off before it says what it is"
+
+
+@pytest.mark.parametrize("sounds", [(), (Sound(),), (Sound(), Sound())], ids=len)
+@pytest.mark.parametrize("live", [False, True])
+def test_a_matroska_file_with_a_track_of_video_is_a_video(
+    tmp_path: Path, sounds: tuple[Sound, ...], live: bool
+) -> None:
+    path = Footage("clip.mkv", sounds=sounds, live=live).make(tmp_path)
+    assert not is_foreign(path)
+    for length in range(0, 1000, 7):  # as a copy that goes on
+        with open(path, "r+b") as file:
+            file.truncate(1000 - length)
+        assert not is_foreign(path)
+
+
+def test_noise_after_the_mark_of_matroska_is_a_clip_that_fails(tmp_path: Path) -> None:
+    path, random = tmp_path / "a.mkv", np.random.default_rng(0)
+    for length in (0, 1, 2, 5, 8, 13, 100, 10_000):
+        for _ in range(20):
+            path.write_bytes(b"\x1aE\xdf\xa3" + random.integers(0, 256, length, np.uint8).tobytes())
+            assert not is_foreign(str(path))
 
 
 VIDEOS: dict[str, Callable[[Path], str]] = {

@@ -397,3 +397,47 @@ def test_files_are_closed(tmp_path: Path) -> None:
         with Reader(path) as reader:
             next(reader.frames(60))
     assert count() == before
+
+
+@pytest.mark.parametrize(
+    "footage",
+    [
+        Footage("one.mkv", frames=1, sounds=(Sound(end=Fraction(5)),)),
+        Footage("two.mkv", frames=2, sounds=(Sound(end=Fraction(5)),)),
+        Footage("late.mkv", start=Fraction(4), options={"bf": "0"}),
+        Footage("late-one.mkv", frames=1, start=Fraction(4)),
+        Footage("both.mkv", start=Fraction(4), options={"bf": "0"}, sounds=(Sound(end=Fraction(9)),)),
+    ],
+    ids=lambda footage: footage.name,
+)
+def test_the_length_of_a_matroska_file_is_no_promise_of_its_video(tmp_path: Path, footage: Footage) -> None:
+    """Its header says when the last of all tracks ends, counted from 0 and not from the first frame."""
+    with Reader(footage.make(tmp_path)) as reader:
+        assert len(list(reader.frames())) == footage.frames
+        assert reader.notes == []
+
+
+@pytest.mark.parametrize("sounds", [0, 1])
+@pytest.mark.parametrize("start", [Fraction(0), Fraction(4)], ids=str)
+def test_a_matroska_file_that_is_cut_short(tmp_path: Path, start: Fraction, sounds: int) -> None:
+    tracks = sounds * (Sound(start=start, end=start + 3),)
+    clip = Footage("clip.mkv", frames=60, start=start, sounds=tracks, options={"bf": "0"})
+    path = clip.make(tmp_path)
+    with open(path, "r+b") as file:
+        file.truncate(os.path.getsize(path) // 2)
+    with Reader(path) as reader:
+        assert 0 < len(list(reader.frames())) < 45
+        assert any("cut short" in note for note in reader.notes), reader.notes
+
+
+@pytest.mark.parametrize("sounds", [0, 1])
+def test_an_avi_file_that_is_cut_short(tmp_path: Path, sounds: int) -> None:
+    tracks = sounds * (Sound("pcm_s16le", end=Fraction(2), layout="stereo"),)
+    path = Footage("clip.avi", codec="mpeg4", frames=60, size=(240, 320), sounds=tracks).make(tmp_path)
+    with Reader(path) as reader:
+        assert (len(list(reader.frames())), reader.notes) == (60, [])
+    with open(path, "r+b") as file:
+        file.truncate(os.path.getsize(path) // 2)
+    with Reader(path) as reader:
+        assert 0 < len(list(reader.frames())) < 45
+        assert any("cut short" in note for note in reader.notes), reader.notes

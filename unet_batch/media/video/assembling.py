@@ -349,6 +349,7 @@ def _container_options(base: Fraction, source: InputContainer | None) -> dict[st
     bases = [base, *(one.time_base for one in (source.streams if source else ()) if one.time_base)]
     clock = lcm(*(one.denominator for one in bases))
     return {
+        "fflags": "+bitexact",  # else Matroska files hold random numbers, and no two are the same to the byte
         "movflags": "faststart",
         "movie_timescale": str(clock if clock < 2**31 else base.denominator),
     }

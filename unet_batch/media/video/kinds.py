@@ -176,6 +176,8 @@ def is_foreign(path: str) -> bool:
             head = file.read(_HEAD)
             if extension in _AMBIGUOUS and head and not _begins_as_video(head):
                 return True
+            if head.startswith(_EBML):
+                return _is_sound_in_matroska(file)
             return _is_sound_in_mp4(file) if head[4:8] == b"ftyp" else _is_sound(head)
     except OSError:  # for whoever opens it to explain
         return False
@@ -185,9 +187,12 @@ _HEAD = 8192
 _BOXES_READ = 1000
 # TypeScript and Qt's translations are ts and mts, scripts of Squirrel nut; the others have several meanings
 _AMBIGUOUS = frozenset(("ts", "mts", "m2ts", "nut", "asf", "dv", "ivf"))
-_MAY_BE_SOUND = frozenset(("mp4", "m4v", "mov", "3gp", "3g2", "asf", "wmv", "ogv"))
+_MAY_BE_SOUND = frozenset(
+    ("mp4", "m4v", "mov", "qt", "f4v", "3gp", "3g2", "asf", "wmv", "ogv", "mkv", "webm")
+)
+_EBML = b"\x1aE\xdf\xa3"
 _BEGINNINGS = (
-    *(b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"DKIF", b"YUV4MPEG2", b"nut/multimedia container"),
+    *(_EBML, b"RIFF", b"OggS", b"FLV", b"DKIF", b"YUV4MPEG2", b"nut/multimedia container"),
     *(b"\0\0\1\xba", b"\0\0\1\xb3", b"\0\0\1\xb0", b"\x06\x0e+4", b"\x1f\x07\0"),
 )
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -243,6 +248,41 @@ def _is_sound_in_mp4(file: BinaryIO) -> bool:
             break
         at += size
     return b"soun" in found and b"vide" not in found and at >= end
+
+
+# Of Matroska (RFC 9559)
+_SEGMENT, _TRACKS, _TRACK, _TRACK_TYPE = 0x18538067, 0x1654AE6B, 0xAE, 0x83
+_VIDEO, _SOUND = 1, 2
+
+
+def _is_sound_in_matroska(file: BinaryIO) -> bool:
+    """Whether a Matroska or WebM file has tracks of sound only: its elements are gone through, not read."""
+    found, end, at = set(), file.seek(0, os.SEEK_END), 0
+    for _ in range(_BOXES_READ):
+        if at >= end:
+            break
+        file.seek(at)
+        head = file.read(12)
+        # An identifier of 1 to 4 bytes and a size of 1 to 8: the leading zeros say of how many
+        wide = 9 - head[0].bit_length()
+        long = 9 - head[wide].bit_length() if wide < len(head) else 9
+        header = wide + long
+        if wide > 4 or long > 8 or header > len(head):
+            return False
+        kind = int.from_bytes(head[:wide], "big")
+        size = int.from_bytes(head[wide:header], "big") & (1 << 7 * long) - 1
+        at += header
+        if kind in (_SEGMENT, _TRACKS, _TRACK):
+            if kind == _TRACKS:
+                if at + size > end:  # cut off
+                    return False
+                end = at + size
+            continue  # what is in it comes next
+        if kind == _TRACK_TYPE:
+            file.seek(at)
+            found.add(int.from_bytes(file.read(size if size < 8 else 8), "big"))
+        at += size
+    return _SOUND in found and _VIDEO not in found and at >= end
 
 
 def new_clip(size: Size, rate: Fraction) -> Clip:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -82,6 +83,7 @@ class Reader:
             self._first: VideoFrame | None = first
             self._stored_size = first.width, first.height
             self.clip = _describe(path, self._container, self._stream, first)
+            self._promised_end = _promised_end(self.clip, self._container, self._stream)
         except BaseException:
             self.close()
             raise
@@ -264,14 +266,14 @@ class Reader:
 
     def _check_end(self, last: int | None) -> None:
         """Note it if the last frame comes well before the end that the file promises."""
-        promised, base = self.clip.duration, self.clip.time_base
+        promised, base, start = self._promised_end, self.clip.time_base, self.clip.start
         if last is None or promised is None:
             return
-        seconds = (last + self._step) * base - self.clip.start
-        if promised - seconds > max(Fraction(1, 2), 3 * self._step * base):
+        end = (last + self._step) * base
+        if promised - end > max(Fraction(1, 2), 3 * self._step * base):
             self._note(
-                f"the video ends after {float(seconds):.2f} s, {float(promised):.2f} s are promised: the "
-                f"file is cut short"
+                f"the video ends after {float(end - start):.2f} s, {float(promised - start):.2f} s are "
+                f"promised: the file is cut short"
             )
 
 
@@ -300,9 +302,30 @@ def _length(
     length = Fraction(container.duration, av.time_base) if container.duration else None
     # Of several streams, the longest makes a file's duration
     alone = length if len(container.streams) == 1 else None
-    duration = stream.duration * stream.time_base if stream.duration and stream.time_base else alone
+    own = stream.duration
+    if container.format.name.startswith("matroska"):
+        # Knows no durations of streams, although FFmpeg may show the file's in their place, and of the file
+        # the second at which it ends
+        own, alone = None, alone if container.start_time == 0 else None
+    duration = own * stream.time_base if own and stream.time_base else alone
     length = duration or length
     return duration, stream.frames or (round(length * rate) if length and rate else None), rate
+
+
+def _promised_end(clip: Clip, container: InputContainer, stream: VideoStream) -> Fraction | None:
+    """Second at which the last frame ends by the file's own account; None if it does not say."""
+    if container.format.name == "avi" and stream.frames and clip.rate:
+        return (
+            clip.start + stream.frames / clip.rate
+        )  # of a file without its index FFmpeg shortens the duration
+    if not container.format.name.startswith("matroska"):
+        return None if clip.duration is None else clip.start + clip.duration
+    for key, value in stream.metadata.items():  # tags, which most writers put beside each track
+        if key.startswith("DURATION") and (match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", value)):
+            return 3600 * int(match[1]) + 60 * int(match[2]) + Fraction(match[3])
+    if len(container.streams) > 1 or not container.duration:  # of the longest of them
+        return None
+    return Fraction(container.duration, av.time_base)
 
 
 def _rate(stream: VideoStream) -> Fraction | None:
