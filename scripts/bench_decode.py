@@ -92,6 +92,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
+    for tree in options.trees:
+        if not (tree / "unet_batch").is_dir():  # Python would quietly take the installed one
+            parser.error(f"{tree} is no checkout")
     height, width = map(int, options.size.split("x"))
     columns = ["pillow", *(str(tree.resolve()) for tree in options.trees)]
     with tempfile.TemporaryDirectory() as folder:
