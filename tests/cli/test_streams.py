@@ -32,7 +32,6 @@ COMMANDS = [
     "run photos -o new/out -m tiny.safetensors --dry-run",
     "merge shards",
     "sample new/more --photos 1 --size 64x96",
-    "doctor",
     "doctor --json",
     "check-data data",
     "check-data data --json",

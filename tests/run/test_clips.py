@@ -1048,7 +1048,7 @@ def test_the_first_interrupt_leaves_whole_parts(tmp_path: Path, long_clip: str) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("frames", "smooth"), [(12_000, 0.0), (6_000, 0.3)])
+@pytest.mark.parametrize(("frames", "smooth"), [(9_000, 0.0), (5_000, 0.3)])
 def test_memory_stays_flat(tmp_path: Path, frames: int, smooth: float) -> None:
     """Two hours at 30 frames a second are 216,000 frames: 300 bytes kept of each would be 65 MB.
 

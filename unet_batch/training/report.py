@@ -18,6 +18,7 @@ import dataclasses
 import io
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DICE_PER_PICTURE, IOU_OF_PIXELS = "mean Dice per picture", "mean IoU (all pixels)"
+_DRAWING_SHARE = 0.05  # of the time, at most, the curves are drawn in
 _SHOWN = 4  # pictures of each kind on the sheet
 
 
@@ -76,7 +78,10 @@ def lock_folder(plan: TrainingPlan, ranks: Ranks) -> Iterator[None]:
 
 
 class Curves:
-    """Draws the curves anew after each epoch, and hands the records to TensorBoard if asked.
+    """Draws the curves as the training goes on, and hands the records to TensorBoard if asked.
+
+    A drawing takes a good half second, as long as an epoch of a small dataset: it is left for later while the
+    one before it is fresh, and made up for when the training ends.
 
     Args:
         plan: of the training.
@@ -88,6 +93,8 @@ class Curves:
 
     def __init__(self, plan: TrainingPlan, tensorboard: bool = False) -> None:
         self.plan = plan
+        self._pending: Sequence[dict[str, Any]] = ()
+        self._due = 0.0
         self._writer: Any = None  # the class
         self._board: Any = None  # one of it, from the first epoch on: the folder is cleared before
         if tensorboard:
@@ -107,17 +114,27 @@ class Curves:
     ) -> None:
         if self._board is not None:
             self._board.close()
+        if error is None:
+            self._draw()
 
     def add(self, history: Sequence[dict[str, Any]]) -> None:
-        """Draw the curves with the last epoch, and log it to TensorBoard."""
-        record = history[-1]
-        write_atomic(os.path.join(self.plan.folder, "curves.png"), draw_curves(self.plan, history))
+        """Draw the curves with the last epoch, unless that has to wait, and log it to TensorBoard."""
+        record, self._pending = history[-1], history
+        if time.monotonic() >= self._due:
+            self._draw()
         if self._writer is not None:
             self._board = self._board or self._writer(os.path.join(self.plan.folder, "tensorboard"))
             for key, value in record.items():
                 if isinstance(value, (int, float)) and key not in ("epoch", "step"):
                     self._board.add_scalar(key.replace("val_", "validation/"), value, record["step"])
             self._board.flush()
+
+    def _draw(self) -> None:
+        if self._pending:
+            begun = time.monotonic()
+            write_atomic(os.path.join(self.plan.folder, "curves.png"), draw_curves(self.plan, self._pending))
+            self._pending, ended = (), time.monotonic()
+            self._due = ended + (ended - begun) / _DRAWING_SHARE
 
 
 def draw_curves(plan: TrainingPlan, history: Sequence[dict[str, Any]]) -> bytes:
