@@ -42,7 +42,7 @@ def collect_garbage_once() -> Iterator[None]:
     """What a module leaves behind, such as the packages it has imported, is not searched for garbage again.
 
     A collection takes half a second in a process that has seen PyTorch's exporter, and some tests ask for
-    hundreds.
+    dozens.
     """
     yield
     gc.collect()

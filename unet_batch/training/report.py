@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DICE_PER_PICTURE, IOU_OF_PIXELS = "mean Dice per picture", "mean IoU (all pixels)"
-_DRAWING_SHARE = 0.05  # of the time, at most, the curves are drawn in
+_DRAWING_SHARE = 0.05  # of the time, at most, goes into drawings between the first and the last
 _SHOWN = 4  # pictures of each kind on the sheet
 
 
