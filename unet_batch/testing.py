@@ -120,28 +120,22 @@ class HostMemory(CudaMemory):
         """Pieces of work that were queued and did not run."""
         return sum(len(resource.raw) for resource, kind in self.alive.copy().items() if kind == "stream")
 
-    def queue(self, stream: int, work: Callable[[], object]) -> None:
-        """Queue anything in a stream, given by its handle: what launching a kernel is elsewhere."""
-        self._queue(
-            next(
-                found
-                for found, kind in self.alive.copy().items()
-                if kind == "stream" and found.address == stream
-            ),
-            work,
-        )
+    def queue(self, stream: Resource, work: Callable[[], object], *resources: Resource) -> None:
+        """Queue anything in a stream: what launching a kernel is elsewhere.
 
-    def at(self, address: int, nbytes: int) -> Pixels:
-        """The bytes of device memory at an address; only for work that runs."""
-        for found, kind in self.alive.copy().items():
-            if (
-                kind == "device"
-                and (offset := address - found.address) >= 0
-                and offset + nbytes <= found.nbytes
-            ):
-                view: Pixels = found.raw[offset : offset + nbytes]
-                return view
-        raise AssertionError(f"{nbytes} bytes at {address:#x} are not allocated")
+        Args:
+            stream: where.
+            work: called once, when somebody waits for it.
+            resources: what it uses; they must still be there when it runs.
+        """
+        self._use(stream, *resources)
+        assert self._capturing.get(stream, get_ident()) == get_ident(), "another thread captures this stream"
+
+        def run() -> None:
+            self._use(*resources)
+            work()
+
+        stream.raw.append(run)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -183,7 +177,7 @@ class HostMemory(CudaMemory):
         assert 0 <= offset <= target.nbytes - source.nbytes, (
             f"{source.nbytes} bytes at {offset} of {target.nbytes}"
         )
-        self._queue(
+        self.queue(
             stream, lambda: np.copyto(target.raw[offset : offset + source.nbytes], source.reshape(-1)), target
         )
 
@@ -191,16 +185,16 @@ class HostMemory(CudaMemory):
         assert nbytes <= min(target.nbytes, source.nbytes), (
             f"{nbytes} bytes, from {source.nbytes} to {target.nbytes}"
         )
-        self._queue(stream, lambda: np.copyto(target.raw[:nbytes], source.raw[:nbytes]), target, source)
+        self.queue(stream, lambda: np.copyto(target.raw[:nbytes], source.raw[:nbytes]), target, source)
 
     def record(self, event: Resource, stream: Resource) -> None:
         mark = _Mark(stream.raw)
-        self._queue(stream, mark.pass_by, event)
+        self.queue(stream, mark.pass_by, event)
         event.raw[:] = [mark]
 
     def wait(self, stream: Resource, event: Resource) -> None:
         marks = tuple(event.raw)
-        self._queue(stream, lambda: [mark.reach() for mark in marks], event)
+        self.queue(stream, lambda: [mark.reach() for mark in marks], event)
 
     def synchronize(self, resource: Resource) -> None:
         self._use(resource)
@@ -233,7 +227,7 @@ class HostMemory(CudaMemory):
     def launch(self, graph: Resource, stream: Resource) -> None:
         self.launches += 1
         for work in graph.raw:
-            self._queue(stream, work, graph)
+            self.queue(stream, work, graph)
 
     def _use(self, *resources: Resource) -> None:
         assert getattr(self._thread, "depth", 0), "called outside `current()`"
@@ -251,16 +245,6 @@ class HostMemory(CudaMemory):
             self.allocations += 1
             self.alive[resource] = kind
         return resource
-
-    def _queue(self, stream: Resource, work: Callable[[], object], *resources: Resource) -> None:
-        self._use(stream, *resources)
-        assert self._capturing.get(stream, get_ident()) == get_ident(), "another thread captures this stream"
-
-        def run() -> None:
-            self._use(*resources)
-            work()
-
-        stream.raw.append(run)
 
 
 class _Mark:

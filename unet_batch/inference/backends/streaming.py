@@ -37,10 +37,10 @@ POOL_BYTES = 256 * 2**20
 
 
 class Execution(Protocol):
-    """One batch size at fixed addresses, ready to run."""
+    """One batch size in fixed memory, ready to run."""
 
-    def enqueue(self, stream: int) -> None:
-        """Queue the work in a stream, given by its CUDA handle. Raises `BackendError`."""
+    def enqueue(self, stream: Resource) -> None:
+        """Queue the work in a stream. Raises `BackendError`."""
 
     def close(self) -> None:
         """Free what it holds; called once, when nothing of it runs."""
@@ -49,13 +49,13 @@ class Execution(Protocol):
 class Program(Protocol):
     """Computes maps from pictures that are on the GPU."""
 
-    def prepare(self, batch: int, pictures: int, maps: int) -> Execution:
-        """Make ready for a batch size and addresses; several executions of one program run at once.
+    def prepare(self, batch: int, pictures: Resource, maps: Resource) -> Execution:
+        """Make ready for a batch size and its memory; several executions of one program run at once.
 
         Args:
             batch: how many pictures.
-            pictures: address of uint8 (batch, H, W, C).
-            maps: address of uint8 (batch, H, W).
+            pictures: memory of the GPU for uint8 (batch, H, W, C).
+            maps: the same for uint8 (batch, H, W).
 
         Raises:
             DeviceOutOfMemory: there is no memory for it.
@@ -196,7 +196,7 @@ class StreamingExecutor:
         with self._compute.lock:
             memory.wait(self._compute.stream, slot.uploaded)
             if slot.graph is None:
-                slot.execution.enqueue(self._compute.stream.address)
+                slot.execution.enqueue(self._compute.stream)
             else:
                 memory.launch(slot.graph, self._compute.stream)
             memory.record(slot.computed, self._compute.stream)
@@ -229,7 +229,7 @@ class StreamingExecutor:
             slot.maps = keep(memory.device(batch * self._map_bytes))
             slot.output = keep(memory.host(batch * self._map_bytes))
             slot.uploaded, slot.computed, slot.downloaded = (keep(memory.event()) for _ in range(3))
-            slot.execution = self._program.prepare(batch, slot.pictures.address, slot.maps.address)
+            slot.execution = self._program.prepare(batch, slot.pictures, slot.maps)
             undo.callback(slot.execution.close)
             try:
                 slot.graph = self._rehearse(slot.execution)
@@ -244,12 +244,12 @@ class StreamingExecutor:
         """Run it once, as libraries load and allocate then, and capture it as a graph if possible."""
         stream = self._compute.stream
         with self._compute.lock:  # what others queued in this stream would become part of the graph
-            execution.enqueue(stream.address)
+            execution.enqueue(stream)
             self._memory.synchronize(stream)
             if not self._graphs:
                 return None
             try:
-                return self._memory.capture(stream, lambda: execution.enqueue(stream.address))
+                return self._memory.capture(stream, lambda: execution.enqueue(stream))
             except BackendError as error:
                 self._graphs = False
                 self._notes.append(f"{error}: the steps of each batch are queued one by one")

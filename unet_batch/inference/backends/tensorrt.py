@@ -356,7 +356,7 @@ class Program:
         self._loaded = loaded
         self.shape = shape
 
-    def prepare(self, batch: int, pictures: int, maps: int) -> Execution:
+    def prepare(self, batch: int, pictures: Resource, maps: Resource) -> Execution:
         """See `streaming.Program`."""
         self._loaded.flavour.errors.clear()
         try:
@@ -364,7 +364,7 @@ class Program:
         except RuntimeError as error:  # the bindings' own, for shapes that do not fit together
             raise self._loaded.error(f"a batch of {batch} pictures of {self.shape}: {error}") from error
 
-    def _prepare(self, batch: int, pictures: int, maps: int) -> Execution:
+    def _prepare(self, batch: int, pictures: Resource, maps: Resource) -> Execution:
         loaded = self._loaded
         context = loaded.context()
         if context is None:
@@ -382,8 +382,8 @@ class Program:
         if found != expected:
             raise BackendError(f"the plan's maps are {found}, {expected} expected")
         if not (
-            context.set_tensor_address(loaded.input, pictures)
-            and context.set_tensor_address(loaded.output, maps)
+            context.set_tensor_address(loaded.input, pictures.address)
+            and context.set_tensor_address(loaded.output, maps.address)
         ):
             raise loaded.error("the plan's buffers cannot be set")
         if not loaded.flavour.lends_memory:
@@ -403,9 +403,9 @@ class Execution:
         self._context = context
         self._scratch = scratch
 
-    def enqueue(self, stream: int) -> None:
+    def enqueue(self, stream: Resource) -> None:
         """See `streaming.Execution`."""
-        if not self._context.execute_async_v3(stream):
+        if not self._context.execute_async_v3(stream.address):
             raise self._loaded.error("a batch cannot be queued")
 
     def close(self) -> None:
