@@ -27,6 +27,8 @@ def brightness(batch: Sequence[np.ndarray]) -> np.ndarray:
 class Brightness:
     """A `Program`: maps show how bright each pixel is.
 
+    `HostMemory.fail` can make its `prepare`, `enqueue` and `close` fail, too.
+
     Attributes:
         largest: batches above it do not fit; may change at any time, as the memory of a GPU that others use,
             too.
@@ -47,10 +49,15 @@ class Brightness:
 
     def prepare(self, batch: int, pictures: Resource, maps: Resource) -> BrightnessExecution:
         self.prepared.append(batch)
+        self.attempt("prepare")
         if batch > self.largest:
             raise DeviceOutOfMemory(f"no room for activations of {batch}")
         self.open += 1
         return BrightnessExecution(self, batch, pictures, maps)
+
+    def attempt(self, call: str) -> None:
+        with self.memory.current():  # a program's errors are ours from the beginning
+            self.memory.attempt(call)
 
 
 class BrightnessExecution:
@@ -60,6 +67,7 @@ class BrightnessExecution:
 
     def enqueue(self, stream: Resource) -> None:
         assert self.is_open
+        self.program.attempt("enqueue")
         self.program.memory.queue(stream, self._compute, self.pictures, self.maps)
         self.program.fails(self.batch)
 
@@ -71,6 +79,7 @@ class BrightnessExecution:
         assert self.is_open
         self.is_open = False
         self.program.open -= 1
+        self.program.attempt("close")
 
 
 class HostBackend(Backend):
