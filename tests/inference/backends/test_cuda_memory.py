@@ -13,7 +13,13 @@ import pytest
 from unet_batch import gpu
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory
 from unet_batch.inference.backends import cuda_memory
-from unet_batch.inference.backends.cuda_memory import CudaMemory, PyCudaMemory, TorchMemory, open_memory
+from unet_batch.inference.backends.cuda_memory import (
+    CudaMemory,
+    PyCudaMemory,
+    TorchMemory,
+    is_out_of_memory,
+    open_memory,
+)
 from unet_batch.testing import HostMemory
 
 pytestmark = pytest.mark.timeout(60)
@@ -311,3 +317,25 @@ class TestOpenMemory:
         assert isinstance(open_memory(), HostMemory)
         with pytest.raises(BackendUnavailable, match="no CUDA memory: broken"):
             open_memory(provider="first")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.18 GiB", True),
+        ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA: cudaErrorMemoryAllocation", True),
+        ("MPS backend out of memory (MPS allocated: 18.13 GB, max allowed: 18.13 GB)", True),
+        ("[executionContext.cpp::initialize::123] Error Code 2: OutOfMemory (no further information)", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("CUDA error: no kernel image is available for execution on the device", False),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", False),
+        ("CUDA error: misaligned address", False),
+    ],
+)
+def test_out_of_memory_in_the_words_of_each_library(words: str, expected: bool) -> None:
+    assert is_out_of_memory(RuntimeError(words)) is expected
+    assert is_out_of_memory(words) is expected

@@ -368,3 +368,22 @@ PROVIDERS: dict[str, Callable[[int], CudaMemory]] = {"pycuda": PyCudaMemory, "to
 
 def _words(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",  # torch.OutOfMemoryError, torch.AcceleratorError, TensorRT's log, CUDA itself
+    "outofmemory",
+    "cudaerrormemoryallocation",
+    "cudnn_status_alloc_failed",
+    "device_allocation_failed",  # cuDNN 9
+    "cublas_status_alloc_failed",
+)
+
+
+def is_out_of_memory(error: object) -> bool:
+    """Whether an error, or what a library wrote of it, means that the GPU has not enough memory.
+
+    By its words: releases of PyTorch differ in the class, and of cuDNN it comes as any `RuntimeError`.
+    """
+    text = str(error).lower()
+    return any(words in text for words in _OUT_OF_MEMORY)

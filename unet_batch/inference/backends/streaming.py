@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 POOL_BYTES = 256 * 2**20
 # Stages beside inference that a run has, with a thread for every core in each: decode, render, write.
 STAGES = 3
+# Batches on the GPU at once: one on its way in, one being computed, one on its way out.
+SLOTS = 3
 
 
 class Execution(Protocol):
@@ -79,7 +81,7 @@ class StreamingExecutor:
         shape: (H, W, C) of a picture; maps are (H, W).
         batch: how many pictures run at once; halved, with a note, until all slots fit the GPU.
         least: the smallest batch to try.
-        slots: batches on the GPU at once: one on its way in, one being computed, one on its way out.
+        slots: how many batches may be on the GPU at once.
         pictures: how many page-locked pictures `buffer` may lend; None takes what a pipeline has on its way.
         graphs: whether to repeat the work through CUDA graphs, where there are any: all slots do, or none.
         notes: a list to append to.
@@ -100,7 +102,7 @@ class StreamingExecutor:
         *,
         batch: int,
         least: int = 1,
-        slots: int = 3,
+        slots: int = SLOTS,
         pictures: int | None = None,
         graphs: bool = True,
         notes: list[str],

@@ -18,15 +18,13 @@ from unet_batch.engine.sidecar import Sidecar
 from unet_batch.engine.store import REBUILD, Engine
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, OutputError, UsageError
 from unet_batch.inference.backends.base import Backend
-from unet_batch.inference.backends.cuda_memory import CudaMemory, Resource, open_memory
-from unet_batch.inference.backends.streaming import StreamingExecutor
+from unet_batch.inference.backends.cuda_memory import CudaMemory, Resource, is_out_of_memory, open_memory
+from unet_batch.inference.backends.streaming import SLOTS, StreamingExecutor
 
 if TYPE_CHECKING:
     from unet_batch.engine.onnx_model import Convolution
     from unet_batch.engine.proof import Parity, Reference
     from unet_batch.types import ModelSpec, Pixels, Size
-
-STREAMS = 3  # one batch on its way to the GPU, one computed, one on its way back
 
 
 class TensorRTBackend(Backend):
@@ -68,7 +66,7 @@ class TensorRTBackend(Backend):
         self.precision = engine.sidecar.recipe.precision
         self.batch_size = batch_size or best
         self.least_batch = low
-        self.streams = STREAMS
+        self.streams = SLOTS
         if not profile.holds(self.input_size) or not low <= self.batch_size <= high:
             height, width = self.input_size
             raise UsageError(
@@ -99,7 +97,6 @@ class TensorRTBackend(Backend):
                 program.shape,
                 batch=self.batch_size,
                 least=self.least_batch,
-                slots=self.streams,
                 graphs=self.graphs,
                 notes=self.notes,
             )
@@ -239,7 +236,6 @@ def prove_loaded(
             program.shape,
             batch=batch,
             least=least,
-            slots=STREAMS,
             pictures=0,
             graphs=False,
             notes=notes,
@@ -341,11 +337,7 @@ class LoadedEngine:
     def error(self, what: str) -> BackendError:
         """What the library just refused, with its own reason."""
         reason = self.flavour.take_errors()
-        kind = (
-            DeviceOutOfMemory
-            if "out of memory" in reason.lower() or "outofmemory" in reason.lower()
-            else BackendError
-        )
+        kind = DeviceOutOfMemory if is_out_of_memory(reason) else BackendError
         return kind(f"{self.flavour.name}: {what}: {reason}")
 
 
