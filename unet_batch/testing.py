@@ -293,8 +293,8 @@ class HostMemory(CudaMemory):
         return resource
 
 
-class _CudaError(Exception):
-    """What a library raises for CUDA's errors, and the error of ours that it becomes."""
+class _CudaError(RuntimeError):
+    """What a library raises for CUDA's errors, a RuntimeError as PyTorch's, and the error that it becomes."""
 
     def __init__(self, meaning: BackendError) -> None:
         super().__init__(meaning.message)

@@ -120,7 +120,7 @@ class StreamingExecutor:
         self._building = Lock()
         self._slots = [_Slot() for _ in range(slots)]
         self._idle: SimpleQueue[_Slot] = SimpleQueue()
-        with memory.current(), _undo_on_failure() as self._undo:
+        with memory.current(), undo_on_failure() as self._undo:
             self._upload, self._compute, self._download = (_Lane(memory, self._undo) for _ in range(3))
             for slot in self._slots:
                 self._undo.callback(slot.close)
@@ -232,7 +232,7 @@ class StreamingExecutor:
     def _build(self, slot: _Slot) -> None:
         """Build a slot for the batch of now; it is left empty where that fails."""
         memory = self._memory
-        with self._building, memory.current(), _undo_on_failure() as undo:
+        with self._building, memory.current(), undo_on_failure() as undo:
             slot.close()  # before the new one, which may need the memory
             batch = self.batch
 
@@ -294,8 +294,8 @@ class StreamingExecutor:
 
 
 @contextmanager
-def _undo_on_failure() -> Iterator[ExitStack]:
-    """A stack that is closed only where the block raises; what closing then raises would hide why."""
+def undo_on_failure() -> Iterator[ExitStack]:
+    """A stack of what to undo where the block raises; what raises while undoing would hide why."""
     undo = ExitStack()
     try:
         yield undo
