@@ -177,6 +177,26 @@ class TestThroughTheExecutor:
             assert not memory.alive
 
 
+def test_apples_gpus_run_full_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directly, without an executor; a CPU's kernels do not look at how many pictures there are."""
+    shapes: list[tuple[int, ...]] = []
+
+    def watch(graph: Graph, batch: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(batch.shape))
+        return batch[..., 0]
+
+    monkeypatch.setattr(Graph, "forward", watch)
+    with TorchBackend(tiny_checkpoint(), "cpu", batch_size=4) as backend:
+        monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor)
+        for device, expected in (("mps", [4, 4, 4, 4]), ("cpu", [1, 2, 3, 4])):
+            backend.device = torch.device(device)
+            shapes.clear()
+            for count in (1, 2, 3, 4):
+                assert np.array_equal(backend.infer(pictures(4)[:count]), pictures(4)[:count, ..., 0])
+            assert [shape[0] for shape in shapes] == expected
+        monkeypatch.undo()
+
+
 class TestOnCuda:
     """What can be said of it without a GPU."""
 

@@ -99,9 +99,12 @@ class TorchBackend(Backend):
             return executor.infer(pictures)
         if graph is None:
             raise BackendError(f"{self.name}: closed while it ran")
+        batch = _as_batch(pictures)
+        if self.device.type != "cpu":
+            batch = _pad(batch, self._limit)
         with _errors(self.name), torch.inference_mode():
-            maps: Pixels = graph(_as_batch(pictures).to(self.device)).cpu().numpy()
-            return maps
+            maps: Pixels = graph(batch.to(self.device)).cpu().numpy()
+            return maps[: len(pictures)]
 
     def _resize(self, batch: int) -> None:
         if self._executor is not None:
@@ -190,6 +193,12 @@ def _as_batch(pictures: Sequence[Pixels]) -> torch.Tensor:
     batch = pictures[0][None] if len(pictures) == 1 else np.asarray(pictures)
     # torch has no read-only tensors, and warns of an array that is.
     return torch.from_numpy(np.require(batch, requirements=("C", "W")))
+
+
+def _pad(batch: torch.Tensor, size: int) -> torch.Tensor:
+    """The batch with black pictures behind it: other shapes may run other kernels, whose maps differ."""
+    missing = max(0, size - len(batch))
+    return torch.cat([batch, batch.new_zeros((missing, *batch.shape[1:]))]) if missing else batch
 
 
 @contextmanager
