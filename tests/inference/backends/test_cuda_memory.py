@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -339,3 +341,22 @@ class TestOpenMemory:
 def test_out_of_memory_in_the_words_of_each_library(words: str, expected: bool) -> None:
     assert is_out_of_memory(RuntimeError(words)) is expected
     assert is_out_of_memory(words) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("CUDA error: out of memory"), DeviceOutOfMemory),  # torch.AcceleratorError
+        (RuntimeError("CUDA error: misaligned address"), BackendError),
+    ],
+)
+def test_pytorchs_errors_become_ours(error: RuntimeError, kind: type[BackendError]) -> None:
+    torch = pytest.importorskip("torch")
+    memory = TorchMemory.__new__(TorchMemory)  # opening it needs a GPU
+    memory._torch = SimpleNamespace(
+        OutOfMemoryError=torch.OutOfMemoryError, cuda=SimpleNamespace(device=nullcontext)
+    )
+    memory._device = None
+    with pytest.raises(BackendError, match=str(error)) as caught, memory.current():
+        raise error
+    assert type(caught.value) is kind

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -17,8 +17,9 @@ import torch
 from tests.helpers.host_torch import HostTorchBackend, QueuedProgram, tiny_checkpoint
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory
 from unet_batch.inference.backends import torch as torch_module
+from unet_batch.inference.backends.cuda_memory import Resource
 from unet_batch.inference.backends.streaming import StreamingExecutor
-from unet_batch.inference.backends.torch import TorchBackend
+from unet_batch.inference.backends.torch import Program, TorchBackend
 from unet_batch.model.graph import Graph
 from unet_batch.testing import HostMemory
 
@@ -91,6 +92,13 @@ class TestThroughTheExecutor:
         assert backend.buffer().shape == (32, 48, 3)
         with backend:
             assert np.array_equal(backend.infer(pictures(4)), direct(pictures(4)))
+
+    def test_a_call_that_closing_overtakes_is_refused(self) -> None:
+        for backend in (HostTorchBackend(), TorchBackend(tiny_checkpoint(), "cpu")):
+            with backend:
+                backend._close()
+                with pytest.raises(BackendError, match="torch-cpu: closed while it ran"):
+                    backend.infer(pictures(1))
 
     @pytest.mark.parametrize(
         "error",
@@ -215,6 +223,28 @@ class TestOnCuda:
             with pytest.raises(BackendUnavailable, match="not here"):
                 backend.open()
         assert opened == [1, 3]
+
+    def test_a_network_runs_in_the_stream_it_is_given(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And leaves nothing in PyTorch's cache before it is captured, as no graph could use it."""
+        events: list[object] = []
+
+        @contextmanager
+        def current(stream: object) -> Iterator[None]:
+            events.append(stream)
+            yield
+            events.append("queued")
+
+        monkeypatch.setattr(torch.cuda, "stream", current)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("cache released"))
+        checkpoint, batch = tiny_checkpoint(size=(16, 16)), pictures(2)[:, :16, :16].copy()
+        graph = Graph(checkpoint.model, checkpoint.spec).eval()
+        maps = np.zeros((2, 16, 16), np.uint8)
+        program = Program("torch-cuda", graph, (16, 16, 3))
+        execution = program.prepare(2, Resource(batch.reshape(-1)), Resource(maps.reshape(-1)))
+        for _ in range(2):
+            execution.enqueue(Resource("a stream"))
+        assert events == ["a stream", "queued", "cache released", "a stream", "queued"]
+        assert np.array_equal(maps, graph(torch.from_numpy(batch)).numpy())
 
     def test_threads_need_no_streams_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """PyTorch's allocator keeps memory for every stream that was ever used."""

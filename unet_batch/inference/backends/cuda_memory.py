@@ -296,10 +296,9 @@ class TorchMemory(CudaMemory):
         try:
             with self._torch.cuda.device(self._device):
                 yield
-        except self._torch.OutOfMemoryError as error:
-            raise DeviceOutOfMemory(_words(error)) from error
         except RuntimeError as error:  # all of PyTorch's are
-            raise BackendError(_words(error)) from error
+            kind = DeviceOutOfMemory if is_out_of_memory(error) else BackendError
+            raise kind(_words(error)) from error
 
     def host(self, nbytes: int) -> Resource:
         array: Pixels = self._torch.empty(nbytes, dtype=self._torch.uint8, pin_memory=True).numpy()

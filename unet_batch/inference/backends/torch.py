@@ -120,8 +120,7 @@ class TorchBackend(Backend):
                 self._executor.close()
         finally:
             self._executor = self._graph = None
-            with suppress(RuntimeError):  # weights go back to whoever uses the GPU next
-                torch.cuda.empty_cache()
+            _release_cache()  # the weights, for whoever uses the GPU next
 
     def thread(self) -> AbstractContextManager[object]:
         return _one_thread() if self.device.type == "cpu" else nullcontext()
@@ -129,6 +128,8 @@ class TorchBackend(Backend):
 
 class Program:
     """A network for pictures of one shape, (H, W, C); a `streaming.Program`.
+
+    cuDNN chooses kernels by shape alone, as `torch.backends.cudnn.benchmark` is off unless somebody sets it.
 
     Args:
         name: of the backend, for errors.
@@ -158,12 +159,17 @@ class Execution:
         self._name = name
         self._graph: Graph | None = graph
         self._tensors: tuple[torch.Tensor, torch.Tensor] | None = (pictures, maps)
+        self._rehearsed = False
 
     def enqueue(self, stream: Resource) -> None:
         """See `streaming.Execution`."""
         # Whatever it allocates belongs to this stream, in which all batches run one after the other.
         with torch.cuda.stream(stream.raw):
             self.run()
+        if not self._rehearsed:
+            self._rehearsed = True
+            # What PyTorch's allocator keeps of this run is out of a graph's reach, which needs as much again
+            _release_cache()
 
     def run(self) -> None:
         """Compute the maps, in the stream that is current."""
@@ -176,6 +182,12 @@ class Execution:
     def close(self) -> None:
         """See `streaming.Execution`."""
         self._graph = self._tensors = None
+
+
+def _release_cache() -> None:
+    """Give back what PyTorch's allocator keeps for later."""
+    with suppress(RuntimeError):  # some releases refuse while anybody captures a graph
+        torch.cuda.empty_cache()
 
 
 @contextmanager
