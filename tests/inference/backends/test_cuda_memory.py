@@ -330,6 +330,7 @@ class TestOpenMemory:
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
         ("CUDA: cudaErrorMemoryAllocation", True),
+        ("CUDA: CUDA_ERROR_OUT_OF_MEMORY", True),
         ("MPS backend out of memory (MPS allocated: 18.13 GB, max allowed: 18.13 GB)", True),
         ("[executionContext.cpp::initialize::123] Error Code 2: OutOfMemory (no further information)", True),
         ("CUDA error: an illegal memory access was encountered", False),

@@ -370,12 +370,10 @@ def _words(error: Exception) -> str:
 
 
 _OUT_OF_MEMORY = (
-    "out of memory",  # torch.OutOfMemoryError, torch.AcceleratorError, TensorRT's log, CUDA itself
-    "outofmemory",
+    "outofmemory",  # PyTorch, CUDA, TensorRT
     "cudaerrormemoryallocation",
-    "cudnn_status_alloc_failed",
-    "device_allocation_failed",  # cuDNN 9
-    "cublas_status_alloc_failed",
+    "statusallocfailed",  # cuBLAS, cuDNN 8
+    "deviceallocationfailed",  # cuDNN 9
 )
 
 
@@ -384,5 +382,5 @@ def is_out_of_memory(error: object) -> bool:
 
     By its words: releases of PyTorch differ in the class, and of cuDNN it comes as any `RuntimeError`.
     """
-    text = str(error).lower()
+    text = str(error).lower().replace(" ", "").replace("_", "")
     return any(words in text for words in _OUT_OF_MEMORY)
