@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -84,7 +84,7 @@ class HostMemory(CudaMemory):
 
     Work is only queued. It runs when somebody waits for it, and then no more of it than the events make
     necessary: a `wait` or `synchronize` that is missing shows as wrong bytes, not now and then but always.
-    Misuse is an `AssertionError`.
+    Misuse is an `AssertionError`. `fail` makes a call fail as CUDA's do.
 
     Args:
         capacity: bytes of device memory; None sets no limit.
@@ -94,6 +94,7 @@ class HostMemory(CudaMemory):
         alive: what was allocated and not freed: `host`, `device`, `stream`, `event` or `graph`.
         allocations: how many there were, of all kinds.
         launches: how many graphs were launched.
+        calls: how often each method was called since the last `fail`.
     """
 
     name = "host"
@@ -104,6 +105,8 @@ class HostMemory(CudaMemory):
         self.alive: dict[Resource, str] = {}
         self.allocations = 0
         self.launches = 0
+        self.calls: Counter[str] = Counter()
+        self._failures: dict[tuple[str, int], BaseException] = {}
         self._handles = count(1)
         self._lock = RLock()
         self._thread = local()
@@ -120,52 +123,79 @@ class HostMemory(CudaMemory):
         """Pieces of work that were queued and did not run."""
         return sum(len(resource.raw) for resource, kind in self.alive.copy().items() if kind == "stream")
 
-    def queue(self, stream: int, work: Callable[[], object]) -> None:
-        """Queue anything in a stream, given by its handle: what launching a kernel is elsewhere."""
-        self._queue(
-            next(
-                found
-                for found, kind in self.alive.copy().items()
-                if kind == "stream" and found.address == stream
-            ),
-            work,
-        )
+    def queue(self, stream: Resource, work: Callable[[], object], *resources: Resource) -> None:
+        """Queue anything in a stream: what launching a kernel is elsewhere.
 
-    def at(self, address: int, nbytes: int) -> Pixels:
-        """The bytes of device memory at an address; only for work that runs."""
-        for found, kind in self.alive.copy().items():
-            if (
-                kind == "device"
-                and (offset := address - found.address) >= 0
-                and offset + nbytes <= found.nbytes
-            ):
-                view: Pixels = found.raw[offset : offset + nbytes]
-                return view
-        raise AssertionError(f"{nbytes} bytes at {address:#x} are not allocated")
+        Args:
+            stream: where.
+            work: called once, when somebody waits for it.
+            resources: what it uses; they must still be there when it runs.
+        """
+        self._use(stream, *resources)
+        assert self._capturing.get(stream, get_ident()) == get_ident(), "another thread captures this stream"
+
+        def run() -> None:
+            self._use(*resources)
+            work()
+
+        stream.raw.append(run)
+
+    def fail(self, method: str, call: int, error: BaseException | type[BaseException]) -> None:
+        """Let one call fail: the `call`-th of a method from now on, counted from 1.
+
+        `free` fails after it freed, as CUDA may report there what failed long before. All others fail before
+        they did anything.
+
+        Args:
+            method: e.g. `upload`; anything else that calls `attempt`, too.
+            call: which.
+            error: raised by it. A `BackendError` comes as CUDA's errors come: in its place something else is
+                raised, which `current` translates.
+        """
+        self.calls.clear()
+        self._failures = {(method, call): error() if isinstance(error, type) else error}
+
+    def attempt(self, method: str) -> None:
+        """Count a call, and raise what `fail` asked for."""
+        with self._lock:
+            self.calls[method] += 1
+            error = self._failures.pop((method, self.calls[method]), None)
+        if isinstance(error, BackendError):
+            raise _CudaError(error)
+        if error is not None:
+            raise error
 
     @contextmanager
     def current(self) -> Iterator[None]:
         self._thread.depth = getattr(self._thread, "depth", 0) + 1
         try:
             yield
+        except _CudaError as error:
+            raise error.meaning from error
         finally:
             self._thread.depth -= 1
 
     def host(self, nbytes: int) -> Resource:
+        self.attempt("host")
         return self._keep("host", np.full(nbytes, 0xAA, np.uint8))
 
     def device(self, nbytes: int) -> Resource:
+        self.attempt("device")
         with self._lock:
             if self.capacity is not None and self.used + nbytes > self.capacity:
-                raise DeviceOutOfMemory(
-                    f"{nbytes} bytes wanted, {self.capacity - self.used} of {self.capacity} are free"
+                raise _CudaError(
+                    DeviceOutOfMemory(
+                        f"{nbytes} bytes wanted, {self.capacity - self.used} of {self.capacity} are free"
+                    )
                 )
             return self._keep("device", np.zeros(nbytes, np.uint8))
 
     def stream(self) -> Resource:
+        self.attempt("stream")
         return self._keep("stream", deque())
 
     def event(self) -> Resource:
+        self.attempt("event")
         return self._keep("event", [])
 
     def free(self, resource: Resource) -> None:
@@ -177,13 +207,15 @@ class HostMemory(CudaMemory):
             resource.raw.fill(0xDD)
             self._freed.append(resource.raw)
         super().free(resource)
+        self.attempt("free")
 
     def upload(self, target: Resource, offset: int, source: Pixels, stream: Resource) -> None:
         assert source.flags.c_contiguous, "not one piece of memory"
         assert 0 <= offset <= target.nbytes - source.nbytes, (
             f"{source.nbytes} bytes at {offset} of {target.nbytes}"
         )
-        self._queue(
+        self.attempt("upload")
+        self.queue(
             stream, lambda: np.copyto(target.raw[offset : offset + source.nbytes], source.reshape(-1)), target
         )
 
@@ -191,20 +223,24 @@ class HostMemory(CudaMemory):
         assert nbytes <= min(target.nbytes, source.nbytes), (
             f"{nbytes} bytes, from {source.nbytes} to {target.nbytes}"
         )
-        self._queue(stream, lambda: np.copyto(target.raw[:nbytes], source.raw[:nbytes]), target, source)
+        self.attempt("download")
+        self.queue(stream, lambda: np.copyto(target.raw[:nbytes], source.raw[:nbytes]), target, source)
 
     def record(self, event: Resource, stream: Resource) -> None:
+        self.attempt("record")
         mark = _Mark(stream.raw)
-        self._queue(stream, mark.pass_by, event)
+        self.queue(stream, mark.pass_by, event)
         event.raw[:] = [mark]
 
     def wait(self, stream: Resource, event: Resource) -> None:
+        self.attempt("wait")
         marks = tuple(event.raw)
-        self._queue(stream, lambda: [mark.reach() for mark in marks], event)
+        self.queue(stream, lambda: [mark.reach() for mark in marks], event)
 
     def synchronize(self, resource: Resource) -> None:
         self._use(resource)
         assert resource not in self._capturing, "a stream that is being captured cannot be waited for"
+        self.attempt("synchronize")
         with self._lock:
             if isinstance(resource.raw, deque):
                 while resource.raw:
@@ -214,6 +250,7 @@ class HostMemory(CudaMemory):
 
     def free_memory(self) -> tuple[int, int]:
         self._use()
+        self.attempt("free_memory")
         total = 2**40 if self.capacity is None else self.capacity
         return total - self.used, total
 
@@ -221,19 +258,22 @@ class HostMemory(CudaMemory):
         self._use(stream)
         if not self.graphs:
             raise BackendError("no CUDA graphs: refused in a test")
-        before, stream.raw = stream.raw, deque()
-        self._capturing[stream] = get_ident()
-        try:
-            enqueue()
-            return self._keep("graph", tuple(stream.raw))
-        finally:
-            stream.raw = before
-            del self._capturing[stream]
+        with self.current():
+            self.attempt("capture")
+            before, stream.raw = stream.raw, deque()
+            self._capturing[stream] = get_ident()
+            try:
+                enqueue()
+                return self._keep("graph", tuple(stream.raw))
+            finally:
+                stream.raw = before
+                del self._capturing[stream]
 
     def launch(self, graph: Resource, stream: Resource) -> None:
+        self.attempt("launch")
         self.launches += 1
         for work in graph.raw:
-            self._queue(stream, work, graph)
+            self.queue(stream, work, graph)
 
     def _use(self, *resources: Resource) -> None:
         assert getattr(self._thread, "depth", 0), "called outside `current()`"
@@ -252,15 +292,13 @@ class HostMemory(CudaMemory):
             self.alive[resource] = kind
         return resource
 
-    def _queue(self, stream: Resource, work: Callable[[], object], *resources: Resource) -> None:
-        self._use(stream, *resources)
-        assert self._capturing.get(stream, get_ident()) == get_ident(), "another thread captures this stream"
 
-        def run() -> None:
-            self._use(*resources)
-            work()
+class _CudaError(RuntimeError):
+    """What a library raises for CUDA's errors, a RuntimeError as PyTorch's, and the error that it becomes."""
 
-        stream.raw.append(run)
+    def __init__(self, meaning: BackendError) -> None:
+        super().__init__(meaning.message)
+        self.meaning = meaning
 
 
 class _Mark:

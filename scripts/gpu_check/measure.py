@@ -245,12 +245,12 @@ def engine_only(
         stream = keep(memory.stream())
         # Real pictures: zeros would need less power, and let the GPU run faster than it does.
         memory.upload(source, 0, np.ascontiguousarray(repeated(reference, batch)[0]), stream)
-        execution = program.prepare(batch, source.address, maps.address)
+        execution = program.prepare(batch, source, maps)
         undo.callback(execution.close)
         undo.callback(memory.synchronize, stream)
 
         def enqueue() -> None:
-            execution.enqueue(stream.address)
+            execution.enqueue(stream)
 
         found: dict[str, Any] = {}
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from unet_batch.errors import BackendError, DeviceOutOfMemory
 from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.cuda_memory import Resource
 from unet_batch.inference.backends.streaming import StreamingExecutor
 from unet_batch.testing import HostMemory, fake_spec
 from unet_batch.types import ModelSpec
@@ -25,6 +26,8 @@ def brightness(batch: Sequence[np.ndarray]) -> np.ndarray:
 
 class Brightness:
     """A `Program`: maps show how bright each pixel is.
+
+    `HostMemory.fail` can make its `prepare`, `enqueue` and `close` fail, too.
 
     Attributes:
         largest: batches above it do not fit; may change at any time, as the memory of a GPU that others use,
@@ -44,34 +47,39 @@ class Brightness:
         self.prepared: list[int] = []
         self.open = 0
 
-    def prepare(self, batch: int, pictures: int, maps: int) -> BrightnessExecution:
+    def prepare(self, batch: int, pictures: Resource, maps: Resource) -> BrightnessExecution:
         self.prepared.append(batch)
+        self.attempt("prepare")
         if batch > self.largest:
             raise DeviceOutOfMemory(f"no room for activations of {batch}")
         self.open += 1
         return BrightnessExecution(self, batch, pictures, maps)
 
+    def attempt(self, call: str) -> None:
+        with self.memory.current():  # a program's errors are ours from the beginning
+            self.memory.attempt(call)
+
 
 class BrightnessExecution:
-    def __init__(self, program: Brightness, batch: int, pictures: int, maps: int) -> None:
+    def __init__(self, program: Brightness, batch: int, pictures: Resource, maps: Resource) -> None:
         self.program, self.batch, self.pictures, self.maps = program, batch, pictures, maps
         self.is_open = True
 
-    def enqueue(self, stream: int) -> None:
+    def enqueue(self, stream: Resource) -> None:
         assert self.is_open
-        self.program.memory.queue(stream, self._compute)
+        self.program.attempt("enqueue")
+        self.program.memory.queue(stream, self._compute, self.pictures, self.maps)
         self.program.fails(self.batch)
 
     def _compute(self) -> None:
         shape = (self.batch, *self.program.shape)
-        source = self.program.memory.at(self.pictures, int(np.prod(shape))).reshape(shape)
-        target = self.program.memory.at(self.maps, int(np.prod(shape[:3])))
-        target[:] = self.program.kernel(source).reshape(-1)
+        self.maps.raw[:] = self.program.kernel(self.pictures.raw.reshape(shape)).reshape(-1)
 
     def close(self) -> None:
         assert self.is_open
         self.is_open = False
         self.program.open -= 1
+        self.program.attempt("close")
 
 
 class HostBackend(Backend):

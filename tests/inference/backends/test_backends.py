@@ -11,41 +11,43 @@ import pytest
 import torch
 
 from tests.helpers.host import HostBackend
-from tests.helpers.tiny import tiny_model, tiny_spec
+from tests.helpers.host_torch import HostTorchBackend, tiny_checkpoint
+from tests.helpers.tiny import tiny_spec
 from unet_batch import gpu
 from unet_batch.errors import BackendError, DeviceOutOfMemory
 from unet_batch.inference.backends import torch as torch_module
 from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.model import checkpoint
-from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.graph import Graph
 from unet_batch.testing import FakeBackend
 
 GPU = gpu.Driver((13, 0), (gpu.Gpu(0, "NVIDIA H200", (9, 0), 150_000_000_000),))
 
 
-def loaded(classes: int = 1) -> Checkpoint:
-    spec = tiny_spec(classes)
-    return Checkpoint(tiny_model(spec), spec, "0" * 64, "tiny")
-
-
 def torch_cuda(batch_size: int) -> Backend:
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU and a PyTorch built with CUDA")
-    return TorchBackend(loaded(), "cuda", batch_size=batch_size)
+    return TorchBackend(tiny_checkpoint(), "cuda", batch_size=batch_size)
 
 
 BACKENDS: dict[str, Callable[[int], Backend]] = {
     "fake": lambda batch_size: FakeBackend(tiny_spec(), batch_size=batch_size),
     "streaming-host": lambda batch_size: HostBackend(tiny_spec(), batch_size=batch_size),
-    "torch-cpu": lambda batch_size: TorchBackend(loaded(), "cpu", batch_size=batch_size),
+    "torch-cpu": lambda batch_size: TorchBackend(tiny_checkpoint(), "cpu", batch_size=batch_size),
+    "torch-host": lambda batch_size: HostTorchBackend(batch_size=batch_size),
     "torch-cuda": torch_cuda,
 }
 
 
 @pytest.fixture(
-    params=["fake", "streaming-host", "torch-cpu", pytest.param("torch-cuda", marks=pytest.mark.gpu)]
+    params=[
+        "fake",
+        "streaming-host",
+        "torch-cpu",
+        "torch-host",
+        pytest.param("torch-cuda", marks=pytest.mark.gpu),
+    ]
 )
 def make(request: pytest.FixtureRequest) -> Callable[[int], Backend]:
     return BACKENDS[request.param]
@@ -233,7 +235,7 @@ def test_opens_again(make: Callable[[int], Backend]) -> None:
 
 @pytest.mark.parametrize("classes", [1, 3])
 def test_torch_computes_the_graph(classes: int) -> None:
-    model = loaded(classes)
+    model = tiny_checkpoint(classes)
     batch = pictures(4)
     exact = Graph(model.model, model.spec)(torch.from_numpy(batch)).numpy()
     with TorchBackend(model, "cpu", batch_size=4) as backend:
@@ -276,7 +278,7 @@ class TestOutOfMemory:
         assert backend.batches == [16, 8, 4]
 
     def test_as_torch_says_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        with TorchBackend(loaded(), "cpu", batch_size=4) as backend:
+        with TorchBackend(tiny_checkpoint(), "cpu", batch_size=4) as backend:
             graph = backend._graph
             assert graph is not None
 
@@ -294,14 +296,14 @@ class TestOutOfMemory:
 
 
 def test_torch_at_another_size() -> None:
-    with TorchBackend(loaded(), "cpu", batch_size=2, size=(48, 80)) as backend:
+    with TorchBackend(tiny_checkpoint(), "cpu", batch_size=2, size=(48, 80)) as backend:
         assert backend.input_size == (48, 80)
         assert backend.buffer().shape == (48, 80, 3)
         batch = np.random.default_rng(0).integers(0, 256, (2, 48, 80, 3), dtype=np.uint8)
         assert backend.infer(batch).shape == (2, 48, 80)
         with pytest.raises(BackendError, match=r"uint8 \(48, 80, 3\) expected"):
             backend.infer(pictures(1))
-    assert TorchBackend(loaded(), "cpu").input_size == (32, 48)
+    assert TorchBackend(tiny_checkpoint(), "cpu").input_size == (32, 48)
 
 
 def test_torch_does_not_copy_a_single_picture() -> None:
@@ -312,7 +314,7 @@ def test_torch_does_not_copy_a_single_picture() -> None:
 
 def test_one_thread_per_stream() -> None:
     before = torch.get_num_threads()
-    with TorchBackend(loaded(), "cpu") as backend:
+    with TorchBackend(tiny_checkpoint(), "cpu") as backend:
         with backend.thread():
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == before
@@ -326,7 +328,7 @@ def test_precision_follows_the_processor(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    backend = TorchBackend(loaded(), "cpu")
+    backend = TorchBackend(tiny_checkpoint(), "cpu")
     assert backend.precision == precision
     assert precision in backend.reason
 

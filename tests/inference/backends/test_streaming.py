@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from unet_batch.errors import BackendError, DeviceOutOfMemory
 from unet_batch.inference.backends import streaming
 from unet_batch.inference.backends.cuda_memory import Resource
 from unet_batch.inference.backends.streaming import PicturePool, StreamingExecutor
+from unet_batch.pipeline import cpu_count
 from unet_batch.testing import HostMemory
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
@@ -116,6 +118,20 @@ def test_read_only_pictures() -> None:
         assert np.array_equal(bench.executor.infer(batch), brightness(batch))
 
 
+def test_no_pictures_have_no_maps() -> None:
+    with Bench() as bench:
+        assert bench.executor.infer([]).shape == (0, *SHAPE[:2])
+
+
+def test_two_executors_share_a_memory() -> None:
+    with Bench() as first, Bench(first.memory, batch=3) as second:
+        benches = (first, second)
+        assert together(6, lambda number: benches[number % 2].is_right(5, number)) == [True] * 6
+        second.executor.close()
+        assert first.is_right(7)
+        first.executor.close()
+
+
 def test_slots_are_used_at_once() -> None:
     """Three batches are on the GPU before the first one is waited for; a fourth thread waits for a slot."""
     meeting = threading.Barrier(3, timeout=10)
@@ -203,6 +219,36 @@ class TestGraphs:
             bench.program.fails = intrude
             assert bench.is_right(2, 2)
             assert others[0].result(10)
+
+    def test_one_slot_without_a_graph_leaves_none_with_one(self) -> None:
+        """On opening, and where a slot that is built again in the middle of a run cannot have one."""
+        memory = HostMemory()
+        memory.fail("capture", 3, BackendError("no"))
+        with Bench(memory) as bench:
+            assert bench.program.prepared == [4] * 5, "the first two are built again"
+            assert [slot.graph for slot in bench.executor._slots] == [None] * 3
+            assert len(bench.notes) == 1
+        with Bench() as bench:
+            bench.executor.resize(2)
+            bench.memory.fail("capture", 2, BackendError("no"))
+            for seed in range(6):
+                assert bench.is_right(2, seed)
+            assert [slot.graph for slot in bench.executor._slots] == [None] * 3
+            assert bench.notes == ["no: the steps of each batch are queued one by one"]
+
+    def test_no_memory_for_a_graph_is_no_reason_to_have_none(self) -> None:
+        memory = HostMemory()
+        memory.fail("capture", 2, DeviceOutOfMemory("no memory"))
+        with Bench(memory) as bench:
+            assert bench.executor.batch == 2
+            assert bench.notes == ["out of GPU memory at a batch of 4: continuing with 2"]
+            assert all(slot.graph is not None for slot in bench.executor._slots)
+            bench.executor.resize(1)
+            memory.fail("capture", 1, DeviceOutOfMemory("no memory"))
+            with pytest.raises(DeviceOutOfMemory, match="no memory"):
+                bench.executor.infer(pictures(1))
+            assert bench.is_right(1)
+            assert memory.launches == 1
 
     def test_a_slot_that_is_built_again_captures_again(self) -> None:
         with Bench() as bench:
@@ -346,6 +392,23 @@ class TestFailure:
             bench.program.fails = lambda batch: None
             assert bench.is_right(2)
 
+    def test_what_failed_first_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A GPU that fell off the bus refuses to free things, too."""
+        memory = HostMemory()
+        free = memory.free
+
+        def refuse(resource: Resource) -> None:
+            free(resource)
+            fail("cannot free")
+
+        for call in ("prepare", "synchronize", "capture"):
+            memory.fail(call, 2, DeviceOutOfMemory("no memory for it"))
+            monkeypatch.setattr(memory, "free", refuse)
+            with pytest.raises(DeviceOutOfMemory, match="no memory for it, at a batch of 4, the smallest"):
+                Bench(memory, least=4).__enter__()
+            monkeypatch.setattr(memory, "free", free)
+            assert not memory.alive
+
     def test_others_are_not_disturbed(self) -> None:
         with Bench(graphs=False) as bench:
             failing = threading.local()
@@ -405,6 +468,42 @@ class TestClose:
                 bench.is_clean()
                 for future in waiting:
                     assert isinstance(future.exception(10), BackendError)
+
+    def test_all_is_freed_where_freeing_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        bench = Bench()
+        bench.__enter__()
+        free = bench.memory.free
+
+        def refuse(resource: Resource) -> None:
+            free(resource)
+            fail("cannot free")
+
+        monkeypatch.setattr(bench.memory, "free", refuse)
+        with pytest.raises(BackendError, match="cannot free"):
+            bench.executor.close()
+        bench.is_clean()
+        bench.executor.close()
+
+    def test_an_interrupt_while_it_waits_can_be_followed_by_another_close(self) -> None:
+        class Interrupted(SimpleQueue):  # type: ignore[type-arg]
+            def get(self, *_: object) -> object:
+                if self.qsize() == 1:
+                    raise KeyboardInterrupt
+                return super().get()
+
+        with Bench(slots=2) as bench:
+            whole = bench.executor._idle
+            interrupted = Interrupted()
+            for _ in range(2):
+                interrupted.put(whole.get())
+            bench.executor._idle = interrupted
+            with pytest.raises(KeyboardInterrupt):
+                bench.executor.close()
+            for _ in range(2):
+                whole.put(SimpleQueue.get(interrupted))
+            bench.executor._idle = whole
+            bench.executor.close()
+            bench.is_clean()
 
     def test_several_at_once(self) -> None:
         with Bench() as bench:
@@ -479,12 +578,40 @@ class TestPool:
 
     def test_its_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with Bench(pictures=None) as bench:
-            assert bench.executor._pool._count == 2 * 3 * 4 + 64  # type: ignore
+            assert bench.executor._pool._count == 2 * (3 * 4 + 3 * cpu_count())  # type: ignore
         monkeypatch.setattr(streaming, "POOL_BYTES", 10 * BYTES + 1)
         with Bench(pictures=None) as bench:
             assert bench.executor._pool._count == 10  # type: ignore
         with Bench(pictures=0) as bench:
             assert bench.executor.buffer().shape == SHAPE
+
+    def test_it_holds_all_that_a_run_has_on_its_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Twice what the streams and the threads of all stages hold: see `Segmenter.pipeline`."""
+        monkeypatch.setattr(streaming, "cpu_count", lambda: 16)
+        with Bench(pictures=None, batch=32) as bench:
+            assert bench.executor._pool._count == 2 * (3 * 32 + 3 * 16) == 288  # type: ignore
+
+    def test_running_out_often_is_told_once(self) -> None:
+        with Bench(pictures=2) as bench:
+            lent = [bench.executor.buffer() for _ in range(3)]
+            assert bench.notes == []
+            lent += [bench.executor.buffer() for _ in range(9)]
+            assert bench.notes == [
+                "more pictures are on their way than the 2 in page-locked memory: copies of some take longer"
+            ]
+            lent.clear()
+            assert bench.is_right(4)
+
+    def test_letting_go_of_the_last_picture_never_raises(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        raised: list[object] = []
+        monkeypatch.setattr("sys.unraisablehook", raised.append)
+        with Bench(pictures=2) as bench:
+            kept = bench.executor.buffer()
+            bench.executor.close()
+            bench.memory.fail("free", 1, BackendError("the GPU fell off the bus"))
+            del kept
+            assert bench.memory.calls["free"] == 1
+            assert not raised
 
     def test_many_threads(self) -> None:
         """Whatever the threads do, no picture is lent twice, and all come back; also when it closes
@@ -493,7 +620,7 @@ class TestPool:
         for turn in range(20):
             memory = HostMemory()
             with memory.current():
-                pool = PicturePool(memory, (4,), 3)
+                pool = PicturePool(memory, (4,), 3, [])
 
             def work(number: int, pool: PicturePool = pool, closes: int = turn % 4) -> bool:
                 for round in range(50):

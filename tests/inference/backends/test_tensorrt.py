@@ -1,13 +1,16 @@
 """What surrounds TensorRT in its backend: the proof at the first run, batches and buffers, in host memory.
 
-The calls into TensorRT itself (`LoadedEngine`, `Program.prepare`, `Execution`) need a real one:
-`test_a_real_engine`, and `python -m scripts.gpu_check`.
+`TestCalls` has the order of the calls into TensorRT, and what is done where one fails, over an engine that
+only keeps its rules. Whether they are the right calls shows with a real one: `test_a_real_engine`, and
+`python -m scripts.gpu_check`.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +26,10 @@ from unet_batch.engine.compiler import Profile
 from unet_batch.engine.proof import Reference
 from unet_batch.engine.sidecar import EngineRecipe, Sidecar
 from unet_batch.engine.store import Engine
-from unet_batch.errors import BackendError, BackendUnavailable, OutputError
+from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, OutputError
 from unet_batch.inference.backends import tensorrt
-from unet_batch.inference.backends.tensorrt import TensorRTBackend
+from unet_batch.inference.backends.streaming import StreamingExecutor
+from unet_batch.inference.backends.tensorrt import LoadedEngine, Program, TensorRTBackend
 from unet_batch.testing import HostMemory, fake_spec
 
 SIZE = (32, 48)
@@ -276,6 +280,223 @@ class TestRunning:
             room = [opened.buffer() for _ in range(10)]
             assert memory.used == before, "lent, not allocated"
             assert all(each.shape == SHAPE for each in room)
+
+
+class FakeLibrary:
+    """TensorRT's rules for the order of calls, and nothing else of it; what it "computes" is brightness.
+
+    Args:
+        refuses: the method of a context that fails, as it fails there; `create` makes none.
+        words: what is then in the log.
+
+    Attributes:
+        contexts: how many there were.
+        events: `context` and `engine` as they were destroyed.
+    """
+
+    name, version = "tensorrt", "10.9"
+    module = SimpleNamespace(
+        TensorIOMode=SimpleNamespace(INPUT="input"), DataType=SimpleNamespace(UINT8="uint8")
+    )
+
+    def __init__(self, memory: HostMemory, *, lends_memory: bool, refuses: str = "", words: str = "") -> None:
+        self.memory = memory
+        self.lends_memory = lends_memory
+        self.refuses = refuses
+        self.words = words
+        self.errors: list[str] = []
+        self.events: list[str] = []
+        self.contexts = 0
+        self.dtype = "uint8"
+
+    def take_errors(self) -> str:
+        said = "; ".join(self.errors) or "no reason given"
+        self.errors.clear()
+        return said
+
+    def runtime(self) -> SimpleNamespace:
+        return SimpleNamespace(deserialize_cuda_engine=lambda data: FakeEngine(self) if data else None)
+
+    def runtime_config(self, engine: FakeEngine, kernels: bytes) -> None:
+        return None
+
+    def create_context(self, engine: FakeEngine, config: object) -> FakeContext | None:
+        return None if self.fails("create") else FakeContext(self)
+
+    def fails(self, method: str) -> bool:
+        if self.refuses == method:
+            self.errors.append(self.words)
+        return self.refuses == method
+
+    def infer_shapes(self) -> list[str]:
+        if self.fails("infer_shapes"):
+            raise RuntimeError("shape inference failed")
+        return []
+
+    def destroyed(self, what: str) -> None:
+        current = getattr(self.memory._thread, "depth", 0)
+        self.events.append(what if current else f"{what} where no GPU is current")
+
+
+class FakeEngine:
+    num_io_tensors = 2
+
+    def __init__(self, library: FakeLibrary) -> None:
+        self.library = library
+
+    def get_tensor_name(self, index: int) -> str:
+        return ("pictures", "maps")[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return {"pictures": "input", "maps": "output"}[name]
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return self.library.dtype
+
+    def __del__(self) -> None:
+        self.library.destroyed("engine")
+
+
+class FakeContext:
+    def __init__(self, library: FakeLibrary) -> None:
+        self.library = library
+        library.contexts += 1
+        first = library.contexts == 1 or library.lends_memory
+        self.active_optimization_profile = 0 if first else -1  # 8.6 chooses for the first only
+        self.shape: tuple[int, ...] = ()
+        self.addresses: dict[str, int] = {}
+        self.lent = 0
+        self.infer_shapes = library.infer_shapes  # no method: in the bindings no frame holds the context
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        assert stream
+        if not self.library.fails("set_optimization_profile_async"):
+            self.active_optimization_profile = index
+        return self.active_optimization_profile == index
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self.active_optimization_profile == 0
+        self.shape = shape
+        return not self.library.fails("set_input_shape")
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shape[:3]
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        assert self.shape
+        self.addresses[name] = address
+        return not self.library.fails("set_tensor_address")
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        assert len(self.addresses) == 2
+        return 0 if self.library.fails("update_device_memory_size_for_shapes") else 1000 * self.shape[0]
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size >= 1000 * self.shape[0]
+        self.lent = address
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert bool(self.lent) == self.library.lends_memory
+        if self.library.fails("execute_async_v3"):
+            return False
+        at = {resource.address: resource for resource in self.library.memory.alive}
+        source, target = (at[self.addresses[name]] for name in ("pictures", "maps"))
+        used = [source, target] + [at[self.lent]] * bool(self.lent)
+
+        def compute() -> None:
+            target.raw[:] = brightness(source.raw.reshape(self.shape)).reshape(-1)
+
+        self.library.memory.queue(at[stream], compute, *used)
+        return True
+
+    def __del__(self) -> None:
+        self.library.destroyed("context")
+
+
+class TestCalls:
+    @pytest.fixture(params=[True, False], ids=["lends memory", "8.6"])
+    def lends_memory(self, request: pytest.FixtureRequest) -> bool:
+        return bool(request.param)
+
+    def load(self, fake: FakeLibrary) -> LoadedEngine:
+        return LoadedEngine(fake, b"plan", fake.memory)  # type: ignore[arg-type]
+
+    def run(self, fake: FakeLibrary, batch: int = 4, least: int = 1, graphs: bool = True) -> list[str]:
+        """Open, compare maps, close; returns the notes."""
+        notes: list[str] = []
+        loaded = self.load(fake)
+        try:
+            program = Program(loaded, SHAPE)
+            with closing(
+                StreamingExecutor(
+                    fake.memory, program, SHAPE, batch=batch, least=least, graphs=graphs, notes=notes
+                )
+            ) as executor:
+                for count in (1, 4, 9):
+                    shown = pictures(count, shape=SHAPE)
+                    assert np.array_equal(executor.infer(shown), brightness(shown))
+        finally:
+            loaded.close()
+        return notes
+
+    def test_in_their_order(self, lends_memory: bool) -> None:
+        fake = FakeLibrary(HostMemory(), lends_memory=lends_memory)
+        assert self.run(fake) == []
+        assert fake.contexts == 3
+        assert fake.events == ["context"] * 3 + ["engine"], "each where the GPU is current"
+        assert not fake.memory.alive
+
+    @pytest.mark.parametrize(
+        "method",
+        [
+            "create",
+            "set_optimization_profile_async",
+            "set_input_shape",
+            "infer_shapes",
+            "set_tensor_address",
+            "update_device_memory_size_for_shapes",
+            "execute_async_v3",
+        ],
+    )
+    @pytest.mark.parametrize(
+        ("words", "kind"),
+        [("Error Code 2: OutOfMemory", DeviceOutOfMemory), ("Error Code 3: API Usage", BackendError)],
+    )
+    def test_one_that_fails_is_told_in_the_librarys_words(
+        self, method: str, words: str, kind: type[BackendError], lends_memory: bool
+    ) -> None:
+        fake = FakeLibrary(HostMemory(), lends_memory=lends_memory, refuses=method, words=words)
+        of_86, of_later = "set_optimization_profile_async", "update_device_memory_size_for_shapes"
+        if method == (of_86 if lends_memory else of_later):
+            assert self.run(fake, least=4) == [], "never called"
+            return
+        with pytest.raises(BackendError, match=words) as caught:
+            self.run(fake, least=4)
+        assert type(caught.value) is kind
+        del caught
+        gc.collect()
+        assert set(fake.events) <= {"context", "engine"}, "each is destroyed where the GPU is current"
+        assert not fake.memory.alive
+
+    def test_no_memory_for_the_activations_makes_batches_smaller(self) -> None:
+        """Also where the library's error is a RuntimeError, as PyTorch's are and the bindings' own."""
+        slot = 4 * 32 * 48 * 4  # bytes of its pictures and maps; activations are 4000 more
+        fake = FakeLibrary(HostMemory(capacity=3 * slot + 2 * 4000), lends_memory=True)
+        assert self.run(fake) == ["out of GPU memory at a batch of 4: continuing with 2"]
+        assert set(fake.events) == {"context", "engine"}
+        assert not fake.memory.alive
+
+    def test_a_plan_that_is_none_of_ours_is_unloaded_where_the_gpu_is_current(self) -> None:
+        fake = FakeLibrary(HostMemory(), lends_memory=True)
+        fake.dtype = "float32"
+        with pytest.raises(BackendUnavailable, match="tensor pictures is float32, not UINT8"):
+            self.load(fake)
+        assert fake.events == ["engine"]
+
+    def test_kernels_that_cannot_be_serialized_are_none(self) -> None:
+        loaded = self.load(FakeLibrary(HostMemory(), lends_memory=True))
+        loaded._cache = SimpleNamespace(serialize=lambda: None)
+        assert loaded.kernels() == b""
 
 
 @pytest.mark.gpu

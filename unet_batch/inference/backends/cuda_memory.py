@@ -296,10 +296,9 @@ class TorchMemory(CudaMemory):
         try:
             with self._torch.cuda.device(self._device):
                 yield
-        except self._torch.OutOfMemoryError as error:
-            raise DeviceOutOfMemory(_words(error)) from error
         except RuntimeError as error:  # all of PyTorch's are
-            raise BackendError(_words(error)) from error
+            kind = DeviceOutOfMemory if is_out_of_memory(error) else BackendError
+            raise kind(_words(error)) from error
 
     def host(self, nbytes: int) -> Resource:
         array: Pixels = self._torch.empty(nbytes, dtype=self._torch.uint8, pin_memory=True).numpy()
@@ -368,3 +367,20 @@ PROVIDERS: dict[str, Callable[[int], CudaMemory]] = {"pycuda": PyCudaMemory, "to
 
 def _words(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
+
+
+_OUT_OF_MEMORY = (
+    "outofmemory",  # PyTorch, CUDA, TensorRT
+    "cudaerrormemoryallocation",
+    "statusallocfailed",  # cuBLAS, cuDNN 8
+    "deviceallocationfailed",  # cuDNN 9
+)
+
+
+def is_out_of_memory(error: object) -> bool:
+    """Whether an error, or what a library wrote of it, means that the GPU has not enough memory.
+
+    By its words: releases of PyTorch differ in the class, and of cuDNN it comes as any `RuntimeError`.
+    """
+    text = str(error).lower().replace(" ", "").replace("_", "")
+    return any(words in text for words in _OUT_OF_MEMORY)

@@ -14,6 +14,7 @@ itself.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import weakref
 from collections import deque
@@ -28,19 +29,24 @@ import numpy as np
 from unet_batch.errors import BackendError, DeviceOutOfMemory
 from unet_batch.inference.backends.base import halve_batch
 from unet_batch.inference.backends.cuda_memory import CudaMemory, Resource
+from unet_batch.pipeline import cpu_count
 
 if TYPE_CHECKING:
     from unet_batch.types import Pixels
 
 # What the page-locked pictures may take, at the most: it is lost to every other program.
 POOL_BYTES = 256 * 2**20
+# Stages beside inference that a run has, with a thread for every core in each: decode, render, write.
+STAGES = 3
+# Batches on the GPU at once: one on its way in, one being computed, one on its way out.
+SLOTS = 3
 
 
 class Execution(Protocol):
-    """One batch size at fixed addresses, ready to run."""
+    """One batch size in fixed memory, ready to run."""
 
-    def enqueue(self, stream: int) -> None:
-        """Queue the work in a stream, given by its CUDA handle. Raises `BackendError`."""
+    def enqueue(self, stream: Resource) -> None:
+        """Queue the work in a stream. Raises `BackendError`."""
 
     def close(self) -> None:
         """Free what it holds; called once, when nothing of it runs."""
@@ -49,13 +55,13 @@ class Execution(Protocol):
 class Program(Protocol):
     """Computes maps from pictures that are on the GPU."""
 
-    def prepare(self, batch: int, pictures: int, maps: int) -> Execution:
-        """Make ready for a batch size and addresses; several executions of one program run at once.
+    def prepare(self, batch: int, pictures: Resource, maps: Resource) -> Execution:
+        """Make ready for a batch size and its memory; several executions of one program run at once.
 
         Args:
             batch: how many pictures.
-            pictures: address of uint8 (batch, H, W, C).
-            maps: address of uint8 (batch, H, W).
+            pictures: memory of the GPU for uint8 (batch, H, W, C).
+            maps: the same for uint8 (batch, H, W).
 
         Raises:
             DeviceOutOfMemory: there is no memory for it.
@@ -75,9 +81,9 @@ class StreamingExecutor:
         shape: (H, W, C) of a picture; maps are (H, W).
         batch: how many pictures run at once; halved, with a note, until all slots fit the GPU.
         least: the smallest batch to try.
-        slots: batches on the GPU at once: one on its way in, one being computed, one on its way out.
+        slots: how many batches may be on the GPU at once.
         pictures: how many page-locked pictures `buffer` may lend; None takes what a pipeline has on its way.
-        graphs: whether to repeat the work through CUDA graphs, where there are any.
+        graphs: whether to repeat the work through CUDA graphs, where there are any: all slots do, or none.
         notes: a list to append to.
 
     Attributes:
@@ -96,7 +102,7 @@ class StreamingExecutor:
         *,
         batch: int,
         least: int = 1,
-        slots: int = 3,
+        slots: int = SLOTS,
         pictures: int | None = None,
         graphs: bool = True,
         notes: list[str],
@@ -114,12 +120,17 @@ class StreamingExecutor:
         self._building = Lock()
         self._slots = [_Slot() for _ in range(slots)]
         self._idle: SimpleQueue[_Slot] = SimpleQueue()
-        with memory.current(), ExitStack() as undo:
-            self._upload, self._compute, self._download = (_Lane(memory, undo) for _ in range(3))
-            undo.callback(self._empty_slots)
+        with memory.current(), undo_on_failure() as self._undo:
+            self._upload, self._compute, self._download = (_Lane(memory, self._undo) for _ in range(3))
+            for slot in self._slots:
+                self._undo.callback(slot.close)
+            self._undo.callback(self._settle)
             self._fill_slots()
-            self._pool = self._make_pool(2 * slots * self.batch + 64 if pictures is None else pictures)
-            self._undo = undo.pop_all()
+            if pictures is None:  # what a pipeline has on its way at the most: see `Segmenter.pipeline`
+                pictures = 2 * (slots * self.batch + STAGES * cpu_count())
+            self._pool = self._make_pool(pictures)
+            if self._pool is not None:
+                self._undo.callback(self._pool.close)
         for slot in self._slots:
             self._idle.put(slot)
 
@@ -138,19 +149,19 @@ class StreamingExecutor:
             DeviceOutOfMemory: a slot that had to be built again did not fit; `resize` may help.
             BackendError: closed, or the GPU failed. The next call starts afresh.
         """
+        maps = np.empty((len(pictures), *self._shape[:2]), np.uint8)
         with self._borrow_slot() as slot, self._memory.current():
-            if slot.batch != self.batch:
+            if not self._is_current(slot):
                 self._build(slot)
             try:
-                rounds = [
-                    self._run(slot, pictures[at : at + slot.batch])
-                    for at in range(0, len(pictures), slot.batch)
-                ]
+                for at in range(0, len(pictures), slot.batch):
+                    part = slice(at, at + slot.batch)
+                    self._run(slot, pictures[part], maps[part])
             except BaseException:
-                self._settle()
                 slot.batch = 0  # who knows what state it is in: the next call builds it again
+                self._settle()
                 raise
-        return rounds[0] if len(rounds) == 1 else np.concatenate(rounds)
+        return maps
 
     def buffer(self) -> Pixels:
         """Memory for one picture, uninitialised, page-locked while there is some; see `Backend.buffer`."""
@@ -167,10 +178,10 @@ class StreamingExecutor:
         """
         with self._closing:
             self._closed = True
-            taken = [self._idle.get() for _ in self._slots]  # whoever runs gives its slot back first
+            taken: list[_Slot] = []
             try:
-                if self._pool is not None:
-                    self._pool.close()
+                while len(taken) < len(self._slots):
+                    taken.append(self._idle.get())  # whoever runs gives its slot back first
                 with self._memory.current():
                     self._undo.close()
             finally:
@@ -187,8 +198,13 @@ class StreamingExecutor:
         finally:
             self._idle.put(slot)
 
-    def _run(self, slot: _Slot, pictures: Sequence[Pixels]) -> Pixels:
-        memory, count = self._memory, len(pictures)
+    def _is_current(self, slot: _Slot) -> bool:
+        """Whether a slot can run the batch of now, as all others do it."""
+        return slot.batch == self.batch and (self._graphs or slot.graph is None)
+
+    def _run(self, slot: _Slot, pictures: Sequence[Pixels], maps: Pixels) -> None:
+        """Run one batch, and write its maps."""
+        memory = self._memory
         with self._upload.lock:
             for row, picture in enumerate(pictures):
                 memory.upload(slot.pictures, row * picture.nbytes, picture, self._upload.stream)
@@ -196,17 +212,16 @@ class StreamingExecutor:
         with self._compute.lock:
             memory.wait(self._compute.stream, slot.uploaded)
             if slot.graph is None:
-                slot.execution.enqueue(self._compute.stream.address)
+                slot.execution.enqueue(self._compute.stream)
             else:
                 memory.launch(slot.graph, self._compute.stream)
             memory.record(slot.computed, self._compute.stream)
         with self._download.lock:
             memory.wait(self._download.stream, slot.computed)
-            memory.download(slot.output, slot.maps, count * self._map_bytes, self._download.stream)
+            memory.download(slot.output, slot.maps, maps.nbytes, self._download.stream)
             memory.record(slot.downloaded, self._download.stream)
         memory.synchronize(slot.downloaded)
-        maps: Pixels = slot.output.raw[: count * self._map_bytes].reshape(count, *self._shape[:2]).copy()
-        return maps
+        maps[:] = slot.output.raw[: maps.nbytes].reshape(maps.shape)
 
     def _settle(self) -> None:
         """Wait until no stream has work left, whatever state the GPU is in."""
@@ -217,7 +232,7 @@ class StreamingExecutor:
     def _build(self, slot: _Slot) -> None:
         """Build a slot for the batch of now; it is left empty where that fails."""
         memory = self._memory
-        with self._building, memory.current(), ExitStack() as undo:
+        with self._building, memory.current(), undo_on_failure() as undo:
             slot.close()  # before the new one, which may need the memory
             batch = self.batch
 
@@ -229,7 +244,7 @@ class StreamingExecutor:
             slot.maps = keep(memory.device(batch * self._map_bytes))
             slot.output = keep(memory.host(batch * self._map_bytes))
             slot.uploaded, slot.computed, slot.downloaded = (keep(memory.event()) for _ in range(3))
-            slot.execution = self._program.prepare(batch, slot.pictures.address, slot.maps.address)
+            slot.execution = self._program.prepare(batch, slot.pictures, slot.maps)
             undo.callback(slot.execution.close)
             try:
                 slot.graph = self._rehearse(slot.execution)
@@ -238,42 +253,56 @@ class StreamingExecutor:
                 raise
             if slot.graph is not None:
                 keep(slot.graph)
-            slot.undo, slot.batch = undo.pop_all(), batch
+            slot.undo, slot.batch = undo, batch
 
     def _rehearse(self, execution: Execution) -> Resource | None:
-        """Run it once, as libraries load and allocate then, and capture it as a graph if possible."""
+        """Run it once, as libraries load and allocate then, and capture it as a graph if possible.
+
+        Where it is not, no slot uses a graph from then on: one that has it is built again. A lack of memory
+        says nothing of graphs, and a smaller batch may have one.
+        """
         stream = self._compute.stream
         with self._compute.lock:  # what others queued in this stream would become part of the graph
-            execution.enqueue(stream.address)
+            execution.enqueue(stream)
             self._memory.synchronize(stream)
             if not self._graphs:
                 return None
             try:
-                return self._memory.capture(stream, lambda: execution.enqueue(stream.address))
+                return self._memory.capture(stream, lambda: execution.enqueue(stream))
+            except DeviceOutOfMemory:
+                raise
             except BackendError as error:
                 self._graphs = False
                 self._notes.append(f"{error}: the steps of each batch are queued one by one")
                 return None
 
     def _fill_slots(self) -> None:
-        while missing := [slot for slot in self._slots if slot.batch != self.batch]:
+        while missing := [slot for slot in self._slots if not self._is_current(slot)]:
             try:
                 self._build(missing[0])
             except DeviceOutOfMemory as error:
                 self.batch = halve_batch(self.batch, self._least, error, self._notes)
 
-    def _empty_slots(self) -> None:
-        for slot in self._slots:
-            slot.close()
-
     def _make_pool(self, count: int) -> PicturePool | None:
         count = min(count, POOL_BYTES // math.prod(self._shape))
         try:
             with self._memory.current():
-                return PicturePool(self._memory, self._shape, count) if count else None
+                return PicturePool(self._memory, self._shape, count, self._notes) if count else None
         except BackendError as error:
             self._notes.append(f"no page-locked memory for {count} pictures, copies take longer: {error}")
             return None
+
+
+@contextmanager
+def undo_on_failure() -> Iterator[ExitStack]:
+    """A stack of what to undo where the block raises; what raises while undoing would hide why."""
+    undo = ExitStack()
+    try:
+        yield undo
+    except BaseException:
+        with suppress(Exception):
+            undo.close()
+        raise
 
 
 class _Lane:
@@ -318,14 +347,17 @@ class PicturePool:
         shape: of a picture.
         count: how many. All are allocated at once, inside `memory.current()`; the methods need not be called
             there.
+        notes: told once, when ordinary arrays were lent as often as there are pictures.
     """
 
-    def __init__(self, memory: CudaMemory, shape: tuple[int, ...], count: int) -> None:
+    def __init__(self, memory: CudaMemory, shape: tuple[int, ...], count: int, notes: list[str]) -> None:
         self._memory = memory
         self._shape = shape
         self._size = math.prod(shape)
         self._count = count
         self._free = deque(range(count))
+        self._missed = itertools.count(1)
+        self._notes = notes
         self._closed = False
         slab = memory.host(count * self._size)
         self._address = slab.address
@@ -336,6 +368,11 @@ class PicturePool:
         try:
             index = self._free.pop()
         except IndexError:
+            if next(self._missed) == self._count:
+                self._notes.append(
+                    f"more pictures are on their way than the {self._count} in page-locked memory: "
+                    "copies of some take longer"
+                )
             return np.empty(self._shape, np.uint8)
         if self._closed:  # asked with a picture in hand, as the memory cannot go away from then on
             self._give_back(index)
@@ -354,7 +391,8 @@ class PicturePool:
     def _give_back(self, index: int) -> None:
         self._free.append(index)
         if self._closed:
-            self._free_if_complete()
+            with suppress(BackendError):  # whoever let go of a picture cannot do anything about it
+                self._free_if_complete()
 
     def _free_if_complete(self) -> None:
         if len(self._free) == self._count:

@@ -18,15 +18,13 @@ from unet_batch.engine.sidecar import Sidecar
 from unet_batch.engine.store import REBUILD, Engine
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, OutputError, UsageError
 from unet_batch.inference.backends.base import Backend
-from unet_batch.inference.backends.cuda_memory import CudaMemory, Resource, open_memory
-from unet_batch.inference.backends.streaming import StreamingExecutor
+from unet_batch.inference.backends.cuda_memory import CudaMemory, Resource, is_out_of_memory, open_memory
+from unet_batch.inference.backends.streaming import SLOTS, StreamingExecutor, undo_on_failure
 
 if TYPE_CHECKING:
     from unet_batch.engine.onnx_model import Convolution
     from unet_batch.engine.proof import Parity, Reference
     from unet_batch.types import ModelSpec, Pixels, Size
-
-STREAMS = 3  # one batch on its way to the GPU, one computed, one on its way back
 
 
 class TensorRTBackend(Backend):
@@ -68,7 +66,7 @@ class TensorRTBackend(Backend):
         self.precision = engine.sidecar.recipe.precision
         self.batch_size = batch_size or best
         self.least_batch = low
-        self.streams = STREAMS
+        self.streams = SLOTS
         if not profile.holds(self.input_size) or not low <= self.batch_size <= high:
             height, width = self.input_size
             raise UsageError(
@@ -85,7 +83,7 @@ class TensorRTBackend(Backend):
 
     def _open(self) -> None:
         plan = self.engine.read_plan()
-        with ExitStack() as undo:
+        with undo_on_failure() as undo:
             memory = self.memory or open_memory(self.device)
             card = self._gpu()
             kernels = self.engine.read_kernels(card.sm)
@@ -99,7 +97,6 @@ class TensorRTBackend(Backend):
                 program.shape,
                 batch=self.batch_size,
                 least=self.least_batch,
-                slots=self.streams,
                 graphs=self.graphs,
                 notes=self.notes,
             )
@@ -107,18 +104,21 @@ class TensorRTBackend(Backend):
             self._executor = executor
             self.batch_size = executor.batch
             self._keep_kernels(loaded.kernels(), kernels, card.sm)
-            self._undo = undo.pop_all()
+            self._undo = undo
 
     def _infer(self, pictures: Sequence[Pixels]) -> Pixels:
-        assert self._executor is not None
-        return self._executor.infer(pictures)
+        executor = self._executor
+        if executor is None:
+            raise BackendError(f"{self.name}: closed while it ran")
+        return executor.infer(pictures)
 
     def _resize(self, batch: int) -> None:
         if self._executor is not None:
             self._executor.resize(batch)
 
     def buffer(self) -> Pixels:
-        return super().buffer() if self._executor is None else self._executor.buffer()
+        executor = self._executor
+        return super().buffer() if executor is None else executor.buffer()
 
     def _close(self) -> None:
         self._executor = None
@@ -239,7 +239,6 @@ def prove_loaded(
             program.shape,
             batch=batch,
             least=least,
-            slots=STREAMS,
             pictures=0,
             graphs=False,
             notes=notes,
@@ -288,8 +287,22 @@ class LoadedEngine:
     def __init__(self, flavour: Flavour, data: bytes, memory: CudaMemory, kernels: bytes = b"") -> None:
         self.flavour = flavour
         self.memory = memory
+        self._runtime: Any = None
+        self.engine: Any = None
+        self._config: Any = None
+        self._cache: Any = None
+        with undo_on_failure() as undo:
+            undo.callback(self.close)
+            self._load(data)
+            self.input, self.output = self._tensors()
+            with memory.current():
+                if settings := flavour.runtime_config(self.engine, kernels):
+                    self._config, self._cache = settings
+
+    def _load(self, data: bytes) -> None:
+        flavour = self.flavour
         flavour.errors.clear()
-        with memory.current():
+        with self.memory.current():
             self._runtime = flavour.runtime()
             self.engine = self._runtime.deserialize_cuda_engine(data)
         if self.engine is None:
@@ -297,7 +310,10 @@ class LoadedEngine:
             raise BackendUnavailable(
                 f"{flavour.name} {flavour.version} refuses the plan: {reason}", hint=REBUILD
             )
-        trt = flavour.module
+
+    def _tensors(self) -> tuple[str, str]:
+        """Names of the input and the output."""
+        trt = self.flavour.module
         names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         inputs = [name for name in names if self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if name not in inputs]
@@ -310,11 +326,7 @@ class LoadedEngine:
                 raise BackendUnavailable(
                     f"the plan's tensor {name} is {self.engine.get_tensor_dtype(name)}, not UINT8"
                 )
-        (self.input,), (self.output,) = inputs, outputs
-        with memory.current():
-            settings = flavour.runtime_config(self.engine, kernels)
-        self._config: Any = settings[0] if settings else None
-        self._cache: Any = settings[1] if settings else None
+        return inputs[0], outputs[0]
 
     def context(self) -> Any | None:
         """A new execution context; None where there was no memory for one."""
@@ -325,7 +337,8 @@ class LoadedEngine:
         if self._cache is None:
             return b""
         with self.memory.current():
-            return bytes(self._cache.serialize())
+            kernels = self._cache.serialize()
+            return b"" if kernels is None else bytes(kernels)
 
     def information(self) -> str:
         """The engine inspector's JSON."""
@@ -341,11 +354,7 @@ class LoadedEngine:
     def error(self, what: str) -> BackendError:
         """What the library just refused, with its own reason."""
         reason = self.flavour.take_errors()
-        kind = (
-            DeviceOutOfMemory
-            if "out of memory" in reason.lower() or "outofmemory" in reason.lower()
-            else BackendError
-        )
+        kind = DeviceOutOfMemory if is_out_of_memory(reason) else BackendError
         return kind(f"{self.flavour.name}: {what}: {reason}")
 
 
@@ -356,56 +365,62 @@ class Program:
         self._loaded = loaded
         self.shape = shape
 
-    def prepare(self, batch: int, pictures: int, maps: int) -> Execution:
+    def prepare(self, batch: int, pictures: Resource, maps: Resource) -> Execution:
         """See `streaming.Program`."""
         self._loaded.flavour.errors.clear()
-        try:
-            return self._prepare(batch, pictures, maps)
-        except RuntimeError as error:  # the bindings' own, for shapes that do not fit together
-            raise self._loaded.error(f"a batch of {batch} pictures of {self.shape}: {error}") from error
-
-    def _prepare(self, batch: int, pictures: int, maps: int) -> Execution:
-        loaded = self._loaded
-        context = loaded.context()
-        if context is None:
-            raise loaded.error(f"no execution context for a batch of {batch}")
-        if context.active_optimization_profile != 0:  # 8.6 gives it to the first context only
-            stream = loaded.memory.stream()
-            context.set_optimization_profile_async(0, stream.address)
-            loaded.memory.synchronize(stream)
-            loaded.memory.free(stream)
-        if not context.set_input_shape(loaded.input, (batch, *self.shape)):
-            raise loaded.error(f"the plan does not take a batch of {batch} pictures of {self.shape}")
-        if missing := context.infer_shapes():
-            raise loaded.error(f"the plan's shapes depend on {missing}")
-        found, expected = tuple(context.get_tensor_shape(loaded.output)), (batch, *self.shape[:2])
-        if found != expected:
-            raise BackendError(f"the plan's maps are {found}, {expected} expected")
-        if not (
-            context.set_tensor_address(loaded.input, pictures)
-            and context.set_tensor_address(loaded.output, maps)
-        ):
-            raise loaded.error("the plan's buffers cannot be set")
-        if not loaded.flavour.lends_memory:
-            return Execution(loaded, context, None)
-        # As much as this batch needs, not what the profile's largest would: else no smaller batch could ever
-        # save memory.
-        scratch = loaded.memory.device(max(1, context.update_device_memory_size_for_shapes()))
-        context.set_device_memory(scratch.address, scratch.nbytes)
-        return Execution(loaded, context, scratch)
+        with undo_on_failure() as undo:
+            execution = Execution(self._loaded)
+            undo.callback(execution.close)
+            execution.prepare((batch, *self.shape), pictures, maps)
+        return execution
 
 
 class Execution:
-    """An execution context with its shape and addresses; a `streaming.Execution`."""
+    """An execution context with its shape and addresses; a `streaming.Execution`.
 
-    def __init__(self, loaded: LoadedEngine, context: Any, scratch: Resource | None) -> None:
+    Nothing else refers to the context: it is destroyed in `close`, where the GPU is current.
+    """
+
+    def __init__(self, loaded: LoadedEngine) -> None:
         self._loaded = loaded
-        self._context = context
-        self._scratch = scratch
+        self._scratch: Resource | None = None
+        self._context: Any = loaded.context()
 
-    def enqueue(self, stream: int) -> None:
+    def prepare(self, shape: tuple[int, int, int, int], pictures: Resource, maps: Resource) -> None:
+        """Set the shape of the input and all addresses.
+
+        Raises:
+            DeviceOutOfMemory: there is no memory for the context or its activations.
+            BackendError: the plan does not take the shape, or is not pictures in, maps out.
+        """
+        loaded = self._loaded
+        what = f"a batch of {shape[0]} pictures of {shape[1:]}"
+        if self._context is None:
+            raise loaded.error(f"no execution context for {what}")
+        self._choose_profile()
+        try:
+            taken = self._context.set_input_shape(loaded.input, shape)
+            missing = self._context.infer_shapes() if taken else []
+        except RuntimeError as error:  # the bindings' own, for shapes that do not fit together
+            raise loaded.error(f"{what}: {error}") from error
+        if not taken:
+            raise loaded.error(f"the plan does not take {what}")
+        if missing:
+            raise loaded.error(f"the plan's shapes depend on {missing}")
+        found = tuple(self._context.get_tensor_shape(loaded.output))
+        if found != shape[:3]:
+            raise BackendError(f"the plan's maps are {found}, {shape[:3]} expected")
+        if not (
+            self._context.set_tensor_address(loaded.input, pictures.address)
+            and self._context.set_tensor_address(loaded.output, maps.address)
+        ):
+            raise loaded.error("the plan's buffers cannot be set")
+        if loaded.flavour.lends_memory:
+            self._lend_memory(what)
+
+    def enqueue(self, stream: Resource) -> None:
         """See `streaming.Execution`."""
-        if not self._context.execute_async_v3(stream):
+        if not self._context.execute_async_v3(stream.address):
             raise self._loaded.error("a batch cannot be queued")
 
     def close(self) -> None:
@@ -413,6 +428,31 @@ class Execution:
         self._context = None
         if self._scratch is not None:
             self._loaded.memory.free(self._scratch)
+
+    def _choose_profile(self) -> None:
+        """Choose the only profile; 8.6 does so by itself for the first context of an engine only."""
+        if self._context.active_optimization_profile == 0:
+            return
+        memory = self._loaded.memory
+        stream = memory.stream()
+        try:
+            if not self._context.set_optimization_profile_async(0, stream.address):
+                raise self._loaded.error("the plan's profile cannot be chosen")
+            memory.synchronize(stream)
+        finally:
+            memory.free(stream)
+
+    def _lend_memory(self, what: str) -> None:
+        """Give the context memory for its activations.
+
+        As much as this batch needs, not what the profile's largest would: else no smaller batch could ever
+        save memory.
+        """
+        nbytes = self._context.update_device_memory_size_for_shapes()
+        if not nbytes:  # how TensorRT says that it failed; a U-Net always needs some
+            raise self._loaded.error(f"the memory that {what} needs cannot be told")
+        self._scratch = self._loaded.memory.device(nbytes)
+        self._context.set_device_memory(self._scratch.address, self._scratch.nbytes)
 
 
 def _basename(path: str) -> str:

@@ -3,12 +3,15 @@
 On a CPU every stream is one thread that runs whole pictures by itself. Splitting each convolution over all
 cores instead makes the threads wait for each other at the end of every layer, and for whichever of them the
 decoder has just displaced.
+
+An NVIDIA GPU is kept busy by `streaming`, as TensorRT keeps it: every batch is run at its full size, so that
+cuDNN picks the same kernels for each, and repeated through a CUDA graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +19,8 @@ import torch
 
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory
 from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.cuda_memory import CudaMemory, Resource, TorchMemory, is_out_of_memory
+from unet_batch.inference.backends.streaming import SLOTS, StreamingExecutor
 from unet_batch.model.checkpoint import Checkpoint
 from unet_batch.model.graph import Graph
 from unet_batch.pipeline import cpu_count
@@ -36,6 +41,8 @@ class TorchBackend(Backend):
         batch_size: None lets the backend choose.
         size: (height, width) to run at; None takes the model's own.
         reason: why this backend was chosen; the choice of precision is added to it.
+        memory: for tests: batches go through it as through a GPU's, whatever the device. None opens a CUDA
+            device's own.
 
     Raises:
         BackendUnavailable: the device does not exist on this machine or PyTorch was built without it.
@@ -49,6 +56,7 @@ class TorchBackend(Backend):
         batch_size: int | None = None,
         size: Size | None = None,
         reason: str = "",
+        memory: CudaMemory | None = None,
     ) -> None:
         self.spec = checkpoint.spec
         self.input_size = size or checkpoint.spec.input_size
@@ -58,46 +66,138 @@ class TorchBackend(Backend):
         self.reason = "; ".join(part for part in (reason, why) if part)
         on_cpu = self.device.type == "cpu"
         self.batch_size = batch_size or (1 if on_cpu else CUDA_BATCH)
-        self.streams = cpu_count() if on_cpu else 2
+        self.streams = {"cpu": cpu_count(), "cuda": SLOTS}.get(self.device.type, 2)
+        self.memory = memory
         self._checkpoint = checkpoint
         self._graph: Graph | None = None
+        self._executor: StreamingExecutor | None = None
 
     def _open(self) -> None:
-        with self._errors():
-            graph = Graph(self._checkpoint.model, self.spec, DTYPES[self.precision]).eval()
-            self._graph = graph.to(self.device)
-        # A GPU for which this PyTorch holds no kernels takes weights, and fails on pictures
-        if self.device.type == "cuda":
-            self._infer([np.zeros((*self.input_size, self.spec.in_channels), np.uint8)])
+        memory = self.memory
+        if memory is None and self.device.type == "cuda":
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            memory = TorchMemory(index)
+        with nullcontext() if memory is None else memory.current(), _errors(self.name):
+            graph = Graph(self._checkpoint.model, self.spec, DTYPES[self.precision]).eval().to(self.device)
+        if memory is None:
+            self._graph = graph
+            return
+        shape = (*self.input_size, self.spec.in_channels)
+        self._executor = StreamingExecutor(
+            memory,
+            Program(self.name, graph, shape),
+            shape,
+            batch=self.batch_size,
+            least=self.least_batch,
+            notes=self.notes,
+        )
+        self.batch_size = self._executor.batch
 
     def _infer(self, pictures: Sequence[Pixels]) -> Pixels:
-        assert self._graph is not None
-        with self._errors(), torch.inference_mode():
-            maps: Pixels = self._graph(_as_batch(pictures).to(self.device)).cpu().numpy()
-            return maps
+        executor, graph = self._executor, self._graph
+        if executor is not None:
+            return executor.infer(pictures)
+        if graph is None:
+            raise BackendError(f"{self.name}: closed while it ran")
+        batch = _as_batch(pictures)
+        if self.device.type != "cpu":
+            batch = _pad(batch, self._limit)
+        with _errors(self.name), torch.inference_mode():
+            maps: Pixels = graph(batch.to(self.device)).cpu().numpy()
+            return maps[: len(pictures)]
 
     def _resize(self, batch: int) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # pieces of the large batches would not do for the small ones
+        if self._executor is not None:
+            self._executor.resize(batch)
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            kind = DeviceOutOfMemory if isinstance(error, torch.OutOfMemoryError) else BackendError
-            raise kind(f"{self.name}: {' '.join(str(error).split())[:300]}") from error
+    def buffer(self) -> Pixels:
+        executor = self._executor
+        return super().buffer() if executor is None else executor.buffer()
 
     def _close(self) -> None:
-        self._graph = None
+        try:
+            if self._executor is not None:
+                self._executor.close()
+        finally:
+            self._executor = self._graph = None
+            _release_cache()  # the weights, for whoever uses the GPU next
 
     def thread(self) -> AbstractContextManager[object]:
-        if self.device.type == "cpu":
-            return _one_thread()
-        # One CUDA stream a thread: the copies of one batch overlap the arithmetic of the other.
-        if self.device.type == "cuda":
-            return torch.cuda.stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
-        return nullcontext()
+        return _one_thread() if self.device.type == "cpu" else nullcontext()
+
+
+class Program:
+    """A network for pictures of one shape, (H, W, C); a `streaming.Program`.
+
+    cuDNN chooses kernels by shape alone, as `torch.backends.cudnn.benchmark` is off unless somebody sets it.
+
+    Args:
+        name: of the backend, for errors.
+        graph: on the device whose memory `prepare` is given.
+        shape: of a picture.
+    """
+
+    def __init__(self, name: str, graph: Graph, shape: tuple[int, int, int]) -> None:
+        self._name = name
+        self._graph = graph
+        self._shape = shape
+
+    def prepare(self, batch: int, pictures: Resource, maps: Resource) -> Execution:
+        """See `streaming.Program`."""
+        return Execution(
+            self._name,
+            self._graph,
+            torch.as_tensor(pictures.raw).view(batch, *self._shape),
+            torch.as_tensor(maps.raw).view(batch, *self._shape[:2]),
+        )
+
+
+class Execution:
+    """A network between two tensors that stay where they are; a `streaming.Execution`."""
+
+    def __init__(self, name: str, graph: Graph, pictures: torch.Tensor, maps: torch.Tensor) -> None:
+        self._name = name
+        self._graph: Graph | None = graph
+        self._tensors: tuple[torch.Tensor, torch.Tensor] | None = (pictures, maps)
+        self._rehearsed = False
+
+    def enqueue(self, stream: Resource) -> None:
+        """See `streaming.Execution`."""
+        # Whatever it allocates belongs to this stream, in which all batches run one after the other.
+        with torch.cuda.stream(stream.raw):
+            self.run()
+        if not self._rehearsed:
+            self._rehearsed = True
+            # What PyTorch's allocator keeps of this run is out of a graph's reach, which needs as much again
+            _release_cache()
+
+    def run(self) -> None:
+        """Compute the maps, in the stream that is current."""
+        assert self._graph is not None
+        assert self._tensors is not None
+        pictures, maps = self._tensors
+        with _errors(self._name), torch.inference_mode():
+            maps.copy_(self._graph(pictures))
+
+    def close(self) -> None:
+        """See `streaming.Execution`."""
+        self._graph = self._tensors = None
+
+
+def _release_cache() -> None:
+    """Give back what PyTorch's allocator keeps for later."""
+    with suppress(RuntimeError):  # some releases refuse while anybody captures a graph
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _errors(name: str) -> Iterator[None]:
+    """PyTorch's errors as ours, behind the backend's name."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        kind = DeviceOutOfMemory if is_out_of_memory(error) else BackendError
+        raise kind(f"{name}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _as_batch(pictures: Sequence[Pixels]) -> torch.Tensor:
@@ -105,6 +205,12 @@ def _as_batch(pictures: Sequence[Pixels]) -> torch.Tensor:
     batch = pictures[0][None] if len(pictures) == 1 else np.asarray(pictures)
     # torch has no read-only tensors, and warns of an array that is.
     return torch.from_numpy(np.require(batch, requirements=("C", "W")))
+
+
+def _pad(batch: torch.Tensor, size: int) -> torch.Tensor:
+    """The batch with black pictures behind it: other shapes may run other kernels, whose maps differ."""
+    missing = max(0, size - len(batch))
+    return torch.cat([batch, batch.new_zeros((missing, *batch.shape[1:]))]) if missing else batch
 
 
 @contextmanager
