@@ -39,7 +39,7 @@ def id_map(seed: int = 0, classes: int = 5, shape: tuple[int, int] = NETWORK) ->
 
 def filling(size: tuple[int, int], network: tuple[int, int] = NETWORK) -> Placement:
     """A placement without padding, whatever the aspect."""
-    return Placement(size, network, 0, 0, network)
+    return Placement(size, network, 0, 0, network, size)
 
 
 def thresholds() -> list[float]:
