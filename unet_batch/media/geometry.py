@@ -49,7 +49,7 @@ def reduction(size: Size, at_least: Size) -> int:
     libjpeg also knows 3/8, 5/8, 6/8 and 7/8, but without SIMD: 3.4, 6.4, 8.2 and 11 ms where 1/1 takes 3.2.
     """
     for step in _STEPS:
-        if all(-(-side // step) >= least for side, least in zip(size, at_least, strict=True)):
+        if -(-size[0] // step) >= at_least[0] and -(-size[1] // step) >= at_least[1]:
             return step
     return 1
 

@@ -66,7 +66,9 @@ def read_jpeg(source: Source, at_least: Size | None) -> Picture:
     if frame is None:
         raise Damage("its header is damaged or cut short")
     source.check_size(frame.height, frame.width)
-    header = open_header(data, frame)
+    header = None
+    if at_least is None or huffman.has_metadata(data):  # Pillow takes 0.2 ms of the 3.5
+        header = open_header(data, frame)
     orientation = 1 if header is None else exif_orientation(header)  # 0.02 to 0.05 ms
     step = _reduction(frame.height, frame.width, at_least, orientation)
     info: dict[Any, Any] = {} if header is None else header.info
