@@ -160,7 +160,9 @@ def test_to_network_takes_reduced_pixels():
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.tuples(st.integers(639, 1400), st.integers(959, 1800)), st.sampled_from([2, 4, 8]), st.integers(0, 9))
+@given(
+    st.tuples(st.integers(639, 1400), st.integers(959, 1800)), st.sampled_from([2, 4, 8]), st.integers(0, 9)
+)
 def test_a_reduced_decode_lies_where_the_full_one_does(source, step, seed):
     """A step rounds sides up, by the last row and column repeated, as libjpeg's blocks are."""
     placement = geometry.place(source, (160, 240))

@@ -66,13 +66,14 @@ def place(source: Size, network: Size) -> Placement:
         would miss the network's size by at most one pixel fills it without padding (1280x1912 in 160x240:
         239 columns).
     """
+    height, width = source
     net_height, net_width = network
-    if min(*source, net_height, net_width) < 1:
+    if min(height, width, net_height, net_width) < 1:
         raise ValueError(
-            f"sizes must be at least 1x1, got source {source[0]}x{source[1]}, network {net_height}x{net_width}"
+            f"sizes must be at least 1x1, got source {height}x{width}, network {net_height}x{net_width}"
         )
     step = reduction(source, (OVERSAMPLING * net_height, OVERSAMPLING * net_width))
-    height, width = covered = (-(-source[0] // step) * step, -(-source[1] // step) * step)
+    height, width = covered = (-(-height // step) * step, -(-width // step) * step)
     # Round half up on integers: floats would decide 0.5 by chance. One axis is met exactly, the other is
     # `net * side / other side`, e.g. net_height * width / height columns.
     if net_height * width <= net_width * height:  # the height is the tight axis

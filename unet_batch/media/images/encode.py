@@ -152,10 +152,9 @@ def _zlib_ng() -> Callable[..., bytes] | None:
     """The encoder of imagecodecs, imported when the first PNG is written; None where it has none."""
     try:
         import imagecodecs
-
-        return cast("Callable[..., bytes]", imagecodecs.zlibng_encode) if imagecodecs.ZLIBNG.available else None
     except ImportError:
         return None
+    return cast("Callable[..., bytes]", imagecodecs.zlibng_encode) if imagecodecs.ZLIBNG.available else None
 
 
 def _png(values: NDArray[Any], row_filter: str, strategy: int) -> bytes:
