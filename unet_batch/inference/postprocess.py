@@ -10,7 +10,7 @@ All functions are pure and may run in several threads at once; cv2 releases the 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -113,8 +113,9 @@ def mask_from_map(map: Pixels, placement: Placement, threshold: float) -> Pixels
     wide = probability16(map, placement, _enlarged(placement))
     least = 257 * cut(threshold) - 128
     if wide.size <= 4:  # cv2 may take so few for one colour
-        return np.where(wide >= least, np.uint8(255), np.uint8(0))
-    return cast("Pixels", cv2.compare(wide, least, cv2.CMP_GE))  # 1.0 ms, where numpy's two steps take 1.4
+        return cast("Pixels", np.where(wide >= least, np.uint8(255), np.uint8(0)))
+    # 1.0 ms, where numpy's two steps take 1.4; its stubs know no numbers here
+    return cast("Pixels", cv2.compare(wide, cast("Any", least), cv2.CMP_GE))
 
 
 def class_ids(map: Pixels, placement: Placement, classes: int) -> Pixels:
