@@ -81,6 +81,8 @@ class Placement:
         network: size of the network's input.
         top, left: first row and column of the picture in the network's input.
         content: size of the picture in the network's input; the rest is padding.
+        covered: size of what `content` shows, in pixels of the source: the source's own, or a little more at
+            its bottom and right.
     """
 
     source: Size
@@ -88,6 +90,7 @@ class Placement:
     top: int
     left: int
     content: Size
+    covered: Size
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def id_map(seed: int = 0, classes: int = 5, shape: tuple[int, int] = NETWORK) ->
 
 def filling(size: tuple[int, int], network: tuple[int, int] = NETWORK) -> Placement:
     """A placement without padding, whatever the aspect."""
-    return Placement(size, network, 0, 0, network)
+    return Placement(size, network, 0, 0, network, size)
 
 
 def thresholds() -> list[float]:
@@ -66,6 +66,24 @@ def test_mask_over_all_bytes():
         assert np.array_equal(
             postprocess.mask(BYTES, threshold), np.where(threshold <= BYTES / 255, 255, 0)
         ), threshold
+
+
+def test_what_is_made_of_one_map_is_left_alone_by_the_next():
+    makers = (
+        lambda map, at: postprocess.mask_from_map(map, at, 0.5),
+        postprocess.probability,
+        postprocess.probability16,
+        lambda map, at: postprocess.class_ids(map & 1, at, 2),
+        lambda map, at: postprocess.class_ids(map % 5, at, 5),
+    )
+    for make in makers:
+        for size in ((1280, 1918), (200, 301), (90, 130)):
+            placement = geometry.place(size, NETWORK)
+            first = make(soft_map(1), placement)
+            kept = first.copy()
+            make(soft_map(2), placement)
+            make(soft_map(3), geometry.place((2000, 3000), NETWORK))
+            assert np.array_equal(first, kept)
 
 
 def test_mask_from_map_over_all_bytes():

@@ -39,7 +39,7 @@ def bilinear(map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("source", "network", "top", "left", "content"),
     [
-        ((1280, 1918), (160, 240), 0, 0, (160, 240)),  # 239.75 columns: fills
+        ((1280, 1912), (160, 240), 0, 0, (160, 240)),  # 239 columns: fills
         ((1080, 1920), (160, 240), 12, 0, (135, 240)),  # 25 rows of padding: the odd one at the bottom
         ((1920, 1080), (160, 240), 0, 75, (160, 90)),
         ((240, 160), (160, 240), 0, 66, (160, 107)),
@@ -51,20 +51,44 @@ def bilinear(map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     ],
 )
 def test_place_examples(source, network, top, left, content):
-    assert geometry.place(source, network) == Placement(source, network, top, left, content)
+    assert geometry.place(source, network) == Placement(source, network, top, left, content, covered=source)
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "covered"),
+    [
+        ((1280, 1918), (160, 240), (1280, 1920)),  # decoded at 1/4, to 320x480
+        ((1277, 1918), (160, 240), (1280, 1920)),
+        ((1276, 1918), (160, 240), (1276, 1918)),  # 319 rows are too few for 1/4, and 1/2 divides both
+        ((1275, 1917), (160, 240), (1276, 1918)),
+        ((639, 961), (160, 240), (640, 962)),
+        ((638, 961), (160, 240), (638, 961)),  # is never decoded at a reduced scale
+        ((6003, 3999), (160, 107), (6008, 4000)),
+    ],
+)
+def test_place_covers_whole_pixels_of_a_reduced_decode(source, content, covered):
+    placement = geometry.place(source, (160, 240))
+    assert (placement.content, placement.covered) == (content, covered)
+
+
+@given(st.tuples(st.integers(1, 20_000), st.integers(1, 20_000)), NETWORK)
+def test_what_is_covered_reaches_past_the_picture_by_under_half_a_pixel_of_the_network(source, network):
+    placement = geometry.place(source, network)
+    for whole, own, content in zip(placement.covered, source, placement.content, strict=True):
+        assert 0 <= (whole - own) * content < whole / 2 or whole == own
 
 
 @given(st.tuples(st.integers(1, 20_000), st.integers(1, 20_000)), NETWORK)
 def test_place_is_inside_centred_and_keeps_the_aspect(source, network):
     placement = geometry.place(source, network)
-    scale = min(network[0] / source[0], network[1] / source[1])
+    scale = min(network[0] / placement.covered[0], network[1] / placement.covered[1])
     fills = placement.content == network
     for axis, start in ((0, placement.top), (1, placement.left)):
         length = placement.content[axis]
         assert 1 <= length <= network[axis]
         assert start == (network[axis] - length) // 2
         # Half a pixel of rounding, or the last pixel of one that fills; at least one pixel.
-        assert abs(length - max(1.0, scale * source[axis])) <= (1.5 if fills else 0.5) + 1e-9
+        assert abs(length - max(1.0, scale * placement.covered[axis])) <= (1.5 if fills else 0.5) + 1e-9
     assert placement.content[0] == network[0] or placement.content[1] == network[1]
 
 
@@ -116,9 +140,13 @@ def test_to_network_refuses_a_place_that_does_not_fit(out):
 @pytest.mark.parametrize("network", [(160, 240), (320, 480)])
 def test_to_network_shrinks_in_steps_as_well_as_at_once(network):
     pixels = cv2.GaussianBlur(noise(1280, 1918, 3), (0, 0), 3)
-    steps = geometry.to_network(pixels, geometry.place((1280, 1918), network)).astype(int)
+    placement = geometry.place((1280, 1918), network)
+    steps = geometry.to_network(pixels, placement).astype(int)
+    whole = geometry.cover(pixels, placement)
+    assert whole.shape == (1280, 1920 if network == (160, 240) else 1918, 3)
+    at_once = cv2.resize(whole, network[::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(steps - at_once).mean() < (0.4 if network == (160, 240) else 0.2)  # one halving more
     once = cv2.resize(pixels, network[::-1], interpolation=cv2.INTER_AREA)
-    assert np.abs(steps - once).mean() < 0.2
     assert np.abs(geometry.resize_map(pixels[..., 0], network).astype(int) - once[..., 0]).mean() < 0.2
 
 
@@ -129,6 +157,32 @@ def test_to_network_takes_reduced_pixels():
     for factor in (2, 4):
         reduced = cv2.resize(pixels, (960 // factor, 640 // factor), interpolation=cv2.INTER_AREA)
         assert np.abs(geometry.to_network(reduced, placement) - full).max() <= 3
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.tuples(st.integers(639, 1400), st.integers(959, 1800)), st.sampled_from([2, 4, 8]), st.integers(0, 9)
+)
+def test_a_reduced_decode_lies_where_the_full_one_does(source, step, seed):
+    """A step rounds sides up, by the last row and column repeated, as libjpeg's blocks are."""
+    placement = geometry.place(source, (160, 240))
+    assume(step <= geometry.reduction(source, (320, 480)))
+    coarse = noise(source[0] // 40 + 1, source[1] // 40 + 1, 3, seed=seed)
+    pixels = cv2.resize(coarse, source[::-1], interpolation=cv2.INTER_CUBIC)
+    rows, columns = (-(-side // step) for side in source)
+    whole = cv2.copyMakeBorder(
+        pixels, 0, rows * step - source[0], 0, columns * step - source[1], cv2.BORDER_REPLICATE
+    )
+    reduced = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+    there = geometry.to_network(pixels, placement).astype(int)
+    assert np.abs(there - geometry.to_network(reduced, placement)).max() <= 2
+
+
+def test_what_a_map_is_resized_into_must_fit():
+    placement = geometry.place((1280, 1918), (160, 240))
+    for out in (np.zeros((1280, 1918), np.uint16), np.zeros((1280, 1920), np.uint8)):
+        with pytest.raises(ValueError, match=r"out must be uint16 \(1280, 1920\), got"):
+            geometry.from_network(np.zeros((160, 240), np.uint16), placement, out)
 
 
 def test_equal_sizes_are_exact_and_never_shared():
@@ -166,7 +220,7 @@ def test_from_network_gives_the_size_and_keeps_the_type(source, network, dtype):
 @given(st.tuples(st.integers(160, 500), st.integers(240, 500)), st.integers(0, 100))
 def test_from_network_is_bilinear(size, seed):
     map = noise(160, 240, seed=seed)
-    placement = Placement(size, (160, 240), 0, 0, (160, 240))
+    placement = Placement(size, (160, 240), 0, 0, (160, 240), size)
     exact = bilinear(map, size)
     # Two axes of fixed-point weights: within one level.
     assert np.abs(geometry.from_network(map, placement) - exact).max() < 1.01
@@ -209,7 +263,9 @@ def test_a_rectangle_comes_back(data, source, network):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.sampled_from([(1280, 1918), (480, 640), (700, 333), (161, 241), (90, 130)]),
+    st.sampled_from(
+        [(1280, 1918), (480, 640), (700, 333), (161, 241), (90, 130), (1281, 1921), (643, 963), (1603, 2409)]
+    ),
     NETWORK,
     st.floats(0.35, 0.65),
     st.floats(0.35, 0.65),
@@ -226,7 +282,7 @@ def test_nothing_shifts(source, network, y, x):
         before, after = (
             np.average(np.arange(source[axis]), weights=map.sum(1 - axis)) for map in (disk, back)
         )
-        assert abs(before - after) * placement.content[axis] / source[axis] < 0.05
+        assert abs(before - after) * placement.content[axis] / placement.covered[axis] < 0.05
 
 
 @settings(deadline=None, max_examples=60)
@@ -234,6 +290,7 @@ def test_nothing_shifts(source, network, y, x):
 def test_flips_commute_where_the_padding_is_even(source, network, axis):
     placement = geometry.place(source, network)
     assume((network[axis] - placement.content[axis]) % 2 == 0)
+    assume(placement.covered[axis] == source[axis])  # what reaches past the picture lies at one end
     pixels = noise(*source, 3)
     flipped = np.ascontiguousarray(np.flip(pixels, axis))
     there = geometry.to_network(pixels, placement)

@@ -137,8 +137,9 @@ class TestLayout:
         ):
             assert large.picture.shape == (64, 96, 3)
             apart = np.abs(large.picture.reshape(32, 2, 48, 2, 3).mean((1, 3)) - small.picture)
-            # By 5 at once, but by 2.5 where it is kept
-            halved_first = images.read(pair.image).size == (160, 240)
+            # By 5 at once, but by 2.5 where it is kept; or by 2 at least, with sides rounded up
+            size = images.read(pair.image).size
+            halved_first = size == (160, 240) or geometry.place(size, NETWORK).covered != size
             assert apart.mean() < (0.8 if halved_first else 0.4)
             assert apart.max() <= (3 if halved_first else 1.5)
 

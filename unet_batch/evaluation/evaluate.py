@@ -305,6 +305,7 @@ def resize_truth(ids: Pixels, placement: Placement, *, ties_to_class: bool = Fal
     Returns:
         uint8 (h, w) at the size of the placement's content; VOID where half of the pixel or more is void.
     """
+    ids = geometry.cover(ids, placement)
     size, occurs = placement.content, np.bincount(ids.reshape(-1), minlength=256)
     known, void = [int(id) for id in np.flatnonzero(occurs[:VOID])], bool(occurs[VOID])
     out: Pixels = np.full(size, known[0] if known else VOID, np.uint8)

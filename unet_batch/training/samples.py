@@ -120,7 +120,7 @@ class Samples:
 
     def _letterbox(self, picture: Pixels, ids: Pixels, placement: Placement) -> Sample:
         """Resize a picture RGB (h, w, 3) and its ids (H, W), and pad them to the placement's network size."""
-        pixels = geometry.to_network(picture, placement)
+        pixels, ids = geometry.to_network(picture, placement), geometry.cover(ids, placement)
         none = np.empty((0, 0), np.uint8)
         if not self._one:
             target = np.full(placement.network, VOID, np.uint8)

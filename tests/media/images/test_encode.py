@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import io
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from tests.helpers.formats import grey, read_bytes
 from unet_batch.errors import EncodeError
 from unet_batch.media import images
+from unet_batch.media.images.encode import _zlib_ng
 from unet_batch.types import Metadata
 
 
@@ -38,11 +47,102 @@ def test_png_round_trips(tmp_path: Path, shape: tuple[int, int]) -> None:
     assert np.array_equal(read_bytes(tmp_path, images.encode_mask(mask)), grey(mask))
 
 
-def test_png_without_a_choice_of_filters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(cv2, "IMWRITE_PNG_FILTER", raising=False)  # as in cv2 4.10
-    mask = np.arange(200, dtype=np.uint8).reshape(10, 20)
-    with Image.open(io.BytesIO(images.encode_mask(mask))) as image:
-        assert np.array_equal(np.asarray(image), mask)
+def decode_png(data: bytes) -> np.ndarray[Any, Any]:
+    """Decode a grey PNG by the letter of its specification, with rows filtered by "None" or "Up"."""
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    at, chunks = 8, list[tuple[bytes, bytes]]()
+    while at < len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        body = data[at + 8 : at + 8 + length]
+        assert struct.unpack_from(">I", data, at + 8 + length) == (zlib.crc32(kind + body),)
+        chunks.append((kind, body))
+        at += 12 + length
+    assert [kind for kind, _ in chunks] == [b"IHDR", *[b"IDAT"] * (len(chunks) - 2), b"IEND"]
+    width, height, bits, *rest = struct.unpack(">IIBBBBB", chunks[0][1])
+    assert (rest, chunks[-1][1]) == ([0, 0, 0, 0], b"")
+    unpack = zlib.decompressobj()
+    stored = unpack.decompress(b"".join(body for _, body in chunks[1:-1]))
+    assert unpack.eof
+    assert not unpack.unused_data
+    rows = np.frombuffer(stored, np.uint8).reshape(height, 1 + width * bits // 8)
+    assert set(rows[:, 0]) <= {0, 2}
+    values = np.zeros((height + 1, width * bits // 8), np.uint8)
+    for number, row in enumerate(rows):
+        values[number + 1] = row[1:] + (values[number] if row[0] else np.uint8(0))
+    return values[1:] if bits == 8 else values[1:].view(">u2")
+
+
+DECODERS: dict[str, Callable[[bytes], np.ndarray[Any, Any]]] = {
+    "ours": decode_png,
+    "pillow": lambda data: np.asarray(Image.open(io.BytesIO(data))),
+    "cv2": lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED),
+    "imagecodecs": imagecodecs.png_decode,
+}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    st.sampled_from([np.uint8, np.uint16]),
+    st.sampled_from([2, 5, 65536]),
+    st.integers(0, 9),
+)
+def test_every_reader_finds_the_values_in_a_png(
+    shape: tuple[int, int], dtype: type, levels: int, seed: int
+) -> None:
+    values = (np.random.default_rng(seed).integers(0, levels, shape) * (65536 // levels)).astype(np.uint16)
+    encoded = (values >> 8).astype(np.uint8) if dtype == np.uint8 else values
+    data = images.encode_map(encoded)
+    for name, decode in DECODERS.items():
+        assert np.array_equal(decode(data), encoded), name
+    if dtype == np.uint8:
+        assert images.encode_mask(encoded) == data
+
+
+@pytest.mark.parametrize("shape", [(1, 65500), (65500, 1), (4000, 5000)])
+def test_large_masks_are_read_by_everyone(shape: tuple[int, int]) -> None:
+    mask = np.zeros(shape, np.uint8)
+    cv2.circle(mask, (shape[1] // 2, shape[0] // 2), max(1, min(shape) // 3), 255, -1)
+    data = images.encode_mask(mask)
+    assert len(data) < 100_000
+    for name, decode in DECODERS.items():
+        if name != "ours":
+            assert np.array_equal(decode(data), mask), name
+
+
+def test_the_same_mask_is_the_same_file_whatever_was_encoded_before() -> None:
+    rng = np.random.default_rng(3)
+    mask = cv2.GaussianBlur(rng.integers(0, 256, (300, 400), np.uint8), (0, 0), 9)
+    first = images.encode_mask(mask)
+    images.encode_map(rng.integers(0, 65536, (500, 700), dtype=np.uint16))
+    images.encode_mask(mask[:7, :9])
+    with ThreadPoolExecutor(4) as pool:
+        assert {first, *pool.map(images.encode_mask, [mask, mask.copy(order="F")] * 8)} == {first}
+
+
+@pytest.mark.parametrize("build", ["without zlib-ng", "without imagecodecs", "too large for one chunk"])
+def test_without_zlib_ng_the_pixels_are_the_same(monkeypatch: pytest.MonkeyPatch, build: str) -> None:
+    rng = np.random.default_rng(4)
+    deep = rng.integers(0, 65536, (31, 47), dtype=np.uint16)
+    mask = (deep >> 8).astype(np.uint8)
+    usual = images.encode_mask(mask), images.encode_map(deep)
+    _zlib_ng.cache_clear()
+    if build == "without zlib-ng":
+        monkeypatch.setattr(imagecodecs.ZLIBNG, "available", False)
+    elif build == "without imagecodecs":
+        monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    else:
+        monkeypatch.setattr("unet_batch.media.images.encode._LARGEST", mask.nbytes - 1)
+    try:
+        data = images.encode_mask(mask), images.encode_map(deep)
+        monkeypatch.delattr(cv2, "IMWRITE_PNG_FILTER", raising=False)  # as in cv2 4.10
+        plain = images.encode_mask(mask), images.encode_map(deep)
+    finally:
+        _zlib_ng.cache_clear()
+    assert data != usual
+    for found in (usual, data, plain):
+        assert np.array_equal(DECODERS["pillow"](found[0]), mask)
+        assert np.array_equal(DECODERS["pillow"](found[1]), deep)
 
 
 def test_jpeg_keeps_coloured_edges(photo: Image.Image) -> None:

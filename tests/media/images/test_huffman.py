@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.helpers.formats import jpeg_variants
+from tests.helpers.formats import encoded, jpeg_variants
 from unet_batch.errors import ImageError
 from unet_batch.media import images
 from unet_batch.media.images import huffman
@@ -68,3 +68,22 @@ def test_whole_lossless_files_pass_and_cut_ones_do_not(bits: int, shape: tuple[i
 )
 def test_a_header_without_a_frame_is_none(data: bytes) -> None:
     assert huffman.read_frame(data) is None
+
+
+@pytest.mark.parametrize("kind", ["plain", "exif", "profile", "exif behind the frame", "stray bytes"])
+def test_metadata_is_noticed_wherever_it_stands(photo: Image.Image, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"exif": exif} if "exif" in kind else {"icc_profile": b"x" * 200} if kind == "profile" else {}
+    data = encoded(photo, "JPEG", **options)
+    if kind == "exif behind the frame":
+        start = data.index(b"\xff\xe1")
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        segment, data = data[start:end], data[:start] + data[end:]
+        scan = data.index(b"\xff\xda")
+        data = data[:scan] + segment + data[scan:]
+    elif kind == "stray bytes":
+        data = data[:20] + b"\0\0" + data[20:]
+    assert huffman.has_metadata(data) == (kind not in ("plain", "stray bytes"))
+    upright = photo.size if "exif" in kind else photo.size[::-1]
+    assert images.read_bytes(data, at_least=(9, 9)).size == upright

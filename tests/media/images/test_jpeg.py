@@ -27,46 +27,66 @@ def test_cmyk_jpeg_looks_as_in_pillow(odd: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "at_least", "shape"),
+    ("size", "at_least", "step"),
     [
-        ((312, 400), None, (312, 400)),
-        ((312, 400), (312, 400), (312, 400)),
-        ((312, 400), (157, 10), (312, 400)),
-        ((312, 400), (156, 200), (156, 200)),
-        ((312, 400), (156, 201), (312, 400)),
-        ((312, 400), (78, 100), (78, 100)),
-        ((312, 400), (79, 10), (156, 200)),
-        ((312, 400), (39, 50), (39, 50)),
-        ((312, 400), (1, 1), (39, 50)),
-        ((312, 400), (9999, 1), (312, 400)),
-        ((316, 400), (1, 1), (79, 100)),
-        ((310, 400), (1, 1), (155, 200)),
-        ((312, 402), (1, 1), (156, 201)),
-        ((317, 400), (1, 1), (317, 400)),
+        ((312, 400), None, 1),
+        ((312, 400), (312, 400), 1),
+        ((312, 400), (157, 10), 1),
+        ((312, 400), (156, 200), 2),
+        ((312, 400), (156, 201), 1),
+        ((312, 400), (78, 100), 4),
+        ((312, 400), (79, 10), 2),
+        ((312, 400), (39, 50), 8),
+        ((312, 400), (1, 1), 8),
+        ((312, 400), (9999, 1), 1),
+        ((305, 400), (39, 50), 8),
+        ((304, 400), (39, 50), 4),
+        ((309, 398), (78, 100), 4),
     ],
 )
-@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("orientation", [1, 5])
 def test_reduced_decode(
-    tmp_path: Path, photo: Image.Image, size: tuple[int, int], at_least: Any, shape: Any, orientation: int
+    tmp_path: Path, photo: Image.Image, size: tuple[int, int], at_least: Any, step: int, orientation: int
 ) -> None:
+    check_reduced_decode(tmp_path, photo, size, at_least, step, orientation)
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "step"),
+    [
+        *(((310, 404), orientation, step) for orientation, step in enumerate((8, 4, 2, 2, 8, 2, 2, 4), 1)),
+        *(((317, 400), orientation, step) for orientation, step in enumerate((8, 8, 1, 1, 8, 1, 1, 8), 1)),
+        *(((312, 403), orientation, step) for orientation, step in enumerate((8, 1, 1, 8, 8, 8, 1, 1), 1)),
+    ],
+)
+def test_what_a_reduced_decode_rounds_up_lies_at_the_bottom_or_right(
+    tmp_path: Path, photo: Image.Image, size: tuple[int, int], orientation: int, step: int
+) -> None:
+    check_reduced_decode(tmp_path, photo, size, (1, 1), step, orientation)
+
+
+def check_reduced_decode(
+    tmp_path: Path, photo: Image.Image, size: tuple[int, int], at_least: Any, step: int, orientation: int
+) -> None:
+    """Of a JPEG of a stored size and an orientation; `at_least` is as stored."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "p.jpg"
     part = photo.crop((0, 0, size[1], size[0]))
     path.write_bytes(encoded(part, "JPEG", quality=95, subsampling=0, exif=exif))
-    if orientation == 6:
+    if orientation >= 5:
         at_least = at_least and at_least[::-1]
-        shape = shape[::-1]
     full = images.read(str(path))
     small = images.read(str(path), at_least=at_least)
     assert small.size == full.size == full.pixels.shape[:2]
+    shape = tuple(-(-side // step) for side in full.size)
     assert small.pixels.shape == (*shape, 3)
     assert small.pixels.flags.c_contiguous
     # Aligned: each pixel is the mean of a block of the full picture. A shift by half a small pixel gives 4
     # and more.
-    step = full.size[0] // shape[0]
-    whole = full.pixels.reshape(shape[0], step, shape[1], step, 3).mean((1, 3))
-    assert np.abs(small.pixels - whole).mean() < 1.5
+    past = [(0, step * after - before) for after, before in zip(shape, full.size, strict=True)]
+    blocks = np.pad(full.pixels, (*past, (0, 0)), "edge").reshape(shape[0], step, shape[1], step, 3)
+    assert np.abs(small.pixels - blocks.mean((1, 3))).mean() < 1.5
 
 
 @pytest.mark.parametrize("variant", ["baseline", "progressive", "restarts", "grey", "cmyk"])

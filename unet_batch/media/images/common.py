@@ -110,9 +110,9 @@ class Picture:
     """A decoded picture.
 
     Attributes:
-        pixels: RGB uint8 (h, w, 3), C-contiguous, upright. `size` / 2, / 4 or / 8 after a reduced decode:
-            then each pixel stands for a whole block of the full picture, so that stretching `pixels` over
-            `size` shifts nothing.
+        pixels: RGB uint8 (h, w, 3), C-contiguous, upright. ceil(`size` / 2), / 4 or / 8 after a reduced
+            decode: then each pixel stands for a whole block of the full picture, the last ones for a block
+            that may reach past its bottom and right (see `geometry.to_network`).
         size: (height, width) of the whole picture, upright, at full resolution.
         missing: bool (h, w) as `pixels`, True where the file says that it has no value; None where there is a
             value everywhere.

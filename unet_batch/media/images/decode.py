@@ -46,8 +46,8 @@ def read(path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXEL
     Args:
         path: a regular file.
         at_least: (height, width), upright, that is enough for the caller: a JPEG is then decoded at 1/8, 1/4
-            or 1/2, the first that divides both sides and is at least as large in both directions. Other
-            formats ignore it.
+            or 1/2, sides rounded up: the first that is at least as large in both directions. Other formats
+            ignore it.
         max_pixels: largest height x width that is decoded.
 
     Raises:

@@ -18,7 +18,7 @@ import numpy as np
 from unet_batch.media.images.common import Damage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -65,8 +65,8 @@ class Frame:
         return " ".join(f"{component.across}x{component.down}" for component in self.components)
 
 
-def read_frame(data: bytes) -> Frame | None:
-    """Find the start of frame; None where the header is not that of a JPEG, or ends before it."""
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Second byte of the marker, and place, of each segment of a header, up to the first scan."""
     at = 2
     while 0 <= (at := data.find(b"\xff", at)) < len(data) - 9:
         marker = data[at + 1]
@@ -74,7 +74,19 @@ def read_frame(data: bytes) -> Frame | None:
             at += 1
             continue
         if marker in (0xD9, 0xDA):
-            return None
+            return
+        yield marker, at
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+
+
+def has_metadata(data: bytes) -> bool:
+    """Tell whether a header may hold EXIF, XMP, a colour profile, or a list of several pictures."""
+    return any(marker in (0xE1, 0xE2) for marker, _ in _segments(data))
+
+
+def read_frame(data: bytes) -> Frame | None:
+    """Find the start of frame; None where the header is not that of a JPEG, or ends before it."""
+    for marker, at in _segments(data):
         if marker in _STARTS_OF_FRAME:
             bits, height, width, count = struct.unpack_from(">BHHB", data, at + 4)
             sides = data[at + 10 : at + 10 + 3 * count]
@@ -84,7 +96,6 @@ def read_frame(data: bytes) -> Frame | None:
             if any(not 1 <= factor <= 4 for part in parts for factor in part[1:]):
                 return None
             return Frame(marker, at, bits, height, width, tuple(Component(*part) for part in parts))
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
 
 
