@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.gpu_check import clips, decoding, sections, training
+from scripts.gpu_check import clips, decoding, networks, sections, training
 from scripts.gpu_check.networks import SIZE, WEAK
 from unet_batch.engine import flavours
 
@@ -40,7 +40,8 @@ class Section:
 PICTURES = ("cv2", "PIL", "simplejpeg")
 CHECKPOINTS = ("torch", "safetensors", *PICTURES)
 GRAPHS = (*CHECKPOINTS, "filelock", "onnx", "onnxscript")
-TINY, ON_CPU = "4class", {"device": "cpu"}
+(TINY,) = networks.TINY
+SMALLEST, ON_CPU = "4class", {"device": "cpu"}
 
 
 def plan(options: argparse.Namespace, work: str) -> list[Section]:
@@ -164,7 +165,7 @@ def torch_plan(common: _Common) -> list[Section]:
         "items": 400 if quick else 1500,
         "size": size,
     }
-    small = {"drawn": 2, "items": 4, "size": (160, 240)}
+    small = {"drawn": 2, "items": 2, "size": (160, 240)}
     return [
         Section("throughput torch", "torch_speed", 120, speed | {"device": "cuda"}, absent, tiny),
         Section("photos", "photos", 120, drawn, common.lacking(*PICTURES), small),
@@ -196,13 +197,13 @@ def run_plan(common: _Common) -> list[Section]:
         "flavours": common.builders,
         "device": "cuda",
     }
-    tiny = {"model": TINY, "flavours": [], "rounds": 1, **ON_CPU}
+    tiny = {"model": "bundled", "flavours": [], "rounds": 1, **ON_CPU}
     found = []
-    for model in names[:1] if quick else [name for name in names if name != TINY]:
+    for model in names[:1] if quick else [name for name in names if name != SMALLEST]:
         arguments = base | {"model": model, "rounds": common.repeat["rounds"]}
         found.append(Section(f"run {model}", "end_to_end", 150, arguments, absent, tiny))
-    compared = base | {"names": [name for name in names if name != TINY], "photos": 24}
-    few = {"names": [TINY], "flavours": [], "photos": 2, **ON_CPU}
+    compared = base | {"names": [name for name in names if name != SMALLEST], "photos": 24}
+    few = {"names": ["bundled"], "flavours": [], "photos": 2, **ON_CPU}
     found.append(Section("masks", "masks", 120, compared, absent, few))
     decoded = {
         "folder": common.photos,
@@ -240,7 +241,7 @@ def late_plan(common: _Common) -> list[Section]:
     if common.quick:
         return found
     for name in flavours.NAMES:
-        large = [model for model in common.names if model != TINY]
+        large = [model for model in common.names if model != SMALLEST]
         found += [common.build(name, model, (1, 8, 8), (1, 64, 64)) for model in large]
         speed = common.base(name) | {"best": [8, 64], "sizes": [8, 64], **common.repeat}
         reason = common.missing.get(name, "")
@@ -338,7 +339,7 @@ def clip_plan(quick: bool, folder: str, engines: str, onnx: str | None) -> list[
     encode = {"folder": folder, "codecs": ("h264", "h264_nvenc"), "frames": 100, "rounds": rounds}
     ways = {"decoders": (None, "cuda"), "codecs": ("h264", "h264_nvenc")}
     whole = {"folder": folder, "engines": engines, "device": None, **ways, "rounds": rounds}
-    small = {"seconds": 0.3, "copies": 2, "size": (96, 128)}
+    small = {"seconds": 0.12, "copies": 2, "size": (96, 128)}
     one, plain = {"rounds": 1}, {"decoders": [None], "codecs": ["h264"], **ON_CPU}
     return [
         Section("clip drawn", "clip_drawn", 90, drawn, reason, small),
