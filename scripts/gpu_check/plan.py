@@ -316,7 +316,7 @@ def training_plan(quick: bool, folder: str, onnx: str | None) -> list[Section]:
             150,
             few | {"epochs": 8},
             command,
-            tiny | {"epochs": 12},
+            tiny | {"epochs": 4},
         ),
         Section(
             "training in two processes", "training_processes", 150, processes, reason, tiny | {"epochs": 2}
