@@ -98,7 +98,7 @@ def test_a_quick_level_is_built_first_and_kept_if_the_other_fails(
     monkeypatch.setattr(engines, "_inspect", lambda *_: {})
     monkeypatch.setattr(building, "build_engine", build_engine)
     data: dict[str, Any] = {}
-    with pytest.raises(BackendError, match="^batch 32: no memory$"):
+    with pytest.raises(BackendError, match=r"^batch 32: no memory$"):
         engines.build(
             data,
             lambda: saved.append([entry.get("plan") for entry in data["engines"]]),
