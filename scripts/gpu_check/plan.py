@@ -278,11 +278,11 @@ def training_plan(quick: bool, folder: str, onnx: str | None) -> list[Section]:
     command = reason or lacking(*training.NEEDS, *training.COMMAND_NEEDS)
     base = {"folder": folder, "device": "cuda"}
     drawn = {"folder": folder, "drawn": 24 if quick else 48, "copies": 24, "size": (1280, 1918)}
-    whole = base | {"size": SIZE, "batch_size": 16, "epochs": 3 if quick else 6}
-    few = base | {"size": SIZE, "widths": (16, 32, 64, 128), "batch_size": 4}
+    whole: dict[str, Any] = base | {"size": SIZE, "batch_size": 16, "epochs": 3 if quick else 6}
+    few: dict[str, Any] = base | {"size": SIZE, "widths": (16, 32, 64, 128), "batch_size": 4}
     speed = base | {"size": SIZE, "augment": "strong", "steps": 12, "rounds": 2 if quick else 3}
     speed |= {"batch_sizes": (8, 64) if quick else (8, 32, 128)}
-    tiny = {"size": (32, 48), "widths": (4, 8), "batch_size": 4, **ON_CPU}
+    tiny: dict[str, Any] = {"size": (32, 48), "widths": (4, 8), "batch_size": 4, **ON_CPU}
     small = {"drawn": 10, "copies": 4, "size": (64, 96)}
     # So few steps of so small a network learn little with a smaller rate.
     quickly: dict[str, Any] = tiny | {"epochs": 4, "lr": 1e-2}
