@@ -157,7 +157,7 @@ def torch_plan(common: _Common) -> list[Section]:
     """PyTorch's speed, and the photos of all sections that read some."""
     quick, absent = common.quick, common.lacking(*CHECKPOINTS)
     speed = {"names": common.names, "models": common.models, "sizes": sections.SIZES, **common.repeat}
-    tiny = {"names": [TINY], "sizes": [1, 2], "rounds": 1, "batches": 3, **ON_CPU}
+    tiny = {"names": [TINY], "sizes": [1, 32], "rounds": 1, "batches": 3, **ON_CPU}
     size = (1280, 1918)
     drawn = {
         "folder": common.photos,
@@ -276,11 +276,16 @@ def training_plan(quick: bool, folder: str, onnx: str | None) -> list[Section]:
     """The trainer, at its default widths and size but for what is compared to the bit."""
     reason = "not with --onnx" if onnx else lacking(*training.NEEDS)
     command = reason or lacking(*training.NEEDS, *training.COMMAND_NEEDS)
-    base = {"folder": folder, "device": "cuda"}
+    base: dict[str, Any] = {"folder": folder, "device": "cuda"}
     drawn = {"folder": folder, "drawn": 24 if quick else 48, "copies": 24, "size": (1280, 1918)}
     whole: dict[str, Any] = base | {"size": SIZE, "batch_size": 16, "epochs": 3 if quick else 6}
     few: dict[str, Any] = base | {"size": SIZE, "widths": (16, 32, 64, 128), "batch_size": 4}
-    speed = base | {"size": SIZE, "augment": "strong", "steps": 12, "rounds": 2 if quick else 3}
+    speed: dict[str, Any] = base | {
+        "size": SIZE,
+        "augment": "strong",
+        "steps": 12,
+        "rounds": 2 if quick else 3,
+    }
     speed |= {"batch_sizes": (8, 64) if quick else (8, 32, 128)}
     tiny: dict[str, Any] = {"size": (32, 48), "widths": (4, 8), "batch_size": 4, **ON_CPU}
     small = {"drawn": 10, "copies": 4, "size": (64, 96)}
