@@ -3,7 +3,7 @@
     python -m scripts.gpu_check -o OUT                  # everything, about 13 minutes on a fast GPU
     python -m scripts.gpu_check -o OUT --quick          # under 5 minutes
     python -m scripts.gpu_check -o OUT --only 'training*' --only 'clip*'    # the trainer and video alone
-    python -m scripts.gpu_check --dry-run               # what would run, and with what; needs no GPU
+    python -m scripts.gpu_check --dry-run               # every section on a CPU: is all there but the GPU?
     python -m scripts.gpu_check --export DIR            # ONNX files for a Python without PyTorch
     python -m scripts.gpu_check -o OUT --onnx DIR       # there: TensorRT and PyCUDA alone, 8.6 included
     python -m scripts.gpu_check --merge A.json B.json   # one Markdown of several runs
@@ -18,6 +18,7 @@ Exit status: 0 everything fine, 1 a section failed, 2 nothing could be run.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -34,7 +35,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu_check import clips, networks, pytorch, report, sections, training
+from scripts.gpu_check import clips, decoding, engines, networks, pytorch, report, sections, training
 from scripts.gpu_check.plan import Section, plan
 from unet_batch import gpu
 from unet_batch.engine import flavours
@@ -68,7 +69,9 @@ def run_section(
         os.unlink(result)
     write_atomic(
         job,
-        json.dumps({"function": section.function, "arguments": section.arguments, "result": result}).encode(),
+        json.dumps(
+            {"function": section.function, "arguments": dict(section.arguments), "result": result}
+        ).encode(),
     )
     begun = time.perf_counter()
     with open(log, "wb") as output:
@@ -119,7 +122,8 @@ def _end_of(code: int) -> str:
 
 def functions() -> dict[str, Callable[..., None]]:
     """What sections can do, by name."""
-    return sections.FUNCTIONS | pytorch.FUNCTIONS | training.FUNCTIONS | clips.FUNCTIONS
+    modules = (sections, engines, pytorch, decoding, training, clips)
+    return {name: function for module in modules for name, function in module.FUNCTIONS.items()}
 
 
 def run_child(job: str, functions: dict[str, Callable[..., None]]) -> int:
@@ -135,7 +139,7 @@ def run_child(job: str, functions: dict[str, Callable[..., None]]) -> int:
         functions[task["function"]](found["data"], save, **task["arguments"])
         found["status"] = "ok"
     except sections.Skip as error:
-        found |= {"status": "skipped", "reason": str(error)}
+        found |= {"status": "skipped", "reason": str(error), "no_gpu": isinstance(error, sections.NoGpu)}
     except UnetBatchError as error:
         traceback.print_exc()
         found |= {"status": "failed", "reason": error.message, "hint": error.hint}
@@ -239,15 +243,42 @@ def save(folder: str, result: dict[str, Any]) -> None:
     write_atomic(os.path.join(folder, "gpu_check.md"), report.markdown([result]).encode())
 
 
-def dry_run(options: argparse.Namespace) -> None:
+REHEARSAL_SECONDS = 150
+
+
+def dry_run(options: argparse.Namespace, work: str) -> int:
+    """Go through every section without a GPU, small; each is `ready`, or names what is missing.
+
+    Whatever a section does on a CPU is done: its imports, its arguments, its pictures, the arithmetic where
+    PyTorch can do it; the others end where they would reach for the GPU.
+
+    Returns:
+        The exit status: 1 if a section failed; one that lacks a library has not.
+    """
     here = header(["python", *sys.argv])
     print("GPU: " + (gpu.missing() or f"{here['gpu']}, driver for CUDA {here['driver_cuda']}"))
     print("libraries: " + ", ".join(f"{name} {version or '-'}" for name, version in here["versions"].items()))
-    for section in plan(options, "WORK"):
-        print(
-            f"{section.name}: "
-            + (f"skipped: {section.skip}" if section.skip else f"at most {section.seconds:.0f} s")
-        )
+    failed = 0
+    for section in plan(options, work):
+        print(f"{section.name}: ", end="", flush=True)
+        if section.skip:
+            print(f"missing: {section.skip}")
+            continue
+        small = dataclasses.replace(section, arguments={**section.arguments, **section.rehearsal})
+        found = run_section(small, REHEARSAL_SECONDS, work)
+        took = f"{found['seconds']:.1f} s"
+        if found["status"] == "ok":
+            print(f"ready: went through on the CPU, {took}")
+        elif found.get("no_gpu"):
+            print(f"ready: nothing missing but the GPU, {took}")
+        elif found["status"] == "skipped":
+            print(f"missing: {found['reason']}, {took}")
+        else:
+            failed += 1
+            print(f"{found['status']}: {found['reason']}, {took}")
+            for line in found["output"][-5:]:
+                print(f"    {line}")
+    return int(failed > 0)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -274,7 +305,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--merge", nargs="+", metavar="JSON", help="print one Markdown of several results, and stop"
     )
-    parser.add_argument("--dry-run", action="store_true", help="list the sections, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="go through the sections on a CPU, and stop")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser
 
@@ -302,17 +333,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (networks.TYPED, networks.WEAK),
             lambda line: print(line, flush=True),
         )
-    elif options.dry_run:
-        dry_run(options)
-    elif reason := gpu.missing():
+    elif reason := "" if options.dry_run else gpu.missing():
         print(f"Nothing was run: {reason}.", file=sys.stderr)
         return 2
-    elif options.work:
-        os.makedirs(options.work, exist_ok=True)
-        return check(options, os.path.abspath(options.work))
     else:
-        with tempfile.TemporaryDirectory() as work:
-            return check(options, work)
+        with tempfile.TemporaryDirectory() as temporary:
+            if options.dry_run:
+                return dry_run(options, temporary)
+            os.makedirs(options.work or temporary, exist_ok=True)
+            return check(options, os.path.abspath(options.work or temporary))
     return 0
 
 

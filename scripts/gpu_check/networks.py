@@ -1,4 +1,4 @@
-"""The networks that are measured: their checkpoints and their ONNX graphs."""
+"""The networks that are measured: their checkpoints, their ONNX graphs, and how fast a GPU could run them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import dataclasses
 import glob
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unet_batch.types import ModelSpec
 
 # Name: (classes, widths) of a network with random weights; None is the one that comes with the package.
 MODELS: dict[str, tuple[int, tuple[int, ...]] | None] = {
@@ -13,6 +18,8 @@ MODELS: dict[str, tuple[int, tuple[int, ...]] | None] = {
     "31m": (1, (64, 128, 256, 512, 1024)),
     "4class": (4, (16, 32, 64, 128, 256)),
 }
+# For dry runs, which go through everything small.
+TINY: dict[str, tuple[int, tuple[int, ...]] | None] = {"tiny": (4, (4, 8, 16))}
 SIZE = (160, 240)
 # Precision and opset of what strongly typed builders take, and of what TensorRT 8.6 takes
 TYPED, WEAK = ("fp16", 18), ("fp32", 17)
@@ -22,12 +29,16 @@ SPEC_NAMES = {"default": "bundled"}  # what the bundled model calls itself
 def checkpoint_path(model: str, folder: str) -> str:
     from unet_batch.model import zoo
 
-    return zoo.resolve(None) if MODELS[model] is None else os.path.join(folder, f"{model}.safetensors")
+    return zoo.resolve(None) if _network(model) is None else os.path.join(folder, f"{model}.safetensors")
+
+
+def _network(model: str) -> tuple[int, tuple[int, ...]] | None:
+    return (MODELS | TINY)[model]
 
 
 def write_checkpoint(model: str, folder: str) -> str:
     """The model's checkpoint; of those with random weights it is made."""
-    path, network = checkpoint_path(model, folder), MODELS[model]
+    path, network = checkpoint_path(model, folder), _network(model)
     if network is not None and not os.path.exists(path):
         from tests.helpers.engines import confident
         from unet_batch.model import checkpoint
@@ -67,11 +78,90 @@ def graphs(folder: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def flops_of(model: str, models: str) -> int | None:
-    """Of all convolutions for one picture, counted in the ONNX graph; None where there is none."""
-    from unet_batch.engine import onnx_model
+# What a GPU can do ------------------------------------------------------------------------------------------
 
-    paths = graphs(models).get(model, {})
-    if not paths:
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The two rates that no network exceeds.
+
+    Attributes:
+        flops: a second, 16 bit on tensor cores.
+        bytes: a second, of the GPU's memory.
+    """
+
+    flops: float
+    bytes: float
+
+
+CEILINGS = {
+    "NVIDIA H100 80GB HBM3": Ceilings(798e12, 3.0e12),
+    "NVIDIA H200": Ceilings(790e12, 4.3e12),
+}
+"""By the driver's name of the GPU, as measured on such a one with PyTorch; of others nothing is known."""
+_HALF = 2  # bytes of a value
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution.
+
+    Attributes:
+        flops: for one picture, a multiplication and its addition counted as two.
+        bytes: read and written for one picture in 16 bit, each value once.
+        weights: bytes that are read once for a batch.
+    """
+
+    flops: int
+    bytes: int
+    weights: int
+
+
+def layers(spec: ModelSpec) -> list[Layer]:
+    """The convolutions of a network at its own size; all else is taken as part of them, and free.
+
+    The input is uint8. What is concatenated is written where it is read; pooling writes a quarter of that.
+    """
+    height, width = spec.input_size
+    outputs = 1 if spec.output == "probability" else len(spec.classes.names)
+    found: list[Layer] = []
+
+    def add(level: int, taken: int, made: int, kernel: int, read: float, written: float) -> None:
+        """A convolution of `taken` to `made` channels that reads and writes so many values a pixel."""
+        area = (height >> level) * (width >> level)
+        weights = taken * made * kernel**2
+        # An up-convolution of 2x2 computes each output pixel with one of its four taps.
+        work = weights // 4 if kernel == 2 else weights
+        found.append(Layer(2 * work * area, round(_HALF * area * (read + written)), _HALF * weights))
+
+    below = spec.in_channels
+    for level, made in enumerate(spec.widths):
+        add(level, below, made, 3, below / _HALF if level == 0 else below, made)
+        pooled = made / 4 if level + 1 < len(spec.widths) else 0
+        add(level, made, made, 3, made, made + pooled)
+        below = made
+    for level in reversed(range(len(spec.widths) - 1)):
+        made = spec.widths[level]
+        add(level, below, made, 2, below / 4, made)
+        add(level, 2 * made, made, 3, 2 * made, made)
+        add(level, made, made, 3, made, made)
+        below = made
+    add(0, below, outputs, 1, below, outputs)
+    return found
+
+
+def flops(spec: ModelSpec) -> int:
+    """Of all convolutions for one picture."""
+    return sum(layer.flops for layer in layers(spec))
+
+
+def floor(spec: ModelSpec, batch: int, gpu: str | None) -> float | None:
+    """Pictures a second that no program exceeds, layer by layer; None for a GPU that nobody measured."""
+    ceilings = CEILINGS.get(gpu or "")
+    if ceilings is None:
         return None
-    return sum(c.flops for c in onnx_model.read(next(iter(paths.values()))).convolutions.values())
+    seconds = (
+        max(layer.flops / ceilings.flops, (layer.bytes + layer.weights / batch) / ceilings.bytes)
+        for layer in layers(spec)
+    )
+    return 1 / sum(seconds)

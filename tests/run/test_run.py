@@ -14,6 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from tests.helpers.missing import without
 from tests.helpers.observers import observing
 from tests.helpers.runs import files, half_bright, read, segment, write
 from unet_batch.errors import BackendError, ManifestError, OutputError, SourceError, UsageError
@@ -483,3 +484,34 @@ def test_a_picture_never_takes_the_mask_of_its_namesake(photos: Path, tmp_path: 
     (photos / "a.png").unlink()  # converted, and so replaced
     report, _ = segment(photos / "a.jpg", output=out)
     assert (report.done, read(out / "masks/a.png").shape) == (1, (32, 48))
+
+
+NEEDS_NO_FFMPEG = """
+import sys
+from tests.helpers.runs import segment
+from pathlib import Path
+from unet_batch.errors import RunError
+photos, out, clip = map(Path, sys.argv[1:])
+report, _ = segment(photos, output=out, save=("mask", "overlay"))
+assert (report.done, report.failed) == (4, 0), report.failures
+try:
+    segment(photos, clip, output=out / "both")
+except RunError as error:
+    print(error.message, error.hint, sep="\\n")
+"""
+
+
+def test_photos_need_neither_pyav_nor_imagecodecs_and_a_clip_says_that_it_does(
+    photos: Path, tmp_path: Path
+) -> None:
+    """Codecs of video and TIFF are large, and not everywhere; a JPEG of ours has the profile of sRGB."""
+    out, clip = tmp_path / "out", tmp_path / "clip.mp4"
+    (photos / "b.jpg").write_bytes(images.encode_jpeg(half_bright(), 90))
+    clip.write_bytes(b"\0\0\0\x18ftypisom")
+    done = without(("av", "imagecodecs", "tifffile"), NEEDS_NO_FFMPEG, *map(str, (photos, out, clip)))
+    assert done.returncode == 0, done.stderr[-800:]
+    assert done.stdout.splitlines() == [
+        "no clip can be read or written: PyAV does not load (No module named 'av')",
+        "pip install av; or leave the clips out",
+    ]
+    assert not (out / "both" / "masks").exists()  # told before the photos, not in the morning

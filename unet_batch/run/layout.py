@@ -30,18 +30,21 @@ class ClipLayout(ClipTree):
 
 
 def choose_encoder(name: str) -> tuple[video.Codec, str]:
-    """The encoder for a codec of `--codec`, and why.
+    """The encoder for a codec of `--codec`, and why; tried, so that a run need not find out in the morning.
 
     Raises:
-        UsageError: it was asked for by its own name and does not work here.
+        UsageError: it does not work here.
+        RunError: PyAV does not load.
     """
     codec = video.CODECS[name]
     if name == "h264":
         graphics = video.CODECS["h264_nvenc"]
         why_not = gpu.missing() or video.encoder_problem(graphics)
-        return (codec, f"no NVENC: {why_not}") if why_not else (graphics, "the GPU has NVENC")
+        if not why_not:
+            return graphics, "the GPU has NVENC"
     if problem := video.encoder_problem(codec):
+        other = "vp9 or prores" if name == "h264" else "h264"
         raise UsageError(
-            f"--codec {name}: {codec.encoder} does not work here: {problem}", hint="take --codec h264"
+            f"--codec {name}: {codec.encoder} does not work here: {problem}", hint=f"take --codec {other}"
         )
-    return codec, "as asked"
+    return codec, f"no NVENC: {why_not}" if name == "h264" else "as asked"

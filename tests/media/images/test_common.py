@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import io
 import os
@@ -12,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from tests.helpers.formats import encoded, jpeg_variants, png, read_bytes
 from tests.helpers.systems import needs_links, needs_permissions, needs_pipes
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.media import images
+from unet_batch.media.images import profiles
+from unet_batch.media.images.profiles import coded_profile
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -307,3 +311,20 @@ def test_warnings_of_pillow_stay_inside(tmp_path: Path, photo: Image.Image) -> N
             with Image.open(io.BytesIO(data)) as image:
                 image.getexif()
             assert seen
+
+
+def test_a_library_that_is_missing_is_no_damage(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos of another colour space need imagecodecs: they were said to be damaged."""
+    wide = coded_profile(12, 13)[0]
+    data = encoded(photo, "JPEG", icc_profile=wide)
+    profiles._examine.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", partial(refuse, "imagecodecs", builtins.__import__))
+    with pytest.raises(ImageError, match=r"it needs imagecodecs, which is not installed$") as caught:
+        images.read_bytes(data, "a.jpg")
+    assert caught.value.hint == "pip install imagecodecs"
+
+
+def refuse(missing: str, real: Any, name: str, *more: Any, **options: Any) -> Any:
+    if name == missing:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return real(name, *more, **options)

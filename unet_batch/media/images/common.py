@@ -207,6 +207,8 @@ def _reason(error: Exception) -> str:
         return str(error)
     if number := getattr(error, "errno", None):  # the disk failed, not the file
         return os.strerror(number)
+    if isinstance(error, ModuleNotFoundError):
+        return f"it needs {error.name}, which is not installed"
     if _is_of_unknown_kind(error):
         return "it is of a kind that is not supported, or its header is damaged"
     if "truncated" in str(error):
@@ -217,6 +219,8 @@ def _reason(error: Exception) -> str:
 def _hint(error: Exception) -> str:
     if getattr(error, "errno", None):
         return ""
+    if isinstance(error, ModuleNotFoundError):
+        return f"pip install {error.name}"
     return CONVERT if _is_of_unknown_kind(error) else _DAMAGED
 
 

@@ -51,7 +51,7 @@ def to_srgb(values: Pixels, profile: bytes | None) -> tuple[Pixels, tuple[str, .
         profile was ignored, since it is damaged or made for other pixels.
     """
     space = _SPACES[1 if values.ndim == 2 else values.shape[2]]
-    moves, notes = _examine(profile, space) if profile else (False, ())
+    moves, notes = (False, ()) if not profile or _is_ours(profile, space) else _examine(profile, space)
     if space == "GRAY":
         if moves:
             values = cast("Pixels", cv2.LUT(values, _convert(_RAMP, cast("bytes", profile), space)[0, :, 1]))
@@ -103,12 +103,20 @@ def _examine(profile: bytes, space: str) -> tuple[bool, tuple[str, ...]]:
     return bool(moved > _NEAR), ()
 
 
+def _is_ours(profile: bytes, space: str) -> bool:
+    """Whether it is the one that is written here, which needs no look."""
+    return space == "RGB" and profile == srgb_profile()
+
+
 @functools.cache
 def srgb_profile() -> bytes:
-    """The ICC profile of sRGB, 588 bytes, the same in every run: Little CMS writes the time into it."""
-    import imagecodecs
+    """The ICC profile of sRGB, 588 bytes, the same in every run: Little CMS writes the time into it.
 
-    profile = bytearray(imagecodecs.cms_profile("srgb"))
+    By Pillow's Little CMS, whose bytes are imagecodecs': most photos need no other use of that library.
+    """
+    from PIL import ImageCms
+
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     profile[24:36] = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
     profile[84:100] = bytes(16)  # the checksum, which may be absent
     return bytes(profile)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from unet_batch.errors import RunError
 from unet_batch.media.video.kinds import (
     CODECS,
     EXTENSIONS,
@@ -77,6 +78,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f"{__name__}.{_MODULES[name]}")
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] != "av":
+            raise
+        raise RunError(
+            f"no clip can be read or written: PyAV does not load ({error})",
+            hint="pip install av; or leave the clips out",
+        ) from error
+    return getattr(module, name)
