@@ -10,10 +10,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from tests.helpers.cuda_driver import FakeDriver
 from unet_batch import gpu
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory
-from unet_batch.inference.backends import cuda_memory
-from unet_batch.inference.backends.cuda_memory import CudaMemory, PyCudaMemory, TorchMemory, open_memory
+from unet_batch.inference.backends import cuda_driver, cuda_memory
+from unet_batch.inference.backends.cuda_driver import CudaBindingsMemory, PyCudaMemory
+from unet_batch.inference.backends.cuda_memory import CudaMemory, TorchMemory, open_memory
 from unet_batch.testing import HostMemory
 
 pytestmark = pytest.mark.timeout(60)
@@ -35,11 +37,16 @@ def real(kind: Callable[[], CudaMemory]) -> Callable[[], CudaMemory]:
 @pytest.fixture(
     params=[
         pytest.param(lambda: HostMemory(capacity=2**20), id="host"),
+        pytest.param(None, id="cuda-bindings-on-the-host"),
         pytest.param(real(PyCudaMemory), id="pycuda", marks=pytest.mark.gpu),
+        pytest.param(real(CudaBindingsMemory), id="cuda-bindings", marks=pytest.mark.gpu),
         pytest.param(real(TorchMemory), id="torch", marks=pytest.mark.gpu),
     ]
 )
-def memory(request: pytest.FixtureRequest) -> CudaMemory:
+def memory(request: pytest.FixtureRequest, bindings: Callable[[], FakeDriver]) -> CudaMemory:
+    if request.param is None:
+        bindings()
+        return CudaBindingsMemory()
     return request.param()
 
 
@@ -276,7 +283,7 @@ class TestOpenMemory:
     def test_another_provider(self) -> None:
         with pytest.raises(BackendUnavailable, match="'cupy' is no way") as caught:
             open_memory(provider="cupy")
-        assert caught.value.hint == "choose from: pycuda, torch"
+        assert caught.value.hint == "choose from: pycuda, cuda-bindings, torch"
 
     def test_why_neither_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def nothing(name: str) -> object:
@@ -284,13 +291,14 @@ class TestOpenMemory:
 
         monkeypatch.setattr(gpu, "driver", lambda: GPU)
         monkeypatch.setattr(cuda_memory.importlib, "import_module", nothing)
+        cuda_driver._driver.cache_clear()
         with pytest.raises(BackendUnavailable) as caught:
             open_memory()
-        assert (
-            "PyCUDA: No module named 'pycuda.driver'; PyTorch: No module named 'torch'"
-            in caught.value.message
+        assert caught.value.message == (
+            "no CUDA memory: PyCUDA: No module named 'pycuda.driver'; cuda-bindings 12.9.1 or newer: No "
+            "module named 'cuda.bindings.driver'; PyTorch: No module named 'torch'"
         )
-        assert caught.value.hint == "pip install pycuda"
+        assert caught.value.hint == "pip install cuda-bindings"
 
     def test_a_pytorch_without_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
         torch = pytest.importorskip("torch")
