@@ -552,20 +552,8 @@ class TestWithoutKernels:
         assert [share["source"] for share in sidecar.shares] == ["onnx", "network"]
         assert all(share["body"] == 1 for share in sidecar.shares)
 
-    @pytest.mark.parametrize(
-        "words",
-        [
-            "Could not find any implementation for node {}.",
-            "[optimizer.cpp::computeCosts::3869] Error Code 10: Internal Error (Could not find any "
-            "implementation for node {} + node_cat.)",
-            "Could not find any implementation for node {{ForeignNode[node_conv2d...node_relu]}}.",
-        ],
-    )
-    def test_from_a_checkpoint(
-        self, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
-    ) -> None:
+    def test_from_a_checkpoint(self, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys.modules["tensorrt_rtx"], "Builder", RefusingBuilder)
-        monkeypatch.setattr(RefusingBuilder, "words", words)
         built = build_engine(options(small, tmp_path))
         self.check(built)
         again = build_engine(options(small, tmp_path))

@@ -157,12 +157,8 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
     return built if missing is None else replace(built, missing=missing.message, fix=missing.hint)
 
 
-class _Imprecise(Exception):
+class _Imprecise(BackendError):
     """Parity fell below the limit: a second build may help."""
-
-    def __init__(self, error: BackendError) -> None:
-        super().__init__(error.message)
-        self.error = error
 
 
 @dataclass(frozen=True)
@@ -228,7 +224,7 @@ class _Build:
             except _Imprecise as failed:
                 self.progress("look for the layers that lose precision", 0)
                 if kept or not (kept := self.source.offenders(self.reference, precision)):
-                    raise failed.error from None
+                    raise
                 self.notes.append(f"{precision} breaks {', '.join(kept)}: kept in float32 ({failed})")
             except NoKernel as error:
                 if self.replaced:
@@ -270,14 +266,14 @@ class _Build:
                 sidecar, shares=evidence.shares, proofs=evidence.proofs, verified_on_gpu=ran is not None
             )
             engine = store.install(self.options.engines_dir, sidecar, compiled.plan, self.reference)
-        notes = tuple(dict.fromkeys(self.notes))  # an attempt may say what another has said
+        notes = tuple(dict.fromkeys(self.notes))  # attempts may say the same
         return Built(onnx_path, engine, proofs=evidence.proofs, shares=evidence.shares, notes=notes)
 
     def export(self, kept: Sequence[str]) -> OnnxModel:
         """The graph: exported, or the one that the build starts from."""
         self.progress("export to ONNX", 0)
         low, best, high = self.profile.size
-        newest = self.flavour.max_opset if self.flavour is not None else None
+        newest = self.flavour.max_opset if self.flavour else None
         opset = self.options.opset or newest
         if self.source.onnx is None and opset is not None and newest is not None and opset > newest:
             raise UsageError(
@@ -401,7 +397,7 @@ class _Build:
             try:
                 parity.check(self.options.precision, f"{name}, {batch}")
             except BackendError as error:
-                raise _Imprecise(error) from error
+                raise _Imprecise(error.message, hint=error.hint) from error
         return _Evidence(proofs={name: {batch: proof.as_dict(each) for batch, each in parities.items()}})
 
 
