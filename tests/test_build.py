@@ -12,17 +12,20 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from tests.helpers.engines import confident, harm, overflowing, remember_exports
 from tests.helpers.systems import needs_permissions, needs_posix
 from unet_batch import build, gpu
 from unet_batch.build import BuildOptions, Built, build_engine
-from unet_batch.engine import flavours, onnx_model, store
+from unet_batch.cli import main
+from unet_batch.engine import compiler, flavours, onnx_model, store
 from unet_batch.engine.compiler import Compiled, Profile, compile_plan
 from unet_batch.engine.flavours import Flavour
 from unet_batch.engine.pictures import proof_pictures
@@ -318,7 +321,8 @@ class TestRequests:
         self, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def compiled(*arguments: object, **options: object) -> Compiled:
-            return replace(compile_plan(*arguments, **options), timing_cache=b"timings")  # type: ignore[arg-type]
+            options["keep_timings"](b"timings")  # type: ignore[operator]
+            return compile_plan(*arguments, **options)  # type: ignore[arg-type]
 
         (tmp_path / "file").write_text("")
         monkeypatch.setattr(build, "compile_plan", compiled)
@@ -556,6 +560,8 @@ class TestWithoutKernels:
         monkeypatch.setattr(sys.modules["tensorrt_rtx"], "Builder", RefusingBuilder)
         built = build_engine(options(small, tmp_path))
         self.check(built)
+        shown = CliRunner().invoke(main, ["inspect", built.engine.path]).output  # type: ignore[union-attr]
+        assert "convolutions are the equal 1x1 convolutions and DepthToSpace" in shown
         again = build_engine(options(small, tmp_path))
         assert again.was_there, "it is found under the recipe that was asked for"
         assert built.onnx is not None
@@ -578,13 +584,16 @@ class TestWithoutKernels:
     def test_another_layer_without_a_kernel_is_an_error(
         self, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """And what was timed until then is kept."""
+        words = "Could not find any implementation for node node_conv2d_1."
         monkeypatch.setattr(sys.modules["tensorrt_rtx"], "Builder", RefusingBuilder)
-        monkeypatch.setattr(
-            RefusingBuilder, "words", "Could not find any implementation for node node_conv2d_1."
-        )
+        monkeypatch.setattr(RefusingBuilder, "words", words)
+        timed = SimpleNamespace(serialize=lambda: b"timings")
+        monkeypatch.setattr(compiler, "_set_timing_cache", lambda *arguments: timed)
         with pytest.raises(BackendError, match="any implementation for node node_conv2d_1"):
-            build_engine(options(small, tmp_path))
+            build_engine(options(small, tmp_path, timing_cache=str(tmp_path / "x.cache")))
         assert not list(tmp_path.glob("*.plan"))
+        assert (tmp_path / "x.cache").read_bytes() == b"timings"
 
 
 def copied(built: Built, folder: Path) -> str:

@@ -344,7 +344,14 @@ class _Build:
         )
         if options.timing_cache and flavour.name == "tensorrt-rtx":
             self.notes.append("tensorrt-rtx keeps no timing cache: it times nothing")
-        compiled = compile_plan(
+
+        def keep(timings: bytes) -> None:
+            try:
+                write_atomic(cache_path, timings)
+            except OutputError as error:  # what it would save is no reason to lose what was built
+                self.notes.append(f"the timing cache was not kept: {error.message}")
+
+        return compile_plan(
             flavour,
             graph.data,
             self.profile,
@@ -356,14 +363,9 @@ class _Build:
                 float32=tuple(name for name, found in graph.convolutions.items() if found.layer in kept),
             ),
             timing_cache=_read(cache_path),
+            keep_timings=keep,
             progress=lambda share: self.progress(f"build with {flavour.name} {flavour.version}", share),
         )
-        if compiled.timing_cache:
-            try:
-                write_atomic(cache_path, compiled.timing_cache)
-            except OutputError as error:  # what it would save is no reason to lose what was built
-                self.notes.append(f"the timing cache was not kept: {error.message}")
-        return compiled
 
     def prove_plan(
         self, flavour: Flavour, plan: bytes, sidecar: Sidecar, graph: OnnxModel

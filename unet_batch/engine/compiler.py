@@ -89,13 +89,11 @@ class Compiled:
         precisions: of each convolution by its name in the ONNX graph; empty where only the plan can tell
             (8.6).
         seconds: that the build took.
-        timing_cache: to make the next build faster; None where the flavour keeps none.
     """
 
     plan: bytes
     precisions: Mapping[str, str]
     seconds: float
-    timing_cache: bytes | None
 
 
 class NoKernel(BackendError):
@@ -118,6 +116,7 @@ def compile_plan(
     options: CompilerOptions,
     *,
     timing_cache: bytes | None = None,
+    keep_timings: Callable[[bytes], None] = lambda timings: None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Compiled:
     """Compile a graph.
@@ -128,6 +127,8 @@ def compile_plan(
         profile: shapes of its input.
         options: how.
         timing_cache: of an earlier build by the same version; a stale one is ignored by TensorRT.
+        keep_timings: called with the new timing cache, also where the build fails or is stopped; not
+            where the flavour keeps none.
         progress: called with the share that is done, 0..1; what it raises stops the build and is raised here.
 
     Raises:
@@ -173,6 +174,8 @@ def compile_plan(
         if monitor is not None:
             config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
+    if cache is not None:
+        keep_timings(bytes(cache.serialize()))
     if pressed:
         raise KeyboardInterrupt
     if monitor is not None and monitor.stopped_by is not None:
@@ -186,8 +189,7 @@ def compile_plan(
             else "",
         )
     precisions = _precisions(trt, network) if flavour.strongly_typed else {}
-    new_cache = bytes(cache.serialize()) if cache is not None else None
-    return Compiled(bytes(plan), precisions, time.perf_counter() - begun, new_cache)
+    return Compiled(bytes(plan), precisions, time.perf_counter() - begun)
 
 
 @contextmanager
