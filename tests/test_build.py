@@ -12,16 +12,20 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from tests.helpers.engines import confident, harm, overflowing, remember_exports
 from tests.helpers.systems import needs_permissions, needs_posix
 from unet_batch import build, gpu
 from unet_batch.build import BuildOptions, Built, build_engine
-from unet_batch.engine import flavours, onnx_model, store
+from unet_batch.cli import main
+from unet_batch.engine import compiler, flavours, onnx_model, store
 from unet_batch.engine.compiler import Compiled, Profile, compile_plan
 from unet_batch.engine.flavours import Flavour
 from unet_batch.engine.pictures import proof_pictures
@@ -123,6 +127,13 @@ class TestNetworks:
         (proof,) = built.proofs.values()
         assert proof["batch 1"]["dice"] >= 0.9995
         assert list(proof) == ["batch 1", "batch 2 and 1", "batch 4 and 2"]
+        assert built.onnx is not None
+        assert built.engine is not None
+        graph, photos = onnx_model.read(built.onnx), built.engine.read_reference().pictures[:2]
+        maps = onnx_model.OnnxRunner(graph.data)(photos)
+        other = onnx_model.OnnxRunner(onnx_model.replace_transposed(graph).data)(photos)
+        assert np.abs(maps.astype(np.int16) - other).max() <= 1, "without transposed convolutions"
+        assert 0.02 < (maps > 127).mean() < 0.98
 
     @pytest.mark.slow
     @pytest.mark.timeout(300)
@@ -265,9 +276,12 @@ class TestRequests:
             build_engine(options(small, tmp_path, **changes))
         assert not list(tmp_path.glob("*.plan"))
 
-    def test_what_the_builder_cannot_do_is_its_own_sentence(self, small: str, tmp_path: Path) -> None:
-        """TensorRT-RTX 1.7 has no transposed convolution in bfloat16."""
-        with pytest.raises(BackendError, match="cannot build the engine") as caught:
+    def test_what_the_builder_cannot_do_is_its_own_sentence(
+        self, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """TensorRT-RTX 1.7 has no transposed convolution in bfloat16; what replaces it is taken away here."""
+        monkeypatch.setattr(onnx_model, "replace_transposed", lambda graph: graph)
+        with pytest.raises(BackendError, match=r"cannot build the engine: .*deconv") as caught:
             build_engine(options(small, tmp_path, precision="bf16"))
         assert "--precision fp16" in caught.value.hint
 
@@ -307,7 +321,8 @@ class TestRequests:
         self, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def compiled(*arguments: object, **options: object) -> Compiled:
-            return replace(compile_plan(*arguments, **options), timing_cache=b"timings")  # type: ignore[arg-type]
+            options["keep_timings"](b"timings")  # type: ignore[operator]
+            return compile_plan(*arguments, **options)  # type: ignore[arg-type]
 
         (tmp_path / "file").write_text("")
         monkeypatch.setattr(build, "compile_plan", compiled)
@@ -502,6 +517,83 @@ class TestCache:
         assert process.returncode == -signal.SIGKILL
         with pytest.raises(BackendUnavailable, match="not the plan that was built"):
             store.load(path).read_plan()
+
+
+class RefusingBuilder:
+    """TensorRT-RTX's builder without kernels for transposed convolutions, as 8.6 is without cuDNN."""
+
+    words = "Could not find any implementation for node {}."
+    builder = getattr(sys.modules["tensorrt_rtx"], "Builder", None)
+
+    def __init__(self, logger: Any) -> None:
+        assert self.builder is not None
+        self._builder, self._logger = self.builder(logger), logger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._builder, name)
+
+    def build_serialized_network(self, network: Any, config: Any) -> Any:
+        trt = sys.modules["tensorrt_rtx"]
+        layers = [network.get_layer(index) for index in range(network.num_layers)]
+        names = [layer.name for layer in layers if layer.type == trt.LayerType.DECONVOLUTION]
+        if not names:
+            return self._builder.build_serialized_network(network, config)
+        self._logger.log(trt.ILogger.ERROR, "10: " + self.words.format(names[0]))
+        return None
+
+
+class TestWithoutKernels:
+    """Transposed convolutions that TensorRT cannot compute are built as the equal convolutions."""
+
+    def check(self, built: Built) -> None:
+        assert built.engine is not None
+        sidecar = store.load(built.engine.path).sidecar
+        assert sidecar.built["transposed"] == "the equal 1x1 convolutions and DepthToSpace"
+        (note,) = [note for note in built.notes if "transposed" in note]
+        assert note.startswith(
+            "transposed convolutions are built as the equal 1x1 convolutions and DepthToSpace: "
+        )
+        assert [share["source"] for share in sidecar.shares] == ["onnx", "network"]
+        assert all(share["body"] == 1 for share in sidecar.shares)
+
+    def test_from_a_checkpoint(self, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys.modules["tensorrt_rtx"], "Builder", RefusingBuilder)
+        built = build_engine(options(small, tmp_path))
+        self.check(built)
+        shown = CliRunner().invoke(main, ["inspect", built.engine.path]).output  # type: ignore[union-attr]
+        assert "convolutions are the equal 1x1 convolutions and DepthToSpace" in shown
+        again = build_engine(options(small, tmp_path))
+        assert again.was_there, "it is found under the recipe that was asked for"
+        assert built.onnx is not None
+        graph = onnx_model.read(built.onnx)
+        assert b"ConvTranspose" in graph.data, (
+            "what is written down is the graph that any TensorRT can be given"
+        )
+
+    def test_from_a_graph(self, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And without PyTorch, as on the machine that TensorRT 8.6 runs on."""
+        exported = build_engine(options(small, tmp_path / "a", onnx_only=True))
+        assert exported.onnx is not None
+        monkeypatch.setattr(sys.modules["tensorrt_rtx"], "Builder", RefusingBuilder)
+        self.check(build_engine(options(exported.onnx, tmp_path / "b")))
+
+    def test_bfloat16(self, small: str, tmp_path: Path) -> None:
+        """TensorRT-RTX 1.7 refuses its transposed convolutions by itself."""
+        self.check(build_engine(options(small, tmp_path, precision="bf16")))
+
+    def test_another_layer_without_a_kernel_is_an_error(
+        self, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And what was timed until then is kept."""
+        words = "Could not find any implementation for node node_conv2d_1."
+        monkeypatch.setattr(sys.modules["tensorrt_rtx"], "Builder", RefusingBuilder)
+        monkeypatch.setattr(RefusingBuilder, "words", words)
+        timed = SimpleNamespace(serialize=lambda: b"timings")
+        monkeypatch.setattr(compiler, "_set_timing_cache", lambda *arguments: timed)
+        with pytest.raises(BackendError, match="any implementation for node node_conv2d_1"):
+            build_engine(options(small, tmp_path, timing_cache=str(tmp_path / "x.cache")))
+        assert not list(tmp_path.glob("*.plan"))
+        assert (tmp_path / "x.cache").read_bytes() == b"timings"
 
 
 def copied(built: Built, folder: Path) -> str:

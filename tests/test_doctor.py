@@ -43,7 +43,11 @@ def examine(monkeypatch: pytest.MonkeyPatch) -> Examine:
         found["tensorrt"] = Library("10.13.3")
         found["PIL"] = Library("13.0.0", "", {"PNG": True, "AVIF": True})
         found["unet_batch.inference.segmenter"] = running("torch-cpu fp32")
-        names = {"segmenter": "unet_batch.inference.segmenter", "pycuda": "pycuda.driver"}
+        names = {
+            "segmenter": "unet_batch.inference.segmenter",
+            "pycuda": "pycuda.driver",
+            "bindings": "cuda.bindings.utils",
+        }
         found.update({names.get(name, name): library for name, library in libraries.items()})
         monkeypatch.setattr(doctor, "probe", found.__getitem__)
         monkeypatch.setattr(gpu, "driver", lambda: driver)
@@ -64,7 +68,11 @@ def faster(checks: dict[tuple[str, str], Check]) -> str | None:
 class TestWithoutGpu:
     def test_nothing_is_asked_for(self, examine: Examine) -> None:
         absent = dict.fromkeys(
-            ("tensorrt", "tensorrt_rtx", "onnx", "onnxscript", "onnxruntime", "pycuda", "pillow_heif"), ABSENT
+            (
+                *("tensorrt", "tensorrt_rtx", "onnx", "onnxscript", "onnxruntime", "pycuda", "bindings"),
+                "pillow_heif",
+            ),
+            ABSENT,
         )
         checks = examine(None, torch=CPU_TORCH, **absent)
         assert {check.status for check in checks.values()} == {"ok", "off"}
@@ -105,25 +113,62 @@ class TestWithGpu:
         assert faster(checks) is None
 
     def test_torch_without_cuda(self, examine: Examine) -> None:
-        checks = examine(driver((13, 0), (9, 0)), torch=CPU_TORCH, tensorrt=ABSENT, pycuda=ABSENT)
+        checks = examine(
+            driver((13, 0), (9, 0)), torch=CPU_TORCH, tensorrt=ABSENT, pycuda=ABSENT, bindings=ABSENT
+        )
         assert checks["inference", "torch-cuda"].status == "broken"
         assert checks["inference", "torch-cuda"].fix.endswith(
             "--force-reinstall torch -i https://download.pytorch.org/whl/cu130"
         )
         assert checks["inference", "torch-cpu"].status == "ok"
         assert checks["inference", "tensorrt"].fix == 'pip install "unet-batch[tensorrt]"'
-        assert checks["buffers", "pycuda"].status == "missing"
+        assert checks["buffers", "cuda-bindings"].status == "missing"
+        assert checks["buffers", "cuda-bindings"].fix == 'pip install "unet-batch[tensorrt]"'
+        assert checks["buffers", "pycuda"].status == "off", "it takes a compiler, and nobody needs it"
         assert faster(checks) == "tensorrt"
 
     def test_tensorrt_needs_buffers(self, examine: Examine) -> None:
-        checks = examine(driver((13, 0), (8, 9)), torch=CPU_TORCH, pycuda=ABSENT)
-        assert (
-            checks["inference", "tensorrt"].status == checks["inference", "tensorrt-rtx"].status == "missing"
+        ada = driver((13, 0), (8, 9))
+        checks = examine(ada, torch=CPU_TORCH, pycuda=ABSENT, bindings=ABSENT)
+        for name in ("tensorrt", "tensorrt-rtx"):
+            assert checks["inference", name].status == "missing"
+            assert checks["inference", name].fix == f'pip install "unet-batch[{name}]"'
+        for absent in ("pycuda", "bindings"):
+            checks = examine(ada, torch=CPU_TORCH, **{absent: ABSENT})
+            assert checks["inference", "tensorrt"].status == "ok", "one of them is enough"
+
+    def test_who_holds_the_buffers_and_why(self, examine: Examine) -> None:
+        ada = driver((13, 0), (8, 9))
+
+        def lines(**libraries: Library) -> list[tuple[str, str]]:
+            checks = examine(ada, **libraries)
+            return [(check.status, check.detail) for key, check in checks.items() if key[0] == "buffers"]
+
+        torch = "2.13.0+cu130"
+        assert lines() == [
+            ("ok", "1.2.3: holds the buffers, the first choice"),
+            ("ok", "1.2.3: would serve without pycuda"),
+            ("ok", f"{torch}: would serve without pycuda"),
+        ]
+        assert lines(pycuda=ABSENT) == [
+            ("off", "not installed; cuda-bindings serves, and needs no compiler"),
+            ("ok", "1.2.3: holds the buffers, the first that is there"),
+            ("ok", f"{torch}: would serve without cuda-bindings"),
+        ]
+        assert lines(pycuda=ABSENT, bindings=Library("12.8.0", "ModuleNotFoundError: no utils")) == [
+            ("off", "not installed; torch.cuda serves, and needs no compiler"),
+            ("broken", "12.8.0: ModuleNotFoundError: no utils"),
+            ("ok", f"{torch}: holds the buffers, the first that is there"),
+        ]
+        assert lines(bindings=ABSENT)[1] == (
+            "off",
+            "not installed; pycuda serves, but captures no CUDA graphs",
         )
-        assert checks["inference", "tensorrt"].fix == checks["inference", "torch-cuda"].fix
-        assert examine(driver((13, 0), (8, 9)), torch=CPU_TORCH)["inference", "tensorrt"].status == "ok", (
-            "PyCUDA is enough"
-        )
+        refused = Library("13.5.0", "", {"problem": "cuda-bindings: CUDA: CUDA_ERROR_NO_DEVICE"})
+        assert lines(pycuda=ABSENT, bindings=refused)[1:] == [
+            ("broken", "13.5.0: cuda-bindings: CUDA: CUDA_ERROR_NO_DEVICE"),
+            ("ok", f"{torch}: holds the buffers, the first that is there"),
+        ]
 
     def test_tensorrt_needs_an_engine(self, examine: Examine) -> None:
         auto = running("torch-cuda fp16")
@@ -215,7 +260,8 @@ class TestWithGpu:
             "off",
             "",
         )
-        assert (checks["buffers", "pycuda"].status, checks["buffers", "pycuda"].fix) == ("off", "")
+        check = checks["buffers", "pycuda"]
+        assert (check.status, check.fix) == ("off", 'pip install "unet-batch[pycuda]"')
         checks = examine(driver((13, 0), (8, 9)), tensorrt_rtx=ABSENT, tensorrt=ABSENT)
         assert checks["inference", "tensorrt-rtx"].fix == 'pip install "unet-batch[tensorrt-rtx]"'
 

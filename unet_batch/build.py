@@ -21,6 +21,7 @@ from unet_batch.engine.compiler import (
     HARDWARE_COMPAT,
     Compiled,
     CompilerOptions,
+    NoKernel,
     Profile,
     check_can_build,
     compile_plan,
@@ -156,12 +157,8 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
     return built if missing is None else replace(built, missing=missing.message, fix=missing.hint)
 
 
-class _Imprecise(Exception):
+class _Imprecise(BackendError):
     """Parity fell below the limit: a second build may help."""
-
-    def __init__(self, error: BackendError) -> None:
-        super().__init__(error.message)
-        self.error = error
 
 
 @dataclass(frozen=True)
@@ -199,6 +196,7 @@ class _Build:
         self.recipe = recipe
         self.progress = progress
         self.notes: list[str] = []
+        self.replaced: dict[str, str] = {}
 
     @property
     def weak(self) -> bool:
@@ -217,27 +215,31 @@ class _Build:
         return reference
 
     def run_and_repair(self) -> Built:
-        """Build; where half precision breaks some layers, build again with those in float32."""
-        try:
-            return self.run(())
-        except _Imprecise as failed:
-            self.progress("look for the layers that lose precision", 0)
-            kept = self.source.offenders(self.reference, self.options.precision)
-            if not kept:
-                raise failed.error from None
-            self.notes.append(
-                f"{self.options.precision} breaks {', '.join(kept)}: kept in float32 ({failed.error.message})"
-            )
-        try:
-            return self.run(kept)
-        except _Imprecise as again:
-            raise again.error from None
+        """Build; again with layers in float32 that half precision breaks, or without what has no kernel."""
+        kept: Sequence[str] = ()
+        precision = self.options.precision
+        while True:
+            try:
+                return self.run(kept)
+            except _Imprecise as failed:
+                self.progress("look for the layers that lose precision", 0)
+                if kept or not (kept := self.source.offenders(self.reference, precision)):
+                    raise
+                self.notes.append(f"{precision} breaks {', '.join(kept)}: kept in float32 ({failed})")
+            except NoKernel as error:
+                if self.replaced:
+                    raise
+                self.replaced = {"transposed": onnx_model.REPLACEMENT}
+                self.notes.append(
+                    f"transposed convolutions are built as {onnx_model.REPLACEMENT}: {error.message}"
+                )
 
     def run(self, kept: Sequence[str]) -> Built:
         """Build with some layers kept in float32; the graph alone where nothing compiles it.
 
         Raises:
             _Imprecise: masks differ too much from PyTorch's.
+            NoKernel: there is none for transposed convolutions.
         """
         graph = self.export(kept)
         evidence = self.prove_graph(graph)
@@ -256,7 +258,7 @@ class _Build:
                 shares=(),
                 proofs={},
                 verified_on_gpu=False,
-                built=_describe_build(compiled.seconds),
+                built={**_describe_build(compiled.seconds), **self.replaced},
             )
             ran = self.prove_plan(self.flavour, compiled.plan, sidecar, graph)
             evidence += ran or _Evidence()
@@ -264,15 +266,14 @@ class _Build:
                 sidecar, shares=evidence.shares, proofs=evidence.proofs, verified_on_gpu=ran is not None
             )
             engine = store.install(self.options.engines_dir, sidecar, compiled.plan, self.reference)
-        return Built(
-            onnx=onnx_path, engine=engine, proofs=evidence.proofs, shares=evidence.shares, notes=self.notes
-        )
+        notes = tuple(dict.fromkeys(self.notes))  # attempts may say the same
+        return Built(onnx_path, engine, proofs=evidence.proofs, shares=evidence.shares, notes=notes)
 
     def export(self, kept: Sequence[str]) -> OnnxModel:
         """The graph: exported, or the one that the build starts from."""
         self.progress("export to ONNX", 0)
         low, best, high = self.profile.size
-        newest = self.flavour.max_opset if self.flavour is not None else None
+        newest = self.flavour.max_opset if self.flavour else None
         opset = self.options.opset or newest
         if self.source.onnx is None and opset is not None and newest is not None and opset > newest:
             raise UsageError(
@@ -285,7 +286,7 @@ class _Build:
             raise UsageError(
                 f"{self.source.path} takes {height}x{width} only", hint=f"use --size {height}x{width}"
             )
-        return graph
+        return onnx_model.replace_transposed(graph) if self.replaced else graph
 
     def prove_graph(self, graph: OnnxModel) -> _Evidence:
         """Count the graph's precision, and compare its masks with PyTorch's, as far as ONNX Runtime can."""
@@ -326,6 +327,8 @@ class _Build:
         opset = f"-opset{graph.opset}" if self.options.opset or self.weak else ""
         kind = f"{height}x{width}{free}-{graph.precision}{opset}-{self.source.sha256[:8]}"
         path = os.path.join(self.options.engines_dir, f"{file_name(self.source.spec)}-{kind}.onnx")
+        if self.replaced:  # what is there is the graph that any TensorRT can be given
+            return path
         make_folder(self.options.engines_dir)
         write_atomic(os.path.splitext(path)[0] + ".npz", store.pack(self.reference))
         write_atomic(path, graph.data, sync=True)
@@ -341,7 +344,14 @@ class _Build:
         )
         if options.timing_cache and flavour.name == "tensorrt-rtx":
             self.notes.append("tensorrt-rtx keeps no timing cache: it times nothing")
-        compiled = compile_plan(
+
+        def keep(timings: bytes) -> None:
+            try:
+                write_atomic(cache_path, timings)
+            except OutputError as error:  # what it would save is no reason to lose what was built
+                self.notes.append(f"the timing cache was not kept: {error.message}")
+
+        return compile_plan(
             flavour,
             graph.data,
             self.profile,
@@ -353,14 +363,9 @@ class _Build:
                 float32=tuple(name for name, found in graph.convolutions.items() if found.layer in kept),
             ),
             timing_cache=_read(cache_path),
+            keep_timings=keep,
             progress=lambda share: self.progress(f"build with {flavour.name} {flavour.version}", share),
         )
-        if compiled.timing_cache:
-            try:
-                write_atomic(cache_path, compiled.timing_cache)
-            except OutputError as error:  # what it would save is no reason to lose what was built
-                self.notes.append(f"the timing cache was not kept: {error.message}")
-        return compiled
 
     def prove_plan(
         self, flavour: Flavour, plan: bytes, sidecar: Sidecar, graph: OnnxModel
@@ -394,7 +399,7 @@ class _Build:
             try:
                 parity.check(self.options.precision, f"{name}, {batch}")
             except BackendError as error:
-                raise _Imprecise(error) from error
+                raise _Imprecise(error.message, hint=error.hint) from error
         return _Evidence(proofs={name: {batch: proof.as_dict(each) for batch, each in parities.items()}})
 
 

@@ -84,7 +84,8 @@ _PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnx"),
     "tensorrt": ("tensorrt", "tensorrt"),
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx"),
-    "pycuda.driver": ("pycuda", "tensorrt"),
+    "pycuda.driver": ("pycuda", "pycuda"),
+    "cuda.bindings.utils": ("cuda-bindings", "tensorrt"),
     "simplejpeg": ("simplejpeg", ""),
     "tifffile": ("tifffile", ""),
     "imagecodecs": ("imagecodecs", ""),
@@ -220,6 +221,20 @@ def _cuda(torch: Any) -> dict[str, str]:
     return {"problem": ""}
 
 
+def _reach(utils: Any) -> dict[str, str]:
+    """Why cuda-bindings cannot use the GPU; empty when it can, or where there is none."""
+    from unet_batch.errors import BackendError
+    from unet_batch.inference.backends.cuda_driver import CudaBindingsMemory
+
+    try:
+        if not gpu.missing():
+            with CudaBindingsMemory().current():
+                pass
+    except BackendError as error:
+        return {"problem": error.message}
+    return {"problem": ""}
+
+
 def _codecs(pil: Any) -> dict[str, bool]:
     """Formats that Pillow was built with."""
     check = importlib.import_module("PIL.features").check
@@ -230,6 +245,7 @@ def _codecs(pil: Any) -> dict[str, bool]:
 _FACTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "unet_batch.inference.segmenter": _choice,
     "torch": _cuda,
+    "cuda.bindings.utils": _reach,
     "PIL": _codecs,
 }
 
@@ -366,9 +382,11 @@ def _inference(found: Found) -> list[Check]:
     group, segmenter = "inference", found["unet_batch.inference.segmenter"]
     torch_cuda = _torch_cuda(group, "torch-cuda", found)
     tensorrt, rtx = _tensorrt(group, found), _tensorrt_rtx(group, found)
-    if torch_cuda.status != "ok" and not found["pycuda.driver"].works:
-        detail = "needs PyTorch with CUDA, or pycuda, for its buffers"
-        tensorrt, rtx = (_lacking(check, detail, torch_cuda.fix) for check in (tensorrt, rtx))
+    if not any(check.status == "ok" for check in _holders(found)):
+        detail = "needs cuda-bindings, PyCUDA or PyTorch with CUDA for its buffers"
+        tensorrt, rtx = (
+            _lacking(check, detail, flavours.install_line(check.name)) for check in (tensorrt, rtx)
+        )
     # The library may be in order, and yet no engine built
     if step := segmenter.facts.get("passed", {}).get("tensorrt"):
         tensorrt = _lacking(tensorrt, f"{tensorrt.detail}: {step[0]}", step[1])
@@ -402,13 +420,41 @@ def _lacking(check: Check, detail: str, fix: str) -> Check:
     return replace(check, status="missing", detail=detail, fix=fix) if check.status == "ok" else check
 
 
+def _holders(found: Found) -> list[Check]:
+    """What could hold the memory on the GPU, and the page-locked memory beside it; first choice first."""
+    bindings = _judge("buffers", "cuda-bindings", "cuda.bindings.utils", found)
+    if bindings.status == "ok" and (problem := found["cuda.bindings.utils"].facts.get("problem")):
+        bindings = replace(bindings, status="broken", detail=f"{bindings.detail}: {problem}")
+    return [
+        _judge("buffers", "pycuda", "pycuda.driver", found, wanted=False),
+        bindings,
+        _torch_cuda("buffers", "torch.cuda", found),
+    ]
+
+
 def _buffers(found: Found) -> list[Check]:
-    """Who owns the memory on the GPU, and the page-locked memory beside it."""
-    torch = _torch_cuda("buffers", "torch.cuda", found)
-    pycuda = _judge("buffers", "pycuda", "pycuda.driver", found)
-    if torch.status == "ok" and pycuda.status == "missing":
-        pycuda = replace(pycuda, status="off", detail="not installed; torch.cuda serves", fix="")
-    return [_on_gpu(pycuda, found["pycuda.driver"].version), torch]
+    """Who holds the buffers, why, and the command that would change it."""
+    holders = _holders(found)
+    holder = next((check for check in holders if check.status == "ok"), None)
+    for number, check in enumerate(holders):
+        detail, status = check.detail, check.status
+        if check is holder:
+            detail += f": holds the buffers, {'the first that is there' if number else 'the first choice'}"
+        elif holder is not None and status == "ok":
+            detail += f": would serve without {holder.name}"
+        elif holder is not None and status in ("missing", "off"):
+            status, detail = "off", f"{detail}; {holder.name} serves"
+            if check.name == "pycuda":
+                detail += ", and needs no compiler"
+            elif (check.name, holder.name) == ("cuda-bindings", "pycuda"):
+                detail += ", but captures no CUDA graphs"
+        holders[number] = _on_gpu(replace(check, status=status, detail=detail), _bare_version(check))
+    return holders
+
+
+def _bare_version(check: Check) -> str:
+    """Of what holds no buffers without a GPU: the version alone."""
+    return check.detail if check.name != "torch.cuda" and check.status == "ok" else ""
 
 
 def _pictures(found: Found) -> list[Check]:

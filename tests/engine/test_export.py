@@ -196,3 +196,35 @@ class TestReading:
 def test_a_checkpoint_that_does_not_take_rgb_still_exports() -> None:
     checkpoint = confident()
     assert export.export(replace(checkpoint, sha256="1" * 64)).source_sha256 == "1" * 64
+
+
+class TestReplaceTransposed:
+    """1x1 convolutions and DepthToSpace in place of transposed convolutions."""
+
+    @pytest.mark.parametrize(("precision", "any_size"), [("fp32", False), ("fp16", True), ("bf16", False)])
+    def test_names_work_and_precision_stay(self, precision: str, any_size: bool) -> None:
+        graph = export.export(confident(), precision=precision, any_size=any_size)
+        other = onnx_model.replace_transposed(graph)
+        assert other.convolutions == graph.convolutions
+        assert (other.facts, other.opset, other.ir_version) == (graph.facts, graph.opset, graph.ir_version)
+        proto = onnx.load_model_from_string(other.data)
+        onnx.checker.check_model(proto, full_check=True)
+        operators = [node.op_type for node in proto.graph.node]
+        assert "ConvTranspose" not in operators
+        assert operators.count("DepthToSpace") == 2
+
+    @pytest.mark.parametrize("precision", ["fp32", "fp16"])
+    @pytest.mark.parametrize("classes", [1, 3])
+    def test_maps_are_the_same_to_the_bit(self, precision: str, classes: int) -> None:
+        graph = export.export(confident(classes), precision=precision)
+        maps = OnnxRunner(graph.data)(pictures())
+        assert len(np.unique(maps)) > 2, "the test needs maps that are not flat"
+        assert np.array_equal(OnnxRunner(onnx_model.replace_transposed(graph).data)(pictures()), maps)
+
+    def test_another_kind_is_refused(self) -> None:
+        graph = export.export(confident())
+        proto = onnx.load_model_from_string(graph.data)
+        node = next(node for node in proto.graph.node if node.op_type == "ConvTranspose")
+        next(entry for entry in node.attribute if entry.name == "strides").ints[:] = [1, 1]
+        with pytest.raises(BackendError, match="node_convolution: not a transposed convolution of 2x2"):
+            onnx_model.replace_transposed(replace(graph, data=proto.SerializeToString()))

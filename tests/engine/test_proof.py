@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +138,20 @@ CONVOLUTIONS = {
 }
 
 
+TRUTH = {"conv_a": "fp16", "conv_b": "fp16", "conv_c": "fp32"}
+
+
+def tensorrt_layer(
+    name: str, kind: str, formats: str, *, weights: str = "", metadata: str = ""
+) -> dict[str, Any]:
+    """A layer as TensorRT's inspector describes it, shortened: https://github.com/NVIDIA/TensorRT/issues/4020"""
+    tensor = {"Name": "x", "Location": "Device", "Dimensions": [-1, 16, 32, 48], "Format/Datatype": formats}
+    layer: dict[str, Any] = {"Name": name, "LayerType": kind, "Inputs": [tensor], "Outputs": [tensor]}
+    if weights:
+        layer |= {"ParameterType": "Convolution", "Weights": {"Type": weights, "Count": 2304}}
+    return layer | {"TacticValue": "0x00000000000003e8", "StreamId": 0, "Metadata": metadata}
+
+
 class TestShare:
     def test_counts_work_and_not_layers(self) -> None:
         share = proof.share(
@@ -187,6 +202,76 @@ class TestShare:
             "conv_b": "fp16",
             "conv_c": "fp32",
         }
+
+    def test_a_layer_that_converts_the_input_says_nothing_of_the_convolution(self) -> None:
+        """8.6 names the convolution in the copies that it puts around it; those of its input come first."""
+        eight = "Channel major FP16 format where channel % 8 == 0"
+        layers = [
+            tensorrt_layer(
+                "Reformatting CopyNode for Input Tensor 0 to conv_a + relu",
+                "Reformat",
+                "Row major linear FP32",
+            ),
+            tensorrt_layer("conv_a + relu", "CaskConvolution", eight, weights="Half"),
+            tensorrt_layer("conv_b", "CaskDeconvolutionV2", eight, weights="Half"),
+            tensorrt_layer(
+                "Reformatting CopyNode for Input Tensor 0 to conv_b", "NoOp", "Row major linear FP32"
+            ),
+            tensorrt_layer("Reformatting CopyNode for Input Tensor 0 to conv_c", "Reformat", eight),
+            tensorrt_layer("conv_c", "CudnnConvolution", "Row major linear FP32", weights="Float"),
+            tensorrt_layer(
+                "Reformatting CopyNode for Output Tensor 0 to conv_c",
+                "Reformat",
+                "Row major linear FP16 format",
+            ),
+        ]
+        assert proof.inspected_precisions(json.dumps({"Layers": layers}), CONVOLUTIONS) == TRUTH
+
+    def test_an_engine_for_several_batch_sizes(self) -> None:
+        """The inspector tells no formats then, but types of weights."""
+        unknown = "N/A due to dynamic shapes"
+        layers = [
+            tensorrt_layer("Reformatting CopyNode for Input Tensor 0 to conv_a", "Reformat", unknown),
+            tensorrt_layer("conv_a", "CaskConvolution", unknown, weights="Half"),
+            tensorrt_layer("conv_b", "CaskDeconvolutionV2", unknown, weights="Half"),
+            tensorrt_layer("PWN(relu)", "PointWiseV2", unknown),
+            tensorrt_layer("conv_c", "CaskConvolution", unknown, weights="Float"),
+        ]
+        assert proof.inspected_precisions(json.dumps({"Layers": layers}), CONVOLUTIONS) == TRUTH
+
+    def test_fused_regions_of_later_releases(self) -> None:
+        """They spell types in one word, and what only moves data may carry a convolution's name, too."""
+        layers = [
+            tensorrt_layer("__myl_Move_myl0_0", "kgen", "Float", metadata="[ONNX Layer: conv_a]"),
+            tensorrt_layer(
+                "conv_a_myl0_1",
+                "gemm",
+                "Half",
+                weights="Half",
+                metadata="[ONNX Layer: conv_a]\x1e[ONNX Layer: relu]",
+            ),
+            tensorrt_layer(
+                "__myl_ConvRelu_myl0_2", "kgen", "Half", metadata="[ONNX Layer: conv_b][ONNX Layer: r]"
+            ),
+            tensorrt_layer("__myl_Cast_myl0_3", "kgen", "Float", metadata="[ONNX Layer: conv_b]"),
+            tensorrt_layer("__myl_Conv_myl0_4", "kgen", "Float", metadata="[ONNX Layer: conv_c]"),
+            tensorrt_layer("{ForeignNode[conv_a...conv_c]}", "Myelin", "BFloat16"),
+        ]
+        assert proof.inspected_precisions(json.dumps({"Layers": layers}), CONVOLUTIONS) == TRUTH
+
+    @pytest.mark.parametrize(
+        ("formats", "precision"),
+        [
+            ("BFloat16", "bf16"),
+            ("Row major linear BFloat16 format", "bf16"),
+            ("Float", "fp32"),
+            ("Half", "fp16"),
+        ],
+    )
+    def test_spellings(self, formats: str, precision: str) -> None:
+        layers = [tensorrt_layer("conv_a", "kgen", formats)]
+        found = proof.inspected_precisions(json.dumps({"Layers": layers}), CONVOLUTIONS)
+        assert found == {"conv_a": precision}
 
     @pytest.mark.parametrize("answer", ["", "None", "[]", "3", "{"])
     def test_an_inspector_that_tells_nothing(self, answer: str) -> None:

@@ -318,6 +318,8 @@ def _print_engine(lines: Lines, engine: Engine) -> None:
     lines.line("profile", str(recipe.profile))
     if recipe.options:
         lines.line("options", ", ".join(f"{name} {value}" for name, value in recipe.options.items()))
+    if equal := built.get("transposed"):
+        lines.line("transposed", f"convolutions are {equal}")
     _print_proof(lines, sidecar.shares, sidecar.proofs)
     if sidecar.verified_on_gpu:
         lines.line("verified", "the plan itself was run on a GPU")

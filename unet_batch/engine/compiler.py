@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -88,13 +89,15 @@ class Compiled:
         precisions: of each convolution by its name in the ONNX graph; empty where only the plan can tell
             (8.6).
         seconds: that the build took.
-        timing_cache: to make the next build faster; None where the flavour keeps none.
     """
 
     plan: bytes
     precisions: Mapping[str, str]
     seconds: float
-    timing_cache: bytes | None
+
+
+class NoKernel(BackendError):
+    """TensorRT has no kernel for transposed convolutions; see `onnx_model.replace_transposed`."""
 
 
 def check_can_build(flavour: Flavour) -> None:
@@ -113,6 +116,7 @@ def compile_plan(
     options: CompilerOptions,
     *,
     timing_cache: bytes | None = None,
+    keep_timings: Callable[[bytes], None] = lambda timings: None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Compiled:
     """Compile a graph.
@@ -123,10 +127,13 @@ def compile_plan(
         profile: shapes of its input.
         options: how.
         timing_cache: of an earlier build by the same version; a stale one is ignored by TensorRT.
+        keep_timings: called with the new timing cache, also where the build fails or is stopped; not
+            where the flavour keeps none.
         progress: called with the share that is done, 0..1; what it raises stops the build and is raised here.
 
     Raises:
         BackendUnavailable: this machine cannot build with this flavour.
+        NoKernel: TensorRT cannot build it for want of a kernel for transposed convolutions.
         BackendError: TensorRT cannot parse the graph or build it; the message is TensorRT's.
     """
     check_can_build(flavour)
@@ -167,21 +174,22 @@ def compile_plan(
         if monitor is not None:
             config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
+    if cache is not None:
+        keep_timings(bytes(cache.serialize()))
     if pressed:
         raise KeyboardInterrupt
     if monitor is not None and monitor.stopped_by is not None:
         raise monitor.stopped_by
     if plan is None:
-        reason = flavour.take_errors()
-        raise BackendError(
-            f"{flavour.name} {flavour.version} cannot build the engine: {reason}",
-            hint="bf16 transposed convolutions are not supported by every version; try --precision fp16"
+        lacking = _lacks_deconvolution(trt, network, flavour.errors)
+        raise (NoKernel if lacking else BackendError)(
+            f"{flavour.name} {flavour.version} cannot build the engine: {flavour.take_errors()}",
+            hint="not every version has bf16 for every layer; try --precision fp16"
             if options.precision == "bf16"
             else "",
         )
     precisions = _precisions(trt, network) if flavour.strongly_typed else {}
-    new_cache = bytes(cache.serialize()) if cache is not None else None
-    return Compiled(bytes(plan), precisions, time.perf_counter() - begun, new_cache)
+    return Compiled(bytes(plan), precisions, time.perf_counter() - begun)
 
 
 @contextmanager
@@ -267,6 +275,22 @@ def _lower_precision(trt: Any, network: Any, config: Any, options: CompilerOptio
             index > head and layer.type in (trt.LayerType.ACTIVATION, trt.LayerType.ELEMENTWISE)
         ):
             layer.precision = trt.DataType.FLOAT
+
+
+def _lacks_deconvolution(trt: Any, network: Any, errors: Iterable[str]) -> bool:
+    """Whether TensorRT says that it cannot compute a transposed convolution, or a region that may hold one.
+
+    8.6 to 10: `Could not find any implementation for node X.`, where X is a name, several, or the first and
+    last of a region, `{ForeignNode[A...B]}`. Bfloat16 in 10 and RTX: `Could not infer output types for
+    operation: 627: deconv: ...`.
+    """
+    names = [layer.name for layer in _layers(network) if layer.type == trt.LayerType.DECONVOLUTION]
+    lacking = " ".join(error for error in errors if re.search(_NO_KERNEL, error, re.IGNORECASE))
+    words = "|".join(["deconv", *map(re.escape, names)])
+    return bool(names) and re.search(rf"ForeignNode\[|(?<!\w)({words})(?!\w)", lacking) is not None
+
+
+_NO_KERNEL = "any implementation for node|could not infer output types"
 
 
 def _precisions(trt: Any, network: Any) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,9 @@ GRAPH_VERSION = 1
 INPUT, OUTPUT = "pictures", "maps"
 # onnx.TensorProto.DataType, spelled out so that these names need no import of onnx.
 _PRECISIONS = {1: "fp32", 10: "fp16", 16: "bf16"}
+_BYTES = {1: 4, 10: 2, 16: 2}
+REPLACEMENT = "the equal 1x1 convolutions and DepthToSpace"
+"""What `replace_transposed` puts in place of transposed convolutions."""
 EXPORT = "export it again: unet-batch build-engine CHECKPOINT --onnx-only"
 _INSTALL = 'pip install "unet-batch[onnx]"'
 
@@ -147,6 +150,57 @@ def check_size(size: Size, spec: ModelSpec) -> None:
             f"divides",
             hint=f"use --size {fits[0]}x{fits[1]}",
         )
+
+
+def replace_transposed(model: OnnxModel) -> OnnxModel:
+    """The same function without transposed convolutions: each a 1x1 convolution and a DepthToSpace.
+
+    A transposed convolution of 2x2 with a stride of 2 lets no two inputs meet in an output: it is four 1x1
+    convolutions, whose results are interleaved. Names, work and precision of the convolutions stay.
+
+    Raises:
+        BackendError: one is of another kind.
+        BackendUnavailable: the onnx package is not installed.
+    """
+    onnx = _import("onnx")
+    proto = onnx.load_model_from_string(model.data)
+    weights = {weight.name: weight for weight in proto.graph.initializer}
+    nodes = []
+    for node in proto.graph.node:
+        nodes.append(node)
+        if node.op_type != "ConvTranspose":
+            continue
+        kernel, *biases = (weights[name] for name in node.input[1:])
+        strides = next((list(entry.ints) for entry in node.attribute if entry.name == "strides"), [])
+        if list(kernel.dims[2:]) != [2, 2] or strides != [2, 2]:
+            raise BackendError(f"{node.name}: not a transposed convolution of 2x2 with a stride of 2")
+        # Output channels become (row, column, channel), mode DCR: the channels of a pixel lie together, as
+        # they do in the layouts that tensor cores read.
+        _rearrange(kernel, lambda values: values.transpose(2, 3, 1, 0).reshape(-1, len(values), 1, 1))
+        for bias in biases:
+            _rearrange(bias, lambda values: np.tile(values, 4))
+        output, deep = node.output[0], f"{node.output[0]}_deep"
+        node.CopyFrom(onnx.helper.make_node("Conv", list(node.input), [deep], node.name))
+        nodes.append(
+            onnx.helper.make_node(
+                "DepthToSpace", [deep], [output], f"{node.name}_space", blocksize=2, mode="DCR"
+            )
+        )
+    graph = onnx.GraphProto()
+    graph.CopyFrom(proto.graph)
+    del graph.node[:], graph.value_info[:]  # the latter hold the shapes of before
+    graph.node.extend(nodes)
+    proto.graph.CopyFrom(graph)
+    return parse(proto.SerializeToString())
+
+
+def _rearrange(tensor: Any, change: Callable[[Any], Any]) -> None:
+    """Move a tensor's values to other places, bit by bit the same; bfloat16 is no type of NumPy's."""
+    bits = np.frombuffer(tensor.raw_data, f"u{_BYTES[tensor.data_type]}").reshape(tensor.dims)
+    changed = change(bits)
+    tensor.raw_data = changed.tobytes()
+    del tensor.dims[:]
+    tensor.dims.extend(changed.shape)
 
 
 def sha256(data: bytes) -> str:

@@ -7,6 +7,7 @@ occur. One pixel of a small object is then one pixel, and pictures without the c
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -101,38 +102,49 @@ def share(
 def inspected_precisions(information: str, convolutions: Mapping[str, Convolution]) -> dict[str, str]:
     """Precision of each convolution in a built engine, from the JSON of TensorRT's engine inspector.
 
-    A layer of the engine may hold several nodes of the graph: its name lists them. Convolutions that the
+    A layer of the engine may hold several nodes of the graph: its name or metadata list them. What is said of
+    a convolution first counts, and first of all what a layer with weights says. Convolutions that the
     inspector does not name one by one (a fused region may hide them) are left out, and so is a layer whose
-    format it does not tell.
+    precision it does not tell.
     """
     try:
         layers = json.loads(information).get("Layers", [])
     except (ValueError, AttributeError):
         # An engine built without names, or a library that answers in another form
         return {}
+    # Names only: the engine was built without detailed verbosity
+    layers = [layer for layer in layers if isinstance(layer, dict)]
     found: dict[str, str] = {}
-    for layer in layers:
-        if not isinstance(layer, dict):  # names only: the engine was built without detailed verbosity
+    for layer in sorted(layers, key=lambda layer: "Weights" not in layer):
+        # `Reformatting CopyNode for Input Tensor 0 to conv_a + relu` converts what comes, often from float32
+        if layer.get("LayerType") in _COPIES:
             continue
-        names = set(str(layer.get("Name", "")).replace("+", " ").replace(",", " ").split())
-        names |= {part.strip("[]") for part in str(layer.get("Metadata", "")).replace("\x1e", " ").split()}
-        formats = " ".join(
-            str(tensor.get("Format/Datatype", "")) for tensor in layer.get("Inputs", [])
-        ).lower()
-        kinds = {precision for word, precision in _FORMATS if word in formats}
-        if len(kinds) == 1:
-            found |= dict.fromkeys(names & convolutions.keys(), kinds.pop())
+        names = set(re.split(r"[\s+,]+", str(layer.get("Name", ""))))
+        names |= set(re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(layer.get("Metadata", ""))))
+        if (kind := _layer_precision(layer)) is not None:
+            found = dict.fromkeys(names & convolutions.keys(), kind) | found
     return found
 
 
-_FORMATS = (
-    ("half", "fp16"),
-    ("fp16", "fp16"),
-    ("bf16", "bf16"),
-    ("bfloat16", "bf16"),
-    ("fp32", "fp32"),
-    ("float32", "fp32"),
-)
+def _layer_precision(layer: Mapping[str, Any]) -> str | None:
+    """That of a layer's weights, else that of its inputs where they agree; None where it does not tell."""
+    weights = layer.get("Weights")
+    if isinstance(weights, dict) and (kind := _TYPES.get(str(weights.get("Type")).lower())) is not None:
+        return kind
+    # `Channel major FP16 format where channel % 8 == 0`, of some layers just `Half`; of an engine for several
+    # batch sizes mostly `N/A due to dynamic shapes`.
+    formats = " ".join(str(tensor.get("Format/Datatype", "")) for tensor in layer.get("Inputs", ())).lower()
+    kinds = {_TYPES[word] for word in re.findall(r"\w+", formats) if word in _TYPES}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+_COPIES = ("Reformat", "NoOp")
+# How TensorRT spells types: of weights, of tensors, of tensors in fused regions
+_TYPES = {
+    **dict.fromkeys(("half", "fp16"), "fp16"),
+    **dict.fromkeys(("bf16", "bfloat16"), "bf16"),
+    **dict.fromkeys(("float", "fp32", "float32"), "fp32"),
+}
 
 
 @dataclass(frozen=True)

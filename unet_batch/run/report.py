@@ -26,7 +26,7 @@ LISTED_EXAMPLES = 20
 NOTE_KINDS = 50
 _NUMBER = re.compile(r"(?<![^\s(])([0-9]{1,18})(?:-([0-9]{1,18}))?(?=[\s:;,)]|$)")  # a word of its own
 LIBRARIES = (
-    *("torch", "tensorrt", "tensorrt-rtx", "pycuda"),
+    *("torch", "tensorrt", "tensorrt-rtx", "pycuda", "cuda-bindings"),
     *("numpy", "opencv-python-headless", "pillow", "simplejpeg", "safetensors"),
 )
 _SEVERITY: Sequence[Status] = ("done", "failures", "stopped", "interrupted", "aborted")

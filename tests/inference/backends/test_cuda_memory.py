@@ -4,24 +4,26 @@ on.
 
 from __future__ import annotations
 
+import gc
+import itertools
+import sys
 import threading
+import warnings
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from tests.helpers.cuda_driver import FakeDriver
 from unet_batch import gpu
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory
-from unet_batch.inference.backends import cuda_memory
-from unet_batch.inference.backends.cuda_memory import (
-    CudaMemory,
-    PyCudaMemory,
-    TorchMemory,
-    is_out_of_memory,
-    open_memory,
-)
+from unet_batch.inference.backends import cuda_driver, cuda_memory
+from unet_batch.inference.backends.cuda_driver import CudaBindingsMemory, PyCudaMemory
+from unet_batch.inference.backends.cuda_memory import CudaMemory, TorchMemory, is_out_of_memory, open_memory
 from unet_batch.testing import HostMemory
 
 pytestmark = pytest.mark.timeout(60)
@@ -43,11 +45,16 @@ def real(kind: Callable[[], CudaMemory]) -> Callable[[], CudaMemory]:
 @pytest.fixture(
     params=[
         pytest.param(lambda: HostMemory(capacity=2**20), id="host"),
+        pytest.param(None, id="cuda-bindings-on-the-host"),
         pytest.param(real(PyCudaMemory), id="pycuda", marks=pytest.mark.gpu),
+        pytest.param(real(CudaBindingsMemory), id="cuda-bindings", marks=pytest.mark.gpu),
         pytest.param(real(TorchMemory), id="torch", marks=pytest.mark.gpu),
     ]
 )
-def memory(request: pytest.FixtureRequest) -> CudaMemory:
+def memory(request: pytest.FixtureRequest, bindings: Callable[[], FakeDriver]) -> CudaMemory:
+    if request.param is None:
+        bindings()
+        return CudaBindingsMemory()
     return request.param()
 
 
@@ -270,6 +277,144 @@ class TestHostMemory:
         assert "another thread captures" in str(failures[0])
 
 
+class FakeGraph:
+    """A `torch.cuda.CUDAGraph` that refuses and warns where PyTorch's does."""
+
+    alive: ClassVar[weakref.WeakSet[FakeGraph]] = weakref.WeakSet()
+    recording: ClassVar[set[object]] = set()
+    ends = True
+    warns = "The CUDA Graph is empty. This usually means that the graph was attempted to be captured on wrong"
+
+    def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
+        assert capture_error_mode == "thread_local"
+        assert pool is None or any(other._pool is pool for other in self.alive), "its last graph is gone"
+        self._pool = object() if pool is None else pool
+        if self._pool in self.recording:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
+        self.recording.add(self._pool)
+
+    def capture_end(self) -> None:
+        if not self.ends:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.recording.discard(self._pool)
+        if self.warns:
+            warnings.warn(self.warns, UserWarning, stacklevel=2)
+        self.alive.add(self)
+
+    def pool(self) -> object:
+        return self._pool
+
+
+class TestTorch:
+    """What holds without a GPU, too: over as much of `torch.cuda` as these need."""
+
+    @pytest.fixture
+    def torch(self, monkeypatch: pytest.MonkeyPatch, bindings: Callable[[], FakeDriver]) -> SimpleNamespace:
+        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)  # type: ignore[arg-type]
+        cuda_driver._driver.cache_clear()
+        numbers = itertools.count(100)
+        cuda = SimpleNamespace(
+            is_available=lambda: True,
+            device=lambda device: nullcontext(),
+            stream=lambda stream: nullcontext(),
+            Stream=lambda device: SimpleNamespace(cuda_stream=next(numbers), synchronize=lambda: None),
+            ExternalStream=lambda handle, device: SimpleNamespace(
+                cuda_stream=handle, synchronize=lambda: None
+            ),
+            CUDAGraph=type("Graph", (FakeGraph,), {}),
+        )
+        fake = SimpleNamespace(
+            cuda=cuda,
+            device=lambda kind, index: f"{kind}:{index}",
+            OutOfMemoryError=type("OutOfMemoryError", (RuntimeError,), {}),
+            Tensor=type("Tensor", (), {}),
+            empty=lambda count, **options: SimpleNamespace(numpy=lambda: np.empty(count, np.uint8)),
+            uint8=np.uint8,
+        )
+        monkeypatch.setitem(sys.modules, "torch", fake)  # type: ignore[arg-type]
+        FakeGraph.recording.clear()
+        return fake
+
+    @pytest.mark.filterwarnings("error")
+    def test_the_warning_of_an_empty_graph_does_not_take_the_place_of_the_error(
+        self, torch: SimpleNamespace
+    ) -> None:
+        def enqueue() -> None:
+            raise DeviceOutOfMemory("this kernel refuses")
+
+        memory = TorchMemory()
+        with memory.current():
+            stream = memory.stream()
+            with pytest.raises(DeviceOutOfMemory, match="this kernel refuses"):
+                memory.capture(stream, enqueue)
+            with pytest.raises(UserWarning, match="is empty"):  # elsewhere it is heard as before
+                memory.capture(stream, lambda: None)
+
+    def test_graphs_of_a_stream_share_their_memory(self, torch: SimpleNamespace) -> None:
+        torch.cuda.CUDAGraph.warns = ""
+        memory = TorchMemory()
+        with memory.current():
+            stream, other = memory.stream(), memory.stream()
+            first, second = (memory.capture(stream, lambda: None) for _ in range(2))
+            third = memory.capture(other, lambda: None)
+            assert first.raw.pool() is second.raw.pool()
+            assert third.raw.pool() is not first.raw.pool()
+            pool = first.raw.pool()
+            memory.free(first)
+            assert memory.capture(stream, lambda: None).raw.pool() is pool
+            memory.free(second)
+            gc.collect()
+            assert memory.capture(stream, lambda: None).raw.pool() is not pool  # nobody holds it any more
+
+    def test_a_capture_that_cannot_be_ended_spoils_no_other(self, torch: SimpleNamespace) -> None:
+        torch.cuda.CUDAGraph.warns = ""
+        memory = TorchMemory()
+        with memory.current():
+            stream = memory.stream()
+            kept = memory.capture(stream, lambda: None)
+            torch.cuda.CUDAGraph.ends = False
+            with pytest.raises(BackendError, match="previous error during capture"), memory.current():
+                memory.capture(stream, lambda: None)
+            torch.cuda.CUDAGraph.ends = True
+            assert memory.capture(stream, lambda: None).raw.pool() is not kept.raw.pool()
+
+    def test_no_two_streams_are_one(self, torch: SimpleNamespace, bindings: Callable[[], FakeDriver]) -> None:
+        """PyTorch deals 32 streams in turn; in one that another executor shares nothing can be captured."""
+        driver = bindings()
+        memories = [TorchMemory() for _ in range(2)]
+        streams = [memory.stream() for memory in memories for _ in range(33)]
+        assert len({stream.address for stream in streams}) == len(streams) == len(driver.alive)
+        assert all(stream.raw.cuda_stream == stream.address for stream in streams)
+        for stream in streams:
+            memories[0].free(stream)
+            memories[0].free(stream)
+        assert not driver.alive
+        assert driver.contexts == []
+
+    def test_page_locked_memory_is_given_back(
+        self, torch: SimpleNamespace, bindings: Callable[[], FakeDriver]
+    ) -> None:
+        """PyTorch keeps its own, and marks the streams it was used in when it is freed, which may be gone."""
+        driver = bindings()
+        memory = TorchMemory()
+        host = memory.host(100)
+        host.raw[:] = 7
+        assert host.address in driver.alive
+        memory.free(host)
+        assert not driver.alive
+
+    def test_without_cuda_bindings_pytorch_has_its_own(self, torch: SimpleNamespace) -> None:
+        memory = TorchMemory()
+        with memory.current():
+            stream, host = memory.stream(), memory.host(8)
+            assert stream.address == stream.raw.cuda_stream == 100
+            assert host.raw.nbytes == 8
+            for resource in (stream, host):
+                memory.free(resource)
+                memory.free(resource)
+                assert resource.raw is None
+
+
 class TestOpenMemory:
     def test_without_a_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gpu, "driver", lambda: None)
@@ -284,7 +429,7 @@ class TestOpenMemory:
     def test_another_provider(self) -> None:
         with pytest.raises(BackendUnavailable, match="'cupy' is no way") as caught:
             open_memory(provider="cupy")
-        assert caught.value.hint == "choose from: pycuda, torch"
+        assert caught.value.hint == "choose from: pycuda, cuda-bindings, torch"
 
     def test_why_neither_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def nothing(name: str) -> object:
@@ -292,13 +437,14 @@ class TestOpenMemory:
 
         monkeypatch.setattr(gpu, "driver", lambda: GPU)
         monkeypatch.setattr(cuda_memory.importlib, "import_module", nothing)
+        cuda_driver._driver.cache_clear()
         with pytest.raises(BackendUnavailable) as caught:
             open_memory()
-        assert (
-            "PyCUDA: No module named 'pycuda.driver'; PyTorch: No module named 'torch'"
-            in caught.value.message
+        assert caught.value.message == (
+            "no CUDA memory: PyCUDA: No module named 'pycuda.driver'; cuda-bindings 12.9.1 or newer: No "
+            "module named 'cuda.bindings.driver'; PyTorch: No module named 'torch'"
         )
-        assert caught.value.hint == "pip install pycuda"
+        assert caught.value.hint == "pip install cuda-bindings"
 
     def test_a_pytorch_without_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
         torch = pytest.importorskip("torch")
