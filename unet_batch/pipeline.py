@@ -226,6 +226,7 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
         # A bare lock, not `with condition`: its `__enter__` is Python, where Ctrl-C could leave it locked.
         self._lock = Lock()
         self._space = Condition(self._lock)
+        self._short_of_space = 0  # threads that wait for it
         self._turn = 0  # index of the value the consumer gets next: the oldest in flight
         self._weight = 0  # of all values in flight
         self._total: int | None = None  # how many values there were, once the source has ended
@@ -270,7 +271,7 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
         with self._lock:
             self._turn += 1
             self._weight -= slot.weight
-            self._space.notify_all()
+            self._tell_of_space()
         outcome: Outcome = slot.value
         return outcome
 
@@ -411,7 +412,14 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
             while not self._halted and slot.index != self._turn:  # the oldest need not wait
                 if slot.index < self._turn + self._in_flight and self._weight - slot.weight <= self._budget:
                     return
+                self._short_of_space += 1
                 self._space.wait()
+                self._short_of_space -= 1
+
+    def _tell_of_space(self) -> None:
+        """Wake who waits for space, with the lock held; mostly nobody does, and `notify_all` is Python, too."""
+        if self._short_of_space:
+            self._space.notify_all()
 
     def _update_weight(self, slot: _Slot) -> None:
         if self._weigh is None:
@@ -420,7 +428,7 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
         with self._lock:
             self._weight += weight - slot.weight
             if weight < slot.weight:
-                self._space.notify_all()
+                self._tell_of_space()
             slot.weight = weight
 
     def _fail(self, error: BaseException, where: str) -> None:

@@ -54,7 +54,8 @@ class Outcomes:
 
     def tell(self, event: str, **values: Any) -> None:
         """Tell of an event, for the log."""
-        self.observer.event({"event": event, "at": round(time.time(), 3), **values})
+        if self.observer.wants_events:
+            self.observer.event({"event": event, "at": round(time.time(), 3), **values})
 
     def tell_progress(self, **values: Any) -> None:
         """Tell how far the run is, unless that has been told just now."""
@@ -102,9 +103,10 @@ class Outcomes:
         self.failures.settle(path)
         for note in notes:
             add_note(self._notes, note, (path,))
-        seconds = {name: round(value, 6) for name, value in seconds.items()}
-        more = {"notes": list(notes)} if notes else {}
-        self.tell("item", status="done", key=item.key, path=path, **values, **more, seconds=seconds)
+        if self.observer.wants_events:
+            seconds = {name: round(value, 6) for name, value in seconds.items()}
+            more = {"notes": list(notes)} if notes else {}
+            self.tell("item", status="done", key=item.key, path=path, **values, **more, seconds=seconds)
         self.observer.outcome(item, None)
         if notes:
             self.observer.note(item, notes)
