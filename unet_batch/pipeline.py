@@ -11,11 +11,12 @@ files.
 
 Why it cannot deadlock. Everything is bounded in one place: a value is read from the source only when fewer
 than `in_flight` others are on their way. Hence the queues need no bounds of their own, handing a value on
-never blocks, and there are just two kinds of wait: for a value, and for space. The oldest value on its way
-never waits for space; and as the first queue is filled and emptied in the source's order, no worker that
-waits there for space can stand before it. So the oldest value always moves on until the consumer has it, and
-the next one is the oldest. (A stage that takes its values in order waits for the one whose turn it is. If
-that is not the oldest value, the oldest is further on, and moves.)
+never blocks, and there are just two kinds of wait: for a value, and for space. (A batch waits for more values
+as well, but not for long.) The oldest value on its way never waits for space; and as the first queue is
+filled and emptied in the source's order, no worker that waits there for space can stand before it. So the
+oldest value always moves on until the consumer has it, and the next one is the oldest. (A stage that takes
+its values in order waits for the one whose turn it is. If that is not the oldest value, the oldest is further
+on, and moves.)
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ class Stage(Generic[In, Out]):
             long. It is called from `workers` threads at once.
         workers: how many threads work.
         batch: None gives `work` one value; a number gives it a list of up to so many. A worker waits for one
-            value and takes along what else is waiting already; it never waits for a batch to fill, so batches
-            are full just where the stage is the slow one.
+            value and takes along what else is waiting already. While more are on their way it waits for
+            these, too, but no longer than the last batch took: where batches are not full the stage is not
+            the slow one, and on a GPU a batch of few costs what a full one does.
         isolate: tells whether an exception concerns only the value it was raised for. Then the value ends as
             a `Failed` and the run goes on. Any other exception ends the run; by default that is every one.
             Values that shared a batch are tried again one by one, so that only the culprit fails.
@@ -201,9 +203,8 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
             raise ValueError(f"in_flight={in_flight} must be at least 1")
         self._source = source
         self._stages = tuple(stages)
-        self._in_flight = in_flight
+        self._in_flight, self._budget = in_flight, budget
         self._weigh = weigh
-        self._budget = budget
         self._describe = describe
 
         # Each thread writes to its own tally and so needs no lock; `stats` sums them.
@@ -218,6 +219,9 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
                 )
         # Queue i feeds stage i, the last one the consumer. SimpleQueue is atomic even where Ctrl-C strikes.
         self._queues: list[SimpleQueue[_Slot]] = [SimpleQueue() for _ in range(len(self._stages) + 1)]
+        # Of each stage: values read that are not there yet, seconds of its last batch, who gathers the next.
+        self._coming, self._lasted = [0] * len(self._stages), [0.0] * len(self._stages)
+        self._gathering = [Lock() for _ in self._stages]
         self._early: dict[int, _Slot] = {}  # finished, but it is not their turn yet
         # The same for each stage that takes values in order: what came too early, and whose turn it is.
         self._waiting: list[dict[int, _Slot]] = [{} for _ in self._stages]
@@ -244,9 +248,7 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._close()
         if self._failure is None or self._raised:
             return
@@ -324,6 +326,8 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
             return False
         tally._add(1, begun, ready, cpu)
         self._update_weight(slot)
+        with self._lock:
+            self._coming = [number + 1 for number in self._coming]
         self._queues[0].put(slot)
         return True
 
@@ -342,11 +346,10 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
     def _step(self, position: int, stage: Stage[Any, Any], tally: StageStats) -> bool:
         begun = time.perf_counter()
         queue = self._queues[position]
-        slots = [self._next_in_order(position) if stage.ordered else queue.get()]
         if stage.batch is not None:
-            with suppress(Empty):
-                while len(slots) < stage.batch:
-                    slots.append(queue.get_nowait())
+            slots = self._gather(position, stage.batch)
+        else:
+            slots = [self._next_in_order(position) if stage.ordered else queue.get()]
         if position == 0:
             self._wait_for_space(slots[0])
         if self._halted:
@@ -358,12 +361,31 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
         ready, cpu = time.perf_counter(), time.thread_time()
         results = self._apply(stage, [slot.value for slot in slots])
         tally._add(len(slots), begun, ready, cpu)
+        self._lasted[position] = time.perf_counter() - ready
         for slot, result in zip(slots, results, strict=True):
             slot.value = result
             if not isinstance(result, Failed):  # which holds the value, and weighs what the value did
                 self._update_weight(slot)
             self._queues[self._after(position, result)].put(slot)
         return True
+
+    def _gather(self, position: int, batch: int) -> list[_Slot]:
+        """Wait for a value; then for others on their way, for as long as the last batch took.
+
+        One worker at a time, or each would have a part of what comes.
+        """
+        queue, deadline = self._queues[position], 0.0
+        with self._gathering[position]:
+            slots = [queue.get()]
+            with suppress(Empty):
+                while len(slots) < min(batch, self._coming[position]) and slots[-1] is not _WAKE:
+                    deadline = deadline or time.perf_counter() + self._lasted[position]
+                    slots.append(queue.get(timeout=max(0.0, deadline - time.perf_counter())))
+            if len(slots) > 1 and slots[-1] is _WAKE:
+                slots.pop()
+            with self._lock:
+                self._coming[position] -= len(slots)
+            return slots
 
     def _next_in_order(self, position: int) -> _Slot:
         early, turn = self._waiting[position], self._turns[position]
@@ -380,6 +402,8 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
         position += 1
         if isinstance(value, Failed):
             while position < len(self._stages) and not self._stages[position].ordered:
+                with self._lock:
+                    self._coming[position] -= 1
                 position += 1
         return position
 
@@ -388,10 +412,8 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
             results = [stage.work(values[0])] if stage.batch is None else stage.work(values)
         except BaseException as error:
             if not isinstance(error, Exception) or not stage.isolate(error):
-                _note(
-                    error,
-                    f"while working on {', '.join(f'{self._describe(value):.200}' for value in values)}",
-                )
+                names = ", ".join(f"{self._describe(value):.200}" for value in values)
+                _note(error, f"while working on {names}")
                 raise
             if len(values) == 1:
                 return [Failed(stage.name, _without_frames(error), values[0])]
@@ -417,8 +439,7 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
                 self._short_of_space -= 1
 
     def _tell_of_space(self) -> None:
-        """Wake who waits for space, with the lock held; mostly nobody does, and `notify_all` is Python, too."""
-        if self._short_of_space:
+        if self._short_of_space:  # mostly nobody is, and `notify_all` is slow
             self._space.notify_all()
 
     def _update_weight(self, slot: _Slot) -> None:
@@ -458,9 +479,8 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
                 thread.join(_PATIENCE)
         # What was on its way must not live as long as the pipeline, which may be kept for its statistics.
         self._queues = [SimpleQueue() for _ in self._queues]
-        self._early.clear()
-        for waiting in self._waiting:
-            waiting.clear()
+        for early in (self._early, *self._waiting):
+            early.clear()
 
 
 def _note(error: BaseException, note: str) -> None:
