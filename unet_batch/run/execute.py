@@ -152,7 +152,7 @@ class _Run:
     def carry_out(self) -> RunReport:
         """Segment what is left, and write the report; see `execute`."""
         report, outcomes = self.report, self.outcomes
-        begun, cpu = time.perf_counter(), time.process_time()
+        begun, cpu = time.perf_counter(), self._processor_seconds()
         try:
             self._write_report()
             outcomes.tell(
@@ -181,7 +181,7 @@ class _Run:
             report.status = "aborted"
             raise
         finally:
-            self._finish(time.perf_counter() - begun, time.process_time() - cpu)
+            self._finish(time.perf_counter() - begun, self._processor_seconds() - cpu)
         return report
 
     def _finish(self, seconds: float, cpu: float) -> None:
@@ -210,6 +210,10 @@ class _Run:
 
     def _write_report(self) -> None:
         write_json(os.path.join(self.folder, run_name(self.plan.part)), self.report.as_dict())
+
+    def _processor_seconds(self) -> float:
+        """Of this process, and of the workers where there are any."""
+        return time.process_time() + (0.0 if self.workers is None else self.workers.workers.cpu)
 
     def _floor(self, cpu: float) -> float:
         """Seconds if nothing ever waited: the network's, and the processor's for all else over the cores."""
@@ -261,6 +265,8 @@ class _Run:
                 return self._consume(results, last=last)
             finally:
                 self._add_stages(results.stats)
+                if self.workers is not None and self.workers.workers.deaths:
+                    self.plan.outputs.clean_leftovers()
 
     def _tasks(self, items: Iterable[Item]) -> Iterator[Task]:
         """Look at each source just before it is read; runs in the pipeline's first thread."""
