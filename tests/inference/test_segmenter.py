@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from unet_batch.inference.segmenter import Segmenter, concerns_one_item, open_se
 from unet_batch.media import isolation
 from unet_batch.model import checkpoint
 from unet_batch.testing import FakeBackend, fake_spec
+from unet_batch.types import Item, Prediction
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
 
@@ -245,6 +247,28 @@ def test_pictures_in_flight_are_bounded_by_their_pixels(photo: Path, monkeypatch
         list(segmenter.stream([photo]))
     tensor, map = 32 * 48 * 3, 32 * 48
     assert weights == [0, tensor, map, map + 64 * 96]
+
+
+def test_what_the_network_saw_is_let_go_before_anything_is_drawn(photo: Path) -> None:
+    """A GPU copies from page-locked memory, of which there is less than what is in flight."""
+    buffers: list[weakref.ref[np.ndarray]] = []
+
+    class Backend(FakeBackend):
+        def buffer(self) -> np.ndarray:
+            buffers.append(weakref.ref(made := super().buffer()))
+            return made
+
+    def draw(prediction: Prediction) -> Item:
+        alive.append(sum(buffer() is not None for buffer in buffers))
+        return prediction.item
+
+    alive: list[int] = []
+    with (
+        Segmenter(Backend(batch_size=1), workers=1) as segmenter,
+        segmenter.pipeline([Item(str(photo))], [("draw", draw)], keep_pixels=True) as results,
+    ):
+        assert [item.path for item in results] == [str(photo)]
+    assert alive == [0]
 
 
 def test_limit_of_pixels(photo: Path) -> None:

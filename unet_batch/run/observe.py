@@ -21,7 +21,7 @@ class Observer:
     @property
     def wants_events(self) -> bool:
         """Whether `event` does anything: if not, none is made for each item."""
-        return type(self).event is not Observer.event
+        return getattr(self.event, "__func__", None) is not Observer.event
 
     def start(self, plan: RunPlan) -> None:
         """The run begins, and it is known what is left to do; for each batch of a watch."""
