@@ -271,9 +271,12 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
             raise StopIteration
         slot = self._early.pop(self._turn)
         with self._lock:
+            was_heavy = self._weight > self._budget
             self._turn += 1
             self._weight -= slot.weight
-            self._tell_of_space()
+            # To be woken for each value costs the source more than to read it: it reads several at a time.
+            if self._short_of_space and (was_heavy or self._turn % max(1, self._in_flight // 8) == 0):
+                self._space.notify_all()
         outcome: Outcome = slot.value
         return outcome
 
@@ -438,18 +441,14 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
                 self._space.wait()
                 self._short_of_space -= 1
 
-    def _tell_of_space(self) -> None:
-        if self._short_of_space:  # mostly nobody is, and `notify_all` is slow
-            self._space.notify_all()
-
     def _update_weight(self, slot: _Slot) -> None:
         if self._weigh is None:
             return
         weight = self._weigh(slot.value)
         with self._lock:
             self._weight += weight - slot.weight
-            if weight < slot.weight:
-                self._tell_of_space()
+            if weight < slot.weight and self._short_of_space:
+                self._space.notify_all()
             slot.weight = weight
 
     def _fail(self, error: BaseException, where: str) -> None:

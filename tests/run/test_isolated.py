@@ -145,7 +145,7 @@ def test_workers_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.Mo
     real, rng, used, killed = Worker.ask, random.Random(5), set(), []
 
     def ask(self: Worker, *request: Any) -> Any:
-        if self in used and len(killed) < 8 and rng.random() < 0.15:
+        if self in used and len(killed) < 4 and rng.random() < 0.15:
             killed.append(self)
             os.system(f"(sleep {rng.random() / 100}; kill -9 {self._process.pid}) &")
         used.add(self)

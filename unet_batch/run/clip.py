@@ -168,10 +168,7 @@ class _Converted:
 
 @dataclass(frozen=True, eq=False)
 class _Predicted:
-    """What the network said about a frame.
-
-    `seen` is what it saw, for a smoother; `state` is the smoother's after it, if it ends its part.
-    """
+    """What the network said of a frame, and saw, for a smoother, whose `state` it is if it ends a part."""
 
     at: ClipFrame
     prediction: Prediction
@@ -334,10 +331,8 @@ class _ClipRun:
 
     def infer(self, values: Sequence[_Converted]) -> list[_Predicted]:
         predictions = self.segmenter.infer([value.frame for value in values])
-        return [
-            _Predicted(value.at, prediction, value.frame.tensor if self.smoother is not None else None)
-            for value, prediction in zip(values, predictions, strict=True)
-        ]
+        seen = [value.frame.tensor if self.smoother is not None else None for value in values]
+        return [_Predicted(value.at, *rest) for value, *rest in zip(values, predictions, seen, strict=True)]
 
     def order(self, value: _Predicted) -> _Predicted:
         """Steady the map, and put the frame into a part: here, behind the slowest stage, and in order."""
@@ -348,7 +343,7 @@ class _ClipRun:
         if self.smoother is not None:
             assert value.seen is not None
             map = self.smoother(value.seen, prediction.map, self.seconds(at))
-            prediction = Prediction(prediction.frame, map)
+            prediction = replace(prediction, map=map)
             state = self.smoother.state() if last else {}
         if last:
             self.part, self.place, self.begun = self.part + 1, 0, now

@@ -341,7 +341,12 @@ class _Run:
         if now - self.backlog.seen >= _SAMPLE_SECONDS:
             self.backlog.look(results.stats, now)
         self.outcomes.tell_progress(
-            done=report.done, failed=report.failed, left=report.left, backlog=self.backlog.now
+            lambda: {
+                "done": report.done,
+                "failed": report.failed,
+                "left": report.left,
+                "backlog": self.backlog.now,
+            }
         )
 
     # Clips.
@@ -355,7 +360,7 @@ class _Run:
 
         def on_frame(done: int, total: int | None) -> None:
             self.observer.frame(item, done, total)
-            self.outcomes.tell_progress(path=shown(item.path), frames=done, of=total)
+            self.outcomes.tell_progress(lambda: {"path": shown(item.path), "frames": done, "of": total})
 
         try:
             result = clips.segment(item, self.segmenter, layout, options, fingerprint, on_frame, self.stop)
