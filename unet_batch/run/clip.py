@@ -331,8 +331,11 @@ class _ClipRun:
 
     def infer(self, values: Sequence[_Converted]) -> list[_Predicted]:
         predictions = self.segmenter.infer([value.frame for value in values])
-        seen = [value.frame.tensor if self.smoother is not None else None for value in values]
-        return [_Predicted(value.at, *rest) for value, *rest in zip(values, predictions, seen, strict=True)]
+        smooth = self.smoother is not None
+        return [
+            _Predicted(value.at, each, value.frame.tensor if smooth else None)
+            for value, each in zip(values, predictions, strict=True)
+        ]
 
     def order(self, value: _Predicted) -> _Predicted:
         """Steady the map, and put the frame into a part: here, behind the slowest stage, and in order."""
