@@ -331,9 +331,8 @@ class _ClipRun:
 
     def infer(self, values: Sequence[_Converted]) -> list[_Predicted]:
         predictions = self.segmenter.infer([value.frame for value in values])
-        smooth = self.smoother is not None
         return [
-            _Predicted(value.at, each, value.frame.tensor if smooth else None)
+            _Predicted(value.at, each, value.frame.tensor if self.smoother is not None else None)
             for value, each in zip(values, predictions, strict=True)
         ]
 
@@ -345,8 +344,7 @@ class _ClipRun:
         at = replace(value.at, part=self.part, last=last)
         if self.smoother is not None:
             assert value.seen is not None
-            map = self.smoother(value.seen, prediction.map, self.seconds(at))
-            prediction = replace(prediction, map=map)
+            prediction = replace(prediction, map=self.smoother(value.seen, prediction.map, self.seconds(at)))
             state = self.smoother.state() if last else {}
         if last:
             self.part, self.place, self.begun = self.part + 1, 0, now
