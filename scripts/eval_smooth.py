@@ -61,21 +61,17 @@ def flicker(masks: list[Pixels]) -> float:
 
 
 def report(name: str, frames: Iterator[tuple[Fraction, Pixels, Pixels | None]], segmenter: Segmenter) -> None:
-    seen: list[tuple[Fraction, Prediction, Pixels | None]] = []
+    seen: list[tuple[Fraction, Pixels, Prediction, Pixels | None]] = []
     for time, picture, truth in frames:
         frame = segmenter.frame(Item("", ""), picture, picture.shape[:2])
-        seen += [(time, segmenter.infer([frame])[0], truth)]
-    truths = [truth for _, _, truth in seen if truth is not None]
+        seen += [(time, frame.network_input, segmenter.infer([frame])[0], truth)]
+    truths = [truth for *_, truth in seen if truth is not None]
     print(f"{name}: {len(seen)} frames" + (f", the car's own motion {flicker(truths):.4f}" if truths else ""))
     for seconds in SECONDS:
         smoother = Smoother(seconds, 1) if seconds else None
         masks, hits, total = [], 0, 0
-        for time, prediction, truth in seen:
-            map = (
-                prediction.map
-                if smoother is None
-                else smoother(prediction.frame.tensor, prediction.map, time)
-            )
+        for time, tensor, prediction, truth in seen:
+            map = prediction.map if smoother is None else smoother(tensor, prediction.map, time)
             mask = postprocess.mask_from_map(map, prediction.frame.placement, segmenter.threshold)
             masks.append(mask)
             if truth is not None:

@@ -675,6 +675,93 @@ def test_wrong_number_of_results(answer: Any) -> None:
     assert "stage 'some'" in str(caught.value) + notes(caught.value)
 
 
+def gathering(batch: int, decode: Any, *, count: int = 4) -> tuple[list[list[int]], Pipeline[int, Any]]:
+    """A pipeline whose last batch, of the value 0, is made to have taken a minute; and all its batches."""
+    calls: list[list[int]] = []
+    first = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 0
+        assert first.wait(10)
+        yield from range(1, count)
+
+    def some(values: list[int]) -> list[int]:
+        calls.append(list(values))
+        return values
+
+    stages = [
+        Stage("decode", decode, isolate=is_work_error),
+        Stage("some", some, workers=3, batch=batch, isolate=is_work_error),
+        Stage("last", lambda value: (pipeline._lasted.__setitem__(1, 60.0), first.set(), value)[-1]),
+    ]
+    pipeline: Pipeline[int, Any] = Pipeline(source(), stages, in_flight=count)
+    return calls, pipeline
+
+
+def slowly(value: int) -> int:
+    time.sleep(0.05)
+    return value
+
+
+@pytest.mark.timeout(20)
+def test_a_batch_waits_for_what_is_on_its_way() -> None:
+    """Its values come one after the other, to three workers, all of which wait."""
+    calls, pipeline = gathering(3, slowly)
+    with pipeline:
+        assert list(pipeline) == [0, 1, 2, 3]
+    assert calls == [[0], [1, 2, 3]]
+
+
+@pytest.mark.timeout(20)
+def test_a_batch_does_not_wait_for_what_will_not_come() -> None:
+    """Neither at the end of the source, nor for values that failed before."""
+
+    def decode(value: int) -> int:
+        if value == 1:
+            raise WorkError
+        return slowly(value)
+
+    calls, pipeline = gathering(8, decode)
+    with pipeline:
+        assert [type(result) for result in pipeline] == [int, Failed, int, int]
+    assert calls == [[0], [2, 3]]
+
+
+@pytest.mark.timeout(20)
+def test_what_ends_a_run_ends_the_wait_of_a_batch() -> None:
+    def decode(value: int) -> int:
+        if value == 2:
+            time.sleep(0.1)
+            raise OSError("the disk is gone")
+        return value
+
+    calls, pipeline = gathering(3, decode)
+    with pytest.raises(OSError, match="the disk is gone"), pipeline:
+        list(pipeline)
+    assert calls == [[0]]
+
+
+@pytest.mark.timeout(20)
+def test_a_batch_waits_no_longer_than_the_last_one_took() -> None:
+    release = threading.Event()
+    calls: list[list[int]] = []
+
+    def decode(value: int) -> int:
+        if value == 2:
+            assert release.wait(10)
+        return value
+
+    def some(values: list[int]) -> list[int]:
+        calls.append(list(values))
+        if 1 in values:
+            release.set()  # or 2 would never come
+        return values
+
+    with Pipeline(range(3), [Stage("decode", decode), Stage("some", some, batch=3)], in_flight=3) as pipeline:
+        assert list(pipeline) == [0, 1, 2]
+    assert calls[-1] == [2]
+
+
 def test_batches_take_what_waits_and_no_more() -> None:
     sizes: list[int] = []
     gate = threading.Event()

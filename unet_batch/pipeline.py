@@ -11,11 +11,12 @@ files.
 
 Why it cannot deadlock. Everything is bounded in one place: a value is read from the source only when fewer
 than `in_flight` others are on their way. Hence the queues need no bounds of their own, handing a value on
-never blocks, and there are just two kinds of wait: for a value, and for space. The oldest value on its way
-never waits for space; and as the first queue is filled and emptied in the source's order, no worker that
-waits there for space can stand before it. So the oldest value always moves on until the consumer has it, and
-the next one is the oldest. (A stage that takes its values in order waits for the one whose turn it is. If
-that is not the oldest value, the oldest is further on, and moves.)
+never blocks, and there are just two kinds of wait: for a value, and for space. (A batch waits for more values
+as well, but not for long.) The oldest value on its way never waits for space; and as the first queue is
+filled and emptied in the source's order, no worker that waits there for space can stand before it. So the
+oldest value always moves on until the consumer has it, and the next one is the oldest. (A stage that takes
+its values in order waits for the one whose turn it is. If that is not the oldest value, the oldest is further
+on, and moves.)
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ class Stage(Generic[In, Out]):
             long. It is called from `workers` threads at once.
         workers: how many threads work.
         batch: None gives `work` one value; a number gives it a list of up to so many. A worker waits for one
-            value and takes along what else is waiting already; it never waits for a batch to fill, so batches
-            are full just where the stage is the slow one.
+            value and takes along what else is waiting already. While more are on their way it waits for
+            these, too, but no longer than the last batch took: where batches are not full the stage is not
+            the slow one, and on a GPU a batch of few costs what a full one does.
         isolate: tells whether an exception concerns only the value it was raised for. Then the value ends as
             a `Failed` and the run goes on. Any other exception ends the run; by default that is every one.
             Values that shared a batch are tried again one by one, so that only the culprit fails.
@@ -201,9 +203,8 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
             raise ValueError(f"in_flight={in_flight} must be at least 1")
         self._source = source
         self._stages = tuple(stages)
-        self._in_flight = in_flight
+        self._in_flight, self._budget = in_flight, budget
         self._weigh = weigh
-        self._budget = budget
         self._describe = describe
 
         # Each thread writes to its own tally and so needs no lock; `stats` sums them.
@@ -218,6 +219,9 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
                 )
         # Queue i feeds stage i, the last one the consumer. SimpleQueue is atomic even where Ctrl-C strikes.
         self._queues: list[SimpleQueue[_Slot]] = [SimpleQueue() for _ in range(len(self._stages) + 1)]
+        # Of each stage: values read that are not there yet, seconds of its last batch, who gathers the next.
+        self._coming, self._lasted = [0] * len(self._stages), [0.0] * len(self._stages)
+        self._gathering = [Lock() for _ in self._stages]
         self._early: dict[int, _Slot] = {}  # finished, but it is not their turn yet
         # The same for each stage that takes values in order: what came too early, and whose turn it is.
         self._waiting: list[dict[int, _Slot]] = [{} for _ in self._stages]
@@ -226,6 +230,7 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
         # A bare lock, not `with condition`: its `__enter__` is Python, where Ctrl-C could leave it locked.
         self._lock = Lock()
         self._space = Condition(self._lock)
+        self._short_of_space = 0  # threads that wait for it
         self._turn = 0  # index of the value the consumer gets next: the oldest in flight
         self._weight = 0  # of all values in flight
         self._total: int | None = None  # how many values there were, once the source has ended
@@ -243,9 +248,7 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._close()
         if self._failure is None or self._raised:
             return
@@ -268,9 +271,12 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
             raise StopIteration
         slot = self._early.pop(self._turn)
         with self._lock:
+            was_heavy = self._weight > self._budget
             self._turn += 1
             self._weight -= slot.weight
-            self._space.notify_all()
+            # To be woken for each value costs the source more than to read it: it reads several at a time.
+            if self._short_of_space and (was_heavy or self._turn % max(1, self._in_flight // 8) == 0):
+                self._space.notify_all()
         outcome: Outcome = slot.value
         return outcome
 
@@ -323,6 +329,8 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
             return False
         tally._add(1, begun, ready, cpu)
         self._update_weight(slot)
+        with self._lock:
+            self._coming = [number + 1 for number in self._coming]
         self._queues[0].put(slot)
         return True
 
@@ -341,11 +349,10 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
     def _step(self, position: int, stage: Stage[Any, Any], tally: StageStats) -> bool:
         begun = time.perf_counter()
         queue = self._queues[position]
-        slots = [self._next_in_order(position) if stage.ordered else queue.get()]
         if stage.batch is not None:
-            with suppress(Empty):
-                while len(slots) < stage.batch:
-                    slots.append(queue.get_nowait())
+            slots = self._gather(position, stage.batch)
+        else:
+            slots = [self._next_in_order(position) if stage.ordered else queue.get()]
         if position == 0:
             self._wait_for_space(slots[0])
         if self._halted:
@@ -357,12 +364,31 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
         ready, cpu = time.perf_counter(), time.thread_time()
         results = self._apply(stage, [slot.value for slot in slots])
         tally._add(len(slots), begun, ready, cpu)
+        self._lasted[position] = time.perf_counter() - ready
         for slot, result in zip(slots, results, strict=True):
             slot.value = result
             if not isinstance(result, Failed):  # which holds the value, and weighs what the value did
                 self._update_weight(slot)
             self._queues[self._after(position, result)].put(slot)
         return True
+
+    def _gather(self, position: int, batch: int) -> list[_Slot]:
+        """Wait for a value; then for others on their way, for as long as the last batch took.
+
+        One worker at a time, or each would have a part of what comes.
+        """
+        queue, deadline = self._queues[position], 0.0
+        with self._gathering[position]:
+            slots = [queue.get()]
+            with suppress(Empty):
+                while len(slots) < min(batch, self._coming[position]) and slots[-1] is not _WAKE:
+                    deadline = deadline or time.perf_counter() + self._lasted[position]
+                    slots.append(queue.get(timeout=max(0.0, deadline - time.perf_counter())))
+            if len(slots) > 1 and slots[-1] is _WAKE:
+                slots.pop()
+            with self._lock:
+                self._coming[position] -= len(slots)
+            return slots
 
     def _next_in_order(self, position: int) -> _Slot:
         early, turn = self._waiting[position], self._turns[position]
@@ -379,6 +405,8 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
         position += 1
         if isinstance(value, Failed):
             while position < len(self._stages) and not self._stages[position].ordered:
+                with self._lock:
+                    self._coming[position] -= 1
                 position += 1
         return position
 
@@ -387,10 +415,8 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
             results = [stage.work(values[0])] if stage.batch is None else stage.work(values)
         except BaseException as error:
             if not isinstance(error, Exception) or not stage.isolate(error):
-                _note(
-                    error,
-                    f"while working on {', '.join(f'{self._describe(value):.200}' for value in values)}",
-                )
+                names = ", ".join(f"{self._describe(value):.200}" for value in values)
+                _note(error, f"while working on {names}")
                 raise
             if len(values) == 1:
                 return [Failed(stage.name, _without_frames(error), values[0])]
@@ -411,7 +437,9 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
             while not self._halted and slot.index != self._turn:  # the oldest need not wait
                 if slot.index < self._turn + self._in_flight and self._weight - slot.weight <= self._budget:
                     return
+                self._short_of_space += 1
                 self._space.wait()
+                self._short_of_space -= 1
 
     def _update_weight(self, slot: _Slot) -> None:
         if self._weigh is None:
@@ -419,7 +447,7 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
         weight = self._weigh(slot.value)
         with self._lock:
             self._weight += weight - slot.weight
-            if weight < slot.weight:
+            if weight < slot.weight and self._short_of_space:
                 self._space.notify_all()
             slot.weight = weight
 
@@ -450,9 +478,8 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
                 thread.join(_PATIENCE)
         # What was on its way must not live as long as the pipeline, which may be kept for its statistics.
         self._queues = [SimpleQueue() for _ in self._queues]
-        self._early.clear()
-        for waiting in self._waiting:
-            waiting.clear()
+        for early in (self._early, *self._waiting):
+            early.clear()
 
 
 def _note(error: BaseException, note: str) -> None:

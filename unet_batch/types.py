@@ -114,7 +114,8 @@ class Frame:
     Attributes:
         item: what it was decoded from.
         placement: how `tensor` was made, and how to undo it.
-        tensor: RGB uint8 (H, W, 3) at the network's size.
+        tensor: RGB uint8 (H, W, 3) at the network's size; None once the network has seen it, as the memory
+            that a GPU copies from is scarce.
         pixels: RGB uint8 (height, width, 3) at the source's size; None where no output needs it.
         missing: bool (height, width) at the source's size, True where the file says that it has no value;
             None where there is a value everywhere.
@@ -126,12 +127,23 @@ class Frame:
 
     item: Item
     placement: Placement
-    tensor: Pixels
+    tensor: Pixels | None
     pixels: Pixels | None
     missing: NDArray[np.bool_] | None = None
     alpha: Pixels | None = None
     metadata: Metadata = field(default_factory=Metadata)
     notes: tuple[str, ...] = ()
+
+    @property
+    def network_input(self) -> Pixels:
+        """`tensor`, before the network has seen it.
+
+        Raises:
+            ValueError: it has: a bug.
+        """
+        if self.tensor is None:
+            raise ValueError(f"{self.item.path}: the network has seen it already")
+        return self.tensor
 
     @property
     def source_pixels(self) -> Pixels:

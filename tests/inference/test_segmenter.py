@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -33,6 +33,7 @@ from unet_batch.inference.segmenter import Segmenter, concerns_one_item, open_se
 from unet_batch.media import isolation
 from unet_batch.model import checkpoint
 from unet_batch.testing import FakeBackend, fake_spec
+from unet_batch.types import Item, Prediction
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
 
@@ -244,8 +245,30 @@ def test_pictures_in_flight_are_bounded_by_their_pixels(photo: Path, monkeypatch
     monkeypatch.setattr(segmenter_module, "_weigh", weigh)
     with Segmenter(FakeBackend(), workers=1) as segmenter:
         list(segmenter.stream([photo]))
-    tensor = 32 * 48 * 3
-    assert weights == [0, tensor, tensor, tensor + 64 * 96]
+    tensor, map = 32 * 48 * 3, 32 * 48
+    assert weights == [0, tensor, map, map + 64 * 96]
+
+
+def test_what_the_network_saw_is_let_go_before_anything_is_drawn(photo: Path) -> None:
+    """A GPU copies from page-locked memory, of which there is less than what is in flight."""
+    buffers: list[weakref.ref[np.ndarray]] = []
+
+    class Backend(FakeBackend):
+        def buffer(self) -> np.ndarray:
+            buffers.append(weakref.ref(made := super().buffer()))
+            return made
+
+    def draw(prediction: Prediction) -> Item:
+        alive.append(sum(buffer() is not None for buffer in buffers))
+        return prediction.item
+
+    alive: list[int] = []
+    with (
+        Segmenter(Backend(batch_size=1), workers=1) as segmenter,
+        segmenter.pipeline([Item(str(photo))], [("draw", draw)], keep_pixels=True) as results,
+    ):
+        assert [item.path for item in results] == [str(photo)]
+    assert alive == [0]
 
 
 def test_limit_of_pixels(photo: Path) -> None:
@@ -261,9 +284,7 @@ def test_limit_of_pixels(photo: Path) -> None:
 def test_isolated_decoding_survives_a_crash(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        isolation, "Decoders", partial(isolation.Decoders, reader="tests.helpers.readers:obey")
-    )
+    monkeypatch.setattr(isolation, "READER", "tests.helpers.readers:obey")
     crash = tmp_path / "crash.jpg"
     crash.write_text("segfault\n")
     paths = [photo] * 6 + [crash] + [photo] * 5
@@ -280,15 +301,16 @@ def test_isolated_decoding_survives_a_crash(
         else:
             assert result.mask is not None
             assert np.array_equal(result.mask, right)
-    assert not [child for child in psutil.Process().children() if "_serve" in " ".join(child.cmdline())]
+    commands = [" ".join(child.cmdline()) for child in psutil.Process().children()]
+    assert not [command for command in commands if "processes.serve" in command]
 
 
 def test_decoders_that_cannot_start_end_the_run(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or each picture of a hundred thousand would fail for the same reason."""
-    monkeypatch.setattr(isolation, "Decoders", partial(isolation.Decoders, reader="nowhere:read"))
+    monkeypatch.setattr(isolation, "READER", "nowhere:read")
     with (
         Segmenter(FakeBackend(), workers=2, isolate=True) as segmenter,
-        pytest.raises(RunError, match="cannot start a decoder"),
+        pytest.raises(RunError, match="cannot start a worker"),
     ):
         list(segmenter.stream([photo] * 50))
 

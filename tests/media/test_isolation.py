@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from PIL import Image
 
 from unet_batch.errors import DecoderCrashed, ImageError, ImageTooLarge, RunError, UnetBatchError, UsageError
 from unet_batch.media import images, isolation
-from unet_batch.media.isolation import Decoders
+from unet_batch.processes import Workers, process
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -33,7 +34,7 @@ OBEY = "tests.helpers.readers:obey"
 
 def decoder_processes() -> list[psutil.Process]:
     """The decoders among this process's children, which other tests may have given it, too."""
-    return [child for child in psutil.Process().children() if "_serve" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process().children() if "processes.serve" in " ".join(child.cmdline())]
 
 
 @pytest.fixture
@@ -64,7 +65,15 @@ def order(tmp_path: Path) -> Callable[[str], str]:
     return write
 
 
-def pid_of(decoders: Decoders, path: str) -> int:
+@contextmanager
+def open_decoders(
+    number: int, *, reader: str = isolation.READER, time_limit: float = isolation.TIME_LIMIT, **options: Any
+) -> Iterator[isolation.Decoders]:
+    with Workers(number, [isolation.DECODE, reader], **options) as workers:
+        yield isolation.Decoders(workers, reader=reader, time_limit=time_limit)
+
+
+def pid_of(decoders: isolation.Decoders, path: str) -> int:
     with pytest.raises(ImageError) as caught:
         decoders.read(path)
     return int(caught.value.message)
@@ -107,7 +116,7 @@ def test_pixels_and_errors_are_the_same(
     for path, data in zip(paths[1:], (whole, whole, b"", b"no picture", whole[:900]), strict=True):
         Path(path).write_bytes(data)
     options: list[dict[str, Any]] = [{}, {"at_least": (50, 70)}, {"max_pixels": 240 * 320 - 1}]
-    with Decoders(1, shared=shared, keep=100_000) as decoders:
+    with open_decoders(1, shared=shared, keep=100_000) as decoders:
         for path in [picture, *paths, str(tmp_path), str(tmp_path / "none.jpg"), "a\0b"]:
             for option in options:
                 assert outcome(decoders.read, path, **option) == outcome(images.read, path, **option)
@@ -118,7 +127,7 @@ def test_pixels_and_errors_are_the_same(
 
 def test_odd_files_are_the_same(data: Path) -> None:
     paths = sorted(str(path) for path in (data / "awkward").iterdir())
-    with Decoders(2) as decoders, ThreadPoolExecutor(2) as pool:
+    with open_decoders(2) as decoders, ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda path: outcome(decoders.read, path), paths))
     for path, result in zip(paths, found, strict=True):
         assert result == outcome(images.read, path), path
@@ -126,7 +135,10 @@ def test_odd_files_are_the_same(data: Path) -> None:
 
 def test_what_the_system_says_of_a_file_arrives() -> None:
     """So that a caller can tell what is worth another try."""
-    with Decoders(1, reader="tests.helpers.readers:refuse") as decoders, pytest.raises(ImageError) as caught:
+    with (
+        open_decoders(1, reader="tests.helpers.readers:refuse") as decoders,
+        pytest.raises(ImageError) as caught,
+    ):
         decoders.read("/mnt/a.jpg")
     assert (caught.value.message, caught.value.hint) == ("/mnt/a.jpg: cannot be read", "wait")
     assert isinstance(caught.value.__cause__, OSError)
@@ -134,7 +146,7 @@ def test_what_the_system_says_of_a_file_arrives() -> None:
 
 
 def test_an_error_nobody_foresaw(order: Callable[[str], str]) -> None:
-    with Decoders(1, reader=OBEY) as decoders:
+    with open_decoders(1, reader=OBEY) as decoders:
         with pytest.raises(ImageError, match=r"raise-x\.jpg: KeyError: 'x'") as caught:
             decoders.read(order("raise x"))
         assert "report it" in caught.value.hint
@@ -144,7 +156,7 @@ def test_an_error_nobody_foresaw(order: Callable[[str], str]) -> None:
 def test_decoders_are_light(order: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")
-    with Decoders(1, reader=OBEY) as decoders:
+    with open_decoders(1, reader=OBEY) as decoders:
         with pytest.raises(ImageError) as caught:
             decoders.read(order("modules"))
         pid = pid_of(decoders, order("pid"))
@@ -158,7 +170,7 @@ def test_decoders_are_light(order: Callable[[str], str], monkeypatch: pytest.Mon
 def test_what_libraries_print_disturbs_nobody(
     order: Callable[[str], str], picture: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with Decoders(1, reader=OBEY) as decoders:
+    with open_decoders(1, reader=OBEY) as decoders:
         with pytest.raises(ImageError, match=r"noisy, stderr held 606006 bytes"):
             decoders.read(order("noise"))
         # Nothing of the picture before: it does not grow
@@ -172,8 +184,9 @@ def test_names_mean_the_same_in_utf8_mode(picture: str, tmp_path: Path) -> None:
     path = tmp_path / "é.jpg"
     path.write_bytes(Path(picture).read_bytes())
     script = (
-        "import sys; from unet_batch.media.isolation import Decoders\n"
-        "with Decoders(1) as d: print(d.read(sys.argv[1]).size)"
+        "import sys; from unet_batch.media import isolation; from unet_batch.processes import Workers\n"
+        "with Workers(1, [isolation.DECODE]) as workers:\n"
+        "    print(isolation.Decoders(workers).read(sys.argv[1]).size)"
     )
     environment = {
         **os.environ,
@@ -207,7 +220,7 @@ def test_a_crash_costs_one_picture(
     order: Callable[[str], str], picture: str, command: str, says: str, used: bool
 ) -> None:
     path = order(command)
-    with Decoders(1, reader=OBEY) as decoders:
+    with open_decoders(1, reader=OBEY) as decoders:
         if used:
             decoders.read(picture)
         with pytest.raises(DecoderCrashed, match=says) as caught:
@@ -219,14 +232,14 @@ def test_a_crash_costs_one_picture(
 
 def test_a_picture_is_not_blamed_for_another(order: Callable[[str], str], picture: str) -> None:
     """What crashes is the picture after the culprit: in a fresh process it decodes."""
-    with Decoders(1, reader=OBEY) as decoders:
+    with open_decoders(1, reader=OBEY) as decoders:
         with pytest.raises(ImageError, match="damaged"):
             decoders.read(order("spoil"))
         assert decoders.read(picture).size == (240, 320)
 
 
 def test_a_decoder_that_died_idle_is_nobodys_fault(order: Callable[[str], str], picture: str) -> None:
-    with Decoders(1, reader=OBEY) as decoders:
+    with open_decoders(1, reader=OBEY) as decoders:
         for _ in range(3):
             pid = pid_of(decoders, order("pid"))
             os.kill(pid, signal.SIGKILL)
@@ -237,9 +250,9 @@ def test_a_decoder_that_died_idle_is_nobodys_fault(order: Callable[[str], str], 
 def test_time_limit(order: Callable[[str], str], picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real, starts = subprocess.Popen, []
     monkeypatch.setattr(
-        isolation.subprocess, "Popen", lambda *args, **options: starts.append(args) or real(*args, **options)
+        process.subprocess, "Popen", lambda *args, **options: starts.append(args) or real(*args, **options)
     )
-    with Decoders(1, reader=OBEY, time_limit=0.5) as decoders:
+    with open_decoders(1, reader=OBEY, time_limit=0.5) as decoders:
         decoders.read(picture)
         begun = time.monotonic()
         with pytest.raises(DecoderCrashed, match=r"hang\.jpg: not decoded within 0\.5 s"):
@@ -272,7 +285,7 @@ def test_many_crashes_from_many_threads(order: Callable[[str], str], picture: st
         except ImageError as error:
             return error.message.endswith("damaged")
 
-    with Decoders(3, reader=OBEY) as decoders, ThreadPoolExecutor(8) as pool:
+    with open_decoders(3, reader=OBEY) as decoders, ThreadPoolExecutor(8) as pool:
         found = list(pool.map(crashed, paths))
         assert len(decoder_processes()) <= 3
     assert found == [path != picture for path in paths]
@@ -289,9 +302,9 @@ def test_many_crashes_from_many_threads(order: Callable[[str], str], picture: st
     ],
 )
 def test_a_decoder_that_cannot_start_is_said_once(picture: str, reader: str, says: str) -> None:
-    with Decoders(2, reader=reader) as decoders, pytest.raises(RunError, match=says) as caught:
+    with open_decoders(2, reader=reader) as decoders, pytest.raises(RunError, match=says) as caught:
         decoders.read(picture)
-    assert "cannot start a decoder process" in caught.value.message
+    assert "cannot start a worker process" in caught.value.message
     assert caught.value.hint
 
 
@@ -299,8 +312,8 @@ def test_a_decoder_that_cannot_start_is_said_once(picture: str, reader: str, say
 def test_no_interpreter(picture: str, executable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", executable)
     with (
-        Decoders(1) as decoders,
-        pytest.raises(RunError, match=rf"cannot start a decoder process \({executable}\): .+"),
+        open_decoders(1) as decoders,
+        pytest.raises(RunError, match=rf"cannot start a worker process \({executable}\): .+"),
     ):
         decoders.read(picture)
 
@@ -314,22 +327,22 @@ def test_a_start_that_fails_by_accident_is_tried_again(picture: str, monkeypatch
             raise BlockingIOError(11, "Resource temporarily unavailable")
         return real(*arguments, **options)
 
-    monkeypatch.setattr(isolation.subprocess, "Popen", flaky)
-    with Decoders(1) as decoders:
+    monkeypatch.setattr(process.subprocess, "Popen", flaky)
+    with open_decoders(1) as decoders:
         assert decoders.read(picture).size == (240, 320)
     assert len(calls) == 3
 
 
 @pytest.mark.parametrize(
-    "bad", [{"workers": 0}, {"workers": 1, "time_limit": 0}, {"workers": 1, "time_limit": float("nan")}]
+    "bad", [{"number": 0}, {"number": 1, "time_limit": 0}, {"number": 1, "time_limit": float("nan")}]
 )
 def test_arguments_out_of_range(bad: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="expected"):
-        Decoders(**bad)
+    with pytest.raises(UsageError, match="expected"), open_decoders(**bad):
+        pass
 
 
 def test_one_thread_needs_one_process(picture: str) -> None:
-    with Decoders(8) as decoders:
+    with open_decoders(8) as decoders:
         assert decoder_processes() == []
         for _ in range(5):
             decoders.read(picture)
@@ -337,25 +350,26 @@ def test_one_thread_needs_one_process(picture: str) -> None:
 
 
 def test_closed_decoders_read_nothing(order: Callable[[str], str], picture: str) -> None:
-    decoders = Decoders(1, reader=OBEY)
+    workers = Workers(1, [isolation.DECODE, OBEY])
+    decoders = isolation.Decoders(workers, reader=OBEY)
     with ThreadPoolExecutor(2) as pool:
         at_work = pool.submit(decoders.read, order("sleep 0.7"))
-        while not decoders._busy:
+        while workers._unstarted:
             time.sleep(0.01)
         waiting = pool.submit(decoders.read, picture)
         time.sleep(0.1)
-        decoders.close()
+        workers.close()
         with pytest.raises(RuntimeError, match="closed"):
             waiting.result(5)
         with pytest.raises(ImageError, match="sleep"):  # what was at work is finished
             at_work.result(10)
     with pytest.raises(RuntimeError, match="closed"):
         decoders.read(picture)
-    decoders.close()
+    workers.close()
 
 
 def test_ctrl_c_and_sigterm_are_not_for_decoders(order: Callable[[str], str]) -> None:
-    with Decoders(1, reader=OBEY) as decoders, ThreadPoolExecutor(1) as pool:
+    with open_decoders(1, reader=OBEY) as decoders, ThreadPoolExecutor(1) as pool:
         pid = pid_of(decoders, order("pid"))
         assert os.getsid(pid) == pid  # the terminal does not send it anything
         reading = pool.submit(pid_of, decoders, order("pid"))
@@ -366,7 +380,7 @@ def test_ctrl_c_and_sigterm_are_not_for_decoders(order: Callable[[str], str]) ->
 
 
 def test_ctrl_c_while_waiting_leaves_no_stale_answer(order: Callable[[str], str], picture: str) -> None:
-    with Decoders(1, reader=OBEY) as decoders:
+    with open_decoders(1, reader=OBEY) as decoders:
         pid = pid_of(decoders, order("pid"))
         slow = order("sleep 30")
         main = os.getpid()
@@ -382,21 +396,23 @@ def test_ctrl_c_while_waiting_leaves_no_stale_answer(order: Callable[[str], str]
 
 SCRIPT = """
 import sys, threading
-from unet_batch.media.isolation import Decoders
+from unet_batch.media import isolation
+from unet_batch.processes import Workers
 
-decoders = Decoders(3, reader="tests.helpers.readers:obey")
+reader = "tests.helpers.readers:obey"
+decoders = isolation.Decoders(Workers(3, [isolation.DECODE, reader]), reader=reader)
 for path in sys.argv[1:]:
     threading.Thread(target=decoders.read, args=(path,)).start()
 """
 
 
 def test_decoders_do_not_outlive_their_owner(order: Callable[[str], str], tmp_path: Path) -> None:
-    """A script without a `__main__` guard is killed while two decoders work: each ends after its picture."""
+    """A script without a `__main__` guard is killed while two decoders work: they end at once."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(script), order("sleep 1"), order("sleep 1.1")]
+    command = [sys.executable, str(script), order("sleep 100"), order("sleep 101")]
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as owner:
         family = psutil.Process(owner.pid)
         deadline = time.monotonic() + 20
@@ -417,7 +433,7 @@ def test_300_pictures_leak_nothing(order: Callable[[str], str], picture: str, tm
         return len(os.listdir("/proc/self/fd")), set(os.listdir("/dev/shm"))
 
     before = held()
-    with Decoders(2, reader=OBEY) as decoders, ThreadPoolExecutor(2) as pool:
+    with open_decoders(2, reader=OBEY) as decoders, ThreadPoolExecutor(2) as pool:
         list(pool.map(decoders.read, [picture] * 20))
         working = len(os.listdir("/proc/self/fd"))
         pids = [child.pid for child in decoder_processes()]
@@ -438,7 +454,7 @@ def test_300_pictures_leak_nothing(order: Callable[[str], str], picture: str, tm
 def test_a_huge_picture_gives_its_memory_back(keep: int, tmp_path: Path, picture: str) -> None:
     large = tmp_path / "large.png"
     Image.fromarray(np.zeros((1000, 1000, 3), np.uint8)).save(large)
-    with Decoders(1, keep=keep) as decoders:
+    with open_decoders(1, keep=keep) as decoders:
         for path, kept in ((str(large), 0 if keep < 3_000_000 else 3_000_000), (picture, 240 * 320 * 3)):
             decoders.read(path)
             files = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]

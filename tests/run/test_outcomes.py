@@ -31,6 +31,7 @@ from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run.execute import execute
 from unet_batch.run.merge import merge
+from unet_batch.run.observe import Observer
 from unet_batch.run.options import RunOptions
 from unet_batch.run.plan import prepare
 from unet_batch.run.report import LISTED_EXAMPLES, NOTE_KINDS, FileNote, RunReport, add_note
@@ -314,3 +315,14 @@ def test_counting_in_parts_is_counting_at_once(phrases: list[str], cut: int) -> 
     if phrases:
         assert sum(note.files for note in count([phrases])) == len(phrases)
         assert all(note.note in phrases for note in count([phrases[:1]]))
+
+
+def test_an_observer_that_does_not_listen_is_told_no_events() -> None:
+    class Listening(Observer):
+        def event(self, event: Any) -> None:
+            """Do nothing, but be there."""
+
+    assert not Observer().wants_events
+    assert Listening().wants_events
+    assert observing(event=print).wants_events
+    assert not observing(outcome=print).wants_events

@@ -17,7 +17,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -938,9 +937,7 @@ def test_ten_thousand_files_of_which_five_hundred_are_corrupt(tmp_path: Path) ->
 
 
 def test_what_crashed_its_decoder_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        isolation, "Decoders", partial(isolation.Decoders, reader="tests.helpers.readers:obey")
-    )
+    monkeypatch.setattr(isolation, "READER", "tests.helpers.readers:obey")
     folder = tmp_path / "photos"
     folder.mkdir()
     write(folder / "a.png", half_bright())

@@ -29,7 +29,7 @@ from unet_batch.run.plan import prepare, recipe_of, resume
 from unet_batch.run.report import RunReport
 from unet_batch.run.shard import Shard
 from unet_batch.testing import FakeBackend
-from unet_batch.types import Item
+from unet_batch.types import Item, Prediction
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
 
@@ -202,6 +202,21 @@ def test_a_failing_network_costs_the_clip(mixed: Path) -> None:
     report = segment(mixed / "a.mp4", mixed / "sub", backend=FakeBackend(answer=answer, batch_size=1))
     assert (report.failed, report.status) == (2, "failures")
     assert {failure.message for failure in report.failures} == {"the device is gone"}
+
+
+@pytest.mark.parametrize("smooth", [0, 0.2])
+def test_what_the_network_saw_is_let_go_before_a_frame_is_drawn(
+    mixed: Path, smooth: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, drawn = Segmenter.mask, []
+
+    def mask(self: Segmenter, prediction: Prediction) -> Any:
+        drawn.append(prediction.frame.tensor)
+        return real(self, prediction)
+
+    monkeypatch.setattr(Segmenter, "mask", mask)
+    segment(mixed / "sub", video=VideoOptions(smooth=smooth))
+    assert drawn == [None] * 5
 
 
 def test_errors_limit_clips_too(mixed: Path) -> None:

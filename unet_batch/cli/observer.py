@@ -90,6 +90,11 @@ class RunObserver(Observer):
         """`watch` has done what had arrived."""
         self.screen.batch(report)
 
+    @property
+    def wants_events(self) -> bool:
+        """Whether there is a log."""
+        return self._log is not None
+
     def event(self, event: Mapping[str, object]) -> None:
         """Something happened that the log wants to know."""
         if self._log is not None:

@@ -249,7 +249,7 @@ run_options = Bundle(
     _reliability(
         ["--isolate"],
         is_flag=True,
-        help="Decode pictures in processes of their own: a file that crashes its decoder costs itself only.",
+        help="Decode and draw in processes of their own: a file that crashes its decoder costs itself only.",
     ),
     _reliability(["--fail-fast"], is_flag=True, help="Stop at the first picture that fails."),
     _reliability(

@@ -75,6 +75,11 @@ class OutputTree:
         self.folder = os.path.abspath(folder)
         self.kinds = tuple(dict.fromkeys(kinds))
 
+    @property
+    def need_pixels(self) -> bool:
+        """Whether any of them is drawn from the picture's own pixels."""
+        return any(KINDS[kind].needs_pixels for kind in self.kinds)
+
     def path(self, kind: str, key: str) -> str:
         """Say where an output goes.
 

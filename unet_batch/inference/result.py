@@ -134,6 +134,20 @@ class Result:
         """
         return RENDERERS[kind](self)
 
+    def encode_all(self, kinds: Sequence[str]) -> list[tuple[str, bytes]]:
+        """`encode` several kinds: each with its contents.
+
+        Raises:
+            EncodeError, UsageError: as for `encode`; the message names the picture and the kind.
+        """
+        files = []
+        for kind in kinds:
+            try:
+                files.append((kind, self.encode(kind)))
+            except UnetBatchError as error:
+                raise error.with_context(f"{self.path}: {kind}") from error
+        return files
+
     def save(
         self,
         folder: str | os.PathLike[str],

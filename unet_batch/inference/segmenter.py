@@ -40,9 +40,12 @@ from unet_batch.types import Frame, HasItem, Item, ModelSpec, Prediction
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from unet_batch.files.outputs import OutputTree
+    from unet_batch.inference.workers import PictureWorkers
     from unet_batch.media.images.memory import InMemory
     from unet_batch.media.isolation import Decoders
     from unet_batch.model.checkpoint import CheckpointFile
+    from unet_batch.processes import Workers
     from unet_batch.types import Pixels, Size
 
     AnyPicture = str | os.PathLike[str] | InMemory
@@ -73,8 +76,8 @@ class Segmenter:
         threshold: probability from which a pixel counts; None takes the model's own.
         workers: threads for each of decoding, rendering and writing; None takes one for each core.
         max_pixels: largest height x width of a picture that is decoded.
-        isolate: decode in as many processes, so that a picture that crashes its decoder fails alone; see
-            `isolation.py`.
+        isolate: decode in as many processes, so that a picture that crashes its decoder fails alone; a run
+            draws and writes its outputs there, too. See `processes` and `workers.py`.
 
     Raises:
         UsageError: the threshold lies outside (0, 1], workers or max_pixels is below 1, or the model does not
@@ -98,6 +101,7 @@ class Segmenter:
         self.threshold = backend.spec.threshold if threshold is None else threshold
         self.workers = cpu_count() if workers is None else workers
         self.max_pixels = max_pixels
+        self._workers: Workers | None = None
         self._decoders: Decoders | None = None
         try:
             if not 0 < self.threshold <= 1:
@@ -116,9 +120,12 @@ class Segmenter:
             self.close()
             raise
         if isolate:
-            from unet_batch.media.isolation import Decoders
+            from unet_batch.inference import workers as picture_workers
+            from unet_batch.media import isolation
+            from unet_batch.processes import Workers
 
-            self._decoders = Decoders(self.workers)
+            self._workers = Workers(self.workers, (*picture_workers.FUNCTIONS, isolation.READER))
+            self._decoders = isolation.Decoders(self._workers)
 
     @property
     def spec(self) -> ModelSpec:
@@ -135,10 +142,10 @@ class Segmenter:
         }
 
     def close(self) -> None:
-        """Close the backend, and end the decoders if they have processes of their own."""
+        """Close the backend, and end the worker processes if there are any."""
         try:
-            if self._decoders is not None:
-                self._decoders.close()
+            if self._workers is not None:
+                self._workers.close()
         finally:
             self.backend.close()
 
@@ -215,8 +222,7 @@ class Segmenter:
 
     def decode(self, source: HasItem, *, keep_pixels: bool) -> Frame:
         """Read a picture; at reduced scale where nobody needs its pixels at full size."""
-        height, width = self.backend.input_size
-        at_least = None if keep_pixels else (geometry.OVERSAMPLING * height, geometry.OVERSAMPLING * width)
+        at_least = self._at_least(keep_pixels)
         path, limit = source.item.path, self.max_pixels
         if isinstance(source, _InMemory):
             picture = images.from_memory(source.picture, path, at_least=at_least, max_pixels=limit)
@@ -232,6 +238,11 @@ class Segmenter:
             notes=picture.notes,
         )
 
+    def _at_least(self, keep_pixels: bool) -> Size | None:
+        """To which size pictures may be reduced when they are decoded."""
+        height, width = self.backend.input_size
+        return None if keep_pixels else (geometry.OVERSAMPLING * height, geometry.OVERSAMPLING * width)
+
     def frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool = False) -> Frame:
         """Place a picture of `size`, or a smaller version of it, into the network's input."""
         placement = geometry.place(size, self.backend.input_size)
@@ -239,9 +250,9 @@ class Segmenter:
         return Frame(item, placement, tensor, pixels if keep_pixels else None)
 
     def infer(self, frames: Sequence[Frame]) -> list[Prediction]:
-        """Run the network on a batch of frames."""
-        maps = self.backend.infer([frame.tensor for frame in frames])
-        return [Prediction(frame, map) for frame, map in zip(frames, maps, strict=True)]
+        """Run the network on a batch of frames, and let go of what it saw."""
+        maps = self.backend.infer([frame.network_input for frame in frames])
+        return [Prediction(replace(frame, tensor=None), map) for frame, map in zip(frames, maps, strict=True)]
 
     def mask(self, prediction: Prediction) -> Pixels:
         """The mask at the picture's own size: uint8 (height, width), 0/255 or class ids."""
@@ -249,24 +260,45 @@ class Segmenter:
         assert mask is not None
         return mask
 
+    def picture_workers(self, outputs: OutputTree) -> PictureWorkers | None:
+        """What prepares and finishes pictures in worker processes; None where they are not isolated."""
+        if self._workers is None:
+            return None
+        from unet_batch.inference.workers import PictureWorkers
+
+        return PictureWorkers(
+            self._workers,
+            self.backend,
+            outputs,
+            threshold=self.threshold,
+            at_least=self._at_least(outputs.need_pixels),
+            max_pixels=self.max_pixels,
+        )
+
     @contextmanager
     def pipeline(
         self,
         items: Iterable[HasItem],
         finish: Sequence[tuple[str, Callable[[Any], Done]]],
         *,
-        keep_pixels: bool,
+        keep_pixels: bool = False,
+        workers: PictureWorkers | None = None,
     ) -> Iterator[Pipeline[HasItem, Done | Failed[HasItem]]]:
         """Decode and infer, then the stages of `finish`, each a name and a function; in order.
+
+        Given `workers`, these decode, and `finish` gets what they have prepared, seen by the network.
 
         What concerns one picture is delivered as a `Failed`, whose value has the `item`. All else ends the
         iteration: the next write, or the start of the next decoder, would fail as well.
         """
         batch, streams = self.backend.batch_size, self.backend.streams
-        decode = partial(self.decode, keep_pixels=keep_pixels)
+        decode: Callable[[Any], Any] = partial(self.decode, keep_pixels=keep_pixels)
+        infer: Callable[[Any], Any] = self.infer
+        if workers is not None:
+            decode, infer = workers.prepare, workers.infer
         stages: list[Stage[Any, Any]] = [
             Stage("decode", decode, self.workers, isolate=concerns_one_item),
-            Stage("infer", self.infer, streams, batch, isolate=_inference_failed, enter=self.backend.thread),
+            Stage("infer", infer, streams, batch, isolate=_inference_failed, enter=self.backend.thread),
             *(Stage(name, work, self.workers, isolate=concerns_one_item) for name, work in finish),
         ]
         with (
@@ -361,8 +393,9 @@ def _weigh(value: HasItem | Result) -> int:
             return 0
         more, value = mask.nbytes, prediction
     if isinstance(value, Prediction):
-        value = value.frame
+        more, value = more + value.map.nbytes, value.frame
     if isinstance(value, Frame):
         held = (value.tensor, value.pixels, value.missing, value.alpha)
         return more + sum(array.nbytes for array in held if array is not None)
-    return 0
+    weight: int = getattr(value, "nbytes", 0)  # of what workers have prepared
+    return weight

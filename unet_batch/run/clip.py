@@ -162,20 +162,22 @@ class _Converted:
     frame: Frame
 
     def weight(self) -> int:
-        pixels = self.frame.pixels
-        return self.frame.tensor.nbytes + (pixels.nbytes if pixels is not None else 0)
+        held = (self.frame.tensor, self.frame.pixels)
+        return sum(array.nbytes for array in held if array is not None)
 
 
 @dataclass(frozen=True, eq=False)
 class _Predicted:
-    """What the network said about a frame; `state` is the smoother's after it, if it ends its part."""
+    """What the network said of a frame, and saw, for a smoother, whose `state` it is if it ends a part."""
 
     at: ClipFrame
     prediction: Prediction
+    seen: Pixels | None = None
     state: State = field(default_factory=dict)
 
     def weight(self) -> int:
-        return _Converted(self.at, self.prediction.frame).weight()
+        held = (self.prediction.frame.pixels, self.prediction.map, self.seen)
+        return sum(array.nbytes for array in held if array is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,7 +332,8 @@ class _ClipRun:
     def infer(self, values: Sequence[_Converted]) -> list[_Predicted]:
         predictions = self.segmenter.infer([value.frame for value in values])
         return [
-            _Predicted(value.at, prediction) for value, prediction in zip(values, predictions, strict=True)
+            _Predicted(value.at, each, value.frame.tensor if self.smoother is not None else None)
+            for value, each in zip(values, predictions, strict=True)
         ]
 
     def order(self, value: _Predicted) -> _Predicted:
@@ -340,12 +343,12 @@ class _ClipRun:
         last = self.place == options.part_frames or now - self.begun >= options.part_seconds
         at = replace(value.at, part=self.part, last=last)
         if self.smoother is not None:
-            frame = prediction.frame
-            prediction = Prediction(frame, self.smoother(frame.tensor, prediction.map, self.seconds(at)))
+            assert value.seen is not None
+            prediction = replace(prediction, map=self.smoother(value.seen, prediction.map, self.seconds(at)))
             state = self.smoother.state() if last else {}
         if last:
             self.part, self.place, self.begun = self.part + 1, 0, now
-        return _Predicted(at, prediction, state)
+        return _Predicted(at, prediction, state=state)
 
     def render(self, value: _Predicted) -> _Rendered:
         at, prediction = value.at, value.prediction

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unet_batch.errors import (
     OutputError,
@@ -47,6 +47,9 @@ from unet_batch.run.records import Files, Identity, OutputRecipe
 from unet_batch.run.report import RunReport, run_name
 from unet_batch.types import HasItem, Item
 from unet_batch.version import __version__
+
+if TYPE_CHECKING:
+    from unet_batch.inference.workers import Prepared
 
 _PASSING_NAMES = (
     *("EIO", "EAGAIN", "EINTR", "EBUSY", "ENFILE", "EMFILE", "ESTALE", "EREMOTEIO", "ENOBUFS", "ETIMEDOUT"),
@@ -134,6 +137,7 @@ class _Run:
         self.plan, self.segmenter, self.recipe, self.renderer = plan, segmenter, recipe, renderer
         self.manifest, self.observer, self.stop = plan.manifest, observer, stop
         self.folder = plan.outputs.folder
+        self.workers = segmenter.picture_workers(plan.outputs)
         self.report = _new_report(plan, segmenter)
         self.stages: dict[str, StageStats] = {}
         self.backlog = reports.Backlog()
@@ -148,7 +152,7 @@ class _Run:
     def carry_out(self) -> RunReport:
         """Segment what is left, and write the report; see `execute`."""
         report, outcomes = self.report, self.outcomes
-        begun, cpu = time.perf_counter(), time.process_time()
+        begun, cpu = time.perf_counter(), self._processor_seconds()
         try:
             self._write_report()
             outcomes.tell(
@@ -177,7 +181,7 @@ class _Run:
             report.status = "aborted"
             raise
         finally:
-            self._finish(time.perf_counter() - begun, time.process_time() - cpu)
+            self._finish(time.perf_counter() - begun, self._processor_seconds() - cpu)
         return report
 
     def _finish(self, seconds: float, cpu: float) -> None:
@@ -206,6 +210,10 @@ class _Run:
 
     def _write_report(self) -> None:
         write_json(os.path.join(self.folder, run_name(self.plan.part)), self.report.as_dict())
+
+    def _processor_seconds(self) -> float:
+        """Of this process, and of the workers where there are any."""
+        return time.process_time() + (0.0 if self.workers is None else self.workers.workers.cpu)
 
     def _floor(self, cpu: float) -> float:
         """Seconds if nothing ever waited: the network's, and the processor's for all else over the cores."""
@@ -247,13 +255,18 @@ class _Run:
     def _try(self, items: Iterable[Item], *, last: bool) -> Sequence[Item]:
         """Send items through the pipeline; returns those that are worth another try."""
         finish: list[tuple[str, Any]] = [("render", self.renderer.render), ("write", self._write)]
-        keep_pixels = self.renderer.needs_pixels
-        with self.segmenter.pipeline(self._tasks(items), finish, keep_pixels=keep_pixels) as results:
+        if self.workers is not None:
+            finish = [("render", self._finish_picture)]
+        with self.segmenter.pipeline(
+            self._tasks(items), finish, keep_pixels=self.renderer.needs_pixels, workers=self.workers
+        ) as results:
             self.stop.watch(results.stop)
             try:
                 return self._consume(results, last=last)
             finally:
                 self._add_stages(results.stats)
+                if self.workers is not None and self.workers.workers.deaths:
+                    self.plan.outputs.clean_leftovers()
 
     def _tasks(self, items: Iterable[Item]) -> Iterator[Task]:
         """Look at each source just before it is read; runs in the pipeline's first thread."""
@@ -271,6 +284,20 @@ class _Run:
         self.outcomes.record_done(task, task.identity, outputs)
         seconds = {"render": encoded.seconds, "write": time.perf_counter() - begun}
         return _Written(task, seconds, encoded.notes)
+
+    def _finish_picture(self, picture: Prepared) -> _Written:
+        """The same where a worker draws and writes: render and write at once."""
+        assert self.workers is not None
+        task = _task(picture)
+        self.manifest.check()
+        done = self.workers.finish(picture)
+        files, kinds = self.plan.outputs, self.plan.outputs.kinds
+        outputs: dict[str, Files] = {
+            kind: ((files.file(kind, task.key), size),) for kind, size in zip(kinds, done.sizes, strict=True)
+        }
+        self.outcomes.record_done(task, task.identity, outputs)
+        seconds = {"render": done.render_seconds, "write": done.write_seconds}
+        return _Written(task, seconds, done.notes)
 
     def _consume(
         self, results: Pipeline[HasItem, _Written | Failed[HasItem]], *, last: bool
@@ -314,7 +341,12 @@ class _Run:
         if now - self.backlog.seen >= _SAMPLE_SECONDS:
             self.backlog.look(results.stats, now)
         self.outcomes.tell_progress(
-            done=report.done, failed=report.failed, left=report.left, backlog=self.backlog.now
+            lambda: {
+                "done": report.done,
+                "failed": report.failed,
+                "left": report.left,
+                "backlog": self.backlog.now,
+            }
         )
 
     # Clips.
@@ -328,7 +360,7 @@ class _Run:
 
         def on_frame(done: int, total: int | None) -> None:
             self.observer.frame(item, done, total)
-            self.outcomes.tell_progress(path=shown(item.path), frames=done, of=total)
+            self.outcomes.tell_progress(lambda: {"path": shown(item.path), "frames": done, "of": total})
 
         try:
             result = clips.segment(item, self.segmenter, layout, options, fingerprint, on_frame, self.stop)

@@ -18,6 +18,11 @@ class Observer:
     All methods are called in the thread that called `execute` or `watch`; what they raise ends the run.
     """
 
+    @property
+    def wants_events(self) -> bool:
+        """Whether `event` does anything: if not, none is made for each item."""
+        return getattr(self.event, "__func__", None) is not Observer.event
+
     def start(self, plan: RunPlan) -> None:
         """The run begins, and it is known what is left to do; for each batch of a watch."""
 

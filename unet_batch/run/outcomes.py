@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from unet_batch.errors import BackendError, DecoderCrashed, UnetBatchError
@@ -50,18 +50,19 @@ class Outcomes:
         self.failures = _FailureList(plan, report.errors_file)
         self._notes: dict[str, FileNote] = {}
         self.inference_failures = 0  # in a row
+        self._tells = observer.wants_events
         self._last_progress = time.monotonic()
 
     def tell(self, event: str, **values: Any) -> None:
         """Tell of an event, for the log."""
-        self.observer.event({"event": event, "at": round(time.time(), 3), **values})
+        if self._tells:
+            self.observer.event({"event": event, "at": round(time.time(), 3), **values})
 
-    def tell_progress(self, **values: Any) -> None:
+    def tell_progress(self, values: Callable[[], dict[str, Any]]) -> None:
         """Tell how far the run is, unless that has been told just now."""
-        now = time.monotonic()
-        if now - self._last_progress >= self.plan.options.progress_seconds:
-            self._last_progress = now
-            self.tell("progress", **values)
+        if self._tells and time.monotonic() - self._last_progress >= self.plan.options.progress_seconds:
+            self._last_progress = time.monotonic()
+            self.tell("progress", **values())
 
     def record_earlier(self) -> None:
         """Record what the plan knows before anything is segmented, and count what has failed already."""
@@ -102,9 +103,10 @@ class Outcomes:
         self.failures.settle(path)
         for note in notes:
             add_note(self._notes, note, (path,))
-        seconds = {name: round(value, 6) for name, value in seconds.items()}
-        more = {"notes": list(notes)} if notes else {}
-        self.tell("item", status="done", key=item.key, path=path, **values, **more, seconds=seconds)
+        if self._tells:
+            seconds = {name: round(value, 6) for name, value in seconds.items()}
+            more = {"notes": list(notes)} if notes else {}
+            self.tell("item", status="done", key=item.key, path=path, **values, **more, seconds=seconds)
         self.observer.outcome(item, None)
         if notes:
             self.observer.note(item, notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from unet_batch.errors import UnetBatchError, UsageError
+from unet_batch.errors import UsageError
 from unet_batch.files.outputs import KINDS, OutputTree
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.types import Item, Prediction
@@ -41,7 +41,7 @@ class OutputRenderer:
 
     def __init__(self, outputs: OutputTree, segmenter: Segmenter) -> None:
         self.outputs, self.segmenter = outputs, segmenter
-        self.needs_pixels = any(KINDS[kind].needs_pixels for kind in outputs.kinds)
+        self.needs_pixels = outputs.need_pixels
         spec = segmenter.spec
         wrong = sorted(kind for kind in outputs.kinds if KINDS[kind].needs_probability)
         if wrong and spec.output == "class_ids":
@@ -58,12 +58,10 @@ class OutputRenderer:
             EncodeError: one cannot be encoded; the message names the picture and the kind.
         """
         begun, item = time.perf_counter(), prediction.item
-        result, files = self.segmenter.result(prediction), []
-        for kind in self.outputs.kinds:
-            try:
-                data = result.encode(kind)
-            except UnetBatchError as error:
-                raise error.with_context(f"{item.path}: {kind}") from error
-            files.append((kind, self.outputs.file(kind, item.key), data))
+        result = self.segmenter.result(prediction)
+        files = tuple(
+            (kind, self.outputs.file(kind, item.key), data)
+            for kind, data in result.encode_all(self.outputs.kinds)
+        )
         notes = result.notes_on(self.outputs.kinds)
-        return EncodedOutputs(item, tuple(files), time.perf_counter() - begun, notes)
+        return EncodedOutputs(item, files, time.perf_counter() - begun, notes)

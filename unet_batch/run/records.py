@@ -20,6 +20,8 @@ VERSION = 1
 # worked on it.
 _ENDINGS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one for each line
+
 State = Literal["done", "touched", "edited", "new", "changed", "lost", "more", "failed", "void", "other"]
 """What is known of an item.
 
@@ -225,4 +227,4 @@ def sha256_of(path: str) -> str:
 
 def json_line(values: Mapping[str, Any]) -> bytes:
     """A line of the manifest."""
-    return json.dumps(values, separators=(",", ":")).encode("ascii") + b"\n"
+    return _to_json(values).encode("ascii") + b"\n"

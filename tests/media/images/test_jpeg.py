@@ -15,8 +15,8 @@ from PIL import Image
 
 from tests.helpers.formats import encoded, flat_jpeg, grey, jpeg_variants, read_bytes
 from unet_batch.errors import ImageError
-from unet_batch.media import images
-from unet_batch.media.isolation import Decoders
+from unet_batch.media import images, isolation
+from unet_batch.processes import Workers
 
 
 def test_cmyk_jpeg_looks_as_in_pillow(odd: Path) -> None:
@@ -284,7 +284,8 @@ def test_a_second_picture_is_noted_but_no_preview_and_no_gain_map(photo: Image.I
     assert images.read_bytes(stereo, at_least=(20, 20)).notes == ("2 pictures: the first is read",)
     path = tmp_path / "stereo.mpo"
     path.write_bytes(stereo)
-    with Decoders(1) as decoders:
+    with Workers(1, [isolation.DECODE]) as workers:
+        decoders = isolation.Decoders(workers)
         assert decoders.read(str(path)).notes == ("2 pictures: the first is read",)
     assert images.read_bytes(mpo(photo, photo.resize((200, 160)))).notes == ()
     gain = stereo.rindex(b"\xff\xd8\xff") + 2

@@ -1,0 +1,141 @@
+"""Workers as their owner uses them; how decoders start and crash is tested in `media/test_isolation.py`."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from unet_batch.errors import ImageTooLarge
+from unet_batch.processes import Died, Kept, Workers
+
+pytestmark = [
+    pytest.mark.timeout(60),
+    pytest.mark.usefixtures("no_thread_is_left"),
+    pytest.mark.skipif(os.name != "posix", reason="sends signals"),
+]
+ECHO, PID, KEEP, LOOK, FAIL, DIE, DIE_ONCE = (
+    f"tests.helpers.worker_functions:{name}"
+    for name in ("echo", "pid", "keep", "look", "fail", "die", "die_once")
+)
+
+
+def serving() -> list[psutil.Process]:
+    """The workers among this process's children, which other tests may have given it, too."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "processes.serve" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["file", "pipe"])
+def test_messages_of_every_size_arrive_whole(shared: bool) -> None:
+    with Workers(1, [ECHO], shared=shared, keep=100_000) as workers:
+        for size in (0, 1, 20_000, 3, 300_000, 70_000):
+            request, data = os.urandom(size // 3), [os.urandom(size), os.urandom(size // 2)]
+            found = bytearray(sum(map(len, data)))
+            answer = workers.ask(
+                ECHO, request, data, receive=lambda head, into=found: [memoryview(into)]
+            ).head
+            assert (answer, bytes(found)) == (request, b"".join(data))
+        assert workers.cpu > 0
+
+
+def test_errors_arrive_as_what_they_are() -> None:
+    with Workers(1, [FAIL]) as workers:
+        with pytest.raises(ImageTooLarge) as ours:
+            workers.ask(FAIL, b"ours")
+        assert (ours.value.message, ours.value.hint) == ("a.jpg: large", "smaller")
+        assert isinstance(ours.value.__cause__, OSError)
+        assert ours.value.__cause__.errno == 5
+        with pytest.raises(OSError, match="No space left") as system:
+            workers.ask(FAIL, b"system")
+        assert system.value.errno == 28
+        with pytest.raises(RuntimeError, match="KeyError: 'x'"):
+            workers.ask(FAIL, b"")
+        assert workers.deaths == 0
+
+
+def test_what_is_kept_is_found_where_it_is_and_forgotten_with_its_owner() -> None:
+    with Workers(2, [KEEP, LOOK]) as workers:
+        numbers = [workers.number() for _ in range(2)]
+        one, two = (Kept(workers.ask(KEEP, b"%d" % number, [b"abc"]).worker, number) for number in numbers)
+        both = [(number, b"abc") for number in numbers]
+        assert workers.ask(LOOK, b"", kept=one).head == repr(both).encode()
+        del one
+        assert workers.ask(LOOK, b"", kept=two).head == repr(both[1:]).encode()
+
+
+def test_who_asks_for_a_busy_worker_waits_for_it_and_others_take_the_next() -> None:
+    with Workers(2, [PID, KEEP]) as workers, ThreadPoolExecutor(3) as pool:
+        first = workers.ask(KEEP, b"7", [b""]).worker
+        kept = Kept(first, 7)
+        home = workers.ask(PID, b"", kept=kept).head
+        slow = pool.submit(workers.ask, PID, b"1", kept=kept)
+        while first in workers._idle:
+            time.sleep(0.01)
+        wanting = pool.submit(workers.ask, PID, b"", kept=kept)
+        anyone = pool.submit(workers.ask, PID, b"")
+        assert anyone.result(30).head != home
+        assert (slow.result(30).head, wanting.result(30).head) == (home, home)
+
+
+def test_what_a_dead_worker_kept_is_asked_of_another(tmp_path: Path) -> None:
+    with Workers(1, [PID, LOOK, KEEP]) as workers, ThreadPoolExecutor(2) as pool:
+        worker = workers.ask(KEEP, b"3", [b"abc"]).worker
+        kept = Kept(worker, 3)
+        pid = int(workers.ask(PID, b"", kept=kept).head)
+        slow = pool.submit(workers.ask, PID, b"30", kept=kept)
+        while workers._idle:
+            time.sleep(0.01)
+        looking = pool.submit(workers.ask, LOOK, b"", kept=kept)
+        while not workers._waiting:
+            time.sleep(0.01)
+        slow_process = psutil.Process(pid)
+        slow_process.kill()
+        while workers.deaths == 0:
+            time.sleep(0.01)
+        # The second try of what was asked first sleeps, too: end it, so that the other's turn comes.
+        while not (children := [child for child in serving() if child.pid != pid]):
+            time.sleep(0.01)
+        time.sleep(0.5)
+        children[0].kill()
+        with pytest.raises(Died):
+            slow.result(30)
+        assert looking.result(30).head == b"[]"
+
+
+def test_a_worker_that_was_killed_costs_time_and_the_second_one_is_the_end_of_it(tmp_path: Path) -> None:
+    with Workers(1, [DIE, DIE_ONCE]) as workers:
+        assert workers.ask(DIE_ONCE, os.fsencode(tmp_path / "died")).head == b"alive"
+        assert workers.deaths == 1
+        with pytest.raises(Died) as caught:
+            workers.ask(DIE, b"")
+        assert caught.value.was_killed
+        assert workers.deaths == 3
+        assert workers.ask(DIE_ONCE, os.fsencode(tmp_path / "died")).head == b"alive"
+
+
+def test_nobody_waits_for_ever_when_all_is_closed() -> None:
+    workers = Workers(1, [PID])
+    with ThreadPoolExecutor(3) as pool:
+        worker = workers.ask(PID, b"").worker
+        working = pool.submit(workers.ask, PID, b"0.5")
+        while workers._idle:
+            time.sleep(0.01)
+        waiting = [pool.submit(workers.ask, PID, b"", kept=kept) for kept in (None, Kept(worker, 1))]
+        while len(workers._waiting) < 2:
+            time.sleep(0.01)
+        workers.close()
+        for each in waiting:
+            with pytest.raises(RuntimeError, match="closed"):
+                each.result(30)
+        assert int(working.result(30).head)
+    assert not serving()

@@ -1,0 +1,277 @@
+"""Have pictures decoded, drawn and written in processes: only what the network needs comes over.
+
+    prepared = workers.prepare(item)       # decoded there; the network's input is here
+    prepared = workers.infer([prepared])   # here
+    written = workers.finish(prepared)     # its files stand under their names
+
+A picture's own pixels, and whatever else its outputs need, stay in the worker that decoded it, 20 MB of a
+photo; its network-sized version comes here (115 kB for 160x240), straight into the backend's buffer, and the
+map goes back (38 kB). Where the worker that kept a picture has died, another one decodes it again.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from unet_batch.errors import EncodeError, ImageError, UnetBatchError
+from unet_batch.files.atomic import write_atomic
+from unet_batch.files.outputs import OutputTree
+from unet_batch.inference.result import Result
+from unet_batch.media import geometry, isolation
+from unet_batch.processes import TIMED_OUT, Died, Kept, Workers
+from unet_batch.types import ClassTable, Frame, Item, ModelSpec, Prediction
+
+if TYPE_CHECKING:
+    from unet_batch.inference.backends.base import Backend
+    from unet_batch.types import Pixels, Size
+
+_PREPARE, _FINISH = f"{__name__}:prepare", f"{__name__}:finish"
+FUNCTIONS = (isolation.DECODE, _PREPARE, _FINISH)
+"""What workers must be able to do."""
+_PREPARED = struct.Struct("<IIQ")  # height and width of the picture, bytes that are kept of it
+_FINISHED = struct.Struct(
+    "<dd"
+)  # seconds of drawing, of writing; the sizes of the files and the notes follow
+
+
+class Prepared:
+    """A picture on its way: decoded by a worker, then seen by the network.
+
+    Not frozen, as the records of `types`: one object is made for a picture, not one for each stage.
+
+    Attributes:
+        item: what was decoded.
+        tensor: RGB uint8 (H, W, 3) at the network's size; None once the network has seen it.
+        map: uint8 (H, W), what the network said of it; None before.
+        size: (height, width) of the picture.
+        kept: what the worker keeps of it; None where its outputs need nothing but the map.
+        weight: bytes of what is kept.
+    """
+
+    __slots__ = ("item", "kept", "map", "size", "tensor", "weight")
+
+    def __init__(self, item: Item, tensor: Pixels, size: Size, kept: Kept | None, weight: int) -> None:
+        self.item, self.size, self.kept, self.weight = item, size, kept, weight
+        self.tensor: Pixels | None = tensor
+        self.map: Pixels | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels, here and in the worker."""
+        here = (self.tensor, self.map)
+        return self.weight + sum(array.nbytes for array in here if array is not None)
+
+
+class Finished(NamedTuple):
+    """What a worker has written of a picture: the size of each file, and what people should know."""
+
+    sizes: tuple[int, ...]
+    notes: tuple[str, ...]
+    render_seconds: float
+    write_seconds: float
+
+
+class PictureWorkers:
+    """Has workers prepare and finish pictures; all methods may be called from several threads.
+
+    Args:
+        workers: that know FUNCTIONS.
+        backend: gives the buffers, and infers.
+        outputs: what is wanted of each picture, and where it goes.
+        threshold: probability from which a pixel counts.
+        at_least: as for `images.read`.
+        max_pixels: as for `images.read`.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        backend: Backend,
+        outputs: OutputTree,
+        *,
+        threshold: float,
+        at_least: Size | None,
+        max_pixels: int,
+    ) -> None:
+        self.workers, self.backend, self.outputs = workers, backend, outputs
+        spec = asdict(backend.spec)
+        del spec["training"]
+        setup = {
+            "spec": spec,
+            "threshold": threshold,
+            "folder": outputs.folder,
+            "kinds": outputs.kinds,
+            "network": backend.input_size,
+            "at_least": at_least,
+            "max_pixels": max_pixels,
+            "reader": isolation.READER,
+            "time_limit": isolation.TIME_LIMIT,
+        }
+        self._setup = json.dumps(setup).encode() + b"\n"  # goes with each request: any worker can answer it
+
+    def prepare(self, item: Item) -> Prepared:
+        """Have a picture decoded and placed.
+
+        Raises:
+            DecoderCrashed: the picture ended its decoder twice, or was not decoded within the time limit.
+            ImageError, ImageTooLarge: as for `images.read`.
+            RunError: no worker can be started.
+        """
+        tensor = self.backend.buffer()
+        number = self.workers.number()
+        request = self._setup + b"[%d,%s]" % (number, json.dumps(item.path).encode())
+        try:
+            answer = self.workers.ask(_PREPARE, request, receive=lambda head: (tensor.data.cast("B"),))
+        except Died as death:
+            raise isolation.crash_error(item.path, death, isolation.TIME_LIMIT) from None
+        except OSError as error:
+            raise isolation.no_space_error(item.path, error) from error
+        height, width, weight = _PREPARED.unpack(answer.head)
+        kept = Kept(answer.worker, number) if weight else None
+        return Prepared(item, tensor, (height, width), kept, weight)
+
+    def infer(self, pictures: Sequence[Prepared]) -> Sequence[Prepared]:
+        """Run the network on a batch; its input is let go."""
+        maps = self.backend.infer([picture.tensor for picture in pictures if picture.tensor is not None])
+        for picture, map in zip(pictures, maps, strict=True):
+            picture.map, picture.tensor = map, None
+        return pictures
+
+    def finish(self, picture: Prepared) -> Finished:
+        """Have all outputs of a picture drawn, encoded and written, each whole or not at all.
+
+        Raises:
+            EncodeError: one cannot be encoded; the message names the picture and the kind. Or drawing them
+                has ended two workers.
+            ImageError: the picture was to be decoded again, and is not what it was.
+            OutputError: a file cannot be written.
+            RunError: no worker can be started.
+        """
+        item, kept = picture.item, picture.kept
+        assert picture.map is not None, "the network has not seen it"
+        number = 0 if kept is None else kept.number
+        request = self._setup + json.dumps([number, item.path, item.key, *picture.size]).encode()
+        try:
+            answer = self.workers.ask(
+                _FINISH, request, (np.ascontiguousarray(picture.map).data,), kept=kept
+            ).head
+        except Died as death:
+            raise _crash_error(item.path, death) from None
+        seconds = _FINISHED.unpack_from(answer)
+        kinds = len(self.outputs.kinds)
+        sizes = struct.unpack_from(f"<{kinds}Q", answer, _FINISHED.size)
+        notes = answer[_FINISHED.size + 8 * kinds :]
+        return Finished(sizes, tuple(json.loads(notes)) if notes else (), *seconds)
+
+
+def _crash_error(path: str, death: Died) -> UnetBatchError:
+    """Make the error of a picture that ended two workers while its outputs were drawn or written."""
+    if death.code == TIMED_OUT:
+        return isolation.crash_error(path, death, isolation.TIME_LIMIT)
+    if death.was_killed:
+        return EncodeError(
+            f"{path}: its worker was killed (SIGKILL) twice while it made the outputs, as the system does "
+            "when memory runs out",
+            hint="take fewer workers, or set a lower limit of pixels",
+        )
+    said = death.said and f": {death.said}"
+    return EncodeError(
+        f"{path}: its worker {death.how} twice while it made the outputs{said}",
+        hint="unexpected; please report it with the file",
+    )
+
+
+# In the worker's process ------------------------------------------------------------------------------------
+
+
+class _Setup:
+    """What all requests of a run have in common."""
+
+    def __init__(self, text: bytes) -> None:
+        values = json.loads(text)
+        spec = values["spec"]
+        names, colours = spec["classes"]["names"], spec["classes"]["colours"]
+        spec["classes"] = ClassTable(tuple(names), tuple(map(tuple, colours)))
+        self.spec = ModelSpec(**spec)
+        self.threshold: float = values["threshold"]
+        self.outputs = OutputTree(values["folder"], values["kinds"])
+        self.needs_pixels = self.outputs.need_pixels
+        self.network: Size = (values["network"][0], values["network"][1])
+        self._how = [values[name] for name in ("reader", "time_limit", "at_least", "max_pixels")]
+
+    def decode(self, path: str) -> tuple[Frame, Pixels]:
+        """Decode a picture; what its outputs need of it, and what there is of its pixels."""
+        picture = isolation.read(path, *self._how)
+        frame = Frame(
+            Item(path),
+            geometry.place(picture.size, self.network),
+            None,
+            picture.pixels if self.needs_pixels else None,
+            picture.missing,
+            picture.alpha if self.needs_pixels else None,
+            picture.metadata,
+            picture.notes,
+        )
+        return frame, picture.pixels
+
+
+_setup = lru_cache(1)(_Setup)
+
+
+def _read_request(request: bytes) -> tuple[_Setup, Any]:
+    setup, _, values = request.partition(b"\n")
+    return _setup(setup), json.loads(values)
+
+
+def prepare(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[bytes, list[Pixels]]:
+    """Decode and place a picture; keep what its outputs will need."""
+    setup, (number, path) = _read_request(request)
+    frame, pixels = setup.decode(path)
+    tensor = geometry.to_network(pixels, frame.placement)
+    weight = 0
+    if frame.pixels is not None or frame.missing is not None or frame.notes:
+        arrays = (frame.pixels, frame.missing, frame.alpha)
+        weight = 1 + sum(array.nbytes for array in arrays if array is not None)
+        kept[number] = frame
+    return _PREPARED.pack(*frame.placement.source, weight), [tensor]
+
+
+def finish(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[bytes, list[Pixels]]:
+    """Draw, encode and write all outputs of a picture, given its map."""
+    begun = time.perf_counter()
+    setup, (number, path, key, height, width) = _read_request(request)
+    try:
+        frame = _frame(setup, kept.pop(number, None), number, path, (height, width))
+        map = np.frombuffer(data, np.uint8).reshape(setup.network)
+        result = Result(path, setup.spec, setup.threshold, Prediction(frame, map))
+        encoded = result.encode_all(setup.outputs.kinds)
+        notes = result.notes_on(setup.outputs.kinds)
+    except UnetBatchError:
+        raise
+    except Exception as error:
+        raise EncodeError(
+            f"{path}: {type(error).__name__}: {error}", hint="unexpected; please report it with the file"
+        ) from error
+    drawn = time.perf_counter()
+    for kind, contents in encoded:
+        write_atomic(setup.outputs.path(kind, key), contents)
+    seconds = drawn - begun, time.perf_counter() - drawn
+    sizes = struct.pack(f"<{len(encoded)}Q", *(len(contents) for _, contents in encoded))
+    return _FINISHED.pack(*seconds) + sizes + (json.dumps(notes).encode() if notes else b""), []
+
+
+def _frame(setup: _Setup, frame: Frame | None, number: int, path: str, size: Size) -> Frame:
+    """What the outputs of a picture need of it: what was kept, nothing, or what is now decoded again."""
+    if frame is None and number:
+        frame, _ = setup.decode(path)
+        if frame.placement.source != size:
+            raise ImageError(f"{path}: changed while the run read it", hint="run again")
+    return frame or Frame(Item(path), geometry.place(size, setup.network), None, None)
