@@ -92,7 +92,8 @@ def measure(options: argparse.Namespace) -> None:
         Segmenter(simulated_gpu(), isolate=options.isolate) as segmenter,
     ):
         for number in range(options.rounds + 1):
-            plan = prepare(RunOptions((options.measure,), out, save=(options.save,), overwrite=True))
+            folder = os.path.join(out, str(number))  # replacing files would take longer than writing them
+            plan = prepare(RunOptions((options.measure,), folder, save=(options.save,)))
             own, others = processor_seconds()
             report = execute(plan, segmenter)
             own, others = (now - then for now, then in zip(processor_seconds(), (own, others), strict=True))

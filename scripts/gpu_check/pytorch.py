@@ -435,7 +435,7 @@ def _compare_masks(
             found = [
                 each for at in range(0, len(frames), size) for each in segmenter.infer(frames[at : at + size])
             ]
-        maps = exporter.reference_maps(loaded, np.stack([frame.tensor for frame in frames]))
+        maps = exporter.reference_maps(loaded, np.stack([frame.network_input for frame in frames]))
         truth = [Prediction(frame, map) for frame, map in zip(frames, maps, strict=True)]
         pixels = [
             np.concatenate([segmenter.mask(each).ravel() for each in side])[None, None]

@@ -146,9 +146,8 @@ def compile_plan(
     network = builder.create_network(flavour.network_flags())
     parser = trt.OnnxParser(network, flavour.logger)
     if not parser.parse(onnx):
-        reasons = (
-            "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)) or flavour.take_errors()
-        )
+        found = [str(parser.get_error(i)) for i in range(parser.num_errors)]
+        reasons = "; ".join(found) or flavour.take_errors()
         raise BackendError(f"{flavour.name} {flavour.version} cannot read the ONNX graph: {reasons[:500]}")
     config = builder.create_builder_config()
     _configure(flavour, config, options)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from unet_batch.types import Pixels, Placement
 
-    Values = TypeVar("Values", NDArray[np.uint8], NDArray[np.uint16])
+    Values = TypeVar("Values", NDArray[np.uint8], NDArray[np.uint16], NDArray[np.bool_])
 
 # The whole of a pixel when classes share it: near the top of 16 bit, and divisible by 2 and 16, so that
 # halves are exact (a tie is seen as one) and so are the sums of the smoothing.
@@ -108,14 +108,32 @@ def mask_from_map(map: Pixels, placement: Placement, threshold: float) -> Pixels
     Returns:
         uint8 (height, width) at the source's size: 255 or 0.
     """
-    # v / 257 rounds to t or more exactly from v = 257 t - 128 on; at a threshold of 0.5 that is 32768, half
-    # of 65535.
-    wide = probability16(map, placement, _enlarged(placement))
-    least = 257 * cut(threshold) - 128
+    wide, least = _cut_enlarged(map, placement, threshold)
     if wide.size <= 4:  # cv2 may take so few for one colour
         return cast("Pixels", np.where(wide >= least, np.uint8(255), np.uint8(0)))
     # 1.0 ms, where numpy's two steps take 1.4; its stubs know no numbers here
     return cast("Pixels", cv2.compare(wide, cast("Any", least), cv2.CMP_GE))
+
+
+def inside_from_map(map: Pixels, placement: Placement, threshold: float) -> NDArray[np.bool_]:
+    """Where `mask_from_map` is 255, for who keeps it only for a moment.
+
+    Args:
+        map, placement, threshold: as for `mask_from_map`.
+
+    Returns:
+        bool (height, width) at the source's size; scratch, so the next call of this thread writes over it.
+    """
+    wide, least = _cut_enlarged(map, placement, threshold)
+    inside: NDArray[np.bool_] = np.greater_equal(wide, least, out=scratch("inside", wide.shape, np.bool_))
+    return inside
+
+
+def _cut_enlarged(map: Pixels, placement: Placement, threshold: float) -> tuple[NDArray[np.uint16], int]:
+    """The probability of every pixel in 16 bit, in scratch, and the least that counts as the class."""
+    # v / 257 rounds to t or more exactly from v = 257 t - 128 on; at a threshold of 0.5 that is 32768, half
+    # of 65535.
+    return probability16(map, placement, _enlarged(placement)), 257 * cut(threshold) - 128
 
 
 def class_ids(map: Pixels, placement: Placement, classes: int) -> Pixels:

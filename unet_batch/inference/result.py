@@ -141,6 +141,8 @@ class Result:
             EncodeError, UsageError: as for `encode`; the message names the picture and the kind.
         """
         files = []
+        if "overlay" in kinds:  # which draws the mask: made once for both
+            _ = self.mask
         for kind in kinds:
             try:
                 files.append((kind, self.encode(kind)))
@@ -215,7 +217,11 @@ class Result:
 
 
 def _mask(result: Result) -> bytes:
-    result._done("mask")
+    prediction = result._done("mask")
+    if "mask" not in vars(result) and result.spec.output == "probability":  # nobody else needs it
+        frame = prediction.frame
+        inside = postprocess.inside_from_map(prediction.map, frame.placement, result.threshold)
+        return images.encode_mask(postprocess.blank(inside, frame.missing))
     assert result.mask is not None
     return images.encode_mask(result.mask)
 

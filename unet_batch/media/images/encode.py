@@ -34,15 +34,15 @@ _NO_METADATA = Metadata()
 _LARGEST = 2**30  # bytes that are compressed at once: a chunk of a PNG holds less than 2 ** 31
 
 
-def encode_mask(mask: Pixels) -> bytes:
-    """Encode uint8 (h, w) as an 8-bit grey PNG.
+def encode_mask(mask: Pixels | NDArray[np.bool_]) -> bytes:
+    """Encode uint8 (h, w), or bool (h, w) for 0 and 255, as an 8-bit grey PNG.
 
     For a 1280x1918 mask of 0 and 255: 2.5 ms and 8 kB on a busy machine; by cv2 at its best 7.4 ms and 5 kB.
 
     Raises:
         EncodeError: another shape or type, or the encoder refused.
     """
-    return _grey_png(_contiguous(mask, np.uint8, 2))
+    return _grey_png(_contiguous(mask, np.bool_ if mask.dtype == np.bool_ else np.uint8, 2))
 
 
 def encode_map(values: Pixels | NDArray[np.uint16]) -> bytes:
@@ -123,21 +123,26 @@ def _contiguous(values: NDArray[Any], dtype: type, ndim: int, channels: int = 0)
 
 
 def _grey_png(values: NDArray[Any]) -> bytes:
-    """Encode uint8 or uint16 (h, w), contiguous, as a grey PNG: rows less the row above, by zlib-ng.
+    """Encode bool, uint8 or uint16 (h, w), contiguous, as a grey PNG: rows less the row above, by zlib-ng.
 
     zlib-ng at level 1 makes masks four times as large, at level 3 maps 10 % smaller and takes 20 % longer. A
     build of imagecodecs without it leaves this to cv2: the same pixels, in other bytes.
     """
     deflate = _zlib_ng()
     if deflate is None or values.nbytes > _LARGEST:
-        return _png(values, "UP", cv2.IMWRITE_PNG_STRATEGY_RLE)
+        plain = values.view(np.uint8) * np.uint8(255) if values.dtype == np.bool_ else values
+        return _png(plain, "UP", cv2.IMWRITE_PNG_STRATEGY_RLE)
     (height, width), size = values.shape, values.itemsize
     try:
-        stored = values if size == 1 else values.astype(">u2").view(np.uint8)
+        stored = values.astype(">u2").view(np.uint8) if size > 1 else values.view(np.uint8)
         rows = scratch("png", (height, 1 + width * size), np.uint8)
         rows[:, 0] = 2  # the filter "Up"
-        rows[0, 1:] = stored[0]
-        np.subtract(stored[1:], stored[:-1], out=rows[1:, 1:])
+        if values.dtype == np.bool_:  # 255 is -1 to a byte
+            np.negative(stored[0], out=rows[0, 1:])
+            np.subtract(stored[:-1], stored[1:], out=rows[1:, 1:])
+        else:
+            rows[0, 1:] = stored[0]
+            np.subtract(stored[1:], stored[:-1], out=rows[1:, 1:])
         pixels = deflate(rows, level=2)
     except (RuntimeError, MemoryError) as error:
         raise EncodeError(f"cannot encode {height}x{width} as PNG: {error}") from error
