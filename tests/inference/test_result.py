@@ -95,6 +95,22 @@ def test_one_lazy_image_may_be_given_many_times(segmenter: Segmenter, photo: Pat
     assert all(np.array_equal(mask, masks[0]) for mask in masks)
 
 
+def test_a_mask_that_is_only_written_is_the_one_that_can_be_looked_at(
+    segmenter: Segmenter, photo: Path
+) -> None:
+    first, second = segmenter.predict(photo), segmenter.predict(photo)
+    assert second.mask is not None
+    assert first.encode("mask") == second.encode("mask") == first.encode_all(["mask", "overlay"])[0][1]
+    missing = np.zeros((64, 96), np.bool_)
+    missing[:, 60:70] = True
+    for result in (first, second):
+        frame = replace(result.prediction.frame, missing=missing)
+        holed = replace(result, prediction=replace(result.prediction, frame=frame))
+        data = holed.encode("mask")
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), holed.mask)
+        assert not holed.mask[:, 60:70].any()
+
+
 def test_stream_makes_masks_in_its_threads(
     segmenter: Segmenter, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

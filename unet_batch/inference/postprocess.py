@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from unet_batch.types import Pixels, Placement
 
-    Values = TypeVar("Values", NDArray[np.uint8], NDArray[np.uint16], NDArray[np.bool_])
+    Values = TypeVar("Values", NDArray[np.uint8], NDArray[np.uint16])
 
 # The whole of a pixel when classes share it: near the top of 16 bit, and divisible by 2 and 16, so that
 # halves are exact (a tie is seen as one) and so are the sums of the smoothing.
@@ -97,43 +97,29 @@ def mask(probability: Pixels, threshold: float) -> Pixels:
     return cast("Pixels", cv2.threshold(probability, cut(threshold) - 1, 255, cv2.THRESH_BINARY)[1])
 
 
-def mask_from_map(map: Pixels, placement: Placement, threshold: float) -> Pixels:
+def mask_from_map(map: Pixels, placement: Placement, threshold: float, out: Pixels | None = None) -> Pixels:
     """Mask of a map: `mask(probability(map, placement), threshold)` bit for bit, in one step.
 
     Args:
         map: uint8 (H, W) at the network's size, round(255 p).
         placement: how the picture was put there.
         threshold: probability in (0, 1] from which a pixel counts.
+        out: uint8 (height, width) to draw into, whatever it holds; None makes a new array.
 
     Returns:
-        uint8 (height, width) at the source's size: 255 or 0.
+        uint8 (height, width) at the source's size: 255 or 0; `out`, if given.
     """
-    wide, least = _cut_enlarged(map, placement, threshold)
-    if wide.size <= 4:  # cv2 may take so few for one colour
-        return cast("Pixels", np.where(wide >= least, np.uint8(255), np.uint8(0)))
-    # 1.0 ms, where numpy's two steps take 1.4; its stubs know no numbers here
-    return cast("Pixels", cv2.compare(wide, cast("Any", least), cv2.CMP_GE))
-
-
-def inside_from_map(map: Pixels, placement: Placement, threshold: float) -> NDArray[np.bool_]:
-    """Where `mask_from_map` is 255, for who keeps it only for a moment.
-
-    Args:
-        map, placement, threshold: as for `mask_from_map`.
-
-    Returns:
-        bool (height, width) at the source's size; scratch, so the next call of this thread writes over it.
-    """
-    wide, least = _cut_enlarged(map, placement, threshold)
-    inside: NDArray[np.bool_] = np.greater_equal(wide, least, out=scratch("inside", wide.shape, np.bool_))
-    return inside
-
-
-def _cut_enlarged(map: Pixels, placement: Placement, threshold: float) -> tuple[NDArray[np.uint16], int]:
-    """The probability of every pixel in 16 bit, in scratch, and the least that counts as the class."""
     # v / 257 rounds to t or more exactly from v = 257 t - 128 on; at a threshold of 0.5 that is 32768, half
     # of 65535.
-    return probability16(map, placement, _enlarged(placement)), 257 * cut(threshold) - 128
+    wide = probability16(map, placement, _enlarged(placement))
+    least = 257 * cut(threshold) - 128
+    if out is None:
+        out = np.empty(wide.shape, np.uint8)
+    if wide.size <= 4:  # cv2 may take so few for one colour
+        out[:] = np.where(wide >= least, 255, 0)
+        return out
+    # 1.0 ms, where numpy's two steps take 1.4; its stubs know no numbers here
+    return cast("Pixels", cv2.compare(wide, cast("Any", least), cv2.CMP_GE, out))
 
 
 def class_ids(map: Pixels, placement: Placement, classes: int) -> Pixels:

@@ -218,12 +218,13 @@ class Result:
 
 def _mask(result: Result) -> bytes:
     prediction = result._done("mask")
-    if "mask" not in vars(result) and result.spec.output == "probability":  # nobody else needs it
-        frame = prediction.frame
-        inside = postprocess.inside_from_map(prediction.map, frame.placement, result.threshold)
-        return images.encode_mask(postprocess.blank(inside, frame.missing))
-    assert result.mask is not None
-    return images.encode_mask(result.mask)
+    if "mask" in vars(result) or result.spec.output == "class_ids":
+        assert result.mask is not None
+        return images.encode_mask(result.mask)
+    frame = prediction.frame  # nobody else needs it: it is drawn where it is encoded
+    canvas = images.mask_canvas(frame.placement.source)
+    mask = postprocess.mask_from_map(prediction.map, frame.placement, result.threshold, canvas)
+    return images.encode_mask(postprocess.blank(mask, frame.missing))
 
 
 def _probability16(result: Result) -> bytes:

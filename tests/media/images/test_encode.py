@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import sys
 import zlib
@@ -92,11 +93,23 @@ def test_every_reader_finds_the_values_in_a_png(
 ) -> None:
     values = (np.random.default_rng(seed).integers(0, levels, shape) * (65536 // levels)).astype(np.uint16)
     encoded = (values >> 8).astype(np.uint8) if dtype == np.uint8 else values
-    data = images.encode_map(encoded)
-    for name, decode in DECODERS.items():
-        assert np.array_equal(decode(data), encoded), name
+    files = [images.encode_map(encoded)]
     if dtype == np.uint8:
-        assert images.encode_mask(encoded) == data
+        files.append(images.encode_mask(encoded))
+    for data, (name, decode) in itertools.product(files, DECODERS.items()):
+        assert np.array_equal(decode(data), encoded), name
+
+
+def test_a_mask_drawn_on_the_canvas_is_the_same_file_as_any_other() -> None:
+    mask = np.random.default_rng(5).integers(0, 256, (40, 60), dtype=np.uint8)
+    expected = images.encode_mask(mask)
+    canvas = images.mask_canvas(mask.shape)
+    canvas[:] = mask
+    assert images.encode_mask(canvas) == expected
+    canvas = images.mask_canvas(mask.shape)
+    canvas[:] = mask
+    part = canvas[:7, :9]  # it begins where the rows of a smaller mask would, and is not laid out as they are
+    assert images.encode_mask(part) == images.encode_mask(mask[:7, :9].copy())
 
 
 @pytest.mark.parametrize("shape", [(1, 65500), (65500, 1), (4000, 5000)])

@@ -52,7 +52,14 @@ from __future__ import annotations
 
 from unet_batch.media.images.common import EXTENSIONS, MAX_PIXELS, Picture, is_supported
 from unet_batch.media.images.decode import StoredMask, orientation, read, read_bytes, read_ids
-from unet_batch.media.images.encode import JPEG_SIDE, encode_jpeg, encode_map, encode_mask, encode_rgba
+from unet_batch.media.images.encode import (
+    JPEG_SIDE,
+    encode_jpeg,
+    encode_map,
+    encode_mask,
+    encode_rgba,
+    mask_canvas,
+)
 from unet_batch.media.images.memory import from_memory
 
 __all__ = [
@@ -67,6 +74,7 @@ __all__ = [
     "encode_rgba",
     "from_memory",
     "is_supported",
+    "mask_canvas",
     "orientation",
     "read",
     "read_bytes",

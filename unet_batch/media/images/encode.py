@@ -25,24 +25,33 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from unet_batch.types import Pixels
+    from unet_batch.types import Pixels, Size
 
 JPEG_SIDE = 65500
 """Most pixels along a side of a JPEG: libjpeg's own limit; the format could hold 65535."""
 
 _NO_METADATA = Metadata()
+_NO_FILTER, _UP = 0, 2  # of a PNG's rows
 _LARGEST = 2**30  # bytes that are compressed at once: a chunk of a PNG holds less than 2 ** 31
 
 
-def encode_mask(mask: Pixels | NDArray[np.bool_]) -> bytes:
-    """Encode uint8 (h, w), or bool (h, w) for 0 and 255, as an 8-bit grey PNG.
+def encode_mask(mask: Pixels) -> bytes:
+    """Encode uint8 (h, w) as an 8-bit grey PNG.
 
     For a 1280x1918 mask of 0 and 255: 2.5 ms and 8 kB on a busy machine; by cv2 at its best 7.4 ms and 5 kB.
 
     Raises:
         EncodeError: another shape or type, or the encoder refused.
     """
-    return _grey_png(_contiguous(mask, np.bool_ if mask.dtype == np.bool_ else np.uint8, 2))
+    return _grey_png(_checked(mask, np.uint8, 2), _NO_FILTER)
+
+
+def mask_canvas(size: Size) -> Pixels:
+    """Lend memory for a mask, uint8 `size`, that `encode_mask` then takes without a copy.
+
+    It is scratch: whatever this thread encodes next writes over it.
+    """
+    return _rows(size[0], size[1])[:, 1:]
 
 
 def encode_map(values: Pixels | NDArray[np.uint16]) -> bytes:
@@ -51,7 +60,7 @@ def encode_map(values: Pixels | NDArray[np.uint16]) -> bytes:
     Raises:
         EncodeError: another shape or type, or the encoder refused.
     """
-    return _grey_png(_contiguous(values, np.uint16 if values.dtype == np.uint16 else np.uint8, 2))
+    return _grey_png(_checked(values, np.uint16 if values.dtype == np.uint16 else np.uint8, 2), _UP)
 
 
 def encode_rgba(rgba: Pixels, metadata: Metadata = _NO_METADATA) -> bytes:
@@ -62,7 +71,7 @@ def encode_rgba(rgba: Pixels, metadata: Metadata = _NO_METADATA) -> bytes:
     Raises:
         EncodeError: another shape or type, or the encoder refused.
     """
-    bgra = cv2.cvtColor(_contiguous(rgba, np.uint8, 3, 4), cv2.COLOR_RGBA2BGRA)
+    bgra = cv2.cvtColor(_contiguous(rgba, 4), cv2.COLOR_RGBA2BGRA)
     data = _png(bgra, "UP", cv2.IMWRITE_PNG_STRATEGY_DEFAULT)
     chunks = _chunk(b"sRGB", b"\1")  # for a rendering intent: relative colorimetric
     if metadata.dpi:
@@ -87,7 +96,7 @@ def encode_jpeg(rgb: Pixels, quality: int = 90, metadata: Metadata = _NO_METADAT
     Raises:
         EncodeError: another shape or type, or a side above 65500 pixels.
     """
-    pixels = _contiguous(rgb, np.uint8, 3, 3)
+    pixels = _contiguous(rgb, 3)
     if max(pixels.shape) > JPEG_SIDE:
         raise EncodeError(
             f"{pixels.shape[0]}x{pixels.shape[1]} (height x width) is too large for JPEG: no side may "
@@ -111,38 +120,47 @@ def _segment(marker: int, body: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
 
-def _contiguous(values: NDArray[Any], dtype: type, ndim: int, channels: int = 0) -> NDArray[Any]:
-    """Check the type and shape of what is encoded, and return it C-contiguous."""
+def _checked(values: NDArray[Any], dtype: type, ndim: int, channels: int = 0) -> NDArray[Any]:
+    """Check the type and shape of what is encoded."""
     fits = values.dtype == dtype and values.ndim == ndim and channels in (0, values.shape[-1])
     if not fits or not values.size:
         shape = "(h, w)" if not channels else f"(h, w, {channels})"
         raise EncodeError(
             f"cannot encode {values.dtype} {values.shape}: needs {np.dtype(dtype)} {shape} and no side of 0"
         )
-    return np.ascontiguousarray(values)
+    return values
 
 
-def _grey_png(values: NDArray[Any]) -> bytes:
-    """Encode bool, uint8 or uint16 (h, w), contiguous, as a grey PNG: rows less the row above, by zlib-ng.
+def _contiguous(values: NDArray[Any], channels: int) -> NDArray[Any]:
+    return np.ascontiguousarray(_checked(values, np.uint8, 3, channels))
 
-    zlib-ng at level 1 makes masks four times as large, at level 3 maps 10 % smaller and takes 20 % longer. A
-    build of imagecodecs without it leaves this to cv2: the same pixels, in other bytes.
+
+def _rows(height: int, width: int) -> Pixels:
+    """Rows of bytes as a PNG has them, each with its filter before it; scratch."""
+    return scratch("png", (height, 1 + width), np.uint8)
+
+
+def _grey_png(values: NDArray[Any], row_filter: int) -> bytes:
+    """Encode uint8 or uint16 (h, w) as a grey PNG with one filter for all rows, by zlib-ng.
+
+    Masks are smaller without a filter, and 25 % faster; smooth maps need the row above taken off. zlib-ng at
+    level 1 makes masks four times as large, at level 3 maps 10 % smaller and takes 20 % longer. A build of
+    imagecodecs without it leaves this to cv2: the same pixels, in other bytes.
     """
     deflate = _zlib_ng()
     if deflate is None or values.nbytes > _LARGEST:
-        plain = values.view(np.uint8) * np.uint8(255) if values.dtype == np.bool_ else values
-        return _png(plain, "UP", cv2.IMWRITE_PNG_STRATEGY_RLE)
+        name = "UP" if row_filter == _UP else "NONE"
+        return _png(np.ascontiguousarray(values), name, cv2.IMWRITE_PNG_STRATEGY_RLE)
     (height, width), size = values.shape, values.itemsize
     try:
-        stored = values.astype(">u2").view(np.uint8) if size > 1 else values.view(np.uint8)
-        rows = scratch("png", (height, 1 + width * size), np.uint8)
-        rows[:, 0] = 2  # the filter "Up"
-        if values.dtype == np.bool_:  # 255 is -1 to a byte
-            np.negative(stored[0], out=rows[0, 1:])
-            np.subtract(stored[:-1], stored[1:], out=rows[1:, 1:])
-        else:
+        stored = values if size == 1 else values.astype(">u2", order="C").view(np.uint8)
+        rows = _rows(height, width * size)
+        rows[:, 0] = row_filter
+        if row_filter == _UP:
             rows[0, 1:] = stored[0]
             np.subtract(stored[1:], stored[:-1], out=rows[1:, 1:])
+        elif _place(stored) != _place(rows[:, 1:]):  # else it was drawn there: `mask_canvas`
+            rows[:, 1:] = stored
         pixels = deflate(rows, level=2)
     except (RuntimeError, MemoryError) as error:
         raise EncodeError(f"cannot encode {height}x{width} as PNG: {error}") from error
@@ -150,6 +168,11 @@ def _grey_png(values: NDArray[Any]) -> bytes:
     return b"".join(
         (b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header), _chunk(b"IDAT", pixels), _chunk(b"IEND", b""))
     )
+
+
+def _place(array: NDArray[Any]) -> tuple[int, tuple[int, ...]]:
+    """Where the elements of an array lie in memory."""
+    return array.__array_interface__["data"][0], array.strides
 
 
 @functools.cache
