@@ -1,6 +1,6 @@
 """Measure what the pipeline itself allows from file to file: the GPU is simulated, all else is real.
 
-    python -m scripts.bench_host [TREE ...] [--photos 200] [--rounds 5] [--save mask] [--isolate]
+    python -m scripts.bench_host [TREE ...] [--photos 200] [--rounds 5] [--save mask,overlay] [--isolate]
 
 Each TREE is a checkout of this project (default: this one). They take turns, so that a change is compared
 with what was there before it, on the same machine at the same time. Pictures are Carvana's, or with
@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace) -> None:
     ):
         for number in range(options.rounds + 1):
             folder = os.path.join(out, str(number))  # replacing files would take longer than writing them
-            plan = prepare(RunOptions((options.measure,), folder, save=(options.save,)))
+            plan = prepare(RunOptions((options.measure,), folder, save=tuple(options.save.split(","))))
             own, others = processor_seconds()
             report = execute(plan, segmenter)
             own, others = (now - then for now, then in zip(processor_seconds(), (own, others), strict=True))
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("trees", nargs="*", type=Path, default=[HERE], help="checkouts to compare")
     parser.add_argument("--photos", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--save", default="mask", help="one kind of output")
+    parser.add_argument("--save", default="mask", help="kinds of output, with commas")
     parser.add_argument("--samples", action="store_true", help="drawn photos instead of Carvana's")
     parser.add_argument("--tiny", action="store_true", help="drawn photos of 64x96")
     parser.add_argument("--isolate", action="store_true", help="in processes of their own")
@@ -155,7 +155,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure:
         return measure(options)
+    if min(options.photos, options.rounds) < 1:
+        parser.error("--photos and --rounds are at least 1")
     trees = [tree.resolve() for tree in options.trees]
+    for tree in trees:
+        if not (tree / "unet_batch").is_dir():
+            parser.error(f"{tree}: not a checkout of this project")
     found: dict[Path, list[dict[str, Any]]] = {tree: [] for tree in trees}
     with tempfile.TemporaryDirectory() as folder:
         pictures = os.path.join(folder, "pictures")

@@ -472,7 +472,7 @@ def _pictures(found: Found) -> list[Check]:
         _judge(group, "simplejpeg", "simplejpeg", found, note=": JPEG through libjpeg-turbo"),
         pillow,
         _judge(group, "tifffile", "tifffile", found, note=": TIFF"),
-        _judge(group, "imagecodecs", "imagecodecs", found, note=": compressed TIFF, colour profiles"),
+        _judge(group, "imagecodecs", "imagecodecs", found, note=": TIFF, colour profiles, masks as PNG"),
         _judge(group, "pillow-heif", "pillow_heif", found, wanted=False, note=": HEIC"),
         _judge(group, "OpenCV", "cv2", found, note=": resizing, and what is written"),
         _judge(group, "PyAV", "av", found, note=": video"),

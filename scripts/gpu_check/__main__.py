@@ -305,7 +305,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--merge", nargs="+", metavar="JSON", help="print one Markdown of several results, and stop"
     )
-    parser.add_argument("--dry-run", action="store_true", help="go through the sections on a CPU, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="go through the sections on a CPU, write nothing, and stop"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser
 

@@ -97,6 +97,13 @@ class TestAtNetwork:
         placement = geometry.place((90, 30), (32, 48))
         assert resize_truth(half(15, (90, 30)), placement).shape == placement.content == (32, 11)
 
+    def test_lies_where_the_picture_does(self) -> None:
+        """131x197 is placed as 132x198: the edge at 187 of 197 columns comes to 45.33 of 48, not to 45.56."""
+        truth = half(187, (131, 197))
+        placement = geometry.place(truth.shape, (32, 48))
+        assert placement.covered == (132, 198)
+        assert resize_truth(truth, placement)[0, 43:].tolist() == [1, 1, 0, 0, 0]
+
     def test_all_void(self) -> None:
         truth = np.full(SIZE, VOID, np.uint8)
         assert (resize_truth(truth, geometry.place(SIZE, (32, 48))) == VOID).all()

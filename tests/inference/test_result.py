@@ -339,6 +339,19 @@ def test_dir_shows_what_is_public_and_nothing_else() -> None:
     assert unet_batch.Result is Result
 
 
+def test_files_are_the_same_in_whatever_order_they_are_encoded(segmenter: Segmenter, photo: Path) -> None:
+    """A mask that is only written is never made as an array: it takes another way to the same bytes."""
+    kinds = ("mask", "overlay", "cutout", "prob", "prob16")
+    after = segmenter.predict(photo)
+    assert after.mask is not None
+    expected = {kind: after.encode(kind) for kind in kinds}
+    for chosen in (("mask",), kinds, kinds[::-1]):
+        assert segmenter.predict(photo).encode_all(chosen) == [(kind, expected[kind]) for kind in chosen]
+    (small,) = segmenter.stream([photo])
+    with pytest.raises(UsageError, match=r"photo\.png: overlay: .*its pixels were not kept"):
+        small.encode_all(("mask", "overlay"))
+
+
 def test_a_result_says_how_its_picture_was_read(
     segmenter: Segmenter, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +395,8 @@ class TestPixelsWithoutAValue:
             assert np.array_equal(result.overlay()[holes], pixels[holes])
             assert not np.array_equal(result.overlay(), pixels)
             (streamed,) = segmenter.stream([path])  # without pixels, and so perhaps decoded at reduced size
+            fresh = segmenter.predict(path)  # of which nobody has asked for `mask`
+            assert np.array_equal(Image.open(io.BytesIO(fresh.encode("mask"))), result.mask)
             assert np.array_equal(streamed.mask, result.mask)
 
     def test_of_several_classes_is_id_0_without_its_colour(self, survey: tuple[Path, np.ndarray]) -> None:

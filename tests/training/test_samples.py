@@ -206,6 +206,22 @@ class TestLayout:
             assert 255 in target  # all of a pixel is all, void beside it or not
             assert np.logical_and(target > 0, target < 255).any()
 
+    @pytest.mark.parametrize("scale", [1, 2])
+    def test_a_mask_lies_where_its_photo_does(self, tmp_path: Path, scale: int) -> None:
+        """Of a photo as bright as its mask, coverage is the brightness, whatever the size."""
+        for index, (height, width) in enumerate(sizes := [(161, 239), (131, 197), (257, 383), (323, 485)]):
+            mask = np.zeros((height, width), np.uint8)
+            cv2.circle(mask, (width * 9 // 10, height * 9 // 10), height // 5, 255, -1)
+            for folder, array in (("images", np.repeat(mask[..., None], 3, 2)), ("masks", mask)):
+                (tmp_path / folder).mkdir(exist_ok=True)
+                Image.fromarray(array).save(tmp_path / folder / f"p{index}.png")
+        dataset = find_dataset(str(tmp_path))
+        for size, sample in zip(sizes, samples_of(dataset, scale), strict=True):
+            assert geometry.place(size, NETWORK).covered != size
+            known = sample.known == 255
+            apart = sample.picture[known].astype(int) - sample.target[known][:, None]
+            assert np.abs(apart).max() <= 2
+
     def test_ids_are_those_at_the_pixels_centres(self, dataset: Dataset) -> None:
         if len(dataset.classes.names) == 1:
             pytest.skip("one class has coverage")
