@@ -194,6 +194,25 @@ def test_a_dry_run_goes_through_real_sections_on_a_cpu(capfd: pytest.CaptureFixt
     assert lines["out of memory tensorrt-rtx"].startswith(reachable)
 
 
+def test_the_tests_of_a_folder_are_run(tmp_path: Path) -> None:
+    folder = tmp_path / "suite"
+    folder.mkdir()
+    (folder / "test_two.py").write_text(
+        "import pytest\n\n@pytest.mark.gpu\ndef test_passes(): pass\n\ndef test_needs_none(): raise ValueError\n"
+    )
+    data: dict[str, Any] = {}
+    sections.tests(data, lambda: None, 60, str(folder))
+    assert (data["passed"], data["failed"], data["skipped"]) == (1, [], 0)
+
+
+def test_the_tests_that_need_a_gpu_lie_in_the_folder_that_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In no wider one: a module that lacks a library when it is collected ends pytest before any test."""
+    (section,) = planned(monkeypatch, lambda name: True, "--only", "tests").values()
+    marked = {path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()}
+    marked.discard(Path(__file__).resolve())  # it writes one
+    assert {path.parent for path in marked} == {ROOT / section.arguments["folder"]}
+
+
 TRAINING = {
     "training data",
     "training bf16",
