@@ -198,7 +198,7 @@ def test_the_tests_of_a_folder_are_run(tmp_path: Path) -> None:
     folder = tmp_path / "suite"
     folder.mkdir()
     (folder / "test_two.py").write_text(
-        "import pytest\n\n@pytest.mark.gpu\ndef test_passes(): pass\n\ndef test_needs_none(): raise ValueError\n"
+        "import pytest\n\n@pytest.mark.gpu\ndef test_passes(): pass\n\ndef test_fails(): raise ValueError\n"
     )
     data: dict[str, Any] = {}
     sections.tests(data, lambda: None, 60, str(folder))
