@@ -213,6 +213,32 @@ def test_the_tests_that_need_a_gpu_lie_in_the_folder_that_is_run(monkeypatch: py
     assert {path.parent for path in marked} == {ROOT / section.arguments["folder"]}
 
 
+def test_the_backend_stands_beside_the_kernels_that_it_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not beside those that cuDNN found by trying, which PyTorch remembers in each thread by shape alone."""
+    tried: dict[int, set[bool]] = {}
+
+    def through_graph(*_: object, benchmark: bool) -> dict[str, Any]:
+        tried.setdefault(threading.get_ident(), set()).add(benchmark)
+        return {"images_per_s": {"median": 1e12 if benchmark else 1e-3}}
+
+    def pipelined(*_: object) -> dict[str, Any]:
+        tried[threading.get_ident()].add(torch.backends.cudnn.benchmark)
+        return measure.rates([1.0], 1, 2)
+
+    monkeypatch.setattr(pytorch, "_through_graph", through_graph)
+    monkeypatch.setattr(pytorch.measure, "pipelined", pipelined)
+    monkeypatch.setattr(pytorch, "_timed_torch", lambda *_: measure.rates([1.0], 1, 2))
+    data: dict[str, Any] = {}
+    pytorch.torch_speed(data, lambda: None, list(networks.TINY), str(tmp_path), [1, 2], 1, 1, "cpu")
+    assert tried.pop(threading.get_ident()) == {False}
+    assert list(tried.values()) == [{True}] * len(tried)
+    first, last = data["entries"]
+    assert first["pipeline"] == {}
+    assert last["pipeline"]["TorchBackend"]["share_of_engine"] == pytest.approx(2e3)
+
+
 TRAINING = {
     "training data",
     "training bf16",
