@@ -518,6 +518,7 @@ class TestOpenMemory:
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("GET was unable to find an engine to execute this computation", True),
         ("CUDA: cudaErrorMemoryAllocation", True),
         ("CUDA: CUDA_ERROR_OUT_OF_MEMORY", True),
         ("MPS backend out of memory (MPS allocated: 18.13 GB, max allowed: 18.13 GB)", True),

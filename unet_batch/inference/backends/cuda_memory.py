@@ -198,6 +198,8 @@ _OUT_OF_MEMORY = (
     "cudaerrormemoryallocation",
     "statusallocfailed",  # cuBLAS, cuDNN 8
     "deviceallocationfailed",  # cuDNN 9
+    # PyTorch where no kernel's scratch memory fits: https://github.com/pytorch/pytorch/issues/108645
+    "unabletofindanengine",
 )
 
 
