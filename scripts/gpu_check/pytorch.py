@@ -338,7 +338,7 @@ def _backends(
 
 
 def _run(make: Callable[[], Backend], items: str, folder: str, rounds: int, isolate: bool) -> Data:
-    """Rounds of a run; `isolate` decodes in processes, which Python's lock does not hold up."""
+    """Rounds of a run; `isolate` decodes, draws and writes in processes, beyond Python's lock."""
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.run.execute import execute
     from unet_batch.run.options import RunOptions

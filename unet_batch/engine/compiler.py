@@ -173,8 +173,7 @@ def compile_plan(
         if monitor is not None:
             config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
-    # None where it cannot be written down: no reason to hide why the build failed
-    if cache is not None and (timings := cache.serialize()) is not None:
+    if cache is not None and (timings := cache.serialize()) is not None:  # None hides no failed build
         keep_timings(bytes(timings))
     if pressed:
         raise KeyboardInterrupt
