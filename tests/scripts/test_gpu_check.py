@@ -131,6 +131,7 @@ def test_the_names_that_the_kit_of_a_gpu_machine_calls_are_there(
     assert {name for name, section in found.items() if not section.skip} == set(KIT[4:])
     assert found["throughput tensorrt"].arguments["engines"].endswith("engines")
     assert gpu_check.make_parser().parse_args(["--export", "d", "--models", "4class,bundled"]).export == "d"
+    monkeypatch.undo()  # what is not installed is replaced, for all later tests
     sections._stand_ins()
     assert sections.graphs is networks.graphs
     options = BuildOptions("g.onnx", "engines", batch=(1, 32, 32), builder="tensorrt", opt_level=2)
