@@ -594,6 +594,10 @@ class TestWithoutKernels:
             build_engine(options(small, tmp_path, timing_cache=str(tmp_path / "x.cache")))
         assert not list(tmp_path.glob("*.plan"))
         assert (tmp_path / "x.cache").read_bytes() == b"timings"
+        timed.serialize = lambda: None
+        with pytest.raises(BackendError, match="any implementation for node node_conv2d_1"):
+            build_engine(options(small, tmp_path, timing_cache=str(tmp_path / "y.cache")))
+        assert not (tmp_path / "y.cache").exists()
 
 
 def copied(built: Built, folder: Path) -> str:

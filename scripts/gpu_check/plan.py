@@ -60,10 +60,11 @@ def plan(options: argparse.Namespace, work: str) -> list[Section]:
     )
     arguments = {"names": common.names, "folder": common.models, "flavours": builders}
     rehearsal = {"names": [TINY], "flavours": [], "forms": [WEAK]}
-    few = {"folder": os.path.join("tests", "inference", "backends")}
+    # The folder with all tests that need a GPU: others do not even import where kornia is missing, say
+    marked = {"seconds": 150, "folder": os.path.join("tests", "inference", "backends")}
     found = [
         Section("environment", "environment", 120),
-        Section("tests", "tests", 160, {"seconds": 150, "folder": "tests"}, common.lacking("pytest"), few),
+        Section("tests", "tests", 160, marked, common.lacking("pytest")),
         Section("models", "models", 150, arguments, common.lacking(*GRAPHS), rehearsal),
         *torch_plan(common),
         *engine_plan(common),
@@ -161,7 +162,8 @@ def torch_plan(common: _Common) -> list[Section]:
     size = (1280, 1918)
     drawn = {
         "folder": common.photos,
-        "drawn": 32 if quick else 96,
+        # A second each to draw; one that comes again costs the same to decode
+        "drawn": 12 if quick else 96,
         "items": 400 if quick else 1500,
         "size": size,
     }

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # Speed ------------------------------------------------------------------------------------------------------
 
+AS_BACKEND = "CUDA graph of the kernels that our backend takes"
 ROUND = 0.3  # seconds of a round at most: enough for a rate, and seven batches of three networks take long
 
 
@@ -61,27 +62,35 @@ def torch_speed(
             stack = torch.from_numpy(measure.repeated(reference, batch)[0]).to(device)
             entry = _new_entry(torch, model, batch)
             data["entries"].append(entry)
+            repeat = functools.partial(
+                _through_graph, torch, functools.partial(folded, stack), spec, rounds, batches, batch, device
+            )
+            if batch == max(sizes) or batch == MAIN_BATCH:
+                entry["engine"][AS_BACKEND] = alone = repeat(benchmark=False)
+                with TorchBackend(loaded, device, batch_size=batch) as backend:
+                    found = measure.pipelined(backend, reference, rounds, batches, backend.streams)
+                entry["pipeline"]["TorchBackend"] = beside_engine(
+                    sections.speed(found, spec), {AS_BACKEND: alone}
+                )
+                save()
             ways: dict[str, Callable[[], object]] = {}
             if batch == MAIN_BATCH:
                 ready = _usual_input(torch, stack, loaded)
                 ways["eager, channels_last half, as it is usually written"] = functools.partial(usual, ready)
             ways["eager, BatchNorm folded, uint8 in and out"] = functools.partial(folded, stack)
-            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
-                for name, work in ways.items():
-                    found = _timed_torch(work, rounds, batches, batch, device)
-                    entry["engine"][name] = sections.speed(found, spec)
-                    save()
-            entry["engine"]["the same through a CUDA graph"] = _through_graph(
-                torch, functools.partial(folded, stack), spec, rounds, batches, batch, device
-            )
-            save()
-            if batch == max(sizes) or batch == MAIN_BATCH:
-                with TorchBackend(loaded, device, batch_size=batch) as backend:
-                    found = measure.pipelined(backend, reference, rounds, batches, backend.streams)
-                entry["pipeline"]["TorchBackend"] = beside_engine(
-                    sections.speed(found, spec), entry["engine"]
-                )
+
+            def tried_out(_: int) -> None:
+                with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
+                    for name, work in ways.items():  # noqa: B023 - called at once
+                        found = _timed_torch(work, rounds, batches, batch, device)  # noqa: B023
+                        entry["engine"][name] = sections.speed(found, spec)  # noqa: B023
+                        save()
+                entry["engine"]["the same through a CUDA graph"] = repeat(benchmark=True)  # noqa: B023
                 save()
+
+            # PyTorch remembers, in each thread, which kernel it took for a shape, and then asks neither
+            # whether it should be tried out nor whether it was.
+            measure.in_threads(1, tried_out)
 
 
 def _new_entry(torch: Any, model: str, batch: int) -> Data:
@@ -103,12 +112,17 @@ def _through_graph(
     batches: int,
     batch: int,
     device: str,
+    *,
+    benchmark: bool,
 ) -> Data:
-    """Speed of `work` as a CUDA graph that is replayed; the reason where there is none."""
+    """Speed of `work` as a CUDA graph that is replayed; the reason where there is none.
+
+    `benchmark`: cuDNN tries its kernels out, as the backend never lets it: each run is to have the same.
+    """
     if device == "cpu":
         return {"reason": "no CUDA graphs on a processor"}
     try:
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=benchmark):
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):  # libraries load and allocate in the first runs
@@ -324,7 +338,7 @@ def _backends(
 
 
 def _run(make: Callable[[], Backend], items: str, folder: str, rounds: int, isolate: bool) -> Data:
-    """Rounds of a run; `isolate` decodes in processes, which Python's lock does not hold up."""
+    """Rounds of a run; `isolate` decodes, draws and writes in processes, beyond Python's lock."""
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.run.execute import execute
     from unet_batch.run.options import RunOptions

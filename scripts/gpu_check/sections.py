@@ -198,8 +198,8 @@ def tests(data: Data, save: Save, seconds: float, folder: str) -> None:
     """The tests marked `gpu` of a folder."""
     if not present("pytest"):
         raise Skip("pytest is not installed")
-    with tempfile.TemporaryDirectory() as folder:
-        report = os.path.join(folder, "junit.xml")
+    with tempfile.TemporaryDirectory() as out:
+        report = os.path.join(out, "junit.xml")
         command = [
             sys.executable,
             "-m",

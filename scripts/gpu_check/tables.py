@@ -173,7 +173,7 @@ def runs(section: Json) -> Iterator[Row]:
             "model",
             "backend",
             "items",
-            "decoded in",
+            "pictures in",
             "images/s, median (range)",
             "the slowest stage alone",
             "bottleneck",

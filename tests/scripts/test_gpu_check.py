@@ -131,6 +131,7 @@ def test_the_names_that_the_kit_of_a_gpu_machine_calls_are_there(
     assert {name for name, section in found.items() if not section.skip} == set(KIT[4:])
     assert found["throughput tensorrt"].arguments["engines"].endswith("engines")
     assert gpu_check.make_parser().parse_args(["--export", "d", "--models", "4class,bundled"]).export == "d"
+    monkeypatch.undo()  # what is not installed is replaced, for all later tests
     sections._stand_ins()
     assert sections.graphs is networks.graphs
     options = BuildOptions("g.onnx", "engines", batch=(1, 32, 32), builder="tensorrt", opt_level=2)
@@ -192,6 +193,51 @@ def test_a_dry_run_goes_through_real_sections_on_a_cpu(capfd: pytest.CaptureFixt
     assert lines["photo decoding"].startswith(("missing: nvidia.nvimgcodec is not installed", "ready: "))
     reachable = "ready: " if sections.present("tensorrt_rtx") else "missing: "
     assert lines["out of memory tensorrt-rtx"].startswith(reachable)
+
+
+def test_the_tests_of_a_folder_are_run(tmp_path: Path) -> None:
+    folder = tmp_path / "suite"
+    folder.mkdir()
+    (folder / "test_two.py").write_text(
+        "import pytest\n\n@pytest.mark.gpu\ndef test_passes(): pass\n\ndef test_fails(): raise ValueError\n"
+    )
+    data: dict[str, Any] = {}
+    sections.tests(data, lambda: None, 60, str(folder))
+    assert (data["passed"], data["failed"], data["skipped"]) == (1, [], 0)
+
+
+def test_the_tests_that_need_a_gpu_lie_in_the_folder_that_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In no wider one: a module that lacks a library when it is collected ends pytest before any test."""
+    (section,) = planned(monkeypatch, lambda name: True, "--only", "tests").values()
+    marked = {path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()}
+    marked.discard(Path(__file__).resolve())  # it writes one
+    assert {path.parent for path in marked} == {ROOT / section.arguments["folder"]}
+
+
+def test_the_backend_stands_beside_the_kernels_that_it_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not beside those that cuDNN found by trying, which PyTorch remembers in each thread by shape alone."""
+    tried: dict[int, set[bool]] = {}
+
+    def through_graph(*_: object, benchmark: bool) -> dict[str, Any]:
+        tried.setdefault(threading.get_ident(), set()).add(benchmark)
+        return {"images_per_s": {"median": 1e12 if benchmark else 1e-3}}
+
+    def pipelined(*_: object) -> dict[str, Any]:
+        tried[threading.get_ident()].add(torch.backends.cudnn.benchmark)
+        return measure.rates([1.0], 1, 2)
+
+    monkeypatch.setattr(pytorch, "_through_graph", through_graph)
+    monkeypatch.setattr(pytorch.measure, "pipelined", pipelined)
+    monkeypatch.setattr(pytorch, "_timed_torch", lambda *_: measure.rates([1.0], 1, 2))
+    data: dict[str, Any] = {}
+    pytorch.torch_speed(data, lambda: None, list(networks.TINY), str(tmp_path), [1, 2], 1, 1, "cpu")
+    assert tried.pop(threading.get_ident()) == {False}
+    assert list(tried.values()) == [{True}] * len(tried)
+    first, last = data["entries"]
+    assert first["pipeline"] == {}
+    assert last["pipeline"]["TorchBackend"]["share_of_engine"] == pytest.approx(2e3)
 
 
 TRAINING = {

@@ -173,8 +173,8 @@ def compile_plan(
         if monitor is not None:
             config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
-    if cache is not None:
-        keep_timings(bytes(cache.serialize()))
+    if cache is not None and (timings := cache.serialize()) is not None:  # None hides no failed build
+        keep_timings(bytes(timings))
     if pressed:
         raise KeyboardInterrupt
     if monitor is not None and monitor.stopped_by is not None:

@@ -282,7 +282,7 @@ class FakeGraph:
 
     alive: ClassVar[weakref.WeakSet[FakeGraph]] = weakref.WeakSet()
     recording: ClassVar[set[object]] = set()
-    ends = True
+    begins = ends = True
     warns = "The CUDA Graph is empty. This usually means that the graph was attempted to be captured on wrong"
 
     def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
@@ -291,15 +291,20 @@ class FakeGraph:
         self._pool = object() if pool is None else pool
         if self._pool in self.recording:
             raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
-        self.recording.add(self._pool)
+        self.recording.add(self._pool)  # before CUDA begins, which may fail
+        if not self.begins:
+            raise RuntimeError("operation not permitted when stream is capturing")
 
     def capture_end(self) -> None:
-        if not self.ends:
+        if not (self.begins and self.ends):
             raise RuntimeError("operation failed due to a previous error during capture")
         self.recording.discard(self._pool)
+        self.alive.add(self)
         if self.warns:
             warnings.warn(self.warns, UserWarning, stacklevel=2)
-        self.alive.add(self)
+
+    def reset(self) -> None:
+        self.alive.discard(self)
 
     def pool(self) -> object:
         return self._pool
@@ -333,6 +338,7 @@ class TestTorch:
         )
         monkeypatch.setitem(sys.modules, "torch", fake)  # type: ignore[arg-type]
         FakeGraph.recording.clear()
+        FakeGraph.alive.clear()
         return fake
 
     @pytest.mark.filterwarnings("error")
@@ -377,6 +383,43 @@ class TestTorch:
                 memory.capture(stream, lambda: None)
             torch.cuda.CUDAGraph.ends = True
             assert memory.capture(stream, lambda: None).raw.pool() is not kept.raw.pool()
+
+    def test_a_capture_that_had_no_memory_gives_back_what_it_took(self, torch: SimpleNamespace) -> None:
+        """Or half the batch would find what the whole one left."""
+        torch.cuda.CUDAGraph.warns = ""
+
+        def enqueue() -> None:
+            raise DeviceOutOfMemory("no memory")
+
+        memory = TorchMemory()
+        with memory.current():
+            stream = memory.stream()
+            sibling = memory.capture(stream, lambda: None)
+            with pytest.raises(DeviceOutOfMemory) as caught:
+                memory.capture(stream, enqueue)
+            assert set(FakeGraph.alive) == {sibling.raw}, "held, and not by the error alone"
+            assert memory.capture(stream, lambda: None).raw.pool() is sibling.raw.pool()
+        assert caught.value.message == "no memory"
+
+    @pytest.mark.parametrize("where", ["begins", "ends"])
+    def test_a_graph_that_the_allocator_asks_outlives_its_memory(
+        self, torch: SimpleNamespace, where: str
+    ) -> None:
+        """Its allocator calls a function of the graph for each capture that CUDA did not end."""
+        graphs: weakref.WeakSet[FakeGraph] = weakref.WeakSet()
+
+        class Graph(FakeGraph):
+            def __init__(self) -> None:
+                graphs.add(self)
+
+        setattr(Graph, where, False)
+        torch.cuda.CUDAGraph = Graph
+        memory = TorchMemory()
+        with pytest.raises(BackendError), memory.current():
+            memory.capture(memory.stream(), lambda: None)
+        del memory
+        gc.collect()
+        assert [graph.pool() for graph in graphs] == list(FakeGraph.recording)
 
     def test_no_two_streams_are_one(self, torch: SimpleNamespace, bindings: Callable[[], FakeDriver]) -> None:
         """PyTorch deals 32 streams in turn; in one that another executor shares nothing can be captured."""
@@ -475,6 +518,7 @@ class TestOpenMemory:
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("GET was unable to find an engine to execute this computation", True),
         ("CUDA: cudaErrorMemoryAllocation", True),
         ("CUDA: CUDA_ERROR_OUT_OF_MEMORY", True),
         ("MPS backend out of memory (MPS allocated: 18.13 GB, max allowed: 18.13 GB)", True),

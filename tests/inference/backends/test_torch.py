@@ -17,7 +17,7 @@ import torch
 from tests.helpers.host_torch import HostTorchBackend, QueuedProgram, tiny_checkpoint
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory
 from unet_batch.inference.backends import torch as torch_module
-from unet_batch.inference.backends.cuda_memory import Resource
+from unet_batch.inference.backends.cuda_memory import Resource, TorchMemory
 from unet_batch.inference.backends.streaming import StreamingExecutor
 from unet_batch.inference.backends.torch import Program, TorchBackend
 from unet_batch.model.graph import Graph
@@ -286,3 +286,21 @@ class TestOnAGpu:
             with backend:
                 backend.infer(pictures(8))
         assert torch.cuda.memory_reserved() <= before
+
+    def test_a_capture_that_had_no_memory_keeps_none(self) -> None:
+        memory = TorchMemory()
+
+        def enqueue() -> None:
+            with torch.cuda.stream(stream.raw):
+                torch.empty(2**28, dtype=torch.uint8, device="cuda")  # no kernel that may have to load
+            raise DeviceOutOfMemory("no memory")
+
+        with memory.current():
+            stream = memory.stream()
+            torch.cuda.empty_cache()
+            before = torch.cuda.memory_reserved()
+            with pytest.raises(DeviceOutOfMemory):
+                memory.capture(stream, enqueue)
+            torch.cuda.empty_cache()
+            assert torch.cuda.memory_reserved() <= before
+            memory.free(stream)

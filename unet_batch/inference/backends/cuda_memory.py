@@ -20,6 +20,8 @@ from unet_batch.inference.backends.cuda_driver import INSTALL, CudaBindingsMemor
 if TYPE_CHECKING:
     from unet_batch.types import Pixels
 
+_UNENDED: list[Any] = []  # graphs that must outlive whoever captured them, see `TorchMemory`
+
 __all__ = ["PROVIDERS", "CudaMemory", "Resource", "TorchMemory", "is_out_of_memory", "open_memory"]
 
 
@@ -78,7 +80,6 @@ class TorchMemory(CudaMemory):
         except BackendUnavailable:
             self._bindings = None
         self._graphs: WeakKeyDictionary[Resource, WeakSet[Resource]] = WeakKeyDictionary()  # by stream
-        self._failed: list[Any] = []
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -157,8 +158,8 @@ class TorchMemory(CudaMemory):
         # Of a graph that lives, as PyTorch refuses a pool whose last graph is gone
         pool = next((sibling.raw.pool() for sibling in siblings if sibling.raw is not None), None)
         with self.current(), self._torch.cuda.stream(stream.raw):
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 enqueue()
                 graph.capture_end()
             except BaseException:
@@ -169,15 +170,18 @@ class TorchMemory(CudaMemory):
         return captured
 
     def _abandon(self, graph: Any, stream: Resource) -> None:
-        """End a capture that failed; the stream is of no use until then."""
-        # Where CUDA will not end it, PyTorch's allocator goes on asking this graph what belongs to its pool,
-        # and lets no other capture use that.
-        self._failed.append(graph)
-        del self._graphs[stream]
-        with suppress(RuntimeError), warnings.catch_warnings():
-            # Expected here, and where warnings are errors it would take the place of what went wrong
-            warnings.filterwarnings("ignore", "The CUDA Graph is empty", UserWarning)
-            graph.capture_end()
+        """End a capture that failed, as the stream is of no use until then, and give its memory back."""
+        try:
+            with warnings.catch_warnings():
+                # Expected here, and where warnings are errors it would take the place of what went wrong
+                warnings.filterwarnings("ignore", "The CUDA Graph is empty", UserWarning)
+                graph.capture_end()
+        except RuntimeError:
+            # Where CUDA will not end it, PyTorch's allocator goes on asking this graph what belongs to its
+            # pool, and lets no other capture use that.
+            _UNENDED.append(graph)
+            del self._graphs[stream]
+        graph.reset()  # what it took may be what the next, smaller batch needs
 
     def launch(self, graph: Resource, stream: Resource) -> None:
         with self._torch.cuda.stream(stream.raw):
@@ -194,6 +198,8 @@ _OUT_OF_MEMORY = (
     "cudaerrormemoryallocation",
     "statusallocfailed",  # cuBLAS, cuDNN 8
     "deviceallocationfailed",  # cuDNN 9
+    # PyTorch where no kernel's scratch memory fits: https://github.com/pytorch/pytorch/issues/108645
+    "unabletofindanengine",
 )
 
 
