@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -46,6 +48,41 @@ def test_messages_of_every_size_arrive_whole(shared: bool) -> None:
             ).head
             assert (answer, bytes(found)) == (request, b"".join(data))
         assert workers.cpu > 0
+
+
+def test_a_module_of_the_current_folder_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("signal", "os", "json", "struct"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger')")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if os.path.isabs(entry)])
+    monkeypatch.chdir(tmp_path)
+    with Workers(1, [ECHO]) as workers:
+        assert workers.ask(ECHO, b"works", receive=lambda head: ()).head == b"works"
+
+
+def test_the_file_gives_back_what_a_large_request_took() -> None:
+    with Workers(1, [KEEP], keep=100_000) as workers:
+        worker = workers.ask(KEEP, b"1", [bytes(300_000)]).worker
+        assert worker._file is not None
+        assert os.fstat(worker._file.fileno()).st_size == 0
+
+
+def test_a_pipe_that_breaks_in_the_words_of_windows_is_a_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Workers(1, [PID]) as workers:
+        pid = int(workers.ask(PID, b"").head)
+        psutil.Process(pid).kill()
+        write, refused = os.write, []
+
+        def refuse(descriptor: int, data: bytes) -> int:
+            if not refused:
+                refused.append(descriptor)
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return write(descriptor, data)
+
+        monkeypatch.setattr(os, "write", refuse)
+        assert int(workers.ask(PID, b"").head) != pid
+        assert (len(refused), workers.deaths) == (1, 1)
 
 
 def test_errors_arrive_as_what_they_are() -> None:

@@ -62,7 +62,7 @@ def serve(functions: Sequence[str], shared: int | None, lifeline: int | None) ->
     _set_alarm(0)
     channel.send(READY)
     kept: dict[int, Any] = {}
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError):
         while True:
             _serve_one(channel, shared, kept)
     os._exit(0)  # nothing is left to tidy up, and none of the libraries gets a chance to crash over it
