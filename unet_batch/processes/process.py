@@ -33,8 +33,9 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**27),
 }
 
-# Modules are looked for where the owner finds them, not in the current folder, which may be a stranger's: `-c`
-# puts it first, so nothing but `sys`, which is built in, is imported before. The alarm ends a start that hangs.
+# Modules are looked for where the owner finds them, not in the current folder, which may be a stranger's:
+# `-c` puts it first, so nothing but `sys`, which is built in, is imported before. The alarm ends a start that
+# hangs.
 _CODE = """
 import sys
 sys.path[:] = {path!r}
