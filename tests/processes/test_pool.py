@@ -21,9 +21,9 @@ pytestmark = [
     pytest.mark.usefixtures("no_thread_is_left"),
     pytest.mark.skipif(os.name != "posix", reason="sends signals"),
 ]
-ECHO, PID, KEEP, LOOK, FAIL, DIE, DIE_ONCE = (
+ECHO, PID, KEEP, KEEP_AND_FAIL, LOOK, FAIL, DIE, DIE_ONCE = (
     f"tests.helpers.worker_functions:{name}"
-    for name in ("echo", "pid", "keep", "look", "fail", "die", "die_once")
+    for name in ("echo", "pid", "keep", "keep_and_fail", "look", "fail", "die", "die_once")
 )
 
 
@@ -108,6 +108,15 @@ def test_what_is_kept_is_found_where_it_is_and_forgotten_with_its_owner() -> Non
         assert workers.ask(LOOK, b"", kept=one).head == repr(both).encode()
         del one
         assert workers.ask(LOOK, b"", kept=two).head == repr(both[1:]).encode()
+
+
+def test_nothing_is_kept_of_a_request_that_fails() -> None:
+    with Workers(1, [KEEP, KEEP_AND_FAIL, LOOK]) as workers:
+        kept = Kept(workers.ask(KEEP, b"1", [b"abc"]).worker, 1)
+        for number in (b"1", b"2"):
+            with pytest.raises(OSError, match="No space left"):
+                workers.ask(KEEP_AND_FAIL, number, [b"def"])
+        assert workers.ask(LOOK, b"", kept=kept).head == repr([(1, b"def")]).encode()
 
 
 def test_who_asks_for_a_busy_worker_waits_for_it_and_others_take_the_next() -> None:
