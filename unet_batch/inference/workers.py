@@ -151,8 +151,8 @@ class PictureWorkers:
         Raises:
             EncodeError: one cannot be encoded; the message names the picture and the kind. Or drawing them
                 has ended two workers.
-            ImageError: the picture was to be decoded again, and is not what it was; or its map cannot be handed
-                over.
+            ImageError: the picture was to be decoded again, and is not what it was; or there is no space to
+                hand over its map.
             OutputError: a file cannot be written.
             RunError: no worker can be started.
         """
