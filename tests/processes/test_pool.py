@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +84,27 @@ def test_a_pipe_that_breaks_in_the_words_of_windows_is_a_death(monkeypatch: pyte
         monkeypatch.setattr(os, "write", refuse)
         assert int(workers.ask(PID, b"").head) != pid
         assert (len(refused), workers.deaths) == (1, 1)
+
+
+CLOSED = """
+import os, sys
+report = os.dup(1)
+for descriptor in map(int, sys.argv[1]):
+    os.close(descriptor)
+from unet_batch.processes import Workers
+with Workers(1, [sys.argv[2]]) as workers:
+    found = bytearray(3)
+    head = workers.ask(sys.argv[2], b"head", [b"abc"], receive=lambda head: [memoryview(found)]).head
+os.write(report, head + found)
+"""
+
+
+@pytest.mark.parametrize("closed", ["0", "01", "12", "012"])
+def test_an_owner_that_has_closed_its_standard_streams_has_workers(closed: str) -> None:
+    command = [sys.executable, "-c", CLOSED, closed, ECHO]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=30, check=False)
+    assert done.stdout == b"headabc"
 
 
 def test_errors_arrive_as_what_they_are() -> None:

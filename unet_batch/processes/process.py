@@ -112,6 +112,7 @@ class Worker:
         theirs = None
         if sys.platform == "linux":
             theirs, self._lifeline = os.pipe()
+            theirs = _away_from_standard(theirs)
         path = [entry for entry in sys.path if isinstance(entry, str)]
         code = _CODE.format(path=path, functions=tuple(functions), shared=file, lifeline=theirs)
         try:
@@ -216,8 +217,19 @@ def _anonymous_file() -> FileIO:
     """Create a file without a name; in memory, where the system can do that."""
     if hasattr(os, "memfd_create"):
         with suppress(OSError):
-            return FileIO(os.memfd_create("unet-batch"), "r+")
+            return FileIO(_away_from_standard(os.memfd_create("unet-batch")), "r+")
     return tempfile.TemporaryFile(buffering=0)
+
+
+def _away_from_standard(descriptor: int) -> int:
+    """Move a descriptor that is 0, 1 or 2 where a caller has closed its own: a worker's own go there."""
+    if descriptor > 2:
+        return descriptor
+    import fcntl
+
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(descriptor)
+    return moved
 
 
 def _read_error(answer: bytes) -> Exception:
