@@ -27,6 +27,12 @@ def keep(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[bytes,
     return b"", []
 
 
+def keep_and_fail(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[bytes, list[bytes]]:
+    """Keep the data under a number, and raise something."""
+    keep(request, data, kept)
+    raise OSError(28, "No space left on device")
+
+
 def look(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[bytes, list[bytes]]:
     """Tell what is kept."""
     return repr(sorted(kept.items())).encode(), []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,9 +22,9 @@ pytestmark = [
     pytest.mark.usefixtures("no_thread_is_left"),
     pytest.mark.skipif(os.name != "posix", reason="sends signals"),
 ]
-ECHO, PID, KEEP, LOOK, FAIL, DIE, DIE_ONCE = (
+ECHO, PID, KEEP, KEEP_AND_FAIL, LOOK, FAIL, DIE, DIE_ONCE = (
     f"tests.helpers.worker_functions:{name}"
-    for name in ("echo", "pid", "keep", "look", "fail", "die", "die_once")
+    for name in ("echo", "pid", "keep", "keep_and_fail", "look", "fail", "die", "die_once")
 )
 
 
@@ -48,6 +51,62 @@ def test_messages_of_every_size_arrive_whole(shared: bool) -> None:
         assert workers.cpu > 0
 
 
+def test_a_module_of_the_current_folder_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("signal", "os", "json", "struct"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger')")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if os.path.isabs(entry)])
+    monkeypatch.chdir(tmp_path)
+    with Workers(1, [ECHO]) as workers:
+        assert workers.ask(ECHO, b"works", receive=lambda head: ()).head == b"works"
+
+
+def test_the_file_gives_back_what_a_large_request_took() -> None:
+    with Workers(1, [KEEP], keep=100_000) as workers:
+        worker = workers.ask(KEEP, b"1", [bytes(300_000)]).worker
+        assert worker._file is not None
+        assert os.fstat(worker._file.fileno()).st_size == 0
+
+
+def test_a_pipe_that_breaks_in_the_words_of_windows_is_a_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Workers(1, [PID]) as workers:
+        pid = int(workers.ask(PID, b"").head)
+        psutil.Process(pid).kill()
+        write, refused = os.write, []
+
+        def refuse(descriptor: int, data: bytes) -> int:
+            if not refused:
+                refused.append(descriptor)
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return write(descriptor, data)
+
+        monkeypatch.setattr(os, "write", refuse)
+        assert int(workers.ask(PID, b"").head) != pid
+        assert (len(refused), workers.deaths) == (1, 1)
+
+
+CLOSED = """
+import os, sys
+report = os.dup(1)
+for descriptor in map(int, sys.argv[1]):
+    os.close(descriptor)
+from unet_batch.processes import Workers
+with Workers(1, [sys.argv[2]]) as workers:
+    found = bytearray(3)
+    head = workers.ask(sys.argv[2], b"head", [b"abc"], receive=lambda head: [memoryview(found)]).head
+os.write(report, head + found)
+"""
+
+
+@pytest.mark.parametrize("closed", ["0", "01", "12", "012"])
+def test_an_owner_that_has_closed_its_standard_streams_has_workers(closed: str) -> None:
+    command = [sys.executable, "-c", CLOSED, closed, ECHO]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=30, check=False)
+    assert done.stdout == b"headabc"
+
+
 def test_errors_arrive_as_what_they_are() -> None:
     with Workers(1, [FAIL]) as workers:
         with pytest.raises(ImageTooLarge) as ours:
@@ -71,6 +130,15 @@ def test_what_is_kept_is_found_where_it_is_and_forgotten_with_its_owner() -> Non
         assert workers.ask(LOOK, b"", kept=one).head == repr(both).encode()
         del one
         assert workers.ask(LOOK, b"", kept=two).head == repr(both[1:]).encode()
+
+
+def test_nothing_is_kept_of_a_request_that_fails() -> None:
+    with Workers(1, [KEEP, KEEP_AND_FAIL, LOOK]) as workers:
+        kept = Kept(workers.ask(KEEP, b"1", [b"abc"]).worker, 1)
+        for number in (b"1", b"2"):
+            with pytest.raises(OSError, match="No space left"):
+                workers.ask(KEEP_AND_FAIL, number, [b"def"])
+        assert workers.ask(LOOK, b"", kept=kept).head == repr([(1, b"def")]).encode()
 
 
 def test_who_asks_for_a_busy_worker_waits_for_it_and_others_take_the_next() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -198,6 +199,25 @@ def test_a_full_disk_ends_the_run_in_the_same_words(
     assert "run the same command again" in caught.value.hint
     monkeypatch.setattr(isolation, "READER", "unet_batch.media.images:read")
     assert run(photos, out).done == 6
+
+
+@pytest.mark.parametrize(("asked", "stage"), [(b":prepare", "decode"), (b":finish", "render")])
+def test_no_space_between_the_processes_is_said_with_what_helps(
+    asked: bytes, stage: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Worker.ask
+
+    def fill(self: Worker, function: bytes, *arguments: Any) -> Any:
+        if function.endswith(asked):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return ask(self, function, *arguments)
+
+    monkeypatch.setattr(Worker, "ask", fill)
+    report = run(photos, tmp_path / "out")
+    assert (report.done, {failure.stage for failure in report.failures}) == (0, {stage})
+    first = report.failures[0]
+    assert first.message == f"{photos / '0.png'}: no space to hand over its pixels: No space left on device"
+    assert "leave --isolate out" in first.hint
 
 
 def test_a_folder_that_vanishes_does_not_come_back(photos: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ class PictureWorkers:
 
         Raises:
             DecoderCrashed: the picture ended its decoder twice, or was not decoded within the time limit.
-            ImageError, ImageTooLarge: as for `images.read`.
+            ImageError, ImageTooLarge: as for `images.read`; or its pixels cannot be handed over.
             RunError: no worker can be started.
         """
         tensor = self.backend.buffer()
@@ -151,7 +151,8 @@ class PictureWorkers:
         Raises:
             EncodeError: one cannot be encoded; the message names the picture and the kind. Or drawing them
                 has ended two workers.
-            ImageError: the picture was to be decoded again, and is not what it was.
+            ImageError: the picture was to be decoded again, and is not what it was; or there is no space to
+                hand over its map.
             OutputError: a file cannot be written.
             RunError: no worker can be started.
         """
@@ -165,6 +166,8 @@ class PictureWorkers:
             ).head
         except Died as death:
             raise _crash_error(item.path, death) from None
+        except OSError as error:
+            raise isolation.no_space_error(item.path, error) from error
         seconds = _FINISHED.unpack_from(answer)
         kinds = len(self.outputs.kinds)
         sizes = struct.unpack_from(f"<{kinds}Q", answer, _FINISHED.size)

@@ -95,7 +95,10 @@ class Decoders:
 
 def no_space_error(path: str, error: OSError) -> ImageError:
     """Make the error of a picture that did not fit into the file between worker and owner."""
-    return ImageError(f"{path}: no space to hand over its pixels: {error.strerror}")
+    return ImageError(
+        f"{path}: no space to hand over its pixels: {error.strerror}",
+        hint="free some memory and temporary space, or leave --isolate out",
+    )
 
 
 def crash_error(path: str, death: Died, time_limit: float) -> DecoderCrashed:

@@ -29,11 +29,14 @@ class Channel:
         return ()
 
     def send(self, message: bytes, data: Sequence[memoryview] = ()) -> None:
-        """Send a message, and what must be sent with it."""
-        for part in (memoryview(message), *data):
-            at = 0
-            while at < len(part):
-                at += os.write(self._target, part[at:])
+        """Send a message, and what must be sent with it; raise EOFError where the other side is gone."""
+        try:
+            for part in (memoryview(message), *data):
+                at = 0
+                while at < len(part):
+                    at += os.write(self._target, part[at:])
+        except OSError as error:  # a broken pipe, for which Windows also has EINVAL
+            raise EOFError from error
 
     def read(self, size: int) -> bytes:
         """Read so many bytes of the message; raise EOFError where the other side is gone."""

@@ -33,17 +33,19 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**27),
 }
 
-# The alarm ends a start that hangs. Modules are looked for where the owner finds them, not in the current
-# folder, which may be a stranger's.
+# Modules are looked for where the owner finds them, not in the current folder, which may be a stranger's:
+# `-c` puts it first, so nothing but `sys`, which is built in, is imported before. The alarm ends a start that
+# hangs.
 _CODE = """
-import signal, sys
+import sys
+sys.path[:] = {path!r}
+import signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if hasattr(signal, "alarm"):
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     signal.alarm(120)
-sys.path[:] = {path!r}
 from unet_batch.processes.serve import serve
 serve({functions!r}, {shared!r}, {lifeline!r})
 """
@@ -105,11 +107,12 @@ class Worker:
             raise
 
     def _spawn(self, functions: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Start a fresh interpreter that runs `_serve`."""
+        """Start a fresh interpreter that runs `serve`."""
         file = None if self._file is None else self._file.fileno()
         theirs = None
         if sys.platform == "linux":
             theirs, self._lifeline = os.pipe()
+            theirs = _away_from_standard(theirs)
         path = [entry for entry in sys.path if isinstance(entry, str)]
         code = _CODE.format(path=path, functions=tuple(functions), shared=file, lifeline=theirs)
         try:
@@ -163,12 +166,12 @@ class Worker:
                 if sum(map(len, views)) != size:
                     raise RuntimeError(f"{size} bytes came from a worker, which are not those expected")
                 self._channel.read_data(views)
-        except (EOFError, BrokenPipeError, ConnectionResetError):
+        except EOFError:
             raise self._death() from None
         except BaseException:  # also Ctrl-C: an answer that comes late would be taken for the next request's
             self._kill()
             raise
-        if self._file is not None and size > self._keep:
+        if self._file is not None and max(size, sizes[-1]) > self._keep:
             os.ftruncate(self._file.fileno(), 0)
         if failed:
             raise _read_error(answer)
@@ -214,8 +217,19 @@ def _anonymous_file() -> FileIO:
     """Create a file without a name; in memory, where the system can do that."""
     if hasattr(os, "memfd_create"):
         with suppress(OSError):
-            return FileIO(os.memfd_create("unet-batch"), "r+")
+            return FileIO(_away_from_standard(os.memfd_create("unet-batch")), "r+")
     return tempfile.TemporaryFile(buffering=0)
+
+
+def _away_from_standard(descriptor: int) -> int:
+    """Move a descriptor that is 0, 1 or 2 where a caller has closed its own: a worker's own go there."""
+    if descriptor > 2:
+        return descriptor
+    import fcntl
+
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(descriptor)
+    return moved
 
 
 def _read_error(answer: bytes) -> Exception:

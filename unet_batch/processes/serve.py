@@ -62,7 +62,7 @@ def serve(functions: Sequence[str], shared: int | None, lifeline: int | None) ->
     _set_alarm(0)
     channel.send(READY)
     kept: dict[int, Any] = {}
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError):
         while True:
             _serve_one(channel, shared, kept)
     os._exit(0)  # nothing is left to tidy up, and none of the libraries gets a chance to crash over it
@@ -79,7 +79,7 @@ def _serve_one(channel: Channel, shared: int | None, kept: dict[int, Any]) -> No
     # So stderr holds the words of this request, and does not grow.
     os.ftruncate(2, 0)
     os.lseek(2, 0, os.SEEK_SET)
-    failed, size = False, 0
+    failed, size, known = False, 0, set(kept)
     rest: Sequence[memoryview] = ()
     try:
         answer, parts = function(request, data, kept)
@@ -88,6 +88,8 @@ def _serve_one(channel: Channel, shared: int | None, kept: dict[int, Any]) -> No
         if shared is not None and views:
             os.ftruncate(shared, size)  # a large one before it leaves nothing
     except Exception as error:  # noqa: BLE001 - the owner gets it
+        for number in kept.keys() - known:  # of which nobody will ever say that it can be forgotten
+            del kept[number]
         failed, size, rest, answer = True, 0, (), _write_error(error)
     channel.send(ANSWER.pack(failed, len(answer), size, time.process_time() - cpu) + answer, rest)
 
