@@ -24,7 +24,8 @@ that ended: on Linux at once, elsewhere after the request in hand.
 Not `multiprocessing`: its children run the caller's script again, which needs a guard against that; its
 messages are pickles; its shared memory has names, which outlive a kill -9.
 
-No sandbox: a worker may do whatever its owner may. What is contained are crashes and hangs.
+No sandbox: a worker may do whatever its owner may. What is contained are crashes, and hangs of a
+function that limits its time.
 """
 
 from unet_batch.processes.pool import KEEP, Answer, Kept, Workers

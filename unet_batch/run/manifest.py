@@ -236,8 +236,7 @@ class Manifest:
                 return
         raise OutputError(
             f"{self.folder} vanished while the run wrote to it: {os.path.basename(self.path)} is gone",
-            hint="reconnect its disk, or choose another output folder with -o, and run the same command "
-            "again",
+            hint="reconnect its disk, or choose another output folder with -o",
         )
 
     def sync(self) -> None:
