@@ -38,7 +38,7 @@ _LARGEST = 2**30  # bytes that are compressed at once: a chunk of a PNG holds le
 def encode_mask(mask: Pixels) -> bytes:
     """Encode uint8 (h, w) as an 8-bit grey PNG.
 
-    For a 1280x1918 mask of 0 and 255: 2.5 ms and 8 kB on a busy machine; by cv2 at its best 7.4 ms and 5 kB.
+    For a 1280x1918 mask of 0 and 255: 0.8 to 1.1 ms for zlib-ng and 7 kB; by cv2 at its best 7 ms and 5 kB.
 
     Raises:
         EncodeError: another shape or type, or the encoder refused.
