@@ -118,7 +118,7 @@ def mask_from_map(map: Pixels, placement: Placement, threshold: float, out: Pixe
     if wide.size <= 4:  # cv2 may take so few for one colour
         out[:] = np.where(wide >= least, 255, 0)
         return out
-    # 1.0 ms, where numpy's two steps take 1.4; its stubs know no numbers here
+    # 0.7 ms for 1280x1918, where numpy's two steps take 0.8; its stubs know no numbers here
     return cast("Pixels", cv2.compare(wide, cast("Any", least), cv2.CMP_GE, out))
 
 

@@ -141,8 +141,6 @@ class Result:
             EncodeError, UsageError: as for `encode`; the message names the picture and the kind.
         """
         files = []
-        if "overlay" in kinds:  # which draws the mask: made once for both
-            _ = self.mask
         for kind in kinds:
             try:
                 files.append((kind, self.encode(kind)))
@@ -218,10 +216,11 @@ class Result:
 
 def _mask(result: Result) -> bytes:
     prediction = result._done("mask")
-    if "mask" in vars(result) or result.spec.output == "class_ids":
+    frame = prediction.frame
+    # Without the picture's pixels no overlay needs the mask, too: it is drawn where it is encoded
+    if "mask" in vars(result) or frame.pixels is not None or result.spec.output == "class_ids":
         assert result.mask is not None
         return images.encode_mask(result.mask)
-    frame = prediction.frame  # nobody else needs it: it is drawn where it is encoded
     canvas = images.mask_canvas(frame.placement.source)
     mask = postprocess.mask_from_map(prediction.map, frame.placement, result.threshold, canvas)
     return images.encode_mask(postprocess.blank(mask, frame.missing))
