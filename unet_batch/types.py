@@ -210,7 +210,8 @@ class ModelSpec:
 
     Attributes:
         name: what the model calls itself.
-        widths: channels of each level of the U-Net, finest first.
+        widths: channels of each level of the U-Net, finest first; behind an encoder, of each level of the
+            decoder.
         in_channels: channels of the input (3 = RGB).
         input_size: (height, width) the model was trained for.
         mean, std: normalisation per channel, for pixel values scaled to 0..1.
@@ -218,6 +219,8 @@ class ModelSpec:
         threshold: probability from which a pixel counts as the class (one class only).
         output: what the network's map means.
         training: facts and metrics of its training, for people and reports.
+        architecture: "unet", the classic one, or "encoder-unet", whose contracting path is `encoder`.
+        encoder: a key of `model.efficientnet.VARIANTS`; "" for the classic U-Net.
     """
 
     name: str
@@ -230,3 +233,16 @@ class ModelSpec:
     threshold: float = 0.5
     output: Literal["probability", "class_ids"] = "probability"
     training: Mapping[str, Any] = field(default_factory=dict)
+    architecture: Literal["unet", "encoder-unet"] = "unet"
+    encoder: str = ""
+
+    @property
+    def network(self) -> str:
+        """What a person calls it: "U-Net, widths 32, 64, 128"."""
+        kind = f"U-Net on {self.encoder}, decoder" if self.encoder else "U-Net,"
+        return f"{kind} widths {', '.join(map(str, self.widths))}"
+
+    @property
+    def stride(self) -> int:
+        """Network pixels whose multiples heights and widths are padded to."""
+        return 32 if self.encoder else int(2 ** (len(self.widths) - 1))

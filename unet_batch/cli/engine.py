@@ -279,7 +279,7 @@ def _print_checkpoint(lines: Lines, found: CheckpointFile) -> dict[str, Any]:
 
 def _print_spec(lines: Lines, spec: ModelSpec) -> None:
     height, width = spec.input_size
-    lines.line("model", spec.name, f"U-Net of widths {', '.join(map(str, spec.widths))}", f"{height}x{width}")
+    lines.line("model", spec.name, spec.network, f"{height}x{width}")
     means = (
         "the probability of it" if spec.output == "probability" else f"ids 0 to {len(spec.classes.names) - 1}"
     )

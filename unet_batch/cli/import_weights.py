@@ -167,9 +167,7 @@ def _print_import(lines: Lines, found: Imported) -> None:
 
     spec = found.spec
     names, (height, width) = spec.classes.names, spec.input_size
-    lines.line(
-        "found", f"{found.arch} U-Net of widths {', '.join(map(str, spec.widths))}", f"{height}x{width}"
-    )
+    lines.line("found", f"{found.arch}: {spec.network}", f"{height}x{width}")
     if len(names) == 1:
         lines.line("classes", names[0], "the map holds the probability of it")
     else:

@@ -178,7 +178,7 @@ def _print_plan(lines: Lines, plan: TrainingPlan, ranks: Ranks) -> None:
         lines.line("", reason)
     lines.line(
         "model",
-        f"widths {', '.join(map(str, spec.widths))}",
+        spec.network,
         f"{plan.parameters / 1e6:.1f} M parameters",
         f"{height}x{width}",
         names[0] if len(names) == 1 else f"{len(names)} classes",

@@ -23,7 +23,7 @@ from unet_batch.engine.proof import MIN_DICE, compare
 from unet_batch.errors import BackendError, BackendUnavailable, UsageError
 from unet_batch.model import spec as spec_json
 from unet_batch.model.checkpoint import Checkpoint
-from unet_batch.model.graph import Graph, convolutions
+from unet_batch.model.graph import Graph
 from unet_batch.types import Size
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def export(
         size: (height, width) of the input; None takes the model's own.
         any_size: leave height and width free; `size` is then only what the graph is traced with.
         opset: of the standard operators; None takes the default of the precision.
-        float32: names of convolutions that stay float32, as `model.graph.convolutions` gives them.
+        float32: names of convolutions that stay float32, as `SegmentationNetwork.convolutions` gives them.
 
     Raises:
         UsageError: an unknown precision or opset, or a size that the network's levels do not divide.
@@ -83,7 +83,7 @@ def export(
         "source_sha256": checkpoint.sha256,
         "precision": precision,
         "float32": list(float32),
-        "layers": convolutions(checkpoint.model),
+        "layers": checkpoint.model.convolutions(),
         "graph": GRAPH_VERSION,
     }
     entry = proto.metadata_props.add()
@@ -123,7 +123,7 @@ def offenders(checkpoint: Checkpoint, reference: Reference, precision: str) -> t
     them are both found.
     """
     few = reference.pictures[:4]
-    names = convolutions(checkpoint.model)
+    names = checkpoint.model.convolutions()
     found = []
     for name in names:
         rest = [other for other in names if other != name]

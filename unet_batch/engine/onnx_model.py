@@ -141,7 +141,7 @@ def parse(data: bytes) -> OnnxModel:
 
 def check_size(size: Size, spec: ModelSpec) -> None:
     """Raise UsageError, with the nearest size that fits, for one that the network's levels do not divide."""
-    stride = 2 ** (len(spec.widths) - 1)
+    stride = spec.stride
     height, width = size
     if height % stride or width % stride:
         fits = tuple(max(stride, round(side / stride) * stride) for side in size)

@@ -26,10 +26,11 @@ from unet_batch.model import spec as spec_json
 from unet_batch.types import ModelSpec
 
 if TYPE_CHECKING:
-    from unet_batch.model.unet import UNet
+    from unet_batch.model.network import SegmentationNetwork
 
 FORMAT = "unet-batch checkpoint"
-VERSION = 1
+VERSION = 2
+_VERSION_OF = {"unet": 1, "encoder-unet": 2}  # what a program must read to understand a file
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,13 @@ class Checkpoint:
         path: where it was read.
     """
 
-    model: UNet
+    model: SegmentationNetwork
     spec: ModelSpec
     sha256: str
     path: str
 
 
-def save(path: str, model: UNet, spec: ModelSpec, *, sync: bool = False) -> None:
+def save(path: str, model: SegmentationNetwork, spec: ModelSpec, *, sync: bool = False) -> None:
     """Write a checkpoint atomically; with `sync`, wait until it is on the disk.
 
     Raises:
@@ -87,11 +88,11 @@ def save(path: str, model: UNet, spec: ModelSpec, *, sync: bool = False) -> None
     """
     from safetensors.torch import save as save_tensors
 
-    expected = (spec.in_channels, len(spec.classes.names), spec.widths)
-    actual = (model.in_channels, model.out_channels, model.widths)
+    expected = (spec.encoder, spec.in_channels, len(spec.classes.names), spec.widths)
+    actual = (model.encoder_name, model.in_channels, model.out_channels, model.widths)
     if expected != actual:
         raise CheckpointError(
-            f"{path}: the spec says (in, classes, widths) = {expected}, the network has {actual}"
+            f"{path}: the spec says (encoder, in, classes, widths) = {expected}, the network has {actual}"
         )
     tensors = {
         name: (tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor)
@@ -100,7 +101,8 @@ def save(path: str, model: UNet, spec: ModelSpec, *, sync: bool = False) -> None
         .contiguous()
         for name, tensor in model.state_dict().items()
     }
-    metadata = {"format": FORMAT, "version": str(VERSION), "spec": spec_json.dumps(spec)}
+    version = str(_VERSION_OF[spec.architecture])
+    metadata = {"format": FORMAT, "version": version, "spec": spec_json.dumps(spec)}
     write_atomic(path, save_tensors(tensors, metadata), sync=sync)
 
 
@@ -148,7 +150,7 @@ def load(path: str) -> Checkpoint:
     import torch
     from safetensors.torch import load as load_tensors
 
-    from unet_batch.model.unet import UNet
+    from unet_batch.model.architectures import build_network
 
     spec = _identify(path).spec
     try:
@@ -158,7 +160,7 @@ def load(path: str) -> Checkpoint:
     except (OSError, SafetensorError, ValueError) as error:
         raise _translate(path, error) from error
     with torch.device("meta"):  # no time spent on random weights that are replaced at once
-        model = UNet(spec.in_channels, len(spec.classes.names), spec.widths)
+        model = build_network(spec)
     tensors = {
         name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
     }

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from unet_batch.model.unet import DoubleConv, UNet, output_difference
+from unet_batch.model.network import SegmentationNetwork, output_difference
 from unet_batch.types import ModelSpec
 
 
 class Graph(nn.Module):
-    """A U-Net prepared for inference.
+    """A network prepared for inference.
 
     The body runs in `dtype`; normalisation, head and sigmoid stay float32, because a rounding error there is
     a rounding error of the result, and they cost nothing.
@@ -27,7 +28,8 @@ class Graph(nn.Module):
         model: the network; left untouched.
         spec: its normalisation.
         dtype: of the body: float32, bfloat16 or float16.
-        float32: names of convolutions in the body that stay float32, see `convolutions`.
+        float32: names of convolutions in the body that stay float32, see
+            `SegmentationNetwork.convolutions`.
     """
 
     mean: Tensor
@@ -35,7 +37,7 @@ class Graph(nn.Module):
 
     def __init__(
         self,
-        model: UNet,
+        model: SegmentationNetwork,
         spec: ModelSpec,
         dtype: torch.dtype = torch.float32,
         *,
@@ -47,7 +49,7 @@ class Graph(nn.Module):
         self.head = output_difference(body.head, 1) if body.out_channels == 2 else body.head
         body.head = nn.Identity()  # type: ignore[assignment]
         # Wrapped from the float32 weights: what half precision has rounded, no float32 brings back.
-        for name in convolutions(model) if float32 else ():
+        for name in model.convolutions() if float32 else ():
             parent, _, last = name.rpartition(".")
             in_dtype = _InDtype(body.get_submodule(name), torch.float32 if name in float32 else dtype)
             setattr(body.get_submodule(parent), last, in_dtype)
@@ -61,6 +63,7 @@ class Graph(nn.Module):
         # fastest in.
         x = (pictures.float().permute(0, 3, 1, 2) - self.mean) * self.scale
         logits: Tensor = self.head(self.body.features(x.to(self.dtype)).float())
+        logits = self.body.upsample(logits, *x.shape[-2:])
         if self.body.out_channels == 1:
             return (logits.squeeze(1).sigmoid() * 255 + 0.5).to(torch.uint8)
         # No argmax: TensorRT turns it into a TopK, which is slow on maps. Ids are floats until the last cast,
@@ -89,21 +92,13 @@ class _InDtype(nn.Module):
         return result
 
 
-def convolutions(model: UNet) -> list[str]:
-    """Names of the convolutions in the body, in the order they run: `down.0.0`, ..., `merge.3.3`."""
-    down = [f"down.{level}.{index}" for level in range(len(model.down)) for index in (0, 3)]
-    return down + [name for k in range(len(model.up)) for name in (f"up.{k}", f"merge.{k}.0", f"merge.{k}.3")]
-
-
-def fold_batchnorm(model: UNet) -> UNet:
+def fold_batchnorm(model: SegmentationNetwork) -> SegmentationNetwork:
     """Copy a model, with its BatchNorm layers folded into the convolutions before them, in float32."""
     folded = copy.deepcopy(model).float().eval()
     for block in folded.modules():
-        if isinstance(block, DoubleConv):
-            for index in (0, 3):
-                conv, norm = block[index], block[index + 1]
-                assert isinstance(conv, nn.Conv2d)
-                assert isinstance(norm, nn.BatchNorm2d)
-                block[index], block[index + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+        if isinstance(block, nn.Sequential):
+            for index, (conv, norm) in enumerate(pairwise(block)):
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    block[index], block[index + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
     folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return folded

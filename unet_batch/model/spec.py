@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from unet_batch.errors import CheckpointError
 from unet_batch.types import ClassTable, ModelSpec
@@ -18,6 +18,8 @@ from unet_batch.types import ClassTable, ModelSpec
 MAX_LEVELS = 8
 MAX_WIDTH = 4096
 MAX_SIDE = 16384
+ENCODERS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
+DECODER_LEVELS = 4
 MAX_CLASSES = 255  # ids are uint8, and the last one stays free for "void"
 
 
@@ -83,6 +85,7 @@ def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
         raise ValueError(f"threshold: above 0 and up to 1 expected, got {threshold}")
     if not isinstance(data["training"], dict):
         raise TypeError("training: an object expected")
+    architecture, encoder = _network(data, len(widths))
     return ModelSpec(
         name=str(data["name"]),
         widths=widths,
@@ -94,7 +97,23 @@ def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
         threshold=threshold,
         output="probability" if len(names) == 1 else "class_ids",
         training=data["training"],
+        architecture=architecture,
+        encoder=encoder,
     )
+
+
+def _network(data: Mapping[str, Any], levels: int) -> tuple[Literal["unet", "encoder-unet"], str]:
+    """Architecture and encoder, which files before 0.3.0 do not name: they hold classic U-Nets."""
+    architecture, encoder = data.get("architecture", "unet"), data.get("encoder", "")
+    if architecture == "unet" and encoder == "":
+        return "unet", ""
+    if architecture != "encoder-unet":
+        raise ValueError(f"architecture: 'unet' or 'encoder-unet' expected, got {architecture!r}")
+    if encoder not in ENCODERS:
+        raise ValueError(f"encoder: one of {', '.join(ENCODERS)} expected, got {encoder!r}")
+    if levels != DECODER_LEVELS:
+        raise ValueError(f"widths: {DECODER_LEVELS} levels of the decoder expected, got {levels}")
+    return "encoder-unet", encoder
 
 
 def _integer(value: object, field: str, low: int, high: int) -> int:

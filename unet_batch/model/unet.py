@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unet_batch.model.network import SegmentationNetwork
+
 DEFAULT_WIDTHS = (32, 64, 128, 256, 512)
 
 
@@ -30,7 +32,7 @@ class DoubleConv(nn.Sequential):
         )
 
 
-class UNet(nn.Module):
+class UNet(SegmentationNetwork):
     """Contracting path, expanding path with skip connections, 1x1 head.
 
     Args:
@@ -56,6 +58,7 @@ class UNet(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.widths = tuple(widths)
+        self.stride = 2 ** (len(self.widths) - 1)
         self.down = nn.ModuleList()
         channels = in_channels
         for width in widths:
@@ -69,32 +72,8 @@ class UNet(nn.Module):
             channels = width
         self.head = nn.Conv2d(channels, out_channels, 1)
 
-    def merge_background(self, foreground: int) -> None:
-        """Turn two outputs, background and one class, into the logit of that class's probability.
-
-        A softmax over two logits is the sigmoid of their difference, which a 1x1 convolution computes too.
-
-        Args:
-            foreground: the output of the class, 0 or 1; the other one is the background.
-        """
-        self.head = output_difference(self.head, foreground)
-        self.out_channels = 1
-
-    @property
-    def stride(self) -> int:
-        """Height and width are padded to a multiple of this inside `forward`."""
-        return int(2 ** (len(self.widths) - 1))
-
-    def features(self, x: Tensor) -> Tensor:
-        """Features for the head: (N, in_channels, H, W) -> (N, widths[0], H, W), any H and W.
-
-        Sizes that `stride` does not divide are padded at the right and bottom by repeating the last row and
-        column, and the result is cropped: zeros there would look like a black border to the network.
-        """
-        height, width = x.shape[-2:]
-        bottom, right = -height % self.stride, -width % self.stride
-        if bottom or right:
-            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+    def encode_decode(self, x: Tensor) -> Tensor:
+        """Features at full resolution: (N, in_channels, H, W) -> (N, widths[0], H, W)."""
         skips: list[Tensor] = []
         for level, block in enumerate(self.down):
             if level:
@@ -103,18 +82,11 @@ class UNet(nn.Module):
             x = block(x)
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat((skips.pop(), up(x)), dim=1))
-        return x[..., :height, :width] if bottom or right else x
+        return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of normalised pictures: (N, in_channels, H, W) -> (N, out_channels, H, W), any H and W."""
-        logits: Tensor = self.head(self.features(x))
-        return logits
-
-
-def output_difference(head: nn.Conv2d, output: int) -> nn.Conv2d:
-    """Make a head of one output from one of two: this output minus the other."""
-    difference = nn.Conv2d(head.in_channels, 1, 1)
-    with torch.no_grad():
-        for made, given in zip(difference.parameters(), head.parameters(), strict=True):
-            made.copy_(given[output : output + 1] - given[1 - output : 2 - output])
-    return difference.requires_grad_(False)
+    def convolutions(self) -> list[str]:
+        """Names of the convolutions before the head: `down.0.0`, ..., `up.0`, `merge.0.0`, ..."""
+        down = [f"down.{level}.{index}" for level in range(len(self.down)) for index in (0, 3)]
+        return down + [
+            name for k in range(len(self.up)) for name in (f"up.{k}", f"merge.{k}.0", f"merge.{k}.3")
+        ]

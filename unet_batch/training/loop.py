@@ -25,7 +25,7 @@ from unet_batch.errors import TrainingError
 from unet_batch.evaluation import metrics
 from unet_batch.files.atomic import clean_leftovers, make_folder, remove, write_atomic
 from unet_batch.model import checkpoint
-from unet_batch.model.unet import UNet
+from unet_batch.model.network import SegmentationNetwork
 from unet_batch.training import augment, losses
 from unet_batch.training.plan import TrainingPlan
 from unet_batch.training.ranks import Ranks
@@ -399,7 +399,7 @@ def best_epoch(plan: TrainingPlan, history: Sequence[dict[str, Any]]) -> int:
     return scores.index(max(scores)) + 1 if scores else 0
 
 
-def _write_model(plan: TrainingPlan, ema: UNet, history: Sequence[dict[str, Any]]) -> None:
+def _write_model(plan: TrainingPlan, ema: SegmentationNetwork, history: Sequence[dict[str, Any]]) -> None:
     """Write the averaged weights, with the epoch and its validation in the description."""
     training = {
         "epoch": len(history),

@@ -25,9 +25,11 @@ from unet_batch.errors import ImageError, UsageError
 from unet_batch.inference.backends.torch import pick_device, pick_precision
 from unet_batch.media import images
 from unet_batch.model import checkpoint, zoo
+from unet_batch.model.architectures import build_network
 from unet_batch.model.checkpoint import CheckpointFile
+from unet_batch.model.network import SegmentationNetwork
 from unet_batch.model.spec import MAX_LEVELS, MAX_SIDE, MAX_WIDTH
-from unet_batch.model.unet import DEFAULT_WIDTHS, UNet
+from unet_batch.model.unet import DEFAULT_WIDTHS
 from unet_batch.training.augment import FLIPS, PRESETS
 from unet_batch.types import ModelSpec
 
@@ -245,9 +247,9 @@ class TrainingPlan:
             self._meta_model()(torch.empty(1, self.spec.in_channels, height, width, device="meta"))
         return sum(kept.values()) // (1 if self.precision == "fp32" else 2)
 
-    def _meta_model(self) -> UNet:
+    def _meta_model(self) -> SegmentationNetwork:
         with torch.device("meta"):
-            return UNet(self.spec.in_channels, len(self.spec.classes.names), self.spec.widths)
+            return build_network(self.spec)
 
 
 def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int = 1) -> TrainingPlan:

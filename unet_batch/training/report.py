@@ -273,8 +273,7 @@ def model_card(plan: TrainingPlan, outcome: Outcome, found: Evaluation, sheet: b
         "| | |",
         "|---|---|",
         f"| task | {task} |",
-        f"| network | U-Net, widths {', '.join(map(str, spec.widths))}, {plan.parameters / 1e6:.2f} "
-        f"M parameters |",
+        f"| network | {spec.network}, {plan.parameters / 1e6:.2f} M parameters |",
         f"| input | RGB, {height}x{width} (height x width), letterboxed |",
         f"| training | {kept}, {_duration(outcome.seconds)} on {plan.device.type} in {plan.precision}; "
         f"{outcome.ended} |",

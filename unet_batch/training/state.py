@@ -22,7 +22,7 @@ from unet_batch.files.atomic import write_atomic
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unet_batch.model.unet import UNet
+    from unet_batch.model.network import SegmentationNetwork
 
 VERSION = 1
 STATE = "state.safetensors"
@@ -69,8 +69,8 @@ class Progress:
 
 def save_state(
     path: str,
-    model: UNet,
-    ema: UNet,
+    model: SegmentationNetwork,
+    ema: SegmentationNetwork,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     fingerprint: Mapping[str, Any],
@@ -102,7 +102,11 @@ def save_state(
 
 
 def load_state(
-    path: str, model: UNet, ema: UNet, optimizer: torch.optim.Optimizer, fingerprint: Mapping[str, Any]
+    path: str,
+    model: SegmentationNetwork,
+    ema: SegmentationNetwork,
+    optimizer: torch.optim.Optimizer,
+    fingerprint: Mapping[str, Any],
 ) -> Progress:
     """Load a state into `model`, `ema` and `optimizer`.
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from unet_batch.errors import TrainingError
 from unet_batch.model import checkpoint
-from unet_batch.model.unet import UNet
+from unet_batch.model.architectures import build_network
+from unet_batch.model.network import SegmentationNetwork
 from unet_batch.training import losses
 from unet_batch.training.plan import TrainingPlan
 from unet_batch.training.ranks import Ranks
@@ -42,8 +43,8 @@ class TrainState:
 
     plan: TrainingPlan
     ranks: Ranks
-    model: UNet
-    ema: UNet
+    model: SegmentationNetwork
+    ema: SegmentationNetwork
     network: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -65,7 +66,7 @@ def build_state(plan: TrainingPlan, ranks: Ranks) -> TrainState:
     """Build network, moving average and optimizer, with the weights of `init` or random ones by the seed."""
     options, device = plan.options, plan.device
     torch.manual_seed(options.seed)
-    model = UNet(plan.spec.in_channels, len(plan.spec.classes.names), plan.spec.widths)
+    model = build_network(plan.spec)
     if plan.init:
         start = checkpoint.load(plan.init).model.state_dict()
         if plan.new_head:
@@ -95,7 +96,7 @@ class MixedPrecision(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: UNet, plan: TrainingPlan) -> None:
+    def __init__(self, model: SegmentationNetwork, plan: TrainingPlan) -> None:
         super().__init__()
         self.model = model
         self.dtype, self.device_type = _DTYPES[plan.precision], plan.device.type
@@ -140,7 +141,7 @@ def lr_factor(step: int, steps: int) -> float:
     return 1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def _update_ema(ema: UNet, model: UNet, step: int, steps: int) -> None:
+def _update_ema(ema: SegmentationNetwork, model: SegmentationNetwork, step: int, steps: int) -> None:
     """Move the average towards the weights; it spans a tenth of the training at most."""
     weight = max(1 / min(500, max(10, steps // 10)), 10 / (step + 11))
     with torch.no_grad():

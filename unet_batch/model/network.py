@@ -1,0 +1,87 @@
+"""What every network here has in common: features of a picture, and a 1x1 head."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SegmentationNetwork(nn.Module):
+    """Features of a picture, and a 1x1 convolution that makes one logit of each class from them.
+
+    A subclass sets `head` and says how `features` are computed; training, export and every backend need
+    nothing else of it.
+
+    Attributes:
+        in_channels: channels of the input picture.
+        out_channels: channels of the output: 1 for one class against background, else one for each class.
+        encoder_name: of the encoder with weights of its own, see `ModelSpec.encoder`; "" for none.
+        widths: channels of the levels that lead back to full resolution, finest first.
+        head: 1x1 convolution from features to logits.
+        stride: height and width are padded to a multiple of this inside `features`.
+        reduction: features and logits of the head lie at 1/reduction of the picture's resolution; `upsample`
+            brings the logits back.
+    """
+
+    in_channels: int
+    out_channels: int
+    encoder_name: str = ""
+    widths: tuple[int, ...]
+    head: nn.Conv2d
+    stride: int
+    reduction: ClassVar[int] = 1
+
+    def encode_decode(self, x: Tensor) -> Tensor:
+        """Features of pictures whose sides `stride` divides: (N, in, H, W) -> (N, C, H/r, W/r)."""
+        raise NotImplementedError
+
+    def convolutions(self) -> list[str]:
+        """Names of the convolutions before the head, in the order they run."""
+        raise NotImplementedError
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features for the head: (N, in_channels, H, W) -> (N, C, ceil(H/r), ceil(W/r)), any H and W.
+
+        Sizes that `stride` does not divide are padded at the right and bottom by repeating the last row and
+        column, and the result is cropped: zeros there would look like a black border to the network.
+        """
+        height, width = x.shape[-2:]
+        bottom, right = -height % self.stride, -width % self.stride
+        if not bottom and not right:
+            return self.encode_decode(x)
+        x = self.encode_decode(F.pad(x, (0, right, 0, bottom), mode="replicate"))
+        return x[..., : -(-height // self.reduction), : -(-width // self.reduction)]
+
+    def upsample(self, logits: Tensor, height: int, width: int) -> Tensor:
+        """Logits of the head at the picture's resolution: (N, C, ceil(H/r), ceil(W/r)) -> (N, C, H, W)."""
+        if self.reduction == 1:
+            return logits
+        full = F.interpolate(logits, scale_factor=self.reduction, mode="bilinear", align_corners=False)
+        return full[..., :height, :width] if height % self.reduction or width % self.reduction else full
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of normalised pictures: (N, in_channels, H, W) -> (N, out_channels, H, W), any H and W."""
+        return self.upsample(self.head(self.features(x)), *x.shape[-2:])
+
+    def merge_background(self, foreground: int) -> None:
+        """Turn two outputs, background and one class, into the logit of that class's probability.
+
+        A softmax over two logits is the sigmoid of their difference, which a 1x1 convolution computes too.
+
+        Args:
+            foreground: the output of the class, 0 or 1; the other one is the background.
+        """
+        self.head = output_difference(self.head, foreground)
+        self.out_channels = 1
+
+
+def output_difference(head: nn.Conv2d, output: int) -> nn.Conv2d:
+    """Make a head of one output from one of two: this output minus the other."""
+    difference = nn.Conv2d(head.in_channels, 1, 1)
+    with torch.no_grad():
+        for made, given in zip(difference.parameters(), head.parameters(), strict=True):
+            made.copy_(given[output : output + 1] - given[1 - output : 2 - output])
+    return difference.requires_grad_(False)
