@@ -20,7 +20,8 @@ from scripts import carvana
 from unet_batch.datasets.find import find_dataset
 from unet_batch.scenes import write_samples
 from unet_batch.training.loop import epoch_order, training_batches
-from unet_batch.training.plan import Options, TrainingPlan, make_plan
+from unet_batch.training.options import Options
+from unet_batch.training.plan import TrainingPlan, make_plan
 from unet_batch.training.ranks import Ranks
 from unet_batch.training.samples import OVERSAMPLING, Samples, memory_budget
 from unet_batch.training.step import build_state, train_step

@@ -104,7 +104,8 @@ def _make_plan(
         processes: how many train together.
     """
     from unet_batch.datasets.find import find_dataset
-    from unet_batch.training.plan import Options, make_plan
+    from unet_batch.training.options import Options
+    from unet_batch.training.plan import make_plan
 
     chosen: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in options.items()

@@ -20,7 +20,8 @@ from unet_batch.cli import main
 from unet_batch.datasets.find import find_dataset
 from unet_batch.model import checkpoint, zoo
 from unet_batch.scenes import write_samples
-from unet_batch.training.plan import Options, make_plan
+from unet_batch.training.options import Options
+from unet_batch.training.plan import make_plan
 from unet_batch.types import ClassTable
 
 

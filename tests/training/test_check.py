@@ -18,7 +18,8 @@ from unet_batch.datasets.find import find_dataset
 from unet_batch.datasets.split import choose_parts
 from unet_batch.errors import SplitError
 from unet_batch.training.check import check_pairs
-from unet_batch.training.plan import Options, make_plan
+from unet_batch.training.options import Options
+from unet_batch.training.plan import make_plan
 
 
 @pytest.fixture

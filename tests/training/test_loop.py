@@ -24,7 +24,8 @@ from unet_batch.datasets.find import find_dataset
 from unet_batch.errors import ImageError, OutputError, TrainingError, UnetBatchError
 from unet_batch.model import checkpoint
 from unet_batch.training import loop, losses, state, step
-from unet_batch.training.plan import Options, TrainingPlan, make_plan
+from unet_batch.training.options import Options
+from unet_batch.training.plan import TrainingPlan, make_plan
 
 TINY: dict[str, Any] = {"size": (40, 56), "widths": (4, 8), "batch_size": 4, "precision": "fp32"}
 

@@ -20,7 +20,8 @@ from unet_batch.datasets.find import find_dataset
 from unet_batch.errors import BackendUnavailable, CheckpointError, UsageError
 from unet_batch.model import checkpoint
 from unet_batch.model.unet import UNet
-from unet_batch.training.plan import Options, TrainingPlan, make_plan
+from unet_batch.training.options import Options
+from unet_batch.training.plan import TrainingPlan, make_plan
 from unet_batch.types import ClassTable
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from unet_batch.datasets.find import find_dataset
-from unet_batch.training.plan import Options, make_plan
+from unet_batch.training.options import Options
+from unet_batch.training.plan import make_plan
 from unet_batch.training.report import Curves, pick_examples
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from unet_batch.datasets.dataset import Dataset
     from unet_batch.training.check import PairsCheck
     from unet_batch.training.loop import Outcome
-    from unet_batch.training.plan import Options, TrainingPlan
+    from unet_batch.training.options import Options
+    from unet_batch.training.plan import TrainingPlan
     from unet_batch.training.ranks import Ranks
 
 

@@ -11,7 +11,7 @@ from unet_batch.cli.command import Bundle, Option, Parsed
 from unet_batch.cli.options import SIZE, complete_model
 
 if TYPE_CHECKING:
-    from unet_batch.training.plan import Options
+    from unet_batch.training.options import Options
 
 
 def parse_widths(text: str) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ def make_training_options(**settings: Any) -> Options:
         UsageError: what training needs is not installed.
     """
     require_extra()
-    from unet_batch.training.plan import Options
+    from unet_batch.training.options import Options
 
     return Options(**settings)
 

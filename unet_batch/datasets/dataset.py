@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -39,6 +40,8 @@ class Dataset:
         reasons: a sentence for everything that was guessed.
         unmatched_images, unmatched_masks: files without a partner, and annotations of no image.
         ambiguous: pictures with several masks, and masks that several pictures claim; not among the pairs.
+        parts: names of the datasets that were joined, in the order of the pairs, each the first part of its
+            keys; empty for a single one.
         fault: why nobody knows what the masks hold: then not one of them can be used; else None.
     """
 
@@ -50,7 +53,13 @@ class Dataset:
     unmatched_images: tuple[str, ...] = ()
     unmatched_masks: tuple[str, ...] = ()
     ambiguous: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
     fault: UnetBatchError | None = None
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: the folder's name, or all names."""
+        return " + ".join(self.parts) or os.path.basename(self.root)
 
     @property
     def void(self) -> int | None:

@@ -8,6 +8,7 @@ trains.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -193,6 +194,65 @@ def draw(
         top, left = random.integers(np.subtract(network, crop) + 1)
         transform.matrix[:, 2] -= left, top
     return transform
+
+
+@dataclass(frozen=True, eq=False)
+class Paste:
+    """The object of another sample, pasted into a sample.
+
+    Attributes:
+        number: of the picture whose object it is.
+        transform: from that picture to the sample it is pasted into.
+    """
+
+    number: int
+    transform: Transform
+
+
+PASTED = Preset(
+    p_geometric=1.0,
+    zoom=0.35,
+    aspect=0.05,
+    rotation=5.0,
+    translation=0.2,
+    p_colour=0.8,
+    colour_strength=1.5,
+    p_blur=0.3,
+)
+_PASTED_SCALE = 0.6  # about which sizes vary: objects fill most of the pictures they come from
+
+
+def draw_paste(
+    share: float, pictures: int, stored: Size, network: Size, key: Sequence[int], crop: Size | None = None
+) -> Paste | None:
+    """Draw what is pasted into a sample, or None for `1 - share` of them; see `draw`."""
+    random = np.random.default_rng(tuple(key))
+    if random.random() >= share:
+        return None
+    number = int(random.integers(pictures))
+    transform = draw(PASTED, "horizontal", stored, network, (*key, 2), crop=crop)
+    middle = np.array([side / 2 - 0.5 for side in (stored[1], stored[0])])
+    shrunk = transform.matrix.copy()
+    shrunk[:, :2] *= _PASTED_SCALE
+    shrunk[:, 2] += (transform.matrix - shrunk)[:, :2] @ middle  # about the picture's middle, which stays
+    return Paste(number, dataclasses.replace(transform, matrix=shrunk))
+
+
+def paste(
+    pictures: Tensor, targets: Tensor, others: Tensor, other_targets: Tensor, places: Sequence[int]
+) -> None:
+    """Paste objects of one class into the samples of a batch, in place.
+
+    Args:
+        pictures, targets: of the batch, as `apply` gives them for one class.
+        others, other_targets: what holds the objects, as `apply` gives it.
+        places: the sample of the batch that each goes into.
+    """
+    which = torch.tensor(places, device=pictures.device)
+    covered = (other_targets[:, 0] * other_targets[:, 1])[:, None]
+    pictures[which] = torch.lerp(pictures[which], others, covered)
+    # All that was pasted is the class, and known to be.
+    targets[which] = torch.lerp(targets[which], torch.ones_like(other_targets), covered)
 
 
 def apply(

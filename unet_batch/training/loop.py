@@ -295,10 +295,21 @@ def _train_epoch(
 
 
 def epoch_order(plan: TrainingPlan, epoch: int) -> list[int]:
-    """Numbers of the training samples in the order of an epoch, counted from 0."""
-    return [
-        int(number) for number in np.random.default_rng((plan.options.seed, epoch)).permutation(plan.samples)
+    """Numbers of the training samples in the order of an epoch.
+
+    A number counts windows and repetitions too: the picture is the number modulo that of training pictures.
+    """
+    random = np.random.default_rng((plan.options.seed, epoch))
+    pictures = len(plan.train)
+    if len(plan.shares) == 1 and not plan.shares[0][2]:
+        return [int(number) for number in random.permutation(plan.samples)]
+    numbers = [
+        repeat * pictures + member
+        for members, whole, part in plan.shares
+        for repeat in range(whole + 1)
+        for member in (members if repeat < whole else sorted(random.permutation(members)[:part]))
     ]
+    return [int(numbers[place]) for place in random.permutation(len(numbers))]
 
 
 def training_batches(
@@ -306,16 +317,28 @@ def training_batches(
 ) -> Generator[Batch, None, None]:
     """Load the batches of an epoch, or this process\'s share of each, from step `done` on."""
     options, preset = plan.options, augment.PRESETS[plan.options.augment]
-    order = epoch_order(plan, epoch)
-    whole = [order[step * plan.batch_size : (step + 1) * plan.batch_size] for step in range(done, plan.steps)]
+    plain = epoch >= options.epochs - options.plain_epochs
+    if plain:
+        preset = augment.PRESETS["none"]
+    numbered = epoch_order(plan, epoch)
+    whole = [
+        numbered[step * plan.batch_size : (step + 1) * plan.batch_size] for step in range(done, plan.steps)
+    ]
 
     def transform(number: int) -> augment.Transform:
         key = (options.seed, epoch, number)
         return augment.draw(preset, options.flip, samples.stored, samples.size, key, crop=options.crop)
 
-    return batches(
-        samples, [ranks.share(numbers) for numbers in whole], transform, plan.device, plan.training_size
-    )
+    def paste(number: int) -> augment.Paste | None:
+        if plain or not options.paste:
+            return None
+        key = (options.seed, epoch, number, 1)
+        return augment.draw_paste(
+            options.paste, len(samples), samples.stored, samples.size, key, options.crop
+        )
+
+    order = [ranks.share(numbers) for numbers in whole]
+    return batches(samples, order, transform, plan.device, plan.training_size, paste)
 
 
 def validate(state: TrainState, samples: Samples) -> tuple[list[metrics.Counts], float]:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,13 +24,14 @@ from unet_batch.datasets.split import choose_parts
 from unet_batch.errors import ImageError, UsageError
 from unet_batch.inference.backends.torch import pick_device, pick_precision
 from unet_batch.media import images
-from unet_batch.model import checkpoint, zoo
+from unet_batch.model import checkpoint, pretrained, zoo
 from unet_batch.model.architectures import build_network
 from unet_batch.model.checkpoint import CheckpointFile
+from unet_batch.model.efficientnet import STRIDE
+from unet_batch.model.encoder_unet import DECODER_WIDTHS
 from unet_batch.model.network import SegmentationNetwork
-from unet_batch.model.spec import MAX_LEVELS, MAX_SIDE, MAX_WIDTH
 from unet_batch.model.unet import DEFAULT_WIDTHS
-from unet_batch.training.augment import FLIPS, PRESETS
+from unet_batch.training.options import Options
 from unet_batch.types import ModelSpec
 
 if TYPE_CHECKING:
@@ -39,91 +40,6 @@ if TYPE_CHECKING:
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's photos, the field's habit
 _AREA = 256 * 256  # pixels of the network's input where nobody says
 _LOOKED_AT = 64  # pictures whose shape that choice rests on
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a person may choose; None leaves it to the plan.
-
-    Attributes:
-        size: (height, width) of the network's input.
-        crop: (height, width) of windows of it to train on, as many of each picture as cover it; None for all
-            of it at once.
-        widths: channels of each level, finest first.
-        epochs: passes over the training pictures.
-        batch_size: samples in a step, over all processes.
-        lr: learning rate after warm-up, from which it falls to nearly nothing along a cosine.
-        seed: random seed of weights, order and augmentation; the split does not depend on it.
-        init: a checkpoint, or the name of a bundled model, to start from.
-        train_list, val_list: files that name the pictures of each part, see `read_split`.
-        val_fraction: share of the pictures kept for validation where no list names them.
-        augment: one of augment.PRESETS.
-        flip: one of augment.FLIPS.
-        dice: "batch" or "picture": what the Dice term is computed over; see `losses.segmentation_loss`.
-        class_weights: "auto" makes rare classes count more where there are several; "none" does not.
-        keep: "best" keeps the epoch that validates best, "last" the last one.
-        patience: epochs without improvement after which training stops; 0 for never.
-        weight_decay: of AdamW, on convolution weights.
-        clip: norm that gradients, of all weights together, are clipped to.
-        device: "cpu", "cuda", "cuda:1", "mps".
-        precision: compute precision, "fp32", "bf16" or "fp16"; weights and sums stay float32.
-        deterministic: the same weights from the same seed on a GPU too, at some cost; a CPU always repeats
-            itself.
-    """
-
-    size: Size | None = None
-    crop: Size | None = None
-    widths: tuple[int, ...] | None = None
-    epochs: int = 40
-    batch_size: int = 16
-    lr: float = 1e-3
-    seed: int = 0
-    init: str | None = None
-    train_list: str | None = None
-    val_list: str | None = None
-    val_fraction: float = 0.2
-    augment: str = "light"
-    flip: str = "horizontal"
-    dice: Literal["batch", "picture"] = "batch"
-    class_weights: Literal["auto", "none"] = "auto"
-    keep: Literal["best", "last"] = "best"
-    patience: int = 0
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    device: str | None = None
-    precision: str | None = None
-    deterministic: bool = False
-
-    def __post_init__(self) -> None:
-        wrong = {
-            # What no checkpoint may hold would be found out only once it is trained.
-            "size": self.size is not None and not 1 <= min(self.size) <= max(self.size) <= MAX_SIDE,
-            "crop": self.crop is not None and min(self.crop) < 1,
-            "widths": self.widths is not None
-            and not (
-                1 <= len(self.widths) <= MAX_LEVELS and 1 <= min(self.widths) <= max(self.widths) <= MAX_WIDTH
-            ),
-            "epochs": self.epochs < 1,
-            "batch_size": self.batch_size < 1,
-            "lr": not 0 < self.lr < 10,
-            "seed": self.seed < 0,
-            "val_fraction": not 0 < self.val_fraction < 1,
-            "augment": self.augment not in PRESETS,
-            "flip": self.flip not in FLIPS,
-            "dice": self.dice not in ("batch", "picture"),
-            "class_weights": self.class_weights not in ("auto", "none"),
-            "keep": self.keep not in ("best", "last"),
-            "patience": self.patience < 0,
-            "weight_decay": not 0 <= self.weight_decay < math.inf,
-            "clip": not self.clip > 0,
-            "precision": self.precision not in (None, "fp32", "bf16", "fp16"),
-        }
-        for name, bad in wrong.items():
-            if bad:
-                raise UsageError(
-                    f"{name} {getattr(self, name)!r}: out of range",
-                    hint="unet-batch train --help says what fits",
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +58,7 @@ class TrainingPlan:
         precision: "fp32", "bf16" or "fp16", and why in `reasons`.
         init, init_sha256: the file to start from and what it holds, or "".
         new_head: whether the last layer of `init` is replaced.
+        encoder_weights, encoder_sha256: the file the encoder starts from and what it holds, or "".
         reasons: a sentence for each automatic choice.
     """
 
@@ -158,6 +75,8 @@ class TrainingPlan:
     init: str = ""
     init_sha256: str = ""
     new_head: bool = False
+    encoder_weights: str = ""
+    encoder_sha256: str = ""
     reasons: tuple[str, ...] = ()
 
     @property
@@ -167,8 +86,33 @@ class TrainingPlan:
 
     @property
     def samples(self) -> int:
-        """Samples of an epoch: the training pictures, each as often as it takes windows to cover it."""
-        return len(self.train) * _windows(self.spec.input_size, self.training_size)
+        """Samples of an epoch: the training pictures, each as often as windows cover it and weights say."""
+        return sum(len(members) * whole + part for members, whole, part in self.shares)
+
+    @property
+    def windows(self) -> int:
+        """How many windows cover a picture; 1 where all of it is seen at once."""
+        return _windows(self.spec.input_size, self.training_size)
+
+    @cached_property
+    def shares(self) -> tuple[tuple[range, int, int], ...]:
+        """How an epoch draws from each dataset.
+
+        Returns:
+            For each dataset the numbers of its pairs in `train`, how often all of them are seen, and how many
+            of them once more.
+        """
+        names = self.dataset.parts
+        if len(names) < 2:
+            return ((range(len(self.train)), self.windows, 0),)
+        shares, begin = [], 0
+        weights = self.options.weights or (1.0,) * len(names)
+        for name, weight in zip(names, weights, strict=True):
+            count = sum(pair.key.startswith(f"{name}/") for pair in self.train)
+            times = weight * self.windows
+            shares.append((range(begin, begin + count), int(times), round((times - int(times)) * count)))
+            begin += count
+        return tuple(shares)
 
     @property
     def sample_name(self) -> str:
@@ -202,8 +146,15 @@ class TrainingPlan:
                 digest.update(f"{part}\0{pair.key}\0{pair.group}\0{sizes}\n".encode("utf-8", "surrogatepass"))
         chosen = dataclasses.asdict(self.options)
         # The lists count by what they name; a GPU may have another number
-        for key in ("device", "train_list", "val_list"):
+        for key in ("device", "train_list", "val_list", "encoder_weights"):
             del chosen[key]
+        # What says nothing is not there, as in trainings that began before it could be said
+        for key in ("paste", "plain_epochs"):
+            chosen[key] = chosen[key] or None
+        if not self.spec.encoder:
+            chosen["encoder_lr"] = None
+        chosen["encoder"] = self.spec.encoder or None
+        chosen["encoder_weights"] = self.encoder_sha256 or None
         chosen |= {
             "size": self.spec.input_size,
             "widths": self.spec.widths,
@@ -277,13 +228,16 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     )
     train, val = parts["training"], parts["validation"]
     start = _identify_init(options, output)
-    widths, why_start = _choose_widths(options, start)
+    encoder, widths, why_start = _choose_network(options, start)
+    weights, why_weights = _choose_encoder_weights(options, encoder, start)
+    _check_sources(dataset, options)
     new_head, why_head = _choose_head(dataset.classes.names, start)
-    size, why_size = _choose_size(train, options, start)
-    batch_size = _choose_batch_size(len(train), size, len(widths), options, processes)
+    size, why_size = _choose_size(train, options, start, bool(encoder))
+    stride = STRIDE if encoder else 2 ** (len(widths) - 1)
+    batch_size = _choose_batch_size(len(train), size, stride, options, processes)
     device = pick_device(options.device)
     precision, why_precision = _choose_precision(device, options)
-    reasons = (why_parts, why_start, why_head, why_size, why_precision)
+    reasons = (why_parts, why_start, why_weights, why_head, why_size, why_precision)
     return TrainingPlan(
         output=os.path.abspath(output),
         options=options,
@@ -295,10 +249,12 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
             widths=widths,
             in_channels=3,
             input_size=size,
-            mean=start.spec.mean if start else MEAN,
-            std=start.spec.std if start else STD,
+            mean=start.spec.mean if start else pretrained.MEAN if encoder else MEAN,
+            std=start.spec.std if start else pretrained.STD if encoder else STD,
             classes=dataset.classes,
             output="probability" if len(dataset.classes.names) == 1 else "class_ids",
+            architecture="encoder-unet" if encoder else "unet",
+            encoder=encoder,
         ),
         lr=options.lr,
         batch_size=batch_size,
@@ -307,6 +263,8 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
         init=start.path if start else "",
         init_sha256=start.sha256 if start else "",
         new_head=new_head,
+        encoder_weights=weights,
+        encoder_sha256=pretrained.digest(weights) if weights else "",
         reasons=tuple(filter(None, reasons)),
     )
 
@@ -329,16 +287,58 @@ def _identify_init(options: Options, output: str) -> CheckpointFile | None:
     return start
 
 
-def _choose_widths(options: Options, start: CheckpointFile | None) -> tuple[tuple[int, ...], str]:
+def _choose_network(options: Options, start: CheckpointFile | None) -> tuple[str, tuple[int, ...], str]:
+    """Encoder, or "", and widths: as asked for, but those of `init` where there is one."""
     if start is None:
-        return options.widths or DEFAULT_WIDTHS, ""
-    widths = options.widths or start.spec.widths
-    if start.spec.widths != widths or start.spec.in_channels != 3:
+        encoder = options.encoder or ""
+        widths = options.widths or (DECODER_WIDTHS if encoder else DEFAULT_WIDTHS)
+        if encoder and len(widths) != len(DECODER_WIDTHS):
+            raise UsageError(
+                f"{len(widths)} widths, the decoder behind {encoder} has {len(DECODER_WIDTHS)} levels",
+                hint=f"--widths {_join(DECODER_WIDTHS)}, or another four",
+            )
+        return encoder, widths, ""
+    known = start.spec
+    widths = options.widths or known.widths
+    if known.widths != widths or known.in_channels != 3:
         raise UsageError(
-            f"{options.init} has widths {_join(start.spec.widths)}, asked for are {_join(widths)}",
+            f"{options.init} has widths {_join(known.widths)}, asked for are {_join(widths)}",
             hint="leave out --widths, or train without --init",
         )
-    return widths, f"starts from {start.spec.name}, sha256 {start.sha256[:12]}"
+    if options.encoder not in (None, known.encoder):
+        raise UsageError(
+            f"{options.init} is a {known.network}, asked for is the encoder {options.encoder}",
+            hint="leave out --encoder, or train without --init",
+        )
+    return known.encoder, widths, f"starts from {known.name}, sha256 {start.sha256[:12]}"
+
+
+def _choose_encoder_weights(options: Options, encoder: str, start: CheckpointFile | None) -> tuple[str, str]:
+    """The file that the encoder starts from, or "" where `init` or nothing is."""
+    if options.encoder_weights and (start is not None or not encoder):
+        raise UsageError(
+            "--encoder-weights start a new encoder", hint="give --encoder with them, and leave out --init"
+        )
+    if not encoder or start is not None:
+        return "", ""
+    if options.encoder_weights == "none":
+        return "", f"{encoder} starts from random weights: asked for"
+    path = options.encoder_weights or pretrained.find_weights(encoder)
+    return os.path.abspath(path), f"{encoder} starts from {os.path.basename(path)}"
+
+
+def _check_sources(dataset: Dataset, options: Options) -> None:
+    """Refuse options that do not fit the datasets."""
+    if options.weights is not None and len(options.weights) != max(1, len(dataset.parts)):
+        raise UsageError(
+            f"{len(options.weights)} weights for {max(1, len(dataset.parts))} datasets",
+            hint="--weights takes a number for each dataset, in their order",
+        )
+    if options.paste and len(dataset.classes.names) > 1:
+        raise UsageError(
+            f"pasting with {len(dataset.classes.names)} classes: which of them is the object?",
+            hint="leave out --paste, or train one class",
+        )
 
 
 def _choose_head(names: Sequence[str], start: CheckpointFile | None) -> tuple[bool, str]:
@@ -353,14 +353,16 @@ def _choose_head(names: Sequence[str], start: CheckpointFile | None) -> tuple[bo
     return True, f"new head, for {_abbreviate(names)} instead of {_abbreviate(known)}"
 
 
-def _choose_size(train: Sequence[Pair], options: Options, start: CheckpointFile | None) -> tuple[Size, str]:
+def _choose_size(
+    train: Sequence[Pair], options: Options, start: CheckpointFile | None, encoded: bool
+) -> tuple[Size, str]:
     """Height and width of the network's input: asked for, that of `init`, or one of the pictures' shape."""
     if options.size:
         size, why = options.size, ""
     elif start is not None:
         size, why = start.spec.input_size, ""
     else:
-        size, why = _typical_size(train)
+        size, why = _typical_size(train, STRIDE if encoded else 16)
     crop = options.crop or size
     if crop[0] > size[0] or crop[1] > size[1]:
         raise UsageError(
@@ -370,7 +372,7 @@ def _choose_size(train: Sequence[Pair], options: Options, start: CheckpointFile 
     return size, why
 
 
-def _choose_batch_size(pictures: int, size: Size, levels: int, options: Options, processes: int) -> int:
+def _choose_batch_size(pictures: int, size: Size, stride: int, options: Options, processes: int) -> int:
     """Samples in a step: as asked for, but not more than there are; each process needs as many."""
     crop = options.crop or size
     samples = pictures * _windows(size, crop)
@@ -385,9 +387,9 @@ def _choose_batch_size(pictures: int, size: Size, levels: int, options: Options,
             f"a batch of {batch_size} cannot be shared by {processes} processes",
             hint=f"--batch-size {max(1, batch_size // processes) * processes}",
         )
-    if batch_size == processes and max(crop) <= 2 ** (levels - 1):
+    if batch_size == processes and max(crop) <= stride:
         raise UsageError(
-            f"{crop[0]}x{crop[1]} at {levels} levels, one picture at a time, leaves BatchNorm one "
+            f"{crop[0]}x{crop[1]} at a stride of {stride}, one picture at a time, leaves BatchNorm one "
             f"value a channel",
             hint="a larger --size, --crop or --batch-size, or fewer --widths",
         )
@@ -407,7 +409,7 @@ def _choose_precision(device: torch.device, options: Options) -> tuple[str, str]
     return pick_precision(device)
 
 
-def _typical_size(pairs: Sequence[Pair]) -> tuple[Size, str]:
+def _typical_size(pairs: Sequence[Pair], multiple: int) -> tuple[Size, str]:
     """Find a size of the pictures' shape, from the headers of some of them."""
     ratios, largest = [], (1, 1)
     for pair in pairs[:: -(-len(pairs) // _LOOKED_AT)]:
@@ -419,7 +421,10 @@ def _typical_size(pairs: Sequence[Pair]) -> tuple[Size, str]:
         largest = max(largest, (height, width), key=lambda size: size[0] * size[1])
     ratio = float(np.median(ratios)) if ratios else 1.0
     area = min(_AREA, largest[0] * largest[1])
-    size = max(32, round((area / ratio) ** 0.5 / 16) * 16), max(32, round((area * ratio) ** 0.5 / 16) * 16)
+    height, width = (
+        max(32, round(side / multiple) * multiple) for side in ((area / ratio) ** 0.5, (area * ratio) ** 0.5)
+    )
+    size = height, width
     return (
         size,
         f"{size[0]}x{size[1]}: of the pictures' shape (the median is {ratio:.2f} times as wide as high)",

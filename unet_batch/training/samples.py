@@ -196,6 +196,7 @@ def batches(
     transform: Callable[[int], augment.Transform],
     device: torch.device,
     size: Size | None = None,
+    paste: Callable[[int], augment.Paste | None] = lambda number: None,
 ) -> Generator[Batch, None, None]:
     """Load samples, move them to the device and augment them, batch after batch.
 
@@ -206,11 +207,12 @@ def batches(
         transform: gives the transform of the sample of a number.
         device: where the batches go.
         size: (H, W) that the transforms lead to; None for that of the samples.
+        paste: gives what is pasted into the sample of a number, if anything.
 
     Raises:
         ImageError: of the first sample that cannot be read, when its turn comes.
     """
-    waiting: deque[list[Future[Sample]]] = deque()
+    waiting: deque[tuple[list[Future[Sample]], dict[int, augment.Paste]]] = deque()
     with ExitStack() as stack:
         stack.enter_context(single_threaded_cv2())
         pool = ThreadPoolExecutor(cpu_count(), thread_name_prefix="load")
@@ -218,16 +220,31 @@ def batches(
         ahead = iter(order)
         for numbers in order:
             while len(waiting) < BATCHES_AHEAD and (later := next(ahead, None)) is not None:
-                waiting.append([pool.submit(samples.__getitem__, number % len(samples)) for number in later])
-            loaded = [future.result() for future in waiting.popleft()]
-            parts = (
-                torch.from_numpy(np.stack([getattr(sample, part) for sample in loaded]))
-                for part in ("picture", "target", "known")
-            )
-            if device.type == "cuda":
-                parts = (part.pin_memory().to(device, non_blocking=True) for part in parts)
-            pictures, targets, known = parts
+                pasted = {place: found for place, number in enumerate(later) if (found := paste(number))}
+                wanted = [number % len(samples) for number in later]
+                wanted += [found.number for found in pasted.values()]
+                waiting.append(([pool.submit(samples.__getitem__, number) for number in wanted], pasted))
+            futures, pasted = waiting.popleft()
+            loaded = [future.result() for future in futures]
             transforms = [transform(number) for number in numbers]
-            yield Batch(
-                *augment.apply(pictures, targets, known, transforms, size or samples.size), tuple(numbers)
+            transforms += [found.transform for found in pasted.values()]
+            pictures, targets = augment.apply(
+                *_stack(loaded, device), transforms=transforms, size=size or samples.size
             )
+            count = len(numbers)
+            if pasted:
+                augment.paste(pictures, targets, pictures[count:], targets[count:], list(pasted))
+            yield Batch(pictures[:count], targets[:count], tuple(numbers))
+
+
+def _stack(samples: Sequence[Sample], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures, targets and known of samples, each as one tensor on the device."""
+    pictures, targets, known = (
+        torch.from_numpy(np.stack([getattr(sample, part) for sample in samples]))
+        for part in ("picture", "target", "known")
+    )
+    if device.type == "cuda":
+        pictures, targets, known = (
+            part.pin_memory().to(device, non_blocking=True) for part in (pictures, targets, known)
+        )
+    return pictures, targets, known

@@ -8,15 +8,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unet_batch.errors import TrainingError
-from unet_batch.model import checkpoint
+from unet_batch.model import checkpoint, pretrained
 from unet_batch.model.architectures import build_network
+from unet_batch.model.encoder_unet import EncoderUNet
 from unet_batch.model.network import SegmentationNetwork
 from unet_batch.training import losses
+from unet_batch.training.options import Options
 from unet_batch.training.plan import TrainingPlan
 from unet_batch.training.ranks import Ranks
 from unet_batch.training.samples import Batch
@@ -72,22 +75,36 @@ def build_state(plan: TrainingPlan, ranks: Ranks) -> TrainState:
         if plan.new_head:
             start = {name: value for name, value in start.items() if not name.startswith("head.")}
         model.load_state_dict(start, strict=not plan.new_head)
+    elif plan.encoder_weights:
+        assert isinstance(model, EncoderUNet)
+        weights = pretrained.read_encoder(plan.encoder_weights, plan.spec.encoder, model.in_channels)
+        model.encoder.load_state_dict(weights.tensors)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if ranks.count > 1 and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     ema = copy.deepcopy(model).requires_grad_(False).eval()
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": options.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    groups = _parameter_groups(model, options)
     optimizer = torch.optim.AdamW(groups, lr=plan.lr, fused=device.type in ("cpu", "cuda"))
     network: nn.Module = MixedPrecision(model, plan)
     if ranks.count > 1:
         network = nn.parallel.DistributedDataParallel(network)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
     return TrainState(plan, ranks, model, ema, network, optimizer, scaler)
+
+
+def _parameter_groups(model: SegmentationNetwork, options: Options) -> list[dict[str, Any]]:
+    """Parameters by their weight decay and their share of the learning rate, `lr_scale`."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for matrices in (True, False):
+        for name, parameter in model.named_parameters():
+            if (parameter.dim() > 1) == matrices:
+                scale = options.encoder_lr if name.startswith("encoder.") else 1.0
+                decay = options.weight_decay if matrices else 0.0
+                groups.setdefault((decay, scale), []).append(parameter)
+    return [
+        {"params": members, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), members in groups.items()
+    ]
 
 
 class MixedPrecision(nn.Module):
@@ -116,7 +133,7 @@ def train_step(state: TrainState, batch: Batch) -> Tensor:
     """Change the weights by one batch; returns the loss, detached."""
     plan, progress, scaler = state.plan, state.progress, state.scaler
     for group in state.optimizer.param_groups:
-        group["lr"] = plan.lr * lr_factor(progress.step, state.total_steps)
+        group["lr"] = plan.lr * group["lr_scale"] * lr_factor(progress.step, state.total_steps)
     logits = state.network(batch.pictures)
     loss = losses.segmentation_loss(logits, batch.targets, state.class_weights, plan.options.dice)
     state.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,119 @@
+"""What a person may choose of a training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from unet_batch.errors import UsageError
+from unet_batch.model.spec import ENCODERS, MAX_LEVELS, MAX_SIDE, MAX_WIDTH
+from unet_batch.training.augment import FLIPS, PRESETS
+
+if TYPE_CHECKING:
+    from unet_batch.types import Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a person may choose; None leaves it to the plan.
+
+    Attributes:
+        size: (height, width) of the network's input.
+        crop: (height, width) of windows of it to train on, as many of each picture as cover it; None for all
+            of it at once.
+        widths: channels of each level, finest first; with an encoder, of the decoder's.
+        encoder: one of `model.spec.ENCODERS` as the contracting path; None for the classic U-Net, or for that
+            of `init`.
+        encoder_weights: a file to start the encoder from, "none" for random weights; None for the published
+            ones.
+        encoder_lr: learning rate of the encoder, as a factor of `lr`: its weights are good already.
+        epochs: passes over the training pictures.
+        batch_size: samples in a step, over all processes.
+        lr: learning rate after warm-up, from which it falls to nearly nothing along a cosine.
+        seed: random seed of weights, order and augmentation; the split does not depend on it.
+        init: a checkpoint, or the name of a bundled model, to start from.
+        train_list, val_list: files that name the pictures of each part, see `read_split`.
+        val_fraction: share of the pictures kept for validation where no list names them.
+        augment: one of augment.PRESETS.
+        flip: one of augment.FLIPS.
+        paste: share of the samples that get the object of another sample pasted in, at another size and
+            place; one class only.
+        plain_epochs: the last ones are without augmentation but for flips.
+        weights: of each dataset, where there are several: how often an epoch sees each of its pictures.
+        dice: "batch" or "picture": what the Dice term is computed over; see `losses.segmentation_loss`.
+        class_weights: "auto" makes rare classes count more where there are several; "none" does not.
+        keep: "best" keeps the epoch that validates best, "last" the last one.
+        patience: epochs without improvement after which training stops; 0 for never.
+        weight_decay: of AdamW, on convolution weights.
+        clip: norm that gradients, of all weights together, are clipped to.
+        device: "cpu", "cuda", "cuda:1", "mps".
+        precision: compute precision, "fp32", "bf16" or "fp16"; weights and sums stay float32.
+        deterministic: the same weights from the same seed on a GPU too, at some cost; a CPU always repeats
+            itself.
+    """
+
+    size: Size | None = None
+    crop: Size | None = None
+    widths: tuple[int, ...] | None = None
+    encoder: str | None = None
+    encoder_weights: str | None = None
+    encoder_lr: float = 0.3
+    epochs: int = 40
+    batch_size: int = 16
+    lr: float = 1e-3
+    seed: int = 0
+    init: str | None = None
+    train_list: str | None = None
+    val_list: str | None = None
+    val_fraction: float = 0.2
+    augment: str = "light"
+    flip: str = "horizontal"
+    paste: float = 0.0
+    plain_epochs: int = 0
+    weights: tuple[float, ...] | None = None
+    dice: Literal["batch", "picture"] = "batch"
+    class_weights: Literal["auto", "none"] = "auto"
+    keep: Literal["best", "last"] = "best"
+    patience: int = 0
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    device: str | None = None
+    precision: str | None = None
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        wrong = {
+            # What no checkpoint may hold would be found out only once it is trained.
+            "size": self.size is not None and not 1 <= min(self.size) <= max(self.size) <= MAX_SIDE,
+            "crop": self.crop is not None and min(self.crop) < 1,
+            "widths": self.widths is not None
+            and not (
+                1 <= len(self.widths) <= MAX_LEVELS and 1 <= min(self.widths) <= max(self.widths) <= MAX_WIDTH
+            ),
+            "encoder": self.encoder not in (None, *ENCODERS),
+            "encoder_lr": not 0 < self.encoder_lr <= 1,
+            "paste": not 0 <= self.paste <= 1,
+            "plain_epochs": not 0 <= self.plain_epochs <= self.epochs,
+            "weights": self.weights is not None and not 0 < min(self.weights) <= max(self.weights) <= 100,
+            "epochs": self.epochs < 1,
+            "batch_size": self.batch_size < 1,
+            "lr": not 0 < self.lr < 10,
+            "seed": self.seed < 0,
+            "val_fraction": not 0 < self.val_fraction < 1,
+            "augment": self.augment not in PRESETS,
+            "flip": self.flip not in FLIPS,
+            "dice": self.dice not in ("batch", "picture"),
+            "class_weights": self.class_weights not in ("auto", "none"),
+            "keep": self.keep not in ("best", "last"),
+            "patience": self.patience < 0,
+            "weight_decay": not 0 <= self.weight_decay < math.inf,
+            "clip": not self.clip > 0,
+            "precision": self.precision not in (None, "fp32", "bf16", "fp16"),
+        }
+        for name, bad in wrong.items():
+            if bad:
+                raise UsageError(
+                    f"{name} {getattr(self, name)!r}: out of range",
+                    hint="unet-batch train --help says what fits",
+                )
