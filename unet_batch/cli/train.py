@@ -42,7 +42,7 @@ def read_config(context: click.Context, option: click.Parameter, value: str | No
     except (OSError, ValueError, UsageError) as error:
         raise click.BadParameter(f"{value}: {getattr(error, 'strerror', None) or error}") from error
     names = sorted(
-        p.name for p in context.command.params if p.name and p.name not in ("config", "folder", "help")
+        p.name for p in context.command.params if p.name and p.name not in ("config", "folders", "help")
     )
     defaults = {}
     for key, entry in document.items():
@@ -64,7 +64,7 @@ def read_config(context: click.Context, option: click.Parameter, value: str | No
     epilog="Exit codes: 0 trained, 1 the dataset would spoil the training, 2 wrong usage or failure, 130 "
     "interrupted.",
 )
-@click.argument("folder", metavar="DATASET", shell_complete=complete_path)
+@click.argument("folders", metavar="DATASET...", nargs=-1, required=True, shell_complete=complete_path)
 @dataset_options
 @training_options
 @option(
@@ -105,7 +105,7 @@ def read_config(context: click.Context, option: click.Parameter, value: str | No
 )
 @option("-q", "--quiet", is_flag=True, help="Print errors only.", section="Display")
 def train(
-    folder: str,
+    folders: Sequence[str],
     data: DatasetOptions,
     options: Options,
     output: str,
@@ -121,6 +121,8 @@ def train(
     Examples:
       unet-batch train ./cars -o cars.safetensors
       unet-batch train ./cars -o cars.safetensors --init default --epochs 20
+      unet-batch train ./cars -o cars.safetensors --encoder efficientnet-lite0
+      unet-batch train ./studio ./street -o cars.safetensors --weights 1,3
       unet-batch train ./slides -o cells.safetensors --augment elastic --flip any
       unet-batch train ./cars -o cars.safetensors --resume
 
@@ -130,6 +132,7 @@ def train(
     same weights. On several GPUs: torchrun --nproc-per-node 4 -m unet_batch train ...
     """
     from unet_batch.cli.screen import Lines
+    from unet_batch.datasets.join import join
     from unet_batch.errors import SplitError, UsageError
     from unet_batch.training import report
     from unet_batch.training.loop import has_state
@@ -140,7 +143,7 @@ def train(
         raise UsageError("--resume goes on, --overwrite begins again", hint="give one of them")
     with join_processes(options.device) as ranks:
         lines = Lines(quiet=quiet or not ranks.is_main, to_stderr=False)
-        dataset = data.find(folder, faulty=True)
+        dataset = join([data.find(folder, faulty=True) for folder in folders])
         lines.dataset(dataset)
         try:
             plan = make_plan(dataset, output, options, processes=ranks.count)

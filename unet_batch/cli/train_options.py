@@ -26,6 +26,18 @@ def parse_widths(text: str) -> tuple[int, ...]:
         raise ValueError(f"{text!r}: numbers with commas expected, such as 32,64,128,256,512") from None
 
 
+def parse_weights(text: str) -> tuple[float, ...]:
+    """`1,0.5` -> (1.0, 0.5).
+
+    Raises:
+        ValueError: a part is no number.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r}: numbers with commas expected, such as 2,1") from None
+
+
 def require_extra() -> None:
     from importlib.util import find_spec
 
@@ -75,6 +87,12 @@ training_options = Bundle(
         show_default=True,
         help="Share of the images to validate on, above 0 and below 1.",
     ),
+    _data(
+        ["--weights"],
+        metavar="N,N,...",
+        type=Parsed(parse_weights),
+        help="How often an epoch sees each picture, for each DATASET.  [default: once]",
+    ),
     _model(
         ["--size"],
         metavar="HxW",
@@ -85,7 +103,17 @@ training_options = Bundle(
         ["--widths"],
         metavar="N,N,...",
         type=Parsed(parse_widths),
-        help="Channels of each level.  [default: 32,64,128,256,512]",
+        help="Channels of each level.  [default: 32,64,128,256,512; of a decoder 32,48,64,96]",
+    ),
+    _model(
+        ["--encoder"],
+        type=click.Choice(("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")),
+        help="Build the U-Net on this encoder, from weights that know ImageNet's photos.  [default: none]",
+    ),
+    _model(
+        ["--encoder-weights"],
+        metavar="FILE",
+        help="Start the encoder from this file, or from random weights: none.  [default: the published ones]",
     ),
     _model(
         ["--init"],
@@ -122,6 +150,14 @@ training_options = Bundle(
         default=1e-3,
         show_default=True,
         help="Peak learning rate, reached after a warm-up; it falls along a cosine.",
+    ),
+    _schedule(
+        ["--encoder-lr"],
+        metavar="X",
+        type=float,
+        default=0.3,
+        show_default=True,
+        help="Learning rate of the encoder, as a factor of --lr.",
     ),
     _schedule(
         ["--weight-decay"],
@@ -189,6 +225,21 @@ training_options = Bundle(
         default="horizontal",
         show_default=True,
         help="Random flips; any adds quarter turns, for slides and aerial photos.",
+    ),
+    _augmentation(
+        ["--paste"],
+        metavar="P",
+        type=float,
+        default=0.0,
+        help="Share of the samples that get the object of another one, at another size and place.  [default: "
+        "0]",
+    ),
+    _augmentation(
+        ["--plain-epochs"],
+        metavar="N",
+        type=click.IntRange(0),
+        default=0,
+        help="Train the last epochs without augmentation, but for flips.  [default: 0]",
     ),
     _augmentation(
         ["--crop"],

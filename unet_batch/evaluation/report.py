@@ -138,5 +138,5 @@ def trained_on(spec: ModelSpec, dataset: Dataset, pairs: Sequence[Pair]) -> tupl
     seen, kept_out = spec.training.get("train_images"), spec.training.get("val_images")
     if not (isinstance(seen, int) and isinstance(kept_out, int)):
         return None
-    same = spec.training.get("data") == os.path.basename(dataset.root) and len(pairs) == seen + kept_out
+    same = spec.training.get("data") == dataset.name and len(pairs) == seen + kept_out
     return (seen, kept_out) if same else None

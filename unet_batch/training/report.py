@@ -295,7 +295,7 @@ def model_card(plan: TrainingPlan, outcome: Outcome, found: Evaluation, sheet: b
     lines += [f"![Curves]({folder}/curves.png)", ""]
     if sheet:
         lines += [f"![Best, middle and worst validation images]({folder}/sheet.jpg)", ""]
-    lines += ["## Data", "", f"`{os.path.basename(plan.dataset.root)}`:", ""]
+    lines += ["## Data", "", f"`{plan.dataset.name}`:", ""]
     lines += [f"* {reason}" for reason in (*plan.dataset.reasons, *plan.reasons)]
     lines += [
         "",
@@ -389,7 +389,7 @@ def _training_facts(plan: TrainingPlan, outcome: Outcome, found: Evaluation, bac
             },
         }
     return {
-        "data": os.path.basename(plan.dataset.root),
+        "data": plan.dataset.name,
         "reasons": [*plan.dataset.reasons, *plan.reasons],
         "train_images": len(plan.train),
         "val_images": len(plan.val),
