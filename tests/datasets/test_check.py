@@ -156,7 +156,7 @@ class TestFiles:
         finding = only(report_on(root), "anti-aliased masks", "warning")
         assert finding.files == ("a_0_mask.png: 72 of 768 pixels between 0 and 255",)
 
-    @pytest.mark.parametrize(("value", "detail"), [(0, "nothing but background"), (3, "all void")])
+    @pytest.mark.parametrize(("value", "detail"), [(0, "nothing but background"), (3, "nothing but void")])
     def test_empty(self, root: Path, value: int, detail: str) -> None:
         (root / "classes.toml").write_text("void = 3\n[[class]]\nname = 'a'\n")
         mask(root / "masks/a_0_mask.png", ids(value))

@@ -17,9 +17,11 @@ from PIL import Image
 from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.datasets.dataset import Dataset
 from unet_batch.datasets.find import find_dataset
+from unet_batch.datasets.join import join
 from unet_batch.errors import BackendUnavailable, CheckpointError, UsageError
-from unet_batch.model import checkpoint
+from unet_batch.model import checkpoint, pretrained
 from unet_batch.model.unet import UNet
+from unet_batch.training.loop import epoch_order
 from unet_batch.training.options import Options
 from unet_batch.training.plan import TrainingPlan, make_plan
 from unet_batch.types import ClassTable
@@ -84,6 +86,11 @@ class TestOptions:
             ("weight_decay", [-0.1, math.nan, math.inf]),
             ("clip", [0.0, -1.0, math.nan]),
             ("precision", ["fp8", ""]),
+            ("encoder", ["resnet18", ""]),
+            ("encoder_lr", [0.0, 1.5, math.nan]),
+            ("paste", [-0.1, 1.1, math.nan]),
+            ("plain_epochs", [-1, 41]),
+            ("weights", [(0.0, 1.0), (1.0, 101.0)]),
         ],
     )
     def test_out_of_range_are_named(self, name: str, values: list[object]) -> None:
@@ -172,7 +179,7 @@ class TestSize:
         assert plan_of(dataset, init=init, widths=None).spec.input_size == (24, 40)
 
     def test_one_value_a_channel_is_too_few_for_batchnorm(self, dataset: Dataset) -> None:
-        with pytest.raises(UsageError, match="8x7 at 4 levels") as error:
+        with pytest.raises(UsageError, match="8x7 at a stride of 8") as error:
             plan_of(dataset, size=(8, 7), widths=(4, 4, 4, 4), batch_size=1)
         assert "--batch-size" in error.value.hint
         for fine in ({"size": (9, 7)}, {"widths": (4, 4, 4)}, {"batch_size": 2}):
@@ -269,7 +276,7 @@ class TestBatches:
         assert "--crop" in error.value.hint
 
     def test_of_one_small_window_are_too_few_for_batchnorm(self, dataset: Dataset) -> None:
-        with pytest.raises(UsageError, match="8x8 at 4 levels"):
+        with pytest.raises(UsageError, match="8x8 at a stride of 8"):
             plan_of(dataset, size=(32, 48), crop=(8, 8), widths=(4, 4, 4, 4), batch_size=1)
 
     def test_are_shared_by_the_processes(self, dataset: Dataset) -> None:
@@ -426,3 +433,83 @@ class TestMemory:
     def test_weights_are_counted_five_times(self, three_classes: Dataset) -> None:
         plan = plan_of(three_classes)
         assert plan.weights_bytes == 5 * 4 * sum(p.numel() for p in UNet(3, 3, (4, 8)).parameters())
+
+
+class TestEncoder:
+    def test_its_weights_its_normalisation_and_its_multiples(self, dataset: Dataset) -> None:
+        plan = plan_of(dataset, widths=None, encoder="efficientnet-lite0")
+        spec = plan.spec
+        assert (spec.architecture, spec.encoder, spec.widths) == (
+            "encoder-unet",
+            "efficientnet-lite0",
+            (32, 48, 64, 96),
+        )
+        assert (spec.mean, spec.std) == (pretrained.MEAN, pretrained.STD)
+        assert all(side % 32 == 0 for side in spec.input_size)
+        assert plan.encoder_sha256.startswith("57934424")
+        assert "efficientnet-lite0 starts from efficientnet-lite0-57934424.pth" in plan.reasons
+
+    def test_random_weights_where_asked_for(self, dataset: Dataset) -> None:
+        plan = plan_of(dataset, widths=None, encoder="efficientnet-lite0", encoder_weights="none")
+        assert (plan.encoder_weights, plan.encoder_sha256) == ("", "")
+        assert "efficientnet-lite0 starts from random weights: asked for" in plan.reasons
+
+    def test_four_widths_are_the_decoders(self, dataset: Dataset) -> None:
+        with pytest.raises(UsageError, match="2 widths, the decoder behind efficientnet-lite0 has 4 levels"):
+            plan_of(dataset, encoder="efficientnet-lite0")
+
+    def test_weights_without_an_encoder_are_refused(self, dataset: Dataset, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="--encoder-weights start a new encoder"):
+            plan_of(dataset, encoder_weights="w.pth")
+        path = start(tmp_path / "m.safetensors")
+        with pytest.raises(UsageError, match="--encoder-weights start a new encoder"):
+            plan_of(dataset, widths=None, init=path, encoder_weights="none")
+
+    def test_init_of_another_network_is_refused(self, dataset: Dataset, tmp_path: Path) -> None:
+        path = start(tmp_path / "m.safetensors")
+        with pytest.raises(UsageError, match=r"asked for is the encoder efficientnet-lite0"):
+            plan_of(dataset, widths=None, init=path, encoder="efficientnet-lite0")
+
+    def test_a_classic_network_is_resumed_as_before(self, dataset: Dataset) -> None:
+        fingerprint = plan_of(dataset).fingerprint
+        new = ("encoder", "encoder_weights", "encoder_lr", "paste", "plain_epochs", "weights")
+        assert [fingerprint[key] for key in new] == [None] * len(new)
+
+
+class TestSeveralDatasets:
+    @pytest.fixture
+    def joined(self, tmp_path: Path) -> Dataset:
+        sizes = [(32, 32)] * 10
+        parts = [pictures(tmp_path / name, *sizes) for name in ("a", "b", "c")]
+        return join(parts)
+
+    def lists(self, joined: Dataset, tmp_path: Path) -> dict[str, str]:
+        val = [pair.key for pair in joined.pairs if pair.key.endswith("p0")]
+        return {"val_list": listed(tmp_path / "val.txt", *val)}
+
+    def test_weights_say_how_often_an_epoch_sees_each(self, joined: Dataset, tmp_path: Path) -> None:
+        joined = replace(joined, pairs=tuple(replace(pair, group=pair.key) for pair in joined.pairs))
+        plan = plan_of(joined, weights=(1.0, 2.5, 0.3), **self.lists(joined, tmp_path))
+        assert plan.shares == ((range(9), 1, 0), (range(9, 18), 2, 4), (range(18, 27), 0, 3))
+        assert plan.samples == 9 + 22 + 3
+        seen = [0] * 27
+        for epoch in range(20):
+            order = epoch_order(plan, epoch)
+            assert len(order) == len(set(order)) == plan.samples  # each augmented by itself
+            for number in order:
+                seen[number % 27] += 1
+        assert set(seen[:9]) == {20}
+        assert set(seen[9:18]) <= set(range(41, 61))
+        assert min(seen[18:]) > 0  # others each epoch
+        assert [sum(seen[9:18]), sum(seen[18:])] == [20 * 22, 20 * 3]
+
+    def test_as_many_weights_as_datasets(self, joined: Dataset, dataset: Dataset) -> None:
+        with pytest.raises(UsageError, match="2 weights for 3 datasets"):
+            plan_of(joined, weights=(1.0, 2.0))
+        with pytest.raises(UsageError, match="2 weights for 1 datasets"):
+            plan_of(dataset, weights=(1.0, 2.0))
+
+
+def test_pasting_needs_one_class(three_classes: Dataset) -> None:
+    with pytest.raises(UsageError, match="pasting with 3 classes"):
+        plan_of(three_classes, paste=0.5)

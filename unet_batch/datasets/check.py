@@ -209,7 +209,7 @@ def _examine(dataset: Dataset, pair: Pair) -> tuple[_Facts, NDArray[np.int64]]:
     fact.marked = bool(counts[1 if len(dataset.classes.names) == 1 else 0 : VOID].any())
     if not mask.unexpected:
         if not fact.marked:
-            what = "all void" if counts[VOID] else "nothing but background"
+            what = "nothing but void" if counts[VOID] == ids.size else "nothing but background"
             fact.problems.append(("empty masks", what))
         elif _same_regions(picture, ids):
             what = "as many colours as its mask has ids, in the same places"
