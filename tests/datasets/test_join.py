@@ -22,7 +22,7 @@ def write(root: Path, names: list[str], white: int = 255, toml: str = "") -> Dat
         Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(root / f"images/{name}.png")
         Image.fromarray(np.eye(8, dtype=np.uint8) * white).save(root / f"masks/{name}.png")
     (root / "classes.toml").write_text(toml or '[[class]]\nname = "car"\n')
-    return find_dataset(str(root))
+    return find_dataset(str(root), group_by="^(.+)_")
 
 
 def test_one_is_left_as_it_is(tmp_path: Path) -> None:

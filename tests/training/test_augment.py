@@ -15,7 +15,16 @@ from torch import Tensor
 
 from unet_batch.datasets.encoding import VOID
 from unet_batch.media.geometry import PAD_VALUE
-from unet_batch.training.augment import FLIPS, PRESETS, Preset, Transform, apply, draw
+from unet_batch.training.augment import (
+    FLIPS,
+    PRESETS,
+    Preset,
+    Transform,
+    apply,
+    draw,
+    draw_paste,
+    paste,
+)
 
 NETWORK = (32, 48)
 ALL = Preset(
@@ -476,3 +485,39 @@ class TestPresets:
             )
         assert far[0] == 0
         assert 0.3 < far[1] < 0.5 * far[2] < 3  # pixels of a picture that is 48 wide
+
+
+class TestPasting:
+    def test_the_object_replaces_pixels_and_is_known_to_be_the_class(self) -> None:
+        pictures, targets = torch.zeros(3, 3, 4, 4), torch.zeros(3, 2, 4, 4)
+        targets[0, 1] = 1.0  # all of the first is known to be background, nothing of the others
+        others, other_targets = torch.ones(1, 3, 4, 4), torch.zeros(1, 2, 4, 4)
+        other_targets[:, 1] = 1.0
+        other_targets[0, 0, 1:3, 1:3] = torch.tensor([[1.0, 0.5], [1.0, 0.25]])
+        paste(pictures, targets, others, other_targets, [1])
+        expected = other_targets[0, 0]
+        torch.testing.assert_close(pictures[1], expected.expand(3, 4, 4))
+        torch.testing.assert_close(targets[1], expected.expand(2, 4, 4))
+        assert pictures[[0, 2]].sum() == 0
+        assert targets[0, 0].sum() == targets[2].sum() == 0
+
+    def test_void_of_the_other_picture_is_left_behind(self) -> None:
+        pictures, targets = torch.zeros(1, 3, 4, 4), torch.ones(1, 2, 4, 4)
+        before = targets.clone()
+        paste(pictures, targets, torch.ones(1, 3, 4, 4), torch.zeros(1, 2, 4, 4), [0])
+        assert pictures.sum() == 0
+        assert torch.equal(targets, before)
+
+    def test_as_many_as_asked_for_of_all_pictures_by_the_key_alone(self) -> None:
+        drawn = [draw_paste(0.3, 5, (64, 96), NETWORK, (1, 0, number, 1)) for number in range(1000)]
+        again = draw_paste(0.3, 5, (64, 96), NETWORK, (1, 0, 7, 1))
+        found = [each for each in drawn if each is not None]
+        assert 250 < len(found) < 350
+        assert {each.number for each in found} == set(range(5))
+        assert (again is None) == (drawn[7] is None)
+        scales = [np.sqrt(abs(np.linalg.det(each.transform.matrix[:, :2]))) * 2 for each in found]
+        assert 0.55 < np.median(scales) < 0.65  # of what it was
+        assert min(scales) < 0.35
+        assert max(scales) > 1.0
+        middle = [each.transform.matrix @ (47.5, 31.5, 1) for each in found]
+        assert np.allclose(np.mean(middle, 0), (23.5, 15.5), atol=2)  # around the middle

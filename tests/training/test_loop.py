@@ -13,19 +13,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
+from tests.helpers.datasets import write_shapes
 from tests.helpers.processes import Forked, one_thread
 from tests.helpers.systems import needs_posix
 from unet_batch.datasets.find import find_dataset
+from unet_batch.datasets.join import join
 from unet_batch.errors import ImageError, OutputError, TrainingError, UnetBatchError
-from unet_batch.model import checkpoint
-from unet_batch.training import loop, losses, state, step
+from unet_batch.model import checkpoint, pretrained
+from unet_batch.model.architectures import build_network
+from unet_batch.training import augment, loop, losses, state, step
 from unet_batch.training.options import Options
 from unet_batch.training.plan import TrainingPlan, make_plan
+from unet_batch.training.ranks import Ranks
+from unet_batch.training.samples import Samples
 
 TINY: dict[str, Any] = {"size": (40, 56), "widths": (4, 8), "batch_size": 4, "precision": "fp32"}
 
@@ -117,6 +123,37 @@ class TestTrain:
         first, second, third = map(weights, plans)
         assert same(first, second)
         assert not same(first, third)
+
+    def test_an_encoder_starts_from_its_published_weights_and_learns_more_slowly(
+        self, shapes: Path, tmp_path: Path
+    ) -> None:
+        options = {"widths": (8, 8, 8, 8), "encoder": "efficientnet-lite0", "size": (32, 64), "epochs": 1}
+        plan = plan_of(shapes, tmp_path / "m.safetensors", paste=0.5, plain_epochs=0, **options)
+        loop.train(plan)
+        published = pretrained.read_encoder(plan.encoder_weights, "efficientnet-lite0").tensors
+        random = build_network(plan.spec).state_dict()
+        name = "stages.5.1.layers.0.weight"
+        learned = weights(plan)[f"model.encoder.{name}"]
+        assert 0 < float((learned - published[name]).abs().mean()) < 0.1 * float(published[name].abs().mean())
+        assert float((random[f"encoder.{name}"] - published[name]).abs().mean()) > 0.01
+        groups = step.build_state(plan, Ranks()).optimizer.param_groups
+        assert sorted({group["lr_scale"] for group in groups}) == [0.3, 1.0]
+
+    def test_the_last_epochs_are_plain(self, shapes: Path, tmp_path: Path) -> None:
+        plan = plan_of(shapes, tmp_path / "m.safetensors", epochs=3, plain_epochs=1, paste=1.0, flip="none")
+        samples = Samples(plan.dataset, plan.train, plan.spec.input_size, 2, 1 << 26)
+        drawn = [next(loop.training_batches(plan, Ranks(), samples, epoch, 0)) for epoch in (0, 1, 2)]
+        still = augment.draw(augment.PRESETS["none"], "none", samples.stored, samples.size, (0,))
+        stored = [samples[number % len(samples)] for number in drawn[2].numbers]
+        parts = [
+            torch.from_numpy(np.stack([getattr(sample, part) for sample in stored]))
+            for part in ("picture", "target", "known")
+        ]
+        expected = augment.apply(*parts, [still] * len(stored), samples.size)
+        assert torch.equal(drawn[2].pictures, expected[0])
+        assert torch.equal(drawn[2].targets, expected[1])
+        for batch in drawn[:2]:
+            assert not torch.equal(batch.pictures, expected[0])
 
     def test_fine_tuning_starts_from_the_given_weights(self, shapes: Path, tmp_path: Path) -> None:
         first = plan_of(shapes, tmp_path / "a.safetensors", epochs=8, lr=1e-2)
@@ -238,6 +275,29 @@ class TestResume:
             assert outcome.ended == "all epochs"
             assert same(weights(plan), wanted), f"stopped after {count} of {steps} steps"
             assert checkpoint.load(plan.output).spec.training["epoch"] == outcome.best
+
+    def test_on_an_encoder_several_datasets_and_pasted_objects_it_ends_the_same(
+        self, shapes: Path, tmp_path: Path
+    ) -> None:
+        other = write_shapes(tmp_path / "other", 12)
+        datasets = [find_dataset(str(folder)) for folder in (shapes, other)]
+        chosen = Options(
+            size=(32, 64),
+            widths=(4, 4, 4, 4),
+            encoder="efficientnet-lite0",
+            batch_size=4,
+            precision="fp32",
+            epochs=2,
+            paste=0.5,
+            plain_epochs=1,
+            weights=(0.4, 0.5),
+        )
+        whole = make_plan(join(datasets), str(tmp_path / "whole.safetensors"), chosen)
+        loop.train(whole)
+        plan = make_plan(join(datasets), str(tmp_path / "stopped.safetensors"), chosen)
+        assert loop.train(plan, stop=After(whole.steps - 1)).ended == "interrupted"
+        loop.train(plan, resume=True)
+        assert same(weights(plan), weights(whole))
 
     def test_of_several_classes_keeps_their_weights(self, two_kinds: Path, tmp_path: Path) -> None:
         whole, plan = (plan_of(two_kinds, tmp_path / f"{name}.safetensors") for name in ("whole", "part"))
