@@ -58,19 +58,19 @@ def find(root: str, masks: str | None, images: str | None, group_by: str | None)
     lonely, suffixes = [], Counter[str]()
     for item in mask_files:
         stem = stem_of(item.path, mask_folder)
-        names = (stem, without_suffix(stem))  # a picture may itself be called car_gt
-        if known := [name for name in names if name in by_stem or name in by_name]:
+        called = (stem, without_suffix(stem))  # a picture may itself be called car_gt
+        if known := [name for name in called if name in by_stem or name in by_name]:
             found[known[0]].append(item.path)
             suffixes[stem[len(known[0]) :]] += 1
         else:
             lonely.append(item.path)
     for name in [name for name in found if name not in by_stem]:  # as a run names masks, such as car.jpg
-        stem, picture = by_name[name]
+        stem, file = by_name[name]
         if stem in found or len(by_stem[stem]) == 1:
             found[stem] += found.pop(name)
         else:  # beside car.png, and nothing is called car alone
-            by_stem[stem].remove(picture)
-            by_stem[name].append(picture)
+            by_stem[stem].remove(file)
+            by_stem[name].append(file)
     matched: list[tuple[str, str, str]] = []
     ambiguous: dict[str, tuple[str, ...]] = {}
     for stem, paths in found.items():
