@@ -216,8 +216,6 @@ class TrainingPlan:
         chosen["mask_values"] = {str(value): id for value, id in sorted(table.items())}
         if getattr(self.dataset.masks, "by_look", False):
             chosen["mask_values"]["white"] = 1
-        if getattr(self.dataset.masks, "between", "") == "probability":
-            chosen["mask_values"]["levels"] = "probability"
         return {
             **{key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()},
             "classes": list(self.spec.classes.names),
