@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -21,8 +22,10 @@ from tests.conftest import ROOT
 from tests.helpers import processes
 from tests.helpers.datasets import write_shapes
 from tests.helpers.systems import needs_posix
+from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.cli import main
 from unet_batch.model import checkpoint
+from unet_batch.types import ClassTable
 
 TINY = ["--size", "40x56", "--widths", "4,8", "--batch-size", "4", "--epochs", "2", "--precision", "fp32"]
 
@@ -118,6 +121,36 @@ def test_the_model_runs(shapes: Path, tmp_path: Path) -> None:
     mask = cv2.imread(str(tmp_path / "out" / "masks" / "set00_0.png"), cv2.IMREAD_UNCHANGED)
     truth = cv2.imread(str(shapes / "masks" / "set00_0.png"), cv2.IMREAD_UNCHANGED)
     assert 2 * np.sum((mask > 0) & (truth > 0)) / (np.sum(mask > 0) + np.sum(truth > 0)) > 0.8
+
+
+def test_a_small_model_is_trained_on_a_large_ones_output_as_the_documents_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    said = pages.partition("### Masks that are probabilities")[2]
+    toml = said.partition("```toml\n")[2].partition("```")[0]
+    recipe = pages.partition("## Train a small model on a large one's output")[2]
+    commands = [line.split()[1:] for line in recipe.splitlines() if line.startswith("unet-batch ")]
+    assert [words[0] for words in commands] == ["run", "check-data", "train", "evaluate"]
+    monkeypatch.chdir(tmp_path)
+    write_shapes(Path("by-hand"), 12)
+    shutil.copytree("by-hand/images", "photos")
+    twin = cv2.imread("photos/set05_0.png")
+    Path("photos/set05_0.png").unlink()
+    cv2.imwrite("photos/set05_1.jpg", twin)  # beside set05_1.png
+    spec = tiny_spec(size=(40, 56), classes=1)
+    spec = replace(spec, classes=ClassTable(("car",), spec.classes.colours))
+    checkpoint.save("large.safetensors", tiny_model(spec), spec)
+    for words in commands:
+        done = CliRunner().invoke(main, [*words, *(TINY if words[0] == "train" else [])])
+        assert done.exit_code == 0, done.output
+        if words[0] == "run":
+            Path("labelled/classes.toml").write_text(toml)
+        elif words[0] != "evaluate":
+            assert "12 of 12 images have a mask of the same name" in done.output
+            assert "masks are probabilities of car, 0 to 255, used as they are in training" in done.output
+    assert "masks are probabilities of car" in Path("small.md").read_text()
+    assert checkpoint.identify("small.safetensors").spec.classes.names == ("car",)
 
 
 def test_dry_run_says_what_it_would_take_and_writes_nothing(shapes: Path, tmp_path: Path) -> None:

@@ -169,6 +169,50 @@ class TestFiles:
         assert only(report_on(root), "images that are masks", "error").files[0].startswith("a_0.png: ")
 
 
+class TestProbabilities:
+    @pytest.fixture
+    def soft(self, root: Path) -> Path:
+        """The same pairs; masks rise from 0 to 1."""
+        (root / "classes.toml").write_text('values = "probability"\n[[class]]\nname = "car"\n')
+        for path in (root / "masks").iterdir():
+            mask(path, np.linspace(0, 255, 32)[None].repeat(24, 0))
+        return root
+
+    def test_are_counted_from_half_on(self, soft: Path) -> None:
+        report = report_on(soft)
+        assert report.findings == ()
+        assert [(share.name, share.pixels) for share in report.classes] == [("background", 0.5), ("car", 0.5)]
+
+    def test_that_never_reach_half_are_told_with_the_highest(self, soft: Path) -> None:
+        mask(soft / "masks/a_0_mask.png", ids(0, 51))
+        finding = only(report_on(soft), "empty masks", "warning")
+        assert finding.files == ("a_0_mask.png: nothing reaches half, the highest probability is 0.20",)
+        for path in (soft / "masks").iterdir():
+            mask(path, ids(0, 1))  # ids, and no probabilities
+        report = report_on(soft)
+        assert not report.ok
+        assert [f.kind for f in report.findings if f.severity == "error"] == ["nothing to learn"]
+        (empty,) = (found for found in report.findings if found.kind == "empty masks")
+        assert empty.files[0].endswith("the highest probability is 0.00")
+
+    def test_of_which_all_is_void_are_told_as_such(self, soft: Path) -> None:
+        path = soft / "classes.toml"
+        path.write_text("void = 7\n" + path.read_text())
+        mask(soft / "masks/a_0_mask.png", ids(7))
+        assert only(report_on(soft), "empty masks", "warning").files == ("a_0_mask.png: all void",)
+
+    def test_in_the_place_of_a_photo_are_found_out(self, soft: Path) -> None:
+        Image.open(soft / "masks/a_0_mask.png").convert("RGB").save(soft / "images/a_0.png")
+        assert only(report_on(soft), "images that are masks", "error").files[0].startswith("a_0.png: ")
+
+    def test_sheets_draw_the_cut_at_half(self, soft: Path, tmp_path: Path) -> None:
+        dataset = find_dataset(str(soft))
+        drawn = contact_sheet(dataset, check(dataset))
+        for path in (soft / "masks").iterdir():
+            mask(path, np.where(np.arange(32) < 16, 0, 255)[None].repeat(24, 0))
+        assert contact_sheet(dataset, check(dataset)) == drawn
+
+
 class TestCopies:
     def test_within_a_group(self, root: Path) -> None:
         photo(root / "images/a_1.png", 0)

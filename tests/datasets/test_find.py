@@ -54,6 +54,37 @@ class TestPairs:
         mask(tmp_path / "masks" / "é.png", ids(0, 1))
         assert len(find_dataset(str(tmp_path)).pairs) == 1
 
+    def test_a_picture_is_known_by_its_whole_name_too(self, tmp_path: Path) -> None:
+        photo(tmp_path / "images/x/a.jpg")
+        mask(tmp_path / "masks/x/a.jpg.png", ids(0, 1))
+        photo(tmp_path / "images/b.jpg")
+        mask(tmp_path / "masks/b.jpg_mask.png", ids(0, 1))
+        dataset = find_dataset(str(tmp_path))
+        assert [pair.key for pair in dataset.pairs] == ["b", "x/a"]
+        assert (dataset.unmatched_images, dataset.unmatched_masks, dataset.ambiguous) == ((), (), {})
+
+    def test_pictures_of_one_stem_each_have_a_mask_of_their_whole_name(self, tmp_path: Path) -> None:
+        for extension in ("jpg", "png", "webp"):
+            photo(tmp_path / f"images/a.{extension}")
+        for extension in ("jpg", "webp"):
+            mask(tmp_path / f"masks/a.{extension}.png", ids(0, 1))
+        dataset = find_dataset(str(tmp_path))
+        assert [os.path.basename(pair.image) for pair in dataset.pairs] == ["a.jpg", "a.webp"]
+        assert [os.path.basename(pair.mask) for pair in dataset.pairs] == ["a.jpg.png", "a.webp.png"]
+        assert [os.path.basename(path) for path in dataset.unmatched_images] == ["a.png"]
+
+    def test_a_mask_that_fits_several_pictures_leaves_all_of_them_open(self, tmp_path: Path) -> None:
+        for extension in ("jpg", "png"):
+            photo(tmp_path / f"images/a.{extension}")
+        photo(tmp_path / "images/b.png")
+        for name in ("a", "a.jpg", "b"):
+            mask(tmp_path / f"masks/{name}.png", ids(0, 1))
+        dataset = find_dataset(str(tmp_path))
+        assert [pair.key for pair in dataset.pairs] == ["b"]
+        ((image, others),) = dataset.ambiguous.items()
+        names = {os.path.relpath(path, tmp_path).replace(os.sep, "/") for path in (image, *others)}
+        assert names == {"images/a.jpg", "images/a.png", "masks/a.png", "masks/a.jpg.png"}
+
     def test_sub_folders_are_mirrored(self, tmp_path: Path) -> None:
         for lot in ("x", "y"):
             photo(tmp_path / f"images/{lot}/a.jpg")

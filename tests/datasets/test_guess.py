@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.helpers.datasets import SIZE, ids, mask, photo, reason
+from unet_batch.datasets import encoding as encoding_module
 from unet_batch.datasets.check import check
 from unet_batch.datasets.dataset import Dataset
-from unet_batch.datasets.encoding import HALF, to_levels
+from unet_batch.datasets.encoding import HALF, Encoding, to_levels
 from unet_batch.datasets.find import find_dataset
 from unet_batch.errors import UsageError
+from unet_batch.media.images import StoredMask
 
 TRUTH = ids(*[0] * 20, *[1] * 12)  # less than half is the class, so that swapped ids show
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (200, 0, 0)
@@ -420,3 +422,142 @@ class TestMajority:
                 ("png", lambda p: mask(p, ids(0, 90, 180))),
                 ("png", lambda p: mask(p, ids(0, 90))),
             )
+
+
+SAID = 'values = "probability"\n[[class]]\nname = "car"\n'
+RAMP = np.linspace(0, 1, SIZE[1])[None].repeat(SIZE[0], 0)
+
+
+class TestProbabilities:
+    """classes.toml says that masks are probabilities."""
+
+    @pytest.mark.parametrize(
+        ("extension", "write"),
+        [
+            ("png", lambda p: mask(p, np.rint(RAMP * 255))),
+            ("png", lambda p: mask(p, np.rint(RAMP * 65535), np.uint16)),
+            ("png", lambda p: png(p, np.rint(RAMP * 15), 4)),
+            ("tif", lambda p: tiff(p, RAMP.astype(np.float32))),
+            ("png", lambda p: Image.fromarray(np.rint(RAMP * 255).astype(np.uint8)).convert("RGB").save(p)),
+        ],
+        ids=["8 bits", "16 bits", "4 bits", "fractions", "grey as RGB"],
+    )
+    def test_are_what_the_file_says_and_cut_at_half(
+        self, tmp_path: Path, extension: str, write: Callable[[Path], None]
+    ) -> None:
+        dataset = made(tmp_path, (extension, write), toml=SAID)
+        found = dataset.decode_mask(dataset.pairs[0], SIZE)
+        assert found.levels is not None
+        assert found.levels.dtype == np.uint8
+        steps = 15 if extension == "png" and dataset.reasons[-2].count("0 to 15,") else 255
+        assert np.array_equal(found.levels, np.rint(np.rint(RAMP * steps) * (255 / steps)))
+        assert np.array_equal(read(dataset)[0], RAMP >= 0.5)
+        assert dataset.classes.names == ("car",)
+        assert reason(dataset, "masks are probabilities of car, 0 to ")
+
+    @pytest.mark.parametrize(
+        "values", [255 * TRUTH, TRUTH, np.rint(RAMP * 100)], ids=["0, 255", "0, 1", "low"]
+    )
+    def test_are_so_whatever_the_masks_look_like(self, tmp_path: Path, values: np.ndarray) -> None:
+        dataset = made(tmp_path, ("png", lambda p: mask(p, values)), toml=SAID)
+        levels = dataset.decode_mask(dataset.pairs[0]).levels
+        assert levels is not None
+        assert np.array_equal(levels, values)
+
+    def test_are_never_guessed(self, tmp_path: Path) -> None:
+        soft = np.zeros((100, 100))
+        soft[:, 40:46], soft[:, 46:] = np.arange(1, 7) / 7, 1
+        photo(tmp_path / "images/a.png", size=soft.shape)
+        mask(tmp_path / "masks/a.png", np.rint(255 * soft))
+        (tmp_path / "classes.toml").write_text(SAID.partition("\n")[2])
+        dataset = find_dataset(str(tmp_path))
+        assert reason(dataset, "soft edges")
+        assert dataset.decode_mask(dataset.pairs[0]).levels is None
+
+    def test_that_cannot_be_anything_else_are_hinted_at(self, tmp_path: Path) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, SIZE)
+        for number, toml in enumerate(("", SAID.partition("\n")[2])):
+            with pytest.raises(UsageError) as raised:
+                made(tmp_path / str(number), ("png", lambda p: mask(p, noise)), toml=toml)
+            assert 'values = "probability" in classes.toml' in raised.value.hint
+
+    def test_of_a_background_and_one_class_are_those_of_the_class(self, tmp_path: Path) -> None:
+        toml = SAID + '[[class]]\nname = "background"\n'
+        assert made(tmp_path, ("png", lambda p: mask(p, 255 * RAMP)), toml=toml).classes.names == ("car",)
+
+    @pytest.mark.parametrize(("full", "dtype"), [(255, np.uint8), (65535, np.uint16)])
+    def test_may_leave_out_pixels_of_a_value(self, tmp_path: Path, full: int, dtype: type) -> None:
+        values = np.rint(RAMP * full)
+        values[:4] = 7
+        dataset = made(tmp_path, ("png", lambda p: mask(p, values, dtype)), toml="void = 7\n" + SAID)
+        found = read(dataset)[0]
+        assert np.array_equal(found == 255, values == 7)
+        assert np.array_equal(found[4:] == 1, RAMP[4:] >= 0.5)
+
+    @given(st.sampled_from([1, 15, 255, 4095, 65535]), st.lists(st.floats(0, 1), min_size=2, max_size=40))
+    def test_are_in_order_and_exact_at_both_ends(self, full: int, values: list[float]) -> None:
+        scaled = np.sort(np.array([0, *values, 1])) * full
+        if full > 1:
+            scaled = np.rint(scaled).astype(np.uint8 if full <= 255 else np.uint16)
+        stored = StoredMask(scaled.astype(np.float32) if full == 1 else scaled, "grey", full)
+        encoding = Encoding("grey", {}, "probability")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(encoding_module, "read_values", lambda path: stored)
+            found = encoding.decode("a.png")
+        assert found.levels is not None
+        levels = found.levels.astype(int)
+        assert (np.diff(levels) >= 0).all()
+        assert np.abs(levels / 255 - stored.values / full).max() <= 0.5 / 255 + 1e-6
+        assert (levels[0], levels[-1]) == (0, 255)
+        assert np.array_equal(found.ids, stored.values >= full / 2)
+
+    @pytest.mark.parametrize(
+        ("toml", "message"),
+        [
+            (SAID.replace("probability", "soft"), "values = 'soft' is unknown"),
+            (SAID + "id = 1\n", "beside an id"),
+            (SAID + '[[class]]\nname = "road"\n', 'values = "probability" beside 2 classes'),
+            ("void = 255\n" + SAID, "void = 255 is also the probability 1"),
+            ("void = [9, 0]\n" + SAID, "void = 0 is also the probability 0"),
+            ('[[class]]\nname = "car"\nvalues = "probability"\n', r"values stands below \[\[class\]\]"),
+            ('[[class]]\nname = "car"\nvoid = 255\n', r"void stands below \[\[class\]\]"),
+        ],
+    )
+    def test_are_said_in_one_way(self, tmp_path: Path, toml: str, message: str) -> None:
+        with pytest.raises(UsageError, match=message) as raised:
+            made(tmp_path, ("png", lambda p: mask(p, RAMP * 255)), toml=toml)
+        assert "classes.toml" in raised.value.message
+        assert raised.value.hint
+
+    @pytest.mark.parametrize(
+        ("extension", "write", "kind", "message"),
+        [
+            (
+                "png",
+                lambda p: indexed(p, TRUTH, (BLACK, WHITE)),
+                "unexpected mask values",
+                "a palette, where",
+            ),
+            (
+                "tif",
+                lambda p: tiff(p, (TRUTH * 99).astype(np.int32)),
+                "unexpected mask values",
+                "values from 0 to 99 of a type without a highest one",
+            ),
+            (
+                "png",
+                lambda p: Image.fromarray(np.array([BLACK, RED], np.uint8)[TRUTH]).save(p),
+                "unreadable mask",
+                "is coloured, other masks hold probabilities",
+            ),
+        ],
+        ids=["palette", "32 bits", "colours"],
+    )
+    def test_of_no_known_range_are_named(
+        self, tmp_path: Path, extension: str, write: Callable[[Path], None], kind: str, message: str
+    ) -> None:
+        good = ("png", lambda p: mask(p, RAMP * 255))
+        dataset = made(tmp_path, good, good, (extension, write), toml=SAID)
+        (finding,) = (found for found in check(dataset).findings if found.severity == "error")
+        assert finding.kind == kind
+        assert finding.files[0].startswith(f"p2.{extension}: {message}")

@@ -140,3 +140,20 @@ def test_numbers_of_objects_are_no_probabilities(tmp_path: Path) -> None:
     found, _ = judged(tmp_path, save)
     assert len(found.failures) == 3
     assert "unexpected value" in found.failures[0].message
+
+
+@pytest.mark.parametrize("kind", ["bytes", "16 bits, unsure", "16 bits that hold 0 and 1", "bits"])
+def test_true_masks_that_are_probabilities_are_cut_at_half_and_predictions_stay_what_they_are(
+    tmp_path: Path, kind: str
+) -> None:
+    for seed, name in enumerate(NAMES):
+        photo(tmp_path / f"data/images/{name}.png", seed, SIZE)
+        mask(tmp_path / f"data/masks/{name}.png", np.rint(255 * sure(seed)))
+        (tmp_path / "found").mkdir(exist_ok=True)
+        KINDS[kind](tmp_path / "found" / name, seed)
+    (tmp_path / "data/classes.toml").write_text('values = "probability"\n[[class]]\nname = "car"\n')
+    dataset = find_dataset(str(tmp_path / "data"))
+    predictions = find_predictions(dataset, dataset.pairs, str(tmp_path / "found"))
+    found = compare(dataset, dataset.pairs, predictions, workers=2)
+    assert found.failures == ()
+    assert found.photo.mean("dice") > 0.99, predictions.reasons

@@ -18,6 +18,7 @@ from unet_batch.errors import CheckpointError
 from unet_batch.model import checkpoint
 from unet_batch.model import spec as spec_json
 from unet_batch.model.graph import Graph
+from unet_batch.scenes import compose
 from unet_batch.types import ClassTable, ModelSpec
 
 
@@ -46,6 +47,16 @@ def test_round_trip(tmp_path: Path) -> None:
         assert torch.equal(copy, expected), name
     x = torch.randn(1, 3, 32, 48)
     torch.testing.assert_close(loaded.model(x), model(x), rtol=0.02, atol=0.02)
+
+
+def test_weights_of_16_bits_move_the_map_of_a_drawn_picture_by_a_level_at_most(tmp_path: Path) -> None:
+    spec, path = tiny_spec(size=(96, 144)), str(tmp_path / "model.safetensors")
+    model = tiny_model(spec)
+    checkpoint.save(path, model, spec)
+    picture = torch.from_numpy(compose.draw(3, spec.input_size)[0])[None]
+    before, after = (Graph(each, spec)(picture).int() for each in (model, checkpoint.load(path).model))
+    assert before.float().std() > 30
+    assert 0 < (before - after).abs().max() <= 1
 
 
 def two_classes(*names: str, **changes: object) -> ModelSpec:

@@ -119,6 +119,19 @@ class TestFigures:
             entropy = 20.0 * target[number, 0].sum().item() / 800
             assert least < segmentation_loss(logits, target, None, dice).item() - entropy < least + 0.1
 
+    @pytest.mark.parametrize(("dice", "expected"), [("batch", 0.527493417), ("picture", 0.530141056)])
+    def test_of_masks_of_two_values_is_what_it_was(
+        self, dice: Literal["batch", "picture"], expected: float
+    ) -> None:
+        """A training that goes on in another release must see the same loss."""
+        rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(12.0), indexing="ij")
+        logits = torch.stack([(columns - 5) * 0.7 - (rows - 3) * 0.4, 4 - rows - columns * 0.25])[:, None]
+        known = torch.ones(2, 8, 12)
+        known[0, :2] = 0
+        covered = torch.stack([columns >= 6, rows < 2]) * known
+        found = segmentation_loss(logits, torch.stack((covered, known), 1), None, dice)
+        assert found.item() == pytest.approx(expected, rel=1e-6)
+
     @pytest.mark.parametrize("classes", [1, 2, 5])
     def test_is_near_nothing_where_all_is_right_and_large_where_all_is_wrong(self, classes: int) -> None:
         ids = ids_of(max(2, classes))
@@ -206,6 +219,30 @@ class TestLeast:
             logits[0, 0, rim] = torch.logit(share)
             losses.append(segmentation_loss(logits, target).item())
         assert shares[int(np.argmin(losses))].item() == pytest.approx(coverage, abs=0.011)
+
+    @pytest.mark.parametrize("dice", ["batch", "picture"])
+    @pytest.mark.parametrize("coverage", [0, 0.02, 0.25, 0.5, 0.75, 0.98, 1])
+    def test_of_an_even_region_is_at_its_probability(
+        self, coverage: float, dice: Literal["batch", "picture"]
+    ) -> None:
+        target = torch.ones(2, 2, 10, 10)
+        target[:, 0] = coverage
+        shares = torch.linspace(0.001, 0.999, 999)
+        losses = [
+            segmentation_loss(torch.full((2, 1, 10, 10), share), target, None, dice).item()
+            for share in torch.logit(shares).tolist()
+        ]
+        assert shares[int(np.argmin(losses))].item() == pytest.approx(coverage, abs=0.0015)
+
+    @settings(deadline=None, max_examples=50)
+    @given(seed=st.integers(0, 10**6), far=st.sampled_from([0.05, 0.5, 5]))
+    def test_is_at_the_shares_of_any_picture(self, seed, far):
+        target = shares_of(seed, void=0.2)
+        exact = torch.logit(target[:, :1], 1e-6)
+        other = exact + far * logits_of(1, seed)
+        for dice in ("batch", "picture"):
+            least = segmentation_loss(exact, target, None, dice)
+            assert least < segmentation_loss(other, target, None, dice)
 
     @settings(deadline=None, max_examples=20)
     @given(st.integers(0, 10**6), st.sampled_from([1, 2, 4]))

@@ -390,6 +390,14 @@ class TestFingerprint:
             Path(path).write_bytes(before)
         assert print_of(dataset) == first
 
+    def test_tells_masks_of_ids_from_probabilities(self, tmp_path: Path) -> None:
+        dataset = pictures(tmp_path / "d", *[(20, 24)] * 4)
+        hard = plan_of(dataset, size=(16, 24)).fingerprint
+        for toml in ("", 'values = "probability"\n'):
+            (tmp_path / "d/classes.toml").write_text(toml + '[[class]]\nname = "foreground"\n')
+            found = plan_of(find_dataset(str(tmp_path / "d")), size=(16, 24)).fingerprint
+            assert {key for key in found if found[key] != hard[key]} == ({"mask_values"} if toml else set())
+
     def test_does_not_hang_on_where_the_dataset_lies(self, tmp_path: Path) -> None:
         prints = [
             plan_of(pictures(tmp_path / name / "d", *[(20, 24)] * 4), size=(16, 24)).fingerprint

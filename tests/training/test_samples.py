@@ -18,6 +18,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from tests.helpers.datasets import mask, photo
 from unet_batch.datasets.dataset import Dataset
 from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.find import find_dataset
@@ -255,6 +256,46 @@ class TestLayout:
             place = geometry.place(plain.read_mask(pair).shape, NETWORK)
             assert (geometry.content_of(sample.known, place) == 255).all()
             assert (sample.known > 0).sum() == place.content[0] * place.content[1]
+
+    @pytest.mark.parametrize("scale", [1, 2])
+    @pytest.mark.parametrize("size", [(64, 96), (160, 240), (161, 239), (20, 24), (300, 90)])
+    def test_a_probability_is_resized_as_its_photo_and_not_cut(
+        self, tmp_path: Path, size: tuple[int, int], scale: int
+    ) -> None:
+        """Of a photo that is as bright as the car is sure, the target is the brightness."""
+        noise = np.random.default_rng(0).integers(0, 256, (6, 8), np.uint8)
+        soft = cv2.resize(noise, size[::-1], interpolation=cv2.INTER_LINEAR)
+        soft[: size[0] // 8] = 0
+        for folder, array in (("images", np.repeat(soft[..., None], 3, 2)), ("masks", soft)):
+            (tmp_path / folder).mkdir()
+            Image.fromarray(array).save(tmp_path / folder / "a.png")
+        (tmp_path / "classes.toml").write_text('values = "probability"\n[[class]]\nname = "car"\n')
+        sample = samples_of(find_dataset(str(tmp_path)), scale)[0]
+        known = sample.known == 255
+        assert np.abs(sample.picture[known].astype(int) - sample.target[known][:, None]).max() <= 2
+        assert len(np.unique(sample.target[known])) > 50
+
+    def test_void_beside_probabilities_is_unknown_and_blurs_nothing(self, tmp_path: Path) -> None:
+        soft = np.full((160, 240), 60, np.uint8)
+        soft[:, 75:] = 7
+        photo(tmp_path / "images/a.png", size=soft.shape)
+        mask(tmp_path / "masks/a.png", soft)
+        (tmp_path / "classes.toml").write_text('void = 7\nvalues = "probability"\n[[class]]\nname = "car"\n')
+        sample = samples_of(find_dataset(str(tmp_path)), 1)[0]
+        assert (sample.target == np.where(sample.known == 255, 60, 0)).all()
+        assert 0.25 < (sample.known == 255).mean() < 0.36
+
+    def test_probabilities_reach_the_loss_as_they_are(self, tmp_path: Path) -> None:
+        soft = np.tile(np.array([0, 51, 102, 255], np.uint8).repeat(24), (64, 1))
+        photo(tmp_path / "images/a.png", size=soft.shape)
+        mask(tmp_path / "masks/a.png", soft.astype(np.uint16) * 257, np.uint16)
+        (tmp_path / "classes.toml").write_text('values = "probability"\n[[class]]\nname = "car"\n')
+        some = samples_of(find_dataset(str(tmp_path)), 2)
+        still = augment.draw(augment.PRESETS["none"], "none", some.stored, some.size, (0,))
+        (batch,) = batches(some, [[0]], lambda _: still, CPU)
+        expected = torch.tensor([0, 0.2, 0.4, 1]).repeat_interleave(12).expand(32, -1)
+        assert torch.allclose(batch.targets[0, 0], expected, atol=1e-5)
+        assert torch.allclose(batch.targets[0, 1], torch.ones(()), atol=1e-5)
 
     def test_a_mask_of_another_size_is_named(self, tmp_path: Path) -> None:
         dataset = dataset_of(tmp_path, ONE)

@@ -210,9 +210,12 @@ def _examine(dataset: Dataset, pair: Pair) -> tuple[_Facts, NDArray[np.int64]]:
     if not mask.unexpected:
         if not fact.marked:
             what = "nothing but void" if counts[VOID] == ids.size else "nothing but background"
+            if mask.levels is not None and counts[0]:
+                highest = mask.levels[ids == 0].max()
+                what = f"nothing reaches half, the highest probability is {highest / 255:.2f}"
             fact.problems.append(("empty masks", what))
-        elif _same_regions(picture, ids):
-            what = "as many colours as its mask has ids, in the same places"
+        elif _same_regions(picture, ids if mask.levels is None else mask.levels):
+            what = "as many colours as its mask has values, in the same places"
             fact.problems.append(("images that are masks", what))
     fact.size = size
     fact.image, fact.mask = _digest(picture), _digest(ids)
@@ -228,7 +231,7 @@ def _digest(pixels: Pixels) -> bytes:
 
 
 def _same_regions(picture: Pixels, ids: Pixels) -> bool:
-    """Whether the picture shows the regions of its mask in flat colours: then it is a mask itself."""
+    """Whether the picture shows the regions of ids, or levels, in flat colours: then it is a mask itself."""
     step = max(1, max(ids.shape) // 256)
     colour = picture[::step, ::step].reshape(-1, 3).astype(np.int32) @ np.array([65536, 256, 1], np.int32)
     region = ids[::step, ::step].ravel()
@@ -272,7 +275,8 @@ NO_SPLIT = "no split"
 _REMARKS = {
     SOFT: (
         "edges in between 0 and 255, counted as foreground from half on",
-        "save masks as PNG, without anti-aliasing, for exact edges",
+        "save masks as PNG, without anti-aliasing, for exact edges; "
+        'or train on the levels: values = "probability" in classes.toml',
     ),
     NO_PIXELS: (
         "objects that cover not one pixel: too thin, or outside the image",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from unet_batch.datasets.encoding import VOID, Masks
+from unet_batch.datasets.encoding import VOID, Mask, Masks
 from unet_batch.errors import ImageError, UnetBatchError
 from unet_batch.media import images
 
@@ -77,13 +77,17 @@ class Dataset:
         Raises:
             ImageError: the mask cannot be read, is of another size, or holds values without a meaning.
         """
+        return self.decode_mask(pair, size).ids
+
+    def decode_mask(self, pair: Pair, size: Size | None = None) -> Mask:
+        """Read a mask that can be used, as `read_mask` does: ids, and levels where it is a probability."""
         mask = self.masks.decode(pair.mask)
         if mask.unexpected:
             raise ImageError(f"{pair.mask}: {mask.unexpected}", hint="name every value in classes.toml")
         if size is not None and mask.ids.shape != size:
             why = misfit(size, mask.ids.shape, pair.image)
             raise ImageError(f"{pair.mask}: {why}", hint="export the mask from the upright picture")
-        return mask.ids
+        return mask
 
 
 def misfit(image: Size, mask: tuple[int, ...], path: str) -> str:

@@ -43,11 +43,14 @@ class Mask:
         ids: uint8 (H, W), VOID where void.
         unexpected: what has no meaning, in words; such a mask can be looked at, not used. Else "".
         remark: kind (SOFT or NO_PIXELS) and details of what a person should know; else two empty strings.
+        levels: of a probability of one class, what the file says, uint8 (H, W) of 0 to 255, of which `ids`
+            are the cut at half; None of a mask of ids.
     """
 
     ids: Pixels
     unexpected: str = ""
     remark: tuple[str, str] = ("", "")
+    levels: Pixels | None = None
 
 
 class Masks(Protocol):
@@ -81,8 +84,8 @@ class Encoding:
         kind: "grey" for values (palette indices among them), "colour" for RGB.
         table: id, or VOID, by stored value; a colour is the number 0xRRGGBB. Empty where nobody knows.
         between: what values between 0 and the highest of their type are, which count as the class from its
-            half on: "edges", a few blurred ones of two-valued masks; "probability", any number of them; or
-            "nothing": no such value has a meaning.
+            half on: "edges", a few blurred ones of two-valued masks; "probability", all of them, and `table`
+            holds void alone; or "nothing": no such value has a meaning.
         by_look: whether palettes show black and white only, so that white is 1 at any index.
     """
 
@@ -113,9 +116,12 @@ class Encoding:
         """
         stored = read_values(mask)
         if stored.kind == "colour" and self.kind == "grey":
+            what = "probabilities" if self.between == "probability" else "ids"
             raise ImageError(
-                f"{mask}: is coloured, other masks hold ids", hint="save it as a grey PNG of ids"
+                f"{mask}: is coloured, other masks hold {what}", hint=f"save it as a grey PNG of {what}"
             )
+        if self.between == "probability":
+            return self._decode_probability(stored)
         values = stored.values
         if self.kind == "colour":
             values = _as_colours(stored)
@@ -124,7 +130,7 @@ class Encoding:
             if look is None:
                 return Mask(np.zeros(values.shape, np.uint8), "a palette of more than black and white")
             values = look[values]
-        elif self.between != "nothing" and (stored.full != 255 or values.dtype != np.uint8):
+        elif self.between == "edges" and (stored.full != 255 or values.dtype != np.uint8):
             values = self._as_levels(stored)
         if values.dtype.kind == "f":
             return Mask(np.zeros(values.shape, np.uint8), _describe_range(values, stored.full))
@@ -135,34 +141,45 @@ class Encoding:
         unknown = ids == STRAY
         if not unknown.any():
             return Mask(ids)
-        if self.between != "nothing" and values.dtype == np.uint8:
+        if self.between == "edges" and values.dtype == np.uint8:
             ids[unknown] = values[unknown] >= HALF
-        if self.between == "probability" and values.dtype == np.uint8:
-            return Mask(ids)
         stray = count_values(values[unknown])
         wide = stored.values.dtype != np.uint8  # whose levels are no ids
         if self.between == "edges" and _has_soft_edges(stray, values, 1 if wide else 3):
             return Mask(
                 ids, remark=(SOFT, f"{sum(stray.values()):,} of {ids.size:,} pixels between 0 and 255")
             )
-        if self.between != "nothing" and stored.full > 255:
+        if self.between == "edges" and stored.full > 255:
             return Mask(ids, _describe_range(stored.values, stored.full))
         return Mask(ids, self._describe(stray))
+
+    def _decode_probability(self, stored: StoredMask) -> Mask:
+        """Levels from 0 to the highest value of the type, and which of them are void as they are stored."""
+        values, full = stored.values, stored.full
+        why = "a palette, where a probability is grey" if stored.kind == "index" else ""
+        if not full:
+            why = f"values from {values.min():,} to {values.max():,} of a type without a highest one"
+        if why:
+            return Mask(np.zeros(values.shape, np.uint8), why)
+        levels = values if values.dtype == np.uint8 and full == 255 else to_levels(values, full)
+        ids = np.greater_equal(levels, HALF).view(np.uint8)
+        if self.table:
+            ids[np.isin(values, list(self.table))] = VOID
+        return Mask(ids, levels=levels)
 
     def _as_levels(self, stored: StoredMask) -> NDArray[Any]:
         """Values of another type than bytes as 0..255 of its range, where that is what they are."""
         values, full = stored.values, stored.full
         if not full:
             return values
-        if self.between == "edges":
-            if values.dtype.kind == "u" and full > 1:
-                found = set(count_values(values))
-                if found <= self.table.keys():  # a mask of bytes that was saved as 16 bits
-                    return values
-                if full < 255 and not found <= {0, full}:  # few bits: ids
-                    return values
-            if 2 * float(values.max(initial=0)) < full:  # nothing would be found: of another range?
+        if values.dtype.kind == "u" and full > 1:
+            found = set(count_values(values))
+            if found <= self.table.keys():  # a mask of bytes that was saved as 16 bits
                 return values
+            if full < 255 and not found <= {0, full}:  # few bits: ids
+                return values
+        if 2 * float(values.max(initial=0)) < full:  # nothing would be found: of another range?
+            return values
         return to_levels(values, full)
 
     def _describe(self, stray: Mapping[int, int]) -> str:

@@ -5,7 +5,8 @@
 | folder of pictures | images, image, imgs, img, JPEGImages, photos, train                                  |
 | folder of masks    | masks, mask, labels, annotations, SegmentationClass, train_masks                     |
 | a pair             | the same path below both folders but for the extension, and for a suffix of the      |
-|                    | mask's name: _mask _masks _label _labels _labelIds _gt _seg _segmentation _L (or -)  |
+|                    | mask's name: _mask _masks _label _labels _labelIds _gt _seg _segmentation _L (or -); |
+|                    | or the picture's whole name, as a run has it: car.jpg.png                            |
 | classes and void   | classes.toml beside the folders: `guess.py` says how to write it; else the values |
 | COCO annotations   | the only .json whose name has the word annotations, instances or coco, in the folder |
 |                    | itself, in annotations/ or among the pictures, if there is no folder of masks        |

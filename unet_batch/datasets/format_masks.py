@@ -15,6 +15,7 @@ from unet_batch.datasets.names import (
     MASK_FOLDERS,
     make_pairs,
     shown_below,
+    slashed,
     stem_of,
     subfolder,
     without_suffix,
@@ -47,18 +48,29 @@ def find(root: str, masks: str | None, images: str | None, group_by: str | None)
         collect([name], is_picture=is_supported).items for name in (image_folder, mask_folder)
     )
     by_stem: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)  # (path, key) of the pictures
+    by_name: dict[str, tuple[str, tuple[str, str]]] = {}  # their stems, and themselves
     for item in image_files:
-        by_stem[stem_of(item.path, image_folder)].append((item.path, item.key))
+        stem = stem_of(item.path, image_folder)
+        by_stem[stem].append((item.path, item.key))
+        for name in (slashed(item.key), stem + os.path.splitext(item.path)[1]):
+            by_name[name] = stem, (item.path, item.key)
     found: defaultdict[str, list[str]] = defaultdict(list)
     lonely, suffixes = [], Counter[str]()
     for item in mask_files:
         stem = stem_of(item.path, mask_folder)
-        short = stem if stem in by_stem else without_suffix(stem)  # a picture may itself be called car_gt
-        if short in by_stem:
-            found[short].append(item.path)
-            suffixes[stem[len(short) :]] += 1
+        called = (stem, without_suffix(stem))  # a picture may itself be called car_gt
+        if known := [name for name in called if name in by_stem or name in by_name]:
+            found[known[0]].append(item.path)
+            suffixes[stem[len(known[0]) :]] += 1
         else:
             lonely.append(item.path)
+    for name in [name for name in found if name not in by_stem]:  # as a run names masks, such as car.jpg
+        stem, file = by_name[name]
+        if stem in found or len(by_stem[stem]) == 1:
+            found[stem] += found.pop(name)
+        else:  # beside car.png, and nothing is called car alone
+            by_stem[stem].remove(file)
+            by_stem[name].append(file)
     matched: list[tuple[str, str, str]] = []
     ambiguous: dict[str, tuple[str, ...]] = {}
     for stem, paths in found.items():

@@ -4,6 +4,7 @@ classes.toml lies beside the folders of images and masks. `id` (the class's plac
 and `color` are what masks hold; which of the two, the masks show.
 
     void = 255                  # ignored in training; also [254, 255], or colours such as [[0, 0, 0]]
+    values = "probability"      # only if that is what the masks of one class hold; else leave it out
     [[class]]
     name = "road"
     color = [128, 64, 128]
@@ -16,6 +17,9 @@ the palette has it. The numbers of a TIFF count, though it may ask viewers to sh
 read as they are shown, unless they are an array of tifffile, which asks for that and means the numbers.
 
 Of two values the higher may be the highest that its type can hold, whatever type that is: 255, 65535 or 1.0.
+
+Levels between are guessed to be soft edges at most, cut at half. That masks are probabilities, which are
+trained on as they are, is never guessed: `values` says it.
 """
 
 from __future__ import annotations
@@ -24,161 +28,22 @@ import importlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import Any, Literal
 
 from unet_batch.datasets.encoding import (
     DARK,
-    HALF,
     LIGHT,
     STRAY,
     VOID,
     Encoding,
-    black_and_white,
-    count_values,
     format_value,
-    read_values,
-    shown_colours,
-    to_levels,
 )
+from unet_batch.datasets.look import Looked, Sample, look_at
 from unet_batch.errors import ImageError, UnetBatchError, UsageError
 from unet_batch.media.render import palette
 from unet_batch.types import ClassTable, Colour
-
-if TYPE_CHECKING:
-    from unet_batch.types import Pixels
-
-_SAMPLE = 256  # masks that a guess rests on
-
-
-@dataclass(frozen=True, eq=False)
-class Looked:
-    """What one mask holds.
-
-    Attributes:
-        path: the file.
-        values: how often each occurs; a colour is the number 0xRRGGBB.
-        kind, full: see `StoredMask`.
-        look: of a palette that shows black and white only, which places are white, see `black_and_white`.
-        white_is_zero: see `StoredMask`.
-        shown: the colours that a viewer shows, as 0xRRGGBB; None where JPEG or an odd type leaves that open.
-        flat: pixels of bytes, neither black nor white, whose neighbour to the right has the same value.
-    """
-
-    path: str
-    values: Counter[int]
-    kind: str
-    full: int
-    look: Pixels | None
-    white_is_zero: str
-    shown: frozenset[int] | None = None
-    flat: int = 0
-
-    def by_look(self) -> Looked:
-        """The same, with white as 1 and black as 0, wherever the palette has them."""
-        if self.look is None:
-            return self
-        seen = Counter[int]()
-        for place, count in self.values.items():
-            seen[int(self.look[place])] += count
-        return replace(self, values=seen)
-
-    def as_levels(self) -> Looked:
-        """The same, with 0 to the highest that its type can hold as 0 to 255."""
-        levels = to_levels(np.array(list(self.values), np.float64), self.full)
-        scaled = Counter[int]()
-        for level, count in zip(levels.tolist(), self.values.values(), strict=True):
-            scaled[level] += count
-        return replace(self, values=scaled)
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """Some masks, looked at to find out what all of them hold.
-
-    Attributes:
-        files: those that could be read.
-        error: of one that could not; else None.
-    """
-
-    files: tuple[Looked, ...]
-    error: ImageError | None
-
-    @property
-    def shows_black_and_white(self) -> bool:
-        """Whether all palettes show black and white only, and both of them occur."""
-        palettes = [file for file in self.files if file.kind == "index"]
-        if any(file.look is None for file in palettes):
-            return False
-        return {0, 1} <= {value for file in palettes for value in file.by_look().values}
-
-    @property
-    def holds_probabilities(self) -> bool:
-        """Whether these are probabilities of one class, each from 0 to the highest that its type can hold.
-
-        Then somewhere half of it is reached. Of bytes that is not enough, they may be numbers of objects or
-        of classes: these are few, or of one value from pixel to pixel.
-        """
-        levels, found = Counter[int](), set[float]()
-        for file in self.files:
-            if file.kind not in ("grey", "jpeg") or not file.full:
-                return False
-            levels += file.as_levels().values
-            found.update(file.values)
-        if max(levels, default=0) < HALF:
-            return False
-        if all(file.full not in (15, 255) for file in self.files):
-            return True
-        between = sum(count for level, count in levels.items() if DARK <= level < LIGHT)
-        flat = sum(file.flat for file in self.files)
-        return len(found) >= 16 and (between < 0.1 * levels.total() or flat < 0.5 * between)
-
-    def by_look(self) -> Sample:
-        """The same, each palette by its look."""
-        return replace(self, files=tuple(file.by_look() for file in self.files))
-
-    def remarks(self, by_look: bool) -> str:
-        """What a viewer shows otherwise than it is read here, as the end of a sentence; "" if nothing."""
-        white = Counter(file.white_is_zero for file in self.files)
-        turned = sum(
-            file.look is not None and any(file.look[place] != place for place in file.values)
-            for file in self.files
-        )
-        said = ""
-        if turned and by_look:
-            said += f"; {turned:,} have their palette's white elsewhere than at 1, and white counts"
-        if count := white["ignored"]:
-            said += f"; {count:,} are TIFF to be shown with 0 as white, and their numbers count"
-        if count := white["obeyed"]:
-            said += f"; {count:,} are TIFF of bits to be shown with 0 as white, and are read so"
-        return said
-
-
-def look_at(masks: Sequence[str], count: int = _SAMPLE) -> Sample:
-    """Read at most `count` of some masks, spread over all of them."""
-
-    def look(path: str) -> Looked | ImageError:
-        try:
-            stored = read_values(path)
-        except ImageError as error:
-            return error
-        shades = black_and_white(stored) if stored.kind == "index" else None
-        values = Counter(count_values(stored.values))
-        flat, left = 0, stored.values[:, :-1]
-        if stored.full == 255 and left.dtype == np.uint8:
-            flat = int(np.count_nonzero((left >= DARK) & (left < LIGHT) & (left == stored.values[:, 1:])))
-        shown = shown_colours(stored, values)
-        return Looked(path, values, stored.kind, stored.full, shades, stored.white_is_zero, shown, flat)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(look, masks[:: -(-len(masks) // count)]))
-    errors = [each for each in found if isinstance(each, ImageError)]
-    files = tuple(each for each in found if isinstance(each, Looked))
-    return Sample(files, errors[-1] if errors else None)
 
 
 @dataclass(frozen=True)
@@ -234,7 +99,7 @@ def _from_values(toml: str, sample: Sample) -> Understanding:
     if guess is None:
         fault = UsageError(
             f"{odd.path}: holds {_list_values(odd)}; masks hold {why}",
-            hint=f"save masks as 8-bit ids, or name each value in {toml}",
+            hint=f"save masks as 8-bit ids, or name each value in {toml}" + sample.hint_at_probabilities,
         )
         return _unknown(f"masks hold {why}", fault)
     count = max(id for id in guess.table.values() if id != VOID) + 1
@@ -355,15 +220,15 @@ def _from_toml(path: str, sample: Sample) -> Understanding:
     try:
         document = load_toml(path)
         entries = document["class"]
+        if below := {"values", "void"} & {key for entry in entries for key in entry}:
+            raise ValueError(f"{min(below)} stands below [[class]]: it belongs above the first of them")
         names = tuple(str(entry["name"]) for entry in entries)
         colours = tuple(
             _colour(entry.get("color", chosen))
             for entry, chosen in zip(entries, palette(len(names)), strict=True)
         )
         named = any("id" in entry for entry in entries)  # ids that a person has written down are places
-        colour = any(file.kind == "colour" for file in sample.files) or (
-            not named and all("color" in entry for entry in entries) and _show_named_colours(sample, document)
-        )
+        colour = "values" not in document and _hold_colours(sample, document)
         key = "color" if colour else "id"
         stored = [
             _pack_rgb(entry["color"]) if colour else int(entry.get("id", place))
@@ -382,6 +247,8 @@ def _from_toml(path: str, sample: Sample) -> Understanding:
         # Tomllib's own is a ValueError
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UsageError(f"{path}: {reason}", hint=hint) from error
+    if "values" in document:
+        return _from_probabilities(path, document, ClassTable(names, colours), ignored, sample)
     if len({*stored, *ignored}) < len(stored) + len(ignored):
         raise UsageError(f"{path}: two classes, or a class and void, have the same {key}", hint=hint)
     kind: Literal["grey", "colour"] = "colour" if colour else "grey"
@@ -414,16 +281,56 @@ def _from_toml(path: str, sample: Sample) -> Understanding:
             return plain
         fault = UsageError(
             f"{path}: names one class, but {odd.path} holds {_list_values(odd)}, and {guess}",
-            hint="name the other classes, or list their values as void",
+            hint="name the other classes, or list their values as void" + sample.hint_at_probabilities,
         )
         return _unknown(f"{why}: {guess}", fault, classes)
     found = replace(encoding, table={**encoding.table, **voids}, by_look=by_look)
     return Understanding(classes, found, f"{why}: {guess.replace(', called foreground', '')}")
 
 
-def _show_named_colours(sample: Sample, document: dict[str, Any]) -> bool:
-    """Whether masks of palettes or grey levels show no other colours than classes.toml names."""
+def _from_probabilities(
+    path: str, document: dict[str, Any], classes: ClassTable, void: Sequence[int], sample: Sample
+) -> Understanding:
+    """Take masks as what classes.toml says they are, probabilities of its class."""
+    said = 'values = "probability"'
+    if document["values"] != "probability":
+        raise UsageError(
+            f"{path}: values = {document['values']!r} is unknown", hint=f"{said}, or leave it out"
+        )
+    if len(classes.names) > 1 and classes.foreground is None:
+        raise UsageError(
+            f"{path}: {said} beside {len(classes.names)} classes: a map holds the probability of one",
+            hint="name one class, or a background and one; masks of several classes hold ids",
+        )
+    if any("id" in entry for entry in document["class"]):
+        raise UsageError(f"{path}: {said} beside an id, which no probability has", hint="leave the id out")
+    highest = {file.full for file in sample.files if file.full}
+    if taken := sorted({0, *highest}.intersection(void)):
+        raise UsageError(
+            f"{path}: void = {taken[0]} is also the probability {int(taken[0] > 0)}",
+            hint="save void as a value that no probability has, or leave void out",
+        )
+    if classes.foreground is not None:
+        classes = classes.only(classes.foreground)
+    high = " or ".join(f"{full:,}" for full in sorted(highest)) or "255"
+    why = (
+        f"1 class from classes.toml: masks are probabilities of {classes.names[0]}, 0 to {high}, used as "
+        "they are in training, counted from half on"
+    )
+    return Understanding(classes, Encoding("grey", dict.fromkeys(void, VOID), "probability"), why)
+
+
+def _hold_colours(sample: Sample, document: dict[str, Any]) -> bool:
+    """Whether masks hold the colours that classes.toml names, and not ids.
+
+    So it is if some are coloured, or, where there are colours and no ids, if palettes or grey levels show
+    these colours and no others.
+    """
+    if any(file.kind == "colour" for file in sample.files):
+        return True
     entries, void = document["class"], document.get("void", [])
+    if any("id" in entry or "color" not in entry for entry in entries):
+        return False
     marks = [entry["color"] for entry in entries]
     marks += [value for value in (void if isinstance(void, list) else []) if isinstance(value, list)]
     known = {_pack_rgb(mark) for mark in marks} | ({0} if len(entries) == 1 else set())

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from unet_batch.datasets.dataset import Dataset, Pair
 from unet_batch.datasets.encoding import VOID, Encoding
-from unet_batch.datasets.guess import infer_encoding, look_at
+from unet_batch.datasets.guess import infer_encoding
+from unet_batch.datasets.look import look_at
 from unet_batch.datasets.names import make_pairs, stem_of, without_suffix
 from unet_batch.errors import ImageError, SourceError
 from unet_batch.files.outputs import KINDS
@@ -187,8 +188,8 @@ def _choose_encoding(dataset: Dataset, files: Sequence[str], ours: bool) -> tupl
     sample = look_at(files, _SAMPLE)
     by_look = sample.shows_black_and_white
     ways: list[tuple[Encoding, str]] = []
-    # As the true masks, but for void, which nobody can predict
-    if isinstance(dataset.masks, Encoding) and not ours:
+    # As the true masks, but for void, which nobody can predict; any number would be a probability
+    if isinstance(dataset.masks, Encoding) and not ours and dataset.masks.between != "probability":
         known = {value: id for value, id in dataset.masks.table.items() if id != VOID}
         same = replace(dataset.masks, table=known, by_look=by_look)
         ways.append((same, "the values of the dataset's own masks"))

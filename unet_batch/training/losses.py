@@ -39,8 +39,11 @@ def _binary_loss(logits: Tensor, coverage: Tensor, known: Tensor, axes: tuple[in
     entropy = F.binary_cross_entropy_with_logits(logits, coverage, reduction="none")
     entropy = (entropy * known).sum() / known.sum().clamp(min=1)
     probability, coverage = logits.sigmoid() * known, coverage * known
-    # The smaller of both, where the product would do for masks without shares: it drives a pixel that is
-    # covered by 0.9 to 1. The 1 keeps regions without the class finite, and gives them a gradient.
+    # The smaller of both: the product, which would do for masks without shares, drives a pixel covered by
+    # 0.9 to 1. With O the overlap and T the total, a probability changes the quotient by (2 T - O) / T^2 >
+    # 0 below its share and by -O / T^2 above, whatever the other pixels are: the best is the share itself,
+    # as it is of the entropy, so that a probability can be a target, too. The 1 keeps regions without the
+    # class finite, and gives them a gradient.
     overlap = 2 * torch.minimum(probability, coverage).sum(axes) + 1
     return entropy + 1 - (overlap / (probability.sum(axes) + coverage.sum(axes) + 1)).mean()
 

@@ -42,8 +42,8 @@ class Sample:
 
     Attributes:
         picture: RGB uint8 (h, w, 3), letterboxed.
-        target: uint8 (h, w): of one class its coverage, 0..255; of several the ids, VOID where unknown and in
-            the padding.
+        target: uint8 (h, w): of one class its coverage, 0..255, which a probability gives as it is, one of
+            16 bits to the nearest 255th; of several the ids, VOID where unknown and in the padding.
         known: uint8 (h, w), of one class: 255 where the coverage counts, 0 in void and padding; of several
             empty.
     """
@@ -99,7 +99,8 @@ class Samples:
             ImageError: see `__getitem__`.
         """
         picture = images.read(pair.image, at_least=(OVERSAMPLING * self.size[0], OVERSAMPLING * self.size[1]))
-        ids = self.dataset.read_mask(pair, picture.size)
+        mask = self.dataset.decode_mask(pair, picture.size)
+        ids = mask.ids
         if picture.missing is not None:  # nothing is to be learnt where the photo's file has no value
             ids = np.where(geometry.resize_flags(picture.missing, picture.size), VOID, ids).astype(np.uint8)
         placement = geometry.place(picture.size, self.size)
@@ -108,7 +109,7 @@ class Samples:
         # doubled: enlarged smoothly and averaged again, it would be softer in training than it is at run
         # time.
         repeat = self.scale if min(np.subtract(picture.size, enlarged.content)) < 0 else 1
-        sample = self._letterbox(picture.pixels, ids, placement if repeat > 1 else enlarged)
+        sample = self._letterbox(picture.pixels, ids, mask.levels, placement if repeat > 1 else enlarged)
         if repeat == 1:
             return sample
         return Sample(
@@ -118,8 +119,8 @@ class Samples:
             )
         )
 
-    def _letterbox(self, picture: Pixels, ids: Pixels, placement: Placement) -> Sample:
-        """Resize a picture RGB (h, w, 3) and its ids (H, W), and pad them to the placement's network size."""
+    def _letterbox(self, picture: Pixels, ids: Pixels, levels: Pixels | None, placement: Placement) -> Sample:
+        """Resize a picture RGB (h, w, 3), its ids and levels (H, W), and pad them to the network's size."""
         pixels, ids = geometry.to_network(picture, placement), geometry.cover(ids, placement)
         none = np.empty((0, 0), np.uint8)
         if not self._one:
@@ -128,7 +129,12 @@ class Samples:
             cv2.resize(ids, placement.content[::-1], dst=content, interpolation=cv2.INTER_NEAREST_EXACT)
             return Sample(pixels, target, none)
         target, known = np.zeros(placement.network, np.uint8), np.zeros(placement.network, np.uint8)
-        covered = geometry.resize_map((ids == 1).astype(np.uint8) * 255, placement.content)
+        if levels is None:
+            shares = (ids == 1).astype(np.uint8) * 255
+        else:
+            levels = geometry.cover(levels, placement)
+            shares = np.where(ids == VOID, 0, levels).astype(np.uint8, copy=False)
+        covered = geometry.resize_map(shares, placement.content)
         visible = np.full(placement.content, 255, np.uint8)
         if (ids == VOID).any():
             visible = geometry.resize_map((ids != VOID).astype(np.uint8) * 255, placement.content)
