@@ -167,7 +167,7 @@ class TestInspect:
         assert said["terms"] == BUNDLED["default"].terms
         assert said["tried on"].startswith("192 photos of 12 cars kept out of training")
         assert said["not for"].startswith("streets, crowds of cars")
-        assert said["model"].startswith("default · U-Net of widths 32, 64, 128, 256, 512 · 160x240")
+        assert said["model"].startswith("default · U-Net, widths 32, 64, 128, 256, 512 · 160x240")
         assert said["weights"].startswith("7,763,041 parameters")
         assert "metrics network: accuracy 0.9965, dice 0.9918" in result.stdout
         assert str(Path.home()) not in result.stdout.partition("\n")[2], (
