@@ -20,6 +20,7 @@ import pytest
 from scripts import make_cli_docs
 from tests.conftest import ROOT
 from unet_batch.cli import main
+from unet_batch.model.zoo import BUNDLED
 
 assert isinstance(main, click.Group)
 
@@ -267,8 +268,15 @@ def test_the_readme_is_short() -> None:
 def test_the_readme_shows_one_table_of_results() -> None:
     results = re.findall(r"^\|[^\n]*Dice[^\n]*\n\|[-|]+\n((?:\|.*\n)+)", read("README.md"), re.MULTILINE)
     assert len(results) == 1
-    assert len(results[0].splitlines()) == 3
-    assert all("non-commercial" in row for row in results[0].splitlines())
+    assert sorted(re.findall(r"^\| `(\w+)` \|", results[0], re.MULTILINE)) == sorted(BUNDLED)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("document", ["README.md", "docs/models.md"])
+def test_tables_of_models_say_the_terms_of_each(document: str, name: str) -> None:
+    kind = BUNDLED[name].terms.partition(":")[0]
+    assert re.search(rf"^\| `{name}` \|.*\b{re.escape(kind)}\b", read(document), re.MULTILINE)
+    assert f"cards/{name}.md" in read(".mkdocs/mkdocs.yml")
 
 
 def test_every_folder_of_the_package_is_in_the_readme() -> None:

@@ -221,6 +221,7 @@ class ModelSpec:
         training: facts and metrics of its training, for people and reports.
         architecture: "unet", the classic one, or "encoder-unet", whose contracting path is `encoder`.
         encoder: a key of `model.efficientnet.VARIANTS`; "" for the classic U-Net.
+        terms: under which it may be used, and the data they come from, on one line; "" where nobody said.
     """
 
     name: str
@@ -235,6 +236,7 @@ class ModelSpec:
     training: Mapping[str, Any] = field(default_factory=dict)
     architecture: Literal["unet", "encoder-unet"] = "unet"
     encoder: str = ""
+    terms: str = ""
 
     @property
     def network(self) -> str:

@@ -23,8 +23,10 @@ from PIL import Image
 from tests.helpers.command import unet_batch
 from tests.helpers.processes import Forked, command_line, in_the_background
 from tests.helpers.systems import needs_full_device, needs_posix
+from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.cli import main
 from unet_batch.cli.text import clock, left_out, plural, printable, shown, some
+from unet_batch.model import checkpoint
 from unet_batch.version import __version__
 
 COMMANDS = [
@@ -112,6 +114,18 @@ class TestRun:
         for name in ("masks/scene_0000.png", "overlays/scene_0002.jpg", "run.json"):
             assert (tmp_path / "out" / name).is_file()
 
+    def test_says_the_terms_of_the_model_before_it_begins(self, photos: Path, tmp_path: Path) -> None:
+        path, spec = str(tmp_path / "m.safetensors"), tiny_spec(terms="non-commercial: drawn for a test")
+        checkpoint.save(path, tiny_model(spec), spec)
+        arguments = ["run", str(photos), "-o", str(tmp_path / "out"), "-m", path, "--device", "cpu"]
+        lines = CliRunner().invoke(main, arguments).stdout.splitlines()
+        assert lines[3].startswith("model     tiny · ")
+        assert lines[4] == "terms     non-commercial: drawn for a test"
+        assert lines[5].startswith("backend   ")
+        report = json.loads((tmp_path / "out/run.json").read_text())
+        assert report["model"]["terms"] == spec.terms
+        assert CliRunner().invoke(main, [*arguments, "-q", "--overwrite"]).output == ""
+
     def test_says_at_once_what_it_loads(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         """Before the sources are looked at, and long before PyTorch is there."""
         code = (
@@ -126,7 +140,7 @@ class TestRun:
         with subprocess.Popen([*command, "--dry-run"], stdout=subprocess.PIPE, text=True) as process:
             begun = time.monotonic()
             assert process.stdout is not None
-            assert process.stdout.readline() == "loading   default (cars) ...\n"
+            assert process.stdout.readline() == "loading   default (cars in a studio, 160x240) ...\n"
             first = time.monotonic() - begun
             process.communicate()
             assert first < 0.5 * (time.monotonic() - begun), "the rest takes longer than to say what it is"

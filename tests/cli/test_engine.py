@@ -16,11 +16,13 @@ from unet_batch import gpu
 from unet_batch.cli import main
 from unet_batch.engine import flavours
 from unet_batch.model import checkpoint
+from unet_batch.model.zoo import BUNDLED
 from unet_batch.scenes import write_samples
 
 pytest.importorskip(
     "tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a GPU: pip install tensorrt-rtx"
 )
+TERMS = "non-commercial: drawn for a test"
 needs_no_gpu = pytest.mark.skipif(not gpu.missing(), reason="this machine has a GPU: nothing falls back")
 
 
@@ -36,7 +38,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a checkpoint, photos, and an engine."""
     folder = tmp_path_factory.mktemp("home")
     model = confident(size=(64, 96))
-    checkpoint.save(str(folder / "net.safetensors"), model.model, replace(model.spec, name="net"))
+    spec = replace(model.spec, name="net", terms=TERMS)
+    checkpoint.save(str(folder / "net.safetensors"), model.model, spec)
     write_samples(str(folder), 3, (128, 192))
     done = unet_batch(
         *("build-engine", "net.safetensors", "--proof-images", "photos", "--batch", "1,2,4"), cwd=folder
@@ -161,7 +164,10 @@ class TestInspect:
         result = invoke(tmp_path, "inspect", "default", monkeypatch=monkeypatch)
         assert result.exit_code == 0
         said = labelled(result.stdout)
-        assert said["model"].startswith("default · U-Net of widths 32, 64, 128, 256, 512 · 160x240")
+        assert said["terms"] == BUNDLED["default"].terms
+        assert said["tried on"].startswith("192 photos of 12 cars kept out of training")
+        assert said["not for"].startswith("streets, crowds of cars")
+        assert said["model"].startswith("default · U-Net, widths 32, 64, 128, 256, 512 · 160x240")
         assert said["weights"].startswith("7,763,041 parameters")
         assert "metrics network: accuracy 0.9965, dice 0.9918" in result.stdout
         assert str(Path.home()) not in result.stdout.partition("\n")[2], (
@@ -173,16 +179,39 @@ class TestInspect:
         said = labelled(invoke(home, "inspect", str(graph), monkeypatch=monkeypatch).stdout)
         assert said["graph"] == "opset 18, IR 10 · any batch · 64x96"
         assert said["precision"].startswith("100.00% of the body's arithmetic is fp16")
+        assert said["terms"] == TERMS
         for path in (plan, plan.with_suffix(".json")):
             said = labelled(invoke(home, "inspect", str(path), monkeypatch=monkeypatch).stdout)
             assert said["profile"] == "batch 1..4 (best 2), 64x96"
+            assert said["terms"] == TERMS
             assert "Dice" in said["parity"]
+
+    def test_what_states_no_terms(self, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        result = invoke(tmp_path, "inspect", tiny, monkeypatch=monkeypatch)
+        assert labelled(result.stdout)["terms"] == "not stated"
+
+    def test_nothing_lists_the_bundled_models(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        lines = invoke(tmp_path, "inspect", monkeypatch=monkeypatch).stdout.splitlines()
+        assert lines == [
+            line
+            for name, bundled in BUNDLED.items()
+            for line in (f"{name:<10}{bundled.purpose}", f"{'':<10}{bundled.terms}")
+        ]
+        found = json.loads(invoke(tmp_path, "inspect", "--json", monkeypatch=monkeypatch).stdout)
+        assert list(found) == list(BUNDLED)
+        assert found["fine"] == {"purpose": BUNDLED["fine"].purpose, "terms": BUNDLED["fine"].terms}
 
     @pytest.mark.parametrize("kind", ["default", "onnx", "plan"])
     def test_json(self, home: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         path = kind if kind == "default" else str(next((home / "engines").glob(f"*.{kind}")))
         data = json.loads(invoke(home, "inspect", path, "--json", monkeypatch=monkeypatch).stdout)
         assert {"default": "parameters", "onnx": "opset", "plan": "verified_on_gpu"}[kind] in data
+        if kind == "default":
+            assert data["terms"] == BUNDLED["default"].terms
+            assert data["tried_on"]
+            assert data["not_for"]
+        else:
+            assert data["spec"]["terms"] == TERMS
 
     def test_damage_is_found(self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (plan,) = (home / "engines").glob("*.plan")

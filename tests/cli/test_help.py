@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from unet_batch.cli import main
 from unet_batch.cli.command import SECTIONS, print_error
 from unet_batch.cli.text import wrap
+from unet_batch.model.zoo import BUNDLED
 
 WIDTHS = (60, 80, 120)
 
@@ -124,6 +125,11 @@ class TestCompletion:
         os.mkdir("models")
         (tmp_path / "models" / "deep.safetensors").touch()
         assert ("plain", "models/deep.safetensors") in self.complete("run", "-m", "models/")
+
+    def test_bundled_models_say_what_they_are_for(self) -> None:
+        complete = ShellComplete(main, {}, "unet-batch", "_UNET_BATCH_COMPLETE").get_completions
+        found = {item.value: item.help for item in complete(["run", "-m"], "")}
+        assert {name: bundled.purpose for name, bundled in BUNDLED.items()}.items() <= found.items()
 
     def test_paths(self) -> None:
         """Completion by a function replaces the shell's own, which would have found files."""

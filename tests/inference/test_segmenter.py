@@ -321,6 +321,11 @@ def test_load_takes_a_path(tiny: str, photo: Path) -> None:
         assert segmenter(photo).shape == (64, 96)
 
 
+def test_the_terms_of_a_model_can_be_asked() -> None:
+    with Segmenter(FakeBackend(replace(fake_spec(), terms="CC0"))) as segmenter:
+        assert segmenter.terms == "CC0"
+
+
 def test_load_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such model file"):
         unet_batch.load(str(tmp_path / "none.safetensors"))

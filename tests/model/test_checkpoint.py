@@ -253,6 +253,8 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
         ("classes", {"names": ["a"], "colours": [[1, 2, 300]]}, "colours: a whole number"),
         ("output", "class_ids", "output: 1 class"),
         ("training", [], "training: an object"),
+        ("terms", ["CC0"], "terms: one line of text"),
+        ("terms", "CC0\nand more", "terms: one line of text"),
     ],
 )
 def test_a_bad_description_names_the_field(tiny: str, field: str, value: object, message: str) -> None:
@@ -273,6 +275,45 @@ def test_a_description_nested_too_deeply(tiny: str) -> None:
     rewrite(tiny, spec="[" * 100_000)
     with pytest.raises(CheckpointError, match="description is not valid"):
         checkpoint.load(tiny)
+
+
+def test_terms_of_files_that_name_none_are_not_known(tiny: str) -> None:
+    spec = json.loads(metadata(tiny)["spec"])
+    del spec["terms"]
+    rewrite(tiny, spec=json.dumps(spec))
+    assert checkpoint.load(tiny).spec.terms == checkpoint.identify(tiny).as_dict()["terms"] == ""
+
+
+class TestInheritedTerms:
+    def start(self, terms: str = "non-commercial: b") -> ModelSpec:
+        return tiny_spec(terms=terms)
+
+    def test_of_a_model_from_noise_are_those_of_its_data(self) -> None:
+        assert spec_json.inherit_terms("  CC0:\n a ", None) == "CC0: a"
+        assert spec_json.inherit_terms("", None) == ""
+
+    @pytest.mark.parametrize("own", ["", " \n", "non-commercial: b"])
+    def test_are_kept_where_nothing_is_added(self, own: str) -> None:
+        assert spec_json.inherit_terms(own, self.start()) == "non-commercial: b"
+
+    def test_stand_behind_the_data_s_own(self) -> None:
+        once = spec_json.inherit_terms("CC0: a", self.start())
+        assert once == "CC0: a; started from tiny: non-commercial: b"
+        assert spec_json.inherit_terms("CC0: a", self.start(once)) == once, "a second phase adds nothing"
+
+    def test_that_nobody_knows_are_said_to_be_so(self) -> None:
+        assert spec_json.inherit_terms("CC0: a", self.start("")) == (
+            "CC0: a; started from tiny: its terms are not known"
+        )
+        assert spec_json.inherit_terms("", self.start("")) == ""
+
+    @given(st.text(), st.one_of(st.none(), st.text(max_size=30).map(lambda text: " ".join(text.split()))))
+    def test_can_be_stored_and_never_lose_those_of_the_start(self, own: str, before: str | None) -> None:
+        start = None if before is None else self.start(before)
+        terms = spec_json.inherit_terms(own, start)
+        assert terms.endswith(before or "")
+        spec = tiny_spec(terms=terms)
+        assert spec_json.loads(spec_json.dumps(spec)) == spec
 
 
 names = st.text(min_size=1, max_size=10)

@@ -245,6 +245,28 @@ class TestStart:
         assert plan.spec.output == ("class_ids" if len(here) > 1 else "probability")
 
 
+class TestTerms:
+    def test_are_those_of_the_data(self, dataset: Dataset) -> None:
+        plan = plan_of(dataset, terms="CC0: a")
+        assert plan.spec.terms == "CC0: a"
+        assert "terms: CC0: a" in plan.reasons
+        plan = plan_of(dataset)
+        assert plan.spec.terms == ""
+        assert not any(reason.startswith("terms") for reason in plan.reasons)
+
+    def test_of_the_start_are_kept_and_said(self, dataset: Dataset, tmp_path: Path) -> None:
+        init = start(tmp_path / "s.safetensors", terms="non-commercial: b")
+        plan = plan_of(dataset, init=init, widths=None)
+        assert plan.spec.terms == "non-commercial: b"
+        assert "terms of tiny, kept: non-commercial: b" in plan.reasons
+        plan = plan_of(dataset, init=init, widths=None, terms="CC0: a")
+        assert plan.spec.terms == "CC0: a; started from tiny: non-commercial: b"
+        assert f"terms: {plan.spec.terms}" in plan.reasons
+
+    def test_change_no_weights(self, dataset: Dataset) -> None:
+        assert plan_of(dataset, terms="CC0").fingerprint == plan_of(dataset).fingerprint
+
+
 class TestBatches:
     def test_are_no_larger_than_the_part(self, dataset: Dataset) -> None:
         plan = plan_of(dataset, batch_size=100)

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -226,22 +227,31 @@ def _print_built(lines: Lines, built: Built) -> None:
 
 
 @click.command(cls=Command, short_help="What a checkpoint, ONNX graph or engine says of itself.")
-@click.argument("file", metavar="FILE", shell_complete=complete_path)
+@click.argument("file", metavar="[FILE]", required=False, shell_complete=complete_path)
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
-def inspect(file: str, as_json: bool) -> None:
-    """Say what a model file is: its network, classes and training; of an engine also its proof.
+def inspect(file: str | None, as_json: bool) -> None:
+    """Say what a model file is: its network, classes, terms and training; of an engine also its proof.
 
     \b
     Examples:
+      unet-batch inspect
       unet-batch inspect default
       unet-batch inspect engines/cars-160x240-fp16-1f0c9a7b.plan
 
-    FILE is a checkpoint (.safetensors), an ONNX graph, or an engine (.plan, or the .json beside it).
+    FILE is a checkpoint (.safetensors), an ONNX graph, or an engine (.plan, or the .json beside it). Without
+    one, the bundled models are listed: what each is for, and under which terms.
     """
     from unet_batch.cli.screen import Lines, print_json
     from unet_batch.model import zoo
 
     lines = Lines(quiet=as_json, to_stderr=False)
+    if file is None:
+        for name, bundled in zoo.BUNDLED.items():
+            lines.line(name, bundled.purpose)
+            lines.line("", bundled.terms)
+        if as_json:
+            print_json({name: asdict(bundled) for name, bundled in zoo.BUNDLED.items()})
+        return
     suffix = os.path.splitext(file)[1].lower()
     if suffix in (".plan", ".engine", ".json"):
         from unet_batch.engine import store
@@ -271,10 +281,21 @@ def inspect(file: str, as_json: bool) -> None:
 
 
 def _print_checkpoint(lines: Lines, found: CheckpointFile) -> dict[str, Any]:
+    from unet_batch.model import zoo
+
+    card = {section: zoo.card_points(found.path, section) for section in ("Tried on", "Not for")}
+    for section, points in card.items():
+        for index, point in enumerate(points):
+            lines.line("" if index else section.lower(), point)
     lines.line("weights", f"{found.parameters:,} parameters", f"sha256 {found.sha256[:12]}")
     for name, text in _facts(found.spec.training):
         lines.line("", f"{name.replace('_', ' ')}: {text}")
-    return {**found.as_dict(), "training": dict(found.spec.training)}
+    return {
+        **found.as_dict(),
+        "tried_on": card["Tried on"],
+        "not_for": card["Not for"],
+        "training": dict(found.spec.training),
+    }
 
 
 def _print_spec(lines: Lines, spec: ModelSpec) -> None:
@@ -284,6 +305,7 @@ def _print_spec(lines: Lines, spec: ModelSpec) -> None:
         "the probability of it" if spec.output == "probability" else f"ids 0 to {len(spec.classes.names) - 1}"
     )
     lines.line("classes", ", ".join(spec.classes.names), f"the map holds {means}")
+    lines.line("terms", spec.terms or "not stated")
 
 
 def _print_graph(lines: Lines, graph: OnnxModel) -> dict[str, Any]:

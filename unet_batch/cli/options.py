@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 from unet_batch.cli.command import Bundle, Option, Parsed, complete_path, option
 from unet_batch.errors import UsageError
 from unet_batch.files.outputs import KINDS
-from unet_batch.model.zoo import BUNDLED
+from unet_batch.model.zoo import BUNDLED, DEFAULT
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
@@ -63,8 +63,12 @@ SIZE = Parsed(parse_size)
 def complete_model(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
     """Bundled models, checkpoints that begin as what is typed, and else folders."""
     files = sorted(glob.glob(glob.escape(typed) + "*.safetensors"))
-    names = [name for name in BUNDLED if name.startswith(typed)]
-    return [CompletionItem(typed, type="dir"), *(CompletionItem(value) for value in (*names, *files))]
+    names = [
+        CompletionItem(name, help=bundled.purpose)
+        for name, bundled in BUNDLED.items()
+        if name.startswith(typed)
+    ]
+    return [CompletionItem(typed, type="dir"), *names, *map(CompletionItem, files)]
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,8 @@ network_options = Bundle(
         ["-m", "--model"],
         metavar="FILE",
         shell_complete=complete_model,
-        help=f"A checkpoint (.safetensors) or {', '.join(BUNDLED)}.  [default: {BUNDLED[0]}]",
+        help=f"A checkpoint (.safetensors) or {', '.join(BUNDLED)}, which inspect lists.  "
+        f"[default: {DEFAULT}]",
     ),
     _model(
         ["--threshold"],

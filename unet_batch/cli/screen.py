@@ -23,7 +23,7 @@ from unet_batch.cli.text import (
     some,
     wrap,
 )
-from unet_batch.model.zoo import BUNDLED
+from unet_batch.model.zoo import BUNDLED, DEFAULT
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -126,8 +126,9 @@ class Screen(Lines):
 
     def loading(self, model: str | None) -> None:
         """Say at once what will take a second or two to load."""
-        name = model or BUNDLED[0]
-        self.line("loading", f"{name} (cars) ..." if name in BUNDLED else f"{shown(name)} ...")
+        name = model or DEFAULT
+        bundled = BUNDLED.get(name)
+        self.line("loading", f"{name} ({bundled.purpose}) ..." if bundled else f"{shown(name)} ...")
 
     def print_wrapped(self, text: str) -> None:
         """Print a sentence without a label."""
@@ -155,7 +156,7 @@ class Screen(Lines):
             self.err.print(labelled(self.err, "failed", "bold red", text, (shown(path),)))
 
     def model(self, loaded: CheckpointFile, segmenter: Segmenter) -> None:
-        """Print the model, the backend and how it is fed."""
+        """Print the model and its terms, the backend and how it is fed."""
         spec, backend = loaded.spec, segmenter.backend
         height, width = backend.input_size
         names = spec.classes.names
@@ -167,6 +168,8 @@ class Screen(Lines):
             names[0] if len(names) == 1 else f"{len(names)} classes",
             f"sha256 {loaded.sha256[:12]}",
         )
+        if spec.terms:
+            self.line("terms", spec.terms)
         self.line("backend", f"{backend.name} {backend.precision} ({backend.reason})")
         if not gpu.missing():  # what helps a GPU is no advice where there is none
             for fix in dict.fromkeys(step.fix for step in segmenter.passed_over if step.fix):

@@ -121,6 +121,13 @@ training_options = Bundle(
         metavar="MODEL",
         help="Start from a checkpoint, or from a bundled model by its name.",
     ),
+    _model(
+        ["--terms"],
+        metavar="TEXT",
+        default="",
+        help="The terms of your data, on one line: written into the model, and shown by run and inspect. "
+        "Those of --init are kept beside them.",
+    ),
     _model(["--device"], metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]"),
     _model(
         ["--precision"],

@@ -132,6 +132,11 @@ class Segmenter:
         """The model's own description."""
         return self.backend.spec
 
+    @property
+    def terms(self) -> str:
+        """Terms under which the model may be used; "" where nobody said."""
+        return self.spec.terms
+
     def describe(self) -> dict[str, Any]:
         """The backend, why it was chosen and how it is used, for reports: values that JSON can hold."""
         return {

@@ -59,6 +59,7 @@ class CheckpointFile:
             "parameters": self.parameters,
             "input_size": [height, width],
             "classes": list(self.spec.classes.names),
+            "terms": self.spec.terms,
         }
 
 

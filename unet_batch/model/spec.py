@@ -20,6 +20,7 @@ MAX_WIDTH = 4096
 MAX_SIDE = 16384
 ENCODERS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 DECODER_LEVELS = 4
+_FROM = "; started from "
 MAX_CLASSES = 255  # ids are uint8, and the last one stays free for "void"
 
 
@@ -53,6 +54,21 @@ def as_one_class(spec: ModelSpec) -> ModelSpec:
     if (one := spec.classes.foreground) is None:
         return spec
     return dataclasses.replace(spec, classes=spec.classes.only(one), threshold=0.5, output="probability")
+
+
+def inherit_terms(own: str, start: ModelSpec | None) -> str:
+    """Terms of a model that is trained from another: its data's own, and all that the other one has.
+
+    Args:
+        own: terms of the data it is trained on; "" where nobody says.
+        start: of the model it begins as; None where it begins from noise.
+    """
+    own = " ".join(own.split())
+    if start is None:
+        return own
+    if own in ("", start.terms.partition(_FROM)[0]):  # nothing new, or the next phase of the same training
+        return start.terms
+    return " ".join(f"{own}{_FROM}{start.name}: {start.terms or 'its terms are not known'}".split())
 
 
 def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
@@ -99,6 +115,7 @@ def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
         training=data["training"],
         architecture=architecture,
         encoder=encoder,
+        terms=_terms(data),
     )
 
 
@@ -114,6 +131,14 @@ def _network(data: Mapping[str, Any], levels: int) -> tuple[Literal["unet", "enc
     if levels != DECODER_LEVELS:
         raise ValueError(f"widths: {DECODER_LEVELS} levels of the decoder expected, got {levels}")
     return "encoder-unet", encoder
+
+
+def _terms(data: Mapping[str, Any]) -> str:
+    """The terms, which files before 0.3.0 do not name."""
+    terms = data.get("terms", "")
+    if not isinstance(terms, str) or len(terms.splitlines()) > 1:
+        raise ValueError(f"terms: one line of text expected, got {terms!r}")
+    return terms
 
 
 def _integer(value: object, field: str, low: int, high: int) -> int:

@@ -51,6 +51,7 @@ class Options:
         precision: compute precision, "fp32", "bf16" or "fp16"; weights and sums stay float32.
         deterministic: the same weights from the same seed on a GPU too, at some cost; a CPU always repeats
             itself.
+        terms: of the data, for `ModelSpec.terms`; those of `init` are kept beside them.
     """
 
     size: Size | None = None
@@ -81,6 +82,7 @@ class Options:
     device: str | None = None
     precision: str | None = None
     deterministic: bool = False
+    terms: str = ""
 
     def __post_init__(self) -> None:
         wrong = {

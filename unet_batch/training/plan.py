@@ -30,6 +30,7 @@ from unet_batch.model.checkpoint import CheckpointFile
 from unet_batch.model.efficientnet import STRIDE
 from unet_batch.model.encoder_unet import DECODER_WIDTHS
 from unet_batch.model.network import SegmentationNetwork
+from unet_batch.model.spec import inherit_terms
 from unet_batch.model.unet import DEFAULT_WIDTHS
 from unet_batch.training.options import Options
 from unet_batch.types import ModelSpec
@@ -145,8 +146,8 @@ class TrainingPlan:
                 sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path in (pair.image, mask)]
                 digest.update(f"{part}\0{pair.key}\0{pair.group}\0{sizes}\n".encode("utf-8", "surrogatepass"))
         chosen = dataclasses.asdict(self.options)
-        # The lists count by what they name; a GPU may have another number
-        for key in ("device", "train_list", "val_list", "encoder_weights"):
+        # The lists count by what they name; a GPU may have another number; terms change no weights
+        for key in ("device", "train_list", "val_list", "encoder_weights", "terms"):
             del chosen[key]
         # What says nothing is not there, as in trainings that began before it could be said
         for key in ("paste", "plain_epochs"):
@@ -237,7 +238,10 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     batch_size = _choose_batch_size(len(train), size, stride, options, processes)
     device = pick_device(options.device)
     precision, why_precision = _choose_precision(device, options)
-    reasons = (why_parts, why_start, why_weights, why_head, why_size, why_precision)
+    terms = inherit_terms(options.terms, start.spec if start else None)
+    kept = f" of {start.spec.name}, kept" if start and not options.terms.strip() else ""
+    why_terms = f"terms{kept}: {terms}" if terms else ""
+    reasons = (why_parts, why_start, why_weights, why_head, why_size, why_precision, why_terms)
     return TrainingPlan(
         output=os.path.abspath(output),
         options=options,
@@ -255,6 +259,7 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
             output="probability" if len(dataset.classes.names) == 1 else "class_ids",
             architecture="encoder-unet" if encoder else "unet",
             encoder=encoder,
+            terms=terms,
         ),
         lr=options.lr,
         batch_size=batch_size,
