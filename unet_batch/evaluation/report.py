@@ -83,8 +83,8 @@ class EvaluationReport:
             columns = [(figure, id) for id in range(len(seen.names)) for figure in _OBJECTS]
             header += [f"objects_{figure}_{seen.names[id]}" for figure, id in columns]
             values = objects.score_each(seen.counts)
-            for row, each in enumerate(seen.counts):
-                cells[each.key] += [_cell(values[figure][row, id]) for figure, id in columns]
+            for row, objects_of in enumerate(seen.counts):
+                cells[objects_of.key] += [_cell(values[figure][row, id]) for figure, id in columns]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(header)
