@@ -52,7 +52,13 @@ class TestModel:
         number = r"[01]\.\d{4}"
         assert "at the photos' own size" in lines
         assert "at the network's size, 32x48" in lines
-        for label in ("accuracy", r"Dice \(all pixels\)", r"IoU \(all pixels\)", "mean Dice per picture"):
+        for label in (
+            "accuracy",
+            r"Dice \(all pixels\)",
+            r"IoU \(all pixels\)",
+            "mean Dice per picture",
+            "mean IoU per picture",
+        ):
             pattern = rf"^  {label} +{number}   95 % between {number} and {number}$"
             assert len(re.findall(pattern, done.stdout, re.MULTILINE)) == 2, label
         assert len(re.findall(rf"^  foreground +({number} +){{4}}{number}$", done.stdout, re.MULTILINE)) == 2
@@ -80,7 +86,12 @@ class TestModel:
         assert report["options"]["split"].endswith("val.txt")
         assert report["versions"]["torch"]
         assert report["photo"]["groups"] == 2
-        assert report["photo"]["intervals"]["mean"].keys() == {"dice", "iou", "dice_per_picture"}
+        assert report["photo"]["intervals"]["mean"].keys() == {
+            "dice",
+            "iou",
+            "dice_per_picture",
+            "iou_per_picture",
+        }
         rows = list(csv.DictReader((tmp_path / "out/x/pictures.csv").read_text().splitlines()))
         assert [(row["key"], row["group"]) for row in rows] == [
             ("a_0", "a"),
@@ -127,6 +138,27 @@ class TestModel:
             "error: other classes: the dataset has 3 classes (class0, class1, class2), the model one class "
             "(class0)" in done.stderr
         )
+
+    def test_masks_that_mark_nothing(self, root: Path, tiny: str) -> None:
+        """Dice says nothing then: the share of pixels that is marked does."""
+        for path in (root / "masks").iterdir():
+            mask(path, ids(0, size=(40, 50)))
+        done = invoked(root, "-m", tiny, *CPU)
+        assert done.exit_code == 0, done.stderr
+        assert done.stdout.count("the true masks mark nothing, so there is no Dice") == 2
+        assert "Dice (all pixels)" not in done.stdout
+        assert done.stdout.count("  pixels marked in 6 pictures without foreground\n") == 2
+        share = r" +\d+\.\d\d"
+        for label in ("mean per picture", "all pixels"):
+            pattern = rf"^  {label}{share} %   95 % between{share} and{share} %$"
+            assert len(re.findall(pattern, done.stdout, re.MULTILINE)) == 2, label
+        assert len(re.findall(rf"^  most{share} %   [abc]_[01]$", done.stdout, re.MULTILINE)) == 2
+
+    def test_some_masks_that_mark_nothing(self, root: Path, tiny: str) -> None:
+        mask(root / "masks/a_0.png", ids(0, size=(40, 50)))
+        done = invoked(root, "-m", tiny, *CPU)
+        assert done.stdout.count("  pixels marked in 1 picture without foreground\n") == 2
+        assert done.stdout.count("  Dice (all pixels)") == 2
 
     def test_images_left_out_are_counted(self, root: Path, tiny: str) -> None:
         photo(root / "images/z.png")
@@ -213,6 +245,64 @@ class TestPredictions:
         assert not (tmp_path / "s.jpg").exists()
 
 
+class TestObjects:
+    @pytest.fixture
+    def cells(self, tmp_path: Path) -> Path:
+        """Six stripes in each of four pictures, of which four are found."""
+        for index in range(4):
+            truth = ids(*[255] * 5, *[0] * 5, size=(20, 60))
+            mask(tmp_path / f"true/p{index}.png", truth)
+            mask(tmp_path / f"found/p{index}.png", np.where(np.arange(60) < 40, truth, 0))
+        return tmp_path
+
+    def test_are_judged_where_asked_for(self, cells: Path) -> None:
+        command = (cells / "true", "--predictions", cells / "found", "-o", cells / "out")
+        done = invoked(*command, "--objects")
+        assert done.exit_code == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert "objects, at the photos' own size" in lines
+        number = r"[01]\.\d{4}"
+        for label, value in (
+            ("mean AP per picture", "0.6667"),
+            ("mean AP50 per picture", "0.6667"),
+            (r"PQ \(all objects\)", "0.8000"),
+            ("mean V-Rand per picture", number),
+            ("mean V-Info per picture", number),
+        ):
+            pattern = rf"^  {label} +{value}   95 % between {number} and {number}$"
+            assert len(re.findall(pattern, done.stdout, re.MULTILINE)) == 1, label
+        assert "  foreground: 24 true, 16 found" in lines
+        report = json.loads((cells / "out/evaluation.json").read_text())
+        assert report["objects"]["mean"]["ap_per_picture"] == pytest.approx(2 / 3)
+        assert report["options"]["objects"] is True
+        rows = list(csv.DictReader((cells / "out/pictures.csv").read_text().splitlines()))
+        assert [row["objects_pq_foreground"] for row in rows] == ["0.800000"] * 4
+        assert "objects, at" not in invoked(*command).stdout
+
+    def test_of_some_classes_with_their_mean(self, cells: Path) -> None:
+        for path in (*(cells / "true").iterdir(), *(cells / "found").iterdir()):
+            mask(path, ids(0, 0, 1, 1, 2, 2, size=(20, 60)))
+        names = ("background", "road", "car")
+        text = "".join(f'[[class]]\nname = "{name}"\n' for name in names)
+        (cells / "true/classes.toml").write_text(text)
+        command = (cells / "true", "--predictions", cells / "found", "--objects")
+        done = invoked(*command, "--classes", "car, road")
+        assert done.exit_code == 0, done.stderr
+        assert len(re.findall(r"^  mean( +1\.0000){5}$", done.stdout, re.MULTILINE)) == 1
+        assert len(re.findall(r"^  mean( +1\.0000){7}$", done.stdout, re.MULTILINE)) == 1
+        assert done.stdout.count("  means over 2 classes: road, car\n") == 2
+        assert "  background" not in done.stdout
+        report = json.loads(invoked(*command, "--classes", "car", "--json").stdout)
+        assert report["counted"] == report["options"]["classes"] == ["car"]
+
+    def test_a_class_that_is_none_is_named_before_the_model_is_loaded(self, root: Path, tiny: str) -> None:
+        done = invoked(root, "-m", tiny, *CPU, "--classes", "bus")
+        assert done.exit_code == 2
+        assert "error: --classes: there is no class 'bus'" in done.stderr
+        assert "the classes are background, foreground" in done.stderr
+        assert "backend " not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -224,6 +314,7 @@ class TestPredictions:
             "error: --model, --size: there is no model",
         ),
         (["{root}", "--split", "none.txt"], "none.txt: cannot be read"),
+        (["{root}", "--classes", " , "], "' , ' names no class"),
         (["{root}", "--threshold", "2", "--device", "cpu"], "2.0 is not in the range 0<x<=1"),
         ([], "Missing argument 'DATASET'"),
     ],

@@ -154,6 +154,11 @@ class TestDrawing:
         assert np.array_equal(decoded.ids, merged_by_hand(content))
         assert (decoded.ids.dtype, decoded.ids.flags.c_contiguous, decoded.unexpected) == (np.uint8, True, "")
         assert coco.void == any(crowd for _, _, crowd in objects)
+        numbers = coco.objects(name)
+        assert np.array_equal(numbers > 0, np.isin(decoded.ids, (1, 2)))
+        for number in range(1, numbers.max(initial=0) + 1):
+            assert len(set(decoded.ids[numbers == number].tolist())) <= 1, "an object is of one class"
+        assert numbers.max(initial=0) <= sum(not crowd for _, _, crowd in objects)
 
     @pytest.mark.parametrize(
         "shape", [box(4, 2, 12, 10), run_lengths(filled(4, 2, 12, 10)), compressed(filled(4, 2, 12, 10))]
@@ -179,6 +184,12 @@ class TestDrawing:
         assert np.array_equal(dataset.read_mask(dataset.pairs[0], SIZE), expected)
         assert dataset.void == 255
         assert reason(dataset, "the smaller one counts; iscrowd is void (1 regions)")
+
+    def test_objects_are_numbered_from_the_largest(self, tmp_path: Path) -> None:
+        dataset = made(tmp_path, document(marked(box(4, 4, 10, 10)), marked(box(2, 2, 20, 20))))
+        numbers = dataset.masks.objects(dataset.pairs[0].mask)
+        assert np.array_equal(numbers, filled(2, 2, 20, 20) + filled(4, 4, 10, 10))
+        assert numbers.dtype == np.int32
 
     def test_from_many_threads(self, tmp_path: Path) -> None:
         boxes = [box(i, i, i + 6, i + 4) for i in range(12)]

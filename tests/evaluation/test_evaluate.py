@@ -4,6 +4,7 @@ what fails.
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -20,16 +21,17 @@ from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.find import find_dataset
 from unet_batch.datasets.sheet import Comparison, comparison_sheet
 from unet_batch.errors import BackendError, SourceError, UsageError
+from unet_batch.evaluation.classes import match_classes
 from unet_batch.evaluation.evaluate import (
     Evaluation,
     compare,
     comparison,
     evaluate,
-    match_classes,
     resize_truth,
 )
 from unet_batch.evaluation.metrics import count, scores
 from unet_batch.evaluation.predictions import find_masks, find_predictions, is_mask_folder
+from unet_batch.evaluation.report import EvaluationReport
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import geometry, images
 from unet_batch.testing import FakeBackend, fake_spec
@@ -215,12 +217,38 @@ class TestEvaluate:
             evaluate(dataset, dataset.pairs, segmenter, progress=heard.append)
         assert heard == [1, 2, 3]
 
+    def test_what_is_marked_in_pictures_without_the_class(self, tmp_path: Path) -> None:
+        """Of 48, 24 and 12 of 96 columns found, where true masks hold nothing; the fourth holds something."""
+        for index, found in enumerate((48, 24, 12, 48)):
+            shown(tmp_path / f"images/p{index}.png", 255 * half(found))
+            mask(tmp_path / f"masks/p{index}.png", 255 * half(48 if index == 3 else 0))
+        found = judged(find_dataset(str(tmp_path))).photo
+        assert found.scores.without["pictures"].tolist() == [0, 3], "each shows background"
+        assert found.scores.without["marked"][1] == pytest.approx((48 + 24 + 12) / (3 * 96))
+        assert found.scores.without["marked_per_picture"][1] == pytest.approx((48 + 24 + 12) / (3 * 96))
+        assert found.most_marked(1) == ("p0", pytest.approx(0.5))
+        assert found.most_marked(0) is None
+        facts = found.as_dict()["without"]["foreground"]
+        assert facts["pictures"] == 3
+        assert facts["worst"] == {"key": "p0", "marked": pytest.approx(0.5)}
+        assert facts["marked_interval"][0] < facts["marked"] < facts["marked_interval"][1]
+        assert set(found.as_dict()["intervals"]["pooled"]) == {"dice", "iou"}
+
+    def test_of_pictures_with_the_same_dice_the_one_with_more_wrong_pixels_is_worse(
+        self, tmp_path: Path
+    ) -> None:
+        for index, found in enumerate((24, 48, 12)):
+            shown(tmp_path / f"images/p{index}.png", 255 * half(found))
+            mask(tmp_path / f"masks/p{index}.png", half(0))
+        assert judged(find_dataset(str(tmp_path))).ranked() == [("p1", 0), ("p0", 0), ("p2", 0)]
+
     def test_intervals_are_over_groups(self, tmp_path: Path) -> None:
         dataset = one_class(tmp_path, 48, 48, 40, 40, 30, 30)
         found = judged(dataset)
         assert found.photo.groups == 3
         assert set(found.photo.intervals) == {
-            "accuracy", "dice", "iou", "dice_per_picture", "dice foreground", "iou foreground",
+            "accuracy", "dice", "iou", "dice_per_picture", "iou_per_picture",
+            "dice foreground", "iou foreground", "marked foreground", "marked_per_picture foreground",
         }  # fmt: skip
         for name, value in (("dice", found.photo.mean("dice")), ("accuracy", found.photo.scores.accuracy)):
             low, high = found.photo.intervals[name]
@@ -490,3 +518,118 @@ def test_pooled_figures_are_those_of_the_counts(tmp_path: Path) -> None:
     found = judged(one_class(tmp_path, 48, 40, 20))
     expected = scores([count(half(48), half(right), 2) for right in (48, 40, 20)])
     assert found.photo.scores.as_dict(["a", "b"]) == expected.as_dict(["a", "b"])
+
+
+class TestObjects:
+    def test_are_those_of_the_masks_at_the_photos_size(self, tmp_path: Path) -> None:
+        """Two stripes of which one is found, in each of two pictures."""
+        both = np.zeros(SIZE, np.uint8)
+        both[:, 8:24] = both[:, 48:80] = 1
+        for name in ("a_0", "b_0"):
+            shown(tmp_path / f"images/{name}.png", 255 * both * (np.arange(SIZE[1]) > 40))
+            mask(tmp_path / f"masks/{name}.png", 255 * both)
+        dataset = find_dataset(str(tmp_path))
+        with Segmenter(FakeBackend(), workers=2) as segmenter:
+            found = evaluate(dataset, dataset.pairs, segmenter, objects=True)
+        assert found.objects is not None
+        assert found.objects.names == ("foreground",)
+        assert not found.objects.annotated
+        assert found.objects.headline("ap") == found.objects.headline("ap50") == pytest.approx(1 / 2)
+        assert found.objects.headline("pq") == pytest.approx(1 / 1.5)
+        assert found.objects.intervals["pq"] == pytest.approx((1 / 1.5, 1 / 1.5))
+        assert [each.key for each in found.objects.counts] == ["a_0", "b_0"]
+        assert found.as_dict()["objects"]["true"] == {"foreground": 4}
+        report = EvaluationReport(dataset, dataset.pairs, found)
+        rows = list(csv.DictReader(report.pictures_csv().decode().splitlines()))
+        assert [row["objects_ap_foreground"] for row in rows] == ["0.500000"] * 2
+        assert [row["objects_found_foreground"] for row in rows] == ["1.000000"] * 2
+
+    def test_nobody_asked_for_them(self, tmp_path: Path) -> None:
+        found = judged(one_class(tmp_path, 48, 48))
+        assert found.objects is None
+        assert found.as_dict()["objects"] is None
+
+    def test_none_could_be_judged(self, tmp_path: Path) -> None:
+        dataset = one_class(tmp_path, 48)
+        (tmp_path / "images/g0_0.png").write_bytes(b"")
+        with Segmenter(FakeBackend(), workers=2) as segmenter:
+            found = evaluate(dataset, dataset.pairs, segmenter, objects=True)
+        assert found.as_dict()["objects"] is None
+        EvaluationReport(dataset, dataset.pairs, found).pictures_csv()
+
+    def test_annotations_part_what_touches(self, tmp_path: Path) -> None:
+        """Two boxes side by side, found as they are drawn: as one."""
+        pytest.importorskip("pycocotools", reason="needs pycocotools")
+        boxes = [[0, 0, 20, 0, 20, 30, 0, 30], [20, 0, 44, 0, 44, 30, 20, 30]]
+        content = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 96, "height": 64}],
+            "categories": [{"id": 1, "name": "cell"}],
+            "annotations": [
+                {"id": n, "image_id": 1, "category_id": 1, "segmentation": [box], "iscrowd": 0}
+                for n, box in enumerate(boxes)
+            ],
+        }
+        (tmp_path / "annotations.json").write_text(json.dumps(content))
+        drawn = np.zeros(SIZE, np.uint8)
+        drawn[:30, :44] = 1
+        shown(tmp_path / "images/a.png", 255 * drawn)
+        mask(tmp_path / "found/a.png", 255 * drawn)
+        dataset = find_dataset(str(tmp_path))
+        predictions = find_predictions(dataset, dataset.pairs, str(tmp_path / "found"))
+        found = compare(dataset, dataset.pairs, predictions, objects=True, workers=1)
+        assert found.photo.mean("dice") == 1
+        assert found.objects is not None
+        assert found.objects.annotated
+        assert (found.objects.scores.true[0], found.objects.scores.found[0]) == (2, 1)
+        assert found.objects.headline("ap50") == pytest.approx(1 / 2), "24 of 44 columns are an IoU of 0.545"
+
+
+class TestChosenClasses:
+    def three(self, root: Path) -> Dataset:
+        """Class 2 is found as 0."""
+        truth = np.repeat(ids(0, 1, 2, 2, size=(1, 4)), 24, axis=1).repeat(64, axis=0).astype(np.uint8)
+        mask(root / "masks/a.png", truth)
+        mask(root / "found/a.png", np.where(truth == 2, 0, truth))
+        names = ("background", "road", "car")
+        (root / "classes.toml").write_text("".join(f'[[class]]\nname = "{name}"\n' for name in names))
+        shown(root / "images/a.png", 80 * truth)
+        return find_dataset(str(root))
+
+    def compared(self, dataset: Dataset, **options: object) -> Evaluation:
+        predictions = find_predictions(dataset, dataset.pairs, f"{dataset.root}/found")
+        return compare(dataset, dataset.pairs, predictions, workers=1, **options)
+
+    def test_means_are_over_them(self, tmp_path: Path) -> None:
+        dataset = self.three(tmp_path)
+        assert dataset.classes.names == ("background", "road", "car")
+        whole = self.compared(dataset)
+        part = self.compared(dataset, classes=("car", "road"))
+        assert (whole.photo.judged, part.photo.judged) == ((0, 1, 2), (1, 2))
+        assert whole.photo.mean("iou") == pytest.approx((1 / 3 + 1 + 0) / 3)
+        assert part.photo.mean("iou") == pytest.approx((1 + 0) / 2)
+        assert part.as_dict()["counted"] == ["road", "car"]
+
+    def test_objects_of_the_background_only_if_it_is_named(self, tmp_path: Path) -> None:
+        dataset = self.three(tmp_path)
+        found = self.compared(dataset, objects=True).objects
+        assert found is not None
+        assert found.names == ("road", "car")
+        found = self.compared(dataset, objects=True, classes=("background",)).objects
+        assert found is not None
+        assert found.names == ("background",)
+
+    def test_the_background_of_one_class(self, tmp_path: Path) -> None:
+        """Where masks mark membranes, the cells are what lies between them."""
+        dataset = one_class(tmp_path, 48, 48)
+        with Segmenter(FakeBackend(), workers=2) as segmenter:
+            found = evaluate(dataset, dataset.pairs, segmenter, classes=("background",), objects=True)
+        assert found.photo.judged == (0,)
+        assert found.photo.mean("dice") == 1
+        assert found.objects is not None
+        assert found.objects.headline("rand") == 1
+
+    def test_a_class_that_is_none_is_named(self, tmp_path: Path) -> None:
+        dataset = self.three(tmp_path)
+        with pytest.raises(UsageError, match="there is no class 'bus', 'sky'") as caught:
+            self.compared(dataset, classes=("bus", "car", "sky"))
+        assert caught.value.hint == "the classes are background, road, car"

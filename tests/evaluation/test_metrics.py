@@ -9,14 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import ROOT
 from unet_batch.datasets.encoding import VOID
 from unet_batch.errors import UsageError
+from unet_batch.evaluation import objects
 from unet_batch.evaluation.metrics import (
     BOUNDARY_TOLERANCE,
+    LABELS,
     Counts,
     Scores,
     count,
     intervals,
+    label,
     score_each,
     scores,
 )
@@ -272,6 +276,50 @@ class TestInterval:
         ]
         figures = {str(id): lambda found, id=id: found.pooled["dice"][id % 4] for id in range(12)}
         assert intervals(counts, figures)["11"] == (1, 1)
+
+
+class TestWithoutTheClass:
+    """What is found in pictures that show nothing of it."""
+
+    def found(self, *rows: int, size: int = 10) -> Counts:
+        mask = np.zeros((size, 10), np.uint8)
+        mask[: rows[0]] = 1
+        return count(mask, np.zeros_like(mask), 2)
+
+    def test_both_means_by_hand(self) -> None:
+        """Five of ten rows, and one of a hundred."""
+        full = np.ones((10, 10), np.uint8)
+        result = scores([self.found(5), self.found(1, size=100), count(full, full, 2)]).without
+        assert result["pictures"].tolist() == [1, 2]
+        assert result["marked"][1] == pytest.approx(60 / 1100)
+        assert result["marked_per_picture"][1] == pytest.approx((0.5 + 0.01) / 2)
+        assert result["marked"][0] == 0
+
+    def test_void_is_left_out(self) -> None:
+        truth, found = np.zeros((2, 10, 10), np.uint8)
+        truth[:5] = VOID
+        found[3:6] = 1
+        assert scores([count(found, truth, 2)]).without["marked"][1] == pytest.approx(10 / 50)
+        nothing = np.full((4, 4), VOID, np.uint8)
+        assert scores([count(nothing * 0, nothing, 2)]).without["pictures"][1] == 0
+
+    def test_has_no_figure_where_each_picture_shows_it(self) -> None:
+        full = np.ones((10, 10), np.uint8)
+        result = scores([count(full, full, 2)]).without
+        assert np.isnan(result["marked"][1])
+        assert np.isnan(result["marked_per_picture"][1])
+
+
+def test_a_figure_is_called_the_same_everywhere() -> None:
+    assert label("iou", 1) == "IoU (all pixels)"
+    assert label("iou", 11) == "mean IoU (all pixels)"
+    assert label("dice_per_picture", 1) == label("dice_per_picture", 11) == "mean Dice per picture"
+
+
+def test_every_figure_is_explained() -> None:
+    text = (ROOT / "docs/evaluate.md").read_text(encoding="utf-8")
+    for name in (*LABELS.values(), *objects.LABELS.values()):
+        assert f"`{name}`" in text, name
 
 
 def test_score_each() -> None:

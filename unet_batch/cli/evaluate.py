@@ -7,14 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from math import nan
 from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from unet_batch.cli.command import Command, complete_path, option
+from unet_batch.cli.command import Command, Parsed, complete_path, option
 from unet_batch.cli.options import (
     DatasetOptions,
     NetworkOptions,
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.dataset import Dataset, Pair
     from unet_batch.evaluation.evaluate import Evaluation, Figures
+    from unet_batch.evaluation.objects import ObjectFigures
     from unet_batch.evaluation.report import EvaluationReport
 
 _SHOWN = 10  # failures that are printed
+_WIDTH = 23  # of the names of figures and classes
 _COLUMNS = (
     ("dice", "Dice"),
     ("iou", "IoU"),
@@ -40,6 +42,27 @@ _COLUMNS = (
     ("recall", "recall"),
     ("boundary_f1", "boundary F1"),
 )
+_OBJECT_COLUMNS = (
+    ("ap", "AP"),
+    ("ap50", "AP50"),
+    ("ap75", "AP75"),
+    ("pq", "PQ"),
+    ("sq", "SQ"),
+    ("rq", "RQ"),
+    ("rand", "V-Rand"),
+)
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    """`road, car` -> ("road", "car").
+
+    Raises:
+        ValueError: there is no name.
+    """
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise ValueError(f"{text!r} names no class: names with commas, for example road,car")
+    return names
 
 
 @click.command(
@@ -62,6 +85,19 @@ _COLUMNS = (
     section="Data",
     metavar="DIR",
     help="Judge the masks in this folder, or in the output of a run, instead of a model's.",
+)
+@option(
+    "--classes",
+    section="Data",
+    metavar="NAMES",
+    type=Parsed(_parse_names),
+    help="Judge these classes, with commas; means are over them.  [default: all, without void]",
+)
+@option(
+    "--objects",
+    section="Data",
+    is_flag=True,
+    help="Judge objects, too: AP at IoU 0.5 to 0.95, PQ, and for cells between membranes V-Rand and V-Info.",
 )
 @network_options
 @option(
@@ -99,6 +135,8 @@ def evaluate(
     data: DatasetOptions,
     split_file: str | None,
     predictions: str | None,
+    classes: tuple[str, ...] | None,
+    objects: bool,
     network: NetworkOptions,
     output: str | None,
     sheet: str | None,
@@ -114,10 +152,12 @@ def evaluate(
       unet-batch evaluate cars --split val.txt --sheet worst.jpg -o figures
       unet-batch evaluate cars --predictions photos-segmented
       unet-batch evaluate cars/masks --predictions others
+      unet-batch evaluate nuclei -m nuclei.safetensors --objects
 
-    Dice, IoU, precision, recall, boundary F1 and accuracy over all pixels, and the mean of the Dice of each
-    picture, at the photos' own size (the masks that `run` writes) and at the network's, with 95 % intervals
-    from whole groups: photos of one car say little of other cars. Nothing in DATASET is written.
+    Dice, IoU, precision, recall, boundary F1 and accuracy over all pixels, and the means of each picture's
+    Dice and IoU, at the photos' own size (the masks that `run` writes) and at the network's, with 95 %
+    intervals from whole groups: photos of one car say little of other cars. Of pictures without the class:
+    which share of their pixels was marked. Nothing in DATASET is written.
     """
     from unet_batch.cli.screen import Lines, print_json
     from unet_batch.datasets.split import read_split
@@ -133,16 +173,18 @@ def evaluate(
     for place in (output, sheet and os.path.dirname(os.path.abspath(sheet))):
         if place:
             make_folder(os.path.abspath(place))
-    count = worst if sheet is not None else 0
+    judging = _Judging(dataset, pairs, classes, objects, worst if sheet is not None else 0, workers)
     if predictions is None:
-        report = _evaluate_model(out, dataset, pairs, count, network, workers)
+        report = _evaluate_model(out, judging, network)
     else:
-        report = _evaluate_predictions(out, dataset, pairs, count, predictions, workers)
+        report = _evaluate_predictions(out, judging, predictions)
     document = {
         **report.as_dict(),
         "options": {
             "split": split_file,
             "group_by": data.group_by,
+            "classes": classes,
+            "objects": objects,
             **asdict(network),
             "workers": workers,
         },
@@ -192,49 +234,74 @@ def _is_given(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def _evaluate_model(
-    out: Lines,
-    dataset: Dataset,
-    pairs: Sequence[Pair],
-    worst: int,
-    network: NetworkOptions,
-    workers: int | None,
-) -> EvaluationReport:
+@dataclass(frozen=True)
+class _Judging:
+    """What is judged, and what shall be said of it."""
+
+    dataset: Dataset
+    pairs: Sequence[Pair]
+    classes: tuple[str, ...] | None
+    objects: bool
+    worst: int
+    workers: int | None
+
+
+def _evaluate_model(out: Lines, judging: _Judging, network: NetworkOptions) -> EvaluationReport:
     from unet_batch.cli.screen import Screen
-    from unet_batch.evaluation.evaluate import evaluate, match_classes
+    from unet_batch.evaluation.classes import choose_classes, match_classes
+    from unet_batch.evaluation.evaluate import evaluate
     from unet_batch.evaluation.report import EvaluationReport, trained_on, worst_sheet
     from unet_batch.inference.segmenter import open_segmenter
 
+    dataset, pairs = judging.dataset, judging.pairs
     file = network.checkpoint()
-    match_classes(dataset.classes, file.spec.classes)  # before the seconds that loading torch takes
+    # Before the seconds that loading torch takes
+    names, _ = match_classes(dataset.classes, file.spec.classes)
+    choose_classes(dataset.classes, names, judging.classes)
     if known := trained_on(file.spec, dataset, pairs):
         what = f"the model was trained on {known[0]:,} images of a folder of this name, which flatter it"
         listed = f"--split {os.path.splitext(file.path)[0]}.training/val.txt"
         out.line("note", what, f"{listed} takes the {known[1]:,} others")
-    with open_segmenter(network.request(file), threshold=network.threshold, workers=workers) as segmenter:
+    with open_segmenter(
+        network.request(file), threshold=network.threshold, workers=judging.workers
+    ) as segmenter:
         Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(file, segmenter)
         with _progress("segmenting", len(pairs)) as progress:
-            evaluation = evaluate(dataset, pairs, segmenter, progress=progress)
-        sheet = worst_sheet(dataset, pairs, evaluation, worst, segmenter)
+            evaluation = evaluate(
+                dataset,
+                pairs,
+                segmenter,
+                classes=judging.classes,
+                objects=judging.objects,
+                progress=progress,
+            )
+        sheet = worst_sheet(dataset, pairs, evaluation, judging.worst, segmenter)
         backend = segmenter.describe()
     return EvaluationReport(dataset, pairs, evaluation, model=file.as_dict(), backend=backend, sheet=sheet)
 
 
-def _evaluate_predictions(
-    out: Lines, dataset: Dataset, pairs: Sequence[Pair], worst: int, folder: str, workers: int | None
-) -> EvaluationReport:
+def _evaluate_predictions(out: Lines, judging: _Judging, folder: str) -> EvaluationReport:
     from unet_batch.cli.text import shown
     from unet_batch.evaluation.evaluate import compare
     from unet_batch.evaluation.predictions import find_predictions
     from unet_batch.evaluation.report import EvaluationReport, worst_sheet
 
+    dataset, pairs = judging.dataset, judging.pairs
     found = find_predictions(dataset, pairs, folder)
     out.line("judged", shown(found.folder))
     for reason in found.reasons:
         out.line("", reason)
     with _progress("comparing", len(pairs)) as progress:
-        evaluation = compare(dataset, pairs, found, workers=workers, progress=progress)
-    sheet = worst_sheet(dataset, pairs, evaluation, worst, found)
+        evaluation = compare(
+            dataset,
+            pairs,
+            found,
+            classes=judging.classes,
+            objects=judging.objects,
+            workers=judging.workers,
+            progress=progress,
+        )
+    sheet = worst_sheet(dataset, pairs, evaluation, judging.worst, found)
     source = {"folder": found.folder, "reasons": list(found.reasons)}
     return EvaluationReport(dataset, pairs, evaluation, predictions=source, sheet=sheet)
 
@@ -273,6 +340,8 @@ def _print(lines: Lines, evaluation: Evaluation, output: str | None, sheet: str 
     _print_figures(out, "at the photos' own size", evaluation.photo)
     if evaluation.network is not None:
         _print_figures(out, f"at the network's size, {height}x{width}", evaluation.network)
+    if evaluation.objects is not None:
+        _print_objects(out, evaluation.objects)
     out.print()
     groups = evaluation.photo.groups
     if groups < 2:
@@ -295,37 +364,111 @@ def _print(lines: Lines, evaluation: Evaluation, output: str | None, sheet: str 
 
 
 def _print_figures(out: Console, title: str, figures: Figures) -> None:
+    from unet_batch.evaluation.metrics import LABELS, label
+
     several = len(figures.judged) > 1
-    mean = "mean " if several else ""
-    head = {
-        "accuracy": ("accuracy", figures.scores.accuracy),
-        "dice": (f"{mean}Dice (all pixels)", figures.mean("dice")),
-        "iou": (f"{mean}IoU (all pixels)", figures.mean("iou")),
-        "dice_per_picture": ("mean Dice per picture", figures.mean("dice", per_picture=True)),
-    }
     out.print(f"\n{title}", style="bold cyan")
-    for key, (label, value) in head.items():
-        low, high = figures.intervals.get(key, (nan, nan))
-        between = f"   95 % between {_figure(low).strip()} and {_figure(high).strip()}" if low == low else ""
-        out.print(f"  {label:<22}  {_figure(value)}{between}")
-    names = {id: printable(figures.names[id]) for id in figures.judged}
-    width = max(22, *(len(name) for name in names.values()))
-    out.print(
-        f"  {'over all pixels':<{width}}"
-        + "".join(f"  {label:>{max(6, len(label))}}" for _, label in _COLUMNS),
-        style="dim",
-    )
+    if not several and figures.scores.without["pictures"][figures.judged[0]] == len(figures.counts):
+        out.print("  the true masks mark nothing, so there is no Dice: what counts is what was marked")
+        _print_figure(out, LABELS["accuracy"], figures.scores.accuracy, figures.intervals.get("accuracy"))
+        _print_without(out, figures, figures.judged[0])
+        return
+    if several:
+        _print_list(out, [figures.names[id] for id in figures.judged])
+    for key in LABELS:
+        metric, per_picture = key.removesuffix("_per_picture"), key.endswith("_per_picture")
+        value = (
+            figures.scores.accuracy if key == "accuracy" else figures.mean(metric, per_picture=per_picture)
+        )
+        _print_figure(out, label(key, len(figures.judged)), value, figures.intervals.get(key))
     rows = [
-        (name, [figures.scores.pooled[metric][id] for metric, _ in _COLUMNS]) for id, name in names.items()
+        (figures.names[id], [figures.scores.pooled[metric][id] for metric, _ in _COLUMNS])
+        for id in figures.judged
     ]
     if several:
-        rows.append(("mean", [figures.mean(metric) for metric, _ in _COLUMNS]))
-    for name, values in rows:
-        cells = (
-            f"  {_figure(value):>{max(6, len(label))}}"
-            for value, (_, label) in zip(values, _COLUMNS, strict=True)
+        mean = [figures.mean(metric) for metric, _ in _COLUMNS]
+        rows.append(("mean", mean))
+    _print_table(out, "over all pixels", [heading for _, heading in _COLUMNS], rows)
+    if not several:
+        _print_without(out, figures, figures.judged[0])
+
+
+def _print_without(out: Console, figures: Figures, id: int) -> None:
+    """What was marked in pictures that show nothing of the class, of which Dice says little."""
+    from unet_batch.cli.text import plural
+
+    worst, pictures = figures.most_marked(id), int(figures.scores.without["pictures"][id])
+    if worst is None:
+        return
+    name = printable(figures.names[id])
+    out.print(f"  pixels marked in {pictures:,} {plural(pictures, 'picture')} without {name}", style="dim")
+    for key, heading in (("marked_per_picture", "mean per picture"), ("marked", "all pixels")):
+        value, ends = figures.scores.without[key][id], figures.intervals.get(f"{key} {figures.names[id]}")
+        low, high = ends or (nan, nan)
+        between = f"   95 % between {100 * low:.2f} and {100 * high:.2f} %" if low == low else ""
+        out.print(f"  {heading:<{_WIDTH}} {100 * value:6.2f} %{between}")
+    out.print(f"  {'most':<{_WIDTH}} {100 * worst[1]:6.2f} %   {printable(worst[0])}")
+    if pictures == len(figures.counts):
+        out.print(
+            "  (the true masks mark nothing: Dice and IoU are 0 or none whatever was found)", style="dim"
         )
-        out.print(f"  {name:<{width}}" + "".join(cells), style="bold" if several and name == "mean" else "")
+
+
+def _print_objects(out: Console, objects: ObjectFigures) -> None:
+    from unet_batch.evaluation.objects import LABELS
+
+    what = (
+        "those of the annotations" if objects.annotated else "connected parts of masks: touching ones are one"
+    )
+    out.print("\nobjects, at the photos' own size", style="bold cyan")
+    out.print(f"  true objects are {what}", style="dim")
+    if len(objects.names) > 1:
+        _print_list(out, objects.names)
+    for key, heading in LABELS.items():
+        _print_figure(out, heading, objects.headline(key), objects.intervals.get(key))
+    found = objects.scores
+    rows = [
+        (name, [found.pooled[figure][place] for figure, _ in _OBJECT_COLUMNS])
+        for place, name in enumerate(objects.names)
+    ]
+    if len(rows) > 1:
+        mean = [found.mean(figure) for figure, _ in _OBJECT_COLUMNS]
+        rows.append(("mean", mean))
+    _print_table(out, "over all objects", [heading for _, heading in _OBJECT_COLUMNS], rows)
+    for name, true, seen in zip(objects.names, found.true, found.found, strict=True):
+        out.print(f"  {printable(name)}: {int(true):,} true, {int(seen):,} found")
+
+
+def _print_list(out: Console, names: Sequence[str]) -> None:
+    """Which classes the means are over: without the list they can be compared with nothing."""
+    out.print(
+        f"  means over {len(names)} classes: {printable(', '.join(names))}", style="dim", soft_wrap=True
+    )
+
+
+def _print_figure(out: Console, heading: str, value: float, ends: tuple[float, float] | None) -> None:
+    low, high = ends or (nan, nan)
+    between = f"   95 % between {_figure(low).strip()} and {_figure(high).strip()}" if low == low else ""
+    out.print(f"  {heading:<{_WIDTH}}  {_figure(value)}{between}")
+
+
+def _print_table(
+    out: Console, title: str, headings: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]]
+) -> None:
+    """A line for each class; the mean, if there is one, comes last and in bold."""
+    rows = [(printable(name), values) for name, values in rows]
+    width = max(_WIDTH, *(len(name) for name, _ in rows))
+    out.print(
+        f"  {title:<{width}}" + "".join(f"  {heading:>{max(6, len(heading))}}" for heading in headings),
+        style="dim",
+    )
+    for place, (name, values) in enumerate(rows):
+        cells = (
+            f"  {_figure(value):>{max(6, len(heading))}}"
+            for value, heading in zip(values, headings, strict=True)
+        )
+        bold = place and place == len(rows) - 1
+        out.print(f"  {name:<{width}}" + "".join(cells), style="bold" if bold else "")
 
 
 def _figure(value: float) -> str:

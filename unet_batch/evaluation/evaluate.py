@@ -8,25 +8,30 @@
 The first is what a user gets, the second what the network was trained for; padding counts in neither. A
 network's pixel of which half or more is void is void, else what is known of it decides; pixels that have no
 value in the photo's file (nodata, NaN) are void, too. Of a model of one class the figures are that class's,
-of one of several their mean over the classes that occur or were found.
+of one of several their mean over the classes that occur or were found; a list of classes can be named.
+Objects are looked at where that is asked for, at the photo's size.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unet_batch.datasets.coco import Coco
 from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.sheet import Comparison
-from unet_batch.errors import BackendError, EncodeError, UnetBatchError, UsageError
+from unet_batch.errors import BackendError, EncodeError, UnetBatchError
 from unet_batch.evaluation import metrics
+from unet_batch.evaluation.classes import choose_classes, id_names, match_classes, object_ids
+from unet_batch.evaluation.objects import ObjectCounts, ObjectFigures
+from unet_batch.evaluation.objects import count as count_objects
 from unet_batch.evaluation.predictions import Predictions
 from unet_batch.inference import postprocess
 from unet_batch.inference.segmenter import BROKEN_DEVICE, Segmenter, as_error, concerns_one_item, item_of
@@ -38,10 +43,9 @@ from unet_batch.types import HasItem, Item, Prediction
 if TYPE_CHECKING:
     from unet_batch.datasets.dataset import Dataset, Pair
     from unet_batch.evaluation.metrics import Counts, Scores
-    from unet_batch.types import ClassTable, ModelSpec, Pixels, Placement, Size
+    from unet_batch.types import ModelSpec, Pixels, Placement, Size
 
 METRICS = ("dice", "iou", "precision", "recall", "boundary_f1")
-_UNNAMED = re.compile(r"class\d+|foreground")
 _SHOWN = (480, 720)  # pixels that a sheet needs of a photo
 
 
@@ -87,24 +91,37 @@ class Figures:
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 % intervals over groups; empty if there are fewer than two.
 
-        Of "accuracy", of "dice", "iou" and "dice_per_picture" (means over the classes that count), and of
-        "dice NAME" and "iou NAME" for each of these classes.
+        Of `metrics.LABELS` (means over the classes that count), and for each of these classes of "dice NAME",
+        "iou NAME", "marked NAME" and "marked_per_picture NAME".
         """
         if self.groups < 2:
             return {}
-        figures: dict[str, Callable[[Scores], float]] = {
-            "accuracy": lambda found: found.accuracy,
-            "dice_per_picture": lambda found: found.mean("dice", self.judged, per_picture=True),
-        }
+        figures: dict[str, Callable[[Scores], float]] = {"accuracy": lambda found: found.accuracy}
         for metric in ("dice", "iou"):
             figures[metric] = partial(metrics.Scores.mean, metric=metric, ids=self.judged)
+            figures[f"{metric}_per_picture"] = partial(
+                metrics.Scores.mean, metric=metric, ids=self.judged, per_picture=True
+            )
             for id in self.judged:
                 figures[f"{metric} {self.names[id]}"] = partial(metrics.Scores.mean, metric=metric, ids=(id,))
+        for share in ("marked", "marked_per_picture"):
+            for id in self.judged:
+                figures[f"{share} {self.names[id]}"] = partial(_share_without, share, id)
         return metrics.intervals(self.counts, figures)
 
     def mean(self, metric: str, *, per_picture: bool = False) -> float:
         """The mean of one of METRICS over the classes that count; see `Scores.mean`."""
         return self.scores.mean(metric, self.judged, per_picture=per_picture)
+
+    def most_marked(self, id: int) -> tuple[str, float] | None:
+        """Find the picture without a class with most of it found: its key, and the share of its pixels."""
+        shares = [
+            (float(each.confusion[:, id].sum() / each.confusion.sum()), each.key)
+            for each in self.counts
+            if not each.confusion[id].any() and each.confusion.any()
+        ]
+        share, key = max(shares, key=itemgetter(0), default=(0.0, ""))
+        return (key, share) if shares else None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; nan becomes null."""
@@ -112,6 +129,7 @@ class Figures:
         for metric in ("dice", "iou"):
             mean[f"{metric}_per_picture"] = self.mean(metric, per_picture=True)
         ends = {name: [_number(end) for end in ends] for name, ends in self.intervals.items()}
+        without = {self.names[id]: self._without(id, ends) for id in self.judged}
         intervals: dict[str, Any] = {"accuracy": ends.pop("accuracy", None), "mean": {}, "pooled": {}}
         for name, pair in ends.items():
             metric, _, of_class = name.partition(" ")
@@ -121,8 +139,18 @@ class Figures:
             "groups": self.groups,
             **self.scores.as_dict(self.names),
             "mean": {metric: _number(value) for metric, value in mean.items()},
+            "without": without,
             "intervals": intervals,
         }
+
+    def _without(self, id: int, ends: dict[str, list[float | None]]) -> dict[str, Any]:
+        """For JSON: what was found of a class in pictures without it; takes its intervals out of `ends`."""
+        worst = self.most_marked(id)
+        facts: dict[str, Any] = {"pictures": int(self.scores.without["pictures"][id])}
+        for share in ("marked", "marked_per_picture"):
+            facts[share] = _number(self.scores.without[share][id])
+            facts[f"{share}_interval"] = ends.pop(f"{share} {self.names[id]}", None)
+        return {**facts, "worst": worst and {"key": worst[0], "marked": worst[1]}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +160,7 @@ class Evaluation:
     Attributes:
         photo: at the photos' own size.
         network: at the network's; None where there was none.
+        objects: at the photos' own size; None where objects were not asked for.
         size: (height, width) of the network's input, or None.
         failures: pictures that could not be judged: the figures are over the others.
         notes: what a person should know.
@@ -140,6 +169,7 @@ class Evaluation:
 
     photo: Figures
     network: Figures | None
+    objects: ObjectFigures | None
     size: Size | None
     failures: tuple[EvaluationFailure, ...]
     notes: tuple[str, ...]
@@ -148,19 +178,22 @@ class Evaluation:
     def ranked(self) -> list[tuple[str, float]]:
         """Rank pictures by their Dice at the photo's size, mean over the classes that count, worst first.
 
+        Of pictures with the same Dice, such as 0, the one with more wrong pixels comes first.
+
         Returns:
             Keys with their Dice; pictures where nothing is marked and nothing was found have none.
         """
         if not self.photo.counts:
             return []
-        dice = metrics.score_each(self.photo.counts)[1]["dice"][:, list(self.photo.judged)]
+        accuracy, figures = metrics.score_each(self.photo.counts)
+        dice = figures["dice"][:, list(self.photo.judged)]
         some = ~np.isnan(dice)
         found = [
-            (each.key, float(np.where(row, values, 0).sum() / row.sum()))
-            for each, values, row in zip(self.photo.counts, dice, some, strict=True)
+            (each.key, float(np.where(row, values, 0).sum() / row.sum()), right)
+            for each, values, row, right in zip(self.photo.counts, dice, some, accuracy, strict=True)
             if row.any()
         ]
-        return sorted(found, key=lambda entry: entry[1])
+        return [(key, value) for key, value, _ in sorted(found, key=itemgetter(1, 2))]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; nan becomes null, and figures are null where not one picture could be judged."""
@@ -172,6 +205,7 @@ class Evaluation:
             "counted": [self.photo.names[id] for id in self.photo.judged],
             "network_size": None if self.size is None else list(self.size),
             **{name: found.as_dict() if found and found.counts else None for name, found in figures.items()},
+            "objects": self.objects.as_dict() if self.objects and self.objects.counts else None,
             "failures": [asdict(failure) for failure in self.failures],
             "notes": list(self.notes),
             "seconds": self.seconds,
@@ -183,6 +217,8 @@ def evaluate(
     pairs: Sequence[Pair],
     segmenter: Segmenter,
     *,
+    classes: Sequence[str] | None = None,
+    objects: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Segment pictures as `unet-batch run` does, and compare the masks with the true ones.
@@ -191,13 +227,17 @@ def evaluate(
         dataset: says how the true masks are read.
         pairs: what to judge; of the dataset.
         segmenter: open; stays open.
+        classes: the names of those that count; see `choose_classes`.
+        objects: whether to look at objects, too.
         progress: called with the number of pictures done, from this thread.
 
     Raises:
-        UsageError: the classes of model and dataset are not the same.
+        UsageError: the classes of model and dataset are not the same, or one of `classes` is none of them.
         BackendError: the backend fails for one picture after the other.
     """
     names, notes = match_classes(dataset.classes, segmenter.spec.classes)
+    judged_ids = choose_classes(dataset.classes, names, classes)
+    things = object_ids(names, judged_ids, classes) if objects else ()
     by_key = {pair.key: pair for pair in pairs}
     one = segmenter.spec.output == "probability"
 
@@ -213,21 +253,22 @@ def evaluate(
         )
         small_truth = resize_truth(truth, placement, ties_to_class=one)
         found = _as_ids(segmenter.mask(prediction), segmenter.spec)
-        return _Judged(item, _count(found, truth, pair, names), _count(small, small_truth, pair, names))
+        return _Judged(
+            item,
+            _count(found, truth, pair, names),
+            _count(small, small_truth, pair, names),
+            _count_objects(found, truth, pair, dataset, things),
+        )
 
     begun = time.perf_counter()
     items = [Item(pair.image, pair.key) for pair in pairs]
     with segmenter.pipeline(items, [("compare", judge)], keep_pixels=False) as outcomes:
         judged, failures = _collect(outcomes, progress)
-    figures = [
-        Figures(counts, names, _judged_ids(names, dataset.classes))
-        for counts in (
-            tuple(each.photo for each in judged),
-            tuple(each.network for each in judged if each.network),
-        )
-    ]
+    photo = Figures(tuple(each.photo for each in judged), names, judged_ids)
+    network = Figures(tuple(each.network for each in judged if each.network), names, judged_ids)
+    found = _object_figures(judged, dataset, names, things)
     seconds = time.perf_counter() - begun
-    return Evaluation(figures[0], figures[1], segmenter.backend.input_size, failures, notes, seconds)
+    return Evaluation(photo, network, found, segmenter.backend.input_size, failures, notes, seconds)
 
 
 def compare(
@@ -235,6 +276,8 @@ def compare(
     pairs: Sequence[Pair],
     predictions: Predictions,
     *,
+    classes: Sequence[str] | None = None,
+    objects: bool = False,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -244,17 +287,24 @@ def compare(
         dataset: says how the true masks are read.
         pairs: what to judge; of the dataset, each with a prediction.
         predictions: see `find_predictions`.
+        classes, objects: see `evaluate`.
         workers: threads; None takes one for each core.
         progress: called with the number of pictures done, from this thread.
+
+    Raises:
+        UsageError: one of `classes` is none of the dataset's.
     """
-    names = _id_names(dataset.classes.names)
+    names = id_names(dataset.classes.names)
+    judged_ids = choose_classes(dataset.classes, names, classes)
+    things = object_ids(names, judged_ids, classes) if objects else ()
     by_key = {pair.key: pair for pair in pairs}
 
     def judge(item: Item) -> _Judged:
         pair = by_key[item.key]
         truth = dataset.read_mask(pair)
         found = predictions.read(pair, (truth.shape[0], truth.shape[1]))
-        return _Judged(item, _count(found, truth, pair, names), None)
+        seen = _count_objects(found, truth, pair, dataset, things)
+        return _Judged(item, _count(found, truth, pair, names), None, seen)
 
     begun = time.perf_counter()
     workers = workers or cpu_count()
@@ -266,31 +316,9 @@ def compare(
         Pipeline[HasItem, "_Judged | Failed[HasItem]"](items, [stage], in_flight=4 * workers) as outcomes,
     ):
         judged, failures = _collect(outcomes, progress)
-    figures = Figures(tuple(each.photo for each in judged), names, _judged_ids(names, dataset.classes))
-    return Evaluation(figures, None, None, failures, (), time.perf_counter() - begun)
-
-
-def match_classes(dataset: ClassTable, model: ClassTable) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Match the classes of model and dataset: the names of the ids, and notes on what was assumed.
-
-    Raises:
-        UsageError: they do not; names that were made up for want of any fit all others.
-    """
-    ours, theirs = dataset.names, model.names
-    real = [names for names in (ours, theirs) if not all(map(_UNNAMED.fullmatch, names))]
-    both = f"the dataset has {_describe(ours)}, the model {_describe(theirs)}"
-    if (len(ours) == 1) != (len(theirs) == 1):
-        hint = "choose the model that was trained for these masks"
-        if len(theirs) == 2:
-            hint += ", or import it with --classes background,NAME if one of its classes is the background"
-        raise UsageError(f"other classes: {both}", hint=hint)
-    if len(ours) != len(theirs) or (len(ours) > 1 and len(real) == 2 and ours != theirs):
-        raise UsageError(
-            f"other classes: {both}", hint="the same classes in the same order are needed; see classes.toml"
-        )
-    names = real[0] if real else ours
-    notes = () if ours == theirs else (f"taken as the same: {both}",)
-    return _id_names(names), notes
+    photo = Figures(tuple(each.photo for each in judged), names, judged_ids)
+    found = _object_figures(judged, dataset, names, things)
+    return Evaluation(photo, None, found, None, failures, (), time.perf_counter() - begun)
 
 
 def resize_truth(ids: Pixels, placement: Placement, *, ties_to_class: bool = False) -> Pixels:
@@ -354,6 +382,7 @@ class _Judged:
     item: Item
     photo: Counts
     network: Counts | None
+    objects: ObjectCounts | None
 
 
 def _collect(
@@ -399,18 +428,26 @@ def _coverage(ids: Pixels, id: int, size: Size) -> np.ndarray[Any, np.dtype[np.u
     return geometry.resize_map((ids == id).astype(np.uint16) * np.uint16(postprocess.SHARE), size)
 
 
-def _id_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    return names if len(names) > 1 else ("background", *names)
+def _count_objects(
+    found: Pixels, truth: Pixels, pair: Pair, dataset: Dataset, ids: Sequence[int]
+) -> ObjectCounts | None:
+    if not ids:
+        return None
+    known = dataset.masks.objects(pair.mask) if isinstance(dataset.masks, Coco) else None
+    return count_objects(found, truth, ids, objects=known, key=pair.key, group=pair.group)
 
 
-def _judged_ids(names: Sequence[str], classes: ClassTable) -> tuple[int, ...]:
-    return (1,) if len(classes.names) == 1 else tuple(range(len(names)))
+def _object_figures(
+    judged: Sequence[_Judged], dataset: Dataset, names: Sequence[str], ids: Sequence[int]
+) -> ObjectFigures | None:
+    if not ids:
+        return None
+    counts = tuple(each.objects for each in judged if each.objects)
+    return ObjectFigures(counts, tuple(names[id] for id in ids), isinstance(dataset.masks, Coco))
 
 
-def _describe(names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return f"one class ({names[0]})"
-    return f"{len(names)} classes ({', '.join(names)})"
+def _share_without(share: str, id: int, found: Scores) -> float:
+    return float(found.without[share][id])
 
 
 def _number(value: float) -> float | None:

@@ -6,7 +6,11 @@ keeping one of them: `count` turns a picture into a few integers, `scores` turns
 
 Two ways to average are in use, and both are given. Pooled: over all pixels of all pictures, as CamVid and
 Cityscapes do for IoU. Per picture: the mean of every picture's own value, as Carvana does for Dice; a picture
-in which a class neither occurs nor is found says nothing about it and is left out.
+in which a class neither occurs nor is found says nothing about it and is left out. Of several classes each is
+the mean over those that count.
+
+One figure has one name wherever it is printed (`label`). Files keep the keys under which it was ever stored:
+docs/evaluate.md lists them.
 """
 
 from __future__ import annotations
@@ -34,6 +38,14 @@ if TYPE_CHECKING:
 BOUNDARY_TOLERANCE = 0.0075
 FEW_GROUPS = 10
 """Below so many groups an interval is a guess, and rather too narrow."""
+LABELS = {
+    "accuracy": "accuracy",
+    "dice": "Dice (all pixels)",
+    "iou": "IoU (all pixels)",
+    "dice_per_picture": "mean Dice per picture",
+    "iou_per_picture": "mean IoU per picture",
+}
+"""What the main figures are called; see `label`."""
 _BATCH = 64  # samples of a bootstrap that are added up at once
 
 
@@ -66,12 +78,16 @@ class Scores:
         pooled: of each class, by name: `dice`, `iou`, `precision`, `recall`, `boundary_f1`; float64
             (classes,).
         per_picture: mean over pictures of `dice` and `iou`, float64 (classes,).
+        without: of the pictures in whose truth a class does not occur, float64 (classes,): how many there are
+            (`pictures`), and which share of their pixels was found as it, void left out: of all pixels
+            (`marked`) and the mean of the pictures (`marked_per_picture`).
     """
 
     pictures: int
     accuracy: float
     pooled: dict[str, Floats]
     per_picture: dict[str, Floats]
+    without: dict[str, Floats]
 
     def mean(self, metric: str, ids: Sequence[int], *, per_picture: bool = False) -> float:
         """Mean of a metric over classes, leaving out those without a figure; nan if that is all of them."""
@@ -94,6 +110,12 @@ class Scores:
             "pooled": {metric: by_class(values) for metric, values in self.pooled.items()},
             "per_picture": {metric: by_class(values) for metric, values in self.per_picture.items()},
         }
+
+
+def label(figure: str, classes: int) -> str:
+    """Say what one of LABELS is called where it is the mean over so many classes."""
+    text = LABELS[figure]
+    return f"mean {text}" if classes > 1 and figure in ("dice", "iou") else text
 
 
 def count(found: Pixels, truth: Pixels, classes: int, *, key: str = "", group: str = "") -> Counts:
@@ -139,8 +161,6 @@ def scores(counts: Sequence[Counts]) -> Scores:
     Raises:
         UsageError: there are none.
     """
-    if not counts:
-        raise UsageError("nothing to score: no picture has a mask to compare with")
     return _scores(_sums(counts).sum(0), len(counts))
 
 
@@ -164,65 +184,99 @@ def intervals(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Bootstrap intervals of figures by resampling whole groups; single pictures would make them too narrow.
+    """Bootstrap intervals of figures by resampling whole groups; see `bootstrap`.
+
+    Args:
+        counts: of the pictures.
+        figures: by name, what to judge of the scores of a sample.
+        samples, confidence, seed: see `bootstrap`.
+
+    Returns:
+        Lower and upper end of each.
+
+    Raises:
+        UsageError: there are no pictures.
+    """
+
+    def judge(sums: Floats, pictures: int) -> list[float]:
+        found = _scores(sums, pictures)
+        return [figure(found) for figure in figures.values()]
+
+    groups = [each.group or each.key for each in counts]
+    ends = bootstrap(_sums(counts), groups, judge, samples=samples, confidence=confidence, seed=seed)
+    return dict(zip(figures, ends, strict=True))
+
+
+def bootstrap(
+    sums: Floats,
+    groups: Sequence[str],
+    judge: Callable[[Floats, int], Sequence[float]],
+    *,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> list[tuple[float, float]]:
+    """Bootstrap intervals by resampling whole groups; single pictures would make them too narrow.
 
     All figures are of the same samples. Each group is added up first, so 10,000 pictures take less than a
     second.
 
     Args:
-        counts: of the pictures.
-        figures: by name, what to judge of the scores of a sample.
+        sums: what adds up over pictures, float64 (pictures, ...).
+        groups: of each picture.
+        judge: the figures of added up numbers (...) and of how many pictures they are.
         samples: how many sets are drawn.
         confidence: of the intervals.
         seed: of the draws.
 
     Returns:
-        Lower and upper end of each; both are the figure itself where there is a single group, which says
-        nothing of others, and nan where the figure is nan in every sample.
-
-    Raises:
-        UsageError: there are no pictures.
+        Lower and upper end of each figure; both are the figure itself where there is a single group, which
+        says nothing of others, and nan where the figure is nan in every sample.
     """
-    groups = {
-        name: index for index, name in enumerate(dict.fromkeys(each.group or each.key for each in counts))
-    }
-    if len(groups) < 2:
-        whole = scores(counts)
-        return {name: (figure(whole), figure(whole)) for name, figure in figures.items()}
-    places = np.array([groups[each.group or each.key] for each in counts])
-    sums, pictures = _sums(counts), np.bincount(places)
-    totals = np.zeros((len(groups), *sums.shape[1:]))
+    numbers = {name: index for index, name in enumerate(dict.fromkeys(groups))}
+    if len(numbers) < 2:
+        return [(value, value) for value in judge(sums.sum(0), len(groups))]
+    places = np.array([numbers[name] for name in groups])
+    pictures = np.bincount(places)
+    totals = np.zeros((len(numbers), *sums.shape[1:]))
     np.add.at(totals, places, sums)
     random = np.random.default_rng(seed)
-    drawn: list[list[float]] = []
+    drawn: list[Sequence[float]] = []
     for start in range(0, samples, _BATCH):
-        draws = random.integers(0, len(groups), (min(_BATCH, samples - start), len(groups)))
+        draws = random.integers(0, len(numbers), (min(_BATCH, samples - start), len(numbers)))
         # Each group is in a sample
-        times = np.array([np.bincount(draw, minlength=len(groups)) for draw in draws], np.float64)
+        times = np.array([np.bincount(draw, minlength=len(numbers)) for draw in draws], np.float64)
         for sums_drawn, pictures_drawn in zip(np.tensordot(times, totals, 1), times @ pictures, strict=True):
-            scored = _scores(sums_drawn, int(pictures_drawn))
-            drawn.append([figure(scored) for figure in figures.values()])
-    ends = {}
-    for name, values in zip(figures, np.array(drawn).T, strict=True):
+            drawn.append(judge(sums_drawn, int(pictures_drawn)))
+    ends = []
+    for values in np.array(drawn).T:
         sound = values[~np.isnan(values)]
         low, high = (
             np.quantile(sound, [(1 - confidence) / 2, (1 + confidence) / 2])
             if len(sound)
             else (np.nan, np.nan)
         )
-        ends[name] = float(low), float(high)
+        ends.append((float(low), float(high)))
     return ends
 
 
-# Eleven numbers of each class that add up over pictures: pixels found right, true, found; the boundary's
-# four; and of the picture's own Dice and IoU the value and whether there is one. All but those two values are
-# whole, and exact up to 2^53.
+# Fifteen numbers of each class that add up over pictures: pixels found right, true, found; the boundary's
+# four; of the picture's own Dice and IoU the value and whether there is one; and of a picture without the
+# class the pixels found as it, all pixels, the share, and 1. All but the three values are whole, and exact up
+# to 2^53.
 _HITS, _TRUE, _FOUND, _EDGE, _DICE, _IOU = 0, 1, 2, slice(3, 7), slice(7, 9), slice(9, 11)
+_WITHOUT, _COLUMNS = slice(11, 15), 15
 
 
 def _sums(counts: Sequence[Counts]) -> Floats:
-    """float64 (pictures, classes, 11)."""
-    sums = np.empty((len(counts), len(counts[0].confusion), 11))
+    """float64 (pictures, classes, _COLUMNS).
+
+    Raises:
+        UsageError: there are no pictures.
+    """
+    if not counts:
+        raise UsageError("nothing to score: no picture has a mask to compare with")
+    sums = np.empty((len(counts), len(counts[0].confusion), _COLUMNS))
     for row, each in zip(sums, counts, strict=True):
         row[:, _HITS] = each.confusion.diagonal()
         row[:, _TRUE], row[:, _FOUND] = each.confusion.sum(1), each.confusion.sum(0)
@@ -231,11 +285,17 @@ def _sums(counts: Sequence[Counts]) -> Floats:
     for metric, place in (("dice", _DICE), ("iou", _IOU)):
         some = ~np.isnan(single[metric])
         sums[..., place] = np.stack([np.where(some, single[metric], 0), some], -1)
+    known = sums[..., _TRUE].sum(-1, keepdims=True)
+    absent = (sums[..., _TRUE] == 0) & (known > 0)
+    share = sums[..., _FOUND] / np.maximum(known, 1)
+    numbers = np.broadcast_arrays(sums[..., _FOUND], known, share, 1.0)
+    sums[..., _WITHOUT] = np.where(absent[..., None], np.stack(numbers, -1), 0)
     return sums
 
 
 def _scores(sums: Floats, pictures: int) -> Scores:
-    """Of float64 (classes, 11)."""
+    """Of float64 (classes, _COLUMNS)."""
+    marked, pixels, share, without = sums[:, _WITHOUT].T
     with np.errstate(invalid="ignore", divide="ignore"):
         return Scores(
             pictures=pictures,
@@ -244,6 +304,11 @@ def _scores(sums: Floats, pictures: int) -> Scores:
             per_picture={
                 name: sums[:, place][:, 0] / sums[:, place][:, 1]
                 for name, place in (("dice", _DICE), ("iou", _IOU))
+            },
+            without={
+                "pictures": without,
+                "marked": marked / pixels,
+                "marked_per_picture": share / without,
             },
         )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unet_batch.datasets.sheet import comparison_sheet
+from unet_batch.evaluation import objects
 from unet_batch.evaluation.evaluate import METRICS, comparison
 from unet_batch.evaluation.metrics import score_each
 from unet_batch.files.atomic import write_atomic, write_json
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from unet_batch.types import ModelSpec
 
 FILES = ("evaluation.json", "pictures.csv")
+_OBJECTS = ("true", "found", "ap", "ap50", "ap75", "pq", "rand", "info")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +78,13 @@ class EvaluationReport:
             accuracy, values = score_each(figures.counts)
             for row, each in enumerate(figures.counts):
                 found = [accuracy[row], *(values[metric][row, id] for metric, id in columns)]
-                # Nan is not itself
-                cells[each.key] += ["" if value != value else f"{value:.6f}" for value in found]
+                cells[each.key] += map(_cell, found)
+        if (seen := self.evaluation.objects) is not None and seen.counts:
+            columns = [(figure, id) for id in range(len(seen.names)) for figure in _OBJECTS]
+            header += [f"objects_{figure}_{seen.names[id]}" for figure, id in columns]
+            values = objects.score_each(seen.counts)
+            for row, objects_of in enumerate(seen.counts):
+                cells[objects_of.key] += [_cell(values[figure][row, id]) for figure, id in columns]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(header)
@@ -103,6 +110,10 @@ class EvaluationReport:
             write_atomic(csv_path, self.pictures_csv())
         if sheet is not None and self.sheet is not None:
             write_atomic(os.path.abspath(sheet), self.sheet)
+
+
+def _cell(value: float) -> str:
+    return "" if value != value else f"{value:.6f}"  # nan is not itself
 
 
 def worst_sheet(

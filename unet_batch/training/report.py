@@ -32,7 +32,7 @@ import unet_batch
 from unet_batch.datasets.sheet import comparison_sheet
 from unet_batch.errors import OutputError, TrainingError, UsageError
 from unet_batch.evaluation.evaluate import Evaluation, comparison, evaluate
-from unet_batch.evaluation.metrics import FEW_GROUPS
+from unet_batch.evaluation.metrics import FEW_GROUPS, label
 from unet_batch.files.atomic import make_folder, write_atomic, write_json
 from unet_batch.model import checkpoint
 from unet_batch.training.loop import Outcome, kept_epoch, monitored_metric
@@ -43,7 +43,6 @@ from unet_batch.version import __version__
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-DICE_PER_PICTURE, IOU_OF_PIXELS = "mean Dice per picture", "mean IoU (all pixels)"
 _DRAWING_SHARE = 0.05  # of the time, at most, goes into drawings between the first and the last
 _SHOWN = 4  # pictures of each kind on the sheet
 
@@ -171,7 +170,8 @@ def draw_curves(plan: TrainingPlan, history: Sequence[dict[str, Any]]) -> bytes:
     right.plot(epochs, values, color=orange, marker=marker, ms=3)
     kept = kept_epoch(plan, history) - 1
     right.plot(epochs[kept], values[kept], marker="o", ms=8, mfc="none", mec=grey, mew=1.5)
-    what = DICE_PER_PICTURE if key == "val_dice" else IOU_OF_PIXELS
+    classes = len(plan.spec.classes.names)
+    what = label("dice_per_picture" if key == "val_dice" else "iou", classes)
     right.set_title(
         f"validation {what}, kept: {values[kept]:.4f} of epoch {epochs[kept]}", loc="left", fontsize=11
     )
@@ -239,8 +239,9 @@ def headline(found: Evaluation) -> list[tuple[str, str, str]]:
         if part is None:
             continue
         one = len(part.judged) == 1
-        name, key = (DICE_PER_PICTURE, "dice_per_picture") if one else (IOU_OF_PIXELS, "iou")
+        key = "dice_per_picture" if one else "iou"
         value = part.mean("dice", per_picture=True) if one else part.mean("iou")
+        name = label(key, len(part.judged))
         shown = f"{name} {_with_interval(value, part.intervals.get(key), 4)}"
         accuracy = (
             f"accuracy {_with_interval(100 * part.scores.accuracy, part.intervals.get('accuracy'), 2, 100)} %"
