@@ -107,8 +107,10 @@ training_options = Bundle(
     ),
     _model(
         ["--encoder"],
+        metavar="NAME",
         type=click.Choice(("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")),
-        help="Build the U-Net on this encoder, from weights that know ImageNet's photos.  [default: none]",
+        help="Build the U-Net on an encoder that knows ImageNet's photos: efficientnet-lite0, -lite1 or "
+        "-lite2.  [default: none]",
     ),
     _model(
         ["--encoder-weights"],
