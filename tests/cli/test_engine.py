@@ -161,7 +161,7 @@ class TestInspect:
         result = invoke(tmp_path, "inspect", "default", monkeypatch=monkeypatch)
         assert result.exit_code == 0
         said = labelled(result.stdout)
-        assert said["model"].startswith("default · U-Net of widths 32, 64, 128, 256, 512 · 160x240")
+        assert said["model"].startswith("default · U-Net, widths 32, 64, 128, 256, 512 · 160x240")
         assert said["weights"].startswith("7,763,041 parameters")
         assert "metrics network: accuracy 0.9965, dice 0.9918" in result.stdout
         assert str(Path.home()) not in result.stdout.partition("\n")[2], (
@@ -183,6 +183,9 @@ class TestInspect:
         path = kind if kind == "default" else str(next((home / "engines").glob(f"*.{kind}")))
         data = json.loads(invoke(home, "inspect", path, "--json", monkeypatch=monkeypatch).stdout)
         assert {"default": "parameters", "onnx": "opset", "plan": "verified_on_gpu"}[kind] in data
+        network = data if kind == "default" else data["spec"]
+        assert (network["architecture"], network["encoder"]) == ("unet", "")
+        assert len(network["widths"]) in (3, 5)
 
     def test_damage_is_found(self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (plan,) = (home / "engines").glob("*.plan")

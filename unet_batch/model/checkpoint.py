@@ -57,6 +57,9 @@ class CheckpointFile:
             "path": self.path,
             "sha256": self.sha256,
             "parameters": self.parameters,
+            "architecture": self.spec.architecture,
+            "encoder": self.spec.encoder,
+            "widths": list(self.spec.widths),
             "input_size": [height, width],
             "classes": list(self.spec.classes.names),
         }

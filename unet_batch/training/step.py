@@ -108,8 +108,7 @@ class MixedPrecision(nn.Module):
         x = (pictures - self.mean) / self.std
         with torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32):
             features = self.model.features(x)
-        logits = self.model.head(features.float())
-        return self.model.upsample(logits, *x.shape[-2:])
+        return self.model.upsample(self.model.head(features.float()), *pictures.shape[-2:])
 
 
 def train_step(state: TrainState, batch: Batch) -> Tensor:
