@@ -33,6 +33,8 @@ def confident(
     model = build_network(spec)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 2)
             torch.nn.init.normal_(module.bias, 0, 0.2)
@@ -45,6 +47,7 @@ def confident(
         smooth = torch.nn.functional.interpolate(torch.randn(2, 3, 4, 6), size, mode="bicubic")
         if encoder:
             settle(model, smooth)
+        assert model.head.bias is not None
         model.head.bias.zero_()
         logits = model(smooth)
         model.head.weight *= 60 / logits.std((0, 2, 3)).view(-1, 1, 1, 1)
@@ -65,13 +68,21 @@ def overflowing(
     behind the next convolutions undo.
     """
     with torch.no_grad():
-        for norm in map(checkpoint.model.get_submodule, made):
+        for norm in (norm_of(checkpoint, name) for name in made):
             norm.weight *= factor
             norm.bias *= factor
-        for norm in map(checkpoint.model.get_submodule, undone):
+        for norm in (norm_of(checkpoint, name) for name in undone):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             norm.running_mean *= factor
             norm.running_var *= factor**2
     return checkpoint
+
+
+def norm_of(checkpoint: Checkpoint, name: str) -> torch.nn.BatchNorm2d:
+    norm = checkpoint.model.get_submodule(name)
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+    return norm
 
 
 def overflowing_encoder(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[str, ...]]:

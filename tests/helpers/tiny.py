@@ -41,6 +41,8 @@ def tiny_model(spec: ModelSpec) -> SegmentationNetwork:
     model = build_network(spec)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 2)
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -53,6 +55,7 @@ def tiny_model(spec: ModelSpec) -> SegmentationNetwork:
     with torch.no_grad():  # logits of mean 0 and deviation 2 for each class: a flat answer would test nothing
         logits = model(torch.randn(4, spec.in_channels, 32, 48))
         model.head.weight *= 2 / logits.std((0, 2, 3)).view(-1, 1, 1, 1)
+        assert model.head.bias is not None
         model.head.bias.zero_()
         model.head.bias -= model(torch.randn(4, spec.in_channels, 32, 48)).mean((0, 2, 3))
     return model
