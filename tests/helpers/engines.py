@@ -74,8 +74,8 @@ def overflowing(
         for norm in (norm_of(checkpoint, name) for name in undone):
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            norm.running_mean *= factor
-            norm.running_var *= factor**2
+            norm.running_mean.mul_(factor)
+            norm.running_var.mul_(factor**2)
     return checkpoint
 
 
