@@ -192,6 +192,64 @@ class TestNetworks:
         self.check(built)
 
 
+ENCODER_SIZE = (128, 192)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved(
+        tmp_path_factory.mktemp("encoder"), confident(size=ENCODER_SIZE, encoder="efficientnet-lite0")
+    )
+
+
+@pytest.fixture(scope="module")
+def engine(model: str, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build_engine(options(model, tmp_path_factory.mktemp("engines")))
+
+
+class TestEncoder:
+    """A U-Net on an encoder goes the way that a classic one goes."""
+
+    def test_is_built_and_proven(self, engine: Built) -> None:
+        TestNetworks().check(engine)
+        assert engine.engine is not None
+        sidecar = store.load(engine.engine.path).sidecar
+        assert (sidecar.spec.architecture, sidecar.spec.encoder) == ("encoder-unet", "efficientnet-lite0")
+        assert sidecar.shares[-1]["convolutions"] == 57
+        assert "transposed" not in sidecar.built
+
+    def test_the_same_recipe_finds_it(self, model: str, engine: Built) -> None:
+        assert engine.engine is not None
+        again = build_engine(options(model, Path(engine.engine.path).parent))
+        assert again.was_there
+
+    def test_from_its_graph_without_the_checkpoint(self, engine: Built, tmp_path: Path) -> None:
+        assert engine.onnx is not None
+        TestNetworks().check(build_engine(options(engine.onnx, tmp_path)))
+
+    def test_the_graph_alone(self, model: str, tmp_path: Path) -> None:
+        built = build_engine(options(model, tmp_path, onnx_only=True))
+        assert built.onnx is not None
+        assert built.engine is None
+        assert onnx_model.read(built.onnx).spec.encoder == "efficientnet-lite0"
+
+    def test_each_file_says_what_it_is(self, model: str, engine: Built) -> None:
+        assert engine.onnx is not None
+        assert engine.engine is not None
+        for file in (model, engine.onnx, engine.engine.path):
+            shown = CliRunner().invoke(main, ["inspect", file]).output
+            assert "U-Net on efficientnet-lite0, decoder widths 8, 8, 8, 8" in shown
+            data = json.loads(CliRunner().invoke(main, ["inspect", file, "--json"]).stdout)
+            network = data.get("spec", data)
+            assert (network["architecture"], network["encoder"]) == ("encoder-unet", "efficientnet-lite0")
+            assert network["widths"] == [8, 8, 8, 8]
+
+    def test_a_size_that_its_stride_does_not_divide(self, model: str, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="heights and widths that 32 divides") as caught:
+            build_engine(options(model, tmp_path, size=((160, 240),) * 3))
+        assert caught.value.hint == "use --size 160x256"
+
+
 PLAN_START = b"vtrt"  # how plans of TensorRT-RTX begin
 
 

@@ -122,6 +122,8 @@ def layers(spec: ModelSpec) -> list[Layer]:
 
     The input is uint8. What is concatenated is written where it is read; pooling writes a quarter of that.
     """
+    if spec.encoder:
+        return _traced(spec)
     height, width = spec.input_size
     outputs = 1 if spec.output == "probability" else len(spec.classes.names)
     found: list[Layer] = []
@@ -147,6 +149,30 @@ def layers(spec: ModelSpec) -> list[Layer]:
         add(level, made, made, 3, made, made)
         below = made
     add(0, below, outputs, 1, below, outputs)
+    return found
+
+
+def _traced(spec: ModelSpec) -> list[Layer]:
+    """The same of a network on an encoder, from the shapes that PyTorch finds without computing anything."""
+    import torch
+    from torch import Tensor, nn
+
+    from unet_batch.model.architectures import build_network
+
+    found: list[Layer] = []
+
+    def add(conv: nn.Module, taken: tuple[Tensor], made: Tensor) -> None:
+        assert isinstance(conv, nn.Conv2d)
+        read = taken[0].numel() // (1 if found else _HALF)
+        work = made.numel() * conv.weight.numel() // conv.out_channels
+        found.append(Layer(2 * work, _HALF * (read + made.numel()), _HALF * conv.weight.numel()))
+
+    with torch.device("meta"):
+        network = build_network(spec).eval()
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(add)
+        network(torch.zeros(1, spec.in_channels, *spec.input_size))
     return found
 
 

@@ -212,6 +212,9 @@ class TestInspect:
             assert data["not_for"]
         else:
             assert data["spec"]["terms"] == TERMS
+        network = data if kind == "default" else data["spec"]
+        assert (network["architecture"], network["encoder"]) == ("unet", "")
+        assert len(network["widths"]) in (3, 5)
 
     def test_damage_is_found(self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (plan,) = (home / "engines").glob("*.plan")

@@ -10,12 +10,15 @@ import onnx
 import pytest
 import torch
 
-from tests.helpers.engines import confident, overflowing, remember_exports
+from tests.helpers.engines import confident, overflowing, overflowing_encoder, remember_exports
 from unet_batch.engine import export, onnx_model, proof
+from unet_batch.engine.compiler import CompilerOptions, Profile, compile_plan
+from unet_batch.engine.flavours import Flavour
 from unet_batch.engine.onnx_model import OnnxRunner
 from unet_batch.engine.proof import Reference
 from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, UsageError
-from unet_batch.model.graph import Graph, convolutions
+from unet_batch.model.checkpoint import Checkpoint
+from unet_batch.model.graph import Graph
 
 trace = export.export
 
@@ -67,7 +70,7 @@ def test_nothing_that_tensorrt_is_slow_or_unable_at(classes: int) -> None:
 def test_half_is_in_the_types_and_the_head_is_not() -> None:
     found = export.export(confident()).convolutions
     assert [c.precision for c in found.values()] == ["fp16"] * (len(found) - 1) + ["fp32"]
-    assert [c.layer for c in found.values()] == [*convolutions(confident().model), ""]
+    assert [c.layer for c in found.values()] == [*confident().model.convolutions(), ""]
     assert [c.is_head for c in found.values()] == [False] * (len(found) - 1) + [True]
 
 
@@ -151,15 +154,122 @@ class TestOverflow:
         assert export.offenders(checkpoint, reference, "fp16") == ()
 
 
-def test_convolutions_are_named_in_the_order_they_run() -> None:
-    """Nodes of the graph and layers of the network are matched by it."""
-    model = confident().model
-    ran: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
-            module.register_forward_hook(lambda *_, name=name: ran.append(name))
-    model(torch.zeros(1, 3, 16, 16))
-    assert [*convolutions(model), "head"] == ran
+ENCODER_SIZE = (128, 192)
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return confident(size=ENCODER_SIZE, encoder="efficientnet-lite0")
+
+
+@pytest.fixture(scope="module")
+def graph(checkpoint: Checkpoint) -> onnx_model.OnnxModel:
+    return export.export(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def any_size() -> onnx_model.OnnxModel:
+    checkpoint = confident(3, size=ENCODER_SIZE, encoder="efficientnet-lite0")
+    return export.export(checkpoint, any_size=True, opset=17, precision="fp32")
+
+
+class TestEncoder:
+    """A U-Net on an encoder: depthwise convolutions, ReLU6, two kinds of Resize."""
+
+    def test_onnx_runtime_agrees_with_pytorch(
+        self, checkpoint: Checkpoint, graph: onnx_model.OnnxModel
+    ) -> None:
+        shown = pictures(5, ENCODER_SIZE)
+        maps = OnnxRunner(graph.data)(shown)
+        parity = proof.compare(maps, export.reference_maps(checkpoint, shown), checkpoint.spec)
+        assert parity.dice >= proof.MIN_DICE["fp16"]
+        assert 0.02 < parity.foreground < 0.98, "the test needs maps that are not flat"
+
+    def test_nothing_that_a_tensorrt_cannot_read(self, graph: onnx_model.OnnxModel) -> None:
+        """Constant scales of Resize, in modes that all releases since 8.0 have; constant bounds of Clip."""
+        proto = onnx.load_model_from_string(graph.data)
+        operators = {node.op_type for node in proto.graph.node}
+        assert not operators & {"BatchNormalization", "ConvTranspose", "HardSwish", "Pad", "Shape", "Gather"}
+        weights = {weight.name: weight for weight in proto.graph.initializer}
+        resizes = [node for node in proto.graph.node if node.op_type == "Resize"]
+        modes = []
+        for node in resizes:
+            values = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+            modes.append((values["mode"], values["coordinate_transformation_mode"]))
+            _, roi, scales, *sizes = node.input
+            assert (roi, sizes) == ("", [])
+            assert onnx.numpy_helper.to_array(weights[scales]).tolist() == [1, 1, 2, 2]
+            assert values["mode"] == b"linear" or values["nearest_mode"] == b"floor"
+        assert modes == [(b"nearest", b"asymmetric")] * 4 + [(b"linear", b"half_pixel")]
+        for node in proto.graph.node:
+            if node.op_type == "Clip":
+                assert [float(onnx.numpy_helper.to_array(weights[name])) for name in node.input[1:]] == [0, 6]
+        assert len([node for node in proto.graph.node if node.op_type == "Clip"]) == 32
+
+    def test_logits_are_enlarged_in_float32(self, graph: onnx_model.OnnxModel) -> None:
+        proto = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(graph.data))
+        types = {info.name: info.type.tensor_type.elem_type for info in proto.graph.value_info}
+        kinds = [types[node.output[0]] for node in proto.graph.node if node.op_type == "Resize"]
+        assert kinds == [onnx.TensorProto.FLOAT16] * 4 + [onnx.TensorProto.FLOAT]
+
+    def test_work_of_depthwise_convolutions_is_counted_by_group(
+        self, checkpoint: Checkpoint, graph: onnx_model.OnnxModel
+    ) -> None:
+        """As PyTorch counts it: a depthwise convolution does 1/channels of the work of a full one."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            checkpoint.model(torch.zeros(1, 3, *ENCODER_SIZE))
+        found = graph.convolutions
+        assert sum(c.flops for c in found.values()) == counter.get_total_flops()
+        assert [c.layer for c in found.values()] == [*checkpoint.model.convolutions(), ""]
+        assert [c.precision for c in found.values()] == ["fp16"] * (len(found) - 1) + ["fp32"]
+        depthwise = next(c for c in found.values() if c.layer == "encoder.stages.1.0.layers.3")
+        assert depthwise.flops == 2 * 96 * 9 * (ENCODER_SIZE[0] // 4) * (ENCODER_SIZE[1] // 4)
+
+    def test_nothing_is_there_to_be_replaced(self, graph: onnx_model.OnnxModel) -> None:
+        other = onnx_model.replace_transposed(graph)
+        before, after = map(onnx.load_model_from_string, (graph.data, other.data))
+        assert list(after.graph.node) == list(before.graph.node)
+        assert other.convolutions == graph.convolutions
+
+    def test_any_size_in_the_opset_of_old_tensorrt(self, any_size: onnx_model.OnnxModel) -> None:
+        """Without a subgraph of shapes: the size of each Resize follows from its input."""
+        checkpoint = confident(3, size=ENCODER_SIZE, encoder="efficientnet-lite0")
+        assert (any_size.size, any_size.opset, any_size.ir_version) == (None, 17, 8)
+        proto = onnx.load_model_from_string(any_size.data)
+        assert not {node.op_type for node in proto.graph.node} & {"Shape", "Gather", "Pad", "ArgMax"}
+        run = OnnxRunner(any_size.data)
+        for size in (ENCODER_SIZE, (64, 32), (32, 160)):
+            maps = run(pictures(2, size))
+            exact = Graph(checkpoint.model, checkpoint.spec)(torch.from_numpy(pictures(2, size))).numpy()
+            assert proof.compare(maps, exact, checkpoint.spec).dice > 0.9999
+
+    def test_tensorrt_rtx_builds_it_for_a_range_of_sizes_and_batches(
+        self, any_size: onnx_model.OnnxModel
+    ) -> None:
+        pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a GPU")
+        profile = Profile((1, 2, 4), ((32, 32), ENCODER_SIZE, (256, 384)))
+        compiled = compile_plan(
+            Flavour("tensorrt-rtx"), any_size.data, profile, CompilerOptions(precision="fp32")
+        )
+        assert compiled.precisions.keys() == any_size.convolutions.keys()
+
+    def test_a_size_that_the_stride_does_not_divide(self, checkpoint: Checkpoint) -> None:
+        with pytest.raises(UsageError, match="heights and widths that 32 divides") as caught:
+            export.export(checkpoint, size=(160, 240))
+        assert caught.value.hint == "use --size 160x256"
+
+    @pytest.mark.slow
+    def test_overflow_is_found_where_blocks_add_to_what_they_were_given(self) -> None:
+        checkpoint, layers = overflowing_encoder(confident(size=(64, 96), encoder="efficientnet-lite0"))
+        shown = pictures(1, (64, 96))
+        reference = Reference(shown, export.reference_maps(checkpoint, shown))
+        assert export.offenders(checkpoint, reference, "fp16") == layers
+        kept = Graph(checkpoint.model, checkpoint.spec, torch.float16, float32=layers).eval()
+        with torch.inference_mode():
+            maps = kept(torch.from_numpy(shown)).numpy()
+        assert proof.compare(maps, reference.maps, checkpoint.spec).dice > 0.998
 
 
 class TestReading:

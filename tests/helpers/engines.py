@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,30 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from tests.helpers.tiny import tiny_spec
+from tests.helpers.tiny import encoder_spec, settle, tiny_spec
 from unet_batch.engine import export, onnx_model
 from unet_batch.engine.onnx_model import OnnxModel
+from unet_batch.model.architectures import build_network
 from unet_batch.model.checkpoint import Checkpoint
-from unet_batch.model.unet import UNet
 
 
 def confident(
-    classes: int = 1, widths: tuple[int, ...] = (8, 16, 32), size: tuple[int, int] = (32, 48)
+    classes: int = 1,
+    widths: tuple[int, ...] = (8, 16, 32),
+    size: tuple[int, int] = (32, 48),
+    *,
+    encoder: str = "",
 ) -> Checkpoint:
     """Random weights whose answers are as sure of themselves as a trained network's: few pixels lie near the
     threshold.
     """
-    spec = tiny_spec(classes, size, widths=widths)
+    spec = encoder_spec(encoder, classes, size) if encoder else tiny_spec(classes, size, widths=widths)
     torch.manual_seed(1)
-    model = UNet(spec.in_channels, classes, widths)
+    model = build_network(spec)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 2)
             torch.nn.init.normal_(module.bias, 0, 0.2)
@@ -38,6 +45,9 @@ def confident(
     model.eval()
     with torch.no_grad():
         smooth = torch.nn.functional.interpolate(torch.randn(2, 3, 4, 6), size, mode="bicubic")
+        if encoder:
+            settle(model, smooth)
+        assert model.head.bias is not None
         model.head.bias.zero_()
         logits = model(smooth)
         model.head.weight *= 60 / logits.std((0, 2, 3)).view(-1, 1, 1, 1)
@@ -47,17 +57,47 @@ def confident(
     return Checkpoint(model, spec, "5" * 64, "confident")
 
 
-def overflowing(checkpoint: Checkpoint, factor: float = 1e6) -> Checkpoint:
-    """The same function through values beyond float16: one layer's output times a factor, which the next
-    one's norm undoes.
+def overflowing(
+    checkpoint: Checkpoint,
+    factor: float = 1e6,
+    *,
+    made: Sequence[str] = ("down.1.1",),
+    undone: Sequence[str] = ("down.1.4",),
+) -> Checkpoint:
+    """The same function through values beyond float16: what some norms make times a factor, which the norms
+    behind the next convolutions undo.
     """
-    first, second = checkpoint.model.get_submodule("down.1.1"), checkpoint.model.get_submodule("down.1.4")
     with torch.no_grad():
-        first.weight *= factor
-        first.bias *= factor
-        second.running_mean *= factor
-        second.running_var *= factor**2
+        for norm in (norm_of(checkpoint, name) for name in made):
+            norm.weight *= factor
+            norm.bias *= factor
+        for norm in (norm_of(checkpoint, name) for name in undone):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean.mul_(factor)
+            norm.running_var.mul_(factor**2)
     return checkpoint
+
+
+def norm_of(checkpoint: Checkpoint, name: str) -> torch.nn.BatchNorm2d:
+    norm = checkpoint.model.get_submodule(name)
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+    return norm
+
+
+def overflowing_encoder(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[str, ...]]:
+    """The same of a U-Net on an encoder, in blocks that add to what they were given; and the layers.
+
+    A stage is taken that the decoder does not see: the next one goes on at its resolution.
+    """
+    stage, blocks = "encoder.stages.3", range(3)
+    made = [f"{stage}.{block}.layers" for block in blocks]
+    taken = [*made[1:], "encoder.stages.4.0.layers"]
+    checkpoint = overflowing(
+        checkpoint, made=[f"{block}.7" for block in made], undone=[f"{block}.1" for block in taken]
+    )
+    layers = {*(f"{block}.6" for block in made), *(f"{block}.0" for block in taken)}
+    return checkpoint, tuple(name for name in checkpoint.model.convolutions() if name in layers)
 
 
 def harm(path: str, how: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from unet_batch.model.unet import UNet
+from unet_batch.model.architectures import build_network
+from unet_batch.model.network import SegmentationNetwork
 from unet_batch.types import ClassTable, ModelSpec
 
 
@@ -26,12 +27,22 @@ def tiny_spec(classes: int = 1, size: tuple[int, int] = (32, 48), **changes: obj
     return ModelSpec(**values)  # type: ignore[arg-type]
 
 
-def tiny_model(spec: ModelSpec) -> UNet:
+def encoder_spec(
+    encoder: str = "efficientnet-lite0", classes: int = 1, size: tuple[int, int] = (64, 96), **changes: object
+) -> ModelSpec:
+    """The spec of a U-Net on an encoder, its decoder thin."""
+    of_encoder = {"architecture": "encoder-unet", "encoder": encoder, "widths": (8, 8, 8, 8)}
+    return tiny_spec(classes, size, **{**of_encoder, **changes})
+
+
+def tiny_model(spec: ModelSpec) -> SegmentationNetwork:
     """Random weights, with BatchNorm statistics as training leaves them: neither 0 nor 1."""
     torch.manual_seed(0)
-    model = UNet(spec.in_channels, len(spec.classes.names), spec.widths)
+    model = build_network(spec)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 2)
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -39,9 +50,24 @@ def tiny_model(spec: ModelSpec) -> UNet:
         elif isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     model.eval()
+    if spec.encoder:
+        settle(model, torch.randn(4, spec.in_channels, 64, 96))
     with torch.no_grad():  # logits of mean 0 and deviation 2 for each class: a flat answer would test nothing
         logits = model(torch.randn(4, spec.in_channels, 32, 48))
         model.head.weight *= 2 / logits.std((0, 2, 3)).view(-1, 1, 1, 1)
+        assert model.head.bias is not None
         model.head.bias.zero_()
         model.head.bias -= model(torch.randn(4, spec.in_channels, 32, 48)).mean((0, 2, 3))
     return model
+
+
+def settle(model: SegmentationNetwork, pictures: torch.Tensor) -> None:
+    """Measure BatchNorm's statistics on pictures: in fifty layers, random ones fade or saturate."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(pictures)
+    for norm in norms:
+        norm.momentum = 0.1
+    model.eval()

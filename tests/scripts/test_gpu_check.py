@@ -25,12 +25,14 @@ from scripts.gpu_check.plan import Section
 from tests.conftest import ROOT
 from tests.helpers.host import Brightness, HostBackend, brightness
 from tests.helpers.systems import needs_linux
+from tests.helpers.tiny import encoder_spec
 from unet_batch import gpu
 from unet_batch.build import BuildOptions
 from unet_batch.engine import onnx_model, store
 from unet_batch.engine.proof import Reference
 from unet_batch.errors import BackendError
 from unet_batch.inference.backends import cuda_memory
+from unet_batch.model.architectures import build_network
 from unet_batch.testing import FakeBackend, HostMemory, fake_spec
 from unet_batch.types import ModelSpec
 
@@ -854,6 +856,21 @@ def test_export_writes_graphs_that_can_be_built_without_pytorch(
         loaded.model(torch.zeros(1, 3, *loaded.spec.input_size))
     in_graph = sum(convolution.flops for convolution in typed.convolutions.values())
     assert networks.flops(loaded.spec) == counter.get_total_flops() == in_graph > 10**6
+
+
+def test_the_arithmetic_of_a_network_on_an_encoder_is_counted_too() -> None:
+    """With its depthwise convolutions; and each weight is read once for a batch."""
+    spec = encoder_spec()
+    network = build_network(spec).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, *spec.input_size))
+    assert networks.flops(spec) == counter.get_total_flops() > 10**6
+    weights = [each for name, each in network.named_parameters() if each.dim() == 4]
+    assert sum(layer.weights for layer in networks.layers(spec)) == 2 * sum(each.numel() for each in weights)
+    first, height, width = networks.layers(spec)[0], *spec.input_size
+    assert first.bytes == 3 * height * width + 2 * 32 * height * width // 4
+    one, many = (networks.floor(spec, batch, "NVIDIA H200") or 0 for batch in (1, 64))
+    assert 0 < one < many
 
 
 # On a GPU made of host memory -------------------------------------------------------------------------------

@@ -271,7 +271,8 @@ def _lower_precision(trt: Any, network: Any, config: Any, options: CompilerOptio
         if index < head and _is_convolution(trt, layer):
             layer.precision = trt.DataType.FLOAT if layer.name in options.float32 else lower
         elif index == head or (
-            index > head and layer.type in (trt.LayerType.ACTIVATION, trt.LayerType.ELEMENTWISE)
+            index > head
+            and layer.type in (trt.LayerType.RESIZE, trt.LayerType.ACTIVATION, trt.LayerType.ELEMENTWISE)
         ):
             layer.precision = trt.DataType.FLOAT
 

@@ -43,24 +43,22 @@ class SegmentationNetwork(nn.Module):
         raise NotImplementedError
 
     def features(self, x: Tensor) -> Tensor:
-        """Features for the head: (N, in_channels, H, W) -> (N, C, ceil(H/r), ceil(W/r)), any H and W.
+        """Features of the picture as it is padded: (N, in, H, W) -> (N, C, ~H/r, ~W/r), any H and W.
 
         Sizes that `stride` does not divide are padded at the right and bottom by repeating the last row and
-        column, and the result is cropped: zeros there would look like a black border to the network.
+        column: zeros would look like a black border to the network. `upsample` takes the padding away.
         """
         height, width = x.shape[-2:]
         bottom, right = -height % self.stride, -width % self.stride
-        if not bottom and not right:
-            return self.encode_decode(x)
-        x = self.encode_decode(F.pad(x, (0, right, 0, bottom), mode="replicate"))
-        return x[..., : -(-height // self.reduction), : -(-width // self.reduction)]
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        return self.encode_decode(x)
 
     def upsample(self, logits: Tensor, height: int, width: int) -> Tensor:
-        """Logits of the head at the picture's resolution: (N, C, ceil(H/r), ceil(W/r)) -> (N, C, H, W)."""
-        if self.reduction == 1:
-            return logits
-        full = F.interpolate(logits, scale_factor=self.reduction, mode="bilinear", align_corners=False)
-        return full[..., :height, :width] if height % self.reduction or width % self.reduction else full
+        """Logits of the head at the picture's own size: (N, C, ~H/r, ~W/r) -> (N, C, height, width)."""
+        if self.reduction > 1:
+            logits = F.interpolate(logits, scale_factor=self.reduction, mode="bilinear", align_corners=False)
+        return logits[..., :height, :width] if height % self.stride or width % self.stride else logits
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of normalised pictures: (N, in_channels, H, W) -> (N, out_channels, H, W), any H and W."""

@@ -122,7 +122,9 @@ def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
 def _network(data: Mapping[str, Any], levels: int) -> tuple[Literal["unet", "encoder-unet"], str]:
     """Architecture and encoder, which files before 0.3.0 do not name: they hold classic U-Nets."""
     architecture, encoder = data.get("architecture", "unet"), data.get("encoder", "")
-    if architecture == "unet" and encoder == "":
+    if architecture == "unet":
+        if encoder != "":
+            raise ValueError(f"encoder: none expected of a 'unet', got {encoder!r}")
         return "unet", ""
     if architecture != "encoder-unet":
         raise ValueError(f"architecture: 'unet' or 'encoder-unet' expected, got {architecture!r}")
