@@ -56,7 +56,8 @@ def export(
         size: (height, width) of the input; None takes the model's own.
         any_size: leave height and width free; `size` is then only what the graph is traced with.
         opset: of the standard operators; None takes the default of the precision.
-        float32: names of convolutions that stay float32, as `SegmentationNetwork.convolutions` gives them.
+        float32: names of convolutions that stay float32 beside those that always do, see
+            `SegmentationNetwork`.
 
     Raises:
         UsageError: an unknown precision or opset, or a size that the network's levels do not divide.
@@ -72,6 +73,9 @@ def export(
         raise UsageError(f"opset {opset}: {lowest} to {OPSETS[1]} expected for {precision}")
     size = size or checkpoint.spec.input_size
     check_size(size, checkpoint.spec)
+    if precision != "fp32":
+        kept = {*float32, *checkpoint.model.sensitive()}
+        float32 = [name for name in checkpoint.model.convolutions() if name in kept]
     graph = Graph(checkpoint.model, checkpoint.spec, DTYPES[precision], float32=float32).eval()
     proto = _trace(
         graph, size, checkpoint.spec.in_channels, checkpoint.model.stride if any_size else None, opset
@@ -125,7 +129,10 @@ def offenders(checkpoint: Checkpoint, reference: Reference, precision: str) -> t
     few = reference.pictures[:4]
     names = checkpoint.model.convolutions()
     found = []
+    always = checkpoint.model.sensitive()
     for name in names:
+        if name in always:
+            continue
         rest = [other for other in names if other != name]
         graph = Graph(checkpoint.model, checkpoint.spec, DTYPES[precision], float32=rest).eval()
         with torch.inference_mode():

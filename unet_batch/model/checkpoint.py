@@ -3,9 +3,9 @@
 What a file says of itself is read without PyTorch, which a run through TensorRT does not need; the weights
 are not.
 
-Convolution weights are stored as float16, which costs nothing measurable in Dice and halves the file;
-everything that is one value a channel (BatchNorm, biases) stays float32, since running variances go below
-what float16 can hold.
+Convolution weights are stored as float16, which costs nothing measurable in Dice and halves the file, but for
+those that a network wants stored exactly; everything that is one value a channel (BatchNorm, biases) stays
+float32, since running variances go below what float16 can hold.
 """
 
 from __future__ import annotations
@@ -98,8 +98,11 @@ def save(path: str, model: SegmentationNetwork, spec: ModelSpec, *, sync: bool =
         raise CheckpointError(
             f"{path}: the spec says (encoder, in, classes, widths) = {expected}, the network has {actual}"
         )
+    kept = {f"{name}.weight" for name in model.stored_exactly()}
     tensors = {
-        name: (tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor)
+        name: (
+            tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 and name not in kept else tensor
+        )
         .detach()
         .cpu()
         .contiguous()

@@ -14,6 +14,7 @@ from unet_batch.model.network import SegmentationNetwork
 from unet_batch.model.unet import DoubleConv
 
 DECODER_WIDTHS = (32, 48, 64, 96)
+_EARLY = ("encoder.stem.", "encoder.stages.0.", "encoder.stages.1.")  # down to a stride of 4
 
 
 class EncoderUNet(SegmentationNetwork):
@@ -66,8 +67,31 @@ class EncoderUNet(SegmentationNetwork):
         """Features at half resolution: (N, in_channels, H, W) -> (N, widths[0], H/2, W/2)."""
         *skips, x = self.encoder(x)
         for merge in self.merge:
-            x = merge(torch.cat((skips.pop(), F.interpolate(x, scale_factor=2.0, mode="nearest")), dim=1))
+            up = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            # Features of layers that stay float32 are joined as what the others compute in.
+            x = merge(torch.cat((skips.pop().to(up.dtype), up), dim=1))
         return x
+
+    def sensitive(self) -> list[str]:
+        """Names of the encoder's convolutions down to a stride of 4.
+
+        Of the published weights, BatchNorm folded, those of the first depthwise convolution reach 23, and
+        terms much larger than their sum cancel out: rounded to float16 alone they move a logit by as much as
+        all layers behind a stride of 4 together, 7 % of the work (docs/log/2026-11-28.md).
+        """
+        return [name for name in self.convolutions() if name.startswith(_EARLY)]
+
+    def stored_exactly(self) -> list[str]:
+        """Names of the convolutions down to a stride of 16, and of all depthwise ones: a tenth of them.
+
+        With these exact, the others as float16 move a map by one of 255 levels at most; all as float16 by 21.
+        """
+        return [
+            name
+            for name in self.convolutions()
+            if name.startswith((*_EARLY, "encoder.stages.2.", "encoder.stages.3."))
+            or self.get_submodule(name).groups != 1
+        ]
 
     def convolutions(self) -> list[str]:
         """Names of the convolutions before the head, encoder first."""

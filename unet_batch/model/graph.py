@@ -28,8 +28,8 @@ class Graph(nn.Module):
         model: the network; left untouched.
         spec: its normalisation.
         dtype: of the body: float32, bfloat16 or float16.
-        float32: names of convolutions in the body that stay float32, see
-            `SegmentationNetwork.convolutions`.
+        float32: names of convolutions in the body that stay float32 beside the `sensitive` ones, see
+            `SegmentationNetwork`.
     """
 
     mean: Tensor
@@ -49,6 +49,7 @@ class Graph(nn.Module):
         self.head = output_difference(body.head, 1) if body.out_channels == 2 else body.head
         body.head = nn.Identity()  # type: ignore[assignment]
         # Wrapped from the float32 weights: what half precision has rounded, no float32 brings back.
+        float32 = {*float32, *model.sensitive()} if dtype != torch.float32 else float32
         for name in model.convolutions() if float32 else ():
             parent, _, last = name.rpartition(".")
             in_dtype = _InDtype(body.get_submodule(name), torch.float32 if name in float32 else dtype)

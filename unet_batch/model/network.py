@@ -42,6 +42,14 @@ class SegmentationNetwork(nn.Module):
         """Names of the convolutions before the head, in the order they run."""
         raise NotImplementedError
 
+    def sensitive(self) -> list[str]:
+        """Names of the convolutions that compute in float32 where the others do in 16 bits."""
+        return []
+
+    def stored_exactly(self) -> list[str]:
+        """Names of the convolutions whose weights files hold as float32, the others' as float16."""
+        return self.sensitive()
+
     def features(self, x: Tensor) -> Tensor:
         """Features of the picture as it is padded: (N, in, H, W) -> (N, C, ~H/r, ~W/r), any H and W.
 
