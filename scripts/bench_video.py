@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
-        Segmenter(TorchBackend(checkpoint.load(zoo.resolve(None)))) as segmenter,
+        Segmenter(TorchBackend(checkpoint.load(zoo.resolve("classic")))) as segmenter,
     ):
         paths = list(options.clips)
         if not paths:

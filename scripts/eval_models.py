@@ -2,7 +2,8 @@
 
     python -m scripts.eval_models [MODEL ...] [--size HxW] [--json FILE] [--plot FILE]
 
-MODEL is a bundled name or a checkpoint; the default is all bundled ones. The pictures go through the same
+MODEL is a bundled name or a checkpoint; the default is all bundled ones. The pictures are twelve cars of the
+studio, street photos (`test_*`), drawn scenes, and pictures without a car. They go through the same
 code as `unet-batch evaluate`: masks as `run` would write them, and the network's own map. Milliseconds are of
 the network alone, on this machine. Exits with 1 if a bundled model is worse than its card promises.
 """
@@ -15,6 +16,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,10 +27,12 @@ import numpy as np
 
 import unet_batch
 from scripts import carvana
+from scripts.training_sets import without_cars
 from unet_batch.datasets.dataset import Dataset, Pair
 from unet_batch.datasets.find import find_dataset
 from unet_batch.evaluation.evaluate import evaluate
 from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.segmenter import Segmenter
 from unet_batch.model import zoo
 from unet_batch.scenes import write_samples
 
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
 
 SCENE_SEED, SCENES = 2, 50  # training draws with seed 1, the demo with seed 0
 # Dice at the photos' own size, and of the scenes.
-PROMISED = {"default": (0.989, 0.97), "fast": (0.985, 0.95), "fine": (0.99, 0.95)}
+PROMISED = {"default": (0.989, 0.97), "classic": (0.989, 0.97), "fast": (0.985, 0.95), "fine": (0.99, 0.95)}
 
 
 def milliseconds(
@@ -64,23 +68,42 @@ def milliseconds(
     return [round(1000 * statistics.median(times[1:]), 1) for times in taken]
 
 
+Pictures = tuple[Dataset, list[Pair]]
+
+
+def marked(segmenter: Segmenter, paths: Sequence[Path]) -> dict[str, float]:
+    """The mean share of the pixels that are marked, of each kind of picture; 0..1."""
+    shares: defaultdict[str, list[float]] = defaultdict(list)
+    for path, result in zip(paths, segmenter.stream(map(str, paths)), strict=True):
+        if result.mask is None:
+            raise SystemExit(f"{path}: {result.error}")
+        shares[path.parts[-3]].append(float((result.mask > 0).mean()))
+    return {kind: statistics.mean(values) for kind, values in shares.items()}
+
+
 def measure(
-    model: str, size: Size | None, photos: tuple[Dataset, list[Pair]], scenes: Dataset
+    model: str, size: Size | None, photos: Pictures, streets: Pictures, scenes: Dataset, none: Sequence[Path]
 ) -> dict[str, Any]:
     """The figures of one model at one size."""
     with unet_batch.load(model, size=size) as segmenter:
         found, drawn = evaluate(*photos, segmenter), evaluate(scenes, scenes.pairs, segmenter)
-        failures = [*found.failures, *drawn.failures]
+        street = evaluate(*streets, segmenter)
+        failures = [*found.failures, *drawn.failures, *street.failures]
         if failures or found.network is None:
             raise SystemExit(f"{model}: {failures[0].message if failures else 'no figures'}")
         worst, dice = found.ranked()[0]
         row = {
             "model": Path(model).stem,
             "size": "x".join(map(str, segmenter.backend.input_size)),
+            "encoder": segmenter.spec.encoder,
             "widths": ",".join(map(str, segmenter.spec.widths)),
             "backend": f"{segmenter.backend.name} {segmenter.backend.precision}",
             "worst": {"key": worst, "dice": dice},
             "scenes_dice": drawn.photo.mean("dice", per_picture=True),
+            "street_dice": street.photo.mean("dice", per_picture=True),
+            "street_interval": street.photo.intervals["dice_per_picture"],
+            "street_worst": [{"key": key, "dice": value} for key, value in street.ranked()[:5]],
+            "marked": marked(segmenter, none),
         }
         for where, part in (("network", found.network), ("photo", found.photo)):
             row[f"{where}_dice"] = part.mean("dice", per_picture=True)
@@ -101,13 +124,14 @@ def plot(rows: list[dict[str, Any]]) -> bytes:
     figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    all_widths = sorted({tuple(map(int, row["widths"].split(","))) for row in rows})
-    for index, widths in enumerate(all_widths):
-        points = [row for row in rows if row["widths"] == ",".join(map(str, widths))]
+    networks = sorted({(row["encoder"], *map(int, row["widths"].split(","))) for row in rows})
+    for index, (encoder, *widths) in enumerate(networks):
+        points = [row for row in rows if (row["encoder"], row["widths"]) == (encoder, _join(widths))]
         points.sort(key=lambda row: float(row["milliseconds"]))
         colour = ("#2a5db0", "#d9722e", "#2f8f5b", "#8a4fbf", "#666666")[index % 5]
+        label = encoder or f"widths {widths[0]} to {widths[-1]}"
         x, y = [row["milliseconds"] for row in points], [row["photo_dice"] for row in points]
-        axes.plot(x, y, color=colour, marker="o", lw=1.2, label=f"widths {widths[0]} to {widths[-1]}")
+        axes.plot(x, y, color=colour, marker="o", lw=1.2, label=label)
         for row in points:
             name = f"{row['model']}, {row['size']}" if row["model"] in zoo.BUNDLED else row["size"]
             at = row["milliseconds"], row["photo_dice"]
@@ -130,6 +154,10 @@ def plot(rows: list[dict[str, Any]]) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()
+
+
+def _join(widths: Sequence[object]) -> str:
+    return ",".join(map(str, widths))
 
 
 def _within(tick: float, rows: list[dict[str, Any]]) -> bool:
@@ -157,18 +185,25 @@ def main() -> None:
     dataset = find_dataset(str(carvana.data_folder() / "carvana"))
     held_out = {photo.image.stem for photo in carvana.split(carvana.photos())[1]}
     photos = dataset, [pair for pair in dataset.pairs if pair.key in held_out]
+    wild = find_dataset(str(carvana.data_folder() / "cars_wild"), group_by="^(.+)$")
+    streets = wild, [pair for pair in wild.pairs if pair.key.startswith("test_")]
     rows, missed = [], False
     with tempfile.TemporaryDirectory() as folder:
         write_samples(folder, SCENES, seed=SCENE_SEED)
         scenes = find_dataset(folder)
+        none = without_cars(Path(folder) / "crops", carvana.data_folder(), is_test=True)
         for (model, size), taken in zip(models, milliseconds(models), strict=True):
-            row = measure(model, size, photos, scenes) | {"milliseconds": taken}
+            row = measure(model, size, photos, streets, scenes, none) | {"milliseconds": taken}
             rows.append(row)
             print(
                 f"{row['model']:<15} {row['size']:>8}  {taken:6.1f} ms"
                 f"  network {row['network_dice']:.4f} {100 * row['network_accuracy']:.2f} %"
                 f"  photo {row['photo_dice']:.4f} {100 * row['photo_accuracy']:.2f} %"
-                f"  scenes {row['scenes_dice']:.4f}  worst {row['worst']['dice']:.4f} {row['worst']['key']}",
+                f"  scenes {row['scenes_dice']:.4f}  worst {row['worst']['dice']:.4f} {row['worst']['key']}\n"
+                f"{'':<15} streets {row['street_dice']:.4f} ({row['street_interval'][0]:.4f} to "
+                f"{row['street_interval'][1]:.4f}), worst {row['street_worst'][0]['dice']:.4f}"
+                f"  marked without a car: "
+                + ", ".join(f"{kind} {100 * share:.2f} %" for kind, share in row["marked"].items()),
                 flush=True,
             )
             if size is None and model in PROMISED:

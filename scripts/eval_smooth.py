@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=24)
     parser.add_argument("--noise", type=float, default=12)
     options = parser.parse_args()
-    with Segmenter(TorchBackend(checkpoint.load(zoo.resolve(None)))) as segmenter:
+    with Segmenter(TorchBackend(checkpoint.load(zoo.resolve("classic")))) as segmenter:
         for noise in (0.0, options.noise):
             report(f"drawn, noise of {noise:g} levels", drawn(options.seconds, noise), segmenter)
         real = carvana.data_folder() / "videos" / "car-detection.mp4"

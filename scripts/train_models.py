@@ -101,7 +101,7 @@ def train_default(train: Trainings, data: Path) -> None:
     encoder = "--encoder efficientnet-lite0"
     train("default-1", folders, f"{ANYWHERE} {encoder} --size 192x288 --epochs 14 --lr 1.5e-3 --seed 1")
     second = (
-        "--init {work}/default-1.safetensors --size 320x480 --epochs 8 --plain-epochs 2 --lr 8e-4 --seed 2"
+        "--init {work}/default-1.safetensors --size 320x480 --epochs 6 --plain-epochs 2 --lr 8e-4 --seed 2"
     )
     train("default", folders, f"{ANYWHERE} {second}")
 
@@ -223,11 +223,11 @@ def train_isbi2012(train: Trainings, data: Path) -> None:
 
 
 def train_few(train: Trainings, data: Path) -> None:
-    """Train on sixteen pictures of a new kind: from `default`, and from scratch."""
+    """Train on sixteen pictures of a new kind: from `classic`, and from scratch."""
     folder = close_ups(train.work)
     lists = "--train-list {lists}/train.txt --val-list {lists}/val.txt"
     options = f"{lists} --size 160x240 --epochs 60 --batch-size 8"
-    train("few-from-default", folder, f"{options} --init default")
+    train("few-from-default", folder, f"{options} --init classic")
     train("few-from-scratch", folder, f"{options} --widths {FULL}")
 
 

@@ -122,7 +122,7 @@ class TestNetworks:
             assert any("the plan was not run here (no NVIDIA driver)" in note for note in built.notes)
 
     def test_the_bundled_model(self, tmp_path: Path) -> None:
-        built = build_engine(options(zoo.resolve(None), tmp_path))
+        built = build_engine(options(zoo.resolve("classic"), tmp_path))
         self.check(built)
         (proof,) = built.proofs.values()
         assert proof["batch 1"]["dice"] >= 0.9995
@@ -140,7 +140,7 @@ class TestNetworks:
     def test_a_hundred_real_photos(self, data: Path, tmp_path: Path) -> None:
         """ONNX Runtime against PyTorch in float32; the numbers are in the sidecar."""
         changes = {"batch": (1, 1, 1), "proof_images": (str(data / "carvana" / "images"),)}
-        built = build_engine(options(zoo.resolve(None), tmp_path, **changes))
+        built = build_engine(options(zoo.resolve("classic"), tmp_path, **changes))
         assert built.engine is not None
         (proof,) = store.load(built.engine.path).sidecar.proofs.values()
         assert proof["batch 1"]["pictures"] == 100

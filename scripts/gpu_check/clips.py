@@ -267,7 +267,7 @@ def _best(engines: str, device: str | None) -> tuple[Backend, list[str]]:
     from unet_batch.inference.backends.select import Request, select
     from unet_batch.model import checkpoint, zoo
 
-    model = checkpoint.identify(zoo.resolve(None))
+    model = checkpoint.identify(zoo.resolve("classic"))
     try:
         found = select(Request(model, device=device, engines_dir=engines, require_gpu=device != "cpu"))
     except BackendUnavailable as error:

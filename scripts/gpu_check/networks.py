@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from unet_batch.types import ModelSpec
 
-# Name: (classes, widths) of a network with random weights; None is the one that comes with the package.
+# Name: (classes, widths) of a network with random weights; None is `classic`, which comes with the package.
 MODELS: dict[str, tuple[int, tuple[int, ...]] | None] = {
     "bundled": None,
     "31m": (1, (64, 128, 256, 512, 1024)),
@@ -23,13 +23,13 @@ TINY: dict[str, tuple[int, tuple[int, ...]] | None] = {"tiny": (4, (4, 8, 16))}
 SIZE = (160, 240)
 # Precision and opset of what strongly typed builders take, and of what TensorRT 8.6 takes
 TYPED, WEAK = ("fp16", 18), ("fp32", 17)
-SPEC_NAMES = {"default": "bundled"}  # what the bundled model calls itself
+SPEC_NAMES = {"classic": "bundled"}  # what the bundled model calls itself
 
 
 def checkpoint_path(model: str, folder: str) -> str:
     from unet_batch.model import zoo
 
-    return zoo.resolve(None) if _network(model) is None else os.path.join(folder, f"{model}.safetensors")
+    return zoo.resolve("classic") if _network(model) is None else os.path.join(folder, f"{model}.safetensors")
 
 
 def _network(model: str) -> tuple[int, tuple[int, ...]] | None:

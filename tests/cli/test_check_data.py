@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.helpers.command import unet_batch
 from tests.helpers.datasets import ids, mask, photo
+from unet_batch.cli import main
 from unet_batch.media import images
 
 
@@ -190,3 +192,17 @@ def test_real_data(data: Path, name: str, count: int) -> None:
     done = unet_batch("check-data", data / name)
     assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[-1] == f"{count} pairs are ready for training."
+
+
+def test_several_are_checked_as_a_training_joins_them(root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    found = json.loads(CliRunner().invoke(main, ["check-data", str(root), str(other), "--json"]).stdout)
+    assert (found["pairs"], found["groups"]) == (8, 2)
+    assert any(reason.startswith("other: ") for reason in found["reasons"])
+    (tmp_path / "one.txt").write_text(f"{root.name}/a_0\n")
+    (tmp_path / "two.txt").write_text("other/a_0\n")
+    lists = [f"--split={tmp_path / name}.txt" for name in ("one", "two")]
+    leaked = CliRunner().invoke(main, ["check-data", str(root), str(other), *lists])
+    assert leaked.exit_code == 1
+    assert "group 'a' is in one and two" in leaked.output

@@ -140,7 +140,7 @@ class TestRun:
         with subprocess.Popen([*command, "--dry-run"], stdout=subprocess.PIPE, text=True) as process:
             begun = time.monotonic()
             assert process.stdout is not None
-            assert process.stdout.readline() == "loading   default (cars in a studio, 160x240) ...\n"
+            assert process.stdout.readline() == "loading   default (cars anywhere, 320x480) ...\n"
             first = time.monotonic() - begun
             process.communicate()
             assert first < 0.5 * (time.monotonic() - begun), "the rest takes longer than to say what it is"

@@ -161,13 +161,13 @@ class TestBuildEngine:
 
 class TestInspect:
     def test_a_checkpoint(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        result = invoke(tmp_path, "inspect", "default", monkeypatch=monkeypatch)
+        result = invoke(tmp_path, "inspect", "classic", monkeypatch=monkeypatch)
         assert result.exit_code == 0
         said = labelled(result.stdout)
-        assert said["terms"] == BUNDLED["default"].terms
+        assert said["terms"] == BUNDLED["classic"].terms
         assert said["tried on"].startswith("192 photos of 12 cars kept out of training")
         assert said["not for"].startswith("streets, crowds of cars")
-        assert said["model"].startswith("default · U-Net, widths 32, 64, 128, 256, 512 · 160x240")
+        assert said["model"].startswith("classic · U-Net, widths 32, 64, 128, 256, 512 · 160x240")
         assert said["weights"].startswith("7,763,041 parameters")
         assert "metrics network: accuracy 0.9965, dice 0.9918" in result.stdout
         assert str(Path.home()) not in result.stdout.partition("\n")[2], (
@@ -201,18 +201,18 @@ class TestInspect:
         assert list(found) == list(BUNDLED)
         assert found["fine"] == {"purpose": BUNDLED["fine"].purpose, "terms": BUNDLED["fine"].terms}
 
-    @pytest.mark.parametrize("kind", ["default", "onnx", "plan"])
+    @pytest.mark.parametrize("kind", ["classic", "onnx", "plan"])
     def test_json(self, home: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        path = kind if kind == "default" else str(next((home / "engines").glob(f"*.{kind}")))
+        path = kind if kind == "classic" else str(next((home / "engines").glob(f"*.{kind}")))
         data = json.loads(invoke(home, "inspect", path, "--json", monkeypatch=monkeypatch).stdout)
-        assert {"default": "parameters", "onnx": "opset", "plan": "verified_on_gpu"}[kind] in data
-        if kind == "default":
-            assert data["terms"] == BUNDLED["default"].terms
+        assert {"classic": "parameters", "onnx": "opset", "plan": "verified_on_gpu"}[kind] in data
+        if kind == "classic":
+            assert data["terms"] == BUNDLED["classic"].terms
             assert data["tried_on"]
             assert data["not_for"]
         else:
             assert data["spec"]["terms"] == TERMS
-        network = data if kind == "default" else data["spec"]
+        network = data if kind == "classic" else data["spec"]
         assert (network["architecture"], network["encoder"]) == ("unet", "")
         assert len(network["widths"]) in (3, 5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import subprocess
@@ -12,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rich.cells import cell_len
+from rich.console import Console
 
 from tests.helpers.command import unet_batch
 from tests.helpers.datasets import ids, mask, photo
 from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.cli import main
+from unet_batch.cli.evaluate import _OBJECT_COLUMNS, _print_table
 from unet_batch.datasets.encoding import VOID
 from unet_batch.media import images
 from unet_batch.model import checkpoint
@@ -147,6 +151,7 @@ class TestModel:
         assert done.exit_code == 0, done.stderr
         assert done.stdout.count("the true masks mark nothing, so there is no Dice") == 2
         assert "Dice (all pixels)" not in done.stdout
+        assert done.stdout.count("the true masks mark nothing") == 2, "once for each size"
         assert done.stdout.count("  pixels marked in 6 pictures without foreground\n") == 2
         share = r" +\d+\.\d\d"
         for label in ("mean per picture", "all pixels"):
@@ -324,3 +329,16 @@ def test_wrong_usage_is_exit_code_2(root: Path, arguments: list[str], message: s
     assert done.exit_code == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_a_table_of_long_names_fits_a_terminal(columns: int) -> None:
+    """In cells, of which some letters take two."""
+    out = Console(file=io.StringIO(), force_terminal=True, width=columns, color_system=None, highlight=False)
+    headings = [heading for _, heading in _OBJECT_COLUMNS]
+    names = ("a class of a name that takes more than a line", "道路")
+    _print_table(out, "over all objects", headings, [(name, [0.5] * 7) for name in names])
+    assert isinstance(out.file, io.StringIO)
+    lines = out.file.getvalue().splitlines()
+    assert len(lines) == 3
+    assert {cell_len(line) for line in lines} == {min(columns, 58 + len(names[0]))}

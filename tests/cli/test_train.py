@@ -346,3 +346,34 @@ def test_help_shows_examples_and_loads_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "unet-batch train ./cars -o cars.safetensors --resume" in done.stdout
+
+
+def test_of_several_datasets_the_card_the_lists_and_evaluate_know_each(shapes: Path, tmp_path: Path) -> None:
+    other = write_shapes(tmp_path / "street", 12, seed=5)
+    model = tmp_path / "both.safetensors"
+    config = tmp_path / "both.toml"
+    config.write_text(
+        "size = [32, 40]\nwidths = [4, 8]\nweights = [1.5, 0.5]\nepochs = 1\npaste = 0.25\nplain-epochs = 1\n"
+    )
+    done = CliRunner().invoke(
+        main, ["train", str(shapes), str(other), "-o", str(model), "--config", str(config)]
+    )
+    assert done.exit_code == 0, done.output
+    assert f"dataset   {shapes.name} + street" in done.output
+    assert "val-NAME.txt" in done.output
+    card = (tmp_path / "both.md").read_text()
+    assert f"weights of the datasets: {shapes.name} 1.5, street 0.5" in card
+    assert "objects of other images pasted into 25% of the samples" in card
+    assert "last epochs without augmentation but for flips: 1" in card
+    folder = tmp_path / "both.training"
+    both = (folder / "val.txt").read_text().split()
+    own = (folder / "val-street.txt").read_text().split()
+    assert own
+    assert own == [key.removeprefix("street/") for key in both if key.startswith("street/")]
+    command = ["evaluate", str(other), "-m", str(model)]
+    everything = CliRunner().invoke(main, command)
+    assert f"trained on {12 - len(own)} images of a folder of this name" in everything.output
+    assert f"val-street.txt takes the {len(own)} others" in everything.output
+    judged = CliRunner().invoke(main, [*command, "--split", str(folder / "val-street.txt")])
+    assert judged.exit_code == 0, judged.output
+    assert "trained on" not in judged.output

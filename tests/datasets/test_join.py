@@ -82,3 +82,16 @@ def test_a_fault_of_one_is_that_of_all(tmp_path: Path) -> None:
     (tmp_path / "b" / "images").mkdir(parents=True)
     with pytest.raises(SourceError):
         join([sound, find_dataset(str(tmp_path / "b"))])
+
+
+def test_a_fault_of_one_is_not_hidden_by_classes_that_nobody_knows(tmp_path: Path) -> None:
+    sound = write(tmp_path / "a", ["x_1"])
+    folder = tmp_path / "b"
+    write(folder, ["x_1"])
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 77).save(folder / "masks/x_1.png")
+    (folder / "classes.toml").unlink()
+    faulty = find_dataset(str(folder), faulty=True)
+    assert faulty.fault is not None
+    for both in ([sound, faulty], [faulty, sound]):
+        joined = join(both)
+        assert (joined.fault, joined.classes) == (faulty.fault, sound.classes)

@@ -542,7 +542,7 @@ class TestObjects:
         report = EvaluationReport(dataset, dataset.pairs, found)
         rows = list(csv.DictReader(report.pictures_csv().decode().splitlines()))
         assert [row["objects_ap_foreground"] for row in rows] == ["0.500000"] * 2
-        assert [row["objects_found_foreground"] for row in rows] == ["1.000000"] * 2
+        assert [row["objects_found_foreground"] for row in rows] == ["1"] * 2
 
     def test_nobody_asked_for_them(self, tmp_path: Path) -> None:
         found = judged(one_class(tmp_path, 48, 48))

@@ -377,6 +377,7 @@ class TestFigures:
         assert facts["true_objects"] == "annotated"
         assert facts["connectivity"] == 4
         assert facts["true"] == {"nucleus": 2}
+        assert isinstance(facts["true"]["nucleus"], int)
         assert facts["pooled"]["pq"] == {"nucleus": 1}
         assert facts["per_picture"]["info"] == {"nucleus": 1}
         assert facts["mean"]["ap_per_picture"] == facts["mean"]["ap"] == 1

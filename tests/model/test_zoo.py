@@ -57,6 +57,11 @@ class TestPointsOfACard:
         assert zoo.card_points(model, "Tried on") == ["sun"]
         assert zoo.card_points(model, "Data") == []
 
+    def test_show_the_words_of_a_link_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "m.md").write_text("## Not for\n\n* commercial work, see [Terms](#terms) [2]\n")
+        points = zoo.card_points(str(tmp_path / "m.safetensors"), "Not for")
+        assert points == ["commercial work, see Terms [2]"]
+
     def test_without_a_card_there_are_none(self, tmp_path: Path) -> None:
         assert zoo.card_points(str(tmp_path / "m.safetensors"), "Not for") == []
         (tmp_path / "m.md").write_bytes(b"\xff\xfe")

@@ -500,6 +500,14 @@ class TestEncoder:
         with pytest.raises(UsageError, match=r"asked for is the encoder efficientnet-lite0"):
             plan_of(dataset, widths=None, init=path, encoder="efficientnet-lite0")
 
+    def test_weights_of_another_network_are_refused_before_anything_is_checked(
+        self, dataset: Dataset, tmp_path: Path
+    ) -> None:
+        path = str(tmp_path / "w.pth")
+        torch.save({"conv.weight": torch.zeros(1)}, path)
+        with pytest.raises(CheckpointError, match="not the weights of efficientnet-lite0"):
+            plan_of(dataset, widths=None, encoder="efficientnet-lite0", encoder_weights=path)
+
     def test_a_classic_network_is_resumed_as_before(self, dataset: Dataset) -> None:
         fingerprint = plan_of(dataset).fingerprint
         new = ("encoder", "encoder_weights", "encoder_lr", "paste", "plain_epochs", "weights")
@@ -532,6 +540,28 @@ class TestSeveralDatasets:
         assert set(seen[9:18]) <= set(range(41, 61))
         assert min(seen[18:]) > 0  # others each epoch
         assert [sum(seen[9:18]), sum(seen[18:])] == [20 * 22, 20 * 3]
+
+    def test_a_batch_is_not_larger_than_what_weights_leave_of_an_epoch(self, joined: Dataset) -> None:
+        plan = plan_of(joined, weights=(0.1, 0.1, 0.2), batch_size=16)
+        assert plan.samples < 16
+        assert (plan.batch_size, plan.steps) == (plan.samples, 1)
+
+    def test_a_weight_that_leaves_nothing_of_a_dataset_is_refused(
+        self, joined: Dataset, tmp_path: Path
+    ) -> None:
+        joined = replace(joined, pairs=tuple(replace(pair, group=pair.key) for pair in joined.pairs))
+        with pytest.raises(UsageError, match=r"weight 0\.05 leaves nothing of the 9 training pictures of b"):
+            plan_of(joined, weights=(1.0, 0.05, 1.0), **self.lists(joined, tmp_path))
+
+    def test_a_single_dataset_has_its_weight(self, dataset: Dataset) -> None:
+        plan = plan_of(dataset, weights=(2.5,), batch_size=1)
+        pictures = len(plan.train)
+        assert plan.samples == len(epoch_order(plan, 0)) == 2 * pictures + round(pictures / 2)
+
+    def test_the_plan_says_what_each_gives(self, joined: Dataset, tmp_path: Path) -> None:
+        joined = replace(joined, pairs=tuple(replace(pair, group=pair.key) for pair in joined.pairs))
+        plan = plan_of(joined, weights=(1.0, 2.5, 0.3), **self.lists(joined, tmp_path))
+        assert "b: 9 pictures train, at weight 2.5, 1 validate" in plan.reasons
 
     def test_as_many_weights_as_datasets(self, joined: Dataset, dataset: Dataset) -> None:
         with pytest.raises(UsageError, match="2 weights for 3 datasets"):

@@ -30,7 +30,7 @@ _SHOWN = 4  # cases of each finding that are printed
     short_help="Say what a dataset holds, and what would spoil a training.",
     epilog="Exit codes: 0 fine, 1 a training would be wrong, 2 the folder could not be understood.",
 )
-@click.argument("folder", metavar="DATASET", shell_complete=complete_path)
+@click.argument("folders", metavar="DATASET...", nargs=-1, required=True, shell_complete=complete_path)
 @dataset_options
 @option(
     "--split",
@@ -48,7 +48,11 @@ _SHOWN = 4  # cases of each finding that are printed
 )
 @json_option
 def check_data(
-    folder: str, data: DatasetOptions, split_files: tuple[str, ...], sheet: str | None, as_json: bool
+    folders: Sequence[str],
+    data: DatasetOptions,
+    split_files: tuple[str, ...],
+    sheet: str | None,
+    as_json: bool,
 ) -> None:
     """Say what a folder of images and masks holds, and what would spoil a training.
 
@@ -57,17 +61,19 @@ def check_data(
       unet-batch check-data cars
       unet-batch check-data cars --coco cars/annotations/instances_train.json
       unet-batch check-data cars --split train.txt --split val.txt --sheet c.jpg
+      unet-batch check-data studio street
 
     Finds pairs by their names, or in a file of COCO annotations, works out what the values in the masks mean,
     and reads every file: sizes that differ, values without a meaning, duplicates on both sides of a split,
-    classes that never occur. Nothing in DATASET is written.
+    classes that never occur. Nothing in DATASET is written. Several are checked as `train` joins them.
     """
     from unet_batch.cli.screen import Lines, print_json
+    from unet_batch.datasets.join import join
     from unet_batch.datasets.split import read_split
     from unet_batch.errors import UsageError
 
     out = Lines(quiet=as_json, to_stderr=as_json)
-    dataset = data.find(folder, faulty=True)
+    dataset = join([data.find(folder, faulty=True) for folder in folders])
     splits: dict[str, tuple[Pair, ...]] = {}
     for file in split_files:
         name = os.path.splitext(os.path.basename(file))[0]

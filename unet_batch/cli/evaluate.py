@@ -260,8 +260,8 @@ def _evaluate_model(out: Lines, judging: _Judging, network: NetworkOptions) -> E
     choose_classes(dataset.classes, names, judging.classes)
     if known := trained_on(file.spec, dataset, pairs):
         what = f"the model was trained on {known[0]:,} images of a folder of this name, which flatter it"
-        listed = f"--split {os.path.splitext(file.path)[0]}.training/val.txt"
-        out.line("note", what, f"{listed} takes the {known[1]:,} others")
+        listed = f"--split {os.path.splitext(file.path)[0]}.training/{known[2]}"
+        out.line("note", what, f"{listed} takes the {known[1]:,} others" if known[1] else "")
     with open_segmenter(
         network.request(file), threshold=network.threshold, workers=judging.workers
     ) as segmenter:
@@ -408,10 +408,6 @@ def _print_without(out: Console, figures: Figures, id: int) -> None:
         between = f"   95 % between {100 * low:.2f} and {100 * high:.2f} %" if low == low else ""
         out.print(f"  {heading:<{_WIDTH}} {100 * value:6.2f} %{between}")
     out.print(f"  {'most':<{_WIDTH}} {100 * worst[1]:6.2f} %   {printable(worst[0])}")
-    if pictures == len(figures.counts):
-        out.print(
-            "  (the true masks mark nothing: Dice and IoU are 0 or none whatever was found)", style="dim"
-        )
 
 
 def _print_objects(out: Console, objects: ObjectFigures) -> None:
@@ -441,9 +437,10 @@ def _print_objects(out: Console, objects: ObjectFigures) -> None:
 
 def _print_list(out: Console, names: Sequence[str]) -> None:
     """Which classes the means are over: without the list they can be compared with nothing."""
-    out.print(
-        f"  means over {len(names)} classes: {printable(', '.join(names))}", style="dim", soft_wrap=True
-    )
+    from unet_batch.cli.text import wrap
+
+    text = f"means over {len(names)} classes: {printable(', '.join(names))}"
+    out.print("  " + wrap(text, out.width if out.is_terminal else None, 2), style="dim")
 
 
 def _print_figure(out: Console, heading: str, value: float, ends: tuple[float, float] | None) -> None:
@@ -456,8 +453,13 @@ def _print_table(
     out: Console, title: str, headings: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]]
 ) -> None:
     """A line for each class; the mean, if there is one, comes last and in bold."""
+    from rich.cells import cell_len, set_cell_size
+
     rows = [(printable(name), values) for name, values in rows]
-    width = max(_WIDTH, *(len(name) for name, _ in rows))
+    width = max(_WIDTH, *(cell_len(name) for name, _ in rows))
+    if out.is_terminal:  # long names are whole in the list above
+        figures = sum(2 + max(6, len(heading)) for heading in headings)
+        width = min(width, max(len(title), out.width - 2 - figures))
     out.print(
         f"  {title:<{width}}" + "".join(f"  {heading:>{max(6, len(heading))}}" for heading in headings),
         style="dim",
@@ -468,7 +470,7 @@ def _print_table(
             for value, heading in zip(values, headings, strict=True)
         )
         bold = place and place == len(rows) - 1
-        out.print(f"  {name:<{width}}" + "".join(cells), style="bold" if bold else "")
+        out.print(f"  {set_cell_size(name, width)}" + "".join(cells), style="bold" if bold else "")
 
 
 def _figure(value: float) -> str:

@@ -94,7 +94,7 @@ class Lines:
 
     def dataset(self, dataset: Dataset) -> None:
         """Print where the dataset is, and every guess about it."""
-        self.line("dataset", shown(dataset.root))
+        self.line("dataset", dataset.name if dataset.parts else shown(dataset.root))
         for reason in dataset.reasons:
             self.line("", reason)
 

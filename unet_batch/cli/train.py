@@ -359,9 +359,10 @@ def _finish(lines: Lines, plan: TrainingPlan, outcome: Outcome) -> None:
     for failure in found.failures[:3]:
         lines.warn(failure.message, failure.hint)
     lines.line("written", shown(plan.output), shown(plan.card), shown(plan.folder) + os.sep)
+    listed = "val-NAME.txt" if plan.dataset.parts else "val.txt"
     lines.line(
         "",
-        f"{shown(plan.folder)}/val.txt names the images that took no part: unet-batch evaluate DATASET "
+        f"{shown(plan.folder)}/{listed} names the images that took no part: unet-batch evaluate DATASET "
         f"--split ...",
     )
     lines.line("next", f"unet-batch run ./photos -m {shown(plan.output)} --overlay")

@@ -113,15 +113,12 @@ class Coco:
         Raises:
             ImageError: as `decode` does.
         """
-        from pycocotools import mask as rle
-
-        size, _, objects, _ = self._outlines(mask)
-        numbers = np.zeros(size, np.int32, order="F")
+        (height, width), _, objects, _ = self._outlines(mask)
+        down = np.zeros(height * width, np.int32)  # column after column
         for number, (_, outline) in enumerate(objects, 1):
-            left, _, width, _ = map(int, rle.toBbox(outline))
-            columns = slice(left, left + width)  # or each would cost as much as the whole picture
-            np.copyto(numbers[:, columns], np.int32(number), where=rle.decode(outline).view(bool)[:, columns])
-        return np.ascontiguousarray(numbers)
+            for start, end in _runs(outline["counts"]):
+                down[start:end] = number
+        return np.ascontiguousarray(down.reshape(width, height).T)
 
     def _outlines(self, mask: str) -> tuple[Size, list[Any], list[tuple[int, Any]], tuple[str, str]]:
         """The size of an image, outlines of its crowds, class and outline of its objects, and the remark.
@@ -408,3 +405,26 @@ def _check_polygon(polygon: Any, size: Size) -> None:
                 f"a polygon reaches {axis} = {far[0]:g}, but the image ends at {side}: of another image or "
                 f"size?"
             )
+
+
+def _runs(counts: bytes) -> list[tuple[int, int]]:
+    """Begin and end of each run of pixels of a compressed RLE.
+
+    Pycocotools decodes whole pictures only: 15 ms an object in one of 12 megapixels. Numbers have 5 bits a
+    character, lowest first, and a bit for "more follows"; from the fourth on they are differences to the one
+    before the last.
+    """
+    lengths: list[int] = []
+    value = bits = 0
+    for character in counts:
+        character -= 48
+        value |= (character & 31) << bits
+        bits += 5
+        if character & 32:
+            continue
+        if character & 16:  # the sign
+            value -= 1 << bits
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+        value = bits = 0
+    ends = list(itertools.accumulate(lengths))
+    return list(zip(ends[::2], ends[1::2], strict=False))

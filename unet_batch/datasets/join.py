@@ -40,15 +40,17 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
     """Join datasets; a single one is left as it is.
 
     Keys begin with the name of their dataset's folder. Groups keep their names, so that a split by groups
-    keeps out of training what it kept out of each dataset alone.
+    keeps out of training what it kept out of each dataset alone, but where there are few of them (`split`).
 
     Raises:
         UsageError: they have other classes, or a file is in two of them.
     """
     if len(datasets) == 1:
         return datasets[0]
-    first = datasets[0]
-    for other in datasets[1:]:
+    # What a faulty one holds nobody knows, its classes neither: that is said first.
+    sound = [dataset for dataset in datasets if dataset.fault is None] or datasets[:1]
+    first = sound[0]
+    for other in sound[1:]:
         if other.classes.names != first.classes.names:
             raise UsageError(
                 f"{other.root}: its classes are {', '.join(other.classes.names)}, those of {first.root} are "

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from unet_batch.types import ModelSpec
 
 FILES = ("evaluation.json", "pictures.csv")
-_OBJECTS = ("true", "found", "ap", "ap50", "ap75", "pq", "rand", "info")
+_COUNTS = ("true", "found")
+_OBJECTS = (*_COUNTS, "ap", "ap50", "ap75", "pq", "rand", "info")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,9 @@ class EvaluationReport:
             header += [f"objects_{figure}_{seen.names[id]}" for figure, id in columns]
             values = objects.score_each(seen.counts)
             for row, objects_of in enumerate(seen.counts):
-                cells[objects_of.key] += [_cell(values[figure][row, id]) for figure, id in columns]
+                cells[objects_of.key] += [
+                    _cell(values[figure][row, id], whole=figure in _COUNTS) for figure, id in columns
+                ]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(header)
@@ -112,8 +115,8 @@ class EvaluationReport:
             write_atomic(os.path.abspath(sheet), self.sheet)
 
 
-def _cell(value: float) -> str:
-    return "" if value != value else f"{value:.6f}"  # nan is not itself
+def _cell(value: float, *, whole: bool = False) -> str:
+    return "" if value != value else f"{value:.0f}" if whole else f"{value:.6f}"  # nan is not itself
 
 
 def worst_sheet(
@@ -140,14 +143,18 @@ def worst_sheet(
     return comparison_sheet(rows, dataset.classes) if rows else None
 
 
-def trained_on(spec: ModelSpec, dataset: Dataset, pairs: Sequence[Pair]) -> tuple[int, int] | None:
+def trained_on(spec: ModelSpec, dataset: Dataset, pairs: Sequence[Pair]) -> tuple[int, int, str] | None:
     """Guess whether a model was trained on these pairs, by their number and the folder's name.
 
     Returns:
-        How many images of them trained the model, and how many were kept out; None if it was not.
+        How many images of them trained the model, how many were kept out, and the file beside the model that
+        names these; None if it was not.
     """
     seen, kept_out = spec.training.get("train_images"), spec.training.get("val_images")
     if not (isinstance(seen, int) and isinstance(kept_out, int)):
         return None
-    same = spec.training.get("data") == dataset.name and len(pairs) == seen + kept_out
-    return (seen, kept_out) if same else None
+    listed = "val.txt"
+    if spec.training.get("data") != dataset.name:
+        seen, kept_out = spec.training.get("datasets", {}).get(dataset.name, (0, 0))  # one of several
+        listed = f"val-{dataset.name}.txt"
+    return (seen, kept_out, listed) if seen and len(pairs) == seen + kept_out else None

@@ -27,11 +27,17 @@ _CARVANA = (
     "non-commercial, academic: trained on Kaggle's Carvana photos, under its rules, and on drawn scenes"
 )
 
+_ANYWHERE = (
+    "non-commercial, academic: trained on photos of Kaggle's Carvana, under its rules, CamVid (CC BY-NC "
+    "4.0), Car-Parts (no licence stated, research use) and others, and on drawn scenes"
+)
+
 # In the order in which they are listed; the first one is the default.
 BUNDLED: Mapping[str, Bundled] = {
-    "default": Bundled("cars in a studio, 160x240", _CARVANA),
-    "fast": Bundled("cars in a studio, a quarter of the arithmetic of default", _CARVANA),
+    "default": Bundled("cars anywhere, 320x480", _ANYWHERE),
+    "fast": Bundled("cars in a studio, in the least time, 160x240", _CARVANA),
     "fine": Bundled("cars in a studio, finer edges, 320x480", _CARVANA),
+    "classic": Bundled("cars in a studio, a plain U-Net at 160x240", _CARVANA),
 }
 DEFAULT = next(iter(BUNDLED))
 WEIGHTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights")
@@ -60,4 +66,5 @@ def card_points(model: str, section: str) -> list[str]:
         return []
     found = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", card, re.MULTILINE | re.DOTALL)
     points = re.findall(r"^\* (.+?)(?=\n\* |\n\n|\Z)", found[1] if found else "", re.MULTILINE | re.DOTALL)
-    return [" ".join(point.split()) for point in points]
+    # Where a link leads says the card, not a terminal
+    return [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(point.split())) for point in points]

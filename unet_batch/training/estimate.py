@@ -47,7 +47,7 @@ def estimate(plan: TrainingPlan) -> Estimate:
     stored = height * width * bytes_each * (OVERSAMPLING**2 * len(plan.train) + len(plan.val))
     seconds = seconds_per_step(plan)
     # A validation picture costs a third of a training picture: it has no backward pass.
-    validation_steps = len(plan.val) * plan.samples / len(plan.train) / plan.batch_size / 3
+    validation_steps = len(plan.val) * plan.windows / plan.batch_size / 3
     return Estimate(
         weights_bytes=plan.weights_bytes,
         activation_bytes=plan.batch_size * plan.activation_bytes,

@@ -145,12 +145,13 @@ def _clear_folder(state: TrainState) -> None:
     """
     plan = state.plan
     make_folder(plan.folder)
-    names = ("metrics.jsonl", "results.json", "curves.png", "sheet.jpg", "val.txt")
+    names = ("metrics.jsonl", "results.json", "curves.png", "sheet.jpg", *plan.validation_lists)
     remove([plan.card, *(os.path.join(plan.folder, name) for name in names)])
     shutil.rmtree(os.path.join(plan.folder, "tensorboard"), ignore_errors=True)
     clean_leftovers(plan.folder)
-    listed = "".join(f"{pair.key}\n" for pair in plan.val)
-    write_atomic(os.path.join(plan.folder, "val.txt"), listed.encode("utf-8", "surrogateescape"))
+    for name, keys in plan.validation_lists.items():
+        listed = "".join(f"{key}\n" for key in keys)
+        write_atomic(os.path.join(plan.folder, name), listed.encode("utf-8", "surrogateescape"))
     if os.path.exists(plan.output):
         _save_state(state)
     else:

@@ -103,17 +103,7 @@ class TrainingPlan:
             For each dataset the numbers of its pairs in `train`, how often all of them are seen, and how many
             of them once more.
         """
-        names = self.dataset.parts
-        if len(names) < 2:
-            return ((range(len(self.train)), self.windows, 0),)
-        shares, begin = [], 0
-        weights = self.options.weights or (1.0,) * len(names)
-        for name, weight in zip(names, weights, strict=True):
-            count = sum(pair.key.startswith(f"{name}/") for pair in self.train)
-            times = weight * self.windows
-            shares.append((range(begin, begin + count), int(times), round((times - int(times)) * count)))
-            begin += count
-        return tuple(shares)
+        return _share_out(self.dataset, self.train, self.options, self.windows)
 
     @property
     def sample_name(self) -> str:
@@ -124,6 +114,19 @@ class TrainingPlan:
     def steps(self) -> int:
         """Steps of an epoch; samples that do not fill a batch wait for the next epoch's order."""
         return self.samples // self.batch_size
+
+    @property
+    def validation_lists(self) -> dict[str, list[str]]:
+        """Keys of the validation images by the file that lists them: of all, and of each of several datasets.
+
+        Those of a dataset are its own keys, since `evaluate` is given one of them at a time.
+        """
+        lists = {"val.txt": [pair.key for pair in self.val]}
+        for name in self.dataset.parts:
+            own = [pair.key[len(name) + 1 :] for pair in self.val if pair.key.startswith(f"{name}/")]
+            if own:
+                lists[f"val-{name}.txt"] = own
+        return lists
 
     @property
     def folder(self) -> str:
@@ -216,7 +219,7 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     Raises:
         SplitError: the pictures cannot be parted: a single group, a group in both parts, an empty part.
         UsageError: the options cannot be carried out with this dataset, or with `init`.
-        CheckpointError: the file of `init` cannot be read.
+        CheckpointError: the file of `init` cannot be read, or that of the encoder is not its weights.
         BackendUnavailable: the device does not exist.
     """
     if not output.endswith(".safetensors"):
@@ -235,13 +238,16 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     new_head, why_head = _choose_head(dataset.classes.names, start)
     size, why_size = _choose_size(train, options, start, bool(encoder))
     stride = STRIDE if encoder else 2 ** (len(widths) - 1)
-    batch_size = _choose_batch_size(len(train), size, stride, options, processes)
+    shares = _share_out(dataset, train, options, _windows(size, options.crop or size))
+    samples = sum(len(members) * whole + part for members, whole, part in shares)
+    batch_size = _choose_batch_size(samples, size, stride, options, processes)
     device = pick_device(options.device)
     precision, why_precision = _choose_precision(device, options)
     terms = inherit_terms(options.terms, start.spec if start else None)
     kept = f" of {start.spec.name}, kept" if start and not options.terms.strip() else ""
     why_terms = f"terms{kept}: {terms}" if terms else ""
-    reasons = (why_parts, why_start, why_weights, why_head, why_size, why_precision, why_terms)
+    why_shares = _describe_shares(dataset, shares, val, options)
+    reasons = (why_parts, *why_shares, why_start, why_weights, why_head, why_size, why_precision, why_terms)
     return TrainingPlan(
         output=os.path.abspath(output),
         options=options,
@@ -269,7 +275,8 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
         init_sha256=start.sha256 if start else "",
         new_head=new_head,
         encoder_weights=weights,
-        encoder_sha256=pretrained.digest(weights) if weights else "",
+        # Read now: a wrong file is not to be found out once all pairs are checked
+        encoder_sha256=pretrained.read_encoder(weights, encoder).sha256 if weights else "",
         reasons=tuple(filter(None, reasons)),
     )
 
@@ -377,14 +384,51 @@ def _choose_size(
     return size, why
 
 
-def _choose_batch_size(pictures: int, size: Size, stride: int, options: Options, processes: int) -> int:
+def _share_out(
+    dataset: Dataset, train: Sequence[Pair], options: Options, windows: int
+) -> tuple[tuple[range, int, int], ...]:
+    """What an epoch draws from each dataset, see `TrainingPlan.shares`.
+
+    Raises:
+        UsageError: nothing from one of them.
+    """
+    shares, begin = [], 0
+    weights = options.weights or (1.0,) * len(dataset.parts or ("",))
+    for name, weight in zip(dataset.parts or ("",), weights, strict=True):
+        count = sum(pair.key.startswith(f"{name}/") for pair in train) if name else len(train)
+        times = weight * windows
+        whole = int(times)
+        part = round((times - whole) * count)
+        if count and not whole and not part:
+            raise UsageError(
+                f"weight {weight:g} leaves nothing of the {count:,} training pictures of "
+                f"{name or dataset.name}",
+                hint="a larger number of --weights, or leave out the dataset",
+            )
+        shares.append((range(begin, begin + count), whole, part))
+        begin += count
+    return tuple(shares)
+
+
+def _describe_shares(
+    dataset: Dataset, shares: Sequence[tuple[range, int, int]], val: Sequence[Pair], options: Options
+) -> list[str]:
+    """Say of each of several datasets what an epoch sees of it, and what validates."""
+    weights = options.weights or (1.0,) * len(dataset.parts)
+    return [
+        f"{name}: {len(members):,} pictures train, at weight {weight:g}, "
+        f"{sum(pair.key.startswith(f'{name}/') for pair in val):,} validate"
+        for name, weight, (members, _, _) in zip(dataset.parts, weights, shares, strict=False)
+    ]
+
+
+def _choose_batch_size(samples: int, size: Size, stride: int, options: Options, processes: int) -> int:
     """Samples in a step: as asked for, but not more than there are; each process needs as many."""
     crop = options.crop or size
-    samples = pictures * _windows(size, crop)
     batch_size = min(options.batch_size, samples)
     if samples < processes:
         raise UsageError(
-            f"{pictures} training pictures are too few for {processes} processes",
+            f"{samples} samples in an epoch are too few for {processes} processes",
             hint="start fewer of them",
         )
     if batch_size % processes:

@@ -8,6 +8,7 @@
 | `cars.training/curves.png`   | loss and Dice or IoU, epoch by epoch                                       |
 | `cars.training/sheet.jpg`    | image, truth, prediction, error: the best, middle and worst of validation  |
 | `cars.training/val.txt`      | names of the validation images, for `unet-batch evaluate --split`          |
+| `cars.training/val-studio.txt` | those of one of several datasets, as it calls them                      |
 | `cars.training/results.json` | figures with their intervals                                               |
 | `cars.training/state.safetensors` | what --resume needs; may be deleted when the training is over         |
 """
@@ -306,6 +307,7 @@ def model_card(plan: TrainingPlan, outcome: Outcome, found: Evaluation, sheet: b
         f"seed {options.seed}",
         f"* learning rate {plan.lr:g}, warmed up, then falling along a cosine; loss with the Dice of each "
         f"{options.dice}",
+        *_further_options(plan),
         f"* augmentation {options.augment}, flips {options.flip}; class weights {options.class_weights}; "
         f"keep {options.keep}",
         f"* AdamW, weight decay {options.weight_decay:g}, gradients clipped at {options.clip:g}; averaged "
@@ -317,6 +319,21 @@ def model_card(plan: TrainingPlan, outcome: Outcome, found: Evaluation, sheet: b
         "",
     ]
     return "\n".join(lines)
+
+
+def _further_options(plan: TrainingPlan) -> Iterator[str]:
+    """Lines of the card for what few trainings ask for."""
+    options = plan.options
+    if plan.spec.encoder:
+        yield f"* encoder at {options.encoder_lr:g} of the learning rate"
+    if options.weights is not None:
+        names = plan.dataset.parts or (plan.dataset.name,)
+        each = (f"{name} {weight:g}" for name, weight in zip(names, options.weights, strict=True))
+        yield f"* weights of the datasets: {', '.join(each)}"
+    if options.paste:
+        yield f"* objects of other images pasted into {options.paste:.0%} of the samples"
+    if options.plain_epochs:
+        yield f"* last epochs without augmentation but for flips: {options.plain_epochs}"
 
 
 def _caveats(found: Evaluation, chosen: str) -> Iterator[str]:
@@ -392,6 +409,10 @@ def _training_facts(plan: TrainingPlan, outcome: Outcome, found: Evaluation, bac
     return {
         "data": plan.dataset.name,
         "reasons": [*plan.dataset.reasons, *plan.reasons],
+        "datasets": {
+            name: [sum(pair.key.startswith(f"{name}/") for pair in part) for part in (plan.train, plan.val)]
+            for name in plan.dataset.parts
+        },
         "train_images": len(plan.train),
         "val_images": len(plan.val),
         "epoch": outcome.best,
