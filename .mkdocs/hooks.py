@@ -22,7 +22,10 @@ OUTSIDE = {
     "CHANGELOG.md": "project/changelog.md",
     "LICENSE": "project/LICENSE.txt",
     "README.md": "index.md",
-    **{f"unet_batch/model/weights/{name}.md": f"cards/{name}.md" for name in ("default", "fast", "fine")},
+    **{
+        f"unet_batch/model/weights/{name}.md": f"cards/{name}.md"
+        for name in ("default", "fast", "fine", "classic")
+    },
 }
 _LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 
