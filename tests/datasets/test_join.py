@@ -95,3 +95,17 @@ def test_a_fault_of_one_is_not_hidden_by_classes_that_nobody_knows(tmp_path: Pat
     for both in ([sound, faulty], [faulty, sound]):
         joined = join(both)
         assert (joined.fault, joined.classes) == (faulty.fault, sound.classes)
+
+
+def test_datasets_without_a_folder_in_common_are_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on two drives of Windows."""
+    parts = [write(tmp_path / name, ["x_1"]) for name in ("a", "b")]
+    assert join(parts).root == str(tmp_path)
+
+    def refuse(paths: list[str]) -> str:
+        raise ValueError("Paths don't have the same drive")
+
+    monkeypatch.setattr("os.path.commonpath", refuse)
+    assert join(parts).root == str(tmp_path / "a")

@@ -33,7 +33,7 @@ class Dataset:
     """Pairs of pictures and masks, in the order of their keys.
 
     Attributes:
-        root: the folder that was named, absolute.
+        root: the folder that was named, absolute; of several that were joined the one that holds them.
         pairs: what belongs together.
         classes: one name: ids are 0 (background) and 1; several: ids 0, 1, ... in this order.
         masks: reads them; `read_mask` also says no to those that cannot be used.

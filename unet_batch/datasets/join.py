@@ -75,7 +75,7 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
         for value, id in sorted(getattr(dataset.masks, "table", {}).items())
     }
     return Dataset(
-        root=os.path.commonpath([dataset.root for dataset in datasets]),
+        root=_common([dataset.root for dataset in datasets]),
         pairs=pairs,
         classes=first.classes,
         masks=JoinedMasks(readers, table),
@@ -90,6 +90,14 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
         parts=tuple(names),
         fault=next((dataset.fault for dataset in datasets if dataset.fault is not None), None),
     )
+
+
+def _common(folders: Sequence[str]) -> str:
+    """The folder that holds all of them; the first one where none does, as on two drives of Windows."""
+    try:
+        return os.path.commonpath(folders)
+    except ValueError:
+        return folders[0]
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
