@@ -37,7 +37,7 @@ def test_says_what_it_found_and_proved(weights: Path, monkeypatch: pytest.Monkey
     result = CliRunner().invoke(main, ["import-weights", "MODEL.pth", "-o", "my cars.safetensors"])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0] == "found     milesial U-Net of widths 4, 6, 8 · 640x960"
+    assert lines[0] == "found     milesial: U-Net, widths 4, 6, 8 · 640x960"
     assert lines[1] == "classes   car · the map holds the probability of it"
     assert lines[2] == "pixels    0 to 1, mean 0, 0, 0, std 1, 1, 1"
     assert lines[3] == "note      background and car had an output each: one probability says the same"

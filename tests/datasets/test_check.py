@@ -199,7 +199,7 @@ class TestProbabilities:
         path = soft / "classes.toml"
         path.write_text("void = 7\n" + path.read_text())
         mask(soft / "masks/a_0_mask.png", ids(7))
-        assert only(report_on(soft), "empty masks", "warning").files == ("a_0_mask.png: all void",)
+        assert only(report_on(soft), "empty masks", "warning").files == ("a_0_mask.png: nothing but void",)
 
     def test_in_the_place_of_a_photo_are_found_out(self, soft: Path) -> None:
         Image.open(soft / "masks/a_0_mask.png").convert("RGB").save(soft / "images/a_0.png")

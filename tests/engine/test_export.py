@@ -223,7 +223,10 @@ class TestEncoder:
         found = graph.convolutions
         assert sum(c.flops for c in found.values()) == counter.get_total_flops()
         assert [c.layer for c in found.values()] == [*checkpoint.model.convolutions(), ""]
-        assert [c.precision for c in found.values()] == ["fp16"] * (len(found) - 1) + ["fp32"]
+        kept = {"", *checkpoint.model.sensitive()}  # "" is the head
+        assert [c.precision for c in found.values()] == [
+            "fp32" if c.layer in kept else "fp16" for c in found.values()
+        ]
         depthwise = next(c for c in found.values() if c.layer == "encoder.stages.1.0.layers.3")
         assert depthwise.flops == 2 * 96 * 9 * (ENCODER_SIZE[0] // 4) * (ENCODER_SIZE[1] // 4)
 
