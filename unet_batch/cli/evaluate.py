@@ -453,7 +453,7 @@ def _print_table(
     out: Console, title: str, headings: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]]
 ) -> None:
     """A line for each class; the mean, if there is one, comes last and in bold."""
-    from rich.cells import cell_len, set_cell_size
+    from unet_batch.cli.screen import cell_len, set_cell_size
 
     rows = [(printable(name), values) for name, values in rows]
     width = max(_WIDTH, *(cell_len(name) for name, _ in rows))

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len as cell_len
+from rich.cells import set_cell_size as set_cell_size
 from rich.console import Console
 from rich.text import Text
 
