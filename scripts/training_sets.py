@@ -76,7 +76,7 @@ def cars_anywhere(work: Path, data: Path) -> list[Path]:
     of each drive. To judge recipes by, four more cars and every tenth of the other street photos validate.
 
     Returns:
-        The datasets. Beside them lie `train.txt`, `val.txt` and the pictures without a car to test on.
+        The datasets; beside them lie `train.txt` and `val.txt`.
     """
     root = work / "anywhere"
     root.mkdir(parents=True, exist_ok=True)
@@ -110,23 +110,19 @@ def cars_anywhere(work: Path, data: Path) -> list[Path]:
     link(root / "drawn", list(zip(scenes, masks, strict=True)))
     lists["train"] += [f"drawn/{path.stem}" for path in scenes]
     # And none at all.
-    for name, is_test in (("none", False), ("none-test", True)):
-        chosen = without_cars(root / "crops", data, is_test)
-        for path in chosen:
-            height, width = read_grey(str(path)).shape
-            mask = root / name / "masks" / f"{path.parts[-3]}-{path.stem}.png"
-            mask.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(mask), np.zeros((height, width), np.uint8))
-            target = root / name / "images" / f"{path.parts[-3]}-{path.name}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.is_symlink():
-                target.symlink_to(path.resolve())
-            if not is_test:
-                lists["train"].append(f"none/{target.stem}")
+    for folder in ("images", "masks"):
+        (root / "none" / folder).mkdir(parents=True, exist_ok=True)
+    for path in without_cars(root / "crops", data, is_test=False):
+        stem = f"{path.parts[-3]}-{path.stem}"
+        cv2.imwrite(str(root / "none" / "masks" / f"{stem}.png"), np.zeros_like(read_grey(str(path))))
+        target = root / "none" / "images" / f"{stem}{path.suffix}"
+        if not target.is_symlink():
+            target.symlink_to(path.resolve())
+        lists["train"].append(f"none/{stem}")
     names = ("street", "studio", "driving", "drawn", "none")
-    for name in (*names, "none-test"):
+    for name in names:
         void = "void = 128\n" if name == "driving" else ""
-        white = "id = 255\n" if name in ("driving", "none", "none-test") else ""
+        white = "id = 255\n" if name in ("driving", "none") else ""
         (root / name / "classes.toml").write_text(f'{void}[[class]]\nname = "car"\n{white}')
     for name, members in lists.items():
         (root / f"{name}.txt").write_text("".join(f"{member}\n" for member in members))
