@@ -42,6 +42,7 @@ class Preset:
         p_colour: share of the samples whose brightness, contrast, saturation and tint change.
         colour_strength: how far these change; 1: brightness by 8 % of full scale, contrast by a quarter,
             saturation by half.
+        p_hue: share of the samples whose colours turn, by any angle: red things become green ones.
         p_blur, p_noise: shares of the samples that get them.
         elastic: deviation as a share of the shorter side, of the displacements of points four to a side; what
             lies between them follows smoothly.
@@ -54,6 +55,7 @@ class Preset:
     translation: float = 0.0
     p_colour: float = 0.0
     colour_strength: float = 0.0
+    p_hue: float = 0.0
     p_blur: float = 0.0
     p_noise: float = 0.0
     elastic: float = 0.0
@@ -80,6 +82,7 @@ PRESETS = {
         translation=0.1,
         p_colour=0.8,
         colour_strength=1.8,
+        p_hue=0.15,
         p_blur=0.15,
         p_noise=0.25,
     ),
@@ -113,6 +116,7 @@ class Transform:
         gain: of each channel; contrast and tint.
         brightness: added to the pixels, as a share of full scale.
         saturation: 1 leaves colours alone.
+        hue: by how many radians colours turn, -pi to pi.
         blur: deviation of a Gaussian in pixels; 0 for none.
         noise: deviation as a share of full scale; 0 for none.
         seed: of the noise.
@@ -125,6 +129,7 @@ class Transform:
     gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
     brightness: float = 0.0
     saturation: float = 1.0
+    hue: float = 0.0
     blur: float = 0.0
     noise: float = 0.0
     seed: int = 0
@@ -189,6 +194,7 @@ def draw(
         displacement=random.normal(0, preset.elastic * min(crop or network), (2, 4, 4)).astype(np.float32)
         if preset.elastic
         else None,
+        hue=random.uniform(-math.pi, math.pi) if random.random() < preset.p_hue else 0.0,
     )
     if crop is not None:  # drawn last: all else is as it would be without
         top, left = random.integers(np.subtract(network, crop) + 1)
@@ -217,6 +223,7 @@ PASTED = Preset(
     translation=0.2,
     p_colour=0.8,
     colour_strength=1.5,
+    p_hue=0.4,
     p_blur=0.3,
 )
 _PASTED_SCALE = 0.6  # about which sizes vary: objects fill most of the pictures they come from
@@ -348,6 +355,10 @@ def _apply_colour(x: Tensor, transforms: Sequence[Transform]) -> Tensor:
         )
         part = kornia.enhance.adjust_brightness(x[which] * gain, brightness)
         x = x.index_copy(0, which, kornia.enhance.adjust_saturation_with_gray_subtraction(part, saturation))
+    if turned := [transform.hue for transform in transforms if transform.hue]:
+        which = some([transform.hue != 0 for transform in transforms])
+        hue = torch.tensor(turned, dtype=torch.float32, device=device)
+        x = x.index_copy(0, which, kornia.enhance.adjust_hue(x[which], hue))
     if blurred := [transform.blur for transform in transforms if transform.blur]:
         which = some([transform.blur > 0 for transform in transforms])
         sigma = torch.tensor(blurred, dtype=torch.float32, device=device)[:, None].repeat(1, 2)
