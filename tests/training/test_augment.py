@@ -17,6 +17,7 @@ from unet_batch.datasets.encoding import VOID
 from unet_batch.media.geometry import PAD_VALUE
 from unet_batch.training.augment import (
     FLIPS,
+    PASTED,
     PRESETS,
     Preset,
     Transform,
@@ -35,6 +36,7 @@ ALL = Preset(
     translation=0.05,
     p_colour=1,
     colour_strength=1,
+    p_hue=1,
     p_blur=1,
     p_noise=1,
 )
@@ -352,6 +354,16 @@ class TestColour:
         assert np.abs(x[0].permute(1, 2, 0).numpy() - expected).max() < 1e-3
         assert torch.equal(y, apply(pictures, coverage, known, [shifted(0, 0)], NETWORK)[1])
 
+    def test_a_third_of_a_turn_makes_red_green_and_leaves_grey(self) -> None:
+        pictures, coverage, known = noise(3, NETWORK)
+        pictures[:2] = torch.tensor([200, 20, 20], dtype=torch.uint8)
+        pictures[2] = 90
+        turns = [0.0, 2 * np.pi / 3, 2 * np.pi / 3]
+        x, y = apply(pictures, coverage, known, [replace(shifted(0, 0), hue=hue) for hue in turns], NETWORK)
+        for found, expected in zip(x[:, :, 0, 0], [(200, 20, 20), (20, 200, 20), (90, 90, 90)], strict=True):
+            assert torch.allclose(255 * found, torch.tensor(expected, dtype=torch.float32), atol=0.1)
+        assert torch.equal(y, apply(pictures, coverage, known, [shifted(0, 0)] * 3, NETWORK)[1])
+
     def test_blur_spreads_a_point_by_its_deviation(self) -> None:
         pictures, coverage, known = noise(2, NETWORK)
         pictures[:] = 0
@@ -415,6 +427,7 @@ class TestKeys:
                 transform.gain,
                 transform.brightness,
                 transform.saturation,
+                transform.hue,
                 transform.blur,
                 transform.noise,
                 transform.seed,
@@ -453,10 +466,16 @@ class TestPresets:
     def test_each_is_stronger_than_the_one_before(self) -> None:
         none, light, strong = (PRESETS[name] for name in ("none", "light", "strong"))
         for field in fields(Preset):
-            if field.name != "elastic":
+            if field.name not in ("elastic", "p_hue"):
                 assert (
                     0 == getattr(none, field.name) < getattr(light, field.name) < getattr(strong, field.name)
                 )
+
+    def test_hues_turn_where_any_thing_may_be_of_any_colour(self) -> None:
+        # Light changes stay near what is seen, and stains of slices mean something.
+        shares = {name: preset.p_hue for name, preset in PRESETS.items()}
+        assert {name for name, share in shares.items() if share} == {"strong"}
+        assert 0 < shares["strong"] < 0.5 < 2 * PASTED.p_hue
 
     def test_slices_have_no_up_but_a_magnification(self) -> None:
         light, strong, elastic = (PRESETS[name] for name in ("light", "strong", "elastic"))
@@ -476,10 +495,11 @@ class TestPresets:
                 np.mean([transform.saturation != 1 for transform in transforms]),
                 np.mean([transform.blur > 0 for transform in transforms]),
                 np.mean([transform.noise > 0 for transform in transforms]),
+                np.mean([transform.hue != 0 for transform in transforms]),
             )
-            assert np.allclose(
-                found, (preset.p_geometric, preset.p_colour, preset.p_blur, preset.p_noise), atol=0.06
-            )
+            shares = (preset.p_geometric, preset.p_colour, preset.p_blur, preset.p_noise, preset.p_hue)
+            assert np.allclose(found, shares, atol=0.06)
+            assert all(abs(transform.hue) <= np.pi for transform in transforms)
             far.append(
                 np.mean([np.abs((transform.matrix - still) @ corners).mean() for transform in transforms])
             )

@@ -21,6 +21,7 @@ from unet_batch.model.network import SegmentationNetwork
 from unet_batch.training import losses
 from unet_batch.training.options import Options
 from unet_batch.training.plan import TrainingPlan
+from unet_batch.training.planar import with_planar_gradients
 from unet_batch.training.ranks import Ranks
 from unet_batch.training.samples import Batch
 from unet_batch.training.state import Progress
@@ -83,6 +84,8 @@ def build_state(plan: TrainingPlan, ranks: Ranks) -> TrainState:
     if ranks.count > 1 and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     ema = copy.deepcopy(model).requires_grad_(False).eval()
+    if device.type == "cpu" and plan.precision == "fp32":
+        with_planar_gradients(model)
     groups = _parameter_groups(model, options)
     optimizer = torch.optim.AdamW(groups, lr=plan.lr, fused=device.type in ("cpu", "cuda"))
     network: nn.Module = MixedPrecision(model, plan)
