@@ -41,7 +41,7 @@ class _PlanarConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or torch.is_autocast_enabled(input.device.type):
             return super().forward(input)
-        found: Tensor = _Convolution.apply(input, self.weight, self.stride, self.padding, self.dilation)
+        found: Tensor = _Convolution.apply(input, self.weight, self.stride, self.padding, self.dilation)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -54,7 +54,7 @@ class _Convolution(Function):
         return nn.functional.conv2d(x, weight, None, stride, padding, dilation)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         stride, padding, dilation = ctx.geometry
 
