@@ -7,7 +7,7 @@ it. Splits are made by rules and seeds that are written here, before anything is
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -187,6 +187,49 @@ def whole(work: Path, data: Path, name: str, classes: str = "") -> Path:
     if classes:
         (folder / "classes.toml").write_text(classes)
     return folder
+
+
+def keep_out(folder: Path, is_kept_out: Callable[[str], bool], suffix: str = "") -> None:
+    """Write the lists `train.txt` and `val.txt` of a dataset, by the names of its images."""
+    names = sorted(path.stem for path in (folder / "images").iterdir())
+    for part, wanted in (("train", False), ("val", True)):
+        chosen = [name for name in names if is_kept_out(name) == wanted]
+        (folder / f"{part}{suffix}.txt").write_text("".join(f"{name}\n" for name in chosen))
+
+
+def one_in_five(work: Path, data: Path, name: str, subject: str) -> Path:
+    """A set of one class, with lists: a fifth of it, drawn at random, is kept out of training."""
+    folder = whole(work, data, name, f'[[class]]\nname = "{subject}"\n')
+    names = sorted(path.stem for path in (folder / "images").iterdir())
+    keep_out(folder, frozenset(random.Random(5).sample(names, len(names) // 5)).__contains__)
+    return folder
+
+
+def people(work: Path, data: Path) -> list[Path]:
+    """Portraits in streets; and pictures of nobody whose terms allow any use: drawn cars, nuclei.
+
+    Returns:
+        The datasets; beside them lie `train.txt` and `val.txt`.
+    """
+    root = work / "people"
+    photos = sorted((data / "people" / "images").iterdir())
+    link(root / "portraits", [(path, data / "people" / "masks" / f"{path.stem}.png") for path in photos])
+    nobody = [Path(path) for path in write_samples(str(work / "scenes"), SCENES, seed=SCENE_SEED)][:80]
+    nuclei = sorted((data / "dsb2018" / "images").iterdir())
+    nobody += random.Random(6).sample(nuclei, 80)
+    link(root / "nobody", [(path, None) for path in nobody])
+    (root / "nobody" / "masks").mkdir(exist_ok=True)
+    for path in nobody:
+        cv2.imwrite(str(root / "nobody" / "masks" / f"{path.stem}.png"), np.zeros_like(read_grey(str(path))))
+    for name in ("portraits", "nobody"):
+        (root / name / "classes.toml").write_text('[[class]]\nname = "person"\nid = 255\n')
+    kept_out = set(random.Random(5).sample([path.stem for path in photos], len(photos) // 5))
+    names = [(f"portraits/{path.stem}", path.stem in kept_out) for path in photos]
+    names += [(f"nobody/{path.stem}", False) for path in nobody]
+    for part, wanted in (("train", False), ("val", True)):
+        members = [name for name, is_kept_out in names if is_kept_out == wanted]
+        (root / f"{part}.txt").write_text("".join(f"{member}\n" for member in members))
+    return [root / "portraits", root / "nobody"]
 
 
 def read_grey(path: str) -> np.ndarray:
