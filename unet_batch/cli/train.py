@@ -314,9 +314,11 @@ def _train(
     tensorboard: bool,
 ) -> Outcome:
     from unet_batch.cli.progress import training
+    from unet_batch.processes.process import keep_memory
     from unet_batch.training.loop import train as run
     from unet_batch.training.report import Curves
 
+    keep_memory()
     signals: list[str] = []
     with (
         # Launchers repeat SIGTERM: only a person who insists ends a training without its state.

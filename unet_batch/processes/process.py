@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -33,6 +34,9 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**27),
 }
 
+# Of malloc.h; https://man7.org/linux/man-pages/man3/mallopt.3.html
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _NEVER = -1, -4, -1
+
 # Modules are looked for where the owner finds them, not in the current folder, which may be a stranger's:
 # `-c` puts it first, so nothing but `sys`, which is built in, is imported before. The alarm ends a start that
 # hangs.
@@ -49,6 +53,20 @@ if hasattr(signal, "alarm"):
 from unet_batch.processes.serve import serve
 serve({functions!r}, {shared!r}, {lifeline!r})
 """
+
+
+def keep_memory() -> None:
+    """Let this process keep all memory that it frees; does nothing without glibc.
+
+    glibc gives blocks of megabytes back at once, and the system clears them again for whatever is next: in a
+    training a tenth of the processor time of a step (docs/log/2026-11-28.md).
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
 class Died(Exception):
