@@ -3,7 +3,8 @@
 Everything runs channels last, as oneDNN likes it, but for one of its kernels: the gradient of the weights of
 a 3x3 convolution to few channels. 64 to 32 of them at 128x192, batches of 8, two cores of AVX2: 352 ms, on
 planes 85, while forward takes 51 and the other gradient 50. From 64 channels on there is nothing to gain. A
-step of the U-Net on EfficientNet-Lite0 at 256x384 takes 17 % less, one of `classic` 15 % (docs/log/2026-11-28.md).
+step of the U-Net on EfficientNet-Lite0 at 256x384 takes 17 % less, one of `classic` 15 %
+(docs/log/2026-11-28.md).
 """
 
 from __future__ import annotations
