@@ -422,13 +422,18 @@ class TestResume:
     @needs_posix
     @pytest.mark.slow
     @pytest.mark.timeout(420)
-    def test_killed_at_ten_random_moments_ends_with_the_same_weights(
-        self, shapes: Path, tmp_path: Path
+    @pytest.mark.parametrize(
+        ("network", "epochs", "wanted"),
+        [("--widths 4,8", 20, 10), ("--encoder efficientnet-lite0 --widths 4,4,4,4 --size 32x64", 5, 3)],
+        ids=["unet", "encoder-unet"],
+    )
+    def test_killed_at_random_moments_ends_with_the_same_weights(
+        self, shapes: Path, tmp_path: Path, network: str, epochs: int, wanted: int
     ) -> None:
         """Each process is killed while it trains, writes the state or writes the model; the next one goes
         on.
         """
-        options = [*COMMAND, "--widths", "4,8", "--batch-size", "4", "--epochs", "20"]
+        options = [*COMMAND, *network.split(), "--batch-size", "4", "--epochs", str(epochs)]
         options += ["--augment", "strong"]
 
         def start(output: Path, *more: str) -> Forked:
@@ -439,12 +444,12 @@ class TestResume:
         assert whole.wait() == 0, (tmp_path / "errors.txt").read_text()
         choose = random.Random(1)
         output, saved = tmp_path / "killed.safetensors", tmp_path / "killed.training" / "state.safetensors"
-        kills, epochs = 0, set()
+        kills, reached = 0, set()
         while True:
             before = saved.stat().st_mtime_ns if saved.exists() else 0
             process = start(output, "--resume")
             try:
-                if kills < 10:  # wait until it trains, so that every kill hits something
+                if kills < wanted:  # wait until it trains, so that every kill hits something
                     while process.poll() is None and not (
                         saved.exists() and saved.stat().st_mtime_ns > before
                     ):
@@ -457,14 +462,14 @@ class TestResume:
             if code != -signal.SIGKILL:
                 break
             kills += 1
-            epochs.add(
+            reached.add(
                 json.loads(Path(tmp_path / "killed.training" / "metrics.jsonl").read_text().splitlines()[-1])[
                     "epoch"
                 ]
             )
         assert code == 0, (tmp_path / "errors.txt").read_text()
-        assert kills == 10
-        assert len(epochs) > 5, "the kills should fall on different epochs"
+        assert kills == wanted
+        assert len(reached) > wanted // 2, "the kills should fall on different epochs"
         one, other = (
             load_file(tmp_path / f"{name}.training" / "state.safetensors") for name in ("whole", "killed")
         )
