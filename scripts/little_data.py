@@ -27,7 +27,7 @@ from unet_batch.evaluation.evaluate import evaluate
 SUBJECTS = {"lungs": "lung", "satellite": "road"}
 COUNTS = (4, 16, 64)
 STARTS = {
-    "noise": f"--encoder {ENCODER} --encoder-weights none",
+    "noise": f"--encoder {ENCODER} --encoder-weights none --encoder-lr 1",  # which knows nothing to keep
     "cars": "--init default",
     "ImageNet": f"--encoder {ENCODER}",
 }

@@ -495,6 +495,12 @@ class TestEncoder:
         with pytest.raises(UsageError, match="--encoder-weights start a new encoder"):
             plan_of(dataset, widths=None, init=path, encoder_weights="none")
 
+    def test_a_rate_for_an_encoder_that_is_not_there_is_refused(self, dataset: Dataset) -> None:
+        with pytest.raises(UsageError, match=r"--encoder-lr 0\.5: this network has no encoder"):
+            plan_of(dataset, encoder_lr=0.5)
+        encoder = {"encoder": "efficientnet-lite0", "encoder_weights": "none", "widths": (4, 4, 4, 4)}
+        assert plan_of(dataset, encoder_lr=0.5, **encoder).options.encoder_lr == 0.5
+
     def test_init_of_another_network_is_refused(self, dataset: Dataset, tmp_path: Path) -> None:
         path = start(tmp_path / "m.safetensors")
         with pytest.raises(UsageError, match=r"asked for is the encoder efficientnet-lite0"):

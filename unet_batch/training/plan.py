@@ -331,6 +331,11 @@ def _choose_encoder_weights(options: Options, encoder: str, start: CheckpointFil
         raise UsageError(
             "--encoder-weights start a new encoder", hint="give --encoder with them, and leave out --init"
         )
+    if not encoder and options.encoder_lr != Options.encoder_lr:
+        raise UsageError(
+            f"--encoder-lr {options.encoder_lr:g}: this network has no encoder that knows anything",
+            hint="leave it out, or give --encoder",
+        )
     if not encoder or start is not None:
         return "", ""
     if options.encoder_weights == "none":
