@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,62 @@ def test_weights_of_16_bits_move_the_map_of_a_drawn_picture_by_a_level_at_most(t
     before, after = (Graph(each, spec)(picture).int() for each in (model, checkpoint.load(path).model))
     assert before.float().std() > 30
     assert 0 < (before - after).abs().max() <= 1
+
+
+class TestSharing:
+    """A checkpoint that takes the weights of another one beside it."""
+
+    def write(self, folder: Path) -> tuple[str, str]:
+        own, sharing = str(folder / "own.safetensors"), str(folder / "sharing.safetensors")
+        spec = tiny_spec(size=(32, 48))
+        checkpoint.save(own, tiny_model(spec), spec)
+        checkpoint.share(sharing, "own.safetensors", replace(spec, name="other", input_size=(64, 96)))
+        return own, sharing
+
+    def test_has_the_weights_and_its_own_spec(self, tmp_path: Path) -> None:
+        own, sharing = self.write(tmp_path)
+        one, other = checkpoint.load(own), checkpoint.load(sharing)
+        weights = other.model.state_dict()
+        assert all(torch.equal(weights[name], tensor) for name, tensor in one.model.state_dict().items())
+        assert (other.spec.name, other.spec.input_size) == ("other", (64, 96))
+        found = checkpoint.identify(sharing)
+        assert (found.spec, found.sha256, found.path) == (other.spec, other.sha256, other.path)
+        assert found.parameters == checkpoint.identify(own).parameters
+        assert os.path.getsize(sharing) < 3000
+
+    def test_is_another_model_than_the_other_one_and_with_other_weights(self, tmp_path: Path) -> None:
+        own, sharing = self.write(tmp_path)
+        before = checkpoint.identify(sharing).sha256
+        assert before != checkpoint.identify(own).sha256
+        model = tiny_model(tiny_spec())
+        with torch.no_grad():
+            model.head.bias += 1
+        checkpoint.save(own, model, tiny_spec())
+        assert checkpoint.identify(sharing).sha256 != before
+
+    def test_alone_it_is_useless_and_says_so(self, tmp_path: Path) -> None:
+        own, sharing = self.write(tmp_path)
+        os.remove(own)
+        for read in (checkpoint.identify, checkpoint.load):
+            with pytest.raises(CheckpointError, match=r"takes the weights of own\.safetensors, which is not"):
+                read(sharing)
+
+    @pytest.mark.parametrize("name", ["../own.safetensors", "own.safetensors/", ""])
+    def test_weights_lie_in_its_folder(self, tmp_path: Path, name: str) -> None:
+        folder = tmp_path / "in"
+        folder.mkdir()
+        self.write(tmp_path)
+        with pytest.raises(CheckpointError, match="which is not beside it"):
+            checkpoint.share(str(folder / "x.safetensors"), name, tiny_spec())
+
+    def test_those_of_another_network_are_refused(self, tmp_path: Path) -> None:
+        self.write(tmp_path)
+        with pytest.raises(CheckpointError, match=r"cannot take the weights of own\.safetensors"):
+            checkpoint.share(str(tmp_path / "x.safetensors"), "own.safetensors", tiny_spec(classes=3))
+
+    def test_older_programs_refuse_it(self, tmp_path: Path) -> None:
+        _, sharing = self.write(tmp_path)
+        assert metadata(sharing)["version"] == "2"
 
 
 def two_classes(*names: str, **changes: object) -> ModelSpec:

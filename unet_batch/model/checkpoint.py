@@ -14,8 +14,9 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 FORMAT = "unet-batch checkpoint"
 VERSION = 2
 _VERSION_OF = {"unet": 1, "encoder-unet": 2}  # what a program must read to understand a file
+_SHARED = "weights"  # in the metadata: the checkpoint beside this one whose weights it takes
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class CheckpointFile:
     Attributes:
         path: the file, absolute.
         spec: of the model as `load` gives it: of a background and one class, the probability of that class.
-        sha256: of the file's bytes, in hexadecimal.
+        sha256: of the file's bytes, in hexadecimal, and of those whose weights it shares.
         parameters: number of trained values.
     """
 
@@ -73,7 +75,7 @@ class Checkpoint:
     Attributes:
         model: the network in evaluation mode, float32, on the CPU.
         spec: of the model, see `CheckpointFile`.
-        sha256: of the file's bytes, in hexadecimal.
+        sha256: see `CheckpointFile`.
         path: where it was read.
     """
 
@@ -113,6 +115,32 @@ def save(path: str, model: SegmentationNetwork, spec: ModelSpec, *, sync: bool =
     write_atomic(path, save_tensors(tensors, metadata), sync=sync)
 
 
+def share(path: str, weights: str, spec: ModelSpec) -> None:
+    """Write a checkpoint that takes the weights of another one in its folder, to use it at another size.
+
+    Args:
+        path: the file to write.
+        weights: file name of the other one.
+        spec: of the model; describes the same network as the other's.
+
+    Raises:
+        CheckpointError: the other one is missing, lies elsewhere, or is another network.
+        OutputError: the file cannot be written.
+    """
+    from safetensors.torch import save as save_tensors
+
+    metadata = {"format": FORMAT, "version": str(VERSION), "spec": spec_json.dumps(spec)}
+    metadata[_SHARED] = weights
+    other = _read_spec(weights, _read_header(_shared_file(path, metadata) or weights).metadata)
+    wanted, found = (
+        f"{each.network}, {each.in_channels} channels, {len(each.classes.names)} classes"
+        for each in (spec, other)
+    )
+    if wanted != found:
+        raise CheckpointError(f"{path}: {wanted}: cannot take the weights of {weights}: {found}")
+    write_atomic(path, save_tensors({}, metadata))
+
+
 def identify(path: str) -> CheckpointFile:
     """Read what a checkpoint says of itself, and its sha256; loads no weights and no PyTorch.
 
@@ -125,26 +153,55 @@ def identify(path: str) -> CheckpointFile:
 
 def _identify(path: str) -> CheckpointFile:
     """Read what a checkpoint says of itself, as it says it."""
-    _refuse_foreign(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a mapping
-        with open(path, "rb") as raw:
-            digest = hashlib.sha256()
-            while block := raw.read(1 << 20):
-                digest.update(block)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise _translate(path, error) from error
+    header = _read_header(path)
+    spec = _read_spec(path, header.metadata)
+    files, shapes = [path], header.shapes
+    if shared := _shared_file(path, header.metadata):
+        files, shapes = [path, shared], _read_header(shared).shapes
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            with open(file, "rb") as raw:
+                while block := raw.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise _translate(file, error) from error
     # BatchNorm's running statistics are measured, not trained.
     trained = [
         shape
         for name, shape in shapes.items()
         if not name.endswith(("running_mean", "running_var", "_tracked"))
     ]
-    return CheckpointFile(
-        os.path.abspath(path), _read_spec(path, metadata), digest.hexdigest(), sum(map(math.prod, trained))
-    )
+    return CheckpointFile(os.path.abspath(path), spec, digest.hexdigest(), sum(map(math.prod, trained)))
+
+
+class _Header(NamedTuple):
+    metadata: dict[str, str]
+    shapes: dict[str, list[int]]
+
+
+def _read_header(path: str) -> _Header:
+    _refuse_foreign(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            # `file` is not a mapping
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            return _Header(file.metadata() or {}, shapes)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _translate(path, error) from error
+
+
+def _shared_file(path: str, metadata: Mapping[str, str]) -> str | None:
+    """The checkpoint whose weights this one takes; None where it has its own."""
+    name = metadata.get(_SHARED)
+    if name is None:
+        return None
+    file = os.path.join(os.path.dirname(path), name)
+    if os.path.basename(name) != name or not os.path.isfile(file):
+        raise CheckpointError(
+            f"{path}: takes the weights of {name}, which is not beside it", hint="copy both files together"
+        )
+    return file
 
 
 def load(path: str) -> Checkpoint:
@@ -159,13 +216,15 @@ def load(path: str) -> Checkpoint:
 
     from unet_batch.model.architectures import build_network
 
-    spec = _identify(path).spec
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-        tensors = load_tensors(data)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise _translate(path, error) from error
+    spec, shared = _identify(path).spec, _shared_file(path, _read_header(path).metadata)
+    data = b""
+    for file in filter(None, (path, shared)):
+        try:
+            with open(file, "rb") as raw:
+                read = raw.read()
+            data, tensors = data + read, load_tensors(read)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise _translate(file, error) from error
     with torch.device("meta"):  # no time spent on random weights that are replaced at once
         model = build_network(spec)
     tensors = {
