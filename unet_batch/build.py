@@ -27,7 +27,7 @@ from unet_batch.engine.compiler import (
     compile_plan,
 )
 from unet_batch.engine.flavours import NAMES, Flavour, install_line
-from unet_batch.engine.onnx_model import GRAPH_VERSION, OnnxModel, OnnxRunner
+from unet_batch.engine.onnx_model import OnnxModel, OnnxRunner
 from unet_batch.engine.proof import Reference
 from unet_batch.engine.sidecar import EngineRecipe, Sidecar, file_name
 from unet_batch.engine.source import Source
@@ -426,12 +426,6 @@ def _make_recipe(options: BuildOptions, source: Source, profile: Profile, flavou
         "hardware_compat": None if options.hardware_compat == "none" else options.hardware_compat,
         "opset": options.opset,
     }
-    if source.onnx is not None and source.onnx.facts["graph"] != GRAPH_VERSION:
-        raise CheckpointError(
-            f"{source.path}: version {source.onnx.facts['graph']} of the network's graph, this program "
-            f"makes {GRAPH_VERSION}",
-            hint=onnx_model.EXPORT,
-        )
     found = gpu.driver()
     target = found.gpus[0].sm if flavour.needs_gpu_to_build and found is not None and found.gpus else "any"
     return EngineRecipe(

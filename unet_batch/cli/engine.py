@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unet_batch.engine.onnx_model import OnnxModel
     from unet_batch.engine.sidecar import Sidecar
     from unet_batch.engine.store import Engine
-    from unet_batch.model.checkpoint import CheckpointFile
+    from unet_batch.model.checkpoint import ModelFile
     from unet_batch.types import ModelSpec
 
 
@@ -280,7 +280,7 @@ def inspect(file: str | None, as_json: bool) -> None:
         print_json(data)
 
 
-def _print_checkpoint(lines: Lines, found: CheckpointFile) -> dict[str, Any]:
+def _print_checkpoint(lines: Lines, found: ModelFile) -> dict[str, Any]:
     from unet_batch.model import zoo
 
     card = {section: zoo.card_points(found.path, section) for section in ("Tried on", "Not for")}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.datasets.dataset import Dataset
     from unet_batch.inference.backends.select import Request
-    from unet_batch.model.checkpoint import CheckpointFile
+    from unet_batch.model.checkpoint import ModelFile
     from unet_batch.run.options import RunOptions, VideoOptions
 
 Size = tuple[int, int]
@@ -61,8 +61,10 @@ SIZE = Parsed(parse_size)
 
 
 def complete_model(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Bundled models, checkpoints that begin as what is typed, and else folders."""
-    files = sorted(glob.glob(glob.escape(typed) + "*.safetensors"))
+    """Bundled models, checkpoints and graphs that begin as what is typed, and else folders."""
+    files = sorted(
+        file for suffix in (".safetensors", ".onnx") for file in glob.glob(glob.escape(typed) + "*" + suffix)
+    )
     names = [
         CompletionItem(name, help=bundled.purpose)
         for name, bundled in BUNDLED.items()
@@ -84,17 +86,19 @@ class NetworkOptions:
     engines_dir: str
     batch_size: int | None
 
-    def checkpoint(self) -> CheckpointFile:
+    def model_file(self) -> ModelFile:
         """The model's file, looked at but not loaded.
 
         Raises:
             CheckpointError: there is none, or it cannot be read.
+            BackendUnavailable: it is a graph, and onnx is not installed.
         """
-        from unet_batch.model import checkpoint, zoo
+        from unet_batch.engine import source
+        from unet_batch.model import zoo
 
-        return checkpoint.identify(zoo.resolve(self.model))
+        return source.identify(zoo.resolve(self.model))
 
-    def request(self, file: CheckpointFile, build: Callable[[str], object] | None = None) -> Request:
+    def request(self, file: ModelFile, build: Callable[[str], object] | None = None) -> Request:
         """What `inference.backends.select` is asked for."""
         from unet_batch.inference.backends.select import Request
 
@@ -131,7 +135,7 @@ network_options = Bundle(
         ["-m", "--model"],
         metavar="FILE",
         shell_complete=complete_model,
-        help=f"A checkpoint (.safetensors) or {', '.join(BUNDLED)}, which inspect lists.  "
+        help=f"A checkpoint (.safetensors), a graph (.onnx), or {', '.join(BUNDLED)}, which inspect lists.  "
         f"[default: {DEFAULT}]",
     ),
     _model(
@@ -148,11 +152,11 @@ network_options = Bundle(
     ),
     _model(
         ["--backend"],
-        type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "torch")),
+        type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "torch", "openvino", "onnxruntime")),
         default="auto",
         show_default=True,
-        help="What runs the network. auto takes the first that can, in this order, and says why; the others "
-        "never fall back.",
+        help="What runs the network. auto takes the first that can, in this order, on a CPU openvino before "
+        "torch, and says why; the others never fall back.",
     ),
     _model(["--device"], metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]"),
     _model(["--require-gpu"], is_flag=True, help="Refuse to run on the CPU."),

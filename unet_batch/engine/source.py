@@ -7,15 +7,34 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from unet_batch.engine import onnx_model, proof, store
+from unet_batch.engine import onnx_model, proof
 from unet_batch.engine.proof import Reference
 from unet_batch.errors import BackendUnavailable, CheckpointError
-from unet_batch.model import checkpoint
+from unet_batch.model import checkpoint, foreign
 
 if TYPE_CHECKING:
     from unet_batch.engine.onnx_model import OnnxModel
-    from unet_batch.model.checkpoint import Checkpoint
+    from unet_batch.model.checkpoint import Checkpoint, ModelFile
     from unet_batch.types import Size
+
+
+def is_graph(path: str) -> bool:
+    """Whether a model's file is an ONNX graph, by its name or its first bytes."""
+    try:
+        found = foreign.recognise(path)
+    except OSError:  # whoever reads it says so better
+        found = None
+    return path.lower().endswith(".onnx") or (found is not None and found.is_onnx)
+
+
+def identify(path: str) -> ModelFile:
+    """Read what a model's file says of itself, checkpoint or graph, without its weights and PyTorch.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another kind.
+        BackendUnavailable: reading a graph needs onnx.
+    """
+    return onnx_model.identify(path) if is_graph(path) else checkpoint.identify(path)
 
 
 class Source:
@@ -34,18 +53,10 @@ class Source:
     def __init__(self, path: str) -> None:
         self.path = path
         self.onnx: OnnxModel | None = None
-        if path.lower().endswith(".onnx"):
+        file = identify(path)
+        self.spec, self.sha256 = file.spec, file.sha256
+        if file.is_graph:
             self.onnx = onnx_model.read(path)
-            self.spec, self.sha256 = self.onnx.spec, self.onnx.source_sha256
-            if self.spec.classes.foreground is not None:
-                raise CheckpointError(
-                    f"{path}: computes ids of a background and one class, for which this program makes one "
-                    "probability",
-                    hint=onnx_model.EXPORT,
-                )
-        else:
-            file = checkpoint.identify(path)
-            self.spec, self.sha256 = file.spec, file.sha256
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -94,6 +105,8 @@ class Source:
         """
         notes = []
         if self.onnx is not None:
+            from unet_batch.engine import store
+
             reference = store.unpack(os.path.splitext(self.path)[0] + ".npz")
         else:
             loaded = self.checkpoint  # first of all: it says so where PyTorch is missing

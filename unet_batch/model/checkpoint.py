@@ -34,20 +34,24 @@ _VERSION_OF = {"unet": 1, "encoder-unet": 2}  # what a program must read to unde
 
 
 @dataclass(frozen=True)
-class CheckpointFile:
-    """What a checkpoint says of itself, its weights not loaded.
+class ModelFile:
+    """What a model's file says of itself, its weights not loaded: a checkpoint, or an ONNX graph.
 
     Attributes:
         path: the file, absolute.
-        spec: of the model as `load` gives it: of a background and one class, the probability of that class.
-        sha256: of the file's bytes, in hexadecimal.
+        spec: of the model as `load` gives it: of a background and one class, the probability of that class;
+            of a graph of one size, with that size.
+        sha256: in hexadecimal: of a checkpoint's bytes; of a graph, of what it was made from, so that a
+            checkpoint and its graph are one model.
         parameters: number of trained values.
+        is_graph: it is an ONNX graph.
     """
 
     path: str
     spec: ModelSpec
     sha256: str
     parameters: int
+    is_graph: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """What identifies the model, for reports."""
@@ -72,7 +76,7 @@ class Checkpoint:
 
     Attributes:
         model: the network in evaluation mode, float32, on the CPU.
-        spec: of the model, see `CheckpointFile`.
+        spec: of the model, see `ModelFile`.
         sha256: of the file's bytes, in hexadecimal.
         path: where it was read.
     """
@@ -113,7 +117,7 @@ def save(path: str, model: SegmentationNetwork, spec: ModelSpec, *, sync: bool =
     write_atomic(path, save_tensors(tensors, metadata), sync=sync)
 
 
-def identify(path: str) -> CheckpointFile:
+def identify(path: str) -> ModelFile:
     """Read what a checkpoint says of itself, and its sha256; loads no weights and no PyTorch.
 
     Raises:
@@ -123,7 +127,7 @@ def identify(path: str) -> CheckpointFile:
     return replace(file, spec=spec_json.as_one_class(file.spec))
 
 
-def _identify(path: str) -> CheckpointFile:
+def _identify(path: str) -> ModelFile:
     """Read what a checkpoint says of itself, as it says it."""
     _refuse_foreign(path)
     try:
@@ -142,7 +146,7 @@ def _identify(path: str) -> CheckpointFile:
         for name, shape in shapes.items()
         if not name.endswith(("running_mean", "running_var", "_tracked"))
     ]
-    return CheckpointFile(
+    return ModelFile(
         os.path.abspath(path), _read_spec(path, metadata), digest.hexdigest(), sum(map(math.prod, trained))
     )
 

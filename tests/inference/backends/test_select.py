@@ -22,7 +22,7 @@ from unet_batch.inference.backends.select import Request, Selection
 from unet_batch.inference.backends.tensorrt import TensorRTBackend
 from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.model import checkpoint
-from unet_batch.model.checkpoint import CheckpointFile
+from unet_batch.model.checkpoint import ModelFile
 from unet_batch.testing import fake_spec
 from unet_batch.types import ClassTable
 
@@ -31,7 +31,7 @@ SIZE = (64, 96)
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFile:
+def file(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
     path = str(tmp_path_factory.mktemp("model") / "net.safetensors")
     model = confident(size=SIZE)
     checkpoint.save(path, model.model, replace(model.spec, name="net"))
@@ -58,7 +58,7 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_driver")
 class TestWithoutADriver:
-    def test_auto_says_so_once(self, file: CheckpointFile) -> None:
+    def test_auto_says_so_once(self, file: ModelFile) -> None:
         selection = select.select(Request(file))
         close_open(selection)
         assert selection.backend.name == "torch-cpu"
@@ -70,7 +70,7 @@ class TestWithoutADriver:
 
     @pytest.mark.parametrize("backend", ["auto", "torch"])
     def test_and_without_pytorch(
-        self, file: CheckpointFile, backend: str, monkeypatch: pytest.MonkeyPatch
+        self, file: ModelFile, backend: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Engines run without it, so it may not be there."""
         monkeypatch.setitem(sys.modules, "unet_batch.inference.backends.torch", None)
@@ -83,19 +83,19 @@ class TestWithoutADriver:
         )
 
     @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
-    def test_an_explicit_choice_never_falls_back(self, file: CheckpointFile, name: str) -> None:
+    def test_an_explicit_choice_never_falls_back(self, file: ModelFile, name: str) -> None:
         with pytest.raises(BackendUnavailable, match="no NVIDIA driver") as caught:
             select.select(Request(file, name))
         assert "install NVIDIA's driver" in caught.value.hint
 
     @pytest.mark.parametrize("backend", ["auto", "torch"])
-    def test_a_gpu_that_is_required(self, file: CheckpointFile, backend: str) -> None:
+    def test_a_gpu_that_is_required(self, file: ModelFile, backend: str) -> None:
         with pytest.raises(BackendUnavailable, match="no GPU can be used: no NVIDIA driver") as caught:
             select.select(Request(file, backend, require_gpu=True))
         assert "install NVIDIA's driver" in caught.value.hint
 
 
-def test_a_driver_without_a_gpu(file: CheckpointFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_without_a_gpu(file: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver((13, 0), (), "no GPU is visible"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     selection = select.select(Request(file))
@@ -106,7 +106,7 @@ def test_a_driver_without_a_gpu(file: CheckpointFile, monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("h200")
 class TestWithAGpu:
     @pytest.mark.usefixtures("nothing_installed")
-    def test_every_step_down_has_its_reason_and_its_fix(self, file: CheckpointFile) -> None:
+    def test_every_step_down_has_its_reason_and_its_fix(self, file: ModelFile) -> None:
         selection = select.select(Request(file))
         close_open(selection)
         assert [(step.name, step.fix) for step in selection.passed_over] == [
@@ -121,7 +121,7 @@ class TestWithAGpu:
         )
 
     def test_a_missing_engine_names_the_command_that_builds_it(
-        self, file: CheckpointFile, tmp_path: Path
+        self, file: ModelFile, tmp_path: Path
     ) -> None:
         request = Request(file, "tensorrt-rtx", engines_dir=str(tmp_path), size=(32, 48), batch_size=8)
         with pytest.raises(BackendUnavailable, match="no engine in ") as caught:
@@ -132,7 +132,7 @@ class TestWithAGpu:
         )
 
     def test_a_gpu_that_is_not_the_first_is_not_built_for(
-        self, file: CheckpointFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, file: ModelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         two = gpu.Driver((13, 0), (H200.gpus[0], replace(H200.gpus[0], index=1)))
         monkeypatch.setattr(gpu, "driver", lambda: two)
@@ -143,7 +143,7 @@ class TestWithAGpu:
         assert caught.value.hint == "CUDA_VISIBLE_DEVICES=1 and --device cuda"
 
     def test_auto_goes_on_when_pytorch_cannot_open_the_gpu(
-        self, file: CheckpointFile, monkeypatch: pytest.MonkeyPatch
+        self, file: ModelFile, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Another program may have filled it."""
 
@@ -159,7 +159,7 @@ class TestWithAGpu:
         assert selection.backend.name == "torch-cpu"
         assert selection.passed_over[-1].reason == "CUDA out of memory"
 
-    def test_it_is_built_when_told(self, file: CheckpointFile, tmp_path: Path, engine: store.Engine) -> None:
+    def test_it_is_built_when_told(self, file: ModelFile, tmp_path: Path, engine: store.Engine) -> None:
         """And then only the machine is missing."""
         asked = []
 
@@ -171,7 +171,7 @@ class TestWithAGpu:
             select.select(Request(file, "tensorrt-rtx", engines_dir=str(tmp_path), build=build))
         assert asked == ["tensorrt-rtx"]
 
-    def test_auto_goes_on_when_a_build_or_a_backend_fails(self, file: CheckpointFile, tmp_path: Path) -> None:
+    def test_auto_goes_on_when_a_build_or_a_backend_fails(self, file: ModelFile, tmp_path: Path) -> None:
         def build(name: str) -> None:
             raise BackendError("asked for fp16, but only 3.0% of the arithmetic is fp16")
 
@@ -182,11 +182,11 @@ class TestWithAGpu:
             step.reason for step in selection.passed_over if step.name == "tensorrt-rtx"
         )
 
-    def test_a_gpu_that_is_not_there(self, file: CheckpointFile) -> None:
+    def test_a_gpu_that_is_not_there(self, file: ModelFile) -> None:
         with pytest.raises(BackendUnavailable, match=r"cuda:3: this machine has 1 GPU\(s\)"):
             select.select(Request(file, "tensorrt-rtx", device="cuda:3"))
 
-    def test_torch_with_a_device_is_torch(self, file: CheckpointFile) -> None:
+    def test_torch_with_a_device_is_torch(self, file: ModelFile) -> None:
         selection = select.select(Request(file, device="cpu"))
         close_open(selection)
         assert (selection.backend.name, selection.passed_over) == ("torch-cpu", ())
@@ -202,7 +202,7 @@ def close_open(selection: Selection) -> None:
 
 
 @pytest.fixture(scope="module")
-def engine(file: CheckpointFile, tmp_path_factory: pytest.TempPathFactory) -> store.Engine:
+def engine(file: ModelFile, tmp_path_factory: pytest.TempPathFactory) -> store.Engine:
     pytest.importorskip(
         "tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a GPU: pip install tensorrt-rtx"
     )
@@ -222,14 +222,14 @@ class TestEnginesThatDoNotFit:
     def folder(self, engine: store.Engine, tmp_path: Path) -> Path:
         return Path(shutil.copytree(Path(engine.path).parent, tmp_path / "engines"))
 
-    def refusal(self, file: CheckpointFile, folder: Path, **changes: object) -> str:
+    def refusal(self, file: ModelFile, folder: Path, **changes: object) -> str:
         with pytest.raises(BackendUnavailable) as caught:
             select.select(Request(file, "tensorrt-rtx", engines_dir=str(folder), **changes))  # type: ignore[arg-type]
         assert "\n" not in caught.value.message
         assert caught.value.hint
         return caught.value.message
 
-    def test_a_sound_one_only_lacks_the_machine(self, file: CheckpointFile, folder: Path) -> None:
+    def test_a_sound_one_only_lacks_the_machine(self, file: ModelFile, folder: Path) -> None:
         assert "no CUDA memory" in self.refusal(file, folder)
 
     @pytest.mark.parametrize(
@@ -244,24 +244,24 @@ class TestEnginesThatDoNotFit:
             ("another key", "not the sidecar of an engine: its key does not belong to its recipe"),
         ],
     )
-    def test_damaged(self, file: CheckpointFile, folder: Path, damage: str, message: str) -> None:
+    def test_damaged(self, file: ModelFile, folder: Path, damage: str, message: str) -> None:
         (plan,) = folder.glob("*.plan")
         harm(str(plan), damage)
         assert message in self.refusal(file, folder)
 
-    def test_of_another_model(self, file: CheckpointFile, folder: Path) -> None:
+    def test_of_another_model(self, file: ModelFile, folder: Path) -> None:
         assert "belongs to another model (net, sha256 " in self.refusal(
             replace(file, sha256="0" * 64), folder
         )
 
-    def test_of_another_size(self, file: CheckpointFile, folder: Path) -> None:
+    def test_of_another_size(self, file: ModelFile, folder: Path) -> None:
         assert "takes batch 1..4 (best 2), 64x96, not 32x48" in self.refusal(file, folder, size=(32, 48))
 
-    def test_of_another_batch(self, file: CheckpointFile, folder: Path) -> None:
+    def test_of_another_batch(self, file: ModelFile, folder: Path) -> None:
         assert "not a batch of 8" in self.refusal(file, folder, batch_size=8)
 
     def test_of_a_background_and_one_class_as_ids(
-        self, file: CheckpointFile, engine: store.Engine, tmp_path: Path
+        self, file: ModelFile, engine: store.Engine, tmp_path: Path
     ) -> None:
         """As an earlier release built them: its maps hold 0 and 1 where this one takes a probability."""
         spec = replace(
@@ -272,17 +272,17 @@ class TestEnginesThatDoNotFit:
         assert "computes ids of a background and one class" in self.refusal(file, tmp_path)
 
     def test_of_another_version(
-        self, file: CheckpointFile, folder: Path, monkeypatch: pytest.MonkeyPatch
+        self, file: ModelFile, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sys.modules["tensorrt_rtx"], "__version__", "1.99.0")
         assert "installed is 1.99.0" in self.refusal(file, folder)
 
-    def test_that_was_run_and_refused(self, file: CheckpointFile, folder: Path) -> None:
+    def test_that_was_run_and_refused(self, file: ModelFile, folder: Path) -> None:
         (plan,) = folder.glob("*.plan")
         store.load(str(plan)).refuse("NVIDIA H200", "Dice 0.4")
         assert "was run and refused: Dice 0.4" in self.refusal(file, folder)
 
-    def test_auto_steps_down_and_says_why(self, file: CheckpointFile, folder: Path) -> None:
+    def test_auto_steps_down_and_says_why(self, file: ModelFile, folder: Path) -> None:
         (plan,) = folder.glob("*.plan")
         harm(str(plan), "byte")
         selection = select.select(Request(file, engines_dir=str(folder)))
@@ -348,7 +348,7 @@ class TestEnginesThatDoNotFit:
 
 
 class TestRequests:
-    def test_an_unknown_backend(self, file: CheckpointFile) -> None:
+    def test_an_unknown_backend(self, file: ModelFile) -> None:
         with pytest.raises(UsageError, match="'onnx' is not known"):
             select.select(Request(file, "onnx"))
 
@@ -360,7 +360,7 @@ class TestRequests:
             ({"device": "cpu", "require_gpu": True}, "--require-gpu contradicts --device cpu"),
         ],
     )
-    def test_contradictions(self, file: CheckpointFile, changes: dict[str, object], message: str) -> None:
+    def test_contradictions(self, file: ModelFile, changes: dict[str, object], message: str) -> None:
         with pytest.raises(UsageError, match=message):
             select.select(Request(file, **changes))  # type: ignore[arg-type]
 
@@ -370,13 +370,13 @@ class TestRequests:
         [("warp", "not a device PyTorch knows"), ("xpu", "not supported"), ("cuda:99", "cuda:99: ")],
     )
     def test_an_impossible_device_never_falls_back(
-        self, file: CheckpointFile, device: str, message: str
+        self, file: ModelFile, device: str, message: str
     ) -> None:
         with pytest.raises(BackendUnavailable, match=message):
             select.select(Request(file, device=device))
 
     @pytest.mark.usefixtures("no_driver")
-    def test_another_size(self, file: CheckpointFile) -> None:
+    def test_another_size(self, file: ModelFile) -> None:
         selection = select.select(Request(file, size=(32, 48)))
         assert selection.backend.input_size == (32, 48)
         assert selection.backend.infer([selection.backend.buffer()]).shape == (1, 32, 48)

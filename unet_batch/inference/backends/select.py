@@ -19,7 +19,7 @@ from unet_batch.engine.flavours import NAMES
 from unet_batch.errors import BackendError, BackendUnavailable, UsageError
 from unet_batch.inference.backends.base import Backend
 from unet_batch.model import checkpoint, zoo
-from unet_batch.model.checkpoint import CheckpointFile
+from unet_batch.model.checkpoint import ModelFile
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -81,7 +81,7 @@ class Request:
         build: called with `tensorrt` or `tensorrt-rtx` where no engine fits, to build one; None leaves it.
     """
 
-    model: CheckpointFile
+    model: ModelFile
     backend: str = "auto"
     device: str | None = None
     batch_size: int | None = None
