@@ -283,6 +283,11 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def has_cuda() -> bool:
+    """Whether the ONNX Runtime that is installed was built for NVIDIA GPUs."""
+    return "CUDAExecutionProvider" in _import("onnxruntime").get_available_providers()
+
+
 class OnnxRunner:
     """Runs a graph with ONNX Runtime: uint8 (N, H, W, C) -> uint8 (N, H, W), from several threads at once.
 
@@ -305,7 +310,7 @@ class OnnxRunner:
         options.inter_op_num_threads = 1
         options.intra_op_num_threads = threads or 0
         cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
-        if device is not None and cuda not in runtime.get_available_providers():
+        if device is not None and not has_cuda():
             raise BackendUnavailable(
                 f"ONNX Runtime {runtime.__version__} was built without CUDA", hint=_INSTALL_CUDA
             )

@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from tests.helpers.engines import confident, harm
+from tests.helpers.graphs import openvino_engine, saved_checkpoint, saved_graph
 from unet_batch import gpu
 from unet_batch.build import BuildOptions, build_engine
-from unet_batch.engine import flavours, store
+from unet_batch.engine import flavours, source, store
 from unet_batch.engine.compiler import Profile
 from unet_batch.engine.flavours import Flavour
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, UsageError
 from unet_batch.inference.backends import select
-from unet_batch.inference.backends.select import Request, Selection
+from unet_batch.inference.backends.openvino import OpenVinoBackend
+from unet_batch.inference.backends.select import Request, Selection, Step
 from unet_batch.inference.backends.tensorrt import TensorRTBackend
 from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.model import checkpoint
@@ -56,17 +58,26 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flavours, "MODULES", dict.fromkeys(flavours.NAMES, "no_such_module"))
 
 
+@pytest.fixture(autouse=True)
+def no_openvino(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not it is installed; but for the tests of it."""
+    if "openvino" not in request.keywords:
+        monkeypatch.setattr(select, "installed_version", lambda name: None)
+
+
 @pytest.mark.usefixtures("no_driver")
 class TestWithoutADriver:
     def test_auto_says_so_once(self, file: ModelFile) -> None:
         selection = select.select(Request(file))
         close_open(selection)
         assert selection.backend.name == "torch-cpu"
-        assert selection.backend.reason.startswith("no NVIDIA driver; ")
-        assert [(step.name, step.reason) for step in selection.passed_over] == [
+        assert selection.backend.reason.startswith("no NVIDIA driver; openvino is not installed; ")
+        *gpus, openvino = selection.passed_over
+        assert [(step.name, step.reason) for step in gpus] == [
             (name, "no NVIDIA driver") for name in ("tensorrt", "tensorrt-rtx", "torch-cuda")
         ]
-        assert all("driver" in step.fix for step in selection.passed_over)
+        assert all("driver" in step.fix for step in gpus)
+        assert openvino == Step("openvino", "openvino is not installed", 'pip install "unet-batch[openvino]"')
 
     @pytest.mark.parametrize("backend", ["auto", "torch"])
     def test_and_without_pytorch(
@@ -74,8 +85,9 @@ class TestWithoutADriver:
     ) -> None:
         """Engines run without it, so it may not be there."""
         monkeypatch.setitem(sys.modules, "unet_batch.inference.backends.torch", None)
+        between = "openvino is not installed; " if backend == "auto" else ""
         with pytest.raises(
-            BackendUnavailable, match="no NVIDIA driver; PyTorch is not installed or does not load"
+            BackendUnavailable, match=f"no NVIDIA driver; {between}PyTorch is not installed or does not load"
         ) as caught:
             select.select(Request(file, backend))
         assert (
@@ -113,6 +125,7 @@ class TestWithAGpu:
             ("tensorrt", 'pip install "unet-batch[tensorrt]"'),
             ("tensorrt-rtx", 'pip install "unet-batch[tensorrt-rtx]"'),
             ("torch-cuda", "pip install --force-reinstall torch -i https://download.pytorch.org/whl/cu130"),
+            ("openvino", 'pip install "unet-batch[openvino]"'),
         ]
         assert selection.backend.reason.startswith(
             "tensorrt is not installed; tensorrt-rtx is not installed; "
@@ -120,9 +133,7 @@ class TestWithAGpu:
             "driver; "
         )
 
-    def test_a_missing_engine_names_the_command_that_builds_it(
-        self, file: ModelFile, tmp_path: Path
-    ) -> None:
+    def test_a_missing_engine_names_the_command_that_builds_it(self, file: ModelFile, tmp_path: Path) -> None:
         request = Request(file, "tensorrt-rtx", engines_dir=str(tmp_path), size=(32, 48), batch_size=8)
         with pytest.raises(BackendUnavailable, match="no engine in ") as caught:
             select.select(request)
@@ -157,7 +168,7 @@ class TestWithAGpu:
         selection = select.select(Request(file))
         close_open(selection)
         assert selection.backend.name == "torch-cpu"
-        assert selection.passed_over[-1].reason == "CUDA out of memory"
+        assert selection.passed_over[2] == Step("torch-cuda", "CUDA out of memory", "")
 
     def test_it_is_built_when_told(self, file: ModelFile, tmp_path: Path, engine: store.Engine) -> None:
         """And then only the machine is missing."""
@@ -186,10 +197,11 @@ class TestWithAGpu:
         with pytest.raises(BackendUnavailable, match=r"cuda:3: this machine has 1 GPU\(s\)"):
             select.select(Request(file, "tensorrt-rtx", device="cuda:3"))
 
-    def test_torch_with_a_device_is_torch(self, file: ModelFile) -> None:
+    def test_a_cpu_that_was_asked_for_is_not_looked_for_on_the_gpu(self, file: ModelFile) -> None:
         selection = select.select(Request(file, device="cpu"))
         close_open(selection)
-        assert (selection.backend.name, selection.passed_over) == ("torch-cpu", ())
+        assert selection.backend.name == "torch-cpu"
+        assert [step.name for step in selection.passed_over] == ["openvino"]
         assert selection.backend.reason.startswith("as asked")
 
 
@@ -271,9 +283,7 @@ class TestEnginesThatDoNotFit:
         store.install(str(tmp_path), sidecar, b"plan", engine.read_reference())
         assert "computes ids of a background and one class" in self.refusal(file, tmp_path)
 
-    def test_of_another_version(
-        self, file: ModelFile, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_of_another_version(self, file: ModelFile, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys.modules["tensorrt_rtx"], "__version__", "1.99.0")
         assert "installed is 1.99.0" in self.refusal(file, folder)
 
@@ -309,7 +319,7 @@ class TestEnginesThatDoNotFit:
         common = {"size": SIZE, "flavour": recipe.flavour, "version": recipe.version}
         found = [
             store.find(
-                str(tmp_path), recipe.source_sha256, gpu=replace(H200.gpus[0], name=name), **common
+                str(tmp_path), recipe.source_sha256, device=replace(H200.gpus[0], name=name), **common
             ).sidecar.built["at"]
             for name in ("NVIDIA H200", "NVIDIA A100")
         ]
@@ -332,14 +342,14 @@ class TestEnginesThatDoNotFit:
             size=SIZE,
             flavour=recipe.flavour,
             version=recipe.version,
-            gpu=H200.gpus[0],
+            device=H200.gpus[0],
         )
         assert (found.sidecar.recipe.precision, found.sidecar.built["at"]) == ("fp16", 2.0)
         ampere = replace(
             recipe, target="sm_80", options={"hardware_compat": "ampere+"}, profile=recipe.profile
         )
-        assert store._runs_on(ampere, H200.gpus[0])
-        assert not store._runs_on(replace(ampere, options={}), H200.gpus[0])
+        assert not store._excludes(ampere, H200.gpus[0])
+        assert store._excludes(replace(ampere, options={}), H200.gpus[0])
 
     def test_a_backend_outside_the_profile(self, engine: store.Engine) -> None:
         for changes in ({"batch_size": 5}, {"size": (32, 48)}):
@@ -369,9 +379,7 @@ class TestRequests:
         ("device", "message"),
         [("warp", "not a device PyTorch knows"), ("xpu", "not supported"), ("cuda:99", "cuda:99: ")],
     )
-    def test_an_impossible_device_never_falls_back(
-        self, file: ModelFile, device: str, message: str
-    ) -> None:
+    def test_an_impossible_device_never_falls_back(self, file: ModelFile, device: str, message: str) -> None:
         with pytest.raises(BackendUnavailable, match=message):
             select.select(Request(file, device=device))
 
@@ -381,3 +389,124 @@ class TestRequests:
         assert selection.backend.input_size == (32, 48)
         assert selection.backend.infer([selection.backend.buffer()]).shape == (1, 32, 48)
         close_open(selection)
+
+
+class Openvino:
+    """Stands for the library where nothing of it may be imported."""
+
+    def __init__(self) -> None:
+        raise AssertionError("imported though no engine fits")
+
+
+@pytest.mark.usefixtures("no_driver")
+@pytest.mark.openvino
+class TestOpenVino:
+    @pytest.fixture
+    def file(self) -> ModelFile:
+        return source.identify(saved_checkpoint())
+
+    def test_auto_takes_its_engine_before_pytorch(self, file: ModelFile) -> None:
+        engine = openvino_engine()
+        for device in (None, "cpu"):
+            request = Request(file, device=device, engines_dir=str(Path(engine.path).parent), batch_size=3)
+            with select.select(request) as selection:
+                assert isinstance(selection.backend, OpenVinoBackend)
+                assert selection.backend.batch_size == 3
+                assert selection.backend.infer([selection.backend.buffer()] * 3).shape == (3, 32, 48)
+
+    def test_the_graph_takes_the_engine_of_its_checkpoint(self) -> None:
+        engine = openvino_engine()
+        graph = source.identify(saved_graph())
+        with select.select(Request(graph, engines_dir=str(Path(engine.path).parent))) as selection:
+            assert selection.backend.name == "openvino"
+
+    def test_without_an_engine_auto_passes_it_over_and_imports_nothing(
+        self, file: ModelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        openvino_engine()  # or skip
+        monkeypatch.setattr("unet_batch.engine.openvino.OpenVino", Openvino)
+        with select.select(Request(file, engines_dir=str(tmp_path / "none"))) as selection:
+            assert selection.backend.name == "torch-cpu"
+            step = selection.passed_over[-1]
+            assert (step.name, step.reason) == ("openvino", f"no engine in {tmp_path / 'none'}")
+            assert step.fix.startswith(f"build one: unet-batch build-engine {file.path} --builder openvino")
+            assert selection.backend.reason.startswith(f"no NVIDIA driver; openvino: no engine in {tmp_path}")
+
+    def test_it_is_built_when_told(self, file: ModelFile, tmp_path: Path) -> None:
+        asked = []
+
+        def build(name: str) -> None:
+            asked.append(name)
+            shutil.copytree(Path(openvino_engine().path).parent, tmp_path, dirs_exist_ok=True)
+
+        with select.select(Request(file, engines_dir=str(tmp_path), build=build)) as selection:
+            assert selection.backend.name == "openvino"
+        assert asked == ["openvino"]
+
+    def test_an_explicit_choice_never_falls_back(self, file: ModelFile, tmp_path: Path) -> None:
+        openvino_engine()
+        with pytest.raises(BackendUnavailable, match="no engine in ") as caught:
+            select.select(Request(file, "openvino", engines_dir=str(tmp_path)))
+        assert "--builder openvino" in caught.value.hint
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [({"device": "cuda"}, "not with cuda"), ({"require_gpu": True}, "not with --require-gpu")],
+    )
+    def test_it_runs_on_cpus_only(self, file: ModelFile, changes: dict[str, object], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            select.select(Request(file, "openvino", **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("no_driver")
+class TestGraphs:
+    @pytest.fixture
+    def graph(self) -> ModelFile:
+        return source.identify(saved_graph())
+
+    def test_auto_passes_pytorch_over_and_ends_with_onnx_runtime(self, graph: ModelFile) -> None:
+        with select.select(Request(graph)) as selection:
+            assert selection.backend.name == "onnxruntime-cpu"
+            assert [step.name for step in selection.passed_over] == [
+                "tensorrt",
+                "tensorrt-rtx",
+                "torch-cuda",
+                "openvino",
+                "torch-cpu",
+            ]
+            assert selection.passed_over[-1].reason == "PyTorch runs checkpoints, not ONNX graphs"
+            assert selection.backend.reason == (
+                "no NVIDIA driver; PyTorch runs checkpoints, not ONNX graphs; openvino is not installed; "
+                "fp32: as the graph is"
+            )
+
+    def test_pytorch_refuses_a_graph_when_asked(self, graph: ModelFile) -> None:
+        with pytest.raises(BackendUnavailable, match="PyTorch runs checkpoints, not ONNX graphs") as caught:
+            select.select(Request(graph, "torch"))
+        assert "--backend onnxruntime" in caught.value.hint
+
+    def test_onnx_runtime_names_the_command_that_exports_a_checkpoint(self, file: ModelFile) -> None:
+        with pytest.raises(BackendUnavailable, match="a checkpoint, and ONNX Runtime runs graphs") as caught:
+            select.select(Request(file, "onnxruntime"))
+        assert f"unet-batch build-engine {file.path} --onnx-only --precision fp32" in caught.value.hint
+
+    def test_without_onnx_runtime_the_command_that_installs_it_is_named(
+        self, graph: ModelFile, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        for backend in ("auto", "onnxruntime"):
+            with pytest.raises(BackendUnavailable, match="onnxruntime is not installed") as caught:
+                select.select(Request(graph, backend))
+            assert caught.value.hint == 'pip install "unet-batch[onnx]"'
+
+    def test_another_size_than_the_graphs_is_refused(self, graph: ModelFile) -> None:
+        with pytest.raises(UsageError, match="takes 32x48 only, not 64x96"):
+            select.select(Request(graph, size=(64, 96)))
+
+    def test_a_gpu_that_is_required(self, graph: ModelFile) -> None:
+        with pytest.raises(BackendUnavailable, match="no GPU can be used: no NVIDIA driver"):
+            select.select(Request(graph, require_gpu=True))
+
+    def test_a_device_that_it_does_not_know(self, graph: ModelFile) -> None:
+        with pytest.raises(UsageError, match="runs on CPUs and NVIDIA GPUs, not on mps"):
+            select.select(Request(graph, "onnxruntime", "mps"))

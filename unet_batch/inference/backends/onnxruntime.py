@@ -12,7 +12,7 @@ import numpy as np
 
 from unet_batch.engine import onnx_model
 from unet_batch.engine.onnx_model import OnnxModel, OnnxRunner
-from unet_batch.errors import BackendError, UsageError
+from unet_batch.errors import BackendError
 from unet_batch.inference.backends.base import Backend
 from unet_batch.pipeline import cpu_count
 
