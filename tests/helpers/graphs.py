@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -34,22 +35,22 @@ def photos() -> str:
     return str(folder() / "drawn/photos")
 
 
-@functools.cache
 def saved_checkpoint(size: tuple[int, int] = (32, 48), classes: int = 1) -> str:
     """Path of a checkpoint whose masks are not flat."""
     path = str(folder() / f"net{classes}-{size[0]}x{size[1]}.safetensors")
+    if os.path.exists(path):
+        return path
     model = confident(classes, size=size)
     checkpoint.save(path, model.model, replace(model.spec, name="net"))
     return path
 
 
-@functools.cache
 def saved_graph(size: tuple[int, int] = (32, 48), classes: int = 1, *, any_size: bool = False) -> str:
     """Path of the float32 graph of `saved_checkpoint`, without the pictures that a build leaves beside it."""
-    loaded = checkpoint.load(saved_checkpoint(size, classes))
-    graph = export.export(loaded, precision="fp32", any_size=any_size)
     path = folder() / f"net{classes}-{size[0]}x{size[1]}{'-any' * any_size}.onnx"
-    path.write_bytes(graph.data)
+    if not path.exists():
+        loaded = checkpoint.load(saved_checkpoint(size, classes))
+        path.write_bytes(export.export(loaded, precision="fp32", any_size=any_size).data)
     return str(path)
 
 

@@ -142,7 +142,7 @@ class OpenVino:
         return LoadedEngine(compiled, streams)
 
     def _serialize(self, model: Any) -> bytes:
-        """IR as the bytes of an archive, the same bytes for the same model."""
+        """IR as the bytes of an archive."""
         archive = io.BytesIO()
         with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(archive, "w") as packed:
             paths = {name: os.path.join(folder, name) for name in (_XML, _WEIGHTS)}

@@ -114,7 +114,8 @@ class Source:
             UsageError: see `proof_pictures`.
         """
         beside, notes = os.path.splitext(self.path)[0] + ".npz", list[str]()
-        if self.onnx is not None and not proof_images and os.path.isfile(beside):
+        brings = self.onnx is not None and (self.onnx.precision != "fp32" or os.path.isfile(beside))
+        if brings and not proof_images:
             from unet_batch.engine import store
 
             reference = store.unpack(beside)

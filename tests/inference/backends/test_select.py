@@ -85,7 +85,7 @@ class TestWithoutADriver:
     ) -> None:
         """Engines run without it, so it may not be there."""
         monkeypatch.setitem(sys.modules, "unet_batch.inference.backends.torch", None)
-        between = "openvino is not installed; " if backend == "auto" else ""
+        between = "openvino is not installed; torch-cpu: " if backend == "auto" else ""
         with pytest.raises(
             BackendUnavailable, match=f"no NVIDIA driver; {between}PyTorch is not installed or does not load"
         ) as caught:
