@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unet_batch.run.options import RunOptions, VideoOptions
 
 Size = tuple[int, int]
+BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "torch", "openvino", "onnxruntime")  # `select.CHOICES`
 
 _data = functools.partial(Option, section="Data")
 _display = functools.partial(Option, section="Display")
@@ -62,15 +63,23 @@ SIZE = Parsed(parse_size)
 
 def complete_model(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
     """Bundled models, checkpoints and graphs that begin as what is typed, and else folders."""
-    files = sorted(
-        file for suffix in (".safetensors", ".onnx") for file in glob.glob(glob.escape(typed) + "*" + suffix)
-    )
+    return [*complete_checkpoint(context, parameter, typed), *_complete_files(typed, ".onnx")]
+
+
+def complete_checkpoint(
+    context: click.Context, parameter: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    """Bundled models, checkpoints that begin as what is typed, and else folders."""
     names = [
         CompletionItem(name, help=bundled.purpose)
         for name, bundled in BUNDLED.items()
         if name.startswith(typed)
     ]
-    return [CompletionItem(typed, type="dir"), *names, *map(CompletionItem, files)]
+    return [CompletionItem(typed, type="dir"), *names, *_complete_files(typed, ".safetensors")]
+
+
+def _complete_files(typed: str, suffix: str) -> list[CompletionItem]:
+    return [CompletionItem(file) for file in sorted(glob.glob(f"{glob.escape(typed)}*{suffix}"))]
 
 
 @dataclass(frozen=True)
@@ -152,11 +161,12 @@ network_options = Bundle(
     ),
     _model(
         ["--backend"],
-        type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "torch", "openvino", "onnxruntime")),
+        metavar="NAME",
+        type=click.Choice(BACKENDS),
         default="auto",
         show_default=True,
-        help="What runs the network. auto takes the first that can, in this order, on a CPU openvino before "
-        "torch, and says why; the others never fall back.",
+        help=f"What runs the network: {', '.join(BACKENDS)}. auto takes the first that can, in this order, "
+        "on a CPU openvino before torch, and says why; the others never fall back.",
     ),
     _model(["--device"], metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]"),
     _model(["--require-gpu"], is_flag=True, help="Refuse to run on the CPU."),
