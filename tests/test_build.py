@@ -22,8 +22,8 @@ from PIL import Image
 
 from tests.helpers.engines import confident, harm, overflowing, remember_exports
 from tests.helpers.systems import needs_permissions, needs_posix
-from unet_batch import builders, gpu
-from unet_batch.build import BuildOptions, Built, build_engine
+from unet_batch import gpu
+from unet_batch.build import BuildOptions, Built, build_engine, builders
 from unet_batch.cli import main
 from unet_batch.engine import compiler, flavours, onnx_model, openvino, store
 from unet_batch.engine.compiler import Compiled, Profile, compile_plan

@@ -419,13 +419,13 @@ def _building(found: Found) -> list[Check]:
     builders = [tensorrt, rtx, openvino]
     for need in onnx[:2]:  # onnxruntime only compares results
         if need.status != "ok":
-            builders = [_lacking(check, f"needs {need.name}", need.fix) for check in builders]
+            builders = [_lacking(check, f"needs {need.name}", need.fix, need.status) for check in builders]
     return [*onnx, *builders]
 
 
-def _lacking(check: Check, detail: str, fix: str) -> Check:
+def _lacking(check: Check, detail: str, fix: str, status: Status = "missing") -> Check:
     """A library that is in order, but for something else that it needs."""
-    return replace(check, status="missing", detail=detail, fix=fix) if check.status == "ok" else check
+    return replace(check, status=status, detail=detail, fix=fix) if check.status == "ok" else check
 
 
 def _holders(found: Found) -> list[Check]:

@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from tests.helpers.engines import harm
 from tests.helpers.graphs import openvino_engine, photos, saved_checkpoint, saved_graph
 from unet_batch.build import BuildOptions, build_engine, build_for_run
-from unet_batch.builders import OpenVinoBuilder
+from unet_batch.build.builders import OpenVinoBuilder
 from unet_batch.cli import main
 from unet_batch.engine import onnx_model, openvino, source, store
 from unet_batch.engine.compiler import Profile

@@ -1,6 +1,4 @@
-"""What `unet-batch build-engine` does: checkpoint -> ONNX -> plan, proven before it is installed.
-
-    built = build_engine(BuildOptions(model="cars.safetensors", engines_dir="engines"))
+"""The composition root of a build: export, prove, compile, prove, install.
 
 Nothing is installed that was not proven: the share of half precision is counted, and masks are compared with
 those in float32, by the plan itself where this machine can run it, else by its ONNX graph.
@@ -15,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from unet_batch import builders, gpu
-from unet_batch.builders import Builder, Job, UnprovenEngine, find_builder
+from unet_batch import gpu
+from unet_batch.build import builders
+from unet_batch.build.builders import Builder, Job, UnprovenEngine, find_builder
 from unet_batch.engine import onnx_model, openvino, proof, store
 from unet_batch.engine.compiler import HARDWARE_COMPAT, CompilerOptions, NoKernel, Profile
 from unet_batch.engine.onnx_model import OnnxModel, OnnxRunner
