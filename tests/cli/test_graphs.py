@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -94,7 +95,7 @@ class TestIdentity:
     def test_without_the_onnx_package_the_command_that_installs_it_is_named(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+        monkeypatch.setitem(sys.modules, "onnx", None)
         with pytest.raises(BackendUnavailable, match="onnx is not installed") as caught:
             source.identify(saved_graph())
         assert caught.value.hint == 'pip install "unet-batch[onnx]"'
@@ -211,6 +212,18 @@ def test_python_takes_it() -> None:
     with package.load(saved_graph(), backend="onnxruntime") as segmenter:
         assert segmenter(photo).shape == (128, 192)
         assert segmenter.backend.name == "onnxruntime-cpu"
+
+
+def test_running_one_imports_no_pytorch() -> None:
+    code = (
+        "import sys, unet_batch\n"
+        "with unet_batch.load(sys.argv[1]) as segmenter:\n"
+        "    assert segmenter.backend.name == 'onnxruntime-cpu', segmenter.passed_over\n"
+        "    segmenter(sys.argv[2])\n"
+        "assert 'torch' not in sys.modules"
+    )
+    photo = str(next(Path(photos()).iterdir()))
+    subprocess.run([sys.executable, "-c", code, saved_graph(), photo], check=True)
 
 
 def test_inspected() -> None:

@@ -192,7 +192,7 @@ class OpenVinoBuilder(Builder):
         loaded = self.library.load(plan, recipe.profile.size[1], recipe.precision, 1)
         found = loaded.precisions(graph.convolutions)
         shares = []
-        if len(found) == len(graph.convolutions):
+        if found and len(found) == len(graph.convolutions):
             counted = proof.share(graph.convolutions, recipe.precision, (), found, "engine")
             counted.check()
             shares.append(proof.as_dict(counted))

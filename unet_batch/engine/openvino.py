@@ -134,7 +134,10 @@ class OpenVino:
             compiled = self._core.compile_model(model, "CPU", config)
             found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         except (RuntimeError, KeyError, zipfile.BadZipFile) as error:
-            raise BackendUnavailable(f"{self} refuses the engine: {_line(error)}") from error
+            raise BackendUnavailable(
+                f"{self} refuses the engine: {_line(error)}",
+                hint=f"build it again: unet-batch build-engine --force --builder {NAME}",
+            ) from error
         if found != _HINTS[precision]:  # which it takes without a word in place of what it has not
             raise BackendUnavailable(
                 f"{self.cpu.name} computes in {_TYPES.get(found, found)}, not {precision}"

@@ -95,7 +95,7 @@ class Sidecar:
             batch.
         refused: GPUs and CPUs on which the plan was run and its masks were wrong, with the reason.
         verified_on_gpu: the plan itself was run on some GPU and found equal; another GPU proves it again.
-        built: when, by what, on what GPU or CPU, in how many seconds.
+        built: when, by what, beside what GPU, in how many seconds.
     """
 
     spec: ModelSpec

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unet_batch.engine import openvino
 from unet_batch.engine.onnx_model import GRAPH_VERSION
 from unet_batch.engine.proof import Reference
 from unet_batch.engine.sidecar import PRECISIONS, EngineRecipe, Sidecar, parse_sidecar
@@ -53,6 +54,11 @@ class Engine:
     path: str
     sidecar: Sidecar
 
+    @property
+    def rebuild(self) -> str:
+        """What to do about one that cannot be used."""
+        return f"{REBUILD} --builder {openvino.NAME}" if self.sidecar.recipe.on_cpu else REBUILD
+
     def read_plan(self) -> bytes:
         """The plan, compared with the sidecar's sha256.
 
@@ -64,13 +70,13 @@ class Engine:
                 data = file.read()
         except OSError as error:
             raise BackendUnavailable(
-                f"{self.path}: cannot be read: {error.strerror or error}", hint=REBUILD
+                f"{self.path}: cannot be read: {error.strerror or error}", hint=self.rebuild
             ) from error
         if hashlib.sha256(data).hexdigest() != self.sidecar.plan_sha256:
             raise BackendUnavailable(
                 f"{self.path}: not the plan that was built: its sha256 differs from the sidecar's "
                 f"({len(data):,} bytes, {self.sidecar.plan_bytes:,} expected)",
-                hint=REBUILD,
+                hint=self.rebuild,
             )
         return data
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unet_batch.engine import proof
-from unet_batch.engine.store import REBUILD, Engine
+from unet_batch.engine.store import Engine
 from unet_batch.errors import BackendError, UsageError
 from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.proving import basename, complete_proof
@@ -54,7 +54,7 @@ class OpenVinoBackend(Backend):
         self.input_size = size or profile.size[1]
         if not profile.holds(self.input_size):
             height, width = self.input_size
-            raise UsageError(f"{engine.path} takes {profile}, not {height}x{width}", hint=REBUILD)
+            raise UsageError(f"{engine.path} takes {profile}, not {height}x{width}", hint=engine.rebuild)
         self.name = library.name
         self.precision = engine.sidecar.recipe.precision
         self.batch_size = batch_size or 1

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from unet_batch.engine import proof
-from unet_batch.engine.store import REBUILD, Engine
+from unet_batch.engine.store import Engine
 from unet_batch.errors import BackendError, BackendUnavailable, OutputError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def complete_proof(
     except BackendError as error:
         with suppress(OutputError):  # that it is wrong matters more than where that is written down
             engine.refuse(device, error.message)
-        raise BackendUnavailable(error.message, hint=REBUILD) from error
+        raise BackendUnavailable(error.message, hint=engine.rebuild) from error
     dice = min(parity.dice for parity in parities.values())
     is_weak = any(parity.is_weak for parity in parities.values())
     weak = ", but its pictures show next to nothing" if is_weak else ""
