@@ -22,10 +22,10 @@ from PIL import Image
 
 from tests.helpers.engines import confident, harm, overflowing, remember_exports
 from tests.helpers.systems import needs_permissions, needs_posix
-from unet_batch import build, gpu
-from unet_batch.build import BuildOptions, Built, build_engine
+from unet_batch import gpu
+from unet_batch.build import BuildOptions, Built, build_engine, builders
 from unet_batch.cli import main
-from unet_batch.engine import compiler, flavours, onnx_model, store
+from unet_batch.engine import compiler, flavours, onnx_model, openvino, store
 from unet_batch.engine.compiler import Compiled, Profile, compile_plan
 from unet_batch.engine.flavours import Flavour
 from unet_batch.engine.pictures import proof_pictures
@@ -271,8 +271,27 @@ class TestRequests:
         with pytest.raises(
             BackendError, match=r"asked for fp16, but only 0\.0% of the convolutions' arithmetic is fp16"
         ):
-            build_engine(options(graph, tmp_path))
+            build_engine(options(graph, tmp_path, precision="fp16"))
         assert not list(tmp_path.glob("*.plan"))
+
+    def test_a_graph_is_built_in_its_own_precision(self, small: str, tmp_path: Path) -> None:
+        graph = build_engine(options(small, tmp_path, precision="fp32", onnx_only=True)).onnx
+        assert graph is not None
+        built = build_engine(options(graph, tmp_path))
+        assert built.engine is not None
+        assert built.engine.sidecar.recipe.precision == "fp32"
+
+    def test_a_graph_that_came_alone_is_proven_against_onnx_runtime(self, small: str, tmp_path: Path) -> None:
+        """Of a graph in float32 other pictures, too, need neither PyTorch nor the checkpoint."""
+        graph = build_engine(options(small, tmp_path, precision="fp32", onnx_only=True)).onnx
+        assert graph is not None
+        Path(graph).with_suffix(".npz").unlink()
+        built = build_engine(options(graph, tmp_path, proof_images=tuple(PHOTOS)))
+        assert built.engine is not None
+        reference = built.engine.read_reference()
+        assert reference.made_by == "ONNX Runtime"
+        exact = onnx_model.OnnxRunner(onnx_model.read(graph).data)(reference.pictures)
+        assert np.array_equal(exact, reference.maps)
 
     def test_a_graph_that_float16_breaks_is_mended_without_a_builder_too(self, tmp_path: Path) -> None:
         built = build_engine(
@@ -298,7 +317,7 @@ class TestRequests:
     def test_onnx_and_pictures_of_ones_own(self, small: str, tmp_path: Path) -> None:
         graph = build_engine(options(small, tmp_path, onnx_only=True)).onnx
         assert graph is not None
-        with pytest.raises(UsageError, match="PyTorch's masks of other pictures need the checkpoint"):
+        with pytest.raises(UsageError, match="a graph in fp16 cannot tell what its masks are in float32"):
             build_engine(options(graph, tmp_path, proof_images=tuple(PHOTOS)))
 
     def test_onnx_of_another_size(self, small: str, tmp_path: Path) -> None:
@@ -383,7 +402,7 @@ class TestRequests:
             return compile_plan(*arguments, **options)  # type: ignore[arg-type]
 
         (tmp_path / "file").write_text("")
-        monkeypatch.setattr(build, "compile_plan", compiled)
+        monkeypatch.setattr(builders, "compile_plan", compiled)
         built = build_engine(options(small, tmp_path, timing_cache=str(tmp_path / "file" / "x.cache")))
         assert built.engine is not None
         assert any("the timing cache was not kept" in note for note in built.notes)
@@ -706,16 +725,18 @@ class TestWithoutBuilders:
     @pytest.fixture(autouse=True)
     def none_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(flavours, "MODULES", dict.fromkeys(flavours.NAMES, "no_such_module"))
+        monkeypatch.setattr(openvino, "installed_version", lambda name: None)
 
     def test_the_graph_is_written_and_the_fix_is_named(self, small: str, tmp_path: Path) -> None:
         built = build_engine(options(small, tmp_path, builder="auto"))
         assert built.engine is None
         assert built.onnx is not None
         assert onnx_model.read(built.onnx).precision == "fp16"
-        assert (
-            built.missing == "no engine was built: tensorrt is not installed; tensorrt-rtx is not installed"
+        assert built.missing == (
+            "no engine was built: tensorrt is not installed; tensorrt-rtx is not installed; "
+            "openvino is not installed"
         )
-        assert built.fix.startswith('pip install "unet-batch[tensorrt')
+        assert built.fix.startswith('pip install "unet-batch[')
         assert built.proofs
 
     def test_the_one_that_was_asked_for_is_an_error(self, small: str, tmp_path: Path) -> None:

@@ -67,13 +67,8 @@ def faster(checks: dict[tuple[str, str], Check]) -> str | None:
 
 class TestWithoutGpu:
     def test_nothing_is_asked_for(self, examine: Examine) -> None:
-        absent = dict.fromkeys(
-            (
-                *("tensorrt", "tensorrt_rtx", "onnx", "onnxscript", "onnxruntime", "pycuda", "bindings"),
-                "pillow_heif",
-            ),
-            ABSENT,
-        )
+        names = "tensorrt", "tensorrt_rtx", "onnx", "onnxscript", "onnxruntime", "pycuda", "bindings"
+        absent = dict.fromkeys((*names, "pillow_heif"), ABSENT)
         checks = examine(None, torch=CPU_TORCH, **absent)
         assert {check.status for check in checks.values()} == {"ok", "off"}
         for name in ("tensorrt", "tensorrt-rtx", "torch-cuda"):
@@ -102,6 +97,44 @@ class TestWithoutGpu:
         assert checks["GPU", "driver"].status == "broken"
         assert checks["GPU", "driver"].fix == "CUDA_VISIBLE_DEVICES is '': unset it"
         assert checks["inference", "tensorrt"].status == "off"
+
+
+class TestCpu:
+    """What else runs networks on a CPU, beside PyTorch."""
+
+    def test_openvino_is_advice_with_the_command_that_installs_it(self, examine: Examine) -> None:
+        checks = examine(None, openvino=ABSENT)
+        for group in ("inference", "building engines"):
+            assert checks[group, "openvino"].status == "off"
+            assert checks[group, "openvino"].fix == 'pip install "unet-batch[openvino]"'
+        assert faster(checks) == "openvino"
+
+    def test_openvino_without_an_engine_names_the_command_that_builds_one(self, examine: Examine) -> None:
+        auto = running("torch-cpu fp32")
+        auto.facts["passed"] = {"openvino": ("no engine in engines", "unet-batch build-engine ...")}
+        checks = examine(None, segmenter=auto)
+        assert checks["inference", "openvino"] == Check(
+            "inference", "openvino", "off", "1.2.3: no engine in engines", "unet-batch build-engine ..."
+        )
+        assert faster(checks) == "openvino"
+
+    def test_openvino_with_an_engine_is_what_runs(self, examine: Examine) -> None:
+        checks = examine(None, segmenter=running("openvino fp32"))
+        assert (checks["inference", "openvino"].status, faster(checks)) == ("ok", None)
+
+    def test_it_is_no_advice_beside_a_gpu(self, examine: Examine) -> None:
+        checks = examine(driver((13, 0), (8, 9)), openvino=ABSENT, segmenter=running("torch-cuda fp16"))
+        assert checks["inference", "openvino"].status == "off"
+        assert faster(checks) is None
+
+    def test_onnx_runtime_runs_graphs(self, examine: Examine) -> None:
+        assert examine(None)["inference", "onnxruntime"].detail == "1.2.3: runs graphs (.onnx)"
+        check = examine(None, onnxruntime=ABSENT)["inference", "onnxruntime"]
+        assert (check.status, check.fix) == ("off", 'pip install "unet-batch[onnx]"')
+
+    def test_building_for_a_cpu_needs_onnx(self, examine: Examine) -> None:
+        check = examine(None, onnx=ABSENT)["building engines", "openvino"]
+        assert (check.status, check.detail) == ("off", "needs onnx")
 
 
 class TestWithGpu:

@@ -73,6 +73,27 @@ def test_architecture_sends_nobody_to_a_file_that_is_not_there() -> None:
         assert (ROOT / name).exists() or (ROOT / "unet_batch" / name).exists(), name
 
 
+def test_every_package_of_an_extra_is_used_by_the_package() -> None:
+    """What nothing imports is not installed; tools for the tests and the documents apart."""
+    section = re.search(r"^\[project.optional-dependencies\]\n(.*?)^\[", read("pyproject.toml"), re.M | re.S)
+    assert section is not None
+    extras = re.findall(r"^([a-z-]+) = \[(.*?)\](?=$|  #)", section[1], re.MULTILINE | re.DOTALL)
+    assert {"train", "openvino", "heic"} <= {name for name, _ in extras}
+    # `doctor` names all of them
+    files = [path for path in (ROOT / "unet_batch").rglob("*.py") if path.name != "doctor.py"]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    for extra, requirements in extras:
+        if extra in ("docs", "test"):
+            continue
+        packages = re.findall(r'"([a-z][a-z0-9-]*)[><=!]', requirements)
+        assert packages or "unet-batch[" in requirements, extra
+        for package in packages:
+            # The encoders' are found by the encoder's name, see `find_weights`
+            module = package.removesuffix("-pytorch-model").replace("-", "[-._]")
+            used = re.search(rf"""(import |from |[."']){module}\b""", code)
+            assert used, f"the extra {extra} installs {package}, which nothing imports"
+
+
 def test_constraints_pin_all_that_is_declared() -> None:
     pinned = {line.split("==")[0] for line in read("constraints.txt").splitlines() if "==" in line}
     project = read("pyproject.toml")

@@ -50,9 +50,10 @@ def load(
     """Load a model, ready to segment.
 
     Args:
-        model: path of a checkpoint (`.safetensors`), or the name of a bundled model; None takes the bundled
-            default.
-        backend: `auto`, `tensorrt`, `tensorrt-rtx` or `torch`; only `auto` falls back.
+        model: path of a checkpoint (`.safetensors`) or of a graph (`.onnx`), or the name of a bundled model;
+            None takes the bundled default.
+        backend: `auto`, `tensorrt`, `tensorrt-rtx`, `torch`, `openvino` or `onnxruntime`; only `auto` falls
+            back.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; None chooses.
         threshold: probability from which a pixel counts as the class; None takes the model's own.
         batch_size: most pictures for one call of the network; None lets the backend choose.
@@ -68,12 +69,13 @@ def load(
         BackendUnavailable: the backend or device that was asked for cannot be used.
         UsageError: an argument is out of range.
     """
+    from unet_batch.engine import source
     from unet_batch.inference.backends.select import Request
     from unet_batch.inference.segmenter import open_segmenter
     from unet_batch.media.images import MAX_PIXELS
-    from unet_batch.model import checkpoint, zoo
+    from unet_batch.model import zoo
 
-    file = checkpoint.identify(zoo.resolve(model))
+    file = source.identify(zoo.resolve(model))
     return open_segmenter(
         Request(file, backend, device, batch_size, size, engines_dir, require_gpu),
         threshold=threshold,

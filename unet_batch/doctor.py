@@ -84,6 +84,7 @@ _PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnx"),
     "tensorrt": ("tensorrt", "tensorrt"),
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx"),
+    "openvino": ("openvino", "openvino"),
     "pycuda.driver": ("pycuda", "pycuda"),
     "cuda.bindings.utils": ("cuda-bindings", "tensorrt"),
     "simplejpeg": ("simplejpeg", ""),
@@ -394,10 +395,15 @@ def _inference(found: Found) -> list[Check]:
         rtx = _lacking(rtx, f"{rtx.detail}: {step[0]}", step[1])
     if tensorrt.status == "ok" and rtx.status == "missing":  # one of them is enough
         rtx = replace(rtx, status="off", detail="not installed; tensorrt serves", fix="")
+    openvino = _judge(group, "openvino", "openvino", found, wanted=False)
+    if (step := segmenter.facts.get("passed", {}).get("openvino")) and openvino.status == "ok":
+        openvino = replace(openvino, status="off", detail=f"{openvino.detail}: {step[0]}", fix=step[1])
+    runtime = _judge(group, "onnxruntime", "onnxruntime", found, wanted=False, note=": runs graphs (.onnx)")
     precision, auto = "", Check(group, "auto", "broken", segmenter.problem)
     if segmenter.works:
         precision, auto = f", {segmenter.facts['cpu']}", Check(group, "auto", "ok", segmenter.facts["auto"])
-    return [tensorrt, rtx, torch_cuda, _judge(group, "torch-cpu", "torch", found, note=precision), auto]
+    torch_cpu = _judge(group, "torch-cpu", "torch", found, note=precision)
+    return [tensorrt, rtx, torch_cuda, openvino, torch_cpu, runtime, auto]
 
 
 def _building(found: Found) -> list[Check]:
@@ -409,15 +415,17 @@ def _building(found: Found) -> list[Check]:
     tensorrt = _tensorrt(group, found, ": builds for this GPU")
     note = ": builds for RTX GPUs, needs none itself"
     rtx = _judge(group, "tensorrt-rtx", "tensorrt_rtx", found, wanted=False, note=note)
+    openvino = _judge(group, "openvino", "openvino", found, wanted=False, note=": builds for CPUs")
+    builders = [tensorrt, rtx, openvino]
     for need in onnx[:2]:  # onnxruntime only compares results
         if need.status != "ok":
-            tensorrt, rtx = (_lacking(check, f"needs {need.name}", need.fix) for check in (tensorrt, rtx))
-    return [*onnx, tensorrt, rtx]
+            builders = [_lacking(check, f"needs {need.name}", need.fix, need.status) for check in builders]
+    return [*onnx, *builders]
 
 
-def _lacking(check: Check, detail: str, fix: str) -> Check:
+def _lacking(check: Check, detail: str, fix: str, status: Status = "missing") -> Check:
     """A library that is in order, but for something else that it needs."""
-    return replace(check, status="missing", detail=detail, fix=fix) if check.status == "ok" else check
+    return replace(check, status=status, detail=detail, fix=fix) if check.status == "ok" else check
 
 
 def _holders(found: Found) -> list[Check]:

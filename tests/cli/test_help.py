@@ -114,14 +114,12 @@ class TestCompletion:
 
     def test_models(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        for name in ("fancy.safetensors", "fancy.txt", "other.safetensors"):
+        for name in ("fancy.safetensors", "fancy.txt", "fancy.onnx", "other.safetensors"):
             (tmp_path / name).touch()
-        for command in (["run", "-m"], ["evaluate", "-m"], ["train", "--init"], ["build-engine"]):
-            assert self.complete(*command, "fa") == [
-                ("dir", "fa"),
-                ("plain", "fast"),
-                ("plain", "fancy.safetensors"),
-            ]
+        checkpoints = [("dir", "fa"), ("plain", "fast"), ("plain", "fancy.safetensors")]
+        for command in (["run", "-m"], ["watch", "-m"], ["evaluate", "-m"], ["build-engine"]):
+            assert self.complete(*command, "fa") == [*checkpoints, ("plain", "fancy.onnx")]
+        assert self.complete("train", "--init", "fa") == checkpoints, "which has weights to begin with"
         os.mkdir("models")
         (tmp_path / "models" / "deep.safetensors").touch()
         assert ("plain", "models/deep.safetensors") in self.complete("run", "-m", "models/")

@@ -38,7 +38,7 @@ from unet_batch.files.locks import claim
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import images, isolation
-from unet_batch.model.checkpoint import CheckpointFile
+from unet_batch.model.checkpoint import ModelFile
 from unet_batch.run import manifest as manifest_module
 from unet_batch.run.execute import execute
 from unet_batch.run.manifest import Manifest
@@ -77,7 +77,7 @@ def run(
     out: Path,
     on_outcome: Callable[[str], None] = lambda key: None,
     *,
-    model: CheckpointFile = FAKE,
+    model: ModelFile = FAKE,
     threshold: float | None = None,
     batch_size: int = 4,
     workers: int = 2,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unet_batch.engine.onnx_model import OnnxModel
     from unet_batch.engine.sidecar import Sidecar
     from unet_batch.engine.store import Engine
-    from unet_batch.model.checkpoint import CheckpointFile
+    from unet_batch.model.checkpoint import ModelFile
     from unet_batch.types import ModelSpec
 
 
@@ -71,8 +71,7 @@ def make_build_options(*, model: str | None, **settings: Any) -> BuildOptions:
     from unet_batch.build import BuildOptions
     from unet_batch.model import zoo
 
-    path = model if model and model.lower().endswith(".onnx") else zoo.resolve(model)
-    return BuildOptions(path, **settings)
+    return BuildOptions(zoo.resolve(model), **settings)
 
 
 _engine = functools.partial(Option, section="Engine")
@@ -81,7 +80,7 @@ _build = functools.partial(Option, section="Build")
 build_options = Bundle(
     "options",
     make_build_options,
-    click.Argument(["model"], metavar="[CHECKPOINT]", required=False, shell_complete=complete_model),
+    click.Argument(["model"], metavar="[MODEL]", required=False, shell_complete=complete_model),
     _engine(
         ["--size"],
         metavar="HxW",
@@ -92,16 +91,14 @@ build_options = Bundle(
         ["--batch"],
         metavar="MIN,BEST,MAX",
         type=Parsed(parse_batch),
-        default="1,32,32",
-        show_default=True,
-        help="Pictures in one pass: kernels are tuned for BEST. One number fixes all three.",
+        help="Pictures in one pass: kernels are tuned for BEST. One number fixes all three.  [default: "
+        "1,32,32; openvino takes them one by one]",
     ),
     _engine(
         ["--precision"],
         type=click.Choice(("fp16", "bf16", "fp32")),
-        default="fp16",
-        show_default=True,
-        help="Precision of the network's body.",
+        help="Precision of the network's body.  [default: fp16; of a graph its own; openvino: bf16 where the "
+        "CPU executes it, else fp32]",
     ),
     _engine(
         ["--hardware-compat"],
@@ -118,10 +115,11 @@ build_options = Bundle(
     ),
     _build(
         ["--builder"],
-        type=click.Choice(("auto", "tensorrt", "tensorrt-rtx")),
+        type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "openvino")),
         default="auto",
         show_default=True,
-        help="What compiles. tensorrt needs the GPU that will run the engine, tensorrt-rtx builds anywhere.",
+        help="What compiles. tensorrt needs the GPU that will run the engine, tensorrt-rtx builds anywhere, "
+        "openvino builds for CPUs. auto takes the first that can, in this order.",
     ),
     _build(
         ["--workspace"],
@@ -144,7 +142,7 @@ build_options = Bundle(
         ["--proof-images"],
         metavar="SOURCE",
         multiple=True,
-        help="Pictures to compare with PyTorch on, up to 100: your own prove most.  [default: drawn scenes]",
+        help="Pictures to compare with float32 on, up to 100: your own prove most.  [default: drawn scenes]",
     ),
     _build(["--onnx-only"], is_flag=True, help="Write and prove the ONNX graph, and stop."),
     _build(["--force"], is_flag=True, help="Build even if a fitting engine is there."),
@@ -155,7 +153,7 @@ build_options = Bundle(
 @click.command(
     "build-engine",
     cls=Command,
-    short_help="Compile a model into a proven FP16 TensorRT engine.",
+    short_help="Compile a model into a proven engine of TensorRT or OpenVINO.",
     epilog="Exit codes: 0 built or there already, 1 only the ONNX graph was written, because nothing "
     "installed builds engines, "
     "2 wrong usage, a failed build, or an engine that failed its proof, 130 interrupted.",
@@ -170,17 +168,18 @@ build_options = Bundle(
     help="Print what was built and proven as JSON on stdout.",
 )
 def build_engine(options: BuildOptions, quiet: bool, as_json: bool) -> None:
-    """Compile a model into a TensorRT engine, and prove that it is what was asked for.
+    """Compile a model into an engine of TensorRT or OpenVINO, and prove that it is what was asked for.
 
     \b
     Examples:
       unet-batch build-engine cars.safetensors
       unet-batch build-engine cars.safetensors --proof-images ./photos --batch 64
+      unet-batch build-engine cars.onnx --builder openvino
       unet-batch build-engine --onnx-only --opset 17
 
-    CHECKPOINT is a .safetensors file, a bundled model, or an .onnx graph written by this command elsewhere.
-    Without one the bundled model is built. The engine is installed only if its arithmetic is in the precision
-    asked for and its masks are equal to PyTorch's in float32.
+    MODEL is a .safetensors file, a bundled model, or an .onnx graph. Without one the bundled model is built.
+    The engine is installed only if its arithmetic is in the precision asked for and its masks are equal to
+    those in float32: PyTorch's of a checkpoint, ONNX Runtime's of a graph that brings none.
     """
     from unet_batch.build import build_engine as build
     from unet_batch.cli.progress import staged
@@ -280,7 +279,7 @@ def inspect(file: str | None, as_json: bool) -> None:
         print_json(data)
 
 
-def _print_checkpoint(lines: Lines, found: CheckpointFile) -> dict[str, Any]:
+def _print_checkpoint(lines: Lines, found: ModelFile) -> dict[str, Any]:
     from unet_batch.model import zoo
 
     card = {section: zoo.card_points(found.path, section) for section in ("Tried on", "Not for")}
@@ -328,9 +327,9 @@ def _print_engine(lines: Lines, engine: Engine) -> None:
     lines.line(
         "plan", shown(engine.path), megabytes(sidecar.plan_bytes), f"sha256 {sidecar.plan_sha256[:12]}"
     )
-    target = (
-        "any GPU the library supports" if recipe.target == "any" else f"{built.get('gpu')} ({recipe.target})"
-    )
+    target = f"{built.get('gpu')} ({recipe.target})"
+    if recipe.target == "any":
+        target = "any CPU" if recipe.on_cpu else "any GPU the library supports"
     lines.line(
         "builder",
         f"{recipe.flavour} {recipe.version}",
@@ -343,7 +342,9 @@ def _print_engine(lines: Lines, engine: Engine) -> None:
     if equal := built.get("transposed"):
         lines.line("transposed", f"convolutions are {equal}")
     _print_proof(lines, sidecar.shares, sidecar.proofs)
-    if sidecar.verified_on_gpu:
+    if recipe.on_cpu:
+        lines.line("verified", "the engine itself was run on a CPU; another one proves it again")
+    elif sidecar.verified_on_gpu:
         lines.line("verified", "the plan itself was run on a GPU")
     else:
         lines.line("verified", "not yet: the first run on a GPU completes the proof")
@@ -369,7 +370,7 @@ def _print_proof(lines: Lines, shares: Sequence[Mapping[str, Any]], proofs: Mapp
         )
         lines.line(
             "parity",
-            f"Dice {worst['dice']:.5f} with PyTorch float32",
+            f"Dice {worst['dice']:.5f} with {worst.get('reference', 'PyTorch')} float32",
             f"worst picture {min(parity['worst'] for parity in proof.values()):.5f}",
             f"{max(parity['pixels'] for parity in proof.values()):.4%} of pixels differ",
             "" if off is None else f"probability off by {off:.3f} at most",

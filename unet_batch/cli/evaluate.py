@@ -254,7 +254,7 @@ def _evaluate_model(out: Lines, judging: _Judging, network: NetworkOptions) -> E
     from unet_batch.inference.segmenter import open_segmenter
 
     dataset, pairs = judging.dataset, judging.pairs
-    file = network.checkpoint()
+    file = network.model_file()
     # Before the seconds that loading torch takes
     names, _ = match_classes(dataset.classes, file.spec.classes)
     choose_classes(dataset.classes, names, judging.classes)

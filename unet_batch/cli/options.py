@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.datasets.dataset import Dataset
     from unet_batch.inference.backends.select import Request
-    from unet_batch.model.checkpoint import CheckpointFile
+    from unet_batch.model.checkpoint import ModelFile
     from unet_batch.run.options import RunOptions, VideoOptions
 
 Size = tuple[int, int]
+BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "torch", "openvino", "onnxruntime")  # `select.CHOICES`
 
 _data = functools.partial(Option, section="Data")
 _display = functools.partial(Option, section="Display")
@@ -61,14 +62,24 @@ SIZE = Parsed(parse_size)
 
 
 def complete_model(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Bundled models, checkpoints and graphs that begin as what is typed, and else folders."""
+    return [*complete_checkpoint(context, parameter, typed), *_complete_files(typed, ".onnx")]
+
+
+def complete_checkpoint(
+    context: click.Context, parameter: click.Parameter, typed: str
+) -> list[CompletionItem]:
     """Bundled models, checkpoints that begin as what is typed, and else folders."""
-    files = sorted(glob.glob(glob.escape(typed) + "*.safetensors"))
     names = [
         CompletionItem(name, help=bundled.purpose)
         for name, bundled in BUNDLED.items()
         if name.startswith(typed)
     ]
-    return [CompletionItem(typed, type="dir"), *names, *map(CompletionItem, files)]
+    return [CompletionItem(typed, type="dir"), *names, *_complete_files(typed, ".safetensors")]
+
+
+def _complete_files(typed: str, suffix: str) -> list[CompletionItem]:
+    return [CompletionItem(file) for file in sorted(glob.glob(f"{glob.escape(typed)}*{suffix}"))]
 
 
 @dataclass(frozen=True)
@@ -84,17 +95,19 @@ class NetworkOptions:
     engines_dir: str
     batch_size: int | None
 
-    def checkpoint(self) -> CheckpointFile:
+    def model_file(self) -> ModelFile:
         """The model's file, looked at but not loaded.
 
         Raises:
             CheckpointError: there is none, or it cannot be read.
+            BackendUnavailable: it is a graph, and onnx is not installed.
         """
-        from unet_batch.model import checkpoint, zoo
+        from unet_batch.engine import source
+        from unet_batch.model import zoo
 
-        return checkpoint.identify(zoo.resolve(self.model))
+        return source.identify(zoo.resolve(self.model))
 
-    def request(self, file: CheckpointFile, build: Callable[[str], object] | None = None) -> Request:
+    def request(self, file: ModelFile, build: Callable[[str], object] | None = None) -> Request:
         """What `inference.backends.select` is asked for."""
         from unet_batch.inference.backends.select import Request
 
@@ -131,7 +144,7 @@ network_options = Bundle(
         ["-m", "--model"],
         metavar="FILE",
         shell_complete=complete_model,
-        help=f"A checkpoint (.safetensors) or {', '.join(BUNDLED)}, which inspect lists.  "
+        help=f"A checkpoint (.safetensors), a graph (.onnx), or {', '.join(BUNDLED)}, which inspect lists.  "
         f"[default: {DEFAULT}]",
     ),
     _model(
@@ -148,11 +161,12 @@ network_options = Bundle(
     ),
     _model(
         ["--backend"],
-        type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "torch")),
+        metavar="NAME",
+        type=click.Choice(BACKENDS),
         default="auto",
         show_default=True,
-        help="What runs the network. auto takes the first that can, in this order, and says why; the others "
-        "never fall back.",
+        help=f"What runs the network: {', '.join(BACKENDS)}. auto takes the first that can, in this order, "
+        "on a CPU openvino before torch, and says why; the others never fall back.",
     ),
     _model(["--device"], metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]"),
     _model(["--require-gpu"], is_flag=True, help="Refuse to run on the CPU."),

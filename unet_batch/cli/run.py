@@ -196,7 +196,7 @@ def _open_network(
     from unet_batch.inference.segmenter import open_segmenter
     from unet_batch.media.images import MAX_PIXELS
 
-    file = network.checkpoint()
+    file = network.model_file()
     request = network.request(file, _engine_builder(screen, network, file.path) if build else None)
     with open_segmenter(
         request,

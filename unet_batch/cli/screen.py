@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from unet_batch.datasets.dataset import Dataset
     from unet_batch.inference.segmenter import Segmenter
-    from unet_batch.model.checkpoint import CheckpointFile
+    from unet_batch.model.checkpoint import ModelFile
     from unet_batch.run.plan import RunPlan
     from unet_batch.run.report import RunReport
     from unet_batch.types import Failure, Item
@@ -157,7 +157,7 @@ class Screen(Lines):
             text = printable(f"{shown(path)}: {reason}")
             self.err.print(labelled(self.err, "failed", "bold red", text, (shown(path),)))
 
-    def model(self, loaded: CheckpointFile, segmenter: Segmenter) -> None:
+    def model(self, loaded: ModelFile, segmenter: Segmenter) -> None:
         """Print the model and its terms, the backend and how it is fed."""
         spec, backend = loaded.spec, segmenter.backend
         height, width = backend.input_size

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unet_batch.cli.command import Bundle, Option, Parsed
-from unet_batch.cli.options import SIZE, complete_model
+from unet_batch.cli.options import SIZE, complete_checkpoint
 
 if TYPE_CHECKING:
     from unet_batch.training.options import Options
@@ -119,7 +119,7 @@ training_options = Bundle(
     ),
     _model(
         ["--init"],
-        shell_complete=complete_model,
+        shell_complete=complete_checkpoint,
         metavar="MODEL",
         help="Start from a checkpoint, or from a bundled model by its name.",
     ),

@@ -25,18 +25,23 @@ from unet_batch.errors import BackendUnavailable
 NAMES = ("tensorrt", "tensorrt-rtx")
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """The module of each flavour's library."""
-# Releases that this code is written for.
-SUPPORTED = {"tensorrt": ("8.6", "10", "11"), "tensorrt-rtx": ("1",)}
+# Releases that this code is written for; OpenVINO is no flavour of TensorRT, see `engine.openvino`.
+SUPPORTED = {"tensorrt": ("8.6", "10", "11"), "tensorrt-rtx": ("1",), "openvino": ("2026",)}
 
 
 def install_line(name: str) -> str:
-    """The command that installs a flavour with what it needs to build and run."""
+    """The command that installs what builds engines, with all it needs to build and run."""
     return f'pip install "unet-batch[{name}]"'
 
 
 def is_supported(name: str, version: str) -> bool:
-    """Whether this program is written for a version of a flavour."""
+    """Whether this program is written for a version of what builds engines."""
     return any(f"{version}.".startswith(f"{release}.") for release in SUPPORTED[name])
+
+
+def known_releases(name: str) -> str:
+    """The versions this program is written for, for people: `8.6.x, 10.x`."""
+    return ", ".join(f"{release}.x" for release in SUPPORTED[name])
 
 
 class Flavour:
@@ -69,9 +74,9 @@ class Flavour:
             ) from error
         self.version = str(self.module.__version__)
         if not is_supported(name, self.version):
-            known = ", ".join(f"{release}.x" for release in SUPPORTED[name])
             raise BackendUnavailable(
-                f"{name} {self.version} is installed, this program knows {known}", hint=install_line(name)
+                f"{name} {self.version} is installed, this program knows {known_releases(name)}",
+                hint=install_line(name),
             )
         self.errors: deque[str] = deque(maxlen=20)  # nobody may ask for a whole night
         self.logger = _logger(self.module, self.errors)
@@ -208,7 +213,7 @@ class Flavour:
 
 
 def installed_version(name: str) -> str | None:
-    """Version of an installed flavour, without importing it; None where it is not installed.
+    """Version of what builds engines, without importing it; None where it is not installed.
 
     The distribution names differ: a wheel for one CUDA release is called `tensorrt-cu12`, say, and JetPack's
     is `tensorrt`.

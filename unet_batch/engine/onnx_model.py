@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +16,7 @@ import numpy as np
 from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, UsageError
 from unet_batch.model import foreign
 from unet_batch.model import spec as spec_json
+from unet_batch.model.checkpoint import ModelFile
 from unet_batch.types import ModelSpec, Size
 
 if TYPE_CHECKING:
@@ -28,8 +32,10 @@ _PRECISIONS = {1: "fp32", 10: "fp16", 16: "bf16"}
 _BYTES = {1: 4, 10: 2, 16: 2}
 REPLACEMENT = "the equal 1x1 convolutions and DepthToSpace"
 """What `replace_transposed` puts in place of transposed convolutions."""
+EXPORT_ANY = "unet-batch build-engine CHECKPOINT --onnx-only --size MIN,BEST,MAX"
 EXPORT = "export it again: unet-batch build-engine CHECKPOINT --onnx-only"
 _INSTALL = 'pip install "unet-batch[onnx]"'
+_INSTALL_CUDA = "pip install --force-reinstall onnxruntime-gpu, or use --device cpu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,35 +91,36 @@ def read(path: str) -> OnnxModel:
         CheckpointError: missing, damaged, or not one of ours.
         BackendUnavailable: the onnx package is not installed.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
-        return parse(data)
-    except CheckpointError as error:
-        found = foreign.recognise(path)
-        if found is not None and not found.is_onnx:
-            raise CheckpointError(f"{path}: {found.what}, not an ONNX graph", hint=found.fix) from error
-        raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from error
+    with _name_file(path):
+        return parse(_read_bytes(path))
+
+
+def identify(path: str) -> ModelFile:
+    """Read what a graph says of itself; its arithmetic is not looked at.
+
+    Raises:
+        CheckpointError: as from `read`; or it computes what this program makes no more.
+        BackendUnavailable: the onnx package is not installed.
+    """
+    onnx = _import("onnx")
+    with _name_file(path):
+        data = _read_bytes(path)
+        with _explain_damage(data):
+            model = onnx.load_model_from_string(data)
+            facts, spec, size = _describe(model)
+            sha256, weights = str(facts["source_sha256"]), model.graph.initializer
+            parameters = sum(math.prod(weight.dims) for weight in weights if weight.data_type in _BYTES)
+        check_current(spec, facts)
+    spec = replace(spec, input_size=size or spec.input_size)
+    return ModelFile(os.path.abspath(path), spec, sha256, parameters, is_graph=True)
 
 
 def parse(data: bytes) -> OnnxModel:
     """Parse the bytes of a graph. Raises what `read` does."""
     onnx = _import("onnx")
-    try:
+    with _explain_damage(data):
         model = onnx.load_model_from_string(data)
-        facts = json.loads(next((entry.value for entry in model.metadata_props if entry.key == KEY), "null"))
-        if not isinstance(facts, dict):
-            raise CheckpointError(
-                "an ONNX graph, but not one of unet-batch: it carries no description of its model",
-                hint="engines are built from checkpoints, and from graphs that were exported by: unet-batch "
-                "build-engine CHECKPOINT --onnx-only",
-            )
-        spec = spec_json.loads(json.dumps(facts["spec"]))
-        dims = model.graph.input[0].type.tensor_type.shape.dim
-        size = (dims[1].dim_value, dims[2].dim_value) if dims[1].dim_value and dims[2].dim_value else None
+        facts, spec, size = _describe(model)
         convolutions = _convolutions(onnx, model, size or spec.input_size, facts["layers"])
         return OnnxModel(
             data=data,
@@ -127,6 +134,62 @@ def parse(data: bytes) -> OnnxModel:
             convolutions=convolutions,
             facts=facts,
         )
+
+
+def check_current(spec: ModelSpec, facts: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for a graph whose maps hold something else than those of today's graphs."""
+    if spec.classes.foreground is not None:
+        raise CheckpointError(
+            "computes ids of a background and one class, for which this program makes one probability",
+            hint=EXPORT,
+        )
+    if facts["graph"] != GRAPH_VERSION:
+        raise CheckpointError(
+            f"version {facts['graph']} of the network's graph, this program makes {GRAPH_VERSION}",
+            hint=EXPORT,
+        )
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or error}") from error
+
+
+def _describe(model: Any) -> tuple[dict[str, Any], ModelSpec, Size | None]:
+    """Our metadata, the spec in them, and the size of the input; None where it is free."""
+    facts = json.loads(next((entry.value for entry in model.metadata_props if entry.key == KEY), "null"))
+    if not isinstance(facts, dict):
+        raise CheckpointError(
+            "an ONNX graph, but not one of unet-batch: it carries no description of its model",
+            hint="engines are built from checkpoints, and from graphs that were exported by: unet-batch "
+            "build-engine CHECKPOINT --onnx-only",
+        )
+    spec = spec_json.loads(json.dumps(facts["spec"]))
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    size = (dims[1].dim_value, dims[2].dim_value) if dims[1].dim_value and dims[2].dim_value else None
+    return facts, spec, size
+
+
+@contextmanager
+def _name_file(path: str) -> Iterator[None]:
+    """Put the file's name before what is wrong with it, and what else it may be behind."""
+    try:
+        yield
+    except CheckpointError as error:
+        found = foreign.recognise(path) if os.path.isfile(path) else None
+        if found is not None and not found.is_onnx:
+            raise CheckpointError(f"{path}: {found.what}, not an ONNX graph", hint=found.fix) from error
+        raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from error
+
+
+@contextmanager
+def _explain_damage(data: bytes) -> Iterator[None]:
+    """What goes wrong while a graph is parsed, as CheckpointError."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, IndexError, StopIteration) as error:
         raise CheckpointError(
             f"a damaged ONNX graph: {type(error).__name__}: {error}", hint=EXPORT
@@ -149,6 +212,18 @@ def check_size(size: Size, spec: ModelSpec) -> None:
             f"size {height}x{width}: an engine of this network takes heights and widths that {stride} "
             f"divides",
             hint=f"use --size {fits[0]}x{fits[1]}",
+        )
+
+
+def check_input(model: OnnxModel, size: Size) -> None:
+    """Raise UsageError for a size that a graph does not take."""
+    if model.size is None:
+        check_size(size, model.spec)
+    elif size != model.size:
+        height, width = model.size
+        raise UsageError(
+            f"{model.spec.name}: the graph takes {height}x{width} only, not {size[0]}x{size[1]}",
+            hint=f"leave --size out, or export one for any size: {EXPORT_ANY}",
         )
 
 
@@ -208,25 +283,50 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def has_cuda() -> bool:
+    """Whether the ONNX Runtime that is installed was built for NVIDIA GPUs."""
+    return "CUDAExecutionProvider" in _import("onnxruntime").get_available_providers()
+
+
 class OnnxRunner:
-    """Runs a graph with ONNX Runtime on the CPU: uint8 (N, H, W, C) -> uint8 (N, H, W).
+    """Runs a graph with ONNX Runtime: uint8 (N, H, W, C) -> uint8 (N, H, W), from several threads at once.
+
+    Args:
+        data: the bytes of the graph.
+        threads: that share the work of one call; 1 leaves it to the thread that calls, None takes all cores.
+        device: index of the NVIDIA GPU to run on; None runs on the CPU.
 
     Raises:
-        BackendUnavailable: onnxruntime is not installed, or does not execute this precision (bfloat16,
-            mostly).
+        BackendUnavailable: onnxruntime is not installed or cannot use the GPU, or does not execute this
+            precision (bfloat16, mostly).
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, threads: int | None = None, device: int | None = None) -> None:
         runtime = _import("onnxruntime")
         self.version = ".".join(runtime.__version__.split(".")[:2])
         options = runtime.SessionOptions()
         options.log_severity_level = 4
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.inter_op_num_threads = 1
+        options.intra_op_num_threads = threads or 0
+        cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
+        if device is not None and not has_cuda():
+            raise BackendUnavailable(
+                f"ONNX Runtime {runtime.__version__} was built without CUDA", hint=_INSTALL_CUDA
+            )
+        providers = [cpu] if device is None else [(cuda, {"device_id": device}), cpu]
         try:
-            self._session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session = runtime.InferenceSession(data, options, providers=providers)
         except Exception as error:  # its exceptions have no public base
             raise BackendUnavailable(
                 f"ONNX Runtime {runtime.__version__} refuses the graph: {_line(error)}"
             ) from error
+        # Where CUDA's libraries do not load, it takes the CPU and says so in its log only
+        if device is not None and self._session.get_providers()[0] != cuda:
+            raise BackendUnavailable(
+                f"ONNX Runtime {runtime.__version__} cannot use the GPU: its CUDA libraries do not load",
+                hint=_INSTALL_CUDA,
+            )
 
     def __call__(self, pictures: Pixels) -> Pixels:
         """Raises BackendError when the run fails."""

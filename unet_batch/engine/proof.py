@@ -1,4 +1,6 @@
-"""Proof that an engine is what was asked for: precision in FLOPs, maps compared with PyTorch's float32.
+"""Proof that an engine is what was asked for: precision in FLOPs, maps compared with float32's.
+
+Those are PyTorch's of a checkpoint, and ONNX Runtime's of a graph that came alone.
 
 Dice is pooled: over all pixels of all pictures, for each class, and then averaged over the classes that
 occur. One pixel of a small object is then one pixel, and pictures without the class count neither way.
@@ -8,8 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +27,7 @@ Infer = Callable[["Pixels"], "Pixels"]
 
 # Least share of the body's convolution FLOPs in the precision that was asked for.
 MIN_SHARE = 0.99
-# Least Dice between the masks and those of PyTorch in float32. What rounding alone costs: fp16 0.99999 with
+# Least Dice between the masks and those in float32. What rounding alone costs: fp16 0.99999 with
 # the bundled model, down to 0.9992 with random weights and four classes, some of them rare; a graph that is
 # wrong stays below 0.99.
 MIN_DICE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99}
@@ -149,7 +151,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the maps are from those of PyTorch in float32.
+    """How far the maps are from those in float32.
 
     Attributes:
         pictures: compared.
@@ -160,6 +162,7 @@ class Parity:
         largest: largest difference of the probability, 0..1; None for class ids.
         foreground: share of the reference's pixels that are foreground (class ids: not class 0); 0 or 1
             proves little.
+        reference: what computed the maps in float32.
     """
 
     pictures: int
@@ -168,6 +171,7 @@ class Parity:
     pixels: float
     largest: float | None
     foreground: float
+    reference: str = "PyTorch"
 
     @property
     def is_weak(self) -> bool:
@@ -178,14 +182,14 @@ class Parity:
         """Raise BackendError below the limit."""
         if self.is_weak and self.largest is not None and not self.largest <= MAX_OFF[precision]:
             raise BackendError(
-                f"{what}: the probability is off by {self.largest:.2f} from PyTorch's in float32, at most "
-                f"{MAX_OFF[precision]} expected for {precision}; the masks say nothing, as "
+                f"{what}: the probability is off by {self.largest:.2f} from {self.reference}'s in float32, "
+                f"at most {MAX_OFF[precision]} expected for {precision}; the masks say nothing, as "
                 f"{self.foreground:.1%} of the pixels are foreground",
                 hint="" if precision == "fp32" else "try --precision fp32, or other --proof-images",
             )
         if not self.dice >= MIN_DICE[precision]:
             raise BackendError(
-                f"{what}: the masks differ from PyTorch's in float32: Dice {self.dice:.5f} over "
+                f"{what}: the masks differ from {self.reference}'s in float32: Dice {self.dice:.5f} over "
                 f"{self.pictures} pictures, at least {MIN_DICE[precision]} expected for {precision}; "
                 f"{self.pixels:.3%} of the pixels differ",
                 hint=""
@@ -196,15 +200,34 @@ class Parity:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Pictures that a proof is made on, and what PyTorch computes in float32.
+    """Pictures that a proof is made on, and what the network computes of them in float32.
 
     Attributes:
         pictures: at the network's size, uint8 (N, H, W, C).
         maps: uint8 (N, H, W).
+        made_by: what computed the maps: `PyTorch` or `ONNX Runtime`.
     """
 
     pictures: Pixels
     maps: Pixels
+    made_by: str = "PyTorch"
+
+
+@dataclass(frozen=True)
+class ProofRun:
+    """What running an engine showed.
+
+    Attributes:
+        device: name of the GPU or CPU that ran it.
+        parities: by batch size.
+        shares: of the arithmetic in the precision asked for, where the engine tells.
+        notes: remarks.
+    """
+
+    device: str
+    parities: Mapping[str, Parity]
+    shares: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
 
 
 def compare(maps: Pixels, reference: Pixels, spec: ModelSpec) -> Parity:
@@ -258,8 +281,8 @@ def prove(
         count = batch + ragged if batch > 1 else len(reference.pictures)
         order = np.arange(count) % len(reference.pictures)
         maps = run_in_batches(infer_at(batch), reference.pictures[order], batch)
-        proven[f"batch {batch}" + (f" and {ragged}" if ragged else "")] = compare(
-            maps, reference.maps[order], spec
+        proven[f"batch {batch}" + (f" and {ragged}" if ragged else "")] = replace(
+            compare(maps, reference.maps[order], spec), reference=reference.made_by
         )
     return proven
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from unet_batch.engine import openvino
 from unet_batch.engine.compiler import Profile
 from unet_batch.engine.onnx_model import GRAPH_VERSION
 from unet_batch.model import spec as spec_json
@@ -30,9 +31,9 @@ class EngineRecipe:
         source_sha256: of the checkpoint.
         precision: `fp16`, `bf16` or `fp32`.
         profile: shapes it takes.
-        flavour: `tensorrt` or `tensorrt-rtx`.
+        flavour: `tensorrt`, `tensorrt-rtx` or `openvino`.
         version: of the flavour.
-        target: the GPU it was built for, `sm_90`; `any` where the flavour compiles for the GPU it finds.
+        target: the GPU it was built for, `sm_90`; `any` where the flavour compiles for the one it finds.
         system: operating system and processor, `linux-x86_64`.
         options: of the compiler, those that were given.
         graph: version of the exporter's graph.
@@ -47,6 +48,11 @@ class EngineRecipe:
     options: Mapping[str, Any]
     system: str = f"{sys.platform}-{platform.machine().lower()}"
     graph: int = GRAPH_VERSION
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether a CPU runs it."""
+        return self.flavour == openvino.NAME
 
     @property
     def key(self) -> str:
@@ -85,11 +91,11 @@ class Sidecar:
         plan_sha256: of the plan's bytes, and `plan_bytes` their number.
         float32: names of the layers that were kept in float32 because half precision broke them.
         shares: of the arithmetic in the precision asked for, one entry for each source that could be counted.
-        proofs: parity with PyTorch float32, by what ran: `onnxruntime 1.31`, `NVIDIA H200`, each with its
-            numbers by batch.
-        refused: GPUs on which the plan was run and its masks were wrong, with the reason.
+        proofs: parity with float32, by what ran: `onnxruntime 1.31`, `NVIDIA H200`, each with its numbers by
+            batch.
+        refused: GPUs and CPUs on which the plan was run and its masks were wrong, with the reason.
         verified_on_gpu: the plan itself was run on some GPU and found equal; another GPU proves it again.
-        built: when, by what, on what GPU, in how many seconds.
+        built: when, by what, beside what GPU, in how many seconds.
     """
 
     spec: ModelSpec

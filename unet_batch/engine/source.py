@@ -1,4 +1,4 @@
-"""What an engine is built from: a checkpoint, or a graph that was exported from one elsewhere."""
+"""A model's file: a checkpoint, or a graph; what engines are built from."""
 
 from __future__ import annotations
 
@@ -7,15 +7,37 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from unet_batch.engine import onnx_model, proof, store
+import numpy as np
+
+from unet_batch.engine import onnx_model, proof
+from unet_batch.engine.onnx_model import OnnxRunner
 from unet_batch.engine.proof import Reference
-from unet_batch.errors import BackendUnavailable, CheckpointError
-from unet_batch.model import checkpoint
+from unet_batch.errors import BackendUnavailable, CheckpointError, UsageError
+from unet_batch.model import checkpoint, foreign
 
 if TYPE_CHECKING:
     from unet_batch.engine.onnx_model import OnnxModel
-    from unet_batch.model.checkpoint import Checkpoint
+    from unet_batch.model.checkpoint import Checkpoint, ModelFile
     from unet_batch.types import Size
+
+
+def is_graph(path: str) -> bool:
+    """Whether a model's file is an ONNX graph, by its name or its first bytes."""
+    try:
+        found = foreign.recognise(path)
+    except OSError:  # whoever reads it says so better
+        found = None
+    return path.lower().endswith(".onnx") or (found is not None and found.is_onnx)
+
+
+def identify(path: str) -> ModelFile:
+    """Read what a model's file says of itself, checkpoint or graph, without its weights and PyTorch.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another kind.
+        BackendUnavailable: reading a graph needs onnx.
+    """
+    return onnx_model.identify(path) if is_graph(path) else checkpoint.identify(path)
 
 
 class Source:
@@ -34,18 +56,10 @@ class Source:
     def __init__(self, path: str) -> None:
         self.path = path
         self.onnx: OnnxModel | None = None
-        if path.lower().endswith(".onnx"):
+        file = identify(path)
+        self.spec, self.sha256 = file.spec, file.sha256
+        if file.is_graph:
             self.onnx = onnx_model.read(path)
-            self.spec, self.sha256 = self.onnx.spec, self.onnx.source_sha256
-            if self.spec.classes.foreground is not None:
-                raise CheckpointError(
-                    f"{path}: computes ids of a background and one class, for which this program makes one "
-                    "probability",
-                    hint=onnx_model.EXPORT,
-                )
-        else:
-            file = checkpoint.identify(path)
-            self.spec, self.sha256 = file.spec, file.sha256
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -83,27 +97,30 @@ class Source:
         return export.offenders(self.checkpoint, reference, precision)
 
     def make_reference(
-        self, proof_images: Sequence[str], size: Size, progress: Callable[[float], None]
+        self, proof_images: Sequence[str], size: Size, progress: Callable[[str, float], None]
     ) -> tuple[Reference, list[str]]:
-        """Pictures, PyTorch's float32 maps of them, and remarks; a graph brings its own.
+        """Pictures, their float32 maps, and remarks.
+
+        PyTorch computes the maps of a checkpoint. A graph brings what PyTorch computed before; where it does
+        not, or where other pictures are given, ONNX Runtime computes them, of a graph in float32.
 
         Args:
             proof_images: sources of pictures; none draws scenes.
             size: (height, width) of the network's input.
-            progress: called with the share of the maps that is done, 0..1.
-        """
-        notes = []
-        if self.onnx is not None:
-            reference = store.unpack(os.path.splitext(self.path)[0] + ".npz")
-        else:
-            loaded = self.checkpoint  # first of all: it says so where PyTorch is missing
-            # Imported here: a graph is built where no decoder and no PyTorch are installed.
-            from unet_batch.engine import export
-            from unet_batch.engine.pictures import proof_pictures
+            progress: called with what computes and the share of the maps that is done, 0..1.
 
-            pictures, note = proof_pictures(proof_images, self.spec, size)
-            maps = export.reference_maps(loaded, pictures, lambda done: progress(done / len(pictures)))
-            reference = Reference(pictures, maps)
+        Raises:
+            BackendUnavailable: PyTorch, or ONNX Runtime for a graph, is missing.
+            UsageError: see `proof_pictures`.
+        """
+        beside, notes = os.path.splitext(self.path)[0] + ".npz", list[str]()
+        brings = self.onnx is not None and (self.onnx.precision != "fp32" or os.path.isfile(beside))
+        if brings and not proof_images:
+            from unet_batch.engine import store
+
+            reference = store.unpack(beside)
+        else:
+            reference, note = self._compute_reference(proof_images, size, progress)
             notes += [note] if note else []
         itself = proof.compare(reference.maps, reference.maps, self.spec)
         if itself.is_weak:
@@ -112,3 +129,37 @@ class Source:
                 "model; give pictures of your own with --proof-images"
             )
         return reference, notes
+
+    def _compute_reference(
+        self, proof_images: Sequence[str], size: Size, progress: Callable[[str, float], None]
+    ) -> tuple[Reference, str]:
+        # First of all: it says so where PyTorch or ONNX Runtime is missing
+        loaded, runner = (self.checkpoint, None) if self.onnx is None else (None, self._float32_runner())
+        # Imported here: a graph that brings its maps is built where no decoder is installed.
+        from unet_batch.engine.pictures import proof_pictures
+
+        pictures, note = proof_pictures(proof_images, self.spec, size)
+        if loaded is not None:
+            from unet_batch.engine import export
+
+            made_by = "PyTorch"
+            maps = export.reference_maps(
+                loaded, pictures, lambda done: progress("PyTorch in float32", done / len(pictures))
+            )
+        else:
+            assert runner is not None
+            made_by, single = "ONNX Runtime", []
+            for number, picture in enumerate(pictures):
+                single.append(runner(picture[None]))
+                progress("ONNX Runtime in float32", (number + 1) / len(pictures))
+            maps = np.concatenate(single)
+        return Reference(pictures, maps, made_by), note
+
+    def _float32_runner(self) -> OnnxRunner:
+        assert self.onnx is not None
+        if self.onnx.precision != "fp32":
+            raise UsageError(
+                f"{self.path}: a graph in {self.onnx.precision} cannot tell what its masks are in float32",
+                hint=f"leave --proof-images out and keep the .npz beside it, or {onnx_model.EXPORT}",
+            )
+        return OnnxRunner(self.onnx.data)

@@ -1,8 +1,8 @@
-"""Engines on disk: a pure TensorRT plan beside a JSON sidecar, found by what decides whether it is loaded.
+"""Engines on disk: a pure plan beside a JSON sidecar, found by what decides whether it is loaded.
 
-    engines/cars-160x240-fp16-1f0c9a7b.plan    what trtexec or C++ loads, nothing added
+    engines/cars-160x240-fp16-1f0c9a7b.plan    what trtexec or C++ loads; or OpenVINO's IR, zipped
     engines/cars-160x240-fp16-1f0c9a7b.json    the sidecar: for what, by what, proven how
-    engines/cars-160x240-fp16-1f0c9a7b.npz     pictures and PyTorch's maps, to repeat the proof on the GPU
+    engines/cars-160x240-fp16-1f0c9a7b.npz     pictures and their float32 maps, to repeat the proof elsewhere
     engines/cars-160x240-fp16-82c1da8a.onnx    the graph it was compiled from, by the checkpoint's sha256
 
 The sidecar is written last. What has none, or one that does not match the plan's bytes, is never loaded: a
@@ -24,15 +24,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unet_batch.engine import openvino
 from unet_batch.engine.onnx_model import GRAPH_VERSION
 from unet_batch.engine.proof import Reference
 from unet_batch.engine.sidecar import PRECISIONS, EngineRecipe, Sidecar, parse_sidecar
 from unet_batch.errors import BackendUnavailable, CheckpointError, OutputError
 from unet_batch.files.atomic import clean_leftovers, make_folder, write_atomic, write_json
+from unet_batch.gpu import Gpu
 from unet_batch.types import Size
 
 if TYPE_CHECKING:
-    from unet_batch.gpu import Gpu
+    from unet_batch.engine.openvino import Cpu
+
+    Device = Gpu | Cpu
 
 # Of the pictures of a proof, so many are kept to repeat it on the GPU.
 REFERENCE_PICTURES = 16
@@ -50,6 +54,11 @@ class Engine:
     path: str
     sidecar: Sidecar
 
+    @property
+    def rebuild(self) -> str:
+        """What to do about one that cannot be used."""
+        return f"{REBUILD} --builder {openvino.NAME}" if self.sidecar.recipe.on_cpu else REBUILD
+
     def read_plan(self) -> bytes:
         """The plan, compared with the sidecar's sha256.
 
@@ -61,13 +70,13 @@ class Engine:
                 data = file.read()
         except OSError as error:
             raise BackendUnavailable(
-                f"{self.path}: cannot be read: {error.strerror or error}", hint=REBUILD
+                f"{self.path}: cannot be read: {error.strerror or error}", hint=self.rebuild
             ) from error
         if hashlib.sha256(data).hexdigest() != self.sidecar.plan_sha256:
             raise BackendUnavailable(
                 f"{self.path}: not the plan that was built: its sha256 differs from the sidecar's "
                 f"({len(data):,} bytes, {self.sidecar.plan_bytes:,} expected)",
-                hint=REBUILD,
+                hint=self.rebuild,
             )
         return data
 
@@ -84,21 +93,22 @@ class Engine:
         write_atomic(_beside(self.path, f"-{target}.kernels"), kernels)
 
     def read_reference(self) -> Reference:
-        """Pictures and PyTorch's maps.
+        """Pictures and their maps in float32.
 
         Raises:
             BackendUnavailable: missing, damaged, or of another size.
         """
         return unpack(_beside(self.path, ".npz"))
 
-    def record_proof(self, gpu: str, proof: Mapping[str, Any]) -> Engine:
-        """Record in the sidecar that the plan itself was run on a GPU of this name, and found equal."""
-        proofs = {**self.sidecar.proofs, gpu: {**self.sidecar.proofs.get(gpu, {}), **proof}}
-        return self._rewrite(replace(self.sidecar, proofs=proofs, verified_on_gpu=True))
+    def record_proof(self, device: str, proof: Mapping[str, Any]) -> Engine:
+        """Record that the plan itself was run on a GPU or CPU of this name, and found equal."""
+        sidecar = self.sidecar
+        proofs = {**sidecar.proofs, device: {**sidecar.proofs.get(device, {}), **proof}}
+        return self._rewrite(replace(sidecar, proofs=proofs, verified_on_gpu=not sidecar.recipe.on_cpu))
 
-    def refuse(self, gpu: str, reason: str) -> Engine:
-        """Record in the sidecar that the plan was run on a GPU of this name, and is not to be used there."""
-        return self._rewrite(replace(self.sidecar, refused={**self.sidecar.refused, gpu: reason}))
+    def refuse(self, device: str, reason: str) -> Engine:
+        """Record that the plan was run on a GPU or CPU of this name, and is not to be used there."""
+        return self._rewrite(replace(self.sidecar, refused={**self.sidecar.refused, device: reason}))
 
     def _rewrite(self, sidecar: Sidecar) -> Engine:
         try:
@@ -161,20 +171,20 @@ def find(
     size: Size,
     flavour: str,
     version: str,
-    gpu: Gpu,
+    device: Device | None,
     batch_size: int | None = None,
 ) -> Engine:
-    """The engine to run a checkpoint with.
+    """The engine to run a model with.
 
-    Of those that fit, fp16 comes before bf16 before fp32, then what was proven on this GPU, what is tuned for
-    this size, and the newest.
+    Of those that fit, fp16 comes before bf16 before fp32, then what was proven on this GPU or CPU, what is
+    tuned for this size, and the newest.
 
     Args:
         folder: with the engines.
-        source_sha256: of the checkpoint.
+        source_sha256: of the model, see `ModelFile`.
         size: (height, width) of the network's input.
-        flavour, version: the TensorRT that will load it.
-        gpu: that will run it.
+        flavour, version: the library that will load it.
+        device: that will run it; None finds one that may fit, before the library is asked for its device.
         batch_size: that was asked for.
 
     Raises:
@@ -184,13 +194,13 @@ def find(
     misfits: list[tuple[int, str, Engine]] = []
     fitting: list[Engine] = []
     for engine in engines:
-        reason = _misfit(engine, source_sha256, size, flavour, version, gpu, batch_size)
+        reason = _misfit(engine, source_sha256, size, flavour, version, device, batch_size)
         if reason is None:
             fitting.append(engine)
         else:
             misfits.append((*reason, engine))
     if fitting:
-        return min(fitting, key=lambda engine: _rank(engine.sidecar, size, gpu))
+        return min(fitting, key=lambda engine: _rank(engine.sidecar, size, device))
     hint = "build one: unet-batch build-engine, or run with --build"
     closest = max(misfits, key=lambda misfit: misfit[0], default=None)
     # A damaged engine may have been the one; another model's was not
@@ -201,12 +211,12 @@ def find(
     raise BackendUnavailable(f"no engine in {folder}", hint=hint)
 
 
-def _rank(sidecar: Sidecar, size: Size, gpu: Gpu) -> tuple[int, bool, bool, float]:
+def _rank(sidecar: Sidecar, size: Size, device: Device | None) -> tuple[int, bool, bool, float]:
     recipe = sidecar.recipe
     other_size = recipe.profile.size != (size, size, size)
     return (
         PRECISIONS.index(recipe.precision),
-        gpu.name not in sidecar.proofs,
+        device is not None and device.name not in sidecar.proofs,
         other_size,
         -_seconds(sidecar.built.get("at")),
     )
@@ -218,7 +228,7 @@ def _misfit(
     size: Size,
     flavour: str,
     version: str,
-    gpu: Gpu,
+    device: Device | None,
     batch_size: int | None,
 ) -> tuple[int, str] | None:
     """How close an engine comes (higher is closer), and why it does not fit; None if it does."""
@@ -240,28 +250,36 @@ def _misfit(
         return 4, "computes ids of a background and one class, for which this program makes one probability"
     if recipe.version != version:
         return 5, f"was built by {flavour} {recipe.version}, installed is {version}"
-    if not _runs_on(recipe, gpu):
-        return 6, f"was built for {recipe.target}, the GPU is {gpu.name} ({gpu.sm})"
+    if device is not None and (reason := _excludes(recipe, device)):
+        return 6, reason
     low, _, high = recipe.profile.batch
     if batch_size is not None and not low <= batch_size <= high:
         return 7, f"takes {recipe.profile}, not a batch of {batch_size}"
-    if gpu.name in sidecar.refused:
-        return 8, f"was run and refused: {sidecar.refused[gpu.name]}"
+    if device is not None and device.name in sidecar.refused:
+        return 8, f"was run and refused: {sidecar.refused[device.name]}"
     there = os.path.getsize(engine.path) if os.path.isfile(engine.path) else None
     # Read and compared byte by byte when it is loaded; this is what `--build` can mend
     if there != sidecar.plan_bytes:
         return 9, "is missing" if there is None else f"has {there:,} bytes, {sidecar.plan_bytes:,} were built"
-    if gpu.name not in sidecar.proofs and not os.path.isfile(_beside(engine.path, ".npz")):
-        return 10, "was never run on this GPU, and the pictures to prove it on are missing"
+    proven = device is None or device.name in sidecar.proofs
+    if not proven and not os.path.isfile(_beside(engine.path, ".npz")):
+        where = "CPU" if recipe.on_cpu else "GPU"
+        return 10, f"was never run on this {where}, and the pictures to prove it on are missing"
     return None
 
 
-def _runs_on(recipe: EngineRecipe, gpu: Gpu) -> bool:
+def _excludes(recipe: EngineRecipe, device: Device) -> str:
+    """Why an engine cannot run on a GPU or CPU, as the end of a sentence; empty if it can."""
+    if not isinstance(device, Gpu):
+        lacks_bf16 = recipe.precision == "bf16" and not device.has_bf16
+        return f"computes in bf16, which {device.name} does not execute" if lacks_bf16 else ""
     if recipe.target == "any":  # compiled for the GPU when it is loaded; the library has the last word
-        return True
-    if recipe.options.get("hardware_compat") == "ampere+":
-        return gpu.compute_capability >= (8, 0)
-    return recipe.target == gpu.sm
+        return ""
+    if recipe.options.get("hardware_compat") == "ampere+" and device.compute_capability >= (8, 0):
+        return ""
+    if recipe.target == device.sm:
+        return ""
+    return f"was built for {recipe.target}, the GPU is {device.name} ({device.sm})"
 
 
 @contextmanager
@@ -326,7 +344,12 @@ def pack(reference: Reference) -> bytes:
         -reference.maps.reshape(len(reference.maps), -1).astype(np.float32).std(axis=1), kind="stable"
     )
     few = np.sort(busy[:REFERENCE_PICTURES])
-    np.savez_compressed(arrays, pictures=reference.pictures[few], maps=reference.maps[few])
+    np.savez_compressed(
+        arrays,
+        pictures=reference.pictures[few],
+        maps=reference.maps[few],
+        made_by=np.array(reference.made_by),
+    )
     return arrays.getvalue()
 
 
@@ -339,6 +362,7 @@ def unpack(path: str) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             pictures, maps = arrays["pictures"], arrays["maps"]
+            made_by = str(arrays["made_by"]) if "made_by" in arrays else "PyTorch"
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = (
             "there is none" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
@@ -353,7 +377,7 @@ def unpack(path: str) -> Reference:
         or not len(maps)
     ):
         raise BackendUnavailable(f"{path}: not pictures and maps, the engine cannot be proven", hint=REBUILD)
-    return Reference(pictures, maps)
+    return Reference(pictures, maps, made_by)
 
 
 def _beside(path: str, suffix: str) -> str:

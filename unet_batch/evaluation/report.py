@@ -36,7 +36,7 @@ class EvaluationReport:
         dataset: where the true masks come from.
         pairs: what was judged, of the dataset.
         evaluation: the figures.
-        model: what identifies the model, see `CheckpointFile.as_dict`; None for predictions.
+        model: what identifies the model, see `ModelFile.as_dict`; None for predictions.
         backend: what ran it, and how; None for predictions.
         predictions: their folder, and how they were understood; None for a model.
         sheet: the worst pictures as a JPEG; None where none was asked for, or nothing is marked or found.

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from unet_batch.inference.workers import PictureWorkers
     from unet_batch.media.images.memory import InMemory
     from unet_batch.media.isolation import Decoders
-    from unet_batch.model.checkpoint import CheckpointFile
+    from unet_batch.model.checkpoint import ModelFile
     from unet_batch.processes import Workers
     from unet_batch.types import Pixels, Size
 
@@ -88,7 +88,7 @@ class Segmenter:
         self,
         backend: Backend,
         *,
-        model: CheckpointFile | None = None,
+        model: ModelFile | None = None,
         passed_over: Sequence[Step] = (),
         threshold: float | None = None,
         workers: int | None = None,

@@ -36,20 +36,25 @@ _SHARED = "weights"  # in the metadata: the checkpoint beside this one whose wei
 
 
 @dataclass(frozen=True)
-class CheckpointFile:
-    """What a checkpoint says of itself, its weights not loaded.
+class ModelFile:
+    """What a model's file says of itself, its weights not loaded: a checkpoint, or an ONNX graph.
 
     Attributes:
         path: the file, absolute.
-        spec: of the model as `load` gives it: of a background and one class, the probability of that class.
-        sha256: of the file's bytes, in hexadecimal, and of those whose weights it shares.
+        spec: of the model as `load` gives it: of a background and one class, the probability of that class;
+            of a graph of one size, with that size.
+        sha256: in hexadecimal: of a checkpoint's bytes, and of those whose weights it
+            shares; of a graph, of what it was made from, so that a
+            checkpoint and its graph are one model.
         parameters: number of trained values.
+        is_graph: it is an ONNX graph.
     """
 
     path: str
     spec: ModelSpec
     sha256: str
     parameters: int
+    is_graph: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """What identifies the model, for reports."""
@@ -74,8 +79,8 @@ class Checkpoint:
 
     Attributes:
         model: the network in evaluation mode, float32, on the CPU.
-        spec: of the model, see `CheckpointFile`.
-        sha256: see `CheckpointFile`.
+        spec: of the model, see `ModelFile`.
+        sha256: see `ModelFile`.
         path: where it was read.
     """
 
@@ -141,7 +146,7 @@ def share(path: str, weights: str, spec: ModelSpec) -> None:
     write_atomic(path, save_tensors({}, metadata))
 
 
-def identify(path: str) -> CheckpointFile:
+def identify(path: str) -> ModelFile:
     """Read what a checkpoint says of itself, and its sha256; loads no weights and no PyTorch.
 
     Raises:
@@ -151,7 +156,7 @@ def identify(path: str) -> CheckpointFile:
     return replace(file, spec=spec_json.as_one_class(file.spec))
 
 
-def _identify(path: str) -> CheckpointFile:
+def _identify(path: str) -> ModelFile:
     """Read what a checkpoint says of itself, as it says it."""
     header = _read_header(path)
     spec = _read_spec(path, header.metadata)
@@ -172,7 +177,7 @@ def _identify(path: str) -> CheckpointFile:
         for name, shape in shapes.items()
         if not name.endswith(("running_mean", "running_var", "_tracked"))
     ]
-    return CheckpointFile(os.path.abspath(path), spec, digest.hexdigest(), sum(map(math.prod, trained)))
+    return ModelFile(os.path.abspath(path), spec, digest.hexdigest(), sum(map(math.prod, trained)))
 
 
 class _Header(NamedTuple):

@@ -26,7 +26,7 @@ from unet_batch.inference.backends.torch import pick_device, pick_precision
 from unet_batch.media import images
 from unet_batch.model import checkpoint, pretrained, zoo
 from unet_batch.model.architectures import build_network
-from unet_batch.model.checkpoint import CheckpointFile
+from unet_batch.model.checkpoint import ModelFile
 from unet_batch.model.efficientnet import STRIDE
 from unet_batch.model.encoder_unet import DECODER_WIDTHS
 from unet_batch.model.network import SegmentationNetwork
@@ -289,7 +289,7 @@ def _windows(whole: Size, window: Size) -> int:
     return math.prod(-(-side // part) for side, part in zip(whole, window, strict=True))
 
 
-def _identify_init(options: Options, output: str) -> CheckpointFile | None:
+def _identify_init(options: Options, output: str) -> ModelFile | None:
     """Read what the checkpoint of `init` says of itself; None without one."""
     if not options.init:
         return None
@@ -299,7 +299,7 @@ def _identify_init(options: Options, output: str) -> CheckpointFile | None:
     return start
 
 
-def _choose_network(options: Options, start: CheckpointFile | None) -> tuple[str, tuple[int, ...], str]:
+def _choose_network(options: Options, start: ModelFile | None) -> tuple[str, tuple[int, ...], str]:
     """Encoder, or "", and widths: as asked for, but those of `init` where there is one."""
     if start is None:
         encoder = options.encoder or ""
@@ -325,7 +325,7 @@ def _choose_network(options: Options, start: CheckpointFile | None) -> tuple[str
     return known.encoder, widths, f"starts from {known.name}, sha256 {start.sha256[:12]}"
 
 
-def _choose_encoder_weights(options: Options, encoder: str, start: CheckpointFile | None) -> tuple[str, str]:
+def _choose_encoder_weights(options: Options, encoder: str, start: ModelFile | None) -> tuple[str, str]:
     """The file that the encoder starts from, or "" where `init` or nothing is."""
     if options.encoder_weights and (start is not None or not encoder):
         raise UsageError(
@@ -358,7 +358,7 @@ def _check_sources(dataset: Dataset, options: Options) -> None:
         )
 
 
-def _choose_head(names: Sequence[str], start: CheckpointFile | None) -> tuple[bool, str]:
+def _choose_head(names: Sequence[str], start: ModelFile | None) -> tuple[bool, str]:
     """Whether the last layer of `init` is replaced, since it knows other classes."""
     if start is None:
         return False, ""
@@ -371,7 +371,7 @@ def _choose_head(names: Sequence[str], start: CheckpointFile | None) -> tuple[bo
 
 
 def _choose_size(
-    train: Sequence[Pair], options: Options, start: CheckpointFile | None, encoded: bool
+    train: Sequence[Pair], options: Options, start: ModelFile | None, encoded: bool
 ) -> tuple[Size, str]:
     """Height and width of the network's input: asked for, that of `init`, or one of the pictures' shape."""
     if options.size:

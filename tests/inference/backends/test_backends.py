@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.graphs import openvino_engine, saved_checkpoint, saved_graph
 from tests.helpers.host import HostBackend
 from tests.helpers.host_torch import HostTorchBackend, tiny_checkpoint
 from tests.helpers.tiny import tiny_spec
 from unet_batch import gpu
-from unet_batch.errors import BackendError, DeviceOutOfMemory
+from unet_batch.engine import onnx_model
+from unet_batch.engine.openvino import OpenVino
+from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, UsageError
 from unet_batch.inference.backends import torch as torch_module
 from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.onnxruntime import OnnxRuntimeBackend
+from unet_batch.inference.backends.openvino import OpenVinoBackend
 from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.model import checkpoint
 from unet_batch.model.graph import Graph
@@ -31,12 +36,22 @@ def torch_cuda(batch_size: int) -> Backend:
     return TorchBackend(tiny_checkpoint(), "cuda", batch_size=batch_size)
 
 
+def onnxruntime(batch_size: int) -> Backend:
+    return OnnxRuntimeBackend(onnx_model.read(saved_graph()), batch_size=batch_size)
+
+
+def openvino(batch_size: int) -> Backend:
+    return OpenVinoBackend(OpenVino(), openvino_engine(), batch_size=batch_size, reason="as asked")
+
+
 BACKENDS: dict[str, Callable[[int], Backend]] = {
     "fake": lambda batch_size: FakeBackend(tiny_spec(), batch_size=batch_size),
     "streaming-host": lambda batch_size: HostBackend(tiny_spec(), batch_size=batch_size),
     "torch-cpu": lambda batch_size: TorchBackend(tiny_checkpoint(), "cpu", batch_size=batch_size),
     "torch-host": lambda batch_size: HostTorchBackend(batch_size=batch_size),
     "torch-cuda": torch_cuda,
+    "onnxruntime-cpu": onnxruntime,
+    "openvino": openvino,
 }
 
 
@@ -47,6 +62,8 @@ BACKENDS: dict[str, Callable[[int], Backend]] = {
         "torch-cpu",
         "torch-host",
         pytest.param("torch-cuda", marks=pytest.mark.gpu),
+        "onnxruntime-cpu",
+        "openvino",
     ]
 )
 def make(request: pytest.FixtureRequest) -> Callable[[int], Backend]:
@@ -336,3 +353,43 @@ def test_precision_follows_the_processor(
 def test_a_checkpoint_from_disk(tiny: str) -> None:
     with TorchBackend(checkpoint.load(tiny), "cpu") as backend:
         assert backend.infer(pictures(1)).std() > 1
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_onnx_runtime_computes_the_graph_in_float32(classes: int) -> None:
+    loaded = checkpoint.load(saved_checkpoint(classes=classes))
+    batch = pictures(4)
+    exact = Graph(loaded.model, loaded.spec)(torch.from_numpy(batch)).numpy()
+    with OnnxRuntimeBackend(onnx_model.read(saved_graph(classes=classes)), batch_size=4) as backend:
+        maps = backend.infer(batch)
+    if classes == 1:
+        assert np.abs(maps.astype(int) - exact).max() <= 1
+    else:
+        assert (maps == exact).mean() > 0.999
+
+
+def test_openvino_computes_the_graph() -> None:
+    batch = pictures(4)
+    with OnnxRuntimeBackend(onnx_model.read(saved_graph()), batch_size=4) as exact, openvino(4) as backend:
+        difference = np.abs(backend.infer(batch).astype(int) - exact.infer(batch))
+        assert difference.max() <= (1 if backend.precision == "fp32" else 64)
+        assert backend.infer(batch).std() > 10
+
+
+def test_a_graph_for_any_size_runs_at_any_that_its_levels_divide() -> None:
+    graph = onnx_model.read(saved_graph(any_size=True))
+    with OnnxRuntimeBackend(graph, size=(48, 80)) as backend:
+        assert backend.infer([backend.buffer()]).shape == (1, 48, 80)
+    assert OnnxRuntimeBackend(graph).input_size == (32, 48)
+    with pytest.raises(UsageError, match="that 4 divides"):
+        OnnxRuntimeBackend(graph, size=(50, 80))
+    with pytest.raises(UsageError, match="takes 32x48 only, not 48x80"):
+        OnnxRuntimeBackend(onnx_model.read(saved_graph()), size=(48, 80))
+
+
+def test_onnx_runtime_without_cuda_says_so() -> None:
+    if onnx_model.has_cuda():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(BackendUnavailable, match="was built without CUDA") as caught:
+        OnnxRuntimeBackend(onnx_model.read(saved_graph()), device=0).open()
+    assert "onnxruntime-gpu" in caught.value.hint

@@ -181,7 +181,7 @@ class TestTheFirstRun:
         assert "the masks differ" in recorded.refused["NVIDIA H200"]
         with pytest.raises(BackendUnavailable, match=r"was run and refused: .*the masks differ"):
             store.find(
-                str(tmp_path), "5" * 64, size=SIZE, flavour="tensorrt", version="10.9", gpu=H200.gpus[0]
+                str(tmp_path), "5" * 64, size=SIZE, flavour="tensorrt", version="10.9", device=H200.gpus[0]
             )
 
     def test_without_its_pictures_it_is_not_used(self, tmp_path: Path) -> None:

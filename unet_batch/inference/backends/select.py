@@ -1,8 +1,8 @@
 """Choose the backend that runs a model, with the reason for the choice.
 
-`auto` takes the first that can run: tensorrt, tensorrt-rtx, PyTorch on a GPU, PyTorch on the CPU. Each step
-down keeps its reason and the command that would have helped. An explicit choice never falls back. What one
-backend alone needs is imported when its turn comes.
+`auto` takes the first that can run: tensorrt, tensorrt-rtx, PyTorch on a GPU, OpenVINO, PyTorch on the CPU,
+ONNX Runtime. Engines must be there, or be built. Each step down keeps its reason and the command that would
+have helped. An explicit choice never falls back. What one backend alone needs is imported in its turn.
 """
 
 from __future__ import annotations
@@ -11,23 +11,28 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from unet_batch import gpu
-from unet_batch.engine.flavours import NAMES
+from unet_batch.engine.flavours import NAMES, install_line, installed_version
 from unet_batch.errors import BackendError, BackendUnavailable, UsageError
 from unet_batch.inference.backends.base import Backend
 from unet_batch.model import checkpoint, zoo
-from unet_batch.model.checkpoint import CheckpointFile
+from unet_batch.model.checkpoint import ModelFile
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from unet_batch.engine.openvino import Cpu
+    from unet_batch.engine.store import Engine
+    from unet_batch.gpu import Gpu
     from unet_batch.types import Size
 
 _NO_TORCH = "PyTorch is not installed or does not load"
-CHOICES = ("auto", *NAMES, "torch")
+_ON_CPU = ("openvino", "torch-cpu", "onnxruntime")
+CHOICES = ("auto", *NAMES, "torch", "openvino", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,18 @@ class Request:
     """What to run, and how.
 
     Attributes:
-        model: the checkpoint.
+        model: the checkpoint or graph.
         backend: one of `CHOICES`.
         device: `cpu`, `cuda`, `cuda:1` or `mps`; None chooses.
         batch_size: None lets the backend choose.
         size: (height, width) of the network's input; None takes the model's own.
         engines_dir: where engines are looked for.
         require_gpu: refuse to run on the CPU.
-        build: called with `tensorrt` or `tensorrt-rtx` where no engine fits, to build one; None leaves it.
+        build: called with `tensorrt`, `tensorrt-rtx` or `openvino` where no engine fits, to build one; None
+            leaves it.
     """
 
-    model: CheckpointFile
+    model: ModelFile
     backend: str = "auto"
     device: str | None = None
     batch_size: int | None = None
@@ -107,42 +113,69 @@ def select(request: Request) -> Selection:
         raise UsageError(
             f"backend {request.backend!r} is not known", hint=f"choose from: {', '.join(CHOICES)}"
         )
-    on_cuda = request.device is None or request.device.startswith("cuda")
+    device = request.device
+    on_cuda = device is None or device.startswith("cuda")
     if on_cuda:
-        _index(request.device)
+        _index(device)
     if request.backend in NAMES and not on_cuda:
         raise UsageError(
-            f"--backend {request.backend} runs on NVIDIA GPUs, not on {request.device}",
-            hint="leave --device out",
+            f"--backend {request.backend} runs on NVIDIA GPUs, not on {device}", hint="leave --device out"
         )
-    if request.require_gpu and request.device == "cpu":
+    if request.backend == "openvino" and (request.require_gpu or device not in (None, "cpu")):
+        where = "--require-gpu" if request.require_gpu else device
+        raise UsageError(f"--backend openvino runs on CPUs, not with {where}", hint=f"leave {where} out")
+    if request.require_gpu and device == "cpu":
         raise UsageError("--require-gpu contradicts --device cpu", hint="leave one of them out")
-    if request.backend in NAMES:
-        return Selection(_tensorrt(request, request.backend, "as asked").open())
-    if request.backend == "torch" or not on_cuda:
-        return Selection(_torch(request, request.device, _why_torch(request)).open())
+    if request.backend != "auto":
+        return Selection(_explicit(request).open())
     return _select_automatically(request)
+
+
+def _explicit(request: Request) -> Backend:
+    if request.backend in NAMES:
+        return _tensorrt(request, request.backend, "as asked")
+    if request.backend == "openvino":
+        return _openvino(request, "as asked")
+    if request.backend == "onnxruntime":
+        return _onnxruntime(request, "as asked")
+    return _torch(request, request.device, "as asked" if request.device else missing_gpu())
 
 
 def _select_automatically(request: Request) -> Selection:
     passed: list[Step] = []
-    for name in NAMES:
+    candidates = _candidates(request)
+    for number, (name, make) in enumerate(candidates):
         try:
-            return Selection(_tensorrt(request, name, _because(passed)).open(), tuple(passed))
+            return Selection(make(_because(request, passed)).open(), tuple(passed))
         except (BackendError, UsageError) as error:
             # Also one that opens but cannot run, or a build that failed
+            is_last = number == len(candidates) - 1
+            if is_last and (isinstance(error, UsageError) or request.device is not None):
+                raise
             passed.append(Step(name, error.message, error.hint))
-    try:
-        if request.device is None and (reason := missing_gpu()):
-            raise BackendUnavailable(reason, hint=_gpu_fix())
-        return Selection(_torch(request, request.device or "cuda", _because(passed)).open(), tuple(passed))
-    except BackendError as error:
-        if request.device is not None:
-            raise
-        passed.append(Step("torch-cuda", error.message, error.hint))
-    if request.require_gpu:
-        raise BackendUnavailable(f"no GPU can be used: {_because(passed)}", hint=passed[-1].fix)
-    return Selection(_torch(request, "cpu", _because(passed)).open(), tuple(passed))
+    what = "no GPU can be used: " if request.require_gpu else ""
+    raise BackendUnavailable(f"{what}{_because(request, passed)}", hint=passed[-1].fix)
+
+
+def _candidates(request: Request) -> list[tuple[str, Callable[[str], Backend]]]:
+    """What `auto` tries, best first: each with the function that makes it, given the reason for its turn."""
+    device = request.device
+    makers: dict[str, Callable[[str], Backend]] = {
+        **{name: partial(_tensorrt, request, name) for name in NAMES},
+        "torch-cuda": partial(_torch_on_gpu, request),
+        "openvino": partial(_openvino, request),
+        "torch-cpu": partial(_torch, request, "cpu"),
+        "onnxruntime": partial(_onnxruntime, request),
+    }
+    if not request.model.is_graph:  # for which ONNX Runtime has nothing to run
+        del makers["onnxruntime"]
+    if request.require_gpu or (device is not None and device.startswith("cuda")):
+        return [(name, make) for name, make in makers.items() if name not in _ON_CPU[:2]]
+    if device == "cpu":
+        return [(name, make) for name, make in makers.items() if name in _ON_CPU]
+    if device is not None:
+        return [("torch", partial(_torch, request, device))]
+    return list(makers.items())
 
 
 def missing_gpu() -> str:
@@ -163,42 +196,17 @@ def _tensorrt(request: Request, name: str, reason: str) -> Backend:
         raise BackendUnavailable(
             missing, hint="install NVIDIA's driver (https://www.nvidia.com/drivers), or use --backend torch"
         )
-    from unet_batch.engine import store
     from unet_batch.engine.flavours import Flavour
-    from unet_batch.engine.onnx_model import check_size
 
     flavour = Flavour(name)
     found = gpu.driver()
     index = _index(request.device)
-    check_size(request.size or request.model.spec.input_size, request.model.spec)
     if found is None or index >= len(found.gpus):
         raise BackendUnavailable(
             f"cuda:{index}: this machine has {len(found.gpus) if found else 0} GPU(s), counted from 0"
         )
-
-    def find() -> store.Engine:
-        return store.find(
-            request.engines_dir,
-            request.model.sha256,
-            size=request.size or request.model.spec.input_size,
-            flavour=name,
-            version=flavour.version,
-            gpu=found.gpus[index],
-            batch_size=request.batch_size,
-        )
-
-    try:
-        engine = find()
-    except BackendUnavailable as error:
-        if request.build is None:
-            raise BackendUnavailable(error.message, hint=_build_command(request, name)) from error
-        if index:
-            raise BackendUnavailable(
-                f"{error.message}; engines are built on the first GPU that is visible",
-                hint=f"CUDA_VISIBLE_DEVICES={index} and --device cuda",
-            ) from error
-        request.build(name)
-        engine = find()
+    card = found.gpus[index]
+    engine = _find_or_build(request, name, lambda: _find(request, name, flavour.version, card))
     from unet_batch.inference.backends.tensorrt import TensorRTBackend
 
     return TensorRTBackend(
@@ -211,13 +219,83 @@ def _tensorrt(request: Request, name: str, reason: str) -> Backend:
     )
 
 
+def _openvino(request: Request, reason: str) -> Backend:
+    version = installed_version("openvino")
+    if version is None:
+        raise BackendUnavailable("openvino is not installed", hint=install_line("openvino"))
+    from unet_batch.engine.openvino import OpenVino
+
+    libraries: list[OpenVino] = []
+
+    def find() -> Engine:
+        _find(request, "openvino", version, None)  # before the second that importing it takes
+        libraries.append(OpenVino())
+        return _find(request, "openvino", version, libraries[-1].cpu)
+
+    engine = _find_or_build(request, "openvino", find)
+    from unet_batch.inference.backends.openvino import OpenVinoBackend
+
+    return OpenVinoBackend(
+        libraries[-1],
+        engine,
+        size=request.size or request.model.spec.input_size,
+        batch_size=request.batch_size,
+        reason=reason,
+    )
+
+
+def _find(request: Request, flavour: str, version: str, device: Gpu | Cpu | None) -> Engine:
+    """The engine that fits a request; see `store.find`."""
+    from unet_batch.engine import store
+    from unet_batch.engine.onnx_model import check_size
+
+    size = request.size or request.model.spec.input_size
+    check_size(size, request.model.spec)
+    return store.find(
+        request.engines_dir,
+        request.model.sha256,
+        size=size,
+        flavour=flavour,
+        version=version,
+        device=device,
+        batch_size=None if flavour == "openvino" else request.batch_size,  # it takes pictures one by one
+    )
+
+
+def _find_or_build(request: Request, name: str, find: Callable[[], Engine]) -> Engine:
+    """The engine that `find` finds, built before where that was asked for."""
+    try:
+        return find()
+    except BackendUnavailable as error:
+        if request.build is None:
+            raise BackendUnavailable(error.message, hint=_build_command(request, name)) from error
+        if index := _index(request.device) if name in NAMES else 0:
+            raise BackendUnavailable(
+                f"{error.message}; engines are built on the first GPU that is visible",
+                hint=f"CUDA_VISIBLE_DEVICES={index} and --device cuda",
+            ) from error
+        request.build(name)
+        return find()
+
+
+def _torch_on_gpu(request: Request, reason: str) -> Backend:
+    if request.device is None and not request.model.is_graph and (missing := missing_gpu()):
+        raise BackendUnavailable(missing, hint=_gpu_fix())
+    return _torch(request, request.device or "cuda", reason)
+
+
 def _torch(request: Request, device: str | None, reason: str) -> Backend:
+    if request.model.is_graph:
+        raise BackendUnavailable(
+            "PyTorch runs checkpoints, not ONNX graphs",
+            hint="use --backend onnxruntime, or build an engine: unet-batch build-engine "
+            + shlex.quote(request.model.path),
+        )
     try:
         from unet_batch.inference.backends.torch import TorchBackend
     except (ImportError, OSError) as error:  # engines run without it, so it may be missing
-        raise BackendUnavailable(
-            f"{reason}; {_NO_TORCH}" if reason else _NO_TORCH, hint=_torch_fix()
-        ) from error
+        why = f"{reason}; {_NO_TORCH}" if reason and request.backend != "auto" else _NO_TORCH
+        raise BackendUnavailable(why, hint=_torch_fix()) from error
     loaded = checkpoint.load(request.model.path)
     backend = TorchBackend(loaded, device, batch_size=request.batch_size, reason=reason, size=request.size)
     if request.require_gpu and backend.name == "torch-cpu":
@@ -225,17 +303,46 @@ def _torch(request: Request, device: str | None, reason: str) -> Backend:
     return backend
 
 
-def _why_torch(request: Request) -> str:
-    return "as asked" if request.device else missing_gpu()
+def _onnxruntime(request: Request, reason: str) -> Backend:
+    model, device = request.model, request.device
+    if not model.is_graph:
+        raise BackendUnavailable(
+            f"{model.path}: a checkpoint, and ONNX Runtime runs graphs",
+            hint=f"unet-batch build-engine {shlex.quote(model.path)} --onnx-only --precision fp32, and give "
+            "-m the .onnx file that it names",
+        )
+    if device is not None and device != "cpu" and not device.startswith("cuda"):
+        raise UsageError(
+            f"--backend onnxruntime runs on CPUs and NVIDIA GPUs, not on {device}", hint="leave --device out"
+        )
+    from unet_batch.engine import onnx_model
+    from unet_batch.inference.backends.onnxruntime import OnnxRuntimeBackend
+
+    on_gpu = request.require_gpu or (device is not None and device != "cpu")
+    if device is None and not gpu.missing():
+        on_gpu = on_gpu or onnx_model.has_cuda()
+    return OnnxRuntimeBackend(
+        onnx_model.read(model.path),
+        device=_index(device) if on_gpu else None,
+        batch_size=request.batch_size,
+        size=request.size,
+        reason=reason,
+    )
 
 
-def _because(passed: list[Step]) -> str:
-    """Join the reasons for stepping down, each said once: `tensorrt: ...; tensorrt-rtx: ...`."""
-    reasons = dict.fromkeys(step.reason for step in passed)
-    if len(reasons) <= 1:
-        return "".join(reasons)
+def _because(request: Request, passed: list[Step]) -> str:
+    """Join the reasons for stepping down, each said once: `no NVIDIA driver; openvino is not installed`."""
+    asked = ["as asked"] if request.device is not None else []
+    steps: dict[str, list[str]] = {}
+    for step in passed:
+        steps.setdefault(step.reason, []).append(step.name)
+    bare = [len(names) > 1 or names[0] in reason or len(steps) == 1 for reason, names in steps.items()]
     return "; ".join(
-        step.reason if step.name in step.reason else f"{step.name}: {step.reason}" for step in passed
+        asked
+        + [
+            reason if alone else f"{names[0]}: {reason}"
+            for (reason, names), alone in zip(steps.items(), bare, strict=True)
+        ]
     )
 
 

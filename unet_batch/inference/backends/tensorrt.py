@@ -7,18 +7,19 @@ PyTorch's, which lie beside it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 from unet_batch import gpu
 from unet_batch.engine import proof
 from unet_batch.engine.flavours import Flavour
+from unet_batch.engine.proof import ProofRun
 from unet_batch.engine.sidecar import Sidecar
 from unet_batch.engine.store import REBUILD, Engine
 from unet_batch.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, OutputError, UsageError
 from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.cuda_memory import CudaMemory, Resource, is_out_of_memory, open_memory
+from unet_batch.inference.backends.proving import basename, complete_proof
 from unet_batch.inference.backends.streaming import SLOTS, StreamingExecutor, undo_on_failure
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class TensorRTBackend(Backend):
                 f"{engine.path} takes {profile}, not batch {self.batch_size}, {height}x{width}", hint=REBUILD
             )
         self.reason = "; ".join(
-            part for part in (reason, f"{flavour.name} {flavour.version}", _basename(engine.path)) if part
+            part for part in (reason, f"{flavour.name} {flavour.version}", basename(engine.path)) if part
         )
         self.device = device
         self.memory = memory
@@ -141,60 +142,12 @@ class TensorRTBackend(Backend):
         return driver.gpus[self.device]
 
     def _complete_proof(self, loaded: LoadedEngine, card: str) -> None:
-        """Prove a plan on a GPU that has not run it at this batch, record that, and refuse wrong masks.
+        """See `proving.complete_proof`."""
 
-        TensorRT-RTX compiles kernels for each GPU and batch, so that a proof on another says nothing.
-        """
-        sidecar = self.engine.sidecar
-        if self.input_size != sidecar.recipe.profile.size[1]:
-            best, here = ("{}x{}".format(*size) for size in (sidecar.recipe.profile.size[1], self.input_size))
-            self.notes.append(f"the engine is proven at {best}; at {here} its masks were not compared")
-        proven = {name.split()[1] for name in sidecar.proofs.get(card, ())}
-        if str(self.batch_size) in proven:
-            return
-        # Later only what this run needs: the profile's largest batch may not fit beside other programs, today
-        # or ever.
-        batches = (self.batch_size,) if proven else (*sidecar.recipe.profile.batch, self.batch_size)
-        ran = prove_loaded(loaded, sidecar, self.engine.read_reference(), {}, batches)
-        try:
-            for batch, parity in ran.parities.items():
-                parity.check(self.precision, f"{_basename(self.engine.path)} on {card}, {batch}")
-        except BackendError as error:
-            with suppress(OutputError):  # that it is wrong matters more than where that is written down
-                self.engine = self.engine.refuse(card, error.message)
-            raise BackendUnavailable(error.message, hint=REBUILD) from error
-        dice = min(parity.dice for parity in ran.parities.values())
-        weak = (
-            ", but its pictures show next to nothing"
-            if any(parity.is_weak for parity in ran.parities.values())
-            else ""
-        )
-        self.notes.append(
-            f"the engine's first run on this GPU: its masks are PyTorch's, Dice {dice:.5f}{weak}"
-        )
-        try:
-            self.engine = self.engine.record_proof(
-                card, {batch: proof.as_dict(parity) for batch, parity in ran.parities.items()}
-            )
-        except OutputError as error:  # proven all the same, and proven again next time
-            self.notes.append(f"the proof could not be recorded: {error.message}")
+        def run(reference: Reference, batches: tuple[int, ...]) -> Mapping[str, Parity]:
+            return prove_loaded(loaded, self.engine.sidecar, reference, {}, batches).parities
 
-
-@dataclass(frozen=True)
-class ProofRun:
-    """What running a plan showed.
-
-    Attributes:
-        gpu: its name.
-        parities: by batch size.
-        shares: of the arithmetic in the precision asked for, where the inspector tells.
-        notes: remarks.
-    """
-
-    gpu: str
-    parities: Mapping[str, Parity]
-    shares: Sequence[Mapping[str, Any]]
-    notes: Sequence[str]
+        self.engine = complete_proof(self.engine, card, self.input_size, self.batch_size, run, self.notes)
 
 
 def run_proof(
@@ -453,7 +406,3 @@ class Execution:
             raise self._loaded.error(f"the memory that {what} needs cannot be told")
         self._scratch = self._loaded.memory.device(nbytes)
         self._context.set_device_memory(self._scratch.address, self._scratch.nbytes)
-
-
-def _basename(path: str) -> str:
-    return path.replace("\\", "/").rpartition("/")[2]

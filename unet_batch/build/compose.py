@@ -1,9 +1,7 @@
-"""What `unet-batch build-engine` does: checkpoint -> ONNX -> plan, proven before it is installed.
-
-    built = build_engine(BuildOptions(model="cars.safetensors", engines_dir="engines"))
+"""The composition root of a build: export, prove, compile, prove, install.
 
 Nothing is installed that was not proven: the share of half precision is counted, and masks are compared with
-those of PyTorch in float32, by the plan itself where a GPU can run it, else by its ONNX graph.
+those in float32, by the plan itself where this machine can run it, else by its ONNX graph.
 """
 
 from __future__ import annotations
@@ -16,23 +14,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from unet_batch import gpu
-from unet_batch.engine import onnx_model, proof, store
-from unet_batch.engine.compiler import (
-    HARDWARE_COMPAT,
-    Compiled,
-    CompilerOptions,
-    NoKernel,
-    Profile,
-    check_can_build,
-    compile_plan,
-)
-from unet_batch.engine.flavours import NAMES, Flavour, install_line
-from unet_batch.engine.onnx_model import GRAPH_VERSION, OnnxModel, OnnxRunner
+from unet_batch.build import builders
+from unet_batch.build.builders import Builder, Job, UnprovenEngine, find_builder
+from unet_batch.engine import onnx_model, openvino, proof, store
+from unet_batch.engine.compiler import HARDWARE_COMPAT, CompilerOptions, NoKernel, Profile
+from unet_batch.engine.onnx_model import OnnxModel, OnnxRunner
 from unet_batch.engine.proof import Reference
 from unet_batch.engine.sidecar import EngineRecipe, Sidecar, file_name
 from unet_batch.engine.source import Source
 from unet_batch.engine.store import Engine
-from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, OutputError, UsageError
+from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, UsageError
 from unet_batch.files.atomic import make_folder, write_atomic
 from unet_batch.types import ModelSpec, Size
 from unet_batch.version import __version__
@@ -40,8 +31,7 @@ from unet_batch.version import __version__
 if TYPE_CHECKING:
     from unet_batch.types import Pixels
 
-BUILDERS = ("auto", *NAMES)
-DEFAULT_BATCH = (1, 32, 32)
+DEFAULT_BATCH = (1, 32, 32)  # of a graph that nothing compiles here
 # ONNX Runtime on a CPU holds all activations of a batch: so many pixels in a batch are enough to prove it.
 _ONNX_PIXELS = 64 * 160 * 240
 
@@ -51,12 +41,13 @@ class BuildOptions:
     """What to build; see `unet-batch build-engine --help`.
 
     Attributes:
-        model: a checkpoint, or an ONNX graph that this program exported (then PyTorch is not needed).
+        model: a checkpoint, or an ONNX graph of this program (then PyTorch is not needed).
         engines_dir: where it goes.
         size: (height, width), smallest, best and largest; None takes the model's own for all three.
-        batch: smallest, best and largest.
-        precision, opset: of the graph; opset None takes the default.
-        builder: one of `BUILDERS`.
+        batch: smallest, best and largest; None takes the builder's own.
+        precision: None takes the graph's own, of a checkpoint the builder's.
+        opset: of the graph; None takes the default of the precision.
+        builder: one of `builders.CHOICES`.
         workspace: most bytes of scratch memory; None leaves it to TensorRT.
         opt_level: 0..5; None leaves it to TensorRT.
         hardware_compat: see `CompilerOptions`.
@@ -69,8 +60,8 @@ class BuildOptions:
     model: str
     engines_dir: str = "engines"
     size: tuple[Size, Size, Size] | None = None
-    batch: tuple[int, int, int] = DEFAULT_BATCH
-    precision: str = "fp16"
+    batch: tuple[int, int, int] | None = None
+    precision: str | None = None
     opset: int | None = None
     builder: str = "auto"
     workspace: int | None = None
@@ -124,24 +115,29 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
         OutputError: the folder cannot be written.
     """
     for what, value, known in (
-        ("precision", options.precision, tuple(proof.MIN_DICE)),
-        ("builder", options.builder, BUILDERS),
+        ("precision", options.precision, (None, *proof.MIN_DICE)),
+        ("builder", options.builder, builders.CHOICES),
         ("hardware_compat", options.hardware_compat, HARDWARE_COMPAT),
     ):
         if value not in known:
-            raise UsageError(f"{what} {value!r} is not known", hint=f"choose from: {', '.join(known)}")
+            raise UsageError(
+                f"{what} {value!r} is not known", hint=f"choose from: {', '.join(filter(None, known))}"
+            )
     source = Source(options.model)
     size = options.size or (source.spec.input_size,) * 3
-    profile = Profile(options.batch, size)
     for each in size:
         onnx_model.check_size(each, source.spec)
-    if source.onnx is not None and options.proof_images:
+    builder, missing = (None, None) if options.onnx_only else find_builder(options.builder)
+    profile = Profile(options.batch or (DEFAULT_BATCH if builder is None else builder.batch), size)
+    precision = options.precision or _default_precision(source, builder)
+    if builder is not None:
+        builder.check(precision, profile)
+    if builder is not None and builder.takes_float32 and source.onnx and source.onnx.precision != "fp32":
         raise UsageError(
-            f"{options.model} is an ONNX graph: PyTorch's masks of other pictures need the checkpoint",
-            hint="leave --proof-images out, or build from the checkpoint",
+            f"{options.model}: a graph in {source.onnx.precision}, {builder} takes one in float32",
+            hint="export it again: unet-batch build-engine CHECKPOINT --onnx-only --precision fp32",
         )
-    flavour, missing = (None, None) if options.onnx_only else _find_builder(options.builder)
-    recipe = None if flavour is None else _make_recipe(options, source, profile, flavour)
+    recipe = None if builder is None else _make_recipe(options, precision, source, profile, builder)
     if recipe and not options.force and (engine := _find_engine(options.engines_dir, recipe, source.spec)):
         return Built(engine=engine, was_there=True)
 
@@ -152,7 +148,7 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
     with store.lock_build(options.engines_dir, stem, report_waiting) as waited:
         if recipe and waited and (engine := _find_engine(options.engines_dir, recipe, source.spec)):
             return Built(engine=engine, was_there=True)
-        build = _Build(options, source, profile, flavour, recipe, progress)
+        build = _Build(options, precision, source, profile, builder, recipe, progress)
         built = build.run_and_repair()
     return built if missing is None else replace(built, missing=missing.message, fix=missing.hint)
 
@@ -167,7 +163,7 @@ class _Evidence:
 
     Attributes:
         shares: of the arithmetic in the precision asked for, as JSON.
-        proofs: parity with PyTorch by what ran, as JSON.
+        proofs: parity with float32 by what ran, as JSON.
     """
 
     shares: tuple[Mapping[str, Any], ...] = ()
@@ -183,16 +179,18 @@ class _Build:
     def __init__(
         self,
         options: BuildOptions,
+        precision: str,
         source: Source,
         profile: Profile,
-        flavour: Flavour | None,
+        builder: Builder | None,
         recipe: EngineRecipe | None,
         progress: Progress,
     ) -> None:
         self.options = options
+        self.precision = precision
         self.source = source
         self.profile = profile
-        self.flavour = flavour
+        self.builder = builder
         self.recipe = recipe
         self.progress = progress
         self.notes: list[str] = []
@@ -200,16 +198,14 @@ class _Build:
 
     @property
     def weak(self) -> bool:
-        """TensorRT 8.6 takes a float32 graph and is told to use half."""
-        return self.flavour is not None and not self.flavour.strongly_typed
+        """The graph is float32, and the builder is told the precision."""
+        return self.builder is not None and self.builder.takes_float32
 
     @cached_property
     def reference(self) -> Reference:
-        """Pictures and PyTorch's float32 maps of them; made when first asked for."""
+        """Pictures and their float32 maps; made when first asked for."""
         reference, notes = self.source.make_reference(
-            self.options.proof_images,
-            self.profile.size[1],
-            lambda share: self.progress("PyTorch in float32", share),
+            self.options.proof_images, self.profile.size[1], self.progress
         )
         self.notes.extend(notes)
         return reference
@@ -217,13 +213,15 @@ class _Build:
     def run_and_repair(self) -> Built:
         """Build; again with layers in float32 that half precision breaks, or without what has no kernel."""
         kept: Sequence[str] = ()
-        precision = self.options.precision
+        precision = self.precision
         while True:
             try:
                 return self.run(kept)
             except _Imprecise as failed:
+                if kept or (self.builder is not None and not self.builder.can_mix):
+                    raise
                 self.progress("look for the layers that lose precision", 0)
-                if kept or not (kept := self.source.offenders(self.reference, precision)):
+                if not (kept := self.source.offenders(self.reference, precision)):
                     raise
                 self.notes.append(f"{precision} breaks {', '.join(kept)}: kept in float32 ({failed})")
             except NoKernel as error:
@@ -238,48 +236,79 @@ class _Build:
         """Build with some layers kept in float32; the graph alone where nothing compiles it.
 
         Raises:
-            _Imprecise: masks differ too much from PyTorch's.
+            _Imprecise: masks differ too much from float32's.
             NoKernel: there is none for transposed convolutions.
         """
         graph = self.export(kept)
         evidence = self.prove_graph(graph)
         onnx_path = self.write_onnx(graph)
         engine = None
-        if self.flavour is not None and self.recipe is not None:
-            compiled = self.compile(self.flavour, self.recipe, graph, kept)
-            if compiled.precisions:
-                evidence += self._count(graph, compiled.precisions, "network")
-            sidecar = Sidecar(
-                spec=self.source.spec,
-                recipe=self.recipe,
-                plan_sha256=onnx_model.sha256(compiled.plan),
-                plan_bytes=len(compiled.plan),
-                float32=graph.float32,
-                shares=(),
-                proofs={},
-                verified_on_gpu=False,
-                built={**_describe_build(compiled.seconds), **self.replaced},
-            )
-            ran = self.prove_plan(self.flavour, compiled.plan, sidecar, graph)
-            evidence += ran or _Evidence()
-            sidecar = replace(
-                sidecar, shares=evidence.shares, proofs=evidence.proofs, verified_on_gpu=ran is not None
-            )
-            engine = store.install(self.options.engines_dir, sidecar, compiled.plan, self.reference)
+        if self.builder is not None and self.recipe is not None:
+            engine, evidence = self.build(self.builder, self.recipe, graph, kept, evidence)
         notes = tuple(dict.fromkeys(self.notes))  # attempts may say the same
         return Built(onnx_path, engine, proofs=evidence.proofs, shares=evidence.shares, notes=notes)
+
+    def build(
+        self,
+        builder: Builder,
+        recipe: EngineRecipe,
+        graph: OnnxModel,
+        kept: Sequence[str],
+        evidence: _Evidence,
+    ) -> tuple[Engine, _Evidence]:
+        """Compile the graph, prove the engine and install it; with all that proves it."""
+        options = CompilerOptions(
+            self.precision,
+            self.options.workspace,
+            self.options.opt_level,
+            self.options.hardware_compat,
+            float32=tuple(name for name, found in graph.convolutions.items() if found.layer in kept),
+        )
+        compiled = builder.compile(
+            Job(
+                graph,
+                self.profile,
+                options,
+                self.options.engines_dir,
+                self.options.timing_cache,
+                lambda share: self.progress(f"build with {builder}", share),
+            )
+        )
+        self.notes.extend(builder.notes)
+        if compiled.precisions:
+            evidence += self._count(graph, compiled.precisions, "network")
+        sidecar = Sidecar(
+            spec=self.source.spec,
+            recipe=recipe,
+            plan_sha256=onnx_model.sha256(compiled.plan),
+            plan_bytes=len(compiled.plan),
+            float32=graph.float32,
+            shares=(),
+            proofs={},
+            verified_on_gpu=False,
+            built={**_describe_build(compiled.seconds), **self.replaced},
+        )
+        ran = self.prove_plan(builder, compiled.plan, sidecar, graph)
+        evidence += ran or _Evidence()
+        sidecar = replace(
+            sidecar,
+            shares=evidence.shares,
+            proofs=evidence.proofs,
+            verified_on_gpu=ran is not None and not recipe.on_cpu,
+        )
+        return store.install(self.options.engines_dir, sidecar, compiled.plan, self.reference), evidence
 
     def export(self, kept: Sequence[str]) -> OnnxModel:
         """The graph: exported, or the one that the build starts from."""
         self.progress("export to ONNX", 0)
         low, best, high = self.profile.size
-        newest = self.flavour.max_opset if self.flavour else None
+        newest = self.builder.max_opset if self.builder else None
         opset = self.options.opset or newest
         if self.source.onnx is None and opset is not None and newest is not None and opset > newest:
             raise UsageError(
-                f"opset {opset}: {self.flavour} reads up to {newest}", hint=f"use --opset {newest}"
+                f"opset {opset}: {self.builder} reads up to {newest}", hint=f"use --opset {newest}"
             )
-        precision = "fp32" if self.weak else self.options.precision
+        precision = "fp32" if self.weak else self.precision
         graph = self.source.export(precision, best, any_size=low != high, opset=opset, float32=kept)
         if graph.size is not None and self.profile.size != (graph.size,) * 3:
             height, width = graph.size
@@ -289,11 +318,13 @@ class _Build:
         return onnx_model.replace_transposed(graph) if self.replaced else graph
 
     def prove_graph(self, graph: OnnxModel) -> _Evidence:
-        """Count the graph's precision, and compare its masks with PyTorch's, as far as ONNX Runtime can."""
+        """Count the graph's precision, and compare its masks with float32's, as far as ONNX Runtime can."""
         evidence = _Evidence()
         if not self.weak:
             precisions = {name: found.precision for name, found in graph.convolutions.items()}
             evidence = self._count(graph, precisions, "onnx")
+        if self.reference.made_by != "PyTorch":  # but by ONNX Runtime, of this very graph
+            return evidence
         try:
             runner = OnnxRunner(graph.data)
         except BackendUnavailable as error:
@@ -324,7 +355,8 @@ class _Build:
             return self.source.path
         height, width = self.profile.size[1]
         free = "" if graph.size else "-any"
-        opset = f"-opset{graph.opset}" if self.options.opset or self.weak else ""
+        newest = None if self.builder is None else self.builder.max_opset
+        opset = f"-opset{graph.opset}" if self.options.opset or newest else ""
         kind = f"{height}x{width}{free}-{graph.precision}{opset}-{self.source.sha256[:8]}"
         path = os.path.join(self.options.engines_dir, f"{file_name(self.source.spec)}-{kind}.onnx")
         if self.replaced:  # what is there is the graph that any TensorRT can be given
@@ -334,62 +366,24 @@ class _Build:
         write_atomic(path, graph.data, sync=True)
         return path
 
-    def compile(
-        self, flavour: Flavour, recipe: EngineRecipe, graph: OnnxModel, kept: Sequence[str]
-    ) -> Compiled:
-        """Compile the graph, and keep what makes the next build faster."""
-        options = self.options
-        cache_path = options.timing_cache or os.path.join(
-            options.engines_dir, f".timing-{recipe.flavour}-{recipe.version}-{recipe.target}.cache"
-        )
-        if options.timing_cache and flavour.name == "tensorrt-rtx":
-            self.notes.append("tensorrt-rtx keeps no timing cache: it times nothing")
-
-        def keep(timings: bytes) -> None:
-            try:
-                write_atomic(cache_path, timings)
-            except OutputError as error:  # what it would save is no reason to lose what was built
-                self.notes.append(f"the timing cache was not kept: {error.message}")
-
-        return compile_plan(
-            flavour,
-            graph.data,
-            self.profile,
-            CompilerOptions(
-                options.precision,
-                options.workspace,
-                options.opt_level,
-                options.hardware_compat,
-                float32=tuple(name for name, found in graph.convolutions.items() if found.layer in kept),
-            ),
-            timing_cache=_read(cache_path),
-            keep_timings=keep,
-            progress=lambda share: self.progress(f"build with {flavour.name} {flavour.version}", share),
-        )
-
     def prove_plan(
-        self, flavour: Flavour, plan: bytes, sidecar: Sidecar, graph: OnnxModel
+        self, builder: Builder, plan: bytes, sidecar: Sidecar, graph: OnnxModel
     ) -> _Evidence | None:
-        """Run the plan and compare its masks with PyTorch's; None where it cannot be run here."""
-        if reason := gpu.missing():
-            self.notes.append(f"the plan was not run here ({reason})")
-            return None
-        from unet_batch.inference.backends.tensorrt import run_proof
-
-        self.progress("compare the plan with PyTorch", 0)
+        """Run the plan and compare its masks with float32's; None where it cannot be run here."""
+        self.progress(f"compare the plan with {self.reference.made_by}", 0)
         try:
-            ran = run_proof(flavour, plan, sidecar, self.reference, graph.convolutions)
+            ran = builder.prove(plan, sidecar, self.reference, graph)
+        except UnprovenEngine:
+            raise
         except BackendUnavailable as error:
-            if self.weak:  # nothing else says whether 8.6 used half precision at all
-                raise
             self.notes.append(f"the plan was not run here ({error.message})")
             return None
         self.notes.extend(ran.notes)
-        return _Evidence(shares=tuple(ran.shares)) + self._judge(ran.gpu, ran.parities)
+        return _Evidence(shares=tuple(ran.shares)) + self._judge(ran.device, ran.parities)
 
     def _count(self, graph: OnnxModel, precisions: Mapping[str, str], where: str) -> _Evidence:
         """Count the arithmetic in the precision asked for. Raises BackendError if it is too little."""
-        counted = proof.share(graph.convolutions, self.options.precision, graph.float32, precisions, where)
+        counted = proof.share(graph.convolutions, self.precision, graph.float32, precisions, where)
         counted.check()
         return _Evidence(shares=(proof.as_dict(counted),))
 
@@ -397,50 +391,34 @@ class _Build:
         """Check parity at each batch size. Raises _Imprecise below the limit."""
         for batch, parity in parities.items():
             try:
-                parity.check(self.options.precision, f"{name}, {batch}")
+                parity.check(self.precision, f"{name}, {batch}")
             except BackendError as error:
                 raise _Imprecise(error.message, hint=error.hint) from error
         return _Evidence(proofs={name: {batch: proof.as_dict(each) for batch, each in parities.items()}})
 
 
-def _find_builder(name: str) -> tuple[Flavour | None, BackendUnavailable | None]:
-    """The flavour that builds; for `auto` None, and what to install, where none can."""
-    if name != "auto":
-        flavour = Flavour(name)
-        check_can_build(flavour)
-        return flavour, None
-    reasons = []
-    for candidate in NAMES:
-        try:
-            return _find_builder(candidate)
-        except BackendUnavailable as error:
-            reasons.append(error.message)
-    best = NAMES[1] if gpu.missing() else NAMES[0]
-    return None, BackendUnavailable("no engine was built: " + "; ".join(reasons), hint=install_line(best))
+def _default_precision(source: Source, builder: Builder | None) -> str:
+    if source.onnx is not None and (builder is None or not builder.takes_float32):
+        return source.onnx.precision
+    return "fp16" if builder is None else builder.precision
 
 
-def _make_recipe(options: BuildOptions, source: Source, profile: Profile, flavour: Flavour) -> EngineRecipe:
+def _make_recipe(
+    options: BuildOptions, precision: str, source: Source, profile: Profile, builder: Builder
+) -> EngineRecipe:
     given = {
         "opt_level": options.opt_level,
         "workspace": options.workspace,
         "hardware_compat": None if options.hardware_compat == "none" else options.hardware_compat,
         "opset": options.opset,
     }
-    if source.onnx is not None and source.onnx.facts["graph"] != GRAPH_VERSION:
-        raise CheckpointError(
-            f"{source.path}: version {source.onnx.facts['graph']} of the network's graph, this program "
-            f"makes {GRAPH_VERSION}",
-            hint=onnx_model.EXPORT,
-        )
-    found = gpu.driver()
-    target = found.gpus[0].sm if flavour.needs_gpu_to_build and found is not None and found.gpus else "any"
     return EngineRecipe(
         source_sha256=source.sha256,
-        precision=options.precision,
+        precision=precision,
         profile=profile,
-        flavour=flavour.name,
-        version=flavour.version,
-        target=target,
+        flavour=builder.name,
+        version=builder.version,
+        target=builder.target,
         options={name: value for name, value in given.items() if value is not None},
     )
 
@@ -470,30 +448,22 @@ def _describe_build(seconds: float) -> dict[str, Any]:
     }
 
 
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
 def build_for_run(
     model: str, engines_dir: str, size: Size | None, batch_size: int | None, flavour: str, progress: Progress
 ) -> Built:
     """Build the engine that a run with these options looks for.
 
     Args:
-        model: path of a checkpoint.
+        model: path of a checkpoint or graph.
         engines_dir: where it goes.
         size: (height, width) of the network's input; None takes the model's own.
         batch_size: most pictures in one pass; None takes the default.
-        flavour: `tensorrt` or `tensorrt-rtx`.
+        flavour: `tensorrt`, `tensorrt-rtx` or `openvino`.
         progress: hears of each stage and its share.
 
     Raises:
         UnetBatchError: as from `build_engine`.
     """
     sizes = None if size is None else (size, size, size)
-    batch = DEFAULT_BATCH if batch_size is None else (1, batch_size, batch_size)
+    batch = None if batch_size is None or flavour == openvino.NAME else (1, batch_size, batch_size)
     return build_engine(BuildOptions(model, engines_dir, sizes, batch, builder=flavour), progress)
