@@ -45,9 +45,10 @@ _EXPORTED = Foreign(
     "where you trust it, save its weights alone, torch.save(torch.export.load(FILE).state_dict, 'FILE.pth'), "
     f"then: {_IMPORT}",
 )
+IMPORT_ONNX = "it becomes a model with: unet-batch import FILE.onnx -o MODEL.onnx"
 _ONNX = Foreign(
     "an ONNX graph of another program, which does not say what its values mean",
-    f"the PyTorch weights that it was exported from become a checkpoint with: {_IMPORT}",
+    f"{IMPORT_ONNX}; what is seen in it: unet-batch inspect FILE.onnx",
 )
 _OUR_ONNX = Foreign(
     "an ONNX graph of unet-batch, which engines are built from: unet-batch build-engine FILE.onnx",
