@@ -24,6 +24,8 @@ KEY = "unet_batch"  # of our entry in `metadata_props`: JSON
 # built again.
 GRAPH_VERSION = 1
 INPUT, OUTPUT = "pictures", "maps"
+# Of an imported graph of any size: the pictures padded to multiples of a stride, and that stride.
+PADDED, STRIDE = "unet_batch/padded", "unet_batch/stride"
 # onnx.TensorProto.DataType, spelled out so that these names need no import of onnx.
 _PRECISIONS = {1: "fp32", 10: "fp16", 16: "bf16"}
 _BYTES = {1: 4, 10: 2, 16: 2}
@@ -106,7 +108,7 @@ def read(path: str) -> OnnxModel:
 
 def parse(data: bytes) -> OnnxModel:
     """Parse the bytes of a graph. Raises what `read` does."""
-    onnx = _import("onnx")
+    onnx = require("onnx")
     try:
         model = onnx.load_model_from_string(data)
         facts = json.loads(next((entry.value for entry in model.metadata_props if entry.key == KEY), "null"))
@@ -169,7 +171,7 @@ def replace_transposed(model: OnnxModel) -> OnnxModel:
         BackendError: one is of another kind.
         BackendUnavailable: the onnx package is not installed.
     """
-    onnx = _import("onnx")
+    onnx = require("onnx")
     proto = onnx.load_model_from_string(model.data)
     weights = {weight.name: weight for weight in proto.graph.initializer}
     nodes = []
@@ -224,7 +226,7 @@ class OnnxRunner:
     """
 
     def __init__(self, data: bytes) -> None:
-        runtime = _import("onnxruntime")
+        runtime = require("onnxruntime")
         self.version = ".".join(runtime.__version__.split(".")[:2])
         options = runtime.SessionOptions()
         options.log_severity_level = 4
@@ -251,6 +253,13 @@ def _convolutions(
     shaped = onnx.ModelProto()
     shaped.CopyFrom(model)
     del shaped.graph.value_info[:]  # may hold symbols where the size is free
+    weights = {weight.name: weight for weight in shaped.graph.initializer}
+    if STRIDE in weights:  # inference does not follow the arithmetic of what is padded
+        stride = int(onnx.numpy_helper.to_array(weights[STRIDE])[0])
+        size = size[0] + -size[0] % stride, size[1] + -size[1] % stride
+        for node in shaped.graph.node:
+            if PADDED in node.output:
+                node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], [PADDED]))
     picture, maps = (
         shaped.graph.input[0].type.tensor_type.shape.dim,
         shaped.graph.output[0].type.tensor_type.shape.dim,
@@ -262,13 +271,10 @@ def _convolutions(
     shaped = onnx.shape_inference.infer_shapes(shaped, strict_mode=not imported, data_prop=imported)
     infos = [*shaped.graph.value_info, *shaped.graph.input, *shaped.graph.output]
     tensors = {info.name: info.type.tensor_type for info in infos}
-    weights = {weight.name: weight for weight in shaped.graph.initializer}
     nodes = [node for node in shaped.graph.node if node.op_type in ("Conv", "ConvTranspose")]
     heads = 0 if imported else 1
     if len(nodes) != len(layers) + heads:
-        raise ValueError(
-            f"{len(nodes)} convolutions found, {len(layers)}{' and a head' * heads} expected"
-        )
+        raise ValueError(f"{len(nodes)} convolutions found, {len(layers)}{' and a head' * heads} expected")
     found = {}
     for index, node in enumerate(nodes):
         weight = weights.get(node.input[1]) if imported else weights[node.input[1]]
@@ -284,7 +290,8 @@ def _convolutions(
     return found
 
 
-def _import(name: str) -> Any:
+def require(name: str) -> Any:
+    """A module of the extra `onnx`. Raises BackendUnavailable with the line that installs it."""
     try:
         module = __import__(name)
         if name == "onnx":
