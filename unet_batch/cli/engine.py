@@ -240,8 +240,8 @@ def inspect(file: str | None, as_json: bool) -> None:
       unet-batch inspect u2net.onnx
 
     FILE is a checkpoint (.safetensors), an ONNX graph, or an engine (.plan, or the .json beside it). Of an
-    ONNX graph of another program it says what is seen in it, and the line that imports it. Without a file, the
-    bundled models are listed: what each is for, and under which terms.
+    ONNX graph of another program it says what is seen in it, and the line that imports it. Without a file,
+    the bundled models are listed: what each is for, and under which terms.
     """
     from unet_batch.cli.screen import Lines, print_json
     from unet_batch.model import zoo

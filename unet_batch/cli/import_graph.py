@@ -41,8 +41,8 @@ def parse_numbers(text: str) -> tuple[float, ...]:
     "--check",
     metavar="SOURCE",
     multiple=True,
-    help="Pictures of yours: a few are drawn with their masks to MODEL.check.jpg, beside those of other scalings "
-    "where that was a guess.",
+    help="Pictures of yours: a few are drawn with their masks to MODEL.check.jpg, beside those of other "
+    "scalings where that was a guess.",
 )
 @option(
     "--range",

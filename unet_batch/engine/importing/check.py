@@ -21,7 +21,7 @@ PICTURES = 6  # a sheet that a screen shows at once
 
 
 def draw_check(made: Imported, sources: Sequence[str], target: str) -> str:
-    """Write a sheet of up to six pictures with their masks, as a JPEG; a remark on files that cannot be read.
+    """Write a sheet of up to six pictures with their masks, as a JPEG; returns a remark on unreadable files.
 
     Where the scaling or the order of colours was a guess, the masks of the others stand beside: the right one
     is seen at once.

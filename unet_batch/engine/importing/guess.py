@@ -375,9 +375,8 @@ class _Reader:
             return int(shape[axis])
         if chosen.channels != 1:
             raise CheckpointError(
-                f"{self.path}: output {chosen.name} holds {chosen.channels} channels of {chosen.values.dtype}",
-                hint="one channel of ids, or values of which the largest wins, are understood; name another "
-                "output with --map",
+                f"{self.path}: {chosen.name} holds {chosen.channels} channels of {chosen.values.dtype}",
+                hint="ids come in one channel; name another output with --map",
             )
         if chosen.values.dtype == np.bool_:
             self._add("activation", "ids", "it gives yes or no for each place")
@@ -385,7 +384,7 @@ class _Reader:
         if not self.given.classes:
             seen = np.unique(chosen.values)
             raise UsageError(
-                f"{self.path}: gives ids ({seen.min()} to {seen.max()} on a drawn picture), and does not tell "
+                f"{self.path}: gives ids, {seen.min()} to {seen.max()} on a drawn picture, and does not tell "
                 "how many classes there are",
                 hint="name them, in the order of the ids: --classes background,cat,dog",
             )
