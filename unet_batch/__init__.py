@@ -113,7 +113,7 @@ def export(
 ) -> ModelSpec:
     """Write any PyTorch network that segments pictures as a model file, its masks proven equal.
 
-    The file is used like a checkpoint: `unet_batch.load("mine.onnx")`, `unet-batch run ./photos -m mine.onnx`.
+    The file is used like a checkpoint: `unet_batch.load("mine.onnx")`, `unet-batch run -m mine.onnx`.
 
     Args:
         module: takes pictures (N, C, H, W) and gives a map for each; run in evaluation mode, left as it was.

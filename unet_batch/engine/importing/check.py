@@ -60,7 +60,7 @@ def draw_check(made: Imported, sources: Sequence[str], target: str) -> str:
 
 
 def _ways(made: Imported) -> dict[str, Recipe]:
-    """What was taken, and what else could have been where that was a guess, by the option that asks for it."""
+    """What was taken, and what else could have been where that was a guess, by option."""
     recipe, guessed = made.recipe, {choice.option for choice in made.choices if choice.is_guess}
     taken = {choice.option: choice.value for choice in made.choices}
     ways = {f"as imported: {taken['range']}" if "range" in guessed else "as imported": recipe}

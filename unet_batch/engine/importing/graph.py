@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,6 +78,7 @@ class Runner:
         self.path = path
         options = runtime.SessionOptions()
         options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others use the cores, too
         try:
             data = proto.SerializeToString()
         except Exception as error:  # google.protobuf's EncodeError, a ValueError since version 4
@@ -255,8 +256,6 @@ def _picture(path: str, proto: Any) -> tuple[str, Dims, str]:
 
 def _modernise(found: ForeignGraph) -> ForeignGraph:
     """The graph in newer operators, if it then computes the same; else as it is, with a note."""
-    from dataclasses import replace
-
     from onnx import version_converter
 
     shape = [dim or other for dim, other in zip(found.dims, (1, 3, 128, 192), strict=True)]

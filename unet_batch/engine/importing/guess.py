@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 
+from unet_batch import scenes
 from unet_batch.engine.importing.evidence import Entrance, enter, last_operator
 from unet_batch.engine.importing.graph import COMPOSED_OPSET, ForeignGraph, shape_text
 from unet_batch.engine.importing.recipe import Recipe
 from unet_batch.engine.importing.settings import IMAGENET, Settings
 from unet_batch.errors import CheckpointError, UsageError
+from unet_batch.media import geometry
 from unet_batch.model.spec import MAX_CLASSES
 from unet_batch.types import BACKGROUND, Size
 
@@ -73,15 +76,18 @@ def understand(graph: ForeignGraph, given: Settings) -> tuple[Recipe, tuple[Choi
 
 def draw_pictures(count: int, size: Size, channels: int) -> Pixels:
     """Pictures to try a network on, uint8 (N, H, W, C): drawn scenes, their grey where C is not 3."""
-    from unet_batch import scenes
-    from unet_batch.media import geometry
-
-    at = (max(64, size[0]), max(96, size[1]))
-    drawn = [scenes.draw(FIRST_SCENE + number, at)[0] for number in range(count)]
-    pictures = np.stack([geometry.to_network(photo, geometry.place(at, size)) for photo in drawn])
+    pictures = np.stack([_draw_scene(FIRST_SCENE + number, size) for number in range(count)])
     if channels == 3:
         return pictures
     return np.repeat(pictures.mean(axis=3, keepdims=True).astype(np.uint8), channels, axis=3)
+
+
+@functools.lru_cache(maxsize=16)
+def _draw_scene(seed: int, size: Size) -> Pixels:
+    """A drawn scene at that size, RGB uint8 (H, W, 3), not to be written to."""
+    at = (max(64, size[0]), max(96, size[1]))
+    photo, _ = scenes.draw(seed, at)
+    return geometry.to_network(photo, geometry.place(at, size))
 
 
 class _Reader:
@@ -244,8 +250,6 @@ class _Reader:
 
     def _size(self, draft: Recipe, dims: tuple[int | None, int | None]) -> Recipe:
         """The draft at a size that the graph runs at."""
-        from dataclasses import replace
-
         given, size = self.given.size, draft.size
         if None not in dims:
             if given is not None and given != size:

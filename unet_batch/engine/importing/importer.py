@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -123,8 +123,6 @@ def make(graph: ForeignGraph, given: Settings) -> Imported:
 
 def write(target: str, made: Imported) -> Imported:
     """Write the graph, whole or not at all. Raises OutputError."""
-    from dataclasses import replace
-
     write_atomic(target, made.model.data)
     return replace(made, path=os.path.abspath(target))
 
