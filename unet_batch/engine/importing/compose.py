@@ -77,10 +77,11 @@ def compose(found: ForeignGraph, recipe: Recipe, *, batch: int | None, reshape: 
     for domain, version in imports.items():
         entry = joined.opset_import.add()
         entry.domain, entry.version = domain, version
-    joined.ir_version = middle.ir_version
-    if len(joined.graph.output) > 1:  # what leads to other outputs of the network goes
+    # What leads to other outputs of the network goes; branches may use what their node does not name.
+    branches = any(entry.HasField("g") for node in joined.graph.node for entry in node.attribute)
+    if len(found.outputs) > 1 and not branches:
         joined = utils.Extractor(joined).extract_model([INPUT], [OUTPUT])
-        joined.ir_version = middle.ir_version
+    joined.ir_version = middle.ir_version
     joined.graph.name = "unet_batch"
     return joined
 

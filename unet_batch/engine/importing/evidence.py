@@ -14,19 +14,8 @@ if TYPE_CHECKING:
 
 # What moves values about, and leaves them as they are (resizing: within their range).
 _MOVES = (
-    *(
-        "Cast",
-        "Identity",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "Reshape",
-        "Flatten",
-        "Slice",
-        "Gather",
-        "Crop",
-    ),
-    *("Resize", "Upsample", "DepthToSpace", "Dropout"),
+    *("Cast", "Identity", "Dropout", "Transpose", "Squeeze", "Unsqueeze", "Reshape", "Flatten"),
+    *("Slice", "Gather", "Resize", "Upsample", "DepthToSpace"),
 )
 
 

@@ -126,7 +126,8 @@ def read(path: str) -> ForeignGraph:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     found = foreign.recognise(path)
     if found is not None and not found.is_onnx:
-        raise CheckpointError(f"{path}: {found.what}, not an ONNX graph", hint=found.fix)
+        what = found.what.partition(",")[0]
+        raise CheckpointError(f"{path}: {what}, not an ONNX graph", hint=found.fix)
     try:
         proto = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's DecodeError has no base of ours to catch
@@ -154,6 +155,10 @@ def prepare(path: str, proto: Any, digest: Any) -> ForeignGraph:
     _load_external(path, proto, digest)
     proto = _tidy(proto)
     name, dims, dtype = _picture(path, proto)
+    if dims[0] not in (None, 1):  # tried with one picture, and with any number when it is composed
+        batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
+        batch.Clear()
+        batch.dim_param = "n"
     found = ForeignGraph(
         path=path,
         proto=proto,

@@ -360,13 +360,13 @@ class _Reader:
                 hint="where its input is scaled otherwise, say so: --range",
             )
         seen = f"values from {low:.3g} to {high:.3g} on drawn pictures"
+        matters = count < 3 or self.given.channel is not None  # the largest of several is the same either way
         if low < -_SLACK or high > 1 + _SLACK:
             activation: Literal["sigmoid", "softmax"] = "sigmoid" if count == 1 else "softmax"
-            self._add(
-                "activation", activation, f"values from {low:.3g} to {high:.3g} on drawn pictures: logits"
-            )
+            # All positive: a ReLU behind logits, or 255 times a probability.
+            self._add("activation", activation, f"{seen}: logits", guess=matters and low >= 0)
             return activation, count
-        self._add("activation", "none", f"{seen}: probabilities", guess=True)
+        self._add("activation", "none", f"{seen}: probabilities", guess=matters)
         return "none", count
 
     def _count_ids(self, argmax: Any, chosen: _Map) -> int:

@@ -166,12 +166,15 @@ def _finish(proto: Any, spec: ModelSpec, graph: ForeignGraph) -> OnnxModel:
     import onnx
 
     text = spec_json.dumps(spec)
+    convolutions = [node for node in proto.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    types = {weight.name: weight.data_type for weight in proto.graph.initializer}
+    is_half = {types.get(node.input[1]) for node in convolutions} == {onnx.TensorProto.FLOAT16}
     facts = {
         "spec": json.loads(text),
         "source_sha256": hashlib.sha256(bytes.fromhex(graph.sha256) + text.encode()).hexdigest(),
-        "precision": "fp32",
+        "precision": "fp16" if is_half else "fp32",
         "float32": [],
-        "layers": [node.name for node in proto.graph.node if node.op_type in ("Conv", "ConvTranspose")],
+        "layers": [node.name for node in convolutions],
         "graph": GRAPH_VERSION,
     }
     entry = proto.metadata_props.add()

@@ -11,6 +11,7 @@ from typing import Any
 
 from unet_batch.datasets.guess import load_toml
 from unet_batch.errors import UsageError
+from unet_batch.model.spec import MAX_SIDE
 from unet_batch.types import Size
 
 RANGES = ("0..1", "0..255", "-1..1", "imagenet")
@@ -73,6 +74,8 @@ class Settings:
                 f"mean and std of up to {max(*self.mean, *self.std):g}, where pixels count from 0 to 1",
                 hint="say what they count in: --range 0..255, or --range 0..1 if they are meant so",
             )
+        if self.size is not None and not 0 < min(self.size) <= max(self.size) <= MAX_SIDE:
+            raise UsageError(f"size {self.size[0]}x{self.size[1]}: sides of 1 to {MAX_SIDE} expected")
         if min(self.std, default=1) <= 0:
             raise UsageError(f"std {', '.join(map(str, self.std))}: deviations are above 0")
 
@@ -133,8 +136,8 @@ def _value(name: str, value: Any) -> Any:
         return tuple(str(each) for each in _list(name, value))
     if name == "size":
         match = re.fullmatch(r"(\d+)x(\d+)", value) if isinstance(value, str) else None
-        sides = [int(match[1]), int(match[2])] if match else _list(name, value)
-        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        sides = [int(match[1]), int(match[2])] if match else value
+        if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int for side in sides):
             raise ValueError(f"size {value!r}: height and width expected, for example [320, 480]")
         return (sides[0], sides[1])
     if name == "channel":
