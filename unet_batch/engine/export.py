@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unet_batch.engine.importing.graph import prepare
+from unet_batch.engine.importing.graph import prepare, require_onnx
 from unet_batch.engine.importing.guess import draw_pictures
 from unet_batch.engine.importing.importer import check_target, make, write
 from unet_batch.engine.onnx_model import (
@@ -178,6 +178,7 @@ def export_module(module: nn.Module, target: str, size: Size, given: Settings) -
         BackendError: PyTorch cannot export it.
     """
     check_target(target)
+    require_onnx()
     was_training = module.training
     try:
         proto = _trace_module(module.eval(), size)

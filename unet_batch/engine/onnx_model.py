@@ -108,7 +108,7 @@ def read(path: str) -> OnnxModel:
 
 def parse(data: bytes) -> OnnxModel:
     """Parse the bytes of a graph. Raises what `read` does."""
-    onnx = require("onnx")
+    onnx = _import("onnx")
     try:
         model = onnx.load_model_from_string(data)
         facts = json.loads(next((entry.value for entry in model.metadata_props if entry.key == KEY), "null"))
@@ -171,7 +171,7 @@ def replace_transposed(model: OnnxModel) -> OnnxModel:
         BackendError: one is of another kind.
         BackendUnavailable: the onnx package is not installed.
     """
-    onnx = require("onnx")
+    onnx = _import("onnx")
     proto = onnx.load_model_from_string(model.data)
     weights = {weight.name: weight for weight in proto.graph.initializer}
     nodes = []
@@ -226,7 +226,7 @@ class OnnxRunner:
     """
 
     def __init__(self, data: bytes) -> None:
-        runtime = require("onnxruntime")
+        runtime = _import("onnxruntime")
         self.version = ".".join(runtime.__version__.split(".")[:2])
         options = runtime.SessionOptions()
         options.log_severity_level = 4
@@ -290,8 +290,7 @@ def _convolutions(
     return found
 
 
-def require(name: str) -> Any:
-    """A module of the extra `onnx`. Raises BackendUnavailable with the line that installs it."""
+def _import(name: str) -> Any:
     try:
         module = __import__(name)
         if name == "onnx":

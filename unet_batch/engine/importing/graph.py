@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unet_batch.engine.onnx_model import KEY, require
-from unet_batch.errors import CheckpointError, UsageError
+from unet_batch.engine.onnx_model import KEY
+from unet_batch.errors import BackendUnavailable, CheckpointError, UsageError
 from unet_batch.model import foreign
 
 if TYPE_CHECKING:
@@ -70,11 +70,11 @@ class Runner:
 
     Raises:
         CheckpointError: ONNX Runtime refuses the graph; operators that it does not know are named.
-        BackendUnavailable: it is not installed.
     """
 
     def __init__(self, path: str, proto: Any) -> None:
-        runtime = require("onnxruntime")
+        import onnxruntime as runtime
+
         self.path = path
         options = runtime.SessionOptions()
         options.log_severity_level = 4
@@ -110,6 +110,17 @@ class Runner:
 _TOO_LARGE = "has more than 2 GB with its weights, which no single ONNX file can hold"
 
 
+def require_onnx() -> None:
+    """Raise BackendUnavailable where the packages that graphs are composed and run with are not installed."""
+    try:
+        for name in ("onnx", "onnxruntime"):
+            __import__(name)
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"{error.name} is not installed", hint='pip install "unet-batch[onnx]"'
+        ) from error
+
+
 def read(path: str) -> ForeignGraph:
     """Read a graph of another program, with the weights that lie beside it.
 
@@ -118,7 +129,9 @@ def read(path: str) -> ForeignGraph:
         UsageError: it is a graph of ours already.
         BackendUnavailable: onnx is not installed.
     """
-    onnx = require("onnx")
+    require_onnx()
+    import onnx
+
     try:
         with open(path, "rb") as file:
             data = file.read()

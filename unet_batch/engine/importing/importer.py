@@ -72,9 +72,7 @@ def import_graph(source: str, target: str, given: Settings) -> Imported:
         BackendUnavailable: onnx or onnxruntime is not installed.
     """
     check_target(target)
-    onnx_model.require("onnxruntime")
-    graph = read(source)
-    return write(target, make(graph, with_file(source, given)))
+    return write(target, make(read(source), with_file(source, given)))
 
 
 def check_target(target: str) -> None:
