@@ -59,7 +59,7 @@ def test_inspect_says_what_was_chosen(mine: tuple[Path, Result]) -> None:
     assert "terms MIT" in text
     assert "source imported from net.onnx" in text
     assert "range imagenet (a guess)" in text
-    assert "channel 1 precision" in text, "what was given is no guess"
+    assert "channel 1 colour rgb (a guess)" in text, "what was given is no guess"
 
 
 def test_inspect_suggests_the_line_that_imports(net: str, tmp_path: Path) -> None:
