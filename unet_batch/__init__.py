@@ -18,6 +18,10 @@ from typing import TYPE_CHECKING, Any
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
     from unet_batch.errors import UnetBatchError
     from unet_batch.inference.result import Result
     from unet_batch.inference.segmenter import Segmenter
@@ -30,7 +34,16 @@ _HOMES = {
     "Segmenter": "unet_batch.inference.segmenter",
     "UnetBatchError": "unet_batch.errors",
 }
-__all__ = ["ClassTable", "ModelSpec", "Result", "Segmenter", "UnetBatchError", "__version__", "load"]
+__all__ = [
+    "ClassTable",
+    "ModelSpec",
+    "Result",
+    "Segmenter",
+    "UnetBatchError",
+    "__version__",
+    "export",
+    "load",
+]
 
 
 def load(
@@ -83,6 +96,67 @@ def load(
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
         isolate=isolate,
     )
+
+
+def export(
+    module: torch.nn.Module,
+    path: str,
+    *,
+    size: tuple[int, int],
+    classes: Sequence[str] = (),
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    range: str | None = None,
+    colour: str | None = None,
+    channel: int | None = None,
+    activation: str | None = None,
+    name: str = "",
+    terms: str = "",
+) -> ModelSpec:
+    """Write any PyTorch network that segments pictures as a model file, its masks proven equal.
+
+    The file is used like a checkpoint: `unet_batch.load("mine.onnx")`, `unet-batch run -m mine.onnx`.
+
+    Args:
+        module: takes pictures (N, C, H, W) and gives a map for each; run in evaluation mode, left as it was.
+        path: the file to write, `.onnx`; must not exist.
+        size: (height, width) of the input.
+        classes: names in the order of the output's channels or ids, background included; of a background and
+            one class, or of one channel, the model gives the probability.
+        mean, std: by channel, red first: it was trained on (pixel - mean) / std, for pixels of 0 to 1.
+        range: instead of these `0..1`, `0..255`, `-1..1` or `imagenet`; with them, what they count in.
+        colour: order of the input's channels, `rgb` or `bgr`; None takes rgb.
+        channel: of the output, whose probability is wanted; None takes that of the class beside a background,
+            and ids of several classes.
+        activation: what makes probabilities of its values: `sigmoid`, `softmax` or `none`; None looks.
+        name: of the model; "" takes the file's.
+        terms: under which it may be used, on one line.
+
+    Returns:
+        What the model is now; `training["imported"]` holds what was found out, and what of it was guessed.
+
+    Raises:
+        UsageError: nothing says how pixels are scaled, or an argument does not fit the network.
+        CheckpointError: the network gives no map, or ONNX Runtime computes something else.
+        BackendUnavailable: the extra `onnx` is not installed.
+        BackendError: PyTorch cannot export the network.
+        OutputError: the file exists or cannot be written.
+    """
+    from unet_batch.engine.export import export_module
+    from unet_batch.engine.importing.settings import Settings
+
+    given = Settings(
+        range=range,
+        mean=tuple(mean),
+        std=tuple(std),
+        colour=colour,
+        channel=channel,
+        activation=activation,
+        classes=tuple(classes),
+        name=name,
+        terms=terms,
+    )
+    return export_module(module, path, size, given).model.spec
 
 
 def __dir__() -> list[str]:

@@ -211,7 +211,7 @@ class ModelSpec:
     Attributes:
         name: what the model calls itself.
         widths: channels of each level of the U-Net, finest first; behind an encoder, of each level of the
-            decoder.
+            decoder; () where the architecture is "onnx".
         in_channels: channels of the input (3 = RGB).
         input_size: (height, width) the model was trained for.
         mean, std: normalisation per channel, for pixel values scaled to 0..1.
@@ -219,8 +219,9 @@ class ModelSpec:
         threshold: probability from which a pixel counts as the class (one class only).
         output: what the network's map means.
         training: facts and metrics of its training, for people and reports.
-        architecture: "unet", the classic one, or "encoder-unet", whose contracting path is `encoder`.
-        encoder: a key of `model.efficientnet.VARIANTS`; "" for the classic U-Net.
+        architecture: "unet", the classic one; "encoder-unet", whose contracting path is `encoder`; or "onnx",
+            a graph that came from elsewhere, of which there is no PyTorch network.
+        encoder: a key of `model.efficientnet.VARIANTS`; "" for all but an "encoder-unet".
         terms: under which it may be used, and the data they come from, on one line; "" where nobody said.
     """
 
@@ -234,17 +235,21 @@ class ModelSpec:
     threshold: float = 0.5
     output: Literal["probability", "class_ids"] = "probability"
     training: Mapping[str, Any] = field(default_factory=dict)
-    architecture: Literal["unet", "encoder-unet"] = "unet"
+    architecture: Literal["unet", "encoder-unet", "onnx"] = "unet"
     encoder: str = ""
     terms: str = ""
 
     @property
     def network(self) -> str:
         """What a person calls it: "U-Net, widths 32, 64, 128"."""
+        if self.architecture == "onnx":
+            return "imported ONNX graph"
         kind = f"U-Net on {self.encoder}, decoder" if self.encoder else "U-Net,"
         return f"{kind} widths {', '.join(map(str, self.widths))}"
 
     @property
     def stride(self) -> int:
-        """Network pixels whose multiples heights and widths are padded to."""
+        """Network pixels whose multiples heights and widths are padded to; an imported graph pads inside."""
+        if self.architecture == "onnx":
+            return 1
         return 32 if self.encoder else int(2 ** (len(self.widths) - 1))

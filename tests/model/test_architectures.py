@@ -299,19 +299,32 @@ class TestVersions:
     [
         (
             {"architecture": "transformer"},
-            "architecture: 'unet' or 'encoder-unet' expected, got 'transformer'",
+            "architecture: 'unet', 'encoder-unet' or 'onnx' expected, got 'transformer'",
         ),
         ({"architecture": "unet"}, "encoder: none expected of a 'unet', got 'efficientnet-lite0'"),
         ({"encoder": "resnet50"}, "encoder: one of efficientnet-lite0, .* expected, got 'resnet50'"),
         ({"encoder": ""}, "encoder: one of efficientnet-lite0, .* expected, got ''"),
         ({"encoder": None}, "encoder: one of .* expected, got None"),
         ({"widths": [8, 8, 8]}, "widths: 4 levels of the decoder expected, got 3"),
+        ({"widths": []}, "widths: 1 to 8 levels expected, got 0"),
+        ({"architecture": "onnx"}, "widths: none expected of an imported graph, got 4"),
+        ({"architecture": "onnx", "widths": []}, "encoder: none expected of an imported graph, got 'eff"),
     ],
 )
 def test_a_description_that_cannot_be_is_refused_by_field(changes: dict[str, object], message: str) -> None:
     text = json.dumps({**json.loads(spec_json.dumps(encoder_spec())), **changes})
     with pytest.raises(CheckpointError, match=message):
         spec_json.loads(text)
+
+
+def test_an_imported_graph_has_a_description_and_no_network() -> None:
+    spec = tiny_spec(architecture="onnx", widths=(), size=(513, 257))
+    assert spec_json.loads(spec_json.dumps(spec)) == spec
+    assert (spec.network, spec.stride) == ("imported ONNX graph", 1)
+    with pytest.raises(CheckpointError, match="tiny is an imported ONNX graph: there is no PyTorch network"):
+        build_network(spec)
+    with pytest.raises(CheckpointError, match="the spec says"):
+        checkpoint.save("nowhere.safetensors", made("unet")[0], spec)
 
 
 def test_what_a_spec_may_say_is_what_can_be_built() -> None:

@@ -93,8 +93,12 @@ KINDS: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "cut.pth": (lambda: torch_file({"w": torch.zeros(999)})[:900], "a pickled PyTorch file", IMPORT),
     "script.pt": (torchscript, "a TorchScript program", "torch.jit.load(FILE).state_dict()"),
     "program.pt2": (exported, "a program of torch.export", "torch.export.load(FILE).state_dict"),
-    "plain.onnx": (onnx_graph, "an ONNX graph of another program", IMPORT),
-    "renamed.safetensors": (onnx_graph, "an ONNX graph of another program", IMPORT),
+    "plain.onnx": (
+        onnx_graph,
+        "an ONNX graph of another program",
+        "unet-batch import FILE.onnx -o MODEL.onnx",
+    ),
+    "renamed.safetensors": (onnx_graph, "an ONNX graph of another program", "unet-batch inspect FILE.onnx"),
     "ours.onnx": (
         lambda: onnx_graph(unet_batch="{}"),
         "an ONNX graph of unet-batch, which engines are built from",

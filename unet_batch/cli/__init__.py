@@ -9,6 +9,7 @@ from unet_batch.cli.command import Program
 from unet_batch.cli.doctor import doctor
 from unet_batch.cli.engine import build_engine, inspect
 from unet_batch.cli.evaluate import evaluate
+from unet_batch.cli.import_graph import import_graph
 from unet_batch.cli.import_weights import import_weights
 from unet_batch.cli.merge import merge
 from unet_batch.cli.run import run, watch
@@ -46,6 +47,7 @@ for command in (
     train,
     evaluate,
     check_data,
+    import_graph,
     import_weights,
     build_engine,
     inspect,

@@ -236,9 +236,11 @@ def inspect(file: str | None, as_json: bool) -> None:
       unet-batch inspect
       unet-batch inspect default
       unet-batch inspect engines/cars-160x240-fp16-1f0c9a7b.plan
+      unet-batch inspect u2net.onnx
 
-    FILE is a checkpoint (.safetensors), an ONNX graph, or an engine (.plan, or the .json beside it). Without
-    one, the bundled models are listed: what each is for, and under which terms.
+    FILE is a checkpoint (.safetensors), an ONNX graph, or an engine (.plan, or the .json beside it). Of an
+    ONNX graph of another program it says what is seen in it, and the line that imports it. Without a file,
+    the bundled models are listed: what each is for, and under which terms.
     """
     from unet_batch.cli.screen import Lines, print_json
     from unet_batch.model import zoo
@@ -262,12 +264,7 @@ def inspect(file: str | None, as_json: bool) -> None:
         data = engine.sidecar.as_dict()
         engine.read_plan()  # says so if it is not what was built
     elif suffix == ".onnx":
-        from unet_batch.engine import onnx_model
-
-        graph = onnx_model.read(file)
-        lines.line("file", file, megabytes(len(graph.data)))
-        _print_spec(lines, graph.spec)
-        data = _print_graph(lines, graph)
+        data = _inspect_onnx(lines, file)
     else:
         from unet_batch.model import checkpoint
 
@@ -277,6 +274,19 @@ def inspect(file: str | None, as_json: bool) -> None:
         data = _print_checkpoint(lines, found)
     if as_json:
         print_json(data)
+
+
+def _inspect_onnx(lines: Lines, file: str) -> dict[str, Any]:
+    from unet_batch.cli.import_graph import describe_foreign
+    from unet_batch.engine import onnx_model
+    from unet_batch.model import foreign
+
+    if os.path.isfile(file) and foreign.recognise(file) is foreign.ONNX:
+        return describe_foreign(lines, file)
+    graph = onnx_model.read(file)
+    lines.line("file", file, megabytes(len(graph.data)))
+    _print_spec(lines, graph.spec)
+    return _print_graph(lines, graph)
 
 
 def _print_checkpoint(lines: Lines, found: ModelFile) -> dict[str, Any]:
@@ -311,8 +321,16 @@ def _print_graph(lines: Lines, graph: OnnxModel) -> dict[str, Any]:
     from unet_batch.engine import proof
 
     size = f"{graph.size[0]}x{graph.size[1]}" if graph.size else "any size"
-    lines.line("graph", f"opset {graph.opset}, IR {graph.ir_version}", "any batch", size)
-    lines.line("source", f"checkpoint sha256 {graph.source_sha256[:12]}")
+    batch = f"{graph.batch} picture a call" if graph.batch else "any batch"
+    lines.line("graph", f"opset {graph.opset}, IR {graph.ir_version}", batch, size)
+    imported = graph.spec.training.get("imported")
+    if graph.spec.architecture == "onnx" and isinstance(imported, Mapping):
+        lines.line("source", f"imported from {imported.get('from')}", f"sha256 {graph.source_sha256[:12]}")
+        choices, guessed = imported.get("choices", {}), imported.get("guessed", [])
+        for option, value in choices.items():
+            lines.line("", f"{option} {value}{' (a guess)' if option in guessed else ''}")
+    else:
+        lines.line("source", f"checkpoint sha256 {graph.source_sha256[:12]}")
     precisions = {name: found.precision for name, found in graph.convolutions.items()}
     share = proof.as_dict(proof.share(graph.convolutions, graph.precision, graph.float32, precisions, "onnx"))
     _print_proof(lines, [share], {})

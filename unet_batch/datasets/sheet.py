@@ -1,4 +1,4 @@
-"""Draw a dataset as one picture: images beside their masks, or predictions beside the true masks."""
+"""Draw as one picture: a dataset's images beside their masks, predictions beside the true masks or alone."""
 
 from __future__ import annotations
 
@@ -133,19 +133,67 @@ def comparison_sheet(rows: Sequence[Comparison], classes: ClassTable) -> bytes:
     full = len(titles) * (width + _BETWEEN) - _BETWEEN
     lines = [_draw_text_line([(title, None, _INK) for title in titles], full, width + _BETWEEN)]
     for row, panels in zip(rows, drawn, strict=True):
-        lines.append(np.full((_BETWEEN, full, 3), 255, np.uint8))
-        line = np.full((panels[0].shape[0], full, 3), 255, np.uint8)
-        for place, panel in enumerate(panels):
-            left = place * (width + _BETWEEN)
-            line[:, left : left + panel.shape[1]] = panel
         lines += [
-            line,
+            *_draw_row(panels, width, full),
             _draw_text_line([(_shorten(row.key, 60), None, _GREY), (row.caption, None, _INK)], full),
         ]
     lines.append(np.full((_GAP, full, 3), 255, np.uint8))
     lines += _draw_legend(rows, classes, full)
     sheet = np.pad(np.vstack(lines), ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)
     return images.encode_jpeg(sheet)
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """A picture with masks that were found in it in several ways.
+
+    Attributes:
+        key: what the row is called.
+        pixels: RGB uint8 (h, w, 3).
+        found: ids of each way, uint8 (h, w).
+    """
+
+    key: str
+    pixels: Pixels
+    found: Sequence[Pixels]
+
+
+def preview_sheet(ways: Sequence[str], rows: Sequence[Preview], classes: ClassTable) -> bytes:
+    """Draw pictures beside their masks in each way, as a JPEG; `ways` are the titles of the latter."""
+    drawn = []
+    for row in rows:
+        height, width = row.pixels.shape[:2]
+        scale = min(_PANEL[0] / height, _PANEL[1] / width)
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        photo = _resize(row.pixels, size)
+        drawn.append([photo, *(_draw_mask(photo, ids, classes) for ids in row.found)])
+    width = max(panels[0].shape[1] for panels in drawn)
+    titles = ["picture", *ways]
+    full = len(titles) * (width + _BETWEEN) - _BETWEEN
+    lines = [_draw_text_line([(title, None, _INK) for title in titles], full, width + _BETWEEN)]
+    for row, panels in zip(rows, drawn, strict=True):
+        lines += [
+            *_draw_row(panels, width, full),
+            _draw_text_line([(_shorten(row.key, 60), None, _GREY)], full),
+        ]
+    sheet = np.pad(np.vstack(lines), ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)
+    return images.encode_jpeg(sheet)
+
+
+def _draw_row(panels: Sequence[Pixels], width: int, full: int) -> list[Pixels]:
+    """Draw panels side by side, `width` apart, below a gap."""
+    line = np.full((panels[0].shape[0], full, 3), 255, np.uint8)
+    for place, panel in enumerate(panels):
+        left = place * (width + _BETWEEN)
+        line[:, left : left + panel.shape[1]] = panel
+    return [np.full((_BETWEEN, full, 3), 255, np.uint8), line]
+
+
+def _draw_mask(photo: Pixels, ids: Pixels, classes: ClassTable) -> Pixels:
+    """Draw a mask of any size over a photo."""
+    small = cast("Pixels", cv2.resize(ids, photo.shape[1::-1], interpolation=cv2.INTER_NEAREST))
+    regions = (small == 1).astype(np.uint8) * 255 if len(classes.names) == 1 else small
+    return render.overlay(photo, regions, classes)
 
 
 def _draw_panels(row: Comparison, classes: ClassTable) -> list[Pixels]:
@@ -155,11 +203,7 @@ def _draw_panels(row: Comparison, classes: ClassTable) -> list[Pixels]:
     size = max(1, round(height * scale)), max(1, round(width * scale))
     blank: Pixels = np.full((*size, 3), 235, np.uint8)
     photo = blank if row.pixels is None else _resize(row.pixels, size)
-    masks = []
-    for ids in (row.truth, row.found):
-        small = cast("Pixels", cv2.resize(ids, size[::-1], interpolation=cv2.INTER_NEAREST))
-        regions = (small == 1).astype(np.uint8) * 255 if len(classes.names) == 1 else small
-        masks.append(render.overlay(photo, regions, classes))
+    masks = [_draw_mask(photo, ids, classes) for ids in (row.truth, row.found)]
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)[..., None] * np.float32(0.35) + np.float32(255 * 0.65)
     error = np.repeat(grey, 3, axis=2)
     for wrong, colour in _find_errors(row.truth, row.found, classes):

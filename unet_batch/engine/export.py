@@ -8,17 +8,32 @@ that PyTorch runs (`model.graph`), so that there is one definition of the networ
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from unet_batch.engine.onnx_model import GRAPH_VERSION, INPUT, KEY, OUTPUT, OnnxModel, check_size, parse
+from unet_batch.engine.importing.graph import prepare, require_onnx
+from unet_batch.engine.importing.guess import draw_pictures
+from unet_batch.engine.importing.importer import check_target, make, write
+from unet_batch.engine.onnx_model import (
+    GRAPH_VERSION,
+    INPUT,
+    KEY,
+    OUTPUT,
+    OnnxModel,
+    OnnxRunner,
+    check_size,
+    parse,
+)
 from unet_batch.engine.proof import MIN_DICE, compare
 from unet_batch.errors import BackendError, BackendUnavailable, UsageError
 from unet_batch.model import spec as spec_json
@@ -27,6 +42,10 @@ from unet_batch.model.graph import Graph
 from unet_batch.types import Size
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from unet_batch.engine.importing.importer import Imported
+    from unet_batch.engine.importing.settings import Settings
     from unet_batch.engine.proof import Reference
     from unet_batch.types import Pixels
 
@@ -142,14 +161,66 @@ def offenders(checkpoint: Checkpoint, reference: Reference, precision: str) -> t
     return tuple(found)
 
 
+def export_module(module: nn.Module, target: str, size: Size, given: Settings) -> Imported:
+    """Write any network of PyTorch as a graph of ours, after its masks were found equal to PyTorch's.
+
+    Args:
+        module: takes a batch of pictures (N, C, H, W) as its only argument; it is run in evaluation mode.
+        target: the file to write, `.onnx`; must not exist.
+        size: (height, width) of the input.
+        given: what a person says of it; the scaling of the pictures is asked for, never guessed.
+
+    Raises:
+        UsageError: nobody says how pictures are scaled, or what is given does not fit.
+        CheckpointError: it gives no map, or computes something else as ONNX.
+        OutputError: the target exists or cannot be written.
+        BackendUnavailable: onnx, onnxscript or onnxruntime is not installed.
+        BackendError: PyTorch cannot export it.
+    """
+    check_target(target)
+    require_onnx()
+    was_training = module.training
+    try:
+        proto = _trace_module(module.eval(), size)
+        data = proto.SerializeToString()
+        graph = prepare(target, proto, hashlib.sha256(data))
+        made = make(graph, replace(given, layout=given.layout or "nchw"))
+        if any(choice.option == "range" and choice.is_guess for choice in made.choices):
+            raise UsageError(
+                f"{target}: nothing in the network says how its pictures are scaled",
+                hint="give it: mean=(0, 0, 0), std=(1, 1, 1) where it was trained on pixels of 0 to 1",
+            )
+        pictures = draw_pictures(2, made.recipe.size, made.recipe.channels)
+        maps = [made.recipe.finish(_run(module, made, picture), size) for picture in pictures]
+    finally:
+        module.train(was_training)
+    parity = compare(OnnxRunner(made.model.data)(pictures[:1]), np.stack(maps[:1]), made.model.spec)
+    parity.check("fp32", target)
+    return write(target, made)
+
+
+def _trace_module(module: nn.Module, size: Size) -> Any:
+    """The onnx.ModelProto of a network, of any batch where PyTorch's exporter can."""
+    first = next(module.parameters(), torch.zeros(()))
+    channels = next((each.in_channels for each in module.modules() if isinstance(each, nn.Conv2d)), 3)
+    example = torch.zeros((2, channels, *size), dtype=first.dtype, device=first.device)
+    try:
+        return _convert(module, example, {0: torch.export.Dim("n", min=1, max=65536)}, DEFAULT_OPSET["fp32"])
+    except BackendError:  # some networks hold their batch's size as a constant
+        return _convert(module, example[:1], None, DEFAULT_OPSET["fp32"])
+
+
+def _run(module: nn.Module, made: Imported, picture: Pixels) -> NDArray[Any]:
+    """What PyTorch itself computes for a picture, of the output that was taken."""
+    first = next(module.parameters(), torch.zeros(()))
+    with torch.inference_mode():
+        x = torch.from_numpy(made.recipe.prepare(picture)).to(first.device, first.dtype)
+        outputs, _ = torch.utils._pytree.tree_flatten(module(x))
+    index = made.graph.outputs.index(made.recipe.output)
+    return np.asarray(outputs[index].float().cpu())
+
+
 def _trace(graph: Graph, size: Size, channels: int, stride: int | None, opset: int) -> Any:
-    for name in ("onnx", "onnxscript"):
-        try:
-            __import__(name)
-        except ImportError as error:
-            raise BackendUnavailable(
-                f"{name} is not installed", hint='pip install "unet-batch[onnx]"'
-            ) from error
     dims: dict[int, Any] = {0: torch.export.Dim("n", min=1, max=65536)}
     if stride is not None:
         dims |= {
@@ -158,17 +229,38 @@ def _trace(graph: Graph, size: Size, channels: int, stride: int | None, opset: i
         }
     # A batch of one would be taken for a constant.
     pictures = torch.zeros((2, *size, channels), dtype=torch.uint8)
+    return _convert(graph, pictures, dims, opset, input_names=[INPUT], output_names=[OUTPUT])
+
+
+def _convert(
+    module: nn.Module, example: torch.Tensor, dims: dict[int, Any] | None, opset: int, **names: list[str]
+) -> Any:
+    """The onnx.ModelProto of a network that takes one tensor.
+
+    Args:
+        module: in evaluation mode.
+        example: what it is traced with.
+        dims: axes that are left free; None leaves none.
+        opset: of the standard operators.
+        names: of inputs and outputs; else the exporter's.
+    """
+    for name in ("onnx", "onnxscript"):
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise BackendUnavailable(
+                f"{name} is not installed", hint='pip install "unet-batch[onnx]"'
+            ) from error
     with _silence():
         try:
             program = torch.onnx.export(
-                graph,
-                (pictures,),
+                module,
+                (example,),
                 dynamo=True,
                 opset_version=opset,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes={"pictures": dims},
+                dynamic_shapes=(dims,) if dims is not None else None,
                 verbose=False,
+                **names,  # type: ignore[arg-type]
             )
         except torch.onnx.OnnxExporterError as error:
             raise BackendError(

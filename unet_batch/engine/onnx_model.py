@@ -1,4 +1,4 @@
-"""ONNX graphs made by `engine.export`: their metadata, their arithmetic, and running them on a CPU."""
+"""ONNX graphs of ours, exported or imported: their metadata, their arithmetic, and running them on a CPU."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ KEY = "unet_batch"  # of our entry in `metadata_props`: JSON
 # built again.
 GRAPH_VERSION = 1
 INPUT, OUTPUT = "pictures", "maps"
+# Of an imported graph of any size: the pictures padded to multiples of a stride, and that stride.
+PADDED, STRIDE = "unet_batch/padded", "unet_batch/stride"
 # onnx.TensorProto.DataType, spelled out so that these names need no import of onnx.
 _PRECISIONS = {1: "fp32", 10: "fp16", 16: "bf16"}
 _BYTES = {1: 4, 10: 2, 16: 2}
@@ -45,13 +47,15 @@ class OnnxModel:
     Attributes:
         data: the bytes of the file.
         spec: of the model.
-        source_sha256: of the checkpoint it was exported from.
+        source_sha256: of the checkpoint it was exported from; of an imported graph, of its file and the spec.
         precision: that was asked for: `fp16`, `bf16`, `fp32`.
         float32: names of the convolutions that were left in float32 on purpose, as `model.graph` calls them.
         opset: of the standard operators.
         ir_version: of the file.
         size: (height, width), or None where the graph takes any.
-        convolutions: of each convolution by node name: work and precision.
+        batch: pictures in a call; None where the graph takes any number, as all but some imported ones do.
+        convolutions: of each convolution by node name: work and precision. Of an imported graph, those whose
+            shapes the graph tells.
         facts: all of our metadata, for reports.
     """
 
@@ -63,6 +67,7 @@ class OnnxModel:
     opset: int
     ir_version: int
     size: Size | None
+    batch: int | None
     convolutions: Mapping[str, Convolution]
     facts: Mapping[str, Any]
 
@@ -74,8 +79,9 @@ class Convolution:
     Attributes:
         flops: for one picture, a multiplication and its addition counted as two.
         precision: it computes in.
-        is_head: it is the last one, which stays float32 whatever is asked for.
-        layer: its name in the network, as `model.graph.convolutions` gives them; empty for the head.
+        is_head: it is the last one, which stays float32 whatever is asked for; none is, of an imported graph.
+        layer: its name in the network, as `model.graph.convolutions` gives them, or in the imported graph;
+            empty for the head.
     """
 
     flops: int
@@ -85,7 +91,7 @@ class Convolution:
 
 
 def read(path: str) -> OnnxModel:
-    """Read a graph that `unet-batch build-engine` wrote.
+    """Read a graph that `unet-batch build-engine` or `unet-batch import` wrote.
 
     Raises:
         CheckpointError: missing, damaged, or not one of ours.
@@ -121,7 +127,9 @@ def parse(data: bytes) -> OnnxModel:
     with _explain_damage(data):
         model = onnx.load_model_from_string(data)
         facts, spec, size = _describe(model)
-        convolutions = _convolutions(onnx, model, size or spec.input_size, facts["layers"])
+        convolutions = _convolutions(
+            onnx, model, size or spec.input_size, facts["layers"], imported=spec.architecture == "onnx"
+        )
         return OnnxModel(
             data=data,
             spec=spec,
@@ -131,6 +139,7 @@ def parse(data: bytes) -> OnnxModel:
             opset=next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
             ir_version=model.ir_version,
             size=size,
+            batch=model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None,
             convolutions=convolutions,
             facts=facts,
         )
@@ -164,8 +173,7 @@ def _describe(model: Any) -> tuple[dict[str, Any], ModelSpec, Size | None]:
     if not isinstance(facts, dict):
         raise CheckpointError(
             "an ONNX graph, but not one of unet-batch: it carries no description of its model",
-            hint="engines are built from checkpoints, and from graphs that were exported by: unet-batch "
-            "build-engine CHECKPOINT --onnx-only",
+            hint=foreign.IMPORT_ONNX,
         )
     spec = spec_json.loads(json.dumps(facts["spec"]))
     dims = model.graph.input[0].type.tensor_type.shape.dim
@@ -337,11 +345,20 @@ class OnnxRunner:
         return np.asarray(maps)
 
 
-def _convolutions(onnx: Any, model: Any, size: Size, layers: Sequence[str]) -> dict[str, Convolution]:
+def _convolutions(
+    onnx: Any, model: Any, size: Size, layers: Sequence[str], *, imported: bool
+) -> dict[str, Convolution]:
     """Work and precision of every convolution, from the types and shapes in the graph itself."""
     shaped = onnx.ModelProto()
     shaped.CopyFrom(model)
     del shaped.graph.value_info[:]  # may hold symbols where the size is free
+    weights = {weight.name: weight for weight in shaped.graph.initializer}
+    if STRIDE in weights:  # inference does not follow the arithmetic of what is padded
+        stride = int(onnx.numpy_helper.to_array(weights[STRIDE])[0])
+        size = size[0] + -size[0] % stride, size[1] + -size[1] % stride
+        for node in shaped.graph.node:
+            if PADDED in node.output:
+                node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], [PADDED]))
     picture, maps = (
         shaped.graph.input[0].type.tensor_type.shape.dim,
         shaped.graph.output[0].type.tensor_type.shape.dim,
@@ -349,20 +366,24 @@ def _convolutions(onnx: Any, model: Any, size: Size, layers: Sequence[str]) -> d
     for dims, values in ((picture, (1, *size)), (maps, (1, *size))):
         for dim, value in zip(dims, values, strict=False):
             dim.dim_value = value
-    shaped = onnx.shape_inference.infer_shapes(shaped, strict_mode=True)
+    # A foreign graph may hold operators and shapes that inference does not get through.
+    shaped = onnx.shape_inference.infer_shapes(shaped, strict_mode=not imported, data_prop=imported)
     infos = [*shaped.graph.value_info, *shaped.graph.input, *shaped.graph.output]
     tensors = {info.name: info.type.tensor_type for info in infos}
-    weights = {weight.name: weight for weight in shaped.graph.initializer}
     nodes = [node for node in shaped.graph.node if node.op_type in ("Conv", "ConvTranspose")]
-    if len(nodes) != len(layers) + 1:
-        raise ValueError(f"{len(nodes)} convolutions found, {len(layers)} and a head expected")
+    heads = 0 if imported else 1
+    if len(nodes) != len(layers) + heads:
+        raise ValueError(f"{len(nodes)} convolutions found, {len(layers)}{' and a head' * heads} expected")
     found = {}
     for index, node in enumerate(nodes):
-        weight = weights[node.input[1]]
+        weight = weights.get(node.input[1]) if imported else weights[node.input[1]]
         # Each weight meets each position of the smaller of input and output once.
-        grid = tensors[node.input[0] if node.op_type == "ConvTranspose" else node.output[0]].shape.dim
-        flops = 2 * int(np.prod(weight.dims)) * grid[2].dim_value * grid[3].dim_value
-        is_head = index == len(nodes) - 1
+        name = node.input[0] if node.op_type == "ConvTranspose" else node.output[0]
+        grid = [dim.dim_value for dim in tensors[name].shape.dim[2:]] if name in tensors else []
+        if imported and (weight is None or not all(grid) or not grid):
+            continue  # weights that are computed, shapes that are known only when it runs
+        flops = 2 * math.prod(weight.dims) * math.prod(grid)
+        is_head = not imported and index == len(nodes) - 1
         precision = _PRECISIONS.get(weight.data_type, f"type {weight.data_type}")
         found[node.name] = Convolution(flops, precision, is_head, "" if is_head else layers[index])
     return found

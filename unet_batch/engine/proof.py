@@ -294,4 +294,4 @@ def as_dict(value: Share | Parity) -> dict[str, Any]:
 
 def _weighted(parts: list[tuple[int, bool]]) -> float:
     total = sum(flops for flops, _ in parts)
-    return sum(flops for flops, fits in parts if fits) / total if total else 0.0
+    return sum(flops for flops, fits in parts if fits) / total if total else 1.0  # nothing is in no other

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, cast
 import cv2
 import numpy as np
 
+from unet_batch.types import ClassTable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from unet_batch.types import ClassTable, Colour, Pixels, Size
+    from unet_batch.types import Colour, Pixels, Size
 
 # Half the width of a cutout's soft edge, in probability. An edge of a 160x240 map is 16 pixels wide at
 # 1280x1918; 0.3 lets a rim of the background through, 0.15 (about 5 pixels) looks cut out by hand.
@@ -58,6 +60,15 @@ def palette(count: int) -> tuple[Colour, ...]:
         red, green, blue = colorsys.hls_to_rgb(hue, light, 0.75)
         colours.append((round(255 * red), round(255 * green), round(255 * blue)))
     return tuple(colours)
+
+
+def class_table(names: Sequence[str]) -> ClassTable:
+    """A table of these classes in the colours of `palette`; a background among several is black."""
+    table = ClassTable(tuple(names), palette(len(names)))
+    if (ground := table.background) is None:
+        return table
+    colours = list(palette(len(names) - 1))
+    return ClassTable(table.names, (*colours[:ground], (0, 0, 0), *colours[ground:]))
 
 
 def line_width(height: int, width: int) -> int:

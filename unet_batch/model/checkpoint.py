@@ -43,9 +43,8 @@ class ModelFile:
         path: the file, absolute.
         spec: of the model as `load` gives it: of a background and one class, the probability of that class;
             of a graph of one size, with that size.
-        sha256: in hexadecimal: of a checkpoint's bytes, and of those whose weights it
-            shares; of a graph, of what it was made from, so that a
-            checkpoint and its graph are one model.
+        sha256: in hexadecimal: of a checkpoint's bytes, and of those whose weights it shares; of a graph, of
+            what it was made from, so that a checkpoint and its graph are one model.
         parameters: number of trained values.
         is_graph: it is an ONNX graph.
     """

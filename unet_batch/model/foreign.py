@@ -25,7 +25,7 @@ class Foreign(NamedTuple):
     @property
     def is_onnx(self) -> bool:
         """Whether it is an ONNX graph, of whatever program."""
-        return self in (_ONNX, _OUR_ONNX)
+        return self in (ONNX, _OUR_ONNX)
 
 
 _IMPORT = "unet-batch import-weights FILE.pth -o MODEL.safetensors"
@@ -45,9 +45,10 @@ _EXPORTED = Foreign(
     "where you trust it, save its weights alone, torch.save(torch.export.load(FILE).state_dict, 'FILE.pth'), "
     f"then: {_IMPORT}",
 )
-_ONNX = Foreign(
+IMPORT_ONNX = "it becomes a model with: unet-batch import FILE.onnx -o MODEL.onnx"
+ONNX = Foreign(
     "an ONNX graph of another program, which does not say what its values mean",
-    f"the PyTorch weights that it was exported from become a checkpoint with: {_IMPORT}",
+    f"{IMPORT_ONNX}; what is seen in it: unet-batch inspect FILE.onnx",
 )
 _OUR_ONNX = Foreign(
     "an ONNX graph of unet-batch, which engines are built from: unet-batch build-engine FILE.onnx",
@@ -82,7 +83,7 @@ _SIGNATURES = (
     (rb"GGUF", Foreign("a GGUF model", _OTHER)),
     (rb"\x80[\x02-\x05]", _PICKLE),
     # ir_version, then any of the fields that follow it: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
-    (rb"\x08[\x03-\x20][\x12\x1a\x22\x28\x32\x3a\x42]", _ONNX),
+    (rb"\x08[\x03-\x20][\x12\x1a\x22\x28\x32\x3a\x42]", ONNX),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", Foreign("a compressed file", _PACKED)),
     (rb"[a-z]trt\0{4}", _ENGINE),
     (rb".{257}ustar", Foreign("a tar archive", _PACKED)),
@@ -106,7 +107,7 @@ def recognise(path: str) -> Foreign | None:
         return _of_zip(path)
     for pattern, found in _SIGNATURES:
         if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
-            return _OUR_ONNX if found is _ONNX and _is_ours(path) else found
+            return _OUR_ONNX if found is ONNX and _is_ours(path) else found
     if picture := _picture(start):
         return picture
     if os.path.splitext(path)[1].lower() in _ENGINES:

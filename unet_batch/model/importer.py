@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from unet_batch.errors import CheckpointError, OutputError, UsageError
-from unet_batch.media.render import palette
+from unet_batch.media.render import class_table
 from unet_batch.model import checkpoint
 from unet_batch.model import spec as spec_json
 from unet_batch.model.layouts import LAYOUTS
@@ -266,11 +266,7 @@ def _class_table(path: str, count: int, names: Sequence[str]) -> ClassTable:
         names = {1: ("car",), 2: ("background", "car")}.get(
             count, tuple(f"class{index}" for index in range(count))
         )
-    table = ClassTable(tuple(names), palette(count))
-    if (ground := table.background) is None:
-        return table
-    colours = list(palette(count - 1))
-    return ClassTable(table.names, (*colours[:ground], (0, 0, 0), *colours[ground:]))
+    return class_table(names)
 
 
 def rename_tensors(

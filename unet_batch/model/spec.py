@@ -74,8 +74,7 @@ def inherit_terms(own: str, start: ModelSpec | None) -> str:
 def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
     in_channels = _integer(data["in_channels"], "in_channels", 1, 64)
     widths = tuple(_integer(width, "widths", 1, MAX_WIDTH) for width in data["widths"])
-    if not 1 <= len(widths) <= MAX_LEVELS:
-        raise ValueError(f"widths: 1 to {MAX_LEVELS} levels expected, got {len(widths)}")
+    architecture, encoder = _network(data, len(widths))
     height, width = (_integer(side, "input_size", 1, MAX_SIDE) for side in data["input_size"])
     names = tuple(str(name) for name in data["classes"]["names"])
     colours = tuple(
@@ -101,7 +100,6 @@ def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
         raise ValueError(f"threshold: above 0 and up to 1 expected, got {threshold}")
     if not isinstance(data["training"], dict):
         raise TypeError("training: an object expected")
-    architecture, encoder = _network(data, len(widths))
     return ModelSpec(
         name=str(data["name"]),
         widths=widths,
@@ -119,15 +117,20 @@ def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
     )
 
 
-def _network(data: Mapping[str, Any], levels: int) -> tuple[Literal["unet", "encoder-unet"], str]:
+def _network(data: Mapping[str, Any], levels: int) -> tuple[Literal["unet", "encoder-unet", "onnx"], str]:
     """Architecture and encoder, which files before 0.3.0 do not name: they hold classic U-Nets."""
     architecture, encoder = data.get("architecture", "unet"), data.get("encoder", "")
-    if architecture == "unet":
+    if architecture == "onnx" and levels:
+        raise ValueError(f"widths: none expected of an imported graph, got {levels}")
+    if architecture != "onnx" and not 1 <= levels <= MAX_LEVELS:
+        raise ValueError(f"widths: 1 to {MAX_LEVELS} levels expected, got {levels}")
+    if architecture in ("unet", "onnx"):
         if encoder != "":
-            raise ValueError(f"encoder: none expected of a 'unet', got {encoder!r}")
-        return "unet", ""
+            what = "a 'unet'" if architecture == "unet" else "an imported graph"
+            raise ValueError(f"encoder: none expected of {what}, got {encoder!r}")
+        return architecture, ""
     if architecture != "encoder-unet":
-        raise ValueError(f"architecture: 'unet' or 'encoder-unet' expected, got {architecture!r}")
+        raise ValueError(f"architecture: 'unet', 'encoder-unet' or 'onnx' expected, got {architecture!r}")
     if encoder not in ENCODERS:
         raise ValueError(f"encoder: one of {', '.join(ENCODERS)} expected, got {encoder!r}")
     if levels != DECODER_LEVELS:
