@@ -176,7 +176,8 @@ def answer(module: str) -> None:
         if util.find_spec(module.partition(".")[0]) is not None:
             library = Library(_version(module))
             loaded = importlib.import_module(module)
-            library = replace(library, version=str(getattr(loaded, "__version__", library.version)))
+            version = str(getattr(loaded, "__version__", library.version)).partition("-")[0]
+            library = replace(library, version=version)
             library = replace(library, facts=_FACTS[module](loaded) if module in _FACTS else {})
     except BaseException as error:  # noqa: BLE001 - libraries raise anything, SystemExit included
         if library.version:
@@ -402,16 +403,15 @@ def _inference(found: Found) -> list[Check]:
     precision, auto = "", Check(group, "auto", "broken", segmenter.problem)
     if segmenter.works:
         precision, auto = f", {segmenter.facts['cpu']}", Check(group, "auto", "ok", segmenter.facts["auto"])
-    torch_cpu = _judge(group, "torch-cpu", "torch", found, note=precision)
-    return [tensorrt, rtx, torch_cuda, openvino, torch_cpu, runtime, auto]
+    cpu = _judge(group, "torch-cpu", "torch", found, note=precision)
+    return [tensorrt, rtx, torch_cuda, openvino, cpu, runtime, auto]
 
 
 def _building(found: Found) -> list[Check]:
     """ONNX from a checkpoint, engines from ONNX."""
     group, gpu_here = "building engines", not gpu.missing()
-    onnx = [
-        _judge(group, name, name, found, wanted=gpu_here) for name in ("onnx", "onnxscript", "onnxruntime")
-    ]
+    names = "onnx", "onnxscript", "onnxruntime"
+    onnx = [_judge(group, name, name, found, wanted=gpu_here) for name in names]
     tensorrt = _tensorrt(group, found, ": builds for this GPU")
     note = ": builds for RTX GPUs, needs none itself"
     rtx = _judge(group, "tensorrt-rtx", "tensorrt_rtx", found, wanted=False, note=note)

@@ -14,7 +14,7 @@ from tests.helpers.command import unet_batch
 from tests.helpers.engines import confident, harm, remember_exports
 from unet_batch import gpu
 from unet_batch.cli import main
-from unet_batch.engine import flavours
+from unet_batch.engine import flavours, openvino
 from unet_batch.model import checkpoint
 from unet_batch.model.zoo import BUNDLED
 from unet_batch.scenes import write_samples
@@ -101,6 +101,7 @@ class TestBuildEngine:
 
     def test_without_a_builder(self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(flavours, "MODULES", dict.fromkeys(flavours.NAMES, "no_such_module"))
+        monkeypatch.setattr(openvino, "installed_version", lambda name: None)
         arguments = (
             "build-engine",
             "net.safetensors",
@@ -114,8 +115,9 @@ class TestBuildEngine:
         assert list(tmp_path.glob("*.onnx"))
         assert labelled(result.stdout)["parity"].startswith("Dice ")
         said = labelled(result.stderr)
-        assert (
-            said["missing"] == "no engine was built: tensorrt is not installed; tensorrt-rtx is not installed"
+        assert said["missing"] == (
+            "no engine was built: tensorrt is not installed; tensorrt-rtx is not installed; "
+            "openvino is not installed"
         )
         assert said["fix"].startswith("pip install ")
 
@@ -248,6 +250,7 @@ class TestRunWithoutAGpu:
             "tensorrt",
             "tensorrt-rtx",
             "torch-cuda",
+            "openvino",
         ]
         assert all(step["reason"] and step["fix"] for step in report["backend"]["passed_over"])
         assert len(list((tmp_path / "masks").glob("*.png"))) == 3

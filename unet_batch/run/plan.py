@@ -207,8 +207,9 @@ def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
 
 
 def recipe_of(segmenter: Segmenter) -> OutputRecipe:
-    """What decides the pixels: the model's bytes, a threshold if it has one, the network's size, our rules.
+    """What decides the pixels: the model's sha256, a threshold if it has one, the network's size, our rules.
 
+    A checkpoint and the graph exported from it are one model: either goes on with what the other began.
     Backend and precision are not in it. A backend is used only after its masks were proven equal to
     PyTorch's, and a night's work must not begin anew because the GPU was taken in the morning. Batch, streams
     and threads change nothing at all.

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from unet_batch.types import Size
 
 _NO_TORCH = "PyTorch is not installed or does not load"
-_ON_CPU = ("openvino", "torch-cpu", "onnxruntime")
 CHOICES = ("auto", *NAMES, "torch", "openvino", "onnxruntime")
 
 
@@ -167,15 +166,16 @@ def _candidates(request: Request) -> list[tuple[str, Callable[[str], Backend]]]:
         "torch-cpu": partial(_torch, request, "cpu"),
         "onnxruntime": partial(_onnxruntime, request),
     }
+    left_out: set[str] = set()
     if not request.model.is_graph:  # for which ONNX Runtime has nothing to run
-        del makers["onnxruntime"]
+        left_out |= {"onnxruntime"}
     if request.require_gpu or (device is not None and device.startswith("cuda")):
-        return [(name, make) for name, make in makers.items() if name not in _ON_CPU[:2]]
-    if device == "cpu":
-        return [(name, make) for name, make in makers.items() if name in _ON_CPU]
-    if device is not None:
+        left_out |= {"openvino", "torch-cpu"}
+    elif device == "cpu":
+        left_out |= {*NAMES, "torch-cuda"}
+    elif device is not None:  # Apple's GPUs
         return [("torch", partial(_torch, request, device))]
-    return list(makers.items())
+    return [(name, make) for name, make in makers.items() if name not in left_out]
 
 
 def missing_gpu() -> str:
@@ -332,18 +332,14 @@ def _onnxruntime(request: Request, reason: str) -> Backend:
 
 def _because(request: Request, passed: list[Step]) -> str:
     """Join the reasons for stepping down, each said once: `no NVIDIA driver; openvino is not installed`."""
-    asked = ["as asked"] if request.device is not None else []
+    parts = ["as asked"] if request.device is not None else []
     steps: dict[str, list[str]] = {}
     for step in passed:
         steps.setdefault(step.reason, []).append(step.name)
-    bare = [len(names) > 1 or names[0] in reason or len(steps) == 1 for reason, names in steps.items()]
-    return "; ".join(
-        asked
-        + [
-            reason if alone else f"{names[0]}: {reason}"
-            for (reason, names), alone in zip(steps.items(), bare, strict=True)
-        ]
-    )
+    for reason, names in steps.items():
+        says_whose = len(steps) == 1 or len(names) > 1 or names[0] in reason
+        parts.append(reason if says_whose else f"{names[0]}: {reason}")
+    return "; ".join(parts)
 
 
 def _gpu_fix() -> str:
