@@ -7,10 +7,8 @@ on where it was.
 
 | target    | what                                                                                           |
 |-----------|------------------------------------------------------------------------------------------------|
-| default   | cars anywhere at 320x480, on a pre-trained encoder                                             |
+| default   | cars anywhere, on a pre-trained encoder; anywhere-3 is `fast`, anywhere-4 `default` and `fine` |
 | classic   | cars at 160x240, a plain U-Net: Carvana by car, and drawn scenes                               |
-| fast      | the same with half the widths: a quarter of the arithmetic                                     |
-| fine      | the widths of fast at 320x480                                                                  |
 | random48  | the widths of classic, Carvana with 48 validation photos drawn at random, as others measure    |
 | camvid    | eleven classes of street scenes, the end of each drive kept out                                |
 | dsb2018   | nuclei                                                                                         |
@@ -18,12 +16,11 @@ on where it was.
 | lungs     | lungs in chest X-rays, every fifth of each hospital kept out                                   |
 | satellite | roads in aerial photos, every fifth kept out                                                   |
 | people    | people in streets, every fifth photo kept out; drawn cars and nuclei show nobody               |
-| curve     | more points of Dice against milliseconds: half the widths of fast, and small pictures          |
+| curve     | plain U-Nets of half and a quarter of those widths, at several sizes                           |
 | few       | sixteen drawn photos of a kind the bundled model has not seen: from it, and from scratch       |
 
 The photos are expected below the data folder (`UNET_BATCH_DATA`, else ../shared/data), each set with images/
-and masks/. `default`, `fast` and `fine` are copied to unet_batch/model/weights only by hand, after
-`scripts/eval_models.py FILE`.
+and masks/. What is bundled is put there by `scripts/bundle.py`, after `scripts/eval_models.py FILE`.
 """
 
 from __future__ import annotations
@@ -105,25 +102,24 @@ AT_320 = f"{BY_CAR} --size 320x480 --batch-size 8"
 
 # A photo of the studio belongs to its car, every other one to itself.
 ANYWHERE = (
-    "--train-list {lists}/train.txt --val-list {lists}/val.txt --keep last"
+    f"{LISTS} --keep last --batch-size 8 --augment strong"
     r" --group-by '(?P<group>^[0-9a-f]{12}(?=_\d\d$)|^.+$)'"
-    # Once, every third, and so on: the studio's photos are 16 views of each car, before one wall.
-    " --weights 1,0.35,0.4,0.25,0.4 --augment strong --paste 0.2 --batch-size 8"
 )
 
 
 def train_default(train: Trainings, data: Path) -> None:
-    """Train `default` on cars anywhere: small pictures first, then at its own size."""
+    """Train `fast`, and from it `default`, on cars anywhere: small pictures first."""
     folders = cars_anywhere(train.work, data)
-    train(
-        "default-1",
-        folders,
-        f"{ANYWHERE} --encoder {ENCODER} --size 192x288 --epochs 14 --lr 1.5e-3 --seed 1",
-    )
-    second = (
-        "--init {work}/default-1.safetensors --size 320x480 --epochs 6 --plain-epochs 2 --lr 8e-4 --seed 2"
-    )
-    train("default", folders, f"{ANYWHERE} {second}")
+    # Least of what is alike: the studio's photos are 16 views of each car, before one wall.
+    shares = "--weights 1,0.35,0.4,0.25,0.4 --paste 0.2"
+    first = f"{shares} --encoder {ENCODER} --size 192x288 --epochs 14 --lr 1.5e-3 --seed 1"
+    train("anywhere-1", folders, f"{ANYWHERE} {first}")
+    second = f"{shares} --init {{work}}/anywhere-1.safetensors --size 320x480"
+    train("anywhere-2", folders, f"{ANYWHERE} {second} --epochs 6 --plain-epochs 2 --lr 8e-4 --seed 2")
+    third = "--weights 1.4,0.35,0.3,0.2,0.4 --paste 0.3 --init {work}/anywhere-2.safetensors --size 256x384"
+    train("anywhere-3", folders, f"{ANYWHERE} {third} --epochs 11 --lr 1e-3 --seed 3")
+    last = "--weights 1.2,0.4,0.2,0.15,0.3 --paste 0.2 --init {work}/anywhere-3.safetensors --size 448x672"
+    train("anywhere-4", folders, f"{ANYWHERE} {last} --epochs 2 --plain-epochs 1 --lr 5e-4 --seed 4")
 
 
 def train_classic(train: Trainings, data: Path) -> None:
@@ -135,22 +131,6 @@ def train_classic(train: Trainings, data: Path) -> None:
     # After twelve epochs the loss of training was as high as that of validation: not learned enough.
     second = f"{BY_CAR} --init {{work}}/classic-1.safetensors {AT_160} --epochs 8 --lr 5e-4 --seed 6"
     train("classic", folder, second)
-
-
-def train_fast(train: Trainings, data: Path) -> None:
-    """Train `fast`."""
-    whole_batch = "--epochs 16 --batch-size 16 --lr 1.5e-3 --seed 3"
-    train("fast", cars(train.work, data), f"{BY_CAR} --size 160x240 --widths {HALF} {whole_batch}")
-
-
-def train_fine(train: Trainings, data: Path) -> None:
-    """Train `fast`, and from it `fine`."""
-    train_fast(train, data)
-    folder = cars(train.work, data)
-    first = f"{AT_320} --init {{work}}/fast.safetensors --epochs 10 --lr 1e-3 --seed 4"
-    train("fine-1", folder, first)
-    # The loss of training still fell with that of validation: the same again, more gently.
-    train("fine", folder, f"{AT_320} --init {{work}}/fine-1.safetensors --epochs 5 --lr 5e-4 --seed 7")
 
 
 def train_random48(train: Trainings, data: Path) -> None:
@@ -168,12 +148,18 @@ def train_random48(train: Trainings, data: Path) -> None:
 
 
 def train_curve(train: Trainings, data: Path) -> None:
-    """Train the smaller models of the curve of Dice against milliseconds."""
+    """Train plain U-Nets of other widths and sizes, for the curve of Dice against milliseconds."""
     folder = cars(train.work, data)
     train_coarse(train, folder)
-    as_fast = "--epochs 16 --batch-size 16 --lr 1.5e-3 --seed 3"
-    train("half-80x120", folder, f"{BY_CAR} --size 80x120 --widths {HALF} {as_fast}")
-    train("quarter-160x240", folder, f"{BY_CAR} --size 160x240 --widths {QUARTER} {as_fast}")
+    whole_batch = "--epochs 16 --batch-size 16 --lr 1.5e-3 --seed 3"
+    train("half-80x120", folder, f"{BY_CAR} --size 80x120 --widths {HALF} {whole_batch}")
+    train("half-160x240", folder, f"{BY_CAR} --size 160x240 --widths {HALF} {whole_batch}")
+    first = f"{AT_320} --init {{work}}/half-160x240.safetensors --epochs 10 --lr 1e-3 --seed 4"
+    train("half-320x480-1", folder, first)
+    # The loss of training still fell with that of validation: the same again, more gently.
+    again = f"{AT_320} --init {{work}}/half-320x480-1.safetensors --epochs 5 --lr 5e-4 --seed 7"
+    train("half-320x480", folder, again)
+    train("quarter-160x240", folder, f"{BY_CAR} --size 160x240 --widths {QUARTER} {whole_batch}")
     init = "--init {work}/quarter-160x240.safetensors"
     train("quarter-320x480", folder, f"{AT_320} {init} --epochs 8 --lr 1e-3 --seed 4")
 
@@ -267,8 +253,6 @@ def train_few(train: Trainings, data: Path) -> None:
 TARGETS: dict[str, Callable[[Trainings, Path], None]] = {
     "default": train_default,
     "classic": train_classic,
-    "fast": train_fast,
-    "fine": train_fine,
     "random48": train_random48,
     "camvid": train_camvid,
     "dsb2018": train_dsb2018,

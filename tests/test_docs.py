@@ -225,7 +225,7 @@ def test_the_checks_see_what_is_wrong() -> None:
     assert all(complaint(words) for words in commands(wrong))
     assert len([*commands(wrong)]) == 3
     assert complaint(["python", "-m", "scripts.nothing"])
-    assert complaint(["python", "-m", "scripts.train_models", "fast", "--no-such"])
+    assert complaint(["python", "-m", "scripts.train_models", "classic", "--no-such"])
     assert complaint(["pip", "install", ".[nothing]"])
     assert not complaint(["unet-batch", "run", "x", "--save", "mask"])
 

@@ -122,7 +122,7 @@ def done(*arguments: object, code: int = 0) -> Result:
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A trained network as its authors may have trained it: with an output for the background, too."""
     folder = tmp_path_factory.mktemp("two")
-    bundled = checkpoint.load(zoo.resolve("fast"))
+    bundled = checkpoint.load(zoo.resolve("classic"))
     torch.save(with_background(bundled.model, "milesial"), folder / "two.pth")
     spec, path = bundled.spec, str(folder / "two.safetensors")
     options = ["--size", "{}x{}".format(*spec.input_size)]
@@ -150,7 +150,7 @@ class TestBackgroundAndOneClass:
     ) -> None:
         options = ["--save", "mask,overlay,cutout,prob,prob16", "--device", "cpu"]
         done("run", dataset / "images", "-o", tmp_path / "two", "-m", model, *options)
-        done("run", dataset / "images", "-o", tmp_path / "one", "-m", "fast", *options)
+        done("run", dataset / "images", "-o", tmp_path / "one", "-m", "classic", *options)
         for kind in ("masks", "overlays", "cutouts", "probs", "probs16"):
             assert len(list((tmp_path / "two" / kind).iterdir())) == 4
         two, one = self.masks(tmp_path / "two"), self.masks(tmp_path / "one")
@@ -161,7 +161,7 @@ class TestBackgroundAndOneClass:
     def test_figures_are_those_of_the_class_alone(self, dataset: Path, model: str) -> None:
         options = ["--device", "cpu", "--json"]
         two = json.loads(done("evaluate", dataset, "-m", model, *options).stdout)
-        one = json.loads(done("evaluate", dataset, "-m", "fast", *options).stdout)
+        one = json.loads(done("evaluate", dataset, "-m", "classic", *options).stdout)
         assert two["counted"] == one["counted"] == ["car"]
         assert two["photo"]["mean"]["dice"] == pytest.approx(one["photo"]["mean"]["dice"], abs=0.001)
         assert two["photo"]["mean"]["dice"] > 0.8

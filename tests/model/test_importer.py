@@ -242,7 +242,7 @@ class TestTwoOutputs:
         self, data: Path, tmp_path: Path, reverse: bool
     ) -> None:
         """At the network's size, to the pixel, but for those whose outputs float16 makes the same."""
-        bundled = checkpoint.load(zoo.resolve("fast"))
+        bundled = checkpoint.load(zoo.resolve("classic"))
         state, spec = with_background(bundled.model, "milesial", reverse=reverse), bundled.spec
         names = ("car", "background") if reverse else ("background", "car")
         found = imported(tmp_path, state, classes=names, size=spec.input_size, mean=spec.mean, std=spec.std)
