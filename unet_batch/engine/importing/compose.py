@@ -95,7 +95,7 @@ def _passed(recipe: Recipe) -> tuple[str, ...]:
 def _free(found: ForeignGraph, recipe: Recipe, batch: int | None, *, reshape: bool) -> tuple[Any, str, str]:
     """The foreign graph with its sizes as they shall be, and the names of its picture and its output."""
     from onnx import compose as onnx_compose
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     proto = type(found.proto)()
     proto.CopyFrom(found.proto)
@@ -118,17 +118,7 @@ def _free(found: ForeignGraph, recipe: Recipe, batch: int | None, *, reshape: bo
         else:
             dims[axis].dim_value = side
     if reshape:
-        weights = {weight.name: weight for weight in graph.initializer}
-        for node in graph.node:
-            if node.op_type == "Reshape" and node.input[1] in weights:
-                shape = numpy_helper.to_array(weights[node.input[1]]).copy()
-                if len(shape) > 1 and shape[0] == 1:
-                    shape[0] = 0  # as many as come in
-                    name = f"{node.input[1]}_of_any_batch"
-                    if name not in weights:
-                        weights[name] = numpy_helper.from_array(shape, name)
-                        graph.initializer.append(weights[name])
-                    node.input[1] = name
+        _free_reshapes(graph)
     taken = {*(name for node in graph.node for name in (*node.input, *node.output)), graph.input[0].name}
     picture, output = graph.input[0].name, recipe.output
     if taken & {INPUT, OUTPUT} or any(name.startswith(_OURS) for name in taken):
@@ -136,6 +126,26 @@ def _free(found: ForeignGraph, recipe: Recipe, batch: int | None, *, reshape: bo
         proto = onnx_compose.add_prefix(proto, prefix, rename_nodes=False)
         picture, output = prefix + picture, prefix + output
     return proto, picture, output
+
+
+def _free_reshapes(graph: Any) -> None:
+    """Let each Reshape to a batch of one keep the batch it is given."""
+    from onnx import numpy_helper
+
+    weights = {weight.name: weight for weight in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Reshape" or node.input[1] not in weights:
+            continue
+        shape = numpy_helper.to_array(weights[node.input[1]]).copy()
+        if len(shape) < 2 or shape[0] != 1:
+            continue
+        shape[0] = 0  # as many as come in, which `allowzero` would take for none
+        del node.attribute[:]
+        name = f"{node.input[1]}_of_any_batch"
+        if name not in weights:
+            weights[name] = numpy_helper.from_array(shape, name)
+            graph.initializer.append(weights[name])
+        node.input[1] = name
 
 
 def _before(found: ForeignGraph, recipe: Recipe, batch: int | None, like: Any) -> Any:

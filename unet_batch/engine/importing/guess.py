@@ -106,8 +106,7 @@ class _Reader:
         layout = self._layout()
         colour, channels = self._colour(layout)
         mean, std = self._normalisation(channels, colour)
-        heights = (2, 3) if layout == "nchw" else (1, 2)
-        height, width = (self.graph.dims[axis] for axis in heights)
+        height, width = (self.graph.dims[axis] for axis in ((2, 3) if layout == "nchw" else (1, 2)))
         is_free = height is None and width is None
         base = (height or _BASE[0], width or _BASE[1])
         draft = Recipe(
