@@ -12,6 +12,7 @@ import numpy as np
 
 from unet_batch.engine.importing.recipe import LUMA, Recipe
 from unet_batch.engine.onnx_model import INPUT, OUTPUT, PADDED, STRIDE
+from unet_batch.types import Size
 
 if TYPE_CHECKING:
     from unet_batch.engine.importing.graph import ForeignGraph
@@ -90,6 +91,11 @@ def _passed(recipe: Recipe) -> tuple[str, ...]:
     """Sizes that the part behind the network needs of the part before it."""
     needed = [_SIDES] if recipe.is_resized or recipe.stride > 1 else []
     return (*needed, *([_PADDED] if recipe.is_resized and recipe.stride > 1 else []))
+
+
+def _sides_of(recipe: Recipe) -> tuple[str, str] | Size:
+    """Height and width in the shape of pictures and maps."""
+    return ("h", "w") if recipe.is_free else recipe.size
 
 
 def _free(found: ForeignGraph, recipe: Recipe, batch: int | None, *, reshape: bool) -> tuple[Any, str, str]:
@@ -185,9 +191,8 @@ def _before(found: ForeignGraph, recipe: Recipe, batch: int | None, like: Any) -
         x = part.add("Transpose", x, perm=[0, 3, 1, 2])
     wanted = helper.np_dtype_to_tensor_dtype(np.dtype(found.dtype))
     part.add("Cast", x, to=wanted, name=f"{_OURS}x")
-    sides = ("h", "w") if recipe.is_free else recipe.size
     pictures = helper.make_tensor_value_info(
-        INPUT, TensorProto.UINT8, [batch or "n", *sides, recipe.channels]
+        INPUT, TensorProto.UINT8, [batch or "n", *_sides_of(recipe), recipe.channels]
     )
     result = helper.make_tensor_value_info(f"{_OURS}x", wanted, [None] * 4)
     return part.model([pictures], [result, *outputs], like)
@@ -240,8 +245,7 @@ def _behind(recipe: Recipe, batch: int | None, like: Any, output: str) -> Any:
     rank = len(given.type.tensor_type.shape.dim)
     inputs = [helper.make_tensor_value_info(f"{_OURS}y", given.type.tensor_type.elem_type, [None] * rank)]
     inputs += [helper.make_tensor_value_info(name, TensorProto.INT64, [2]) for name in _passed(recipe)]
-    sides = ("h", "w") if recipe.is_free else recipe.size
-    maps = helper.make_tensor_value_info(OUTPUT, TensorProto.UINT8, [batch or "n", *sides])
+    maps = helper.make_tensor_value_info(OUTPUT, TensorProto.UINT8, [batch or "n", *_sides_of(recipe)])
     return part.model(inputs, [maps], like)
 
 

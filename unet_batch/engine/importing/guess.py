@@ -321,7 +321,6 @@ class _Reader:
 
     def _stride(self, draft: Recipe, chosen: _Map) -> int:
         """The smallest stride at whose multiples the map is what it is at the size tried first."""
-        ratio = draft.size[0] / chosen.size[0], draft.size[1] / chosen.size[1]
         for stride in _STRIDES:
             size = 64 + stride, 128 + stride
             try:
@@ -329,7 +328,10 @@ class _Reader:
             except CheckpointError:
                 continue
             found = _as_map(chosen.name, outputs[chosen.name], size)
-            if found is not None and (found.size[0] * ratio[0], found.size[1] * ratio[1]) == size:
+            if found is not None and all(
+                made * base == side * first
+                for made, base, side, first in zip(found.size, draft.size, size, chosen.size, strict=True)
+            ):
                 return stride
         return 64
 
