@@ -62,7 +62,7 @@ class Recipe:
     def prepare(self, picture: Pixels) -> NDArray[Any]:
         """What the network takes for a picture: uint8 (H, W, C) -> a batch of one, padded to its stride."""
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        x: NDArray[np.float32] = (picture.astype(np.float32) / 255 - mean) / std
+        x: NDArray[Any] = (picture.astype(np.float32) / 255 - mean) / std
         if self.colour == "bgr":
             x = x[..., ::-1]
         elif self.colour == "grey":
