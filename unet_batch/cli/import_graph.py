@@ -92,7 +92,7 @@ def import_graph(source: str, output: str, check: tuple[str, ...], as_json: bool
     \b
     Examples:
       unet-batch import u2net.onnx -o mine.onnx --check ./photos
-      unet-batch import roads.onnx -o mine.onnx --range 0..1 --classes background,road
+      unet-batch import roads.onnx -o mine.onnx --range 0..1 --classes none,road
       unet-batch import city.onnx -o mine.onnx --size 512x1024 --colour bgr
 
     What the graph tells is taken from it, and printed with the reason; what it cannot tell, such as the

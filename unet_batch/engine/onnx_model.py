@@ -376,12 +376,12 @@ def _convolutions(
         raise ValueError(f"{len(nodes)} convolutions found, {len(layers)}{' and a head' * heads} expected")
     found = {}
     for index, node in enumerate(nodes):
-        weight = weights.get(node.input[1]) if imported else weights[node.input[1]]
         # Each weight meets each position of the smaller of input and output once.
         name = node.input[0] if node.op_type == "ConvTranspose" else node.output[0]
         grid = [dim.dim_value for dim in tensors[name].shape.dim[2:]] if name in tensors else []
-        if imported and (weight is None or not all(grid) or not grid):
+        if imported and not (node.input[1] in weights and grid and all(grid)):
             continue  # weights that are computed, shapes that are known only when it runs
+        weight = weights[node.input[1]]
         flops = 2 * math.prod(weight.dims) * math.prod(grid)
         is_head = not imported and index == len(nodes) - 1
         precision = _PRECISIONS.get(weight.data_type, f"type {weight.data_type}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from unet_batch.engine.importing.recipe import LUMA, Recipe
 from unet_batch.engine.onnx_model import INPUT, OUTPUT, PADDED, STRIDE
+from unet_batch.types import Size
 
 if TYPE_CHECKING:
     from unet_batch.engine.importing.graph import ForeignGraph
@@ -92,10 +93,15 @@ def _passed(recipe: Recipe) -> tuple[str, ...]:
     return (*needed, *([_PADDED] if recipe.is_resized and recipe.stride > 1 else []))
 
 
+def _sides_of(recipe: Recipe) -> tuple[str, str] | Size:
+    """Height and width in the shape of pictures and maps."""
+    return ("h", "w") if recipe.is_free else recipe.size
+
+
 def _free(found: ForeignGraph, recipe: Recipe, batch: int | None, *, reshape: bool) -> tuple[Any, str, str]:
     """The foreign graph with its sizes as they shall be, and the names of its picture and its output."""
     from onnx import compose as onnx_compose
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     proto = type(found.proto)()
     proto.CopyFrom(found.proto)
@@ -118,17 +124,7 @@ def _free(found: ForeignGraph, recipe: Recipe, batch: int | None, *, reshape: bo
         else:
             dims[axis].dim_value = side
     if reshape:
-        weights = {weight.name: weight for weight in graph.initializer}
-        for node in graph.node:
-            if node.op_type == "Reshape" and node.input[1] in weights:
-                shape = numpy_helper.to_array(weights[node.input[1]]).copy()
-                if len(shape) > 1 and shape[0] == 1:
-                    shape[0] = 0  # as many as come in
-                    name = f"{node.input[1]}_of_any_batch"
-                    if name not in weights:
-                        weights[name] = numpy_helper.from_array(shape, name)
-                        graph.initializer.append(weights[name])
-                    node.input[1] = name
+        _free_reshapes(graph)
     taken = {*(name for node in graph.node for name in (*node.input, *node.output)), graph.input[0].name}
     picture, output = graph.input[0].name, recipe.output
     if taken & {INPUT, OUTPUT} or any(name.startswith(_OURS) for name in taken):
@@ -136,6 +132,26 @@ def _free(found: ForeignGraph, recipe: Recipe, batch: int | None, *, reshape: bo
         proto = onnx_compose.add_prefix(proto, prefix, rename_nodes=False)
         picture, output = prefix + picture, prefix + output
     return proto, picture, output
+
+
+def _free_reshapes(graph: Any) -> None:
+    """Let each Reshape to a batch of one keep the batch it is given."""
+    from onnx import numpy_helper
+
+    weights = {weight.name: weight for weight in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Reshape" or node.input[1] not in weights:
+            continue
+        shape = numpy_helper.to_array(weights[node.input[1]]).copy()
+        if len(shape) < 2 or shape[0] != 1:
+            continue
+        shape[0] = 0  # as many as come in, which `allowzero` would take for none
+        del node.attribute[:]
+        name = f"{node.input[1]}_of_any_batch"
+        if name not in weights:
+            weights[name] = numpy_helper.from_array(shape, name)
+            graph.initializer.append(weights[name])
+        node.input[1] = name
 
 
 def _before(found: ForeignGraph, recipe: Recipe, batch: int | None, like: Any) -> Any:
@@ -175,9 +191,8 @@ def _before(found: ForeignGraph, recipe: Recipe, batch: int | None, like: Any) -
         x = part.add("Transpose", x, perm=[0, 3, 1, 2])
     wanted = helper.np_dtype_to_tensor_dtype(np.dtype(found.dtype))
     part.add("Cast", x, to=wanted, name=f"{_OURS}x")
-    sides = ("h", "w") if recipe.is_free else recipe.size
     pictures = helper.make_tensor_value_info(
-        INPUT, TensorProto.UINT8, [batch or "n", *sides, recipe.channels]
+        INPUT, TensorProto.UINT8, [batch or "n", *_sides_of(recipe), recipe.channels]
     )
     result = helper.make_tensor_value_info(f"{_OURS}x", wanted, [None] * 4)
     return part.model([pictures], [result, *outputs], like)
@@ -230,8 +245,7 @@ def _behind(recipe: Recipe, batch: int | None, like: Any, output: str) -> Any:
     rank = len(given.type.tensor_type.shape.dim)
     inputs = [helper.make_tensor_value_info(f"{_OURS}y", given.type.tensor_type.elem_type, [None] * rank)]
     inputs += [helper.make_tensor_value_info(name, TensorProto.INT64, [2]) for name in _passed(recipe)]
-    sides = ("h", "w") if recipe.is_free else recipe.size
-    maps = helper.make_tensor_value_info(OUTPUT, TensorProto.UINT8, [batch or "n", *sides])
+    maps = helper.make_tensor_value_info(OUTPUT, TensorProto.UINT8, [batch or "n", *_sides_of(recipe)])
     return part.model(inputs, [maps], like)
 
 

@@ -79,9 +79,9 @@ def enter(graph: ForeignGraph) -> Entrance:
             perm = next((helper.get_attribute_value(entry) for entry in node.attribute), None)
             is_transposed = perm == [0, 3, 1, 2]
         elif node.op_type in ("Add", "Sub", "Mul", "Div"):
-            if len(values) != 1 or values[0].size > 4 or values[0].ndim > 1:
+            if len(values) != 1:
                 break
-            value = values[0]
+            value = values[0] if values[0].ndim < 2 else values[0].mean()  # a mean of its own for each pixel
             if node.op_type in ("Sub", "Div") and node.input[0] != current:
                 break
             if node.op_type in ("Mul", "Div"):

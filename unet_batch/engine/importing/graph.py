@@ -73,8 +73,7 @@ class Runner:
     """
 
     def __init__(self, path: str, proto: Any) -> None:
-        import onnxruntime as runtime
-
+        runtime: Any = __import__("onnxruntime")  # it has no types
         self.path = path
         options = runtime.SessionOptions()
         options.log_severity_level = 4

@@ -106,8 +106,7 @@ class _Reader:
         layout = self._layout()
         colour, channels = self._colour(layout)
         mean, std = self._normalisation(channels, colour)
-        heights = (2, 3) if layout == "nchw" else (1, 2)
-        height, width = (self.graph.dims[axis] for axis in heights)
+        height, width = (self.graph.dims[axis] for axis in ((2, 3) if layout == "nchw" else (1, 2)))
         is_free = height is None and width is None
         base = (height or _BASE[0], width or _BASE[1])
         draft = Recipe(
@@ -322,7 +321,6 @@ class _Reader:
 
     def _stride(self, draft: Recipe, chosen: _Map) -> int:
         """The smallest stride at whose multiples the map is what it is at the size tried first."""
-        ratio = draft.size[0] / chosen.size[0], draft.size[1] / chosen.size[1]
         for stride in _STRIDES:
             size = 64 + stride, 128 + stride
             try:
@@ -330,7 +328,10 @@ class _Reader:
             except CheckpointError:
                 continue
             found = _as_map(chosen.name, outputs[chosen.name], size)
-            if found is not None and (found.size[0] * ratio[0], found.size[1] * ratio[1]) == size:
+            if found is not None and all(
+                made * base == side * first
+                for made, base, side, first in zip(found.size, draft.size, size, chosen.size, strict=True)
+            ):
                 return stride
         return 64
 

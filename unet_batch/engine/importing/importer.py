@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from unet_batch.engine.proof import Parity
     from unet_batch.types import Pixels
 
-MIN_DICE = 0.9999
-"""Least Dice between the masks of the composed graph and those of the original."""
-_MAX_OFF = 2 / 255 + 1e-6  # of a probability: both are rounded to a byte
-
 
 @dataclass(frozen=True, eq=False)
 class Imported:
@@ -195,14 +191,14 @@ def _compare(graph: ForeignGraph, model: OnnxModel, pictures: Pixels, maps: Pixe
     run = OnnxRunner(model.data)
     alone = np.concatenate([run(picture[None]) for picture in pictures])
     parity = proof.compare(alone, maps, model.spec)
-    _require_equal(parity, "masks differ from the original's")
+    _require_equal(parity, model.precision, "masks differ from the original's")
     if model.batch is None:
         together = proof.compare(run(pictures), alone, model.spec)
-        _require_equal(together, "two pictures at once give other masks than each alone")
+        _require_equal(together, model.precision, "two pictures at once give other masks than each alone")
     return parity
 
 
-def _require_equal(parity: Parity, what: str) -> None:
-    if not parity.dice >= MIN_DICE or (parity.largest or 0) > _MAX_OFF:
+def _require_equal(parity: Parity, precision: str, what: str) -> None:
+    if not parity.dice >= proof.MIN_DICE[precision] or (parity.largest or 0) > proof.MAX_OFF[precision]:
         off = "" if parity.largest is None else f", probability off by {parity.largest:.3f}"
         raise CheckpointError(f"{what}: Dice {parity.dice:.5f}{off}")

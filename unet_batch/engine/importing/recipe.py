@@ -61,11 +61,12 @@ class Recipe:
 
     def prepare(self, picture: Pixels) -> NDArray[Any]:
         """What the network takes for a picture: uint8 (H, W, C) -> a batch of one, padded to its stride."""
-        x = (picture.astype(np.float32) / 255 - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        x: NDArray[Any] = (picture.astype(np.float32) / 255 - mean) / std
         if self.colour == "bgr":
             x = x[..., ::-1]
         elif self.colour == "grey":
-            x = (x @ np.float32(LUMA))[..., None]
+            x = (x @ np.array(LUMA, np.float32))[..., None]
         bottom, right = -x.shape[0] % self.stride, -x.shape[1] % self.stride
         x = np.pad(x, ((0, bottom), (0, right), (0, 0)), mode="edge")
         x = x.transpose(2, 0, 1) if self.layout == "nchw" else x
@@ -93,7 +94,7 @@ class Recipe:
             y = y[..., self.channel, None]
         p = self._fit(y, size, cv2.INTER_LINEAR)[..., 0]
         if self.activation == "sigmoid" or (self.activation == "softmax" and self.channels_out == 2):
-            p = 1 / (1 + np.exp(-np.clip(p, -80, 80)))
+            p = np.asarray(1 / (1 + np.exp(-np.clip(p, -80, 80))), np.float32)
         return np.asarray(np.floor(np.clip(p, 0, 1) * 255 + 0.5), np.uint8)
 
     def _fit(self, y: NDArray[np.float32], size: Size, how: int) -> NDArray[np.float32]:
