@@ -51,7 +51,7 @@ def held_out(data: Path, views: tuple[str, ...]) -> list[tuple[Path, Path]]:
 
 def test_the_file_says_where_it_comes_from() -> None:
     spec = checkpoint.identify(zoo.resolve(None)).spec
-    assert (spec.encoder, spec.input_size, spec.classes.names) == ("efficientnet-lite0", (320, 480), ("car",))
+    assert (spec.encoder, spec.input_size, spec.classes.names) == ("efficientnet-lite0", (448, 672), ("car",))
     spec = checkpoint.identify(zoo.resolve("classic")).spec
     assert (spec.encoder, spec.input_size, spec.classes.names) == ("", (160, 240), ("car",))
     assert spec.training["metrics"]["network"]["dice"] >= 0.9915
@@ -78,7 +78,7 @@ def test_the_other_models_find_cars_kept_out_of_training(data: Path, name: str) 
     pairs = held_out(data, ("01", "11"))
     with unet_batch.load(name, device="cpu") as segmenter:
         scores = [dice(segmenter(str(photo)) > 0, read_mask(mask)) for photo, mask in pairs]
-    assert np.mean(scores) >= {"fast": 0.98, "fine": 0.987, "classic": 0.985}[name], scores
+    assert np.mean(scores) >= {"fast": 0.987, "fine": 0.991, "classic": 0.985}[name], scores
 
 
 def test_unseen_scenes(segmenter: Segmenter, tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ _ANYWHERE = (
 
 # In the order in which they are listed; the first one is the default.
 BUNDLED: Mapping[str, Bundled] = {
-    "default": Bundled("cars anywhere, 320x480", _ANYWHERE),
-    "fast": Bundled("cars in a studio, in the least time, 160x240", _CARVANA),
-    "fine": Bundled("cars in a studio, finer edges, 320x480", _CARVANA),
+    "default": Bundled("cars anywhere, 448x672", _ANYWHERE),
+    "fast": Bundled("cars anywhere, in the least time, 256x352", _ANYWHERE),
+    "fine": Bundled("cars anywhere, finer edges in studios: default at 544x800", _ANYWHERE),
     "classic": Bundled("cars in a studio, a plain U-Net at 160x240", _CARVANA),
 }
 DEFAULT = next(iter(BUNDLED))

@@ -52,6 +52,8 @@ class OnnxRuntimeBackend(Backend):
         self.precision = graph.precision
         self.reason = "; ".join(part for part in (reason, f"{graph.precision}: as the graph is") if part)
         self.batch_size = batch_size or (1 if device is None else CUDA_BATCH)
+        if device is not None and graph.batch is not None:  # it computes no more than these at once
+            self.batch_size = graph.batch
         self.streams = cpu_count() if device is None else 2
         self._device = device
         self._graph = graph
