@@ -27,6 +27,7 @@ from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.cli import main
 from unet_batch.cli.text import clock, left_out, plural, printable, shown, some
 from unet_batch.model import checkpoint
+from unet_batch.model.zoo import BUNDLED
 from unet_batch.version import __version__
 
 COMMANDS = [
@@ -140,7 +141,7 @@ class TestRun:
         with subprocess.Popen([*command, "--dry-run"], stdout=subprocess.PIPE, text=True) as process:
             begun = time.monotonic()
             assert process.stdout is not None
-            assert process.stdout.readline() == "loading   default (cars anywhere, 320x480) ...\n"
+            assert process.stdout.readline() == f"loading   default ({BUNDLED['default'].purpose}) ...\n"
             first = time.monotonic() - begun
             process.communicate()
             assert first < 0.5 * (time.monotonic() - begun), "the rest takes longer than to say what it is"

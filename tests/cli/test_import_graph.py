@@ -90,7 +90,7 @@ def test_a_foreign_graph_as_a_model_is_an_error_that_names_the_import(net: str, 
     done = invoke("run", tmp_path / "photos", "-m", net)
     assert done.exit_code == 2
     text = said(done.stderr)
-    assert f"{net}: an ONNX graph of another program" in text
+    assert f"{net}: an ONNX graph, but not one of unet-batch" in text
     assert "unet-batch import FILE.onnx -o MODEL.onnx" in text
 
 

@@ -176,6 +176,7 @@ class TestShare:
     def test_of_nothing_nothing_is_proven(self) -> None:
         with pytest.raises(BackendError):
             proof.share({}, "fp16", (), {}, "engine").check()
+        proof.share({}, "fp32", (), {}, "onnx").check()  # of a foreign graph without convolutions
 
     def test_what_nobody_names_is_not_in_the_precision(self) -> None:
         assert proof.share(CONVOLUTIONS, "fp16", (), {}, "engine").body == 0

@@ -90,10 +90,12 @@ def share(
     counted = [(c, precisions.get(name) == asked) for name, c in convolutions.items()]
     body = [(c.flops, fits) for c, fits in counted if not c.is_head and c.layer not in kept]
     everything = [(c.flops, fits) for c, fits in counted]
+    # A graph without convolutions, as a foreign one may be, computes in float32, and proves nothing else.
+    of_nothing = float(asked == "fp32")
     return Share(
         asked=asked,
-        body=_weighted(body),
-        overall=_weighted(everything),
+        body=_weighted(body, of_nothing),
+        overall=_weighted(everything, of_nothing),
         convolutions=len(everything),
         in_precision=sum(fits for _, fits in everything),
         kept=kept,
@@ -292,6 +294,6 @@ def as_dict(value: Share | Parity) -> dict[str, Any]:
     return asdict(value)
 
 
-def _weighted(parts: list[tuple[int, bool]]) -> float:
+def _weighted(parts: list[tuple[int, bool]], of_nothing: float) -> float:
     total = sum(flops for flops, _ in parts)
-    return sum(flops for flops, fits in parts if fits) / total if total else 1.0  # nothing is in no other
+    return sum(flops for flops, fits in parts if fits) / total if total else of_nothing
