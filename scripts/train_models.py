@@ -13,9 +13,9 @@ on where it was.
 | camvid    | eleven classes of street scenes, the end of each drive kept out                                |
 | dsb2018   | nuclei                                                                                         |
 | isbi2012  | membranes: on the five slices that `train` keeps out; and five models judge all 24 in turn     |
-| lungs     | lungs in chest X-rays, every fifth of each hospital kept out                                   |
-| satellite | roads in aerial photos, every fifth kept out                                                   |
-| people    | people in streets, every fifth photo kept out; drawn cars and nuclei show nobody               |
+| lungs     | lungs in chest X-rays of two hospitals, a fifth of them drawn and kept out                     |
+| satellite | roads in aerial photos, a fifth of them drawn and kept out                                     |
+| people    | people in streets, a fifth drawn and kept out; drawn cars and nuclei show nobody               |
 | curve     | plain U-Nets of half and a quarter of those widths, at several sizes                           |
 | few       | sixteen drawn photos of a kind the bundled model has not seen: from it, and from scratch       |
 
