@@ -155,6 +155,16 @@ class TestTrain:
         for batch in drawn[:2]:
             assert not torch.equal(batch.pictures, expected[0])
 
+    def test_the_last_epochs_normalise_as_at_run_time(self, shapes: Path, tmp_path: Path) -> None:
+        plan = plan_of(shapes, tmp_path / "m.safetensors", epochs=3, plain_epochs=1)
+        after: list[dict[str, torch.Tensor]] = []
+        loop.train(plan, on_epoch=lambda _: after.append(weights(plan)))
+        means = [key for key in after[0] if key.startswith("model.") and key.endswith("running_mean")]
+        assert means
+        assert not any(torch.equal(after[0][key], after[1][key]) for key in means)
+        assert all(torch.equal(after[1][key], after[2][key]) for key in means)
+        assert not same(after[1], after[2])
+
     def test_fine_tuning_starts_from_the_given_weights(self, shapes: Path, tmp_path: Path) -> None:
         first = plan_of(shapes, tmp_path / "a.safetensors", epochs=8, lr=1e-2)
         loop.train(first)

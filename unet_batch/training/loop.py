@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from unet_batch.datasets.encoding import VOID
 from unet_batch.errors import TrainingError
@@ -269,6 +270,8 @@ def _train_epoch(
         total = total.to(plan.device)
     saved = reported = begun = time.monotonic()
     state.model.train()
+    if plan.is_plain(epoch):
+        _hold_statistics(state.model)
     # Closed here, also where a step fails: its threads end, and cv2 gets its own back.
     with closing(training_batches(plan, ranks, samples, epoch, done)) as stream:
         for position, batch in enumerate(stream, done + 1):
@@ -295,6 +298,17 @@ def _train_epoch(
     return True
 
 
+def _hold_statistics(model: SegmentationNetwork) -> None:
+    """Let BatchNorm use the statistics it has, as it will at run time.
+
+    Those of a batch without augmentation may lack what all before it had: grey pictures that are no longer
+    tinted leave channels that only see colour without any deviation to divide by (docs/log/2026-11-28.md).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 def epoch_order(plan: TrainingPlan, epoch: int) -> list[int]:
     """Numbers of the training samples in the order of an epoch.
 
@@ -318,7 +332,7 @@ def training_batches(
 ) -> Generator[Batch, None, None]:
     """Load the batches of an epoch, or this process\'s share of each, from step `done` on."""
     options, preset = plan.options, augment.PRESETS[plan.options.augment]
-    plain = epoch >= options.epochs - options.plain_epochs
+    plain = plan.is_plain(epoch)
     if plain:
         preset = augment.PRESETS["none"]
     numbered = epoch_order(plan, epoch)

@@ -115,6 +115,10 @@ class TrainingPlan:
         """Steps of an epoch; samples that do not fill a batch wait for the next epoch's order."""
         return self.samples // self.batch_size
 
+    def is_plain(self, epoch: int) -> bool:
+        """Whether an epoch, from 0, is one of the last ones: without augmentation but for flips."""
+        return epoch >= self.options.epochs - self.options.plain_epochs
+
     @property
     def validation_lists(self) -> dict[str, list[str]]:
         """Keys of the validation images by the file that lists them: of all, and of each of several datasets.
