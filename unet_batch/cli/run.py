@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from unet_batch.cli.command import Command, option
+from unet_batch.cli.network_options import NetworkOptions, network_options
 from unet_batch.cli.options import (
     DisplayOptions,
-    NetworkOptions,
     display_options,
-    network_options,
     run_options,
     video_options,
 )
@@ -204,6 +203,7 @@ def _open_network(
         workers=workers,
         max_pixels=max_pixels or MAX_PIXELS,
         isolate=isolate,
+        view=network.view,
     ) as segmenter:
         screen.model(file, segmenter)
         yield segmenter

@@ -166,7 +166,7 @@ class Screen(Lines):
             "model",
             spec.name,
             f"{loaded.parameters / 1e6:.1f} M parameters",
-            f"{height}x{width}",
+            " ".join(part for part in (f"{height}x{width}", str(segmenter.view.options)) if part),
             names[0] if len(names) == 1 else f"{len(names)} classes",
             f"sha256 {loaded.sha256[:12]}",
         )

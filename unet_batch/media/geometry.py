@@ -54,12 +54,13 @@ def reduction(size: Size, at_least: Size) -> int:
     return 1
 
 
-def place(source: Size, network: Size) -> Placement:
+def place(source: Size, network: Size, *, stretch: bool = False) -> Placement:
     """Decide where a picture of size `source` lies inside an input of size `network`.
 
     Args:
         source: (height, width) of the picture in pixels, both at least 1.
         network: (height, width) of the network's input in pixels, both at least 1.
+        stretch: fill it, whatever becomes of the aspect ratio.
 
     Returns:
         The placement: centred, with an odd row or column of padding at the bottom or right. A picture that
@@ -80,7 +81,7 @@ def place(source: Size, network: Size) -> Placement:
         content = (net_height, max(1, (2 * net_height * width + height) // (2 * height)))
     else:
         content = (max(1, (2 * net_width * height + width) // (2 * width)), net_width)
-    if net_height - content[0] <= 1 and net_width - content[1] <= 1:
+    if stretch or (net_height - content[0] <= 1 and net_width - content[1] <= 1):
         # A padding of one pixel would cost more (an artificial edge beside the picture) than this stretch of
         # under 1 %.
         content = network

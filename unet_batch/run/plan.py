@@ -20,6 +20,7 @@ from unet_batch.files import naming
 from unet_batch.files.atomic import translate
 from unet_batch.files.outputs import CLIP_KINDS, KINDS, PICTURE_KINDS, OutputTree
 from unet_batch.files.sources import Sources, collect, is_below
+from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images, video
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout
@@ -216,13 +217,17 @@ def recipe_of(segmenter: Segmenter) -> OutputRecipe:
     """
     threshold = None if segmenter.spec.output == "class_ids" else segmenter.threshold
     sha256 = segmenter.model.sha256 if segmenter.model is not None else ""
-    return _recipe(sha256, threshold, segmenter.backend.input_size, segmenter.spec.name)
+    view = segmenter.view.options
+    return _recipe(sha256, threshold, segmenter.backend.input_size, segmenter.spec.name, view)
 
 
-def _recipe(sha256: str, threshold: float | None, input_size: Sequence[int], name: str) -> OutputRecipe:
+def _recipe(
+    sha256: str, threshold: float | None, input_size: Sequence[int], name: str, view: ViewOptions
+) -> OutputRecipe:
     facts = {"model": sha256, "threshold": threshold, "input_size": list(input_size), "rules": RULES}
     label = f"{name} (sha256 {sha256[:12]})" + (f", threshold {threshold:g}" if threshold is not None else "")
-    return OutputRecipe(facts, f"{label}, {input_size[0]}x{input_size[1]}")
+    seen = f" {view}" if str(view) else ""
+    return OutputRecipe(facts | view.facts(), f"{label}, {input_size[0]}x{input_size[1]}{seen}")
 
 
 def resume(plan: RunPlan, recipe: OutputRecipe) -> RunPlan:
@@ -405,7 +410,7 @@ def _find_adoptable(plan: RunPlan, recipe: OutputRecipe, listing: Listing) -> di
             raise KeyError("run.json")
         model, backend = earlier["model"], earlier["backend"]
         threshold = None if len(model["classes"]) > 1 else float(backend["threshold"])
-        last = _recipe(model["sha256"], threshold, backend["input_size"], model["name"])
+        last = _recipe(model["sha256"], threshold, backend["input_size"], model["name"], ViewOptions())
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ManifestError(f"{some} of which no manifest tells who made them", hint=hint) from error
     if last.digest != recipe.digest:
