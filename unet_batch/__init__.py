@@ -61,7 +61,7 @@ def load(
     isolate: bool = False,
     fit: Literal["letterbox", "stretch", "tile"] = "letterbox",
     overlap: float = 0.25,
-    scale: float = 1.0,
+    scale: float | None = None,
     tta: Literal["none", "horizontal", "flips", "d4"] = "none",
 ) -> Segmenter:
     """Load a model, ready to segment.
@@ -83,7 +83,8 @@ def load(
         fit: how a picture is shown to the network: whole ("letterbox"), whole and stretched, or in tiles of
             its input's size.
         overlap: share of a tile's side that it has in common with the next, 0 to 0.9.
-        scale: size at which pictures are cut into tiles, as a share of their own.
+        scale: size at which pictures are cut into tiles, as a share of their own; None takes that of the
+            model's training, or 1.
         tta: average over the mirror image too ("horizontal"), over all four flips, or over these and quarter
             turns ("d4").
 

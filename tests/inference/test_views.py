@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class TestFits:
     def test_masks_have_the_size_of_their_pictures(
         self, height: int, width: int, fit: str, scale: float, classes: int
     ) -> None:
-        with segmenter(classes, fit=fit, scale=scale if fit == "tile" else 1.0) as segment:
+        with segmenter(classes, fit=fit, scale=scale) as segment:
             assert segment(np.full((height, width, 3), 200, np.uint8)).shape == (height, width)
 
     @pytest.mark.parametrize("fit", FITS)
@@ -150,6 +151,22 @@ class TestOptions:
             "scale": 2.0,
             "tta": "flips",
         }
+
+    def test_the_scale_is_that_of_the_training(self) -> None:
+        spec = replace(fake_spec(), training={"scales": [0.4, 0.5, 0.6]})
+        view = View(FakeBackend(spec), ViewOptions("tile"))
+        assert view.place((100, 60)).network == (50, 30)
+        assert view.options.scale == 0.5
+        assert view.assumed == "scale 0.5: the median of its training, which saw pictures at 0.4 to 0.6"
+        assert View(FakeBackend(spec), ViewOptions("tile", scale=2.0)).assumed == ""
+        assert View(FakeBackend(spec)).assumed == ""
+
+    @pytest.mark.parametrize("told", [[], [0.5], ["a", "b", "c"], None, [1, 99, 100]])
+    def test_a_model_that_does_not_say_is_tiled_at_scale_1(self, told: Any) -> None:
+        spec = replace(fake_spec(), training={"scales": told})
+        view = View(FakeBackend(spec), ViewOptions("tile"))
+        assert view.place((100, 60)).network == (100, 60)
+        assert view.assumed.startswith("scale 1: ")
 
     def test_other_processes_place_pictures_alike(self) -> None:
         view = View(FakeBackend(fake_spec()), ViewOptions("tile", scale=0.4))

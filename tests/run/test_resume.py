@@ -223,7 +223,7 @@ def test_tiles_of_another_size_or_place_are_another_recipe(photos: Path, tmp_pat
     run(photos, tmp_path / "out", view=ViewOptions("tile", 0.25, 0.5))
     assert run(photos, tmp_path / "out", view=ViewOptions("tile", 0.25, 0.5)).states == {"done": 4}
     for view in (ViewOptions("tile", 0.5, 0.5), ViewOptions("tile", 0.25, 0.6), ViewOptions()):
-        with pytest.raises(ManifestError, match="in tiles that share 25%, at scale 0.5"):
+        with pytest.raises(ManifestError, match=r"in tiles that share 25%, at scale 0\.5"):
             run(photos, tmp_path / "out", view=view)
 
 

@@ -80,7 +80,7 @@ class NetworkOptions:
         return ViewOptions(
             cast("Fit", self.fit),
             self.overlap,
-            1.0 if self.scale is None else self.scale,
+            self.scale,
             cast("Turns", self.tta),
         )
 
@@ -167,7 +167,7 @@ network_options = Bundle(
         ["--scale"],
         metavar="F",
         type=click.FloatRange(0, 16, min_open=True),
-        help="Size at which pictures are cut into tiles: 0.5 is half.  [default: 1]",
+        help="Size at which pictures are cut into tiles: 0.5 is half.  [default: the training's]",
     ),
     _model(
         ["--tta"],

@@ -9,7 +9,7 @@ scaled size, as if the network's input had been so large.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,7 +21,7 @@ from unet_batch.media.tiling import OVERLAP, Mosaic, Tiling
 
 if TYPE_CHECKING:
     from unet_batch.inference.backends.base import Backend
-    from unet_batch.types import Pixels, Placement, Size
+    from unet_batch.types import ModelSpec, Pixels, Placement, Size
 
 Fit = Literal["letterbox", "stretch", "tile"]
 Turns = Literal["none", "horizontal", "flips", "d4"]
@@ -45,7 +45,8 @@ class ViewOptions:
         fit: "letterbox", the whole picture at its own aspect ratio; "stretch", the whole picture at the
             input's; "tile", in tiles of the input's size.
         overlap: of tiles: the share of their side that neighbours have in common, 0..0.9.
-        scale: of tiles: pixels of the network for one of the picture, along each side.
+        scale: of tiles: pixels of the network for one of the picture, along each side; None takes that of the
+            model's training, or 1.
         tta: what the network sees besides, to be averaged: nothing, the mirror image, all four flips, or all
             eight turns and flips.
 
@@ -55,7 +56,7 @@ class ViewOptions:
 
     fit: Fit = "letterbox"
     overlap: float = OVERLAP
-    scale: float = 1.0
+    scale: float | None = None
     tta: Turns = "none"
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ class ViewOptions:
                 raise UsageError(f"{name} {value!r}: one of {', '.join(known)} expected")
         if not 0 <= self.overlap <= 0.9:
             raise UsageError(f"overlap {self.overlap}: 0 to 0.9 expected, as a share of the tile's side")
-        if not 0 < self.scale <= 16:
+        if self.scale is not None and not 0 < self.scale <= 16:
             raise UsageError(f"scale {self.scale}: above 0 and up to 16 expected")
 
     def facts(self) -> dict[str, Any]:
@@ -84,7 +85,7 @@ class ViewOptions:
         if self.fit == "stretch":
             parts.append("stretched")
         if self.fit == "tile":
-            parts.append(f"in tiles that share {self.overlap:.0%}, at scale {self.scale:g}")
+            parts.append(f"in tiles that share {self.overlap:.0%}, at scale {self.scale or 1:g}")
         if self.tta != "none":
             parts.append(f"mean of {len(_TURNS[self.tta])} views ({self.tta})")
         return ", ".join(parts)
@@ -97,12 +98,19 @@ class View:
         backend: that runs the network.
         options: what was chosen.
 
+    Attributes:
+        options: the same, with the scale that was taken where none was chosen.
+        assumed: why that scale was taken; "" where it was chosen.
+
     Raises:
         UsageError: quarter turns of an input that is not square.
     """
 
     def __init__(self, backend: Backend, options: ViewOptions | None = None) -> None:
-        self.backend, self.options = backend, options or ViewOptions()
+        self.backend, self.options, self.assumed = backend, options or ViewOptions(), ""
+        if self.options.fit == "tile" and self.options.scale is None:
+            scale, self.assumed = trained_scale(backend.spec)
+            self.options = replace(self.options, scale=scale)
         height, width = backend.input_size
         if self.options.tta == "d4" and height != width:
             raise UsageError(
@@ -111,9 +119,7 @@ class View:
             )
         self._ids = backend.spec.output == "class_ids"
         self._turns = _TURNS[self.options.tta]
-        self._tiling: Tiling | None = None
-        if self.options.fit == "tile":
-            self._tiling = Tiling(backend.input_size, self.options.overlap, self.options.scale)
+        self._tiling = self.placer.tiling
 
     def place(self, size: Size) -> Placement:
         """Where a picture of (height, width) pixels lies in what the network is shown."""
@@ -203,10 +209,16 @@ class Placer:
     network: Size
     options: ViewOptions
 
+    @property
+    def tiling(self) -> Tiling | None:
+        """How pictures are cut into tiles; None where they are seen whole."""
+        if self.options.fit != "tile":
+            return None
+        return Tiling(self.network, self.options.overlap, self.options.scale or 1.0)
+
     def __call__(self, size: Size) -> Placement:
         """The placement of a picture of (height, width) pixels."""
-        if self.options.fit == "tile":
-            tiling = Tiling(self.network, self.options.overlap, self.options.scale)
+        if (tiling := self.tiling) is not None:
             return geometry.place(size, tiling.scaled(size), stretch=True)
         return geometry.place(size, self.network, stretch=self.options.fit == "stretch")
 
@@ -224,6 +236,18 @@ class _Filling:
         rows = self.mosaic.add(tile)
         self.map[self._row : self._row + len(rows)] = rows
         self._row += len(rows)
+
+
+def trained_scale(spec: ModelSpec) -> tuple[float, str]:
+    """The scale at which a model saw pictures when it was trained, and in a few words how that is known."""
+    try:
+        least, median, most = map(float, spec.training["scales"])
+    except (KeyError, TypeError, ValueError):
+        return 1.0, "scale 1: the model does not say at which it was trained; --scale gives another"
+    if not 0 < median <= 16:
+        return 1.0, f"scale 1: {median:g}, at which the model was trained, is out of range"
+    seen = f"scale {median:g}: the median of its training"
+    return median, seen if most <= 1.1 * least else f"{seen}, which saw pictures at {least:g} to {most:g}"
 
 
 def _turn_back(map: Pixels, quarter: int, mirror: bool) -> Pixels:
