@@ -63,6 +63,7 @@ def load(
     overlap: float = 0.25,
     scale: float | None = None,
     tta: Literal["none", "horizontal", "flips", "d4"] = "none",
+    refine: bool = False,
 ) -> Segmenter:
     """Load a model, ready to segment.
 
@@ -87,6 +88,7 @@ def load(
             model's training, or 1.
         tta: average over the mirror image too ("horizontal"), over all four flips, or over these and quarter
             turns ("d4").
+        refine: move the edges of masks to those of the picture; of one class.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -107,7 +109,7 @@ def load(
         workers=workers,
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
         isolate=isolate,
-        view=ViewOptions(fit, overlap, scale, tta),
+        view=ViewOptions(fit, overlap, scale, tta, refine),
     )
 
 

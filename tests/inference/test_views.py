@@ -128,6 +128,30 @@ class TestTurns:
             segmenter(size=(32, 48), tta="d4")
 
 
+class TestRefined:
+    def test_all_outputs_are_of_the_refined_map(self) -> None:
+        picture = np.zeros((300, 300, 3), np.uint8)
+        picture[70:80, 40:250] = picture[80:230, 120:131] = 255  # thinner than two pixels of the network's
+        with segmenter(refine=True) as segment, segmenter() as plain:
+            refined, rough = segment.predict(picture), plain.predict(picture)
+            truth = picture[..., 0]
+            assert refined.mask is not None
+            assert rough.mask is not None
+            assert (refined.mask != truth).sum() < (rough.mask != truth).sum()
+            for result in (refined, rough):
+                np.testing.assert_array_equal(result.mask, np.where(result.probability >= 128, 255, 0))
+            assert (np.abs(refined.probability.astype(int) - truth) > 60).sum() < (
+                np.abs(rough.probability.astype(int) - truth) > 60
+            ).sum()
+            np.testing.assert_array_equal(segment(picture), refined.mask)
+            [streamed] = segment.stream([picture])
+            np.testing.assert_array_equal(streamed.mask, refined.mask)
+
+    def test_of_classes_there_is_no_edge_to_move(self) -> None:
+        with pytest.raises(UsageError, match="ids of 4 classes"):
+            segmenter(4, refine=True)
+
+
 class TestOptions:
     @pytest.mark.parametrize(
         ("options", "told"),
@@ -145,11 +169,12 @@ class TestOptions:
     def test_what_always_was_leaves_no_fact(self) -> None:
         assert ViewOptions().facts() == {}
         assert ViewOptions(overlap=0.5, scale=2.0).facts() == {}
-        assert ViewOptions("tile", 0.5, 2.0, "flips").facts() == {
+        assert ViewOptions("tile", 0.5, 2.0, "flips", True).facts() == {
             "fit": "tile",
             "overlap": 0.5,
             "scale": 2.0,
             "tta": "flips",
+            "refine": True,
         }
 
     def test_the_scale_is_that_of_the_training(self) -> None:

@@ -99,6 +99,7 @@ def odd(tmp_path: Path) -> Path:
         (1, ("mask",), ViewOptions()),
         (3, ("mask", "overlay"), ViewOptions()),
         (1, ("mask", "overlay"), ViewOptions("tile", scale=0.7)),
+        (1, ("mask", "prob16"), ViewOptions(refine=True)),
         (3, ("mask",), ViewOptions("stretch", tta="flips")),
     ],
 )

@@ -198,8 +198,9 @@ def test_what_changes_no_pixel_changes_nothing(photos: Path, tmp_path: Path) -> 
         {"view": ViewOptions("tile")},
         {"view": ViewOptions("stretch")},
         {"view": ViewOptions(tta="horizontal")},
+        {"view": ViewOptions(refine=True)},
     ],
-    ids=["threshold", "model", "tiles", "stretched", "mirrored"],
+    ids=["threshold", "model", "tiles", "stretched", "mirrored", "refined"],
 )
 def test_two_models_are_never_mixed(photos: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     out = tmp_path / "out"

@@ -65,6 +65,7 @@ class NetworkOptions:
     overlap: float
     scale: float | None
     tta: str
+    refine: bool
 
     @property
     def view(self) -> ViewOptions:
@@ -82,6 +83,7 @@ class NetworkOptions:
             self.overlap,
             self.scale,
             cast("Turns", self.tta),
+            self.refine,
         )
 
     def model_file(self) -> ModelFile:
@@ -176,6 +178,7 @@ network_options = Bundle(
         show_default=True,
         help="Average over mirror images: 2 views, flips 4, d4 8 with quarter turns; as many times the work.",
     ),
+    _model(["--refine"], is_flag=True, help="Move the edges of masks to those of the photo."),
     _model(
         ["--backend"],
         metavar="NAME",

@@ -80,7 +80,11 @@ def probability(map: Pixels, placement: Placement) -> Pixels:
     Returns:
         uint8 (height, width) at the source's size, round(255 p): `probability16` / 257, rounded.
     """
-    wide = probability16(map, placement, _enlarged(placement))
+    return narrow(probability16(map, placement, _enlarged(placement)))
+
+
+def narrow(wide: NDArray[np.uint16]) -> Pixels:
+    """uint8 (h, w), round(255 p), of uint16 (h, w), round(65535 p)."""
     return cast("Pixels", cv2.convertScaleAbs(wide, alpha=1 / 257))
 
 
@@ -109,9 +113,19 @@ def mask_from_map(map: Pixels, placement: Placement, threshold: float, out: Pixe
     Returns:
         uint8 (height, width) at the source's size: 255 or 0; `out`, if given.
     """
+    return mask16(probability16(map, placement, _enlarged(placement)), threshold, out)
+
+
+def mask16(wide: NDArray[np.uint16], threshold: float, out: Pixels | None = None) -> Pixels:
+    """Mask of a probability of 16 bit: `mask(narrow(wide), threshold)` bit for bit, in one step.
+
+    Args:
+        wide: uint16 (h, w), round(65535 p).
+        threshold: probability in (0, 1] from which a pixel counts.
+        out: as for `mask_from_map`.
+    """
     # v / 257 rounds to t or more exactly from v = 257 t - 128 on; at a threshold of 0.5 that is 32768, half
     # of 65535.
-    wide = probability16(map, placement, _enlarged(placement))
     least = 257 * cut(threshold) - 128
     if out is None:
         out = np.empty(wide.shape, np.uint8)

@@ -12,8 +12,12 @@ from unet_batch.files.atomic import write_atomic
 from unet_batch.files.outputs import OutputTree
 from unet_batch.inference import postprocess
 from unet_batch.media import geometry, images, render
+from unet_batch.media.refine import refine
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from unet_batch.types import ModelSpec, Pixels, Prediction, Size
 
 T = TypeVar("T")
@@ -31,6 +35,7 @@ class Result:
         threshold: probability from which a pixel counts.
         prediction: None if the picture failed.
         error: why it failed, else None.
+        refine: move edges to those of the picture, whose pixels are kept then.
     """
 
     path: str
@@ -38,6 +43,7 @@ class Result:
     threshold: float
     prediction: Prediction | None = field(repr=False)
     error: UnetBatchError | None = None
+    refine: bool = field(default=False, repr=False)
 
     @property
     def mask(self) -> Pixels | None:
@@ -53,6 +59,8 @@ class Result:
         map, frame = self.prediction.map, self.prediction.frame
         if self.spec.output == "class_ids":
             mask = postprocess.class_ids(map, frame.placement, len(self.spec.classes.names))
+        elif self.refine:
+            mask = postprocess.mask16(self._refined, self.threshold)
         else:
             mask = postprocess.mask_from_map(map, frame.placement, self.threshold)
         return postprocess.blank(mask, frame.missing)
@@ -73,8 +81,23 @@ class Result:
 
     def _make_probability(self) -> Pixels:
         prediction = self._one_class("probability")
-        values = postprocess.probability(prediction.map, prediction.frame.placement)
+        if self.refine:
+            values = postprocess.narrow(self._refined)
+        else:
+            values = postprocess.probability(prediction.map, prediction.frame.placement)
         return postprocess.blank(values, prediction.frame.missing)
+
+    @property
+    def _refined(self) -> NDArray[np.uint16]:
+        """uint16 (height, width), round(65535 p), its edges moved to those of the picture."""
+        return self._once("_wide", self._refine)
+
+    def _refine(self) -> NDArray[np.uint16]:
+        prediction = self._one_class("probability")
+        placement = prediction.frame.placement
+        enlarged = max(placement.source[axis] / placement.content[axis] for axis in (0, 1))
+        wide = postprocess.probability16(prediction.map, placement)
+        return refine(wide, self._pixels("mask"), max(2, round(enlarged)))
 
     def _once(self, name: str, make: Callable[[], T]) -> T:
         """Make a value when it is first asked for.
@@ -228,7 +251,10 @@ def _mask(result: Result) -> bytes:
 
 def _probability16(result: Result) -> bytes:
     prediction = result._one_class("prob16")
-    values = postprocess.probability16(prediction.map, prediction.frame.placement)
+    if result.refine:
+        values = result._refined.copy()
+    else:
+        values = postprocess.probability16(prediction.map, prediction.frame.placement)
     return images.encode_map(postprocess.blank(values, prediction.frame.missing))
 
 

@@ -223,7 +223,9 @@ class Segmenter:
 
     def result(self, prediction: Prediction) -> Result:
         """What can be drawn from a prediction, and saved."""
-        return Result(prediction.item.path, self.spec, self.threshold, prediction)
+        return Result(
+            prediction.item.path, self.spec, self.threshold, prediction, refine=self.view.options.refine
+        )
 
     def _predict(self, picture: AnyPicture, *, keep_pixels: bool) -> Prediction:
         return self.infer([self.decode(_source(picture), keep_pixels=keep_pixels)])[0]
@@ -232,6 +234,7 @@ class Segmenter:
 
     def decode(self, source: HasItem, *, keep_pixels: bool) -> Frame:
         """Read a picture; at reduced scale where nobody needs its pixels at full size."""
+        keep_pixels = keep_pixels or self.view.options.refine
         at_least = self._at_least(keep_pixels)
         path, limit = source.item.path, self.max_pixels
         if isinstance(source, _InMemory):
@@ -250,13 +253,13 @@ class Segmenter:
 
     def _at_least(self, keep_pixels: bool) -> Size | None:
         """To which size pictures may be reduced when they are decoded."""
-        return None if keep_pixels else self.view.at_least()
+        return None if keep_pixels or self.view.options.refine else self.view.at_least()
 
     def frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool = False) -> Frame:
         """Place a picture of `size`, or a smaller version of it, into what the network is shown."""
         placement = self.view.place(size)
         tensor = geometry.to_network(pixels, placement, out=self.view.buffer(placement))
-        return Frame(item, placement, tensor, pixels if keep_pixels else None)
+        return Frame(item, placement, tensor, pixels if keep_pixels or self.view.options.refine else None)
 
     def infer(self, frames: Sequence[Frame]) -> list[Prediction]:
         """Run the network on a batch of frames, and let go of what it saw."""

@@ -39,7 +39,7 @@ _TURNS: dict[Turns, tuple[tuple[int, bool], ...]] = {
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """What a person may choose of how the network sees pictures.
+    """What a person may choose of how the network sees pictures, and what becomes of its map.
 
     Attributes:
         fit: "letterbox", the whole picture at its own aspect ratio; "stretch", the whole picture at the
@@ -58,6 +58,7 @@ class ViewOptions:
     overlap: float = OVERLAP
     scale: float | None = None
     tta: Turns = "none"
+    refine: bool = False
 
     def __post_init__(self) -> None:
         for value, known, name in ((self.fit, FITS, "fit"), (self.tta, TURNS, "tta")):
@@ -77,6 +78,8 @@ class ViewOptions:
             facts |= {"overlap": self.overlap, "scale": self.scale}
         if self.tta != "none":
             facts["tta"] = self.tta
+        if self.refine:
+            facts["refine"] = True
         return facts
 
     def __str__(self) -> str:
@@ -88,6 +91,8 @@ class ViewOptions:
             parts.append(f"in tiles that share {self.overlap:.0%}, at scale {self.scale or 1:g}")
         if self.tta != "none":
             parts.append(f"mean of {len(_TURNS[self.tta])} views ({self.tta})")
+        if self.refine:
+            parts.append("refined")
         return ", ".join(parts)
 
 
@@ -103,7 +108,7 @@ class View:
         assumed: why that scale was taken; "" where it was chosen.
 
     Raises:
-        UsageError: quarter turns of an input that is not square.
+        UsageError: quarter turns of an input that is not square, or edges of class ids to be refined.
     """
 
     def __init__(self, backend: Backend, options: ViewOptions | None = None) -> None:
@@ -118,6 +123,11 @@ class View:
                 hint="take a square --size, or --tta flips",
             )
         self._ids = backend.spec.output == "class_ids"
+        if self.options.refine and self._ids:
+            raise UsageError(
+                f"refine moves the edge of one probability; {backend.spec.name} says ids of "
+                f"{len(backend.spec.classes.names)} classes"
+            )
         self._turns = _TURNS[self.options.tta]
         self._tiling = self.placer.tiling
 

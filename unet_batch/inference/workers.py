@@ -213,10 +213,10 @@ class _Setup:
         self.spec = ModelSpec(**spec)
         self.threshold: float = values["threshold"]
         self.outputs = OutputTree(values["folder"], values["kinds"])
-        self.needs_pixels = self.outputs.need_pixels
         placer = values["placer"]
         height, width = placer["network"]
         self.place = Placer((height, width), ViewOptions(**placer["options"]))
+        self.needs_pixels = self.outputs.need_pixels or self.place.options.refine
         self._how = [values[name] for name in ("reader", "time_limit", "at_least", "max_pixels")]
 
     def decode(self, path: str) -> tuple[Frame, Pixels]:
@@ -263,7 +263,8 @@ def finish(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byte
     try:
         frame = _frame(setup, kept.pop(number, None), number, path, (height, width))
         map = np.frombuffer(data, np.uint8).reshape(frame.placement.network)
-        result = Result(path, setup.spec, setup.threshold, Prediction(frame, map))
+        refine = setup.place.options.refine
+        result = Result(path, setup.spec, setup.threshold, Prediction(frame, map), refine=refine)
         encoded = result.encode_all(setup.outputs.kinds)
         notes = result.notes_on(setup.outputs.kinds)
     except UnetBatchError:

@@ -1,0 +1,69 @@
+"""Move the edges of an enlarged map to those of the picture: a guided filter (He, Sun, Tang, 2010).
+
+Within a small window the probability is taken to be a line over the picture's luminance, a I + b, fitted by
+least squares, and each pixel gets the mean of the lines of all windows that it lies in. Where the picture has
+an edge, so has the result; where it is flat, the map stays as it was. What it is worth is in
+docs/log/2026-11-28.md.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING, cast
+
+import cv2
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from unet_batch.types import Pixels
+
+EPSILON = 1e-4
+"""Variance of the luminance (0..1) below which a window counts as flat: deviations of one per cent."""
+_BLOCK = 256  # pixels of a side; only blocks that an edge of the map runs through are worked on
+
+
+def refine(map: NDArray[np.uint16], pixels: Pixels, radius: int) -> NDArray[np.uint16]:
+    """Move the edges of a map to those of its picture.
+
+    0.1 s for the edges of a car in 1280x1918 (one core); nothing where the map is the same all over.
+
+    Args:
+        map: uint16 (h, w), a probability over the full range.
+        pixels: RGB uint8 (h, w, 3).
+        radius: of the windows, 1 or more: as many pixels as one of the network's was enlarged to.
+
+    Returns:
+        uint16 (h, w).
+    """
+    if map.shape != pixels.shape[:2] or radius < 1:
+        raise ValueError(f"cannot refine {map.shape} by {pixels.shape} with a radius of {radius}")
+    refined: NDArray[np.uint16] = map.copy()
+    (height, width), margin = map.shape, 2 * radius
+    for top, left in product(range(0, height, _BLOCK), range(0, width, _BLOCK)):
+        bottom, right = min(height, top + _BLOCK), min(width, left + _BLOCK)
+        y, x = max(0, top - margin), max(0, left - margin)
+        around = (slice(y, min(height, bottom + margin)), slice(x, min(width, right + margin)))
+        part = map[around]
+        if part.min() == part.max():
+            continue
+        luminance = cast("Pixels", cv2.cvtColor(pixels[around], cv2.COLOR_RGB2GRAY))
+        found = _guided(luminance, part, radius)
+        refined[top:bottom, left:right] = found[top - y : bottom - y, left - x : right - x]
+    return refined
+
+
+def _guided(luminance: Pixels, map: NDArray[np.uint16], radius: int) -> NDArray[np.uint16]:
+    size = (2 * radius + 1, 2 * radius + 1)
+
+    def mean(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return cast("NDArray[np.float32]", cv2.boxFilter(values, -1, size, borderType=cv2.BORDER_REFLECT))
+
+    guide, values = luminance * np.float32(1 / 255), map * np.float32(1 / 65535)
+    centre, level = mean(guide), mean(values)
+    slope = (mean(guide * values) - centre * level) / (
+        mean(guide * guide) - centre * centre + np.float32(EPSILON)
+    )
+    lines = mean(slope) * guide + mean(level - slope * centre)
+    return cast("NDArray[np.uint16]", np.rint(lines.clip(0, 1) * 65535).astype(np.uint16))
