@@ -31,6 +31,7 @@ from unet_batch.errors import (
     UnetBatchError,
     UsageError,
 )
+from unet_batch.files import archives
 from unet_batch.files.atomic import write_atomic, write_json
 from unet_batch.files.locks import claim
 from unet_batch.files.naming import shown
@@ -327,8 +328,8 @@ class _Run:
         """
         item = item_of(outcome)
         root = self.plan.sources.root_of(item.path)
-        if outcome.stage == "decode" and item.key not in self.plan.absent and not os.path.lexists(item.path):
-            if not os.path.isdir(root):
+        if outcome.stage == "decode" and item.key not in self.plan.absent and not archives.exists(item.path):
+            if not archives.is_folder(root):
                 raise SourceError(f"{root} vanished while the run read from it", hint="reconnect its disk")
             return SourceVanished(
                 f"{item.path}: it was there when the run began, and is gone now",

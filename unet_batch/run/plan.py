@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from unet_batch.errors import DecoderCrashed, ManifestError, UsageError
-from unet_batch.files import naming
+from unet_batch.files import archives, naming
 from unet_batch.files.atomic import translate
 from unet_batch.files.outputs import CLIP_KINDS, KINDS, PICTURE_KINDS, OutputTree
 from unet_batch.files.sources import Sources, collect, is_below
@@ -178,8 +178,10 @@ def _is_source_too(output: str, folder: str) -> UsageError:
 
 
 def _is_source(path: str) -> bool:
-    """Tell whether a file found in a folder is a picture or a clip."""
-    return images.is_supported(path) or (video.is_clip(path) and not video.is_foreign(path))
+    """Tell whether a file found in a folder is a picture or a clip; of an archive only pictures are read."""
+    if images.is_supported(path):
+        return True
+    return video.is_clip(path) and not archives.archive_of(path) and not video.is_foreign(path)
 
 
 def _mark_clips(sources: Sources) -> Sources:

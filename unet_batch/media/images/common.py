@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
+from unet_batch.files import archives
 from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
@@ -232,14 +232,13 @@ def _is_of_unknown_kind(error: Exception) -> bool:
 def _open_file(path: str) -> BinaryIO:
     """Open a regular file; a named pipe would wait for ever, a directory has no pixels."""
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISREG(mode):
-            return open(path, "rb")
+        if archives.is_regular(path):
+            return archives.open_file(path)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ImageError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
-    raise ImageError(f"{path}: is {'a directory' if stat.S_ISDIR(mode) else 'not a regular file'}")
+    raise ImageError(f"{path}: is {'a directory' if os.path.isdir(path) else 'not a regular file'}")
 
 
 def _detect_format(name: str, head: bytes) -> Format:
