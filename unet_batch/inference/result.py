@@ -82,7 +82,7 @@ class Result:
     def _make_probability(self) -> Pixels:
         prediction = self._one_class("probability")
         if self.refine:
-            values = postprocess.narrow(self._refined)
+            values = postprocess.to_bytes(self._refined)
         else:
             values = postprocess.probability(prediction.map, prediction.frame.placement)
         return postprocess.blank(values, prediction.frame.missing)

@@ -99,6 +99,9 @@ class ViewOptions:
 class View:
     """How a backend sees pictures; may be used by several threads at once.
 
+    Attributes:
+        tiling: how they are cut into tiles; None where they are not.
+
     Args:
         backend: that runs the network.
         options: what was chosen.
@@ -129,7 +132,7 @@ class View:
                 f"{len(backend.spec.classes.names)} classes"
             )
         self._turns = _TURNS[self.options.tta]
-        self._tiling = self.placer.tiling
+        self.tiling = self.placer.tiling
 
     def place(self, size: Size) -> Placement:
         """Where a picture of (height, width) pixels lies in what the network is shown."""
@@ -142,14 +145,14 @@ class View:
 
     def at_least(self) -> Size | None:
         """To which size pictures may be reduced when they are decoded; None: not at all."""
-        if self._tiling is not None:
+        if self.tiling is not None:
             return None
         height, width = self.backend.input_size
         return geometry.OVERSAMPLING * height, geometry.OVERSAMPLING * width
 
     def buffer(self, placement: Placement) -> Pixels:
         """Where a picture is placed: uint8 (H, W, 3), uninitialised."""
-        if self._tiling is None:
+        if self.tiling is None:
             return self.backend.buffer()
         return np.empty((*placement.network, 3), np.uint8)
 
@@ -159,17 +162,17 @@ class View:
         Raises:
             BackendError: see `Backend.infer`.
         """
-        if self._tiling is None:
-            return self._infer_turned(tensors)
+        if self.tiling is None:
+            return self.infer_turned(tensors)
         sizes = [(tensor.shape[0], tensor.shape[1]) for tensor in tensors]
-        fillings = [_Filling(Mosaic(self._tiling.grid(size), ids=self._ids)) for size in sizes]
+        fillings = [_Filling(Mosaic(self.tiling.grid(size), ids=self._ids)) for size in sizes]
         tiles = (
             (tensor, filling, place)
             for tensor, filling in zip(tensors, fillings, strict=True)
             for place in filling.mosaic.grid
         )
         while batch := list(islice(tiles, self.backend.batch_size)):
-            found = self._infer_turned([self._cut(*tile) for tile in batch])
+            found = self.infer_turned([self._cut(*tile) for tile in batch])
             for (_, filling, _), map in zip(batch, found, strict=True):
                 filling.add(map)
         return [filling.map for filling in fillings]
@@ -179,7 +182,12 @@ class View:
         filling.mosaic.grid.cut(tensor, place, out)
         return out
 
-    def _infer_turned(self, tensors: Sequence[Pixels]) -> Sequence[Pixels]:
+    def infer_turned(self, tensors: Sequence[Pixels]) -> Sequence[Pixels]:
+        """Maps of pictures or tiles of the network's own size, at most a batch: turned as was chosen.
+
+        Raises:
+            BackendError: see `Backend.infer`.
+        """
         if len(self._turns) == 1:
             return list(self.backend.infer(tensors))
         found = [

@@ -129,17 +129,18 @@ class Grid:
         """(first row, first column) of each tile."""
         return ((top, left) for top in self.rows.starts for left in self.columns.starts)
 
-    def cut(self, pixels: Pixels, place: tuple[int, int], out: Pixels) -> None:
+    def cut(self, pixels: Pixels, place: tuple[int, int], out: Pixels, first: int = 0) -> None:
         """Copy a tile out of a picture, mirrored where it reaches beyond.
 
         Args:
-            pixels: uint8 (height, width, channels).
+            pixels: uint8 (height, width, channels), or a band of it that holds all rows of the tile.
             place: (first row, first column) of the tile.
             out: uint8 (H, W, channels), the tile.
+            first: row of the picture that `pixels` begin with.
         """
         (top, left), (height, width) = place, self.size
         bottom, right = top + self.rows.tile, left + self.columns.tile
-        part = pixels[max(0, top) : min(height, bottom), max(0, left) : min(width, right)]
+        part = pixels[max(0, top) - first : min(height, bottom) - first, max(0, left) : min(width, right)]
         beyond = (max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width))
         if any(beyond):
             cv2.copyMakeBorder(part, *beyond, cv2.BORDER_REFLECT_101, dst=out)

@@ -38,6 +38,7 @@ from unet_batch.files.naming import shown
 from unet_batch.inference.segmenter import Segmenter, as_error, item_of
 from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
 from unet_batch.run import clip as clips
+from unet_batch.run import giant as giants
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout, choose_encoder
 from unet_batch.run.observe import Observer, Stop
@@ -46,7 +47,7 @@ from unet_batch.run.pictures import EncodedOutputs, OutputRenderer
 from unet_batch.run.plan import RunPlan, recipe_of, resume
 from unet_batch.run.records import Files, Identity, OutputRecipe
 from unet_batch.run.report import RunReport, run_name
-from unet_batch.types import HasItem, Item
+from unet_batch.types import HasItem, Item, Size
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class _Run:
         self.report = _new_report(plan, segmenter)
         self.stages: dict[str, StageStats] = {}
         self.backlog = reports.Backlog()
+        self.giants: list[tuple[Item, Size]] = []  # pictures that are read in bands, one after the other
 
         # A run of everything that comes later finds that shards have been here.
         if plan.part and not os.path.exists(os.path.join(self.folder, run_name(""))):
@@ -229,13 +231,15 @@ class _Run:
             reports.add_stats(total, stage)
 
     def _segment(self) -> None:
-        """The pictures, then the clips, one at a time."""
+        """The pictures, then those that memory does not hold, then the clips, both one at a time."""
         moving = [item for item in self.plan.todo if item.is_clip]
         if moving:  # before the pictures: an encoder that does not work is not to be found out in the morning
             codec, reason = choose_encoder(self.plan.options.video.codec)
             self.report.encoder = {"name": codec.encoder, "reason": reason}
             layout = ClipLayout(self.folder, self.plan.options.save, codec)
         self._segment_pictures([item for item in self.plan.todo if not item.is_clip])
+        for item, size in self.giants:
+            self._segment_giant(item, size)
         for item in moving:
             if self.report.status == "running" and not self.stop.reason:
                 self._segment_clip(item, layout)
@@ -272,7 +276,13 @@ class _Run:
     def _tasks(self, items: Iterable[Item]) -> Iterator[Task]:
         """Look at each source just before it is read; runs in the pipeline's first thread."""
         for item in items:
-            yield Task(item.path, item.key, item.is_clip, self.plan.identity(item), time.perf_counter())
+            if (size := giants.giant_size(item, self.segmenter, self.plan.outputs)) is not None:
+                self.giants.append((item, size))
+                continue
+            yield self._task(item)
+
+    def _task(self, item: Item) -> Task:
+        return Task(item.path, item.key, item.is_clip, self.plan.identity(item), time.perf_counter())
 
     def _write(self, encoded: EncodedOutputs) -> _Written:
         """Write all files of a picture, and then its record; runs in the threads of the last stage."""
@@ -349,6 +359,44 @@ class _Run:
                 "backlog": self.backlog.now,
             }
         )
+
+    # Pictures that memory does not hold.
+
+    def _segment_giant(self, item: Item, size: Size) -> None:
+        """Segment one picture in bands, and again what a disk or network failed to read; see `run.giant`."""
+
+        def on_rows(done: int, total: int) -> None:
+            self.outcomes.tell_progress(lambda: {"path": shown(item.path), "rows": done, "of": total})
+
+        for pause in (*self.plan.options.retry_pauses, None):
+            if self.report.status != "running" or self.stop.reason:
+                return
+            self.manifest.check()
+            task = self._task(item)
+            try:
+                result = giants.segment(item, size, self.segmenter, self.plan.outputs, on_rows, self.stop)
+                break
+            except RunError:
+                raise
+            except Exception as error:  # noqa: BLE001 - one bad picture costs one picture
+                if pause is None or not _is_passing(error):
+                    failed = Failed(giants.stage_of(error), error, task)
+                    self.outcomes.fail(item, task.identity, failed.stage, self._explain(failed))
+                    return
+            self.stop.sleep(pause)
+            self.report.retried += 1
+        self._add_stages(result.stages)
+        if result.complete:
+            notes = result.notes
+            if self.workers is not None:
+                notes += ("read in bands of rows, which is not done in a process of its own",)
+            files = {
+                kind: ((self.plan.outputs.file(kind, item.key), size),)
+                for kind, size in result.outputs.items()
+            }
+            self.outcomes.record_done(item, task.identity, files)
+            seconds = {"all": time.perf_counter() - task.since}
+            self.outcomes.count_done(item, item.path, seconds, notes)
 
     # Clips.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -140,6 +140,19 @@ def read_tiff(source: Source) -> Picture:
         ValueError, RuntimeError, ...: it is damaged.
     """
     stored = read_stored(source)
+    pixels, alpha, missing, notes = to_rgb(stored)
+    size = (pixels.shape[0], pixels.shape[1])
+    metadata, more = outputs_metadata(stored.info, dpi=stored.dpi)
+    return Picture(pixels, size, missing, alpha, metadata, notes + more)
+
+
+def to_rgb(stored: Stored) -> tuple[Pixels, Pixels | None, NDArray[np.bool_] | None, tuple[str, ...]]:
+    """What a person sees of a picture, or of some rows of it: each pixel by itself.
+
+    Returns:
+        RGB uint8 (h, w, 3) in sRGB and over white; uint8 (h, w), opacity, None where it is opaque; bool
+        (h, w), where there is no value, None if there is one everywhere; and notes.
+    """
     pixels, alpha, missing = stored.rgb(), stored.opacity(), stored.missing
     notes = stored.notes
     if stored.profile and stored.photometric not in (CIELAB, ICCLAB):
@@ -151,9 +164,7 @@ def read_tiff(source: Source) -> Picture:
             pixels[missing] = 0
     if alpha is not None:
         pixels = _over_white(pixels, alpha, stored.premultiplied)
-    size = (pixels.shape[0], pixels.shape[1])
-    metadata, more = outputs_metadata(stored.info, dpi=stored.dpi)
-    return Picture(pixels, size, missing, alpha, metadata, notes + more)
+    return pixels, alpha, missing, notes
 
 
 def read_stored(source: Source) -> Stored:
@@ -164,10 +175,15 @@ def read_stored(source: Source) -> Stored:
     """
     from tifffile import TiffFile
 
+    with explained(source):
+        return read_page(source, *find_picture(TiffFile(source.file)))
+
+
+@contextmanager
+def explained(source: Source) -> Iterator[None]:
+    """Say of what is raised inside why a TIFF cannot be read."""
     try:
-        tif = TiffFile(source.file)
-        page, mask, notes = _find_picture(tif)
-        return _read_page(source, page, mask, notes)
+        yield
     except tiff_blocks.UnsupportedTiff as error:
         raise ImageError(f"{source.name}: TIFF {error} cannot be read", hint=CONVERT) from error
     except (TypeError, LookupError, AttributeError, ArithmeticError, struct.error) as error:
@@ -178,13 +194,13 @@ def tiff_orientation(source: Source) -> int:
     """Orientation of the picture in a TIFF, 1 to 8, which `read_tiff` undoes; 1 where it says nothing."""
     from tifffile import TiffFile
 
-    return _orientation(_find_picture(TiffFile(source.file))[0])
+    return orientation_of(find_picture(TiffFile(source.file))[0])
 
 
 # Which page -------------------------------------------------------------------------------------------------
 
 
-def _find_picture(tif: TiffFile) -> tuple[TiffPage, TiffPage | None, list[str]]:
+def find_picture(tif: TiffFile) -> tuple[TiffPage, TiffPage | None, list[str]]:
     """Find the page that is the picture, and its mask; see the top of the module.
 
     Returns:
@@ -258,20 +274,35 @@ def _stacked(page: TiffPage) -> int:
 # What its numbers mean --------------------------------------------------------------------------------------
 
 
-def _read_page(source: Source, page: TiffPage, mask: TiffPage | None, notes: list[str]) -> Stored:
-    """Decode the bands of a page that make the picture."""
-    photometric = _photometric(page)
-    bands, alpha, more = _choose_bands(page, photometric)
+def read_page(
+    source: Source,
+    page: TiffPage,
+    mask: TiffPage | None,
+    notes: list[str],
+    rows: range | None = None,
+    each: tiff_blocks.Each = map,
+) -> Stored:
+    """Decode the bands of a page that make the picture.
+
+    Args:
+        source: that it is in.
+        page, mask, notes: as `find_picture` gives them.
+        rows: which rows, whose size has been checked; None for all.
+        each: as for `tiff_blocks.read_blocks`.
+    """
+    photometric = photometric_of(page)
+    bands, alpha, more = choose_bands(page, photometric)
     wanted = bands if alpha is None else [*bands, alpha]
-    _check_size(source, page, len(wanted))
+    if rows is None:
+        for there, count in ((page, len(wanted)), *([] if mask is None else [(mask, 1)])):
+            _check_size(source, there, count)
     sparse = any(tag in page.tags for tag in _GEO)
-    values, absent = tiff_blocks.read_blocks(page, source.file, wanted, sparse=sparse)
+    values, absent = tiff_blocks.read_blocks(page, source.file, wanted, sparse=sparse, rows=rows, each=each)
     if mask is not None:
-        _check_size(source, mask, 1)
-        inside, _ = tiff_blocks.read_blocks(mask, source.file, [0], sparse=sparse)
+        inside, _ = tiff_blocks.read_blocks(mask, source.file, [0], sparse=sparse, rows=rows, each=each)
         outside = inside[..., 0] == 0
         absent = outside if absent is None else absent | outside
-    orientation = _orientation(page)
+    orientation = orientation_of(page)
     values = _upright(values, orientation)
     colours = values[..., : len(bands)] if alpha is not None else values
     if photometric == YCBCR or (photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO) and len(bands) == 3):
@@ -321,7 +352,7 @@ def _check_size(source: Source, page: TiffPage, bands: int) -> None:
         )
 
 
-def _photometric(page: TiffPage) -> int:
+def photometric_of(page: TiffPage) -> int:
     """What the numbers mean; where a page does not say, as libtiff guesses."""
     if 262 not in page.tags and page.compression != 6:
         if page.samplesperpixel >= 3:
@@ -337,7 +368,7 @@ def _photometric(page: TiffPage) -> int:
     return photometric
 
 
-def _choose_bands(page: TiffPage, photometric: int) -> tuple[list[int], int | None, list[str]]:
+def choose_bands(page: TiffPage, photometric: int) -> tuple[list[int], int | None, list[str]]:
     """Choose the bands that are the picture: their numbers, that of opacity or None, and a note.
 
     Colour takes as many as it has. Of grey pictures with more bands, three or more are taken for colour, as
@@ -410,7 +441,7 @@ def _whole(text: str) -> int | None:
     return int(number) if number.is_integer() else None
 
 
-def _orientation(page: TiffPage) -> int:
+def orientation_of(page: TiffPage) -> int:
     value = page.tags.valueof(274)
     return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -433,7 +464,7 @@ def _dpi(page: TiffPage) -> tuple[float, float] | None:
         per_unit = tuple(a / b for a, b in (page.tags.valueof(282), page.tags.valueof(283)))
         inch = {2: 1.0, 3: 2.54}.get(int(page.tags.valueof(296, 2)))
         if inch and min(per_unit) > 0:
-            across, down = per_unit if _orientation(page) < 5 else per_unit[::-1]
+            across, down = per_unit if orientation_of(page) < 5 else per_unit[::-1]
             return across * inch, down * inch
     return None
 
