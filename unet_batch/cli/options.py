@@ -85,14 +85,15 @@ def make_run_options(
     fail_fast: bool,
     max_errors: int | None,
     wait: bool,
+    pages: str | None,
     shard: str | None = None,
 ) -> RunOptions:
     """What the options of `run` mean, those of clips apart.
 
     Raises:
-        UsageError: the shard cannot be read.
+        UsageError: the shard or the pages cannot be read.
     """
-    from unet_batch.run.options import RunOptions
+    from unet_batch.run.options import PageRange, RunOptions
     from unet_batch.run.shard import Shard
 
     return RunOptions(
@@ -106,6 +107,7 @@ def make_run_options(
         wait=wait,
         hash_sources=hash_sources,
         isolate=isolate,
+        pages=None if pages is None else PageRange.parse(pages),
     )
 
 
@@ -128,6 +130,12 @@ run_options = Bundle(
         default="mask",
         show_default=True,
         help="What to save, with commas: " + ", ".join(KINDS) + ".",
+    ),
+    _output(
+        ["--pages"],
+        metavar="PAGES",
+        help="Of pictures of several pages, such as TIFF stacks: all, 3 or 2:10, counted from 1; into "
+        "stacks of the same shape.  [default: the first]",
     ),
     _output(["--overwrite"], is_flag=True, help="Redo pictures that are done, also those of another model."),
     _reliability(

@@ -104,7 +104,7 @@ def run(
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
     with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
         if dry_run:
-            plan = resume(plan, recipe_of(segmenter))
+            plan = resume(plan, recipe_of(segmenter, options.pages))
             screen.todo(plan)
             screen.dry_run(plan)
             return

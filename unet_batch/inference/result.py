@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unet_batch.errors import OutputError, UnetBatchError, UsageError
 from unet_batch.files.atomic import write_atomic
@@ -146,6 +146,14 @@ class Result:
         note = f"its overlay is {new[0]}x{new[1]} instead of {height}x{width}: a JPEG holds no longer side"
         return (*prediction.frame.notes, note)
 
+    def draw(self, kind: str) -> NDArray[Any]:
+        """The pixels of a kind of output: uint8 or uint16 (height, width), or uint8 (height, width, 3 or 4).
+
+        Raises:
+            UsageError: the picture failed, or there is no such output of it.
+        """
+        return DRAWN[kind](self)
+
     def encode(self, kind: str) -> bytes:
         """The contents of the file that `unet-batch run` saves of a kind of output.
 
@@ -212,6 +220,11 @@ class Result:
             write_atomic(path, data)
         return {kind: path for kind, (path, _) in files.items()}
 
+    def _drawn_mask(self) -> Pixels:
+        self._done("mask")
+        assert self.mask is not None
+        return self.mask
+
     def _done(self, what: str) -> Prediction:
         if self.prediction is None:
             raise UsageError(f"{self.path}: failed, there is no {what}: {self.error}")
@@ -249,13 +262,13 @@ def _mask(result: Result) -> bytes:
     return images.encode_mask(postprocess.blank(mask, frame.missing))
 
 
-def _probability16(result: Result) -> bytes:
+def _probability16(result: Result) -> NDArray[np.uint16]:
     prediction = result._one_class("prob16")
     if result.refine:
         values = result._refined.copy()
     else:
         values = postprocess.probability16(prediction.map, prediction.frame.placement)
-    return images.encode_map(postprocess.blank(values, prediction.frame.missing))
+    return postprocess.blank(values, prediction.frame.missing)
 
 
 def _overlay(result: Result) -> bytes:
@@ -281,9 +294,18 @@ RENDERERS: Mapping[str, Callable[[Result], bytes]] = {
     "overlay": _overlay,
     "cutout": _cutout,
     "prob": lambda result: images.encode_map(result.probability),
-    "prob16": _probability16,
+    "prob16": lambda result: images.encode_map(_probability16(result)),
 }
 """How each kind of `files.outputs.KINDS` that pictures have is made."""
+
+DRAWN: Mapping[str, Callable[[Result], NDArray[Any]]] = {
+    "mask": lambda result: result._drawn_mask(),
+    "overlay": Result.overlay,
+    "cutout": Result.cutout,
+    "prob": lambda result: result.probability,
+    "prob16": _probability16,
+}
+"""The same, as pixels."""
 
 
 def _holds(path: str, data: bytes) -> bool:

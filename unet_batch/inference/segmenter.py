@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from unet_batch.files.outputs import OutputTree
     from unet_batch.inference.workers import PictureWorkers
+    from unet_batch.media.images.common import Picture
     from unet_batch.media.images.memory import InMemory
     from unet_batch.media.isolation import Decoders
     from unet_batch.model.checkpoint import ModelFile
@@ -242,11 +243,15 @@ class Segmenter:
         else:
             read = images.read if self._decoders is None else self._decoders.read
             picture = read(path, at_least=at_least, max_pixels=limit)
-        frame = self.frame(source.item, picture.pixels, picture.size, keep_pixels=keep_pixels)
+        return self.frame_of(source.item, picture, keep_pixels=keep_pixels)
+
+    def frame_of(self, item: Item, picture: Picture, *, keep_pixels: bool) -> Frame:
+        """Place a picture that is decoded into what the network is shown."""
+        frame = self.frame(item, picture.pixels, picture.size, keep_pixels=keep_pixels)
         return replace(
             frame,
             missing=picture.missing,
-            alpha=picture.alpha if keep_pixels else None,
+            alpha=picture.alpha if frame.pixels is not None else None,
             metadata=picture.metadata,
             notes=picture.notes,
         )

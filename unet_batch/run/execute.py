@@ -37,8 +37,8 @@ from unet_batch.files.locks import claim
 from unet_batch.files.naming import shown
 from unet_batch.inference.segmenter import Segmenter, as_error, item_of
 from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
+from unet_batch.run import alone
 from unet_batch.run import clip as clips
-from unet_batch.run import giant as giants
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout, choose_encoder
 from unet_batch.run.observe import Observer, Stop
@@ -47,7 +47,7 @@ from unet_batch.run.pictures import EncodedOutputs, OutputRenderer
 from unet_batch.run.plan import RunPlan, recipe_of, resume
 from unet_batch.run.records import Files, Identity, OutputRecipe
 from unet_batch.run.report import RunReport, run_name
-from unet_batch.types import HasItem, Item, Size
+from unet_batch.types import HasItem, Item
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def execute(
         BackendError: the backend fails for one picture after the other.
     """
     renderer = OutputRenderer(plan.outputs, segmenter)
-    recipe = recipe_of(segmenter)
+    recipe = recipe_of(segmenter, plan.options.pages)
     plan.outputs.prepare()
     folder, wait = plan.outputs.folder, plan.options.wait
     with claim(folder, plan.part, wait=wait, on_wait=observer.wait) as locked:
@@ -143,7 +143,7 @@ class _Run:
         self.report = _new_report(plan, segmenter)
         self.stages: dict[str, StageStats] = {}
         self.backlog = reports.Backlog()
-        self.giants: list[tuple[Item, Size]] = []  # pictures that are read in bands, one after the other
+        self.alone: list[tuple[Item, alone.Work]] = []  # pictures that come behind the others
 
         # A run of everything that comes later finds that shards have been here.
         if plan.part and not os.path.exists(os.path.join(self.folder, run_name(""))):
@@ -238,8 +238,8 @@ class _Run:
             self.report.encoder = {"name": codec.encoder, "reason": reason}
             layout = ClipLayout(self.folder, self.plan.options.save, codec)
         self._segment_pictures([item for item in self.plan.todo if not item.is_clip])
-        for item, size in self.giants:
-            self._segment_giant(item, size)
+        for item, work in self.alone:
+            self._segment_alone(item, work)
         for item in moving:
             if self.report.status == "running" and not self.stop.reason:
                 self._segment_clip(item, layout)
@@ -276,8 +276,8 @@ class _Run:
     def _tasks(self, items: Iterable[Item]) -> Iterator[Task]:
         """Look at each source just before it is read; runs in the pipeline's first thread."""
         for item in items:
-            if (size := giants.giant_size(item, self.segmenter, self.plan.outputs)) is not None:
-                self.giants.append((item, size))
+            if (work := alone.find_work(item, self.plan, self.segmenter)) is not None:
+                self.alone.append((item, work))
                 continue
             yield self._task(item)
 
@@ -360,13 +360,13 @@ class _Run:
             }
         )
 
-    # Pictures that memory does not hold.
+    # Pictures that memory does not hold, and those of several pages.
 
-    def _segment_giant(self, item: Item, size: Size) -> None:
-        """Segment one picture in bands, and again what a disk or network failed to read; see `run.giant`."""
+    def _segment_alone(self, item: Item, work: alone.Work) -> None:
+        """Segment one picture by itself, and again what a disk or network failed to read."""
 
-        def on_rows(done: int, total: int) -> None:
-            self.outcomes.tell_progress(lambda: {"path": shown(item.path), "rows": done, "of": total})
+        def on_progress(done: int, total: int) -> None:
+            self.outcomes.tell_progress(lambda: {"path": shown(item.path), "done": done, "of": total})
 
         for pause in (*self.plan.options.retry_pauses, None):
             if self.report.status != "running" or self.stop.reason:
@@ -374,13 +374,13 @@ class _Run:
             self.manifest.check()
             task = self._task(item)
             try:
-                result = giants.segment(item, size, self.segmenter, self.plan.outputs, on_rows, self.stop)
+                result = work.segment(on_progress, self.stop)
                 break
             except RunError:
                 raise
             except Exception as error:  # noqa: BLE001 - one bad picture costs one picture
                 if pause is None or not _is_passing(error):
-                    failed = Failed(giants.stage_of(error), error, task)
+                    failed: Failed[HasItem] = Failed(alone.stage_of(error), error, task)
                     self.outcomes.fail(item, task.identity, failed.stage, self._explain(failed))
                     return
             self.stop.sleep(pause)
@@ -389,10 +389,9 @@ class _Run:
         if result.complete:
             notes = result.notes
             if self.workers is not None:
-                notes += ("read in bands of rows, which is not done in a process of its own",)
-            files = {
-                kind: ((self.plan.outputs.file(kind, item.key), size),)
-                for kind, size in result.outputs.items()
+                notes += ("read in this process, not in one of its own",)
+            files: dict[str, Files] = {
+                kind: ((work.file(kind, item.key), size),) for kind, size in result.outputs.items()
             }
             self.outcomes.record_done(item, task.identity, files)
             seconds = {"all": time.perf_counter() - task.since}

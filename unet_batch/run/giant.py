@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from unet_batch.errors import BackendError, ImageError, ImageTooLarge
+from unet_batch.errors import ImageTooLarge
 from unet_batch.files.atomic import replacing, translate
 from unet_batch.files.outputs import KINDS, OutputTree
 from unet_batch.inference import postprocess
@@ -348,10 +348,3 @@ class _GiantRun:
         while self.missing and self.missing[0].top + len(self.missing[0].where) <= end:
             self.missing.popleft()
         return blank
-
-
-def stage_of(error: Exception) -> str:
-    """The stage that an error of `segment` is told of."""
-    if isinstance(error, ImageError):
-        return "decode"
-    return "infer" if isinstance(error, BackendError) else "render"

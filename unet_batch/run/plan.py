@@ -25,7 +25,7 @@ from unet_batch.media import images, video
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout
 from unet_batch.run.manifest import Manifest
-from unet_batch.run.options import RunOptions
+from unet_batch.run.options import PageRange, RunOptions
 from unet_batch.run.records import FINISHED, Files, Identity, Listing, OutputRecipe, Record, sha256_of
 from unet_batch.types import Item
 
@@ -209,8 +209,10 @@ def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
             )
 
 
-def recipe_of(segmenter: Segmenter) -> OutputRecipe:
+def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRecipe:
     """What decides the pixels: the model's sha256, a threshold if it has one, the network's size, our rules.
+
+    And which pages of a picture are taken, and how the network sees them, where that is not as it always was.
 
     A checkpoint and the graph exported from it are one model: either goes on with what the other began.
     Backend and precision are not in it. A backend is used only after its masks were proven equal to
@@ -220,15 +222,23 @@ def recipe_of(segmenter: Segmenter) -> OutputRecipe:
     threshold = None if segmenter.spec.output == "class_ids" else segmenter.threshold
     sha256 = segmenter.model.sha256 if segmenter.model is not None else ""
     view = segmenter.view.options
-    return _recipe(sha256, threshold, segmenter.backend.input_size, segmenter.spec.name, view)
+    return _recipe(sha256, threshold, segmenter.backend.input_size, segmenter.spec.name, view, pages)
 
 
 def _recipe(
-    sha256: str, threshold: float | None, input_size: Sequence[int], name: str, view: ViewOptions
+    sha256: str,
+    threshold: float | None,
+    input_size: Sequence[int],
+    name: str,
+    view: ViewOptions,
+    pages: PageRange | None = None,
 ) -> OutputRecipe:
     facts = {"model": sha256, "threshold": threshold, "input_size": list(input_size), "rules": RULES}
     label = f"{name} (sha256 {sha256[:12]})" + (f", threshold {threshold:g}" if threshold is not None else "")
     seen = f" {view}" if str(view) else ""
+    if pages is not None:
+        facts["pages"] = str(pages)
+        seen += f", pages {pages}"
     return OutputRecipe(facts | view.facts(), f"{label}, {input_size[0]}x{input_size[1]}{seen}")
 
 

@@ -62,6 +62,7 @@ from unet_batch.media.images.encode import (
     mask_canvas,
 )
 from unet_batch.media.images.memory import from_memory
+from unet_batch.media.images.pages import Stack, StackWriter, look_at_pages, read_pages
 from unet_batch.media.images.tiff_bands import Band, measure, read_bands
 
 __all__ = [
@@ -71,6 +72,8 @@ __all__ = [
     "Band",
     "GreyPngWriter",
     "Picture",
+    "Stack",
+    "StackWriter",
     "StoredMask",
     "encode_jpeg",
     "encode_map",
@@ -78,6 +81,7 @@ __all__ = [
     "encode_rgba",
     "from_memory",
     "is_supported",
+    "look_at_pages",
     "mask_canvas",
     "measure",
     "orientation",
@@ -85,4 +89,5 @@ __all__ = [
     "read_bands",
     "read_bytes",
     "read_ids",
+    "read_pages",
 ]

@@ -87,7 +87,7 @@ def _read(source: Source, at_least: Size | None) -> Picture:
     if source.format.name == "PNG":
         image: ImageFile = open_png(source, source.file.read())
     else:
-        image = _open_image(source)
+        image = open_image(source)
         notes = frame_notes(image)
     image.load()
     return to_picture(image, notes, with_metadata=at_least is None)
@@ -171,7 +171,7 @@ def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> StoredMask:
             image: ImageFile = open_png(source, data)
             bits = data[24]
         else:
-            image, bits = _open_image(source), 8
+            image, bits = open_image(source), 8
         image.load()
         try:
             stored = _stored_mask(image, bits)
@@ -260,14 +260,14 @@ def orientation(path: str) -> int:
         if source.format.name == "TIFF":
             return tiff_orientation(source)
         if source.format.name != "JPEG":
-            return exif_orientation(_open_image(source))
+            return exif_orientation(open_image(source))
         data = source.file.read()
         frame = read_frame(data)
         header = open_header(data, frame) if frame else None
         return 1 if header is None else exif_orientation(header)
 
 
-def _open_image(source: Source) -> ImageFile:
+def open_image(source: Source) -> ImageFile:
     """Read a header with Pillow, and check the size it announces."""
     module, _, plugin = source.format.plugin.partition(":")
     try:

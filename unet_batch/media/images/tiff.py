@@ -206,7 +206,7 @@ def find_picture(tif: TiffFile) -> tuple[TiffPage, TiffPage | None, list[str]]:
     Returns:
         The page; the page that says where it is valid, or None; and a note, if there are other pictures.
     """
-    count = _count_pages(tif)
+    count = count_pages(tif)
     if count == 0:
         raise Damage("there is no picture in it")
     pages = [cast("TiffPage", tif.pages[at]) for at in range(min(count, _LOOKED_AT))]
@@ -215,16 +215,16 @@ def find_picture(tif: TiffFile) -> tuple[TiffPage, TiffPage | None, list[str]]:
     plain = [page for page in pages if not page.subfiletype & 5]
     large = [page for page in below if not page.subfiletype & 5]
     found = plain or large or sorted(pages, key=_area)[-1:]
-    whole = [page for page in found if not any(_is_thumbnail(page, of) for of in found + large)]
+    whole = [page for page in found if not any(is_thumbnail(page, of) for of in found + large)]
     picture = whole[0] if whole else max(found + large, key=_area)
     shape = (picture.imagelength, picture.imagewidth)
     masks = (page for page in pages if page.subfiletype & 4 and not picture.subfiletype & 4)
     mask = next((page for page in masks if (page.imagelength, page.imagewidth) == shape), None)
-    several = max((len(whole) if plain else 1) + count - len(pages), _stacked(pages[0]))
+    several = max((len(whole) if plain else 1) + count - len(pages), stacked(pages[0]))
     return picture, mask, [f"{several:,} pages: the first is read"] if several > 1 else []
 
 
-def _count_pages(tif: TiffFile) -> int:
+def count_pages(tif: TiffFile) -> int:
     """Count directories, without reading them; a chain that bites its tail ends there."""
     form = tif.tiff
     file, seen, offset = tif.filehandle, set[int](), 0
@@ -256,7 +256,7 @@ def _area(page: TiffPage) -> int:
     return page.imagelength * page.imagewidth
 
 
-def _is_thumbnail(page: TiffPage, of: TiffPage) -> bool:
+def is_thumbnail(page: TiffPage, of: TiffPage) -> bool:
     """Whether a page has the shape of a much larger one, to the pixel."""
     height, width = page.imagelength, page.imagewidth
     if min(height, width) < 1 or of.imagelength < _THUMBNAIL * height or of.imagewidth < _THUMBNAIL * width:
@@ -265,7 +265,7 @@ def _is_thumbnail(page: TiffPage, of: TiffPage) -> bool:
     return abs(of.imagelength / across - height) <= 1 or abs(of.imagewidth / down - width) <= 1
 
 
-def _stacked(page: TiffPage) -> int:
+def stacked(page: TiffPage) -> int:
     """How many pictures ImageJ has put behind one directory."""
     found = re.search(r"^images=(\d+)", page.description or "", re.MULTILINE)
     return int(found[1]) if found and page.is_imagej else 1
