@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from unet_batch.errors import OutputError, UnetBatchError, UsageError
 from unet_batch.files.atomic import write_atomic
 from unet_batch.files.outputs import OutputTree
@@ -15,7 +17,6 @@ from unet_batch.media import geometry, images, render
 from unet_batch.media.refine import refine
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from unet_batch.types import ModelSpec, Pixels, Prediction, Size
@@ -193,7 +194,7 @@ class Result:
 
         Args:
             folder: the output folder; made where it is missing.
-            kinds: of "mask", "overlay", "cutout", "prob", "prob16".
+            kinds: of "mask", "overlay", "cutout", "prob", "prob16", "geotiff".
             name: of the files; "" takes the name of the picture's own file.
             overwrite: replace files that hold something else.
 
@@ -289,12 +290,27 @@ def _cutout(result: Result) -> bytes:
     return images.encode_rgba(result.cutout(), result._done("cutout").frame.metadata)
 
 
+def _ids(result: Result) -> Pixels:
+    """Class ids: 1 for the only class."""
+    mask = result._drawn_mask()
+    return mask if result.spec.output == "class_ids" else mask // np.uint8(255)
+
+
+def _geotiff(result: Result) -> bytes:
+    frame = result._done("geotiff").frame
+    missing = frame.missing
+    if missing is not None:
+        missing = geometry.resize_flags(missing, frame.placement.source)
+    return images.encode_geotiff(_ids(result), missing, frame.metadata)
+
+
 RENDERERS: Mapping[str, Callable[[Result], bytes]] = {
     "mask": _mask,
     "overlay": _overlay,
     "cutout": _cutout,
     "prob": lambda result: images.encode_map(result.probability),
     "prob16": lambda result: images.encode_map(_probability16(result)),
+    "geotiff": _geotiff,
 }
 """How each kind of `files.outputs.KINDS` that pictures have is made."""
 
@@ -304,6 +320,7 @@ DRAWN: Mapping[str, Callable[[Result], NDArray[Any]]] = {
     "cutout": Result.cutout,
     "prob": lambda result: result.probability,
     "prob16": _probability16,
+    "geotiff": _ids,
 }
 """The same, as pixels."""
 

@@ -61,6 +61,7 @@ from unet_batch.media.images.encode import (
     encode_rgba,
     mask_canvas,
 )
+from unet_batch.media.images.geotiff import encode_geotiff
 from unet_batch.media.images.memory import from_memory
 from unet_batch.media.images.pages import Stack, StackWriter, look_at_pages, read_pages
 from unet_batch.media.images.tiff_bands import Band, measure, read_bands
@@ -75,6 +76,7 @@ __all__ = [
     "Stack",
     "StackWriter",
     "StoredMask",
+    "encode_geotiff",
     "encode_jpeg",
     "encode_map",
     "encode_mask",

@@ -291,6 +291,15 @@ def apply_orientation(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
+def over_white(rgb: Pixels, alpha: Pixels, premultiplied: bool = False) -> Pixels:
+    """Composite RGB pixels with their opacity over white; `premultiplied`: they are multiplied by it."""
+    if premultiplied:
+        return cast("Pixels", cv2.add(rgb, cv2.cvtColor(255 - alpha, cv2.COLOR_GRAY2RGB)))
+    canvas = Image.new("RGB", rgb.shape[1::-1], (255, 255, 255))
+    canvas.paste(Image.fromarray(rgb), mask=Image.fromarray(alpha))
+    return np.array(canvas, np.uint8)
+
+
 def to_uint8(values: NDArray[Any], bits: int = 0, invalid: NDArray[np.bool_] | None = None) -> Pixels:
     """Scale numbers of any kind to uint8 by the package's table.
 

@@ -20,6 +20,7 @@ from unet_batch.media.images.common import (
     apply_orientation,
     exif_orientation,
     open_source,
+    over_white,
     to_uint8,
 )
 from unet_batch.media.images.huffman import read_frame
@@ -364,10 +365,3 @@ def no_value(image: Image.Image) -> NDArray[np.bool_] | None:
         return None
     missing: NDArray[np.bool_] = ~np.isfinite(np.asarray(image))
     return missing if missing.any() else None
-
-
-def over_white(rgb: Pixels, alpha: Pixels) -> Pixels:
-    """Composite RGB pixels with their opacity over white."""
-    canvas = Image.new("RGB", rgb.shape[1::-1], (255, 255, 255))
-    canvas.paste(Image.fromarray(rgb), mask=Image.fromarray(alpha))
-    return np.array(canvas, np.uint8)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import uuid
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -118,6 +118,7 @@ def _read_tiff(source: Source, choose: Callable[[int], range]) -> Generator[Pict
             pixels, alpha, missing, notes = tiff.to_rgb(stored)
             metadata, more = outputs_metadata(stored.info, dpi=stored.dpi)
             size = (pixels.shape[0], pixels.shape[1])
+            metadata = replace(metadata, geo=stored.geo)
             yield Picture(pixels, size, missing, alpha, metadata, notes + more)
 
 

@@ -15,7 +15,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import cv2
@@ -24,7 +24,16 @@ from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.media.images import tiff_blocks
-from unet_batch.media.images.common import CONVERT, Damage, Picture, Source, apply_orientation, to_uint8
+from unet_batch.media.images.common import (
+    CONVERT,
+    Damage,
+    Picture,
+    Source,
+    apply_orientation,
+    over_white,
+    to_uint8,
+)
+from unet_batch.media.images.geotiff import read_geo_tags
 from unet_batch.media.images.metadata import outputs_metadata
 from unet_batch.media.images.profiles import to_srgb
 
@@ -71,6 +80,7 @@ class Stored:
         is_array: tifffile has written it, which stores True as 1, and asks viewers to show 0 as white.
         profile: the ICC profile of its colours, b"" without one.
         info: what outputs take over, as `metadata.outputs_metadata` takes it.
+        geo: the tags that place it on Earth, as `geotiff.read_geo_tags` gives them.
     """
 
     values: NDArray[Any]
@@ -87,6 +97,7 @@ class Stored:
     is_array: bool = False
     profile: bytes = b""
     info: Mapping[str, Any] = field(default_factory=dict)
+    geo: tuple[tuple[int, Any], ...] = ()
 
     @property
     def missing(self) -> NDArray[np.bool_] | None:
@@ -143,7 +154,7 @@ def read_tiff(source: Source) -> Picture:
     pixels, alpha, missing, notes = to_rgb(stored)
     size = (pixels.shape[0], pixels.shape[1])
     metadata, more = outputs_metadata(stored.info, dpi=stored.dpi)
-    return Picture(pixels, size, missing, alpha, metadata, notes + more)
+    return Picture(pixels, size, missing, alpha, replace(metadata, geo=stored.geo), notes + more)
 
 
 def to_rgb(stored: Stored) -> tuple[Pixels, Pixels | None, NDArray[np.bool_] | None, tuple[str, ...]]:
@@ -163,7 +174,7 @@ def to_rgb(stored: Stored) -> tuple[Pixels, Pixels | None, NDArray[np.bool_] | N
         if missing is not None:
             pixels[missing] = 0
     if alpha is not None:
-        pixels = _over_white(pixels, alpha, stored.premultiplied)
+        pixels = over_white(pixels, alpha, stored.premultiplied)
     return pixels, alpha, missing, notes
 
 
@@ -322,6 +333,8 @@ def read_page(
         page.is_shaped or page.software.startswith("tifffile"),
         _bytes_of(page, 34675),
         {"words": _words(page), "xmp": _bytes_of(page, 700)},
+        # They speak of the pixels as they are stored
+        read_geo_tags(page) if orientation == 1 else (),
     )
 
 
@@ -485,13 +498,3 @@ def _lab_to_rgb(values: NDArray[Any], photometric: int) -> Pixels:
     picture = Image.frombytes("LAB", (lab.shape[1], lab.shape[0]), np.ascontiguousarray(lab).tobytes())
     profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     return np.array(ImageCms.profileToProfile(picture, *profiles, outputMode="RGB"), np.uint8)
-
-
-def _over_white(pixels: Pixels, alpha: Pixels, premultiplied: bool) -> Pixels:
-    """Composite RGB over white."""
-    clear = (255 - alpha)[..., None]
-    if premultiplied:
-        return cast("Pixels", cv2.add(pixels, cv2.cvtColor(clear, cv2.COLOR_GRAY2RGB)))
-    image = Image.fromarray(pixels)
-    image.paste((255, 255, 255), mask=Image.fromarray(clear[..., 0]))
-    return np.array(image, np.uint8)
