@@ -247,8 +247,8 @@ class DisplayOptions:
     log_json: str | None
     as_json: bool = False
 
-    def screen(self) -> Screen:
-        """Where to print; stdout belongs to JSON where that was asked for.
+    def screen(self, *, to_stderr: bool = False) -> Screen:
+        """Where to print; stdout belongs to JSON where that was asked for, or to something else.
 
         Raises:
             UsageError: two want stdout.
@@ -257,7 +257,8 @@ class DisplayOptions:
 
         if self.as_json and self.log_json == "-":
             raise UsageError("--json and --log-json - both want stdout", hint="give --log-json a file")
-        return Screen(quiet=self.quiet, verbose=self.verbose, to_stderr=self.as_json or self.log_json == "-")
+        to_stderr = to_stderr or self.as_json or self.log_json == "-"
+        return Screen(quiet=self.quiet, verbose=self.verbose, to_stderr=to_stderr)
 
 
 display_options = Bundle(
