@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_batch.media import refine as refine_module
-from unet_batch.media.refine import refine
+from unet_batch.media import render
+from unet_batch.media.refine import own_colours, refine
 
 
 def disc(height: int, width: int, radius: float) -> np.ndarray:
@@ -80,3 +81,52 @@ def test_neither_argument_is_written_to() -> None:
 def test_sizes_that_do_not_fit_are_a_bug(shape: tuple[int, int], radius: int) -> None:
     with pytest.raises(ValueError, match="cannot refine"):
         refine(np.zeros((5, 5), np.uint16), np.zeros((*shape, 3), np.uint8), radius)
+
+
+class TestOwnColours:
+    @staticmethod
+    def composite(size: tuple[int, int] = (300, 400)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """An object, the picture of it before another background, and how much of each pixel it is."""
+        y, x = np.mgrid[: size[0], : size[1]]
+        own = np.stack((180 + 40 * np.sin(x / 30), 60 + 0.2 * y, 90 + 0 * x), 2)
+        behind = np.stack((20 + 0 * x, 200 + 20 * np.cos(y / 25), 40 + 0 * x), 2)
+        share = cv2.GaussianBlur(disc(*size, 90).astype(np.float32), (0, 0), 2.5)
+        alpha = np.rint(255 * share).astype(np.uint8)
+        part = alpha[..., None] / 255
+        return own, np.rint(part * own + (1 - part) * behind).astype(np.uint8), alpha
+
+    def test_the_background_is_taken_out_of_the_edge(self) -> None:
+        own, picture, alpha = self.composite()
+        edge = (alpha > 20) & (alpha < 235)
+        before, after = (
+            np.abs(seen.astype(float) - own)[edge].mean() for seen in (picture, own_colours(picture, alpha))
+        )
+        assert after < 0.4 * before
+
+    def test_what_is_all_object_or_none_of_it_stays(self) -> None:
+        _, picture, alpha = self.composite()
+        found = own_colours(picture, alpha)
+        whole = (alpha == 0) | (alpha == 255)
+        np.testing.assert_array_equal(found[whole], picture[whole])
+        np.testing.assert_array_equal(own_colours(picture, np.full_like(alpha, 255)), picture)
+
+    def test_blocks_leave_no_trace(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        _, picture, alpha = self.composite()
+        whole = own_colours(picture, alpha)
+        monkeypatch.setattr(refine_module, "_BLOCK", 37)
+        assert np.abs(own_colours(picture, alpha).astype(int) - whole).max() <= 1
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 3)])
+    def test_small_pictures(self, size: tuple[int, int]) -> None:
+        picture, alpha = np.full((*size, 3), 90, np.uint8), np.full(size, 100, np.uint8)
+        assert own_colours(picture, alpha).shape == (*size, 3)
+
+    def test_a_cutout_has_no_fringe(self) -> None:
+        own, picture, alpha = self.composite()
+        rgba = render.cutout(picture, alpha)
+        edge = (rgba[..., 3] > 20) & (rgba[..., 3] < 235)
+        # Where the ramp is narrower than the picture's own edge, some of the background stays
+        assert (
+            np.abs(rgba[..., :3].astype(float) - own)[edge].mean()
+            < np.abs(picture.astype(float) - own)[edge].mean()
+        )
