@@ -3,8 +3,8 @@
     python -m scripts.eval_cutouts [--photos N] [--data DIR]
 
 Cars of Carvana's training photos, their own colours continued beyond their edge, are laid over streets and
-over plain green with an edge three pixels soft; what `own_colours` makes of that is compared with the car's own
-colours. Levels of 255, mean over what is between 5 and 95 % car, weighted by that; and milliseconds of the
+over plain green with an edge three pixels soft; what `own_colours` makes of that is compared with the car
+itself. Levels of 255, mean over what is between 5 and 95 % car, weighted by that; and milliseconds of the
 processor for a cutout.
 """
 
