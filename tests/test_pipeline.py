@@ -762,6 +762,20 @@ def test_a_batch_waits_no_longer_than_the_last_one_took() -> None:
     assert calls[-1] == [2]
 
 
+@pytest.mark.timeout(20)
+def test_after_a_slow_batch_it_does_not_wait_as_long_again() -> None:
+    """The last batch took a minute, and 2 is on its way for four seconds: 1 goes ahead."""
+
+    def decode(value: int) -> int:
+        time.sleep(4.0 if value == 2 else 0)
+        return value
+
+    calls, pipeline = gathering(3, decode, count=3)
+    with pipeline:
+        assert list(pipeline) == [0, 1, 2]
+    assert calls == [[0], [1], [2]]
+
+
 def test_batches_take_what_waits_and_no_more() -> None:
     sizes: list[int] = []
     gate = threading.Event()

@@ -34,6 +34,7 @@ from typing import Any, Generic, TypeVar
 
 # On Windows Ctrl-C does not interrupt a wait: there the consumer looks up from it now and then.
 _PATIENCE = 0.1 if os.name == "nt" else None
+_LONGEST_WAIT = 1.0  # seconds; a value may be many tiles, and those on their way wait for memory
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -60,8 +61,8 @@ class Stage(Generic[In, Out]):
         workers: how many threads work.
         batch: None gives `work` one value; a number gives it a list of up to so many. A worker waits for one
             value and takes along what else is waiting already. While more are on their way it waits for
-            these, too, but no longer than the last batch took: where batches are not full the stage is not
-            the slow one, and on a GPU a batch of few costs what a full one does.
+            these, too, but no longer than the last batch took, or a second: where batches are not full the
+            stage is not the slow one, and on a GPU a batch of few costs what a full one does.
         isolate: tells whether an exception concerns only the value it was raised for. Then the value ends as
             a `Failed` and the run goes on. Any other exception ends the run; by default that is every one.
             Values that shared a batch are tried again one by one, so that only the culprit fails.
@@ -373,7 +374,7 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
         return True
 
     def _gather(self, position: int, batch: int) -> list[_Slot]:
-        """Wait for a value; then for others on their way, for as long as the last batch took.
+        """Wait for a value; then for others on their way; see `Stage.batch` for how long.
 
         One worker at a time, or each would have a part of what comes.
         """
@@ -382,7 +383,7 @@ class Pipeline(Iterator[Outcome], Generic[Value, Outcome]):
             slots = [queue.get()]
             with suppress(Empty):
                 while len(slots) < min(batch, self._coming[position]) and slots[-1] is not _WAKE:
-                    deadline = deadline or time.perf_counter() + self._lasted[position]
+                    deadline = deadline or time.perf_counter() + min(self._lasted[position], _LONGEST_WAIT)
                     slots.append(queue.get(timeout=max(0.0, deadline - time.perf_counter())))
             if len(slots) > 1 and slots[-1] is _WAKE:
                 slots.pop()
