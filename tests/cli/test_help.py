@@ -42,7 +42,7 @@ class TestHelp:
         assert re.match(r"  Examples?:\n    unet-batch ", first)
 
     def test_sections(self) -> None:
-        sections = ["Model", "Output", "Video", "Reliability", "Scale", "Display"]
+        sections = ["Model", "View", "Output", "Video", "Reliability", "Scale", "Display"]
         assert headings(help_of("run")) == sections
         assert headings(help_of("watch")) == sections
         assert headings(help_of("evaluate")) == ["Data", "Model", "Output", "Scale", "Display"]

@@ -26,6 +26,7 @@ _OVERLAP = 0.25  # `tiling.OVERLAP`
 
 _model = functools.partial(Option, section="Model")
 _scale = functools.partial(Option, section="Scale")
+_view = functools.partial(Option, section="View")
 
 
 def complete_model(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -150,14 +151,14 @@ network_options = Bundle(
         type=SIZE,
         help="Height and width of the network's input.  [default: the model's]",
     ),
-    _model(
+    _view(
         ["--fit"],
         type=click.Choice(("letterbox", "stretch", "tile")),
         default="letterbox",
         show_default=True,
         help="How a picture is shown to it: whole, whole and stretched, or in tiles of its size.",
     ),
-    _model(
+    _view(
         ["--overlap"],
         metavar="F",
         type=click.FloatRange(0, 0.9),
@@ -165,20 +166,20 @@ network_options = Bundle(
         show_default=True,
         help="Share of a tile's side that it has in common with the next.",
     ),
-    _model(
+    _view(
         ["--scale"],
         metavar="F",
         type=click.FloatRange(0, 16, min_open=True),
         help="Size at which pictures are cut into tiles: 0.5 is half.  [default: the training's]",
     ),
-    _model(
+    _view(
         ["--tta"],
         type=click.Choice(("none", "horizontal", "flips", "d4")),
         default="none",
         show_default=True,
         help="Average over mirror images: 2 views, flips 4, d4 8 with quarter turns; as many times the work.",
     ),
-    _model(["--refine"], is_flag=True, help="Move the edges of masks to those of the photo."),
+    _view(["--refine"], is_flag=True, help="Move the edges of masks to those of the photo."),
     _model(
         ["--backend"],
         metavar="NAME",
