@@ -45,7 +45,7 @@ class TestHelp:
         sections = ["Model", "View", "Output", "Video", "Reliability", "Scale", "Display"]
         assert headings(help_of("run")) == sections
         assert headings(help_of("watch")) == sections
-        assert headings(help_of("evaluate")) == ["Data", "Model", "Output", "Scale", "Display"]
+        assert headings(help_of("evaluate")) == ["Data", "Model", "View", "Output", "Scale", "Display"]
         assert headings(help_of("train"))[:5] == ["Data", "Model", "Schedule", "Loss", "Augmentation"]
 
     @pytest.mark.parametrize("command", sorted(main.commands))
