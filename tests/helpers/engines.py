@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from tests.helpers.shared import once
 from tests.helpers.tiny import encoder_spec, settle, tiny_spec
 from unet_batch.engine import export, onnx_model
 from unet_batch.engine.onnx_model import OnnxModel
@@ -122,18 +124,20 @@ def harm(path: str, how: str) -> None:
 
 
 def remember_exports(patch: pytest.MonkeyPatch) -> None:
-    """Trace each network once for all tests of a module.
+    """Trace each network once for all tests of a run.
 
     PyTorch takes 4 seconds for it, many times as long as all else that builds of small networks do. That the
     same checkpoint gives the same bytes is a test of its own (`test_export`).
     """
-    trace, graphs = export.export, dict[str, bytes]()
+    trace, given = export.export, inspect.signature(export.export)
 
     def remembered(checkpoint: Checkpoint, **options: Any) -> OnnxModel:
+        call = given.bind(checkpoint, **options)
+        call.apply_defaults()
         weights = hashlib.sha256(save(checkpoint.model.state_dict())).hexdigest()
-        key = f"{weights} {checkpoint.sha256} {checkpoint.spec} {sorted(options.items())}"
-        if key not in graphs:
-            graphs[key] = trace(checkpoint, **options).data
-        return onnx_model.parse(graphs[key])
+        key = f"{weights} {checkpoint.sha256} {checkpoint.spec} {list(call.arguments.items())[1:]}"
+        name = f"{hashlib.sha256(key.encode()).hexdigest()}.onnx"
+        path = once(name, lambda path: path.write_bytes(trace(checkpoint, **options).data))
+        return onnx_model.parse(path.read_bytes())
 
     patch.setattr(export, "export", remembered)

@@ -46,7 +46,8 @@ class Forked:
         errors: Path | None = None,
         cwd: Path | None = None,
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
+        # Windows does not fork: there, a fresh interpreter each time
+        context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
         context.set_forkserver_preload(list(PRELOADED))
         streams = [str(path or os.devnull) for path in (output, errors)]
         surroundings = (dict(os.environ), str(cwd or Path.cwd()), streams)
@@ -122,10 +123,25 @@ def one_thread(*arguments: str) -> None:
     command_line(*arguments)
 
 
+def one_of_two(rank: int, port: int, *arguments: str) -> None:
+    """The same as one of two processes that train together: with what torchrun tells those it starts."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    one_thread(*arguments)
+
+
 def in_the_background(*arguments: str) -> None:
     """`unet-batch` with these arguments, as a shell without job control starts it after `&`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     command_line(*arguments)
+
+
+def with_nothing_installed(program: Callable[..., object], *arguments: str) -> None:
+    """A program to whose `doctor` no library is installed: to import each takes half a minute."""
+    from unet_batch import doctor
+
+    doctor.probe = lambda module: doctor.Library()
+    program(*arguments)
 
 
 def without_reader(*arguments: str) -> None:

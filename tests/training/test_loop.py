@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.helpers.datasets import write_shapes
-from tests.helpers.processes import Forked, one_thread
+from tests.helpers.processes import Forked, one_of_two, one_thread
 from tests.helpers.systems import needs_posix
 from unet_batch.datasets.find import find_dataset
 from unet_batch.datasets.join import join
@@ -494,16 +495,31 @@ class TestSeveralProcesses:
     def test_two_reach_the_loss_of_one_and_resume_to_the_bit(self, shapes: Path, tmp_path: Path) -> None:
         """BatchNorm sees half a batch in each of two processes on a CPU, so the curves agree closely, not
         exactly.
+
+        torchrun starts those that are stopped, and passes the signal on; its three interpreters take as long
+        as all the rest, so that the others are forked.
         """
         options = [*COMMAND, "--widths", "4,8", "--batch-size", "8", "--epochs", "8", "--lr", "0.01"]
 
-        def start(name: str, *more: str) -> subprocess.Popen[str]:
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-            command += ["-m", "unet_batch", "train", str(shapes)]
-            command += ["-o", str(tmp_path / f"{name}.safetensors"), *options, *more]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            pipe = subprocess.PIPE
-            return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
+        def command(name: str) -> list[str]:
+            return ["train", str(shapes), "-o", str(tmp_path / f"{name}.safetensors"), *options]
+
+        def train_two(name: str, *more: str) -> list[str]:
+            """What each of the two printed."""
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            errors, outputs = tmp_path / "errors.txt", [tmp_path / f"{name}-{rank}.txt" for rank in range(2)]
+            processes = [
+                Forked(one_of_two, rank, port, *command(name), *more, output=output, errors=errors)
+                for rank, output in enumerate(outputs)
+            ]
+            try:
+                assert [process.wait(100) for process in processes] == [0, 0], errors.read_text()
+            finally:  # one whose partner died would wait for it
+                for process in processes:
+                    process.kill()
+            return [output.read_text() for output in outputs]
 
         def records(name: str) -> list[dict[str, Any]]:
             return [
@@ -511,19 +527,24 @@ class TestSeveralProcesses:
                 for line in (tmp_path / f"{name}.training" / "metrics.jsonl").read_text().splitlines()
             ]
 
-        alone = ("train", str(shapes), "-o", str(tmp_path / "one.safetensors"), *options)
-        one = Forked(one_thread, *alone, errors=tmp_path / "errors.txt")
+        one = Forked(one_thread, *command("one"), errors=tmp_path / "errors.txt")
         assert one.wait() == 0, (tmp_path / "errors.txt").read_text()
-        process = start("two")
-        out, errors = process.communicate()
-        assert process.returncode == 0, errors
-        assert out.count("kept epoch") == 1, "only the first process speaks"
+        first, second = train_two("two")
+        assert (first.count("kept epoch"), second) == (1, ""), "only the first process speaks"
         for one, two in zip(records("one"), records("two"), strict=True):
             assert two["loss"] == pytest.approx(one["loss"], rel=0.03)
         assert records("two")[-1]["val_dice"] == pytest.approx(records("one")[-1]["val_dice"], abs=0.04)
         assert records("one")[-1]["loss"] < 0.8 * records("one")[0]["loss"], "there was something to agree on"
 
-        process = start("stopped")
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        process = subprocess.Popen(
+            [*launch, "-m", "unet_batch", *command("stopped")],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         written = tmp_path / "stopped.training" / "metrics.jsonl"
         while process.poll() is None and not (written.exists() and written.stat().st_size):
             time.sleep(0.005)
@@ -531,9 +552,7 @@ class TestSeveralProcesses:
         _, errors = process.communicate()
         assert process.returncode != 0, errors
         assert 1 <= len(records("stopped")) < 8
-        process = start("stopped", "--resume")
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
+        train_two("stopped", "--resume")
         whole, parts = (
             load_file(tmp_path / f"{name}.training" / "state.safetensors") for name in ("two", "stopped")
         )
