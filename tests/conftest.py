@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 from tests.helpers import shared
+from unet_batch.engine.onnx_model import OnnxRunner
 
 # How long an example takes tells of the machine's other work, too; a test that hangs has a limit of its own.
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -23,15 +24,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Several processes of pytest share the cores between them: the libraries read this when they are loaded, here
 # and in the processes that tests start. Threads that fight over a core wait for each other at every layer.
+SHARE = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
-    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(SHARE))
 
 
 def pytest_collection_finish() -> None:
     """See `collect_garbage_once`: what the tests import is there by now."""
     gc.collect()
     gc.freeze()
+    # ONNX Runtime reads no variable, and its threads burn the time in which they wait: 1.4 times the work
+    OnnxRunner.__init__.__kwdefaults__["threads"] = SHARE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import save
 
 from tests.helpers.shared import once
 from tests.helpers.tiny import encoder_spec, settle, tiny_spec
-from unet_batch.engine import export, onnx_model
+from unet_batch.engine import export
 from unet_batch.engine.onnx_model import OnnxModel
 from unet_batch.model.architectures import build_network
 from unet_batch.model.checkpoint import Checkpoint
@@ -124,20 +126,29 @@ def harm(path: str, how: str) -> None:
 
 
 def remember_exports(patch: pytest.MonkeyPatch) -> None:
-    """Trace each network once for all tests of a run.
+    """Trace each network once for all tests of a run, whatever it is called.
 
     PyTorch takes 4 seconds for it, many times as long as all else that builds of small networks do. That the
     same checkpoint gives the same bytes is a test of its own (`test_export`).
     """
-    trace, given = export.export, inspect.signature(export.export)
+    whole, trace, given = export.export, export._trace, inspect.signature(export.export)
 
     def remembered(checkpoint: Checkpoint, **options: Any) -> OnnxModel:
         call = given.bind(checkpoint, **options)
         call.apply_defaults()
+        asked = dict(list(call.arguments.items())[1:])
+        asked |= {"size": asked["size"] or checkpoint.spec.input_size, "float32": tuple(asked["float32"])}
+        asked["opset"] = asked["opset"] or export.DEFAULT_OPSET.get(asked["precision"])
         weights = hashlib.sha256(save(checkpoint.model.state_dict())).hexdigest()
-        key = f"{weights} {checkpoint.sha256} {checkpoint.spec} {list(call.arguments.items())[1:]}"
-        name = f"{hashlib.sha256(key.encode()).hexdigest()}.onnx"
-        path = once(name, lambda path: path.write_bytes(trace(checkpoint, **options).data))
-        return onnx_model.parse(path.read_bytes())
+        spec = replace(checkpoint.spec, name="any", terms="", training={})
+        name = f"{hashlib.sha256(f'{weights} {spec} {asked}'.encode()).hexdigest()}.onnx"
+
+        def traced(*arguments: Any) -> Any:
+            path = once(name, lambda path: path.write_bytes(trace(*arguments).SerializeToString()))
+            return onnx.load_model_from_string(path.read_bytes())
+
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(export, "_trace", traced)
+            return whole(checkpoint, **options)
 
     patch.setattr(export, "export", remembered)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.engines import confident
+from tests.helpers.engines import confident, remember_exports
 from tests.helpers.shared import once
 from unet_batch.build import BuildOptions, build_engine
 from unet_batch.engine import export, store
@@ -37,7 +37,9 @@ def saved_graph(size: tuple[int, int] = (32, 48), classes: int = 1, *, any_size:
 
     def make(path: Path) -> None:
         loaded = checkpoint.load(saved_checkpoint(size, classes))
-        path.write_bytes(export.export(loaded, precision="fp32", any_size=any_size).data)
+        with pytest.MonkeyPatch.context() as patch:
+            remember_exports(patch)
+            path.write_bytes(export.export(loaded, precision="fp32", any_size=any_size).data)
 
     return str(once(f"net{classes}-{size[0]}x{size[1]}{'-any' * any_size}.onnx", make))
 

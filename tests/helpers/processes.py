@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,10 @@ PRELOADED = (
     "unet_batch.training.report",
     "unet_batch.testing",
     "kornia.augmentation",
+    # 3 s of processor time and 1: the first optimizer and the first curves of a training import them
+    "torch._dynamo",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
 )
 
 
@@ -87,7 +92,7 @@ class Forked:
 
     def kill(self) -> None:
         """End it as `kill -9` does."""
-        self.send_signal(signal.SIGKILL)
+        self._process.kill()
 
 
 def _run(
@@ -123,8 +128,38 @@ def one_thread(*arguments: str) -> None:
     command_line(*arguments)
 
 
+def run_together(folder: Path, *arguments: str) -> list[str]:
+    """Run `unet-batch` in two processes that train together as under torchrun, but forked.
+
+    torchrun's three interpreters each import PyTorch, which takes longer than a small training.
+
+    Args:
+        folder: for what they write to stdout and stderr.
+        arguments: of the command.
+
+    Returns:
+        What each of them printed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    errors, outputs = folder / "errors.txt", [folder / f"printed-{rank}.txt" for rank in range(2)]
+    for path in outputs:
+        path.unlink(missing_ok=True)
+    processes = [
+        Forked(one_of_two, rank, port, *arguments, output=output, errors=errors)
+        for rank, output in enumerate(outputs)
+    ]
+    try:
+        assert [process.wait(100) for process in processes] == [0, 0], errors.read_text()
+    finally:  # one whose partner has died waits for it
+        for process in processes:
+            process.kill()
+    return [output.read_text() for output in outputs]
+
+
 def one_of_two(rank: int, port: int, *arguments: str) -> None:
-    """The same as one of two processes that train together: with what torchrun tells those it starts."""
+    """`one_thread` with what torchrun tells those that it starts."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     one_thread(*arguments)

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.helpers.datasets import write_shapes
-from tests.helpers.processes import Forked, one_of_two, one_thread
+from tests.helpers.processes import Forked, one_thread, run_together
 from tests.helpers.systems import needs_posix
 from unet_batch.datasets.find import find_dataset
 from unet_batch.datasets.join import join
@@ -504,23 +503,6 @@ class TestSeveralProcesses:
         def command(name: str) -> list[str]:
             return ["train", str(shapes), "-o", str(tmp_path / f"{name}.safetensors"), *options]
 
-        def train_two(name: str, *more: str) -> list[str]:
-            """What each of the two printed."""
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            errors, outputs = tmp_path / "errors.txt", [tmp_path / f"{name}-{rank}.txt" for rank in range(2)]
-            processes = [
-                Forked(one_of_two, rank, port, *command(name), *more, output=output, errors=errors)
-                for rank, output in enumerate(outputs)
-            ]
-            try:
-                assert [process.wait(100) for process in processes] == [0, 0], errors.read_text()
-            finally:  # one whose partner died would wait for it
-                for process in processes:
-                    process.kill()
-            return [output.read_text() for output in outputs]
-
         def records(name: str) -> list[dict[str, Any]]:
             return [
                 json.loads(line)
@@ -529,7 +511,7 @@ class TestSeveralProcesses:
 
         one = Forked(one_thread, *command("one"), errors=tmp_path / "errors.txt")
         assert one.wait() == 0, (tmp_path / "errors.txt").read_text()
-        first, second = train_two("two")
+        first, second = run_together(tmp_path, *command("two"))
         assert (first.count("kept epoch"), second) == (1, ""), "only the first process speaks"
         for one, two in zip(records("one"), records("two"), strict=True):
             assert two["loss"] == pytest.approx(one["loss"], rel=0.03)
@@ -546,13 +528,16 @@ class TestSeveralProcesses:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         written = tmp_path / "stopped.training" / "metrics.jsonl"
-        while process.poll() is None and not (written.exists() and written.stat().st_size):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGTERM)  # as a batch system does before it takes the machine away
-        _, errors = process.communicate()
+        try:
+            while process.poll() is None and not (written.exists() and written.stat().st_size):
+                time.sleep(0.005)
+            process.send_signal(signal.SIGTERM)  # as a batch system does before it takes the machine away
+            _, errors = process.communicate(timeout=100)
+        finally:
+            process.kill()
         assert process.returncode != 0, errors
         assert 1 <= len(records("stopped")) < 8
-        train_two("stopped", "--resume")
+        run_together(tmp_path, *command("stopped"), "--resume")
         whole, parts = (
             load_file(tmp_path / f"{name}.training" / "state.safetensors") for name in ("two", "stopped")
         )
