@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,16 @@ def harm(path: str, how: str) -> None:
         sidecar.write_text(sidecar.read_text().replace('"precision": "fp16"', '"precision": "fp32"', 1))
 
 
+def _parse_operators_once() -> None:
+    """onnxscript parses the sources of its 497 operators for each export: a quarter of all that it takes."""
+    with suppress(ImportError, AttributeError):  # a PyTorch that does it in another way
+        from torch.onnx._internal._lazy_import import onnxscript_apis
+
+        operators = vars(onnxscript_apis)
+        if "get_torchlib_ops" not in operators:
+            operators["get_torchlib_ops"] = functools.cache(onnxscript_apis.get_torchlib_ops)
+
+
 def remember_exports(patch: pytest.MonkeyPatch) -> None:
     """Trace each network once for all tests of a run, whatever it is called.
 
@@ -144,6 +156,7 @@ def remember_exports(patch: pytest.MonkeyPatch) -> None:
         name = f"{hashlib.sha256(f'{weights} {spec} {asked}'.encode()).hexdigest()}.onnx"
 
         def traced(*arguments: Any) -> Any:
+            _parse_operators_once()
             path = once(name, lambda path: path.write_bytes(trace(*arguments).SerializeToString()))
             return onnx.load_model_from_string(path.read_bytes())
 
