@@ -127,6 +127,9 @@ def harm(path: str, how: str) -> None:
         sidecar.write_text(sidecar.read_text().replace('"precision": "fp16"', '"precision": "fp32"', 1))
 
 
+EXPORT, TRACE = export.export, export._trace  # the real ones
+
+
 def _parse_operators_once() -> None:
     """onnxscript parses the sources of its 497 operators for each export: a quarter of all that it takes."""
     with suppress(ImportError, AttributeError):  # a PyTorch that does it in another way
@@ -143,10 +146,9 @@ def remember_exports(patch: pytest.MonkeyPatch) -> None:
     PyTorch takes 4 seconds for it, many times as long as all else that builds of small networks do. That the
     same checkpoint gives the same bytes is a test of its own (`test_export`).
     """
-    whole, trace, given = export.export, export._trace, inspect.signature(export.export)
 
     def remembered(checkpoint: Checkpoint, **options: Any) -> OnnxModel:
-        call = given.bind(checkpoint, **options)
+        call = inspect.signature(EXPORT).bind(checkpoint, **options)
         call.apply_defaults()
         asked = dict(list(call.arguments.items())[1:])
         asked |= {"size": asked["size"] or checkpoint.spec.input_size, "float32": tuple(asked["float32"])}
@@ -157,11 +159,11 @@ def remember_exports(patch: pytest.MonkeyPatch) -> None:
 
         def traced(*arguments: Any) -> Any:
             _parse_operators_once()
-            path = once(name, lambda path: path.write_bytes(trace(*arguments).SerializeToString()))
+            path = once(name, lambda path: path.write_bytes(TRACE(*arguments).SerializeToString()))
             return onnx.load_model_from_string(path.read_bytes())
 
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(export, "_trace", traced)
-            return whole(checkpoint, **options)
+            return EXPORT(checkpoint, **options)
 
     patch.setattr(export, "export", remembered)
