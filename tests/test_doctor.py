@@ -402,6 +402,7 @@ class TestProbe:
         assert doctor.probe("simplejpeg").works
 
 
+@pytest.mark.slow
 def test_this_machine() -> None:
     report = json.loads(doctor_of_this_machine().stdout)
     checks = tuple(Check(**check) for check in report["checks"])

@@ -103,6 +103,7 @@ def test_nothing_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(result.output)["works"] is False
 
 
+@pytest.mark.slow
 def test_json_of_this_machine() -> None:
     done = doctor_of_this_machine()
     report = json.loads(done.stdout)
