@@ -62,6 +62,27 @@ class After:
         return self.left <= 0
 
 
+RECORD = loop.epoch_record
+
+
+def better(*values: Any) -> dict[str, Any]:
+    """A record of an epoch better than those before: each writes the model."""
+    made = RECORD(*values)
+    return {**made, "val_dice": made["epoch"] / 10}
+
+
+@pytest.fixture(scope="module")
+def wholes(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingPlan]:
+    """A training to its end for each `keep`, every epoch better than the one before."""
+    folder = tmp_path_factory.mktemp("wholes")
+    plans = {keep: plan_of(shapes, folder / f"{keep}.safetensors", keep=keep) for keep in ("best", "last")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "epoch_record", better)
+        for plan in plans.values():
+            loop.train(plan)
+    return plans
+
+
 class TestTrain:
     def test_learns_what_a_disc_is(self, shapes: Path, tmp_path: Path) -> None:
         plan = plan_of(shapes, tmp_path / "m.safetensors", epochs=12, lr=1e-2)
@@ -320,7 +341,14 @@ class TestResume:
     @pytest.mark.parametrize("place", ["metrics", "state", "model", "afterwards"])
     @pytest.mark.parametrize("epoch", [1, 2])
     def test_killed_at_any_write_at_the_end_of_an_epoch_ends_the_same(
-        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, place: str, keep: str
+        self,
+        shapes: Path,
+        wholes: dict[str, TrainingPlan],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        epoch: int,
+        place: str,
+        keep: str,
     ) -> None:
         """`place` is the write that does not happen any more."""
 
@@ -333,18 +361,8 @@ class TestResume:
                 raise Killed
             real(*rest, **more)
 
-        record = loop.epoch_record
-
-        def better(*values: Any) -> dict[str, Any]:
-            """A record better than those before: each epoch writes the model."""
-            made = record(*values)
-            return {**made, "val_dice": made["epoch"] / 10}
-
         monkeypatch.setattr(loop, "epoch_record", better)
-        whole, plan = (
-            plan_of(shapes, tmp_path / f"{name}.safetensors", keep=keep) for name in ("whole", "m")
-        )
-        loop.train(whole)
+        whole, plan = wholes[keep], plan_of(shapes, tmp_path / "m.safetensors", keep=keep)
         left = [epoch + (place == "metrics")]  # the first file that is written is val.txt
         name = {"metrics": "write_atomic", "state": "save_state", "model": "_write_model"}.get(place, "")
         real = getattr(loop, name, lambda *rest: None)
