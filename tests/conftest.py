@@ -13,6 +13,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.helpers import shared
+from unet_batch.engine.onnx_model import OnnxRunner
+
 # How long an example takes tells of the machine's other work, too; a test that hangs has a limit of its own.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
@@ -21,15 +24,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Several processes of pytest share the cores between them: the libraries read this when they are loaded, here
 # and in the processes that tests start. Threads that fight over a core wait for each other at every layer.
+SHARE = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
-    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(SHARE))
 
 
 def pytest_collection_finish() -> None:
     """See `collect_garbage_once`: what the tests import is there by now."""
     gc.collect()
     gc.freeze()
+    # ONNX Runtime reads no variable, and its threads burn the time in which they wait: 1.4 times the work
+    OnnxRunner.__init__.__kwdefaults__["threads"] = SHARE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,6 +52,18 @@ def collect_garbage_once() -> Iterator[None]:
     yield
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One for all processes of this run, see `tests.helpers.shared`."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each has a folder of its own in that of the run
+        folder = folder.parent
+    (folder / "shared").mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(shared.FOLDER, str(folder / "shared"))
+        yield
 
 
 @pytest.fixture

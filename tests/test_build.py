@@ -7,9 +7,9 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from tests.helpers.builds import build_and_die, build_and_die_late, build_and_say
 from tests.helpers.engines import confident, harm, overflowing, remember_exports
+from tests.helpers.processes import Forked
 from tests.helpers.systems import needs_permissions, needs_posix
 from unet_batch import gpu
 from unet_batch.build import BuildOptions, Built, build_engine, builders
@@ -567,20 +569,24 @@ class TestCache:
 
     def test_two_processes(self, small: str, tmp_path: Path) -> None:
         """One builds, the other waits and finds it."""
-        processes = [start(small, tmp_path, WAITING) for _ in range(2)]
-        outputs = [process.communicate(timeout=100) for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], outputs
-        lines = sorted(out.split()[-1] for out, _ in outputs)
-        assert lines == ["built", "found"]
-        assert sum("waiting" in out for out, _ in outputs) == 1
+        said, go_on = [tmp_path / f"{number}.txt" for number in range(2)], tmp_path / "go on"
+        processes = [start(small, tmp_path, build_and_say, str(go_on), output=file) for file in said]
+        try:
+            while not any(file.exists() and "waiting" in file.read_text() for file in said):
+                assert [process.poll() for process in processes] == [None, None]
+                time.sleep(0.005)
+        finally:
+            go_on.touch()
+        assert [process.wait(100) for process in processes] == [0, 0], (tmp_path / "errors.txt").read_text()
+        lines = [file.read_text().split() for file in said]
+        assert sorted(words[-1] for words in lines) == ["built", "found"]
+        assert sum("waiting" in words for words in lines) == 1
 
     @needs_posix
     def test_killed_while_building(self, small: str, tmp_path: Path) -> None:
         tmp_path.joinpath(".ub-00000000-1-00000000.part").write_bytes(b"half a plan")
         os.utime(tmp_path / ".ub-00000000-1-00000000.part", (0, 0))
-        process = start(small, tmp_path, KILLED)
-        process.communicate(timeout=100)
-        assert process.returncode == -signal.SIGKILL
+        assert start(small, tmp_path, build_and_die).wait(100) == -signal.SIGKILL
         assert not list(tmp_path.glob("*.json")), "nothing that a later run trusts"
         assert list(tmp_path.glob("*.onnx")), "it was killed after the export"
         assert not build_engine(options(small, tmp_path)).was_there
@@ -589,9 +595,7 @@ class TestCache:
     @needs_posix
     def test_killed_between_the_plan_and_its_sidecar(self, small: str, built: Built, tmp_path: Path) -> None:
         path = copied(built, tmp_path)
-        process = start(small, tmp_path, KILLED_LATE)
-        process.communicate(timeout=100)
-        assert process.returncode == -signal.SIGKILL
+        assert start(small, tmp_path, build_and_die_late).wait(100) == -signal.SIGKILL
         with pytest.raises(BackendUnavailable, match="not the plan that was built"):
             store.load(path).read_plan()
 
@@ -685,40 +689,10 @@ def copied(built: Built, folder: Path) -> str:
     return str(folder / source.name)
 
 
-WAITING = """
-built = build_engine(options, lambda stage, share: print(stage) if "waiting" in stage or share == 0 else None)
-print("found" if built.was_there else "built")
-"""
-KILLED = """
-def kill(stage, share):
-    if stage.startswith("build with") and share > 0.1:
-        os.kill(os.getpid(), signal.SIGKILL)
-build_engine(options, kill)
-"""
-# Every compilation of the same graph gives the same bytes here: another one stands for TensorRT's, which
-# vary.
-KILLED_LATE = """
-from unet_batch.engine import store
-write = store.write_atomic
-def write_and_die(path, data, **how):
-    write(path, data + b"x" if path.endswith(".plan") else data, **how)
-    if path.endswith(".plan"):
-        os.kill(os.getpid(), signal.SIGKILL)
-store.write_atomic = write_and_die
-build_engine(dataclasses.replace(options, force=True))
-"""
-
-
-def start(model: str, folder: Path, code: str) -> subprocess.Popen[str]:
-    head = f"""
-import dataclasses, os, signal
-from unet_batch.build import BuildOptions, build_engine
-options = BuildOptions(
-    {model!r}, {str(folder)!r}, batch=(1, 2, 4), builder="tensorrt-rtx", proof_images={tuple(PHOTOS)!r}
-)
-"""
-    command = [sys.executable, "-c", head + code]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(
+    model: str, folder: Path, program: Callable[..., None], *more: str, output: Path | None = None
+) -> Forked:
+    return Forked(program, options(model, folder), *more, output=output, errors=folder / "errors.txt")
 
 
 class TestWithoutBuilders:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,15 +39,27 @@ def read_mask(path: Path | str) -> np.ndarray:
         return np.array(file) > 0
 
 
-def held_out(data: Path, views: tuple[str, ...]) -> list[tuple[Path, Path]]:
-    """Photos and masks of the cars that were kept out of the model's training."""
+def held_out(data: Path) -> list[tuple[Path, Path]]:
+    """A photo and its mask of each car that was kept out of the models' training, from five sides in turn.
+
+    Photos of one car are alike: more of each cost minutes, and say less than other cars would.
+    """
     cars = sorted({photo.car for photo in carvana.split(carvana.photos(data))[1]})
     assert len(cars) == 12
     return [
         (data / f"carvana/images/{car}_{view}.jpg", data / f"carvana/masks/{car}_{view}_mask.gif")
-        for car in cars
-        for view in views
+        for car, view in zip(cars, itertools.cycle(("01", "03", "05", "08", "11")), strict=False)
     ]
+
+
+@pytest.fixture(scope="module")
+def car_masks(data: Path, segmenter: Segmenter) -> dict[str, np.ndarray]:
+    """What the default model finds in them, by path."""
+    found = {}
+    for result in segmenter.stream(str(photo) for photo, _ in held_out(data)):
+        assert result.mask is not None, result.error
+        found[result.path] = result.mask > 0
+    return found
 
 
 def test_the_file_says_where_it_comes_from() -> None:
@@ -75,7 +88,7 @@ def test_cards_say_what_the_files_do() -> None:
 
 @pytest.mark.parametrize("name", [name for name in zoo.BUNDLED if name != "default"])
 def test_the_other_models_find_cars_kept_out_of_training(data: Path, name: str) -> None:
-    pairs = held_out(data, ("01", "11"))
+    pairs = held_out(data)
     with unet_batch.load(name, device="cpu") as segmenter:
         scores = [dice(segmenter(str(photo)) > 0, read_mask(mask)) for photo, mask in pairs]
     assert np.mean(scores) >= {"fast": 0.987, "fine": 0.991, "classic": 0.985}[name], scores
@@ -91,14 +104,12 @@ def test_unseen_scenes(segmenter: Segmenter, tmp_path: Path) -> None:
     assert np.mean(scores) >= 0.97, scores
 
 
-def test_cars_kept_out_of_training(data: Path, segmenter: Segmenter) -> None:
-    pairs = held_out(data, ("01", "05", "11"))
+def test_cars_kept_out_of_training(data: Path, car_masks: dict[str, np.ndarray]) -> None:
     scores = []
-    for result, (_, mask) in zip(segmenter.stream(photo for photo, _ in pairs), pairs, strict=True):
-        assert result.mask is not None, result.error
-        truth = read_mask(mask)
-        assert result.mask.shape == truth.shape == (1280, 1918)
-        scores.append(dice(result.mask > 0, truth))
+    for photo, mask in held_out(data):
+        found, truth = car_masks[str(photo)], read_mask(mask)
+        assert found.shape == truth.shape == (1280, 1918)
+        scores.append(dice(found, truth))
     assert np.mean(scores) >= 0.985, scores
 
 
@@ -116,38 +127,40 @@ def test_street_photos_kept_out_of_training(data: Path, segmenter: Segmenter) ->
 
 def test_nothing_is_marked_where_no_car_is(data: Path, segmenter: Segmenter) -> None:
     for kind in ("dsb2018", "lungs", "satellite"):
-        paths = sorted((data / kind / "images").iterdir())[:8]
+        paths = sorted((data / kind / "images").iterdir())[:4]
         marked = [(segmenter(str(path)) > 0).mean() for path in paths]
         assert np.mean(marked) < 0.01, kind
 
 
-def compare_with_full_decode(segmenter: Segmenter, paths: list[str]) -> list[float]:
+def compare_with_full_decode(segmenter: Segmenter, reduced: dict[str, np.ndarray]) -> list[float]:
+    """Dice of masks by path with those of the same photos decoded whole."""
     scores = []
-    for path in paths:
-        reduced = segmenter(path)
+    for path, mask in reduced.items():
         full = images.read(path)
         assert full.pixels.shape[:2] == full.size
         assert images.read(path, at_least=(320, 480)).pixels.shape[0] < full.size[0], (
             "the test needs a reduced decode"
         )
-        scores.append(dice(reduced > 0, segmenter(full.pixels) > 0))
+        scores.append(dice(mask, segmenter(full.pixels) > 0))
     return scores
 
 
 def test_reduced_decoding_keeps_the_masks_of_drawn_photos(segmenter: Segmenter, tmp_path: Path) -> None:
-    scores = [
-        score
-        for number, size in enumerate([(1280, 1918), (1920, 1280), (2560, 3840)])
-        for score in compare_with_full_decode(
-            segmenter, write_samples(str(tmp_path / str(number)), 2, size, UNSEEN, False)
-        )
+    sizes = [(1280, 1918), (1920, 1280), (2560, 3840)]
+    paths = [
+        path
+        for number, size in enumerate(sizes)
+        for path in write_samples(str(tmp_path / str(number)), 1, size, UNSEEN, False)
     ]
+    scores = compare_with_full_decode(segmenter, {path: segmenter(path) > 0 for path in paths})
     assert np.mean(scores) >= 0.9995, scores
     assert min(scores) >= 0.998, scores
 
 
-def test_reduced_decoding_keeps_the_masks_of_real_photos(data: Path, segmenter: Segmenter) -> None:
-    scores = compare_with_full_decode(segmenter, [str(photo) for photo, _ in held_out(data, ("03", "08"))])
+def test_reduced_decoding_keeps_the_masks_of_real_photos(
+    segmenter: Segmenter, car_masks: dict[str, np.ndarray]
+) -> None:
+    scores = compare_with_full_decode(segmenter, car_masks)
     assert min(scores) >= 0.999, scores
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -174,34 +175,21 @@ class TestRun:
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", done.stdout + done.stderr)
 
     @needs_posix
-    def test_a_bar_on_a_terminal(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+    def test_a_bar_on_a_terminal(
+        self, photos: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         import pty
 
+        monkeypatch.setenv("TERM", "xterm")
         parent, child = pty.openpty()
-        command = [
-            sys.executable,
-            "-m",
-            "unet_batch",
-            "run",
-            str(photos),
-            "-o",
-            str(tmp_path / "out"),
-            "-m",
-            tiny,
-        ]
-        with subprocess.Popen(
-            command, stdout=child, stderr=child, env={**os.environ, "TERM": "xterm"}
-        ) as process:
-            os.close(child)
-            screen = b""
-            while True:
-                try:
-                    chunk = os.read(parent, 65536)
-                except OSError:  # Linux reports the end of a terminal like this
-                    break
-                if not chunk:
-                    break
-                screen += chunk
+        terminal = Path(os.ttyname(child))
+        command = ("run", str(photos), "-o", str(tmp_path / "out"), "-m", tiny)
+        process = Forked(command_line, *command, output=terminal, errors=terminal)
+        screen = b""
+        while process.poll() is None or select.select([parent], [], [], 0)[0]:
+            if select.select([parent], [], [], 0.02)[0]:
+                screen += os.read(parent, 65536)
+        os.close(child)
         os.close(parent)
         assert process.returncode == 0
         assert b"\x1b[" in screen

@@ -10,6 +10,7 @@ import sys
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.helpers.command import doctor_of_this_machine
 from unet_batch import doctor
 from unet_batch.cli import main
 from unet_batch.cli import screen as screens
@@ -102,10 +103,9 @@ def test_nothing_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(result.output)["works"] is False
 
 
+@pytest.mark.slow
 def test_json_of_this_machine() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "unet_batch", "doctor", "--json"], capture_output=True, text=True, timeout=100
-    )
+    done = doctor_of_this_machine()
     report = json.loads(done.stdout)
     assert (done.returncode, done.stderr, report["works"]) == (0, "", True)
     assert report["run"]

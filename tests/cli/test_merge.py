@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from tests.helpers.command import unet_batch
+from tests.helpers.processes import Forked, command_line
 from unet_batch.cli import main
 
 
@@ -22,31 +20,20 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "demo" / "photos"
 
 
-def test_a_job_array_and_its_merge(photos: Path, tiny: str, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "unet_batch",
-        "run",
-        str(photos),
-        "-o",
-        str(tmp_path / "out"),
-        "-m",
-        tiny,
-    ]
-    slurm = {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
-    tasks = [
-        subprocess.Popen(
-            [*command, "--shard", "slurm"],
-            env={**os.environ, **slurm, "SLURM_ARRAY_TASK_ID": str(task)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for task in range(2)
-    ]
-    for number, task in enumerate(tasks, 1):
-        stdout, _ = task.communicate(timeout=100)
-        assert task.returncode == 0
+def test_a_job_array_and_its_merge(
+    photos: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("run", str(photos), "-o", str(tmp_path / "out"), "-m", tiny, "--shard", "slurm")
+    for name, value in (("MIN", 0), ("MAX", 1), ("COUNT", 2)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    tasks = []
+    for task in range(2):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+        tasks.append(Forked(command_line, *command, output=tmp_path / f"{task}.txt"))
+    monkeypatch.undo()
+    for number, started in enumerate(tasks, 1):
+        stdout, _ = started.communicate(timeout=100)
+        assert started.returncode == 0
         assert f"shard {number}/2: " in stdout
         assert f"Shard {number}/2 is done: nothing failed." in stdout
         assert "once all are done: unet-batch merge" in stdout

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conftest import ROOT
-from tests.helpers.processes import Forked, command_line, without_reader
+from tests.helpers.processes import Forked, command_line, with_nothing_installed, without_reader
 from tests.helpers.systems import needs_full_device, needs_posix
 from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.cli import main
@@ -70,7 +70,8 @@ def outcome(folder: Path, words: str, program: Callable[..., None], stdout: Path
             arguments = ["run", "photos", "-o", "shards", "-m", "tiny.safetensors", "--shard", shard]
             assert Forked(command_line, *arguments, cwd=folder).wait(100) == 0
     errors = folder / "errors.txt"
-    process = Forked(program, *words.split(), output=stdout, errors=errors, cwd=folder)
+    command = (with_nothing_installed, program, *words.split())
+    process = Forked(*command, output=stdout, errors=errors, cwd=folder)
     try:
         code = process.wait(100)
     finally:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper
 
-from tests.helpers.engines import harm
+from tests.helpers.engines import harm, remember_exports
 from tests.helpers.graphs import openvino_engine, photos, saved_checkpoint, saved_graph
 from unet_batch.build import BuildOptions, build_engine, build_for_run
 from unet_batch.build.builders import OpenVinoBuilder
@@ -34,6 +35,13 @@ from unet_batch.inference.backends.select import Request, select
 pytest.importorskip("openvino", reason='needs OpenVINO: pip install "unet-batch[openvino]"')
 
 SIZE = (32, 48)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exported_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        remember_exports(patch)
+        yield
 
 
 def options(folder: Path, model: str | None = None, **changes: object) -> BuildOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -11,8 +12,14 @@ import av
 import av.error
 import numpy as np
 
+from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import video
 from unet_batch.media.video import CODECS, Codec, Reader, Writer, assemble
+from unet_batch.run.clip import segment
+from unet_batch.run.layout import ClipLayout
+from unet_batch.run.options import VideoOptions
+from unet_batch.testing import FakeBackend
+from unet_batch.types import Item
 
 MILLISECOND = Fraction(1, 1000)
 LOSSLESS = {"qp": "0", "crf": "0"}  # options of encoders
@@ -103,3 +110,16 @@ def boxes(path: str) -> list[str]:
             break
         at += size
     return names
+
+
+def segment_clip(path: str, out: str, smooth: float, part_frames: int) -> None:
+    """Segment a clip with a fake network, for `Forked`; prints a line for each frame."""
+
+    def say(done: int, total: int | None) -> None:
+        sys.stdout.write(f"{done}\n")
+        sys.stdout.flush()
+
+    with Segmenter(FakeBackend(), workers=1) as segmenter:
+        layout = ClipLayout(out, ("mask", "overlay"), CODECS["h264"])
+        options = VideoOptions(smooth=smooth, part_frames=part_frames)
+        segment(Item(path, "clip"), segmenter, layout, options, "one", say)

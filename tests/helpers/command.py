@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from tests.helpers.processes import Forked, command_line
+from tests.helpers.shared import once
 
 
 def unet_batch(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -25,3 +27,17 @@ def unet_batch(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Co
             process.kill()
             raise subprocess.TimeoutExpired(words, 100)
         return subprocess.CompletedProcess(words, code, output.read_text(), errors.read_text())
+
+
+def doctor_of_this_machine() -> subprocess.CompletedProcess[str]:
+    """`unet-batch doctor --json` in a fresh interpreter, run once for all tests.
+
+    It starts one for each of twenty libraries, PyTorch in several of them: 11 seconds of processor time.
+    """
+    command = [sys.executable, "-m", "unet_batch", "doctor", "--json"]
+
+    def make(path: Path) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        path.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+
+    return subprocess.CompletedProcess(command, *json.loads(once("doctor.json", make).read_text()))

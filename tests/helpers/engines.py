@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import save
 
+from tests.helpers.shared import once
 from tests.helpers.tiny import encoder_spec, settle, tiny_spec
-from unet_batch.engine import export, onnx_model
+from unet_batch.engine import export
 from unet_batch.engine.onnx_model import OnnxModel
 from unet_batch.model.architectures import build_network
 from unet_batch.model.checkpoint import Checkpoint
@@ -121,19 +127,43 @@ def harm(path: str, how: str) -> None:
         sidecar.write_text(sidecar.read_text().replace('"precision": "fp16"', '"precision": "fp32"', 1))
 
 
+EXPORT, TRACE = export.export, export._trace  # the real ones
+
+
+def _parse_operators_once() -> None:
+    """onnxscript parses the sources of its 497 operators for each export: a quarter of all that it takes."""
+    with suppress(ImportError, AttributeError):  # a PyTorch that does it in another way
+        from torch.onnx._internal._lazy_import import onnxscript_apis
+
+        operators = vars(onnxscript_apis)
+        if "get_torchlib_ops" not in operators:
+            operators["get_torchlib_ops"] = functools.cache(onnxscript_apis.get_torchlib_ops)
+
+
 def remember_exports(patch: pytest.MonkeyPatch) -> None:
-    """Trace each network once for all tests of a module.
+    """Trace each network once for all tests of a run, whatever it is called.
 
     PyTorch takes 4 seconds for it, many times as long as all else that builds of small networks do. That the
     same checkpoint gives the same bytes is a test of its own (`test_export`).
     """
-    trace, graphs = export.export, dict[str, bytes]()
 
     def remembered(checkpoint: Checkpoint, **options: Any) -> OnnxModel:
+        call = inspect.signature(EXPORT).bind(checkpoint, **options)
+        call.apply_defaults()
+        asked = dict(list(call.arguments.items())[1:])
+        asked |= {"size": asked["size"] or checkpoint.spec.input_size, "float32": tuple(asked["float32"])}
+        asked["opset"] = asked["opset"] or export.DEFAULT_OPSET.get(asked["precision"])
         weights = hashlib.sha256(save(checkpoint.model.state_dict())).hexdigest()
-        key = f"{weights} {checkpoint.sha256} {checkpoint.spec} {sorted(options.items())}"
-        if key not in graphs:
-            graphs[key] = trace(checkpoint, **options).data
-        return onnx_model.parse(graphs[key])
+        spec = replace(checkpoint.spec, name="any", terms="", training={})
+        name = f"{hashlib.sha256(f'{weights} {spec} {asked}'.encode()).hexdigest()}.onnx"
+
+        def traced(*arguments: Any) -> Any:
+            _parse_operators_once()
+            path = once(name, lambda path: path.write_bytes(TRACE(*arguments).SerializeToString()))
+            return onnx.load_model_from_string(path.read_bytes())
+
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(export, "_trace", traced)
+            return EXPORT(checkpoint, **options)
 
     patch.setattr(export, "export", remembered)

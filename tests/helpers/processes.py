@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,10 @@ PRELOADED = (
     "unet_batch.training.report",
     "unet_batch.testing",
     "kornia.augmentation",
+    # 3 s of processor time and 1: the first optimizer and the first curves of a training import them
+    "torch._dynamo",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
 )
 
 
@@ -46,7 +51,8 @@ class Forked:
         errors: Path | None = None,
         cwd: Path | None = None,
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
+        # Windows does not fork: there, a fresh interpreter each time
+        context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
         context.set_forkserver_preload(list(PRELOADED))
         streams = [str(path or os.devnull) for path in (output, errors)]
         surroundings = (dict(os.environ), str(cwd or Path.cwd()), streams)
@@ -86,7 +92,7 @@ class Forked:
 
     def kill(self) -> None:
         """End it as `kill -9` does."""
-        self.send_signal(signal.SIGKILL)
+        self._process.kill()
 
 
 def _run(
@@ -122,10 +128,55 @@ def one_thread(*arguments: str) -> None:
     command_line(*arguments)
 
 
+def run_together(folder: Path, *arguments: str) -> list[str]:
+    """Run `unet-batch` in two processes that train together as under torchrun, but forked.
+
+    torchrun's three interpreters each import PyTorch, which takes longer than a small training.
+
+    Args:
+        folder: for what they write to stdout and stderr.
+        arguments: of the command.
+
+    Returns:
+        What each of them printed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    errors, outputs = folder / "errors.txt", [folder / f"printed-{rank}.txt" for rank in range(2)]
+    for path in outputs:
+        path.unlink(missing_ok=True)
+    processes = [
+        Forked(one_of_two, rank, port, *arguments, output=output, errors=errors)
+        for rank, output in enumerate(outputs)
+    ]
+    try:
+        assert [process.wait(100) for process in processes] == [0, 0], errors.read_text()
+    finally:  # one whose partner has died waits for it
+        for process in processes:
+            process.kill()
+    return [output.read_text() for output in outputs]
+
+
+def one_of_two(rank: int, port: int, *arguments: str) -> None:
+    """`one_thread` with what torchrun tells those that it starts."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    one_thread(*arguments)
+
+
 def in_the_background(*arguments: str) -> None:
     """`unet-batch` with these arguments, as a shell without job control starts it after `&`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     command_line(*arguments)
+
+
+def with_nothing_installed(program: Callable[..., object], *arguments: str) -> None:
+    """A program to whose `doctor` no library is installed: to import each takes half a minute."""
+    from unet_batch import doctor
+
+    doctor.probe = lambda module: doctor.Library()
+    program(*arguments)
 
 
 def without_reader(*arguments: str) -> None:

@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
@@ -24,6 +22,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.helpers.clips import segment_clip
 from tests.helpers.footage import (
     TURNS,
     Footage,
@@ -36,6 +35,7 @@ from tests.helpers.footage import (
     scene,
     spoil_packets,
 )
+from tests.helpers.processes import Forked
 from tests.helpers.systems import needs_full_device, needs_posix
 from unet_batch.errors import BackendError, OutputError, UsageError, VideoError
 from unet_batch.inference.segmenter import Segmenter
@@ -814,27 +814,6 @@ def test_a_clip_does_not_touch_the_parts_of_one_below_it(tmp_path: Path, long_cl
     assert rest.resumed == below.frames > 0
 
 
-CHILD = """
-import sys
-from unet_batch.run.clip import segment
-from unet_batch.run.layout import ClipLayout
-from unet_batch.run.options import VideoOptions
-from unet_batch.inference.segmenter import Segmenter
-from unet_batch.testing import FakeBackend
-from unet_batch.types import Item
-from unet_batch.media.video import CODECS
-
-path, out = sys.argv[1:]
-with Segmenter(FakeBackend(), workers=1) as segmenter:
-    layout = ClipLayout(out, ("mask", "overlay"), CODECS["h264"])
-    print("ready", flush=True)
-    options = VideoOptions(smooth=0.3, part_frames=10)
-    on_frame = lambda done, total: print(done, flush=True)
-    segment(Item(path, "clip"), segmenter, layout, options, "one", on_frame)
-print("end", flush=True)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @needs_posix
@@ -844,18 +823,15 @@ def test_a_killed_run_leaves_what_plays_and_ends_equal(tmp_path: Path) -> None:
     random = np.random.default_rng(5)
     killed = 0
     for _ in range(10):
-        with subprocess.Popen(
-            [sys.executable, "-c", CHILD, path, str(out)], stdout=subprocess.PIPE, text=True
-        ) as child:
-            assert child.stdout is not None
-            until = int(random.integers(1, 60))
-            for line in child.stdout:
-                if line.strip() == "end":
-                    break
-                if line.strip().isdigit() and (until := until - 1) == 0:
-                    time.sleep(float(random.uniform(0, 0.02)))
-                    child.kill()
-            killed += child.wait() == -signal.SIGKILL
+        said = tmp_path / "said.txt"
+        said.write_text("")
+        child = Forked(segment_clip, path, str(out), 0.3, 10, output=said)
+        until = int(random.integers(1, 60))
+        while child.poll() is None and said.read_text().count("\n") < until:
+            time.sleep(0.005)
+        time.sleep(float(random.uniform(0, 0.02)))
+        child.kill()
+        killed += child.wait() == -signal.SIGKILL
         journal = out / "unfinished/clip/journal.json"
         for part in json.loads(journal.read_text())["parts"] if journal.exists() else []:
             for kind in KINDS:

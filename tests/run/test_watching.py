@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import ROOT
 from tests.helpers.footage import Footage
 from tests.helpers.observers import observing
+from tests.helpers.processes import Forked, one_thread
 from tests.helpers.runs import half_bright, write
 from tests.helpers.systems import needs_posix
 from unet_batch.errors import SourceError
@@ -248,34 +246,17 @@ def test_a_file_is_given_once_as_it_is_and_only_at_rest(
 def test_the_command_ends_well_on_ctrl_c(tmp_path: Path, tiny: str) -> None:
     folder = tmp_path / "incoming"
     write(folder / "a.png", half_bright())
-    command = [
-        sys.executable,
-        "-m",
-        "unet_batch",
-        "watch",
-        str(folder),
-        "-o",
-        str(tmp_path / "out"),
-        "-m",
-        tiny,
-        "--settle",
-        "0.1",
-    ]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    said = tmp_path / "said.txt"
+    command = ("watch", str(folder), "-o", str(tmp_path / "out"), "-m", tiny, "--settle", "0.1")
+    process = Forked(one_thread, *command, output=said, errors=said)
     try:
         until((tmp_path / "out/masks/a.png").exists, 40)
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=20)
+        process.wait(20)
     finally:
         process.kill()
+    output = said.read_text()
     assert process.returncode == 0, output
     assert "1 done" in output
     assert re.search(rf"^output    {re.escape(str(tmp_path))}.out · mask$", output, re.MULTILINE), output

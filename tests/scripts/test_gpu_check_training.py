@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 from scripts.gpu_check import training
 from scripts.gpu_check.sections import Skip
+from tests.helpers.command import unet_batch
+from tests.helpers.processes import run_together
 from unet_batch.errors import TrainingError, UnetBatchError
 from unet_batch.training import loop
 
@@ -144,7 +147,16 @@ def test_a_process_that_fails_is_quoted() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_killed_and_resumed_by_the_command_line(folder: str) -> None:
+def test_killed_and_resumed_by_the_command_line(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is killed is a fresh interpreter, which is where a GPU's process begins."""
+
+    def forked(command: Sequence[str]) -> str:
+        assert command[:2] == ["-m", "unet_batch"]
+        done = unet_batch(*command[2:])
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    monkeypatch.setattr(training, "_run_python", forked)
     data: dict[str, Any] = {}
     training.training_killed(data, nothing, folder, epochs=4, **TINY)  # each costs a second of processor time
     assert 1 <= data["killed_after"] < 4
@@ -154,7 +166,18 @@ def test_killed_and_resumed_by_the_command_line(folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("shared", [False, True], ids=["each a device", "sharing one"])
-def test_two_processes_are_compared_with_one(folder: str, shared: bool) -> None:
+def test_two_processes_are_compared_with_one(
+    folder: str, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that share a device are started by torchrun itself, those that do not as it would."""
+
+    def forked(command: Sequence[str]) -> str:
+        assert command[:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        assert command[5:7] == ["-m", "unet_batch"]
+        return "".join(run_together(tmp_path, *command[7:]))
+
+    if not shared:
+        monkeypatch.setattr(training, "_run_python", forked)
     data: dict[str, Any] = {}
     training.training_processes(data, nothing, folder, shared=shared, epochs=2, precision="fp32", **TINY)
     assert data["how"] == "gloo, on the processor"

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.helpers.datasets import write_shapes
-from tests.helpers.processes import Forked, one_thread
+from tests.helpers.processes import Forked, one_thread, run_together
 from tests.helpers.systems import needs_posix
 from unet_batch.datasets.find import find_dataset
 from unet_batch.datasets.join import join
@@ -60,6 +60,27 @@ class After:
     def __call__(self) -> bool:
         self.left -= 1
         return self.left <= 0
+
+
+RECORD = loop.epoch_record
+
+
+def better(*values: Any) -> dict[str, Any]:
+    """A record of an epoch better than those before: each writes the model."""
+    made = RECORD(*values)
+    return {**made, "val_dice": made["epoch"] / 10}
+
+
+@pytest.fixture(scope="module")
+def wholes(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingPlan]:
+    """A training to its end for each `keep`, every epoch better than the one before."""
+    folder = tmp_path_factory.mktemp("wholes")
+    plans = {keep: plan_of(shapes, folder / f"{keep}.safetensors", keep=keep) for keep in ("best", "last")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "epoch_record", better)
+        for plan in plans.values():
+            loop.train(plan)
+    return plans
 
 
 class TestTrain:
@@ -320,7 +341,14 @@ class TestResume:
     @pytest.mark.parametrize("place", ["metrics", "state", "model", "afterwards"])
     @pytest.mark.parametrize("epoch", [1, 2])
     def test_killed_at_any_write_at_the_end_of_an_epoch_ends_the_same(
-        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, place: str, keep: str
+        self,
+        shapes: Path,
+        wholes: dict[str, TrainingPlan],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        epoch: int,
+        place: str,
+        keep: str,
     ) -> None:
         """`place` is the write that does not happen any more."""
 
@@ -333,18 +361,8 @@ class TestResume:
                 raise Killed
             real(*rest, **more)
 
-        record = loop.epoch_record
-
-        def better(*values: Any) -> dict[str, Any]:
-            """A record better than those before: each epoch writes the model."""
-            made = record(*values)
-            return {**made, "val_dice": made["epoch"] / 10}
-
         monkeypatch.setattr(loop, "epoch_record", better)
-        whole, plan = (
-            plan_of(shapes, tmp_path / f"{name}.safetensors", keep=keep) for name in ("whole", "m")
-        )
-        loop.train(whole)
+        whole, plan = wholes[keep], plan_of(shapes, tmp_path / "m.safetensors", keep=keep)
         left = [epoch + (place == "metrics")]  # the first file that is written is val.txt
         name = {"metrics": "write_atomic", "state": "save_state", "model": "_write_model"}.get(place, "")
         real = getattr(loop, name, lambda *rest: None)
@@ -494,16 +512,14 @@ class TestSeveralProcesses:
     def test_two_reach_the_loss_of_one_and_resume_to_the_bit(self, shapes: Path, tmp_path: Path) -> None:
         """BatchNorm sees half a batch in each of two processes on a CPU, so the curves agree closely, not
         exactly.
+
+        torchrun starts those that are stopped, and passes the signal on; its three interpreters take as long
+        as all the rest, so that the others are forked.
         """
         options = [*COMMAND, "--widths", "4,8", "--batch-size", "8", "--epochs", "8", "--lr", "0.01"]
 
-        def start(name: str, *more: str) -> subprocess.Popen[str]:
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-            command += ["-m", "unet_batch", "train", str(shapes)]
-            command += ["-o", str(tmp_path / f"{name}.safetensors"), *options, *more]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            pipe = subprocess.PIPE
-            return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
+        def command(name: str) -> list[str]:
+            return ["train", str(shapes), "-o", str(tmp_path / f"{name}.safetensors"), *options]
 
         def records(name: str) -> list[dict[str, Any]]:
             return [
@@ -511,29 +527,35 @@ class TestSeveralProcesses:
                 for line in (tmp_path / f"{name}.training" / "metrics.jsonl").read_text().splitlines()
             ]
 
-        alone = ("train", str(shapes), "-o", str(tmp_path / "one.safetensors"), *options)
-        one = Forked(one_thread, *alone, errors=tmp_path / "errors.txt")
+        one = Forked(one_thread, *command("one"), errors=tmp_path / "errors.txt")
         assert one.wait() == 0, (tmp_path / "errors.txt").read_text()
-        process = start("two")
-        out, errors = process.communicate()
-        assert process.returncode == 0, errors
-        assert out.count("kept epoch") == 1, "only the first process speaks"
+        first, second = run_together(tmp_path, *command("two"))
+        assert (first.count("kept epoch"), second) == (1, ""), "only the first process speaks"
         for one, two in zip(records("one"), records("two"), strict=True):
             assert two["loss"] == pytest.approx(one["loss"], rel=0.03)
         assert records("two")[-1]["val_dice"] == pytest.approx(records("one")[-1]["val_dice"], abs=0.04)
         assert records("one")[-1]["loss"] < 0.8 * records("one")[0]["loss"], "there was something to agree on"
 
-        process = start("stopped")
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        process = subprocess.Popen(
+            [*launch, "-m", "unet_batch", *command("stopped")],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         written = tmp_path / "stopped.training" / "metrics.jsonl"
-        while process.poll() is None and not (written.exists() and written.stat().st_size):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGTERM)  # as a batch system does before it takes the machine away
-        _, errors = process.communicate()
+        try:
+            while process.poll() is None and not (written.exists() and written.stat().st_size):
+                time.sleep(0.005)
+            process.send_signal(signal.SIGTERM)  # as a batch system does before it takes the machine away
+            _, errors = process.communicate(timeout=100)
+        finally:
+            process.kill()
         assert process.returncode != 0, errors
         assert 1 <= len(records("stopped")) < 8
-        process = start("stopped", "--resume")
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
+        run_together(tmp_path, *command("stopped"), "--resume")
         whole, parts = (
             load_file(tmp_path / f"{name}.training" / "state.safetensors") for name in ("two", "stopped")
         )
