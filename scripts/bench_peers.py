@@ -176,6 +176,15 @@ def engines_of(folders: Sequence[str], sha256: str, work: str) -> list[tuple[str
     return found
 
 
+def graph_of(model: str, sha256: str, folders: Sequence[str], work: str) -> str:
+    """The ONNX graph in float32 of a checkpoint: one beside its engines, else it is exported."""
+    name = f"*-fp32-{sha256[:8]}.onnx"
+    if not (found := [path for folder in folders for path in Path(folder).glob(name)]):
+        build(model, work, "--onnx-only", "--precision", "fp32")
+        found = [*Path(work).glob(name)]
+    return str(found[0])
+
+
 def contestants(options: argparse.Namespace, photos: Sequence[str], work: str) -> list[Contestant]:
     """Everyone who can take part, and who cannot."""
     file = checkpoint.identify(zoo.resolve(options.model))
@@ -183,9 +192,7 @@ def contestants(options: argparse.Namespace, photos: Sequence[str], work: str) -
     if not folders:
         folders = [os.path.join(work, "built")]
         build(options.model, folders[0], "--builder", "openvino", "--precision", "fp32")
-    graphs = os.path.join(work, "graph")
-    build(options.model, graphs, "--onnx-only", "--precision", "fp32", "--proof-images", photos[0])
-    [graph] = [str(path) for path in Path(graphs).glob("*.onnx")]
+    graph = graph_of(options.model, file.sha256, folders, work)
     engines = engines_of(folders, file.sha256, work)
     rembg = options.rembg_model
     return [

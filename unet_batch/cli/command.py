@@ -32,6 +32,7 @@ Callback = Callable[..., None]
 SECTIONS = (
     "Data",
     "Model",
+    "Measurement",
     "Schedule",
     "Loss",
     "Augmentation",
