@@ -73,11 +73,7 @@ class Contestant:
     dice: tuple[float, float] = (0.0, 0.0)
 
     def run(self, listed: str, out: str) -> None:
-        """One round, in a process of its own.
-
-        Raises:
-            SystemExit: it failed, with the end of what it said.
-        """
+        """One round, in a process of its own; one that fails takes no further part."""
         with tempfile.TemporaryFile() as said:
             begun = time.perf_counter()
             process = psutil.Popen(
@@ -92,9 +88,8 @@ class Contestant:
             wall, cpu = time.perf_counter() - begun, _children_seconds() - before
             if code:
                 said.seek(0)
-                raise SystemExit(
-                    f"{self.name} ended with {code}: {said.read().decode(errors='replace')[-800:]}"
-                )
+                self.missing = f"ended with {code} {said.read().decode(errors='replace').strip()[-200:]}"
+                return
         self.wall.append(wall)
         self.cpu.append(cpu - startup)
         self.startup.append(startup)
@@ -269,17 +264,21 @@ def measure(options: argparse.Namespace, work: str) -> tuple[list[Contestant], l
     for photo in photos:
         Path(photo).read_bytes()  # into the page cache
     entered = contestants(options, photos, work)
-    able = [each for each in entered if not each.missing]
     for number in range(options.rounds):
-        for index, each in enumerate(able):
+        for index, each in enumerate(entered):
+            if each.missing:
+                continue
             out = os.path.join(work, f"{number}-{index}")
             os.makedirs(out)
             each.run(listed, out)
+            if each.missing:
+                print(f"round {number + 1}: {each.name}: {each.missing}", file=sys.stderr)
+                continue
             print(f"round {number + 1}: {each.name}: {each.cpu[-1]:.1f} s of the processor", file=sys.stderr)
             if number == 0:
                 masks = os.path.join(work, f"0-{index}", each.masks)
-                each.dice = dice(photos, os.path.join(work, "0-0", able[0].masks), masks)
-            elif index:
+                each.dice = dice(photos, os.path.join(work, "0-0", entered[0].masks), masks)
+            else:
                 shutil.rmtree(out)
     return entered, photos
 
