@@ -62,7 +62,7 @@ def test_only_what_is_named_is_measured(photos: Path) -> None:
     done = invoked(photos, "--backend", "openvino")
     assert done.exit_code == 0
     assert "torch-cpu fp32 *" not in done.stdout
-    assert "auto      auto takes torch-cpu fp32, which was not measured" in done.stdout
+    assert "auto      takes torch-cpu fp32, which was not measured" in done.stdout
     assert "skipped" not in done.stdout
 
 
@@ -76,7 +76,7 @@ def test_models_stand_side_by_side(photos: Path) -> None:
     done = invoked(photos, "-m", "fast", "-m", "fine", "--backend", "torch")
     assert "fast, torch-cpu fp32 *" in done.stdout
     assert "fine, torch-cpu fp32 *" in done.stdout
-    assert "auto      auto takes torch-cpu fp32 for fine, the only one that can run" in done.stdout
+    assert "auto      takes torch-cpu fp32 for fine, the only one that can run" in done.stdout
 
 
 def test_without_a_source_scenes_are_drawn(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def print_comparison(lines: Lines, comparison: Comparison) -> None:
     for sentence in report.notes(comparison):
         lines.line("note", sentence)
     for sentence in report.judge_auto(comparison):
-        lines.line("auto", sentence)
+        lines.line("auto", sentence.removeprefix("auto "))
     if comparison.interrupted:
         lines.line("stopped", "before all rounds were done: the figures are of those that were")
     if sentence := report.verdict(comparison):
