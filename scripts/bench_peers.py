@@ -157,7 +157,7 @@ def build(model: str, folder: str, *options: str) -> None:
 
 def engines_of(folders: Sequence[str], sha256: str, work: str) -> list[tuple[str, str, str]]:
     """Precision, plan and a folder of its own of every engine of OpenVINO for a checkpoint."""
-    found = []
+    found: list[tuple[str, str, str]] = []
     for folder in folders:
         for engine in store.list_engines(folder)[0]:
             recipe = engine.sidecar.recipe
@@ -174,7 +174,8 @@ def engines_of(folders: Sequence[str], sha256: str, work: str) -> list[tuple[str
 def graph_of(model: str, sha256: str, folders: Sequence[str], work: str) -> str:
     """The ONNX graph in float32 of a checkpoint: one beside its engines, else it is exported."""
     name = f"*-fp32-{sha256[:8]}.onnx"
-    if not (found := [path for folder in folders for path in Path(folder).glob(name)]):
+    found = [path for folder in folders for path in Path(folder).glob(name)]
+    if not found:
         build(model, work, "--onnx-only", "--precision", "fp32")
         found = [*Path(work).glob(name)]
     return str(found[0])

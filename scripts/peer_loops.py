@@ -10,6 +10,7 @@ measured.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
@@ -58,8 +59,7 @@ def torch_compile(network: str, paths: Sequence[str], out: str) -> None:
 
 def onnxruntime(network: str, paths: Sequence[str], out: str) -> None:
     """ONNX Runtime with all its defaults, OpenCV around it, one photo at a time."""
-    import onnxruntime as runtime
-
+    runtime: Any = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(network, providers=["CPUExecutionProvider"])
     [given], [answer] = session.get_inputs(), session.get_outputs()
     height, width = _size(network)
@@ -73,8 +73,7 @@ def onnxruntime(network: str, paths: Sequence[str], out: str) -> None:
 
 def openvino(network: str, paths: Sequence[str], out: str) -> None:
     """OpenVINO as its guides make it quick: AsyncInferQueue for throughput, threads for the files."""
-    import openvino as library
-
+    library: Any = importlib.import_module("openvino")
     core = library.Core()
     if network.endswith(".onnx"):
         model, precision, size = core.read_model(network), "f32", _size(network)
@@ -110,8 +109,7 @@ def openvino(network: str, paths: Sequence[str], out: str) -> None:
 
 def rembg(network: str, paths: Sequence[str], out: str) -> None:
     """rembg with a model of the user's, masks only."""
-    import rembg as library
-
+    library: Any = importlib.import_module("rembg")
     session = library.new_session("u2net_custom", model_path=network)
     print(READY, flush=True)
     for path in paths:

@@ -67,7 +67,8 @@ class Entry:
     @property
     def on_cpu(self) -> bool:
         """Whether a CPU runs it."""
-        return self.facts["name"] == "openvino" or self.facts["name"].endswith("-cpu")
+        name: str = self.facts["name"]
+        return name == "openvino" or name.endswith("-cpu")
 
 
 @dataclass(frozen=True)

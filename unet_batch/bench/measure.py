@@ -39,7 +39,7 @@ from unet_batch.run.execute import Task, execute
 from unet_batch.run.observe import Observer
 from unet_batch.run.options import RunOptions
 from unet_batch.run.plan import prepare
-from unet_batch.types import HasItem, Item
+from unet_batch.types import HasItem, Item, Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,7 +173,8 @@ class Subject:
                 yield source_of(self._pictures[number % len(self._pictures)])
 
         begun, cpu = time.perf_counter(), time.process_time()
-        with self.segmenter.pipeline(pictures(), []) as results:
+        nothing: Sequence[tuple[str, Callable[[Any], Prediction]]] = ()
+        with self.segmenter.pipeline(pictures(), nothing) as results:
             for outcome in results:  # in the order of the source
                 turn = since.popleft()
                 if isinstance(outcome, Failed):

@@ -266,11 +266,11 @@ def pick_precision(device: torch.device) -> tuple[str, str]:
 
 
 def matrix_peak(side: int = 8192, rounds: int = 5) -> float:
-    """FLOP/s of the first NVIDIA GPU: the best of several float16 products."""
+    """FLOP/s of the current NVIDIA GPU: the best of several float16 products."""
     left, right = torch.randn(2, side, side, dtype=torch.float16, device="cuda")
     best = float("inf")
     for _ in range(rounds):
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begun.record()
         left @ right
         ended.record()
