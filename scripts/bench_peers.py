@@ -72,27 +72,27 @@ class Contestant:
     startup: list[float] = field(default_factory=list)
     dice: tuple[float, float] = (0.0, 0.0)
 
-    def run(self, listed: str, out: str) -> None:
-        """One round, in a process of its own; one that fails takes no further part."""
+    def run(self, listed: str, out: str) -> bool:
+        """One round, in a process of its own; one that fails takes no further part, and False is returned."""
+        startup = 0.0
         with tempfile.TemporaryFile() as said:
-            begun = time.perf_counter()
-            process = psutil.Popen(
-                self.command(listed, out), stdout=subprocess.PIPE, stderr=said, cwd=ROOT, text=True
-            )
-            startup, before = 0.0, _children_seconds()
-            assert process.stdout is not None
-            for line in process.stdout:
-                if self.says_start and STARTED in line:
-                    begun, startup = time.perf_counter(), _tree_seconds(process)
-            code = process.wait()
+            begun, before = time.perf_counter(), _children_seconds()
+            command = self.command(listed, out)
+            with psutil.Popen(command, stdout=subprocess.PIPE, stderr=said, cwd=ROOT, text=True) as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    if self.says_start and STARTED in line:
+                        begun, startup = time.perf_counter(), _tree_seconds(process)
+                code = process.wait()
             wall, cpu = time.perf_counter() - begun, _children_seconds() - before
             if code:
                 said.seek(0)
                 self.missing = f"ended with {code} {said.read().decode(errors='replace').strip()[-200:]}"
-                return
+                return False
         self.wall.append(wall)
         self.cpu.append(cpu - startup)
         self.startup.append(startup)
+        return True
 
 
 def _children_seconds() -> float:
@@ -271,8 +271,7 @@ def measure(options: argparse.Namespace, work: str) -> tuple[list[Contestant], l
                 continue
             out = os.path.join(work, f"{number}-{index}")
             os.makedirs(out)
-            each.run(listed, out)
-            if each.missing:
+            if not each.run(listed, out):
                 print(f"round {number + 1}: {each.name}: {each.missing}", file=sys.stderr)
                 continue
             print(f"round {number + 1}: {each.name}: {each.cpu[-1]:.1f} s of the processor", file=sys.stderr)

@@ -44,7 +44,8 @@ from unet_batch.types import HasItem, Item, Prediction
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from unet_batch.types import Failure, Pixels
+    from unet_batch.inference.backends.base import Backend
+    from unet_batch.types import Failure, Pixels, Size
 
 LEVELS = ("engine", "pipeline", "files")
 
@@ -136,31 +137,7 @@ class Subject:
         return dataclasses.replace(found, memory=peak_memory(), gpu_memory=gpu_memory(os.getpid()))
 
     def _measure_engine(self, count: int) -> Round:
-        """All streams at once, each with whole batches."""
-        backend = self.segmenter.backend
-        calls = math.ceil(count / (backend.batch_size * backend.streams))
-        batches = [
-            [self._fill(backend.buffer()) for _ in range(backend.batch_size)] for _ in range(backend.streams)
-        ]
-
-        def work(buffers: Sequence[Pixels]) -> list[float]:
-            with backend.thread():
-                return [_time(lambda: backend.infer(buffers)) for _ in range(calls)]
-
-        with ThreadPoolExecutor(backend.streams) as threads:
-            begun, cpu = time.perf_counter(), time.process_time()
-            taken = [each for calls in threads.map(work, batches) for each in calls]
-            seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
-        return Round(len(taken) * backend.batch_size, seconds, cpu, taken)
-
-    def _fill(self, buffer: Pixels) -> Pixels:
-        """Put a picture into a buffer of the backend."""
-        pixels = self._pictures[0]
-        height, width = buffer.shape[:2]
-        rows = np.arange(height) * pixels.shape[0] // height
-        columns = np.arange(width) * pixels.shape[1] // width
-        buffer[:] = pixels[rows][:, columns]
-        return buffer
+        return engine_alone(self.segmenter.backend, count, self._pictures[0])
 
     def _measure_pipeline(self, count: int) -> Round:
         since: deque[float] = deque()
@@ -202,6 +179,39 @@ class Subject:
         return Round(
             report.done, report.seconds, cpu, observer.seconds, report.stages, report.failed, failures
         )
+
+
+def engine_alone(backend: Backend, count: int, picture: Pixels | None = None) -> Round:
+    """Run an open backend and nothing else, all its streams at once, each with whole batches.
+
+    Args:
+        backend: open.
+        count: pictures at the least.
+        picture: that all of them show, whatever its size; None shows noise.
+    """
+    calls = math.ceil(count / (backend.batch_size * backend.streams))
+    if picture is None:
+        picture = np.random.default_rng(0).integers(0, 256, (*backend.input_size, 3), np.uint8)
+    filled = _resize(picture, backend.input_size)
+    batches = [[backend.buffer() for _ in range(backend.batch_size)] for _ in range(backend.streams)]
+    for buffer in (buffer for batch in batches for buffer in batch):
+        buffer[:] = filled
+
+    def work(buffers: Sequence[Pixels]) -> list[float]:
+        with backend.thread():
+            return [_time(lambda: backend.infer(buffers)) for _ in range(calls)]
+
+    with ThreadPoolExecutor(backend.streams) as threads:
+        begun, cpu = time.perf_counter(), time.process_time()
+        taken = [each for calls in threads.map(work, batches) for each in calls]
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    return Round(len(taken) * backend.batch_size, seconds, cpu, taken)
+
+
+def _resize(picture: Pixels, size: Size) -> Pixels:
+    """The picture at another size, roughly."""
+    (height, width), (rows, columns) = picture.shape[:2], (np.arange(side) for side in size)
+    return picture[rows * height // size[0]][:, columns * width // size[1]]
 
 
 class _Latencies(Observer):
