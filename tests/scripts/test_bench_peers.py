@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from scripts import bench_peers
+from scripts import bench_peers, peer_loops
 from scripts.bench_peers import Contestant
+from tests.helpers.bench import write_photos
 
 STARTED = 'print(\'{"event": "start"}\', flush=True)\n'
 SPIN = "import time\nwhile time.process_time() < {seconds}: pass\n"
@@ -91,3 +94,51 @@ def test_what_cannot_be_measured_is_refused(
     with pytest.raises(SystemExit):
         bench_peers.main()
     assert "are at least 1" in capsys.readouterr().err
+
+
+def test_the_usual_loop_writes_masks_of_the_photos_size(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_photos(tmp_path / "photos", 2)
+    (tmp_path / "out").mkdir()
+    peer_loops.LOOPS["usual"](tiny, photos, str(tmp_path / "out"))
+    assert bench_peers.STARTED in capsys.readouterr().out
+    masks = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in sorted((tmp_path / "out").iterdir())]
+    assert [mask.shape for mask in masks if mask is not None] == [(40, 60), (40, 60)]
+    assert {int(value) for mask in masks if mask is not None for value in np.unique(mask)} == {0, 255}
+
+
+def test_openvino_with_a_queue_writes_a_mask_of_every_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a library that answers at once: is every photo read, asked and written, once?"""
+    photos = write_photos(tmp_path / "photos", 9)
+    (tmp_path / "out").mkdir()
+    monkeypatch.setitem(sys.modules, "openvino", _OpenVino())
+    monkeypatch.setattr(peer_loops, "_size", lambda graph: (8, 12))
+    peer_loops.LOOPS["openvino"]("a.onnx", photos, str(tmp_path / "out"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{n}.png" for n in range(9)]
+
+
+class _OpenVino(ModuleType):
+    """As much of OpenVINO as the loop uses."""
+
+    def __init__(self) -> None:
+        super().__init__("openvino")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *arguments, **settings: _Answers()
+
+
+class _Answers:
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **settings: _Answers()
+
+    def set_callback(self, done: Any) -> None:
+        self.done = done
+
+    def start_async(self, given: dict[int, np.ndarray], own: object) -> None:
+        request = SimpleNamespace(get_output_tensor=lambda index: SimpleNamespace(data=given[0][..., 0]))
+        self.done(request, own)

@@ -211,7 +211,8 @@ def engine_alone(backend: Backend, count: int, picture: Pixels | None = None) ->
 def _resize(picture: Pixels, size: Size) -> Pixels:
     """The picture at another size, roughly."""
     (height, width), (rows, columns) = picture.shape[:2], (np.arange(side) for side in size)
-    return picture[rows * height // size[0]][:, columns * width // size[1]]
+    resized: Pixels = picture[rows * height // size[0]][:, columns * width // size[1]]
+    return resized
 
 
 class _Latencies(Observer):
