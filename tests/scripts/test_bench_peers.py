@@ -46,7 +46,8 @@ def test_one_that_fails_takes_no_further_part_and_says_why() -> None:
 
 
 def test_the_table_has_ratios_with_their_spread() -> None:
-    ours, theirs = program(""), program("")
+    slow, ours, theirs = program("", ours=True), program("", ours=True), program("")
+    slow.cpu, slow.wall, slow.startup = [9.0] * 3, [9.0] * 3, [0.5]
     ours.cpu, ours.wall, ours.startup, ours.dice = [1.0, 2.0, 1.0], [1.0, 1.5, 1.0], [0.5], (1.0, 1.0)
     theirs.cpu, theirs.wall, theirs.startup, theirs.dice = (
         [3.0, 4.0, 4.0],
@@ -54,10 +55,10 @@ def test_the_table_has_ratios_with_their_spread() -> None:
         [0.5],
         (0.99, 0.9),
     )
-    rows = bench_peers.table([ours, theirs], 10, 2).splitlines()
-    assert rows[2].startswith("| a test | 100 | 1 | 10.00 | 1 | 2.00 |")
-    assert "| 400 | 3.00 (2.00 to 4.00) | 3.33 | 2.00 (2.00 to 3.00) |" in rows[3]
-    assert rows[3].endswith("| 0.9900, 0.9000 |")
+    rows = bench_peers.table([slow, ours, theirs], 10, 2).splitlines()
+    assert rows[3].startswith("| a test | 100 | 1 | 10.00 | 1 | 2.00 |")
+    assert "| 400 | 3.00 (2.00 to 4.00) | 3.33 | 2.00 (2.00 to 3.00) |" in rows[4]
+    assert rows[4].endswith("| 0.9900, 0.9000 |")
 
 
 def test_masks_are_compared_at_the_photos_size(tmp_path: Path) -> None:
