@@ -13,7 +13,7 @@ Importing the package costs nothing: torch, numpy and cv2 are loaded on first us
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from unet_batch.version import __version__
 
@@ -59,6 +59,11 @@ def load(
     require_gpu: bool = False,
     max_pixels: int | None = None,
     isolate: bool = False,
+    fit: Literal["letterbox", "stretch", "tile"] = "letterbox",
+    overlap: float = 0.25,
+    scale: float | None = None,
+    tta: Literal["none", "horizontal", "flips", "d4"] = "none",
+    refine: bool = False,
 ) -> Segmenter:
     """Load a model, ready to segment.
 
@@ -76,6 +81,14 @@ def load(
         require_gpu: refuse to run on the CPU.
         max_pixels: refuse pictures with more; None takes 200 megapixels.
         isolate: decode files in processes of their own, so that one that crashes its decoder fails alone.
+        fit: how a picture is shown to the network: whole ("letterbox"), whole and stretched, or in tiles of
+            its input's size.
+        overlap: share of a tile's side that it has in common with the next, 0 to 0.9.
+        scale: size at which pictures are cut into tiles, as a share of their own; None takes that of the
+            model's training, or 1.
+        tta: average over the mirror image too ("horizontal"), over all four flips, or over these and quarter
+            turns ("d4").
+        refine: move the edges of masks to those of the picture; of one class.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -85,6 +98,7 @@ def load(
     from unet_batch.engine import source
     from unet_batch.inference.backends.select import Request
     from unet_batch.inference.segmenter import open_segmenter
+    from unet_batch.inference.views import ViewOptions
     from unet_batch.media.images import MAX_PIXELS
     from unet_batch.model import zoo
 
@@ -95,6 +109,7 @@ def load(
         workers=workers,
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
         isolate=isolate,
+        view=ViewOptions(fit, overlap, scale, tta, refine),
     )
 
 

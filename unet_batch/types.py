@@ -101,10 +101,12 @@ class Metadata:
         exif: TIFF-structured EXIF data without orientation and thumbnail, as a JPEG's APP1 segment holds them
             after "Exif\\0\\0"; b"" where there are none.
         dpi: pixels per inch, (across, down); None where the file does not say.
+        geo: the TIFF tags that place it on Earth, number and value; () where none do.
     """
 
     exif: bytes = b""
     dpi: tuple[float, float] | None = None
+    geo: tuple[tuple[int, Any], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -105,6 +105,7 @@ def test_leaves_model_card_curves_sheet_and_figures(shapes: Path, tmp_path: Path
     low, high = facts["metrics"]["photo"]["intervals"]["dice_per_picture"]
     assert low <= facts["metrics"]["photo"]["dice"] <= high
     assert (facts["train_images"], facts["val_images"]) == (16, 4)
+    assert facts["scales"] == [facts["scales"][0]] * 3, "all are of one size"
 
 
 def test_the_model_runs(shapes: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.helpers.models import fake_file
 from tests.helpers.observers import observing
 from unet_batch.inference.segmenter import Segmenter
+from unet_batch.inference.views import ViewOptions
 from unet_batch.run.execute import execute
 from unet_batch.run.options import RunOptions
 from unet_batch.run.plan import prepare
@@ -37,11 +38,15 @@ def read(path: Path) -> np.ndarray:
 
 
 def segment(
-    *sources: Path, output: Path | None = None, backend: FakeBackend | None = None, **options: Any
+    *sources: Path,
+    output: Path | None = None,
+    backend: FakeBackend | None = None,
+    view: ViewOptions | None = None,
+    **options: Any,
 ) -> tuple[RunReport, list[str]]:
     heard: list[str] = []
     plan = prepare(RunOptions(tuple(map(str, sources)), str(output) if output else None, **options))
-    with Segmenter(backend or FakeBackend(), workers=2) as segmenter:
+    with Segmenter(backend or FakeBackend(), workers=2, view=view) as segmenter:
         observer = observing(outcome=lambda item, failure: heard.append(item.key))
         report = execute(plan, segmenter, observer)
     return report, heard

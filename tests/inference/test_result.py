@@ -213,6 +213,7 @@ class TestSave:
             assert Path(path).read_bytes() == (tmp_path / "run" / name).read_bytes()
         assert files(tmp_path / "saved") == [
             "cutouts/photo.png",
+            "geotiffs/photo.tif",
             "masks/photo.png",
             "overlays/photo.jpg",
             "probs/photo.png",

@@ -186,7 +186,7 @@ def test_cutout_alpha(threshold):
     assert alpha[255] == 255
     assert (np.diff(alpha) >= 0).all()
     assert np.array_equal(rgba[..., 3] >= 128, postprocess.mask(probability, threshold) > 0)
-    assert np.array_equal(rgba[rgba[..., 3] > 0][:, :3], pixels[rgba[..., 3] > 0])
+    assert np.array_equal(rgba[rgba[..., 3] == 255][:, :3], pixels[rgba[..., 3] == 255])
     assert not rgba[rgba[..., 3] == 0].any()
 
 

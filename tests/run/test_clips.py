@@ -39,6 +39,7 @@ from tests.helpers.footage import (
 from tests.helpers.systems import needs_full_device, needs_posix
 from unet_batch.errors import BackendError, OutputError, UsageError, VideoError
 from unet_batch.inference.segmenter import Segmenter
+from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images, video
 from unet_batch.media.video import CODECS, Reader
 from unet_batch.run.clip import ClipResult, segment
@@ -66,6 +67,7 @@ def work(
     stop_at: int | None = None,
     tear_at: int | None = None,
     key: str = "clip",
+    view: ViewOptions | None = None,
     **options: Any,
 ) -> ClipResult:
     """Segment a clip; stop after so many frames, or raise KeyboardInterrupt."""
@@ -79,7 +81,7 @@ def work(
 
     what = VideoOptions(**options)
     layout = ClipLayout(str(out), kinds, CODECS[what.codec])
-    with Segmenter(backend or FakeBackend(), workers=2) as segmenter:
+    with Segmenter(backend or FakeBackend(), workers=2, view=view) as segmenter:
         return segment(Item(path, key), segmenter, layout, what, fingerprint, on_frame, stop)
 
 
@@ -411,6 +413,15 @@ def test_frames_are_written_as_pictures(tmp_path: Path) -> None:
         *(f"frames/clip/{index:06d}.png" for index in range(6)),
         "timelines/clip.csv",
     ]
+
+
+def test_frames_seen_in_tiles_keep_every_pixel(tmp_path: Path) -> None:
+    path = Footage(size=(90, 122), format="yuv444p").make(tmp_path)  # three tiles by four
+    result = work(path, tmp_path / "out", kinds=("mask",), view=ViewOptions("tile"))
+    for mask, right in zip(masks(result.files["mask"][0]), right_masks(path), strict=True):
+        np.testing.assert_array_equal(mask, right)
+    steadied = work(path, tmp_path / "steady", kinds=("mask",), view=ViewOptions("tile"), smooth=0.2)
+    assert steadied.complete
 
 
 def test_the_timeline_says_what_the_masks_show(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 from tests.helpers.runs import files, half_bright, segment, write
 from unet_batch.errors import BackendError, OutputError, RunError
 from unet_batch.inference.segmenter import Segmenter
+from unet_batch.inference.views import ViewOptions
 from unet_batch.media import isolation
 from unet_batch.processes.process import Worker
 from unet_batch.run.execute import execute
@@ -39,10 +40,16 @@ SPOILT = "tests.helpers.worker_readers:read"
 LOOK = "tests.helpers.worker_functions:look"
 
 
-def run(folder: Path, out: Path, backend: FakeBackend | None = None, **options: Any) -> RunReport:
+def run(
+    folder: Path,
+    out: Path,
+    backend: FakeBackend | None = None,
+    view: ViewOptions | None = None,
+    **options: Any,
+) -> RunReport:
     """An isolated run."""
     plan = prepare(RunOptions((str(folder),), str(out), isolate=True, **options))
-    with Segmenter(backend or FakeBackend(), workers=2, isolate=True) as segmenter:
+    with Segmenter(backend or FakeBackend(), workers=2, isolate=True, view=view) as segmenter:
         return execute(plan, segmenter)
 
 
@@ -86,23 +93,26 @@ def odd(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("classes", "save"),
+    ("classes", "save", "view"),
     [
-        (1, ("mask", "overlay", "cutout", "prob", "prob16")),
-        (1, ("mask",)),
-        (3, ("mask", "overlay")),
+        (1, ("mask", "overlay", "cutout", "prob", "prob16"), ViewOptions()),
+        (1, ("mask",), ViewOptions()),
+        (3, ("mask", "overlay"), ViewOptions()),
+        (1, ("mask", "overlay"), ViewOptions("tile", scale=0.7)),
+        (1, ("mask", "prob16"), ViewOptions(refine=True)),
+        (3, ("mask",), ViewOptions("stretch", tta="flips")),
     ],
 )
 def test_the_same_bytes_and_the_same_notes(
-    odd: Path, tmp_path: Path, classes: int, save: tuple[str, ...]
+    odd: Path, tmp_path: Path, classes: int, save: tuple[str, ...], view: ViewOptions
 ) -> None:
     def backend() -> FakeBackend:
         if classes == 1:
             return FakeBackend()
         return FakeBackend(fake_spec(classes=3), lambda batch: (batch.mean(axis=3) // 86).astype(np.uint8))
 
-    isolated = run(odd, tmp_path / "isolated", backend(), save=save)
-    plain, _ = segment(odd, output=tmp_path / "plain", backend=backend(), save=save)
+    isolated = run(odd, tmp_path / "isolated", backend(), view, save=save)
+    plain, _ = segment(odd, output=tmp_path / "plain", backend=backend(), view=view, save=save)
     found = outputs(tmp_path / "isolated")
     assert len(found) == 7 * len(save)
     assert found == outputs(tmp_path / "plain")

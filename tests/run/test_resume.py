@@ -37,6 +37,7 @@ from unet_batch.files import atomic, locks
 from unet_batch.files.locks import claim
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
+from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images, isolation
 from unet_batch.model.checkpoint import ModelFile
 from unet_batch.run import manifest as manifest_module
@@ -84,12 +85,13 @@ def run(
     answer: Callable[[np.ndarray], np.ndarray] | None = None,
     stop: Stop | None = None,
     log: Callable[[Any], None] = lambda event: None,
+    view: ViewOptions | None = None,
     **options: Any,
 ) -> RunReport:
     plan = prepare(RunOptions((str(folder),), str(out), **options))
     observer = observing(outcome=lambda item, failure: on_outcome(item.key), event=log)
     backend = FakeBackend(answer=answer, batch_size=batch_size)
-    with Segmenter(backend, model=model, threshold=threshold, workers=workers) as segmenter:
+    with Segmenter(backend, model=model, threshold=threshold, workers=workers, view=view) as segmenter:
         return execute(plan, segmenter, observer, stop)
 
 
@@ -189,7 +191,16 @@ def test_what_changes_no_pixel_changes_nothing(photos: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "change", [{"threshold": 0.7}, {"model": fake_file("f" * 64)}], ids=["threshold", "model"]
+    "change",
+    [
+        {"threshold": 0.7},
+        {"model": fake_file("f" * 64)},
+        {"view": ViewOptions("tile")},
+        {"view": ViewOptions("stretch")},
+        {"view": ViewOptions(tta="horizontal")},
+        {"view": ViewOptions(refine=True)},
+    ],
+    ids=["threshold", "model", "tiles", "stretched", "mirrored", "refined"],
 )
 def test_two_models_are_never_mixed(photos: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     out = tmp_path / "out"
@@ -207,6 +218,14 @@ def test_two_models_are_never_mixed(photos: Path, tmp_path: Path, change: dict[s
     assert json.loads((out / "run.json").read_text())["status"] == "done", "nothing was begun"
     assert run(photos, out, overwrite=True, **change).states == {"void": 4, "new": 1}
     assert run(photos, out, **change).states == {"done": 5}
+
+
+def test_tiles_of_another_size_or_place_are_another_recipe(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path / "out", view=ViewOptions("tile", 0.25, 0.5))
+    assert run(photos, tmp_path / "out", view=ViewOptions("tile", 0.25, 0.5)).states == {"done": 4}
+    for view in (ViewOptions("tile", 0.5, 0.5), ViewOptions("tile", 0.25, 0.6), ViewOptions()):
+        with pytest.raises(ManifestError, match=r"in tiles that share 25%, at scale 0\.5"):
+            run(photos, tmp_path / "out", view=view)
 
 
 def test_outputs_that_were_removed_hold_nobody_up(photos: Path, tmp_path: Path) -> None:

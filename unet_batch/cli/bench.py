@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from unet_batch.cli.command import Bundle, Command, Option, complete_path
-from unet_batch.cli.options import BACKENDS, SIZE, Size, complete_model, engines_dir_option
+from unet_batch.cli.network_options import BACKENDS, complete_model, engines_dir_option
+from unet_batch.cli.options import SIZE, Size
 from unet_batch.errors import OutputError, UsageError
 from unet_batch.model.zoo import BUNDLED, DEFAULT
 

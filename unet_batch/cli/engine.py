@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unet_batch.cli.command import Bundle, Command, Option, Parsed, complete_path, option
-from unet_batch.cli.options import Size, complete_model, engines_dir_option, parse_size
+from unet_batch.cli.network_options import complete_model, engines_dir_option
+from unet_batch.cli.options import Size, parse_size
 from unet_batch.cli.text import megabytes
 
 if TYPE_CHECKING:

@@ -15,12 +15,11 @@ import click
 from click.core import ParameterSource
 
 from unet_batch.cli.command import Command, Parsed, complete_path, option
+from unet_batch.cli.network_options import NetworkOptions, network_options
 from unet_batch.cli.options import (
     DatasetOptions,
-    NetworkOptions,
     dataset_options,
     json_option,
-    network_options,
 )
 from unet_batch.cli.text import printable
 
@@ -263,7 +262,7 @@ def _evaluate_model(out: Lines, judging: _Judging, network: NetworkOptions) -> E
         listed = f"--split {os.path.splitext(file.path)[0]}.training/{known[2]}"
         out.line("note", what, f"{listed} takes the {known[1]:,} others" if known[1] else "")
     with open_segmenter(
-        network.request(file), threshold=network.threshold, workers=judging.workers
+        network.request(file), threshold=network.threshold, workers=judging.workers, view=network.view
     ) as segmenter:
         Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(file, segmenter)
         with _progress("segmenting", len(pairs)) as progress:

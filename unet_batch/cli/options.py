@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import functools
-import glob
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem
 
 from unet_batch.cli.command import Bundle, Option, Parsed, complete_path, option
 from unet_batch.errors import UsageError
 from unet_batch.files.outputs import KINDS
-from unet_batch.model.zoo import BUNDLED, DEFAULT
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.datasets.dataset import Dataset
-    from unet_batch.inference.backends.select import Request
-    from unet_batch.model.checkpoint import ModelFile
     from unet_batch.run.options import RunOptions, VideoOptions
 
 Size = tuple[int, int]
-BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "torch", "openvino", "onnxruntime")  # `select.CHOICES`
 
 _data = functools.partial(Option, section="Data")
 _display = functools.partial(Option, section="Display")
-_model = functools.partial(Option, section="Model")
 _output = functools.partial(Option, section="Output")
 _reliability = functools.partial(Option, section="Reliability")
 _scale = functools.partial(Option, section="Scale")
@@ -56,128 +48,6 @@ def parse_size(text: str, lowest: int = 1, highest: int = 16384) -> Size:
 
 
 SIZE = Parsed(parse_size)
-
-
-# The network ------------------------------------------------------------------------------------------------
-
-
-def complete_model(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Bundled models, checkpoints and graphs that begin as what is typed, and else folders."""
-    return [*complete_checkpoint(context, parameter, typed), *_complete_files(typed, ".onnx")]
-
-
-def complete_checkpoint(
-    context: click.Context, parameter: click.Parameter, typed: str
-) -> list[CompletionItem]:
-    """Bundled models, checkpoints that begin as what is typed, and else folders."""
-    names = [
-        CompletionItem(name, help=bundled.purpose)
-        for name, bundled in BUNDLED.items()
-        if name.startswith(typed)
-    ]
-    return [CompletionItem(typed, type="dir"), *names, *_complete_files(typed, ".safetensors")]
-
-
-def _complete_files(typed: str, suffix: str) -> list[CompletionItem]:
-    return [CompletionItem(file) for file in sorted(glob.glob(f"{glob.escape(typed)}*{suffix}"))]
-
-
-@dataclass(frozen=True)
-class NetworkOptions:
-    """Which model runs, on what, and how; see `unet-batch run --help`."""
-
-    model: str | None
-    threshold: float | None
-    size: Size | None
-    backend: str
-    device: str | None
-    require_gpu: bool
-    engines_dir: str
-    batch_size: int | None
-
-    def model_file(self) -> ModelFile:
-        """The model's file, looked at but not loaded.
-
-        Raises:
-            CheckpointError: there is none, or it cannot be read.
-            BackendUnavailable: it is a graph, and onnx is not installed.
-        """
-        from unet_batch.engine import source
-        from unet_batch.model import zoo
-
-        return source.identify(zoo.resolve(self.model))
-
-    def request(self, file: ModelFile, build: Callable[[str], object] | None = None) -> Request:
-        """What `inference.backends.select` is asked for."""
-        from unet_batch.inference.backends.select import Request
-
-        return Request(
-            file,
-            self.backend,
-            self.device,
-            self.batch_size,
-            self.size,
-            self.engines_dir,
-            self.require_gpu,
-            build,
-        )
-
-
-def engines_dir_option(section: str) -> Option:
-    """--engines-dir."""
-    return Option(
-        ["--engines-dir"],
-        section=section,
-        metavar="DIR",
-        envvar="UNET_BATCH_ENGINES",
-        show_envvar=True,
-        default="engines",
-        show_default=True,
-        help="Where engines are kept.",
-    )
-
-
-network_options = Bundle(
-    "network",
-    NetworkOptions,
-    _model(
-        ["-m", "--model"],
-        metavar="FILE",
-        shell_complete=complete_model,
-        help=f"A checkpoint (.safetensors), a graph (.onnx), or {', '.join(BUNDLED)}, which inspect lists.  "
-        f"[default: {DEFAULT}]",
-    ),
-    _model(
-        ["--threshold"],
-        metavar="P",
-        type=click.FloatRange(0, 1, min_open=True),
-        help="Probability from which a pixel counts.  [default: the model's, mostly 0.5]",
-    ),
-    _model(
-        ["--size"],
-        metavar="HxW",
-        type=SIZE,
-        help="Height and width of the network's input.  [default: the model's]",
-    ),
-    _model(
-        ["--backend"],
-        metavar="NAME",
-        type=click.Choice(BACKENDS),
-        default="auto",
-        show_default=True,
-        help=f"What runs the network: {', '.join(BACKENDS)}. auto takes the first that can, in this order, "
-        "on a CPU openvino before torch, and says why; the others never fall back.",
-    ),
-    _model(["--device"], metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]"),
-    _model(["--require-gpu"], is_flag=True, help="Refuse to run on the CPU."),
-    engines_dir_option("Model"),
-    _scale(
-        ["--batch-size"],
-        metavar="N",
-        type=click.IntRange(1, 4096),
-        help="Most pictures in one pass of the network.  [default: fits the device]",
-    ),
-)
 
 
 # A run ------------------------------------------------------------------------------------------------------
@@ -215,14 +85,15 @@ def make_run_options(
     fail_fast: bool,
     max_errors: int | None,
     wait: bool,
+    pages: str | None,
     shard: str | None = None,
 ) -> RunOptions:
     """What the options of `run` mean, those of clips apart.
 
     Raises:
-        UsageError: the shard cannot be read.
+        UsageError: the shard or the pages cannot be read.
     """
-    from unet_batch.run.options import RunOptions
+    from unet_batch.run.options import PageRange, RunOptions
     from unet_batch.run.shard import Shard
 
     return RunOptions(
@@ -236,6 +107,7 @@ def make_run_options(
         wait=wait,
         hash_sources=hash_sources,
         isolate=isolate,
+        pages=None if pages is None else PageRange.parse(pages),
     )
 
 
@@ -258,6 +130,12 @@ run_options = Bundle(
         default="mask",
         show_default=True,
         help="What to save, with commas: " + ", ".join(KINDS) + ".",
+    ),
+    _output(
+        ["--pages"],
+        metavar="PAGES",
+        help="Of pictures of several pages, such as TIFF stacks: all, 3 or 2:10, counted from 1; into "
+        "stacks of the same shape.  [default: the first]",
     ),
     _output(["--overwrite"], is_flag=True, help="Redo pictures that are done, also those of another model."),
     _reliability(
@@ -369,8 +247,8 @@ class DisplayOptions:
     log_json: str | None
     as_json: bool = False
 
-    def screen(self) -> Screen:
-        """Where to print; stdout belongs to JSON where that was asked for.
+    def screen(self, *, to_stderr: bool = False) -> Screen:
+        """Where to print; stdout belongs to JSON where that was asked for, or to something else.
 
         Raises:
             UsageError: two want stdout.
@@ -379,7 +257,8 @@ class DisplayOptions:
 
         if self.as_json and self.log_json == "-":
             raise UsageError("--json and --log-json - both want stdout", hint="give --log-json a file")
-        return Screen(quiet=self.quiet, verbose=self.verbose, to_stderr=self.as_json or self.log_json == "-")
+        to_stderr = to_stderr or self.as_json or self.log_json == "-"
+        return Screen(quiet=self.quiet, verbose=self.verbose, to_stderr=to_stderr)
 
 
 display_options = Bundle(

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from unet_batch.cli.command import Command, option
+from unet_batch.cli.network_options import NetworkOptions, network_options
 from unet_batch.cli.options import (
     DisplayOptions,
-    NetworkOptions,
     display_options,
-    network_options,
     run_options,
     video_options,
 )
+from unet_batch.cli.pipe import STANDARD, check_pipe, is_piped, run_pipe
 from unet_batch.cli.text import shown
 from unet_batch.files import naming
 from unet_batch.files.sources import check_names
@@ -82,18 +82,26 @@ def run(
       unet-batch run "shoots/**/*.jpg" @more.txt -o out
       unet-batch run clip.mp4 --overlay --start 1:30 --end 2:00
       unet-batch run ./photos --backend tensorrt --build
+      unet-batch run - -o - < car.jpg > mask.png
 
     SOURCE is a picture, a video, a folder (with all below it), a glob pattern in quotes, @list.txt with one
-    path a line, or a camera: webcam:0, rtsp://... Overlays of clips keep the sound.
+    path a line, a ZIP or tar archive, - for standard input, or a camera: webcam:0, rtsp://... Overlays of
+    clips keep the sound.
 
     Without -o, the results of a folder go to FOLDER-segmented beside it, those of anything else to the folder
     segmented, where all of it lies; in the current folder if that lies there, too.
 
     The same command again does only what is missing, changed, failed or damaged.
     """
-    screen = display.screen()
-    check_names(options.sources, live=naming.live_name)
+    if piped := is_piped(options):
+        check_pipe(options, as_json=display.as_json or display.log_json == STANDARD)
+    screen = display.screen(to_stderr=piped)
+    check_names([name for name in options.sources if name != STANDARD], live=naming.live_name)
     screen.loading(network.model)
+    if piped:
+        with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
+            run_pipe(options, segmenter)
+        return
     from unet_batch.cli.observer import RunObserver
     from unet_batch.cli.screen import print_json
     from unet_batch.cli.summary import print_summary
@@ -105,7 +113,7 @@ def run(
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
     with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
         if dry_run:
-            plan = resume(plan, recipe_of(segmenter))
+            plan = resume(plan, recipe_of(segmenter, options.pages))
             screen.todo(plan)
             screen.dry_run(plan)
             return
@@ -204,6 +212,7 @@ def _open_network(
         workers=workers,
         max_pixels=max_pixels or MAX_PIXELS,
         isolate=isolate,
+        view=network.view,
     ) as segmenter:
         screen.model(file, segmenter)
         yield segmenter

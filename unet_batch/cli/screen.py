@@ -166,7 +166,7 @@ class Screen(Lines):
             "model",
             spec.name,
             f"{loaded.parameters / 1e6:.1f} M parameters",
-            f"{height}x{width}",
+            " ".join(part for part in (f"{height}x{width}", str(segmenter.view.options)) if part),
             names[0] if len(names) == 1 else f"{len(names)} classes",
             f"sha256 {loaded.sha256[:12]}",
         )
@@ -176,8 +176,9 @@ class Screen(Lines):
         if not gpu.missing():  # what helps a GPU is no advice where there is none
             for fix in dict.fromkeys(step.fix for step in segmenter.passed_over if step.fix):
                 self.line("", f"faster: {fix}")
-        for note in backend.notes:
-            self.line("note", note)
+        for note in (*backend.notes, segmenter.view.assumed):
+            if note:
+                self.line("note", note)
         self.line(
             "batch",
             f"{backend.batch_size} x {backend.streams} {plural(backend.streams, 'stream')}",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unet_batch.cli.command import Bundle, Option, Parsed
-from unet_batch.cli.options import SIZE, complete_checkpoint
+from unet_batch.cli.network_options import complete_checkpoint
+from unet_batch.cli.options import SIZE
 
 if TYPE_CHECKING:
     from unet_batch.training.options import Options

@@ -8,7 +8,6 @@ result: nothing is lost without a word.
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import itertools
 import os
 import re
@@ -18,12 +17,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 
 from unet_batch.errors import SourceError
+from unet_batch.files import archives
 from unet_batch.files.naming import assign_folder_names, assign_keys
+from unet_batch.files.patterns import MAGIC, Pattern
 from unet_batch.types import Item
 
 MARKER = b'{"unet_batch":'  # how the run.json of an output folder begins, white space aside
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
-_MAGIC = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -184,14 +184,16 @@ def _relative_names(paths: Iterable[str], folders: Sequence[str]) -> Iterator[st
 def _default_output(root: str, *, is_named: bool, cwd: str) -> str:
     """Say where results go: near the sources, and never outside the current folder if they lie inside.
 
-    A folder gets `NAME-segmented` beside it. Files, patterns and several folders get `segmented` in their
-    common folder, or in the current one if that is further in.
+    A folder gets `NAME-segmented` beside it, and so does an archive. Files, patterns and several folders get
+    `segmented` in their common folder, or in the current one if that is further in.
 
     Args:
         root: of the sources.
         is_named: `root` itself was named, not only what lies in it.
         cwd: the current folder.
     """
+    if archive := archives.archive_of(root):
+        return os.path.splitext(archive)[0] + "-segmented"
     if not root or is_below(os.path.realpath(cwd), os.path.realpath(root)):
         return os.path.join(cwd, "segmented")
     # Beside the top of a disk there is nothing, or another disk.
@@ -238,9 +240,16 @@ class _Search:
             self.addresses[name] = source
             return None
         path, parts, is_folder = self.locate(source)
+        if archives.is_compressed(path):
+            raise SourceError(
+                f"{source}: a compressed tar archive can be read only from its front",
+                hint="gunzip it: a .tar is read as it lies there; or unpack it",
+            )
+        if is_folder and not parts and not os.path.isdir(path):
+            return self.add_archive(source, path)
         if parts:
             try:
-                pattern = _Pattern([part for part in parts if part not in ("", ".")])
+                pattern = Pattern([part for part in parts if part not in ("", ".")])
             except re.error as bad:
                 raise SourceError(f"{source} is not a valid pattern: {bad}") from bad
             return self.add_folder(source, path, pattern)
@@ -260,6 +269,8 @@ class _Search:
             raise SourceError("a source has an empty name")
         path = _absolute(source, self.cwd)
         try:
+            if archives.exists(path) or archives.is_folder(path):  # a file in an archive, or a folder in one
+                return path, [], archives.is_folder(path)
             return path, [], stat.S_ISDIR(os.stat(path).st_mode)
         except ValueError as error:
             raise SourceError(f"{source!r} cannot be a file name: {error}") from error
@@ -268,7 +279,7 @@ class _Search:
                 return path, [], False
             return *self.split_pattern(source, error), True
 
-    def add_folder(self, source: str, top: str, pattern: _Pattern | None = None) -> None:
+    def add_folder(self, source: str, top: str, pattern: Pattern | None = None) -> None:
         before = len(self.unreadable), len(self.skipped)
         taken, others = self.walk(top, pattern)
         if top in self.unreadable:
@@ -282,6 +293,29 @@ class _Search:
             others += Counter({"folders that cannot be listed": len(self.unreadable) - before[0]})
             others += Counter({"folders of outputs": len(self.skipped) - before[1]})
             raise SourceError(f"{source} {'matches' if pattern else 'holds'} {_census(others)}")
+
+    def add_archive(self, source: str, top: str) -> None:
+        """Take the pictures in an archive, or below a folder in one."""
+        others = Counter[str]()
+        try:
+            below = list(archives.below(top))
+        except OSError as error:
+            raise SourceError(f"{source} cannot be read: {_reason(error)}") from error
+        taken = 0
+        for path in below:
+            steps = path[len(top) + 1 :].split(os.sep)
+            if any(step.startswith(".") or step.casefold() in _JUNK for step in steps):
+                continue
+            if self.is_picture(path):
+                self.take(path)
+                taken += 1
+            else:
+                others[os.path.splitext(path)[1].lower()] += 1
+        if not taken:
+            raise SourceError(f"{source} holds {_census(others)}")
+        self.bases.add(top)
+        self.named.add(top)
+        self.ignored[top] |= others
 
     def add_list(self, name: str) -> None:
         path = _absolute(name, self.cwd)
@@ -302,11 +336,16 @@ class _Search:
         if not entries:
             raise SourceError(f"the list {name} names no files", hint=hint)
         for entry in entries:
-            if not os.path.isdir(entry):  # a missing file is taken as well: decoding reports it by its name
+            if not archives.is_folder(
+                entry
+            ):  # a missing file is taken as well: decoding reports it by its name
                 self.take(entry, os.path.dirname(entry))
                 continue
             try:
-                self.add_folder(entry, entry)
+                if os.path.isdir(entry):
+                    self.add_folder(entry, entry)
+                else:
+                    self.add_archive(entry, entry)
             except SourceError as error:  # one of many: reported, like a missing file
                 self.unreadable.setdefault(entry, error.message.removeprefix(f"{entry} "))
 
@@ -315,7 +354,7 @@ class _Search:
         drive, rest = os.path.splitdrive(source)
         parts = rest.replace(os.altsep or os.sep, os.sep).split(os.sep)
         base = os.path.join(self.cwd, drive if parts[0] else drive + os.sep)
-        while parts and (not _MAGIC.search(parts[0]) or os.path.lexists(os.path.join(base, parts[0]))):
+        while parts and (not MAGIC.search(parts[0]) or os.path.lexists(os.path.join(base, parts[0]))):
             base = os.path.join(base, parts.pop(0))  # `[2024]` names the folder of that name, if there is one
         base = _absolute(base, self.cwd)
         if not parts:
@@ -333,7 +372,7 @@ class _Search:
         if base is not None:
             self.bases.add(base)
 
-    def walk(self, top: str, pattern: _Pattern | None = None) -> tuple[int, Counter[str]]:
+    def walk(self, top: str, pattern: Pattern | None = None) -> tuple[int, Counter[str]]:
         """Take the pictures below `top`; return how many there are, and what other files, by extension."""
         taken, others = 0, Counter[str]()
         start: tuple[str, ...] = (top,)
@@ -405,39 +444,6 @@ class _Search:
             except (OSError, ValueError):
                 self.identities[path] = None
         return self.identities[path]
-
-
-class _Pattern:
-    """A glob pattern, matched one component at a time, so that a walk turns back where nothing can match.
-
-    A place is a number of components matched so far; because of `**`, a path can be at several.
-    """
-
-    def __init__(self, parts: list[str]) -> None:
-        flags = re.IGNORECASE if os.name == "nt" else 0
-        self.tests = [
-            None if part == "**" else re.compile(fnmatch.translate(part), flags).match for part in parts
-        ]
-        self.start, self.end = self._spread({0}), len(parts)
-        extension = os.path.splitext(parts[-1])[1]
-        # `*.dat` asks for just these files
-        self.names_extension = bool(extension) and not _MAGIC.search(extension)
-
-    def step(self, places: frozenset[int], name: str) -> frozenset[int]:
-        after: set[int] = set()
-        for place in places:
-            test = self.tests[place]
-            if test is None:
-                after.add(place)
-            elif test(name):
-                after.add(place + 1)
-        return self._spread(after)
-
-    def _spread(self, places: set[int]) -> frozenset[int]:
-        for place, test in enumerate(self.tests):
-            if test is None and place in places:
-                places.add(place + 1)  # `**` stands for no folder, too
-        return frozenset(places)
 
 
 def _absolute(path: str, cwd: str) -> str:

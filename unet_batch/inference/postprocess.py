@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import cv2
 import numpy as np
 
-from unet_batch.media import geometry
+from unet_batch.media import bands, geometry
 from unet_batch.media.scratch import scratch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
-    from unet_batch.types import Pixels, Placement
+    from unet_batch.types import Pixels, Placement, Size
 
     Values = TypeVar("Values", NDArray[np.uint8], NDArray[np.uint16])
 
@@ -80,7 +82,11 @@ def probability(map: Pixels, placement: Placement) -> Pixels:
     Returns:
         uint8 (height, width) at the source's size, round(255 p): `probability16` / 257, rounded.
     """
-    wide = probability16(map, placement, _enlarged(placement))
+    return to_bytes(probability16(map, placement, _enlarged(placement)))
+
+
+def to_bytes(wide: NDArray[np.uint16]) -> Pixels:
+    """A probability of 16 bit in 8: round(v / 257)."""
     return cast("Pixels", cv2.convertScaleAbs(wide, alpha=1 / 257))
 
 
@@ -109,9 +115,19 @@ def mask_from_map(map: Pixels, placement: Placement, threshold: float, out: Pixe
     Returns:
         uint8 (height, width) at the source's size: 255 or 0; `out`, if given.
     """
+    return mask16(probability16(map, placement, _enlarged(placement)), threshold, out)
+
+
+def mask16(wide: NDArray[np.uint16], threshold: float, out: Pixels | None = None) -> Pixels:
+    """Mask of a probability of 16 bit: `mask(to_bytes(wide), threshold)` bit for bit, in one step.
+
+    Args:
+        wide: uint16 (h, w), round(65535 p).
+        threshold: probability in (0, 1] from which a pixel counts.
+        out: as for `mask_from_map`.
+    """
     # v / 257 rounds to t or more exactly from v = 257 t - 128 on; at a threshold of 0.5 that is 32768, half
     # of 65535.
-    wide = probability16(map, placement, _enlarged(placement))
     least = 257 * cut(threshold) - 128
     if out is None:
         out = np.empty(wide.shape, np.uint8)
@@ -145,25 +161,107 @@ def class_ids(map: Pixels, placement: Placement, classes: int) -> Pixels:
         uint8 (height, width) ids at the source's size.
     """
     content = geometry.content_of(map, placement)
-    present = np.flatnonzero(np.bincount(content.reshape(-1), minlength=classes))
-    if present[-1] >= classes:
-        raise ValueError(f"a map of {classes} classes holds the id {present[-1]}")
-    if placement.content == placement.covered:
+    (height, width), size = placement.source, placement.covered
+    _check_ids(content, classes)
+    if placement.content == size:
         same: Pixels = content.copy()
         return same
-    first, *rest = (int(id) for id in present)
-    (height, width), ids = placement.source, np.full(placement.covered, first, np.uint8)
+
+    def enlarge(share: NDArray[np.uint16], purpose: str) -> NDArray[np.uint16]:
+        return geometry.resize_map(share, size, _enlarged(placement, purpose))
+
+    ids = _largest(content, size, enlarge, smooth=_smooths(placement))
     # What is contiguous is compared three times as fast as a part of it: cut last
+    return np.ascontiguousarray(ids[:height, :width])
+
+
+class MapRows:
+    """Brings the rows of a map to the picture's size as they come: `probability16`, or `class_ids`.
+
+    For one thread. The map fills the network's input, and is no larger than the picture. What is interpolated
+    may differ as `media.bands` says.
+
+    Args:
+        placement: how the picture was put there.
+        classes: number of classes, whose ids the map holds; None for a probability.
+    """
+
+    def __init__(self, placement: Placement, classes: int | None) -> None:
+        self._placement, self._classes = placement, classes
+        rows, into = placement.content[0], placement.covered[0]
+        self._left = placement.source[0]  # rows to hand out; what covers the picture reaches beyond it
+        self._around = int(classes is not None and _smooths(placement))  # rows that smoothing looks beyond
+
+        def needs(row: int) -> range:
+            found = bands.interpolated(rows, into, row)
+            return range(max(0, found.start - self._around), min(rows, found.stop + self._around))
+
+        self._rows = bands.RowMap(rows, into, needs, self._make)
+
+    def add(self, rows: Pixels) -> NDArray[np.uint16] | Pixels | None:
+        """Take in the next rows, uint8 (n, W).
+
+        Returns:
+            The rows of the picture that are finished: uint16 (n, width), round(65535 p), or uint8 ids; None
+            while there are none.
+        """
+        if self._classes is not None:
+            _check_ids(rows, self._classes)
+        made = self._rows.add(rows)
+        if made is None:
+            return None
+        made = made[: self._left, : self._placement.source[1]]
+        self._left -= len(made)
+        return made if len(made) else None
+
+    def _make(self, held: Pixels, first: int, rows: range) -> NDArray[Any]:
+        there, size = self._placement.content, self._placement.covered
+        if self._classes is None:
+            return bands.interpolate(there, size, held.astype(np.uint16) * np.uint16(257), first, rows)
+        if there == size:
+            return held[rows.start - first : rows.stop - first]
+
+        def enlarge(share: NDArray[np.uint16], purpose: str) -> NDArray[np.uint16]:
+            return bands.interpolate(there, size, share, first, rows)
+
+        return _largest(held, (len(rows), size[1]), enlarge, smooth=self._around > 0)
+
+
+def _check_ids(content: Pixels, classes: int) -> None:
+    """Raise ValueError if a map holds an id that no class has."""
+    if content.max() >= classes:
+        raise ValueError(f"a map of {classes} classes holds the id {content.max()}")
+
+
+def _smooths(placement: Placement) -> bool:
+    """Whether maps are enlarged so much that stairs would show."""
+    (height, width), size = placement.content, placement.covered
+    return size[0] >= 2 * height and size[1] >= 2 * width
+
+
+def _largest(
+    content: Pixels,
+    size: Size,
+    enlarge: Callable[[NDArray[np.uint16], str], NDArray[np.uint16]],
+    *,
+    smooth: bool,
+) -> Pixels:
+    """The id with the largest share in every pixel, uint8 of `size`, to which `enlarge` brings shares.
+
+    Classes that are absent have no share anywhere: only those that are there are compared.
+    """
+    first, *rest = (int(id) for id in np.flatnonzero(np.bincount(content.reshape(-1))))
+    ids = np.full(size, first, np.uint8)
     if not rest:
-        return np.ascontiguousarray(ids[:height, :width])
-    best = _share(content, first, placement, "best")
+        return ids
+    best = enlarge(_share(content, first, smooth=smooth), "best")
     if len(rest) == 1:  # the second class has what the first leaves
-        return np.ascontiguousarray(_paint(ids, rest[0], np.less(best, HALF))[:height, :width])
+        return _paint(ids, rest[0], np.less(best, HALF))
     for id in rest:
-        share = _share(content, id, placement, "share")
+        share = enlarge(_share(content, id, smooth=smooth), "share")
         _paint(ids, id, np.greater(share, best))
         np.maximum(best, share, out=best)
-    return np.ascontiguousarray(ids[:height, :width])
+    return ids
 
 
 def blank(values: Values, missing: NDArray[np.bool_] | None) -> Values:
@@ -186,17 +284,16 @@ def _enlarged(placement: Placement, purpose: str = "enlarged") -> NDArray[np.uin
     return scratch(purpose, placement.covered, np.uint16)
 
 
-def _share(content: Pixels, id: int, placement: Placement, purpose: str) -> NDArray[np.uint16]:
-    """How much of every pixel belongs to a class: uint16 at the covered size, 0..SHARE; scratch."""
-    size = placement.covered
+def _share(content: Pixels, id: int, *, smooth: bool) -> NDArray[np.uint16]:
+    """How much of every pixel belongs to a class: uint16 as `content`, 0..SHARE."""
     own = content == id
     share = own.astype(np.uint16) * np.uint16(SHARE)
-    if size[0] >= 2 * content.shape[0] and size[1] >= 2 * content.shape[1]:
-        smooth = cv2.sepFilter2D(share, -1, SMOOTH, SMOOTH, borderType=cv2.BORDER_REPLICATE)
-        share = np.where(np.where(own, smooth > HALF, smooth < HALF), smooth, share).astype(
+    if smooth:
+        smoothed = cv2.sepFilter2D(share, -1, SMOOTH, SMOOTH, borderType=cv2.BORDER_REPLICATE)
+        share = np.where(np.where(own, smoothed > HALF, smoothed < HALF), smoothed, share).astype(
             np.uint16, copy=False
         )
-    return geometry.resize_map(share, size, _enlarged(placement, purpose))
+    return share
 
 
 def _paint(ids: Pixels, id: int, where: NDArray[np.bool_]) -> Pixels:

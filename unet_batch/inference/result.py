@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from unet_batch.errors import OutputError, UnetBatchError, UsageError
 from unet_batch.files.atomic import write_atomic
 from unet_batch.files.outputs import OutputTree
 from unet_batch.inference import postprocess
 from unet_batch.media import geometry, images, render
+from unet_batch.media.refine import refine
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from unet_batch.types import ModelSpec, Pixels, Prediction, Size
 
 T = TypeVar("T")
@@ -31,6 +36,7 @@ class Result:
         threshold: probability from which a pixel counts.
         prediction: None if the picture failed.
         error: why it failed, else None.
+        refine: move edges to those of the picture, whose pixels are kept then.
     """
 
     path: str
@@ -38,6 +44,7 @@ class Result:
     threshold: float
     prediction: Prediction | None = field(repr=False)
     error: UnetBatchError | None = None
+    refine: bool = field(default=False, repr=False)
 
     @property
     def mask(self) -> Pixels | None:
@@ -53,6 +60,8 @@ class Result:
         map, frame = self.prediction.map, self.prediction.frame
         if self.spec.output == "class_ids":
             mask = postprocess.class_ids(map, frame.placement, len(self.spec.classes.names))
+        elif self.refine:
+            mask = postprocess.mask16(self._refined, self.threshold)
         else:
             mask = postprocess.mask_from_map(map, frame.placement, self.threshold)
         return postprocess.blank(mask, frame.missing)
@@ -73,8 +82,23 @@ class Result:
 
     def _make_probability(self) -> Pixels:
         prediction = self._one_class("probability")
-        values = postprocess.probability(prediction.map, prediction.frame.placement)
+        if self.refine:
+            values = postprocess.to_bytes(self._refined)
+        else:
+            values = postprocess.probability(prediction.map, prediction.frame.placement)
         return postprocess.blank(values, prediction.frame.missing)
+
+    @property
+    def _refined(self) -> NDArray[np.uint16]:
+        """uint16 (height, width), round(65535 p), its edges moved to those of the picture."""
+        return self._once("_wide", self._refine)
+
+    def _refine(self) -> NDArray[np.uint16]:
+        prediction = self._one_class("probability")
+        placement = prediction.frame.placement
+        enlarged = max(placement.source[axis] / placement.content[axis] for axis in (0, 1))
+        wide = postprocess.probability16(prediction.map, placement)
+        return refine(wide, self._pixels("mask"), max(2, round(enlarged)))
 
     def _once(self, name: str, make: Callable[[], T]) -> T:
         """Make a value when it is first asked for.
@@ -123,6 +147,14 @@ class Result:
         note = f"its overlay is {new[0]}x{new[1]} instead of {height}x{width}: a JPEG holds no longer side"
         return (*prediction.frame.notes, note)
 
+    def draw(self, kind: str) -> NDArray[Any]:
+        """The pixels of a kind of output: uint8 or uint16 (height, width), or uint8 (height, width, 3 or 4).
+
+        Raises:
+            UsageError: the picture failed, or there is no such output of it.
+        """
+        return DRAWN[kind](self)
+
     def encode(self, kind: str) -> bytes:
         """The contents of the file that `unet-batch run` saves of a kind of output.
 
@@ -162,7 +194,7 @@ class Result:
 
         Args:
             folder: the output folder; made where it is missing.
-            kinds: of "mask", "overlay", "cutout", "prob", "prob16".
+            kinds: of "mask", "overlay", "cutout", "prob", "prob16", "geotiff".
             name: of the files; "" takes the name of the picture's own file.
             overwrite: replace files that hold something else.
 
@@ -188,6 +220,11 @@ class Result:
         for path, data in files.values():
             write_atomic(path, data)
         return {kind: path for kind, (path, _) in files.items()}
+
+    def _drawn_mask(self) -> Pixels:
+        self._done("mask")
+        assert self.mask is not None
+        return self.mask
 
     def _done(self, what: str) -> Prediction:
         if self.prediction is None:
@@ -226,10 +263,13 @@ def _mask(result: Result) -> bytes:
     return images.encode_mask(postprocess.blank(mask, frame.missing))
 
 
-def _probability16(result: Result) -> bytes:
+def _probability16(result: Result) -> NDArray[np.uint16]:
     prediction = result._one_class("prob16")
-    values = postprocess.probability16(prediction.map, prediction.frame.placement)
-    return images.encode_map(postprocess.blank(values, prediction.frame.missing))
+    if result.refine:
+        values = result._refined.copy()
+    else:
+        values = postprocess.probability16(prediction.map, prediction.frame.placement)
+    return postprocess.blank(values, prediction.frame.missing)
 
 
 def _overlay(result: Result) -> bytes:
@@ -250,14 +290,39 @@ def _cutout(result: Result) -> bytes:
     return images.encode_rgba(result.cutout(), result._done("cutout").frame.metadata)
 
 
+def _ids(result: Result) -> Pixels:
+    """Class ids: 1 for the only class."""
+    mask = result._drawn_mask()
+    return mask if result.spec.output == "class_ids" else mask // np.uint8(255)
+
+
+def _geotiff(result: Result) -> bytes:
+    frame = result._done("geotiff").frame
+    missing = frame.missing
+    if missing is not None:
+        missing = geometry.resize_flags(missing, frame.placement.source)
+    return images.encode_geotiff(_ids(result), missing, frame.metadata)
+
+
 RENDERERS: Mapping[str, Callable[[Result], bytes]] = {
     "mask": _mask,
     "overlay": _overlay,
     "cutout": _cutout,
     "prob": lambda result: images.encode_map(result.probability),
-    "prob16": _probability16,
+    "prob16": lambda result: images.encode_map(_probability16(result)),
+    "geotiff": _geotiff,
 }
 """How each kind of `files.outputs.KINDS` that pictures have is made."""
+
+DRAWN: Mapping[str, Callable[[Result], NDArray[Any]]] = {
+    "mask": lambda result: result._drawn_mask(),
+    "overlay": Result.overlay,
+    "cutout": Result.cutout,
+    "prob": lambda result: result.probability,
+    "prob16": _probability16,
+    "geotiff": _ids,
+}
+"""The same, as pixels."""
 
 
 def _holds(path: str, data: bytes) -> bool:

@@ -32,6 +32,7 @@ from unet_batch.files import naming
 from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.select import Request, Step, select
 from unet_batch.inference.result import Result
+from unet_batch.inference.views import View, ViewOptions
 from unet_batch.media import geometry, images
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from unet_batch.files.outputs import OutputTree
     from unet_batch.inference.workers import PictureWorkers
+    from unet_batch.media.images.common import Picture
     from unet_batch.media.images.memory import InMemory
     from unet_batch.media.isolation import Decoders
     from unet_batch.model.checkpoint import ModelFile
@@ -78,10 +80,11 @@ class Segmenter:
         max_pixels: largest height x width of a picture that is decoded.
         isolate: decode in as many processes, so that a picture that crashes its decoder fails alone; a run
             draws and writes its outputs there, too. See `processes` and `workers.py`.
+        view: how the network sees pictures; None shows it the whole picture at its own aspect ratio.
 
     Raises:
-        UsageError: the threshold lies outside (0, 1], workers or max_pixels is below 1, or the model does not
-            take RGB.
+        UsageError: the threshold lies outside (0, 1], workers or max_pixels is below 1, the model does not
+            take RGB, or its input does not allow the view.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Segmenter:
         workers: int | None = None,
         max_pixels: int = images.MAX_PIXELS,
         isolate: bool = False,
+        view: ViewOptions | None = None,
     ) -> None:
         self.backend = backend
         self.model = model
@@ -114,6 +118,7 @@ class Segmenter:
                 raise UsageError(
                     f"{backend.spec.name} takes {channels} channels, pictures are read as RGB (3)"
                 )
+            self.view = View(backend, view)
             if not backend.is_open:
                 backend.open()
         except BaseException:
@@ -144,6 +149,7 @@ class Segmenter:
             "passed_over": [asdict(step) for step in self.passed_over],
             "workers": self.workers,
             "threshold": self.threshold,
+            **self.view.options.facts(),
         }
 
     def close(self) -> None:
@@ -218,7 +224,9 @@ class Segmenter:
 
     def result(self, prediction: Prediction) -> Result:
         """What can be drawn from a prediction, and saved."""
-        return Result(prediction.item.path, self.spec, self.threshold, prediction)
+        return Result(
+            prediction.item.path, self.spec, self.threshold, prediction, refine=self.view.options.refine
+        )
 
     def _predict(self, picture: AnyPicture, *, keep_pixels: bool) -> Prediction:
         return self.infer([self.decode(source_of(picture), keep_pixels=keep_pixels)])[0]
@@ -227,6 +235,7 @@ class Segmenter:
 
     def decode(self, source: HasItem, *, keep_pixels: bool) -> Frame:
         """Read a picture; at reduced scale where nobody needs its pixels at full size."""
+        keep_pixels = keep_pixels or self.view.options.refine
         at_least = self._at_least(keep_pixels)
         path, limit = source.item.path, self.max_pixels
         if isinstance(source, _InMemory):
@@ -234,29 +243,32 @@ class Segmenter:
         else:
             read = images.read if self._decoders is None else self._decoders.read
             picture = read(path, at_least=at_least, max_pixels=limit)
-        frame = self.frame(source.item, picture.pixels, picture.size, keep_pixels=keep_pixels)
+        return self.frame_of(source.item, picture, keep_pixels=keep_pixels)
+
+    def frame_of(self, item: Item, picture: Picture, *, keep_pixels: bool) -> Frame:
+        """Place a picture that is decoded into what the network is shown."""
+        frame = self.frame(item, picture.pixels, picture.size, keep_pixels=keep_pixels)
         return replace(
             frame,
             missing=picture.missing,
-            alpha=picture.alpha if keep_pixels else None,
+            alpha=picture.alpha if frame.pixels is not None else None,
             metadata=picture.metadata,
             notes=picture.notes,
         )
 
     def _at_least(self, keep_pixels: bool) -> Size | None:
         """To which size pictures may be reduced when they are decoded."""
-        height, width = self.backend.input_size
-        return None if keep_pixels else (geometry.OVERSAMPLING * height, geometry.OVERSAMPLING * width)
+        return None if keep_pixels or self.view.options.refine else self.view.at_least()
 
     def frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool = False) -> Frame:
-        """Place a picture of `size`, or a smaller version of it, into the network's input."""
-        placement = geometry.place(size, self.backend.input_size)
-        tensor = geometry.to_network(pixels, placement, out=self.backend.buffer())
-        return Frame(item, placement, tensor, pixels if keep_pixels else None)
+        """Place a picture of `size`, or a smaller version of it, into what the network is shown."""
+        placement = self.view.place(size)
+        tensor = geometry.to_network(pixels, placement, out=self.view.buffer(placement))
+        return Frame(item, placement, tensor, pixels if keep_pixels or self.view.options.refine else None)
 
     def infer(self, frames: Sequence[Frame]) -> list[Prediction]:
         """Run the network on a batch of frames, and let go of what it saw."""
-        maps = self.backend.infer([frame.network_input for frame in frames])
+        maps = self.view.infer([frame.network_input for frame in frames])
         return [Prediction(replace(frame, tensor=None), map) for frame, map in zip(frames, maps, strict=True)]
 
     def mask(self, prediction: Prediction) -> Pixels:
@@ -273,7 +285,7 @@ class Segmenter:
 
         return PictureWorkers(
             self._workers,
-            self.backend,
+            self.view,
             outputs,
             threshold=self.threshold,
             at_least=self._at_least(outputs.need_pixels),
@@ -328,6 +340,7 @@ def open_segmenter(
     workers: int | None = None,
     max_pixels: int = images.MAX_PIXELS,
     isolate: bool = False,
+    view: ViewOptions | None = None,
 ) -> Segmenter:
     """Open the best backend for a model and segment with it; see `select` and `Segmenter` for the arguments.
 
@@ -344,6 +357,7 @@ def open_segmenter(
         workers=workers,
         max_pixels=max_pixels,
         isolate=isolate,
+        view=view,
     )
 
 

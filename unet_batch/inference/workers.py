@@ -25,12 +25,13 @@ from unet_batch.errors import EncodeError, ImageError, UnetBatchError
 from unet_batch.files.atomic import write_atomic
 from unet_batch.files.outputs import OutputTree
 from unet_batch.inference.result import Result
+from unet_batch.inference.views import Placer, ViewOptions
 from unet_batch.media import geometry, isolation
 from unet_batch.processes import TIMED_OUT, Died, Kept, Workers
 from unet_batch.types import ClassTable, Frame, Item, ModelSpec, Prediction
 
 if TYPE_CHECKING:
-    from unet_batch.inference.backends.base import Backend
+    from unet_batch.inference.views import View
     from unet_batch.types import Pixels, Size
 
 _PREPARE, _FINISH = f"{__name__}:prepare", f"{__name__}:finish"
@@ -49,7 +50,7 @@ class Prepared:
 
     Attributes:
         item: what was decoded.
-        tensor: RGB uint8 (H, W, 3) at the network's size; None once the network has seen it.
+        tensor: RGB uint8 (H, W, 3), what the network is shown; None once the network has seen it.
         map: uint8 (H, W), what the network said of it; None before.
         size: (height, width) of the picture.
         kept: what the worker keeps of it; None where its outputs need nothing but the map.
@@ -84,7 +85,7 @@ class PictureWorkers:
 
     Args:
         workers: that know FUNCTIONS.
-        backend: gives the buffers, and infers.
+        view: how the network sees pictures; gives the buffers, and infers.
         outputs: what is wanted of each picture, and where it goes.
         threshold: probability from which a pixel counts.
         at_least: as for `images.read`.
@@ -94,22 +95,22 @@ class PictureWorkers:
     def __init__(
         self,
         workers: Workers,
-        backend: Backend,
+        view: View,
         outputs: OutputTree,
         *,
         threshold: float,
         at_least: Size | None,
         max_pixels: int,
     ) -> None:
-        self.workers, self.backend, self.outputs = workers, backend, outputs
-        spec = asdict(backend.spec)
+        self.workers, self.view, self.outputs = workers, view, outputs
+        spec = asdict(view.backend.spec)
         del spec["training"]
         setup = {
             "spec": spec,
             "threshold": threshold,
             "folder": outputs.folder,
             "kinds": outputs.kinds,
-            "network": backend.input_size,
+            "placer": asdict(view.placer),
             "at_least": at_least,
             "max_pixels": max_pixels,
             "reader": isolation.READER,
@@ -125,22 +126,28 @@ class PictureWorkers:
             ImageError, ImageTooLarge: as for `images.read`; or its pixels cannot be handed over.
             RunError: no worker can be started.
         """
-        tensor = self.backend.buffer()
         number = self.workers.number()
+        tensors: list[Pixels] = []
+
+        def receive(head: bytes) -> tuple[memoryview]:
+            height, width, _ = _PREPARED.unpack(head)
+            tensors.append(self.view.buffer(self.view.place((height, width))))
+            return (tensors[-1].data.cast("B"),)
+
         request = self._setup + b"[%d,%s]" % (number, json.dumps(item.path).encode())
         try:
-            answer = self.workers.ask(_PREPARE, request, receive=lambda head: (tensor.data.cast("B"),))
+            answer = self.workers.ask(_PREPARE, request, receive=receive)
         except Died as death:
             raise isolation.crash_error(item.path, death, isolation.TIME_LIMIT) from None
         except OSError as error:
             raise isolation.no_space_error(item.path, error) from error
         height, width, weight = _PREPARED.unpack(answer.head)
         kept = Kept(answer.worker, number) if weight else None
-        return Prepared(item, tensor, (height, width), kept, weight)
+        return Prepared(item, tensors[-1], (height, width), kept, weight)
 
     def infer(self, pictures: Sequence[Prepared]) -> Sequence[Prepared]:
         """Run the network on a batch; its input is let go."""
-        maps = self.backend.infer([picture.tensor for picture in pictures if picture.tensor is not None])
+        maps = self.view.infer([picture.tensor for picture in pictures if picture.tensor is not None])
         for picture, map in zip(pictures, maps, strict=True):
             picture.map, picture.tensor = map, None
         return pictures
@@ -206,8 +213,10 @@ class _Setup:
         self.spec = ModelSpec(**spec)
         self.threshold: float = values["threshold"]
         self.outputs = OutputTree(values["folder"], values["kinds"])
-        self.needs_pixels = self.outputs.need_pixels
-        self.network: Size = (values["network"][0], values["network"][1])
+        placer = values["placer"]
+        height, width = placer["network"]
+        self.place = Placer((height, width), ViewOptions(**placer["options"]))
+        self.needs_pixels = self.outputs.need_pixels or self.place.options.refine
         self._how = [values[name] for name in ("reader", "time_limit", "at_least", "max_pixels")]
 
     def decode(self, path: str) -> tuple[Frame, Pixels]:
@@ -215,7 +224,7 @@ class _Setup:
         picture = isolation.read(path, *self._how)
         frame = Frame(
             Item(path),
-            geometry.place(picture.size, self.network),
+            self.place(picture.size),
             None,
             picture.pixels if self.needs_pixels else None,
             picture.missing,
@@ -253,8 +262,9 @@ def finish(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byte
     setup, (number, path, key, height, width) = _read_request(request)
     try:
         frame = _frame(setup, kept.pop(number, None), number, path, (height, width))
-        map = np.frombuffer(data, np.uint8).reshape(setup.network)
-        result = Result(path, setup.spec, setup.threshold, Prediction(frame, map))
+        map = np.frombuffer(data, np.uint8).reshape(frame.placement.network)
+        refine = setup.place.options.refine
+        result = Result(path, setup.spec, setup.threshold, Prediction(frame, map), refine=refine)
         encoded = result.encode_all(setup.outputs.kinds)
         notes = result.notes_on(setup.outputs.kinds)
     except UnetBatchError:
@@ -277,4 +287,4 @@ def _frame(setup: _Setup, frame: Frame | None, number: int, path: str, size: Siz
         frame, _ = setup.decode(path)
         if frame.placement.source != size:
             raise ImageError(f"{path}: changed while the run read it", hint="run again")
-    return frame or Frame(Item(path), geometry.place(size, setup.network), None, None)
+    return frame or Frame(Item(path), setup.place(size), None, None)

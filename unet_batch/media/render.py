@@ -1,7 +1,7 @@
 """Render results for people: overlays, cutouts, comparisons side by side, and the colours of classes.
 
 All functions are pure: they write into none of their inputs and may run in several threads at once. Pictures
-stay bytes throughout (no float copies), and cv2 releases the GIL while it works. Times are for 1280x1918 on
+stay bytes, but along the edge of a cutout, and cv2 releases the GIL while it works. Times are for 1280x1918,
 one core.
 """
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import cv2
 import numpy as np
 
+from unet_batch.media.refine import own_colours
 from unet_batch.types import ClassTable
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def overlay(
 def cutout(
     pixels: Pixels, probability: Pixels, threshold: float = 0.5, opacity: Pixels | None = None
 ) -> Pixels:
-    """Cut the class out of a picture, with a soft edge, in 2 ms.
+    """Cut the class out of a picture, with a soft edge, whose colours are the object's own.
 
     Args:
         pixels: RGB uint8 (h, w, 3).
@@ -116,12 +117,14 @@ def cutout(
 
     Returns:
         RGBA uint8 (h, w, 4), straight (not premultiplied) alpha: 0 up to threshold - RAMP, 255 from threshold
-        + RAMP on, and a smooth step between, times the picture's own. Colours are the photo's, but black
-        where nothing shows: that makes the PNGs of car photos 34 to 52 % smaller, and their encoding 3 to
-        10 % faster.
+        + RAMP on, and a smooth step between, times the picture's own. Colours are the photo's, along the edge
+        without what shines through of the background, and black where nothing shows: that makes the PNGs of
+        car photos 34 to 52 % smaller, and their encoding 3 to 10 % faster.
     """
     alpha = cv2.LUT(probability, _ramp(threshold))
-    if opacity is not None:
+    if opacity is None:
+        pixels = own_colours(pixels, cast("Pixels", alpha))
+    else:
         alpha = ((alpha.astype(np.uint16) * opacity + 127) // 255).astype(np.uint8)
         pixels = _off_white(pixels, opacity)
     rgba = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)

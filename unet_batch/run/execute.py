@@ -31,11 +31,13 @@ from unet_batch.errors import (
     UnetBatchError,
     UsageError,
 )
+from unet_batch.files import archives
 from unet_batch.files.atomic import write_atomic, write_json
 from unet_batch.files.locks import claim
 from unet_batch.files.naming import shown
 from unet_batch.inference.segmenter import Segmenter, as_error, item_of
 from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
+from unet_batch.run import alone
 from unet_batch.run import clip as clips
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout, choose_encoder
@@ -86,7 +88,7 @@ def execute(
         BackendError: the backend fails for one picture after the other.
     """
     renderer = OutputRenderer(plan.outputs, segmenter)
-    recipe = recipe_of(segmenter)
+    recipe = recipe_of(segmenter, plan.options.pages)
     plan.outputs.prepare()
     folder, wait = plan.outputs.folder, plan.options.wait
     with claim(folder, plan.part, wait=wait, on_wait=observer.wait) as locked:
@@ -141,6 +143,7 @@ class _Run:
         self.report = _new_report(plan, segmenter)
         self.stages: dict[str, StageStats] = {}
         self.backlog = reports.Backlog()
+        self.alone: list[tuple[Item, alone.Work]] = []  # pictures that come behind the others
 
         # A run of everything that comes later finds that shards have been here.
         if plan.part and not os.path.exists(os.path.join(self.folder, run_name(""))):
@@ -228,13 +231,15 @@ class _Run:
             reports.add_stats(total, stage)
 
     def _segment(self) -> None:
-        """The pictures, then the clips, one at a time."""
+        """The pictures, then those that memory does not hold, then the clips, both one at a time."""
         moving = [item for item in self.plan.todo if item.is_clip]
         if moving:  # before the pictures: an encoder that does not work is not to be found out in the morning
             codec, reason = choose_encoder(self.plan.options.video.codec)
             self.report.encoder = {"name": codec.encoder, "reason": reason}
             layout = ClipLayout(self.folder, self.plan.options.save, codec)
         self._segment_pictures([item for item in self.plan.todo if not item.is_clip])
+        for item, work in self.alone:
+            self._segment_alone(item, work)
         for item in moving:
             if self.report.status == "running" and not self.stop.reason:
                 self._segment_clip(item, layout)
@@ -271,7 +276,13 @@ class _Run:
     def _tasks(self, items: Iterable[Item]) -> Iterator[Task]:
         """Look at each source just before it is read; runs in the pipeline's first thread."""
         for item in items:
-            yield Task(item.path, item.key, item.is_clip, self.plan.identity(item), time.perf_counter())
+            if (work := alone.find_work(item, self.plan, self.segmenter)) is not None:
+                self.alone.append((item, work))
+                continue
+            yield self._task(item)
+
+    def _task(self, item: Item) -> Task:
+        return Task(item.path, item.key, item.is_clip, self.plan.identity(item), time.perf_counter())
 
     def _write(self, encoded: EncodedOutputs) -> _Written:
         """Write all files of a picture, and then its record; runs in the threads of the last stage."""
@@ -327,8 +338,8 @@ class _Run:
         """
         item = item_of(outcome)
         root = self.plan.sources.root_of(item.path)
-        if outcome.stage == "decode" and item.key not in self.plan.absent and not os.path.lexists(item.path):
-            if not os.path.isdir(root):
+        if outcome.stage == "decode" and item.key not in self.plan.absent and not archives.exists(item.path):
+            if not archives.is_folder(root):
                 raise SourceError(f"{root} vanished while the run read from it", hint="reconnect its disk")
             return SourceVanished(
                 f"{item.path}: it was there when the run began, and is gone now",
@@ -348,6 +359,43 @@ class _Run:
                 "backlog": self.backlog.now,
             }
         )
+
+    # Pictures that memory does not hold, and those of several pages.
+
+    def _segment_alone(self, item: Item, work: alone.Work) -> None:
+        """Segment one picture by itself, and again what a disk or network failed to read."""
+
+        def on_progress(done: int, total: int) -> None:
+            self.outcomes.tell_progress(lambda: {"path": shown(item.path), "done": done, "of": total})
+
+        for pause in (*self.plan.options.retry_pauses, None):
+            if self.report.status != "running" or self.stop.reason:
+                return
+            self.manifest.check()
+            task = self._task(item)
+            try:
+                result = work.segment(on_progress, self.stop)
+                break
+            except RunError:
+                raise
+            except Exception as error:  # noqa: BLE001 - one bad picture costs one picture
+                if pause is None or not _is_passing(error):
+                    failed: Failed[HasItem] = Failed(alone.stage_of(error), error, task)
+                    self.outcomes.fail(item, task.identity, failed.stage, self._explain(failed))
+                    return
+            self.stop.sleep(pause)
+            self.report.retried += 1
+        self._add_stages(result.stages)
+        if result.complete:
+            notes = result.notes
+            if self.workers is not None:
+                notes += ("read in this process, not in one of its own",)
+            files: dict[str, Files] = {
+                kind: ((work.file(kind, item.key), size),) for kind, size in result.outputs.items()
+            }
+            self.outcomes.record_done(item, task.identity, files)
+            seconds = {"all": time.perf_counter() - task.since}
+            self.outcomes.count_done(item, item.path, seconds, notes)
 
     # Clips.
 

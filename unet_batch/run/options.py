@@ -138,6 +138,44 @@ class VideoOptions:
 
 
 @dataclass(frozen=True)
+class PageRange:
+    """Some pages of each picture, counted from 1.
+
+    Attributes:
+        first, last: both included; None for the last there is.
+    """
+
+    first: int = 1
+    last: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> PageRange:
+        """Read `all`, `3`, or `2:10`, of which either may be left out.
+
+        Raises:
+            UsageError: it is none of these.
+        """
+        if text == "all":
+            return cls()
+        found = re.fullmatch(r"(\d{1,9})?(:)?(\d{1,9})?", text)
+        if found and text not in ("", ":"):
+            first = int(found[1] or 1)
+            last = int(found[3]) if found[3] else None if found[2] else first
+            if first >= 1 and (last is None or last >= first):
+                return cls(first, last)
+        raise UsageError(f"pages {text!r}: all, a number, or a range such as 2:10 expected, counted from 1")
+
+    def __str__(self) -> str:
+        if self.last == self.first:
+            return str(self.first)
+        return "all" if self == PageRange() else f"{self.first}:{self.last or ''}"
+
+    def of(self, count: int) -> range:
+        """Those of so many pages, counted from 0; none where there are not so many."""
+        return range(self.first - 1, count if self.last is None else min(count, self.last))
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """What to segment and what to write; see `unet-batch run --help`.
 
@@ -152,6 +190,7 @@ class RunOptions:
         wait: wait for another run that writes to the same folder.
         hash_sources: record the contents of sources, so that a touched one is not redone.
         isolate: decoders are isolated: what crashed one in an earlier run is tried again.
+        pages: of pictures of several; None takes the first.
         video: of clips.
         retry_pauses: seconds before each further try of what a disk or network failed to read.
         progress_seconds: between two events of progress.
@@ -167,6 +206,7 @@ class RunOptions:
     wait: bool = False
     hash_sources: bool = False
     isolate: bool = False
+    pages: PageRange | None = None
     video: VideoOptions = field(default_factory=VideoOptions)
     retry_pauses: tuple[float, ...] = RETRY_PAUSES
     progress_seconds: float = PROGRESS_SECONDS

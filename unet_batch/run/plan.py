@@ -16,15 +16,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from unet_batch.errors import DecoderCrashed, ManifestError, UsageError
-from unet_batch.files import naming
+from unet_batch.files import archives, naming
 from unet_batch.files.atomic import translate
 from unet_batch.files.outputs import CLIP_KINDS, KINDS, PICTURE_KINDS, OutputTree
 from unet_batch.files.sources import Sources, collect, is_below
+from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images, video
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout
 from unet_batch.run.manifest import Manifest
-from unet_batch.run.options import RunOptions
+from unet_batch.run.options import PageRange, RunOptions
 from unet_batch.run.records import FINISHED, Files, Identity, Listing, OutputRecipe, Record, sha256_of
 from unet_batch.types import Item
 
@@ -177,8 +178,10 @@ def _is_source_too(output: str, folder: str) -> UsageError:
 
 
 def _is_source(path: str) -> bool:
-    """Tell whether a file found in a folder is a picture or a clip."""
-    return images.is_supported(path) or (video.is_clip(path) and not video.is_foreign(path))
+    """Tell whether a file found in a folder is a picture or a clip; of an archive only pictures are read."""
+    if images.is_supported(path):
+        return True
+    return video.is_clip(path) and not archives.archive_of(path) and not video.is_foreign(path)
 
 
 def _mark_clips(sources: Sources) -> Sources:
@@ -206,8 +209,10 @@ def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
             )
 
 
-def recipe_of(segmenter: Segmenter) -> OutputRecipe:
+def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRecipe:
     """What decides the pixels: the model's sha256, a threshold if it has one, the network's size, our rules.
+
+    And which pages of a picture are taken, and how the network sees them, where that is not as it always was.
 
     A checkpoint and the graph exported from it are one model: either goes on with what the other began.
     Backend and precision are not in it. A backend is used only after its masks were proven equal to
@@ -216,13 +221,25 @@ def recipe_of(segmenter: Segmenter) -> OutputRecipe:
     """
     threshold = None if segmenter.spec.output == "class_ids" else segmenter.threshold
     sha256 = segmenter.model.sha256 if segmenter.model is not None else ""
-    return _recipe(sha256, threshold, segmenter.backend.input_size, segmenter.spec.name)
+    view = segmenter.view.options
+    return _recipe(sha256, threshold, segmenter.backend.input_size, segmenter.spec.name, view, pages)
 
 
-def _recipe(sha256: str, threshold: float | None, input_size: Sequence[int], name: str) -> OutputRecipe:
+def _recipe(
+    sha256: str,
+    threshold: float | None,
+    input_size: Sequence[int],
+    name: str,
+    view: ViewOptions,
+    pages: PageRange | None = None,
+) -> OutputRecipe:
     facts = {"model": sha256, "threshold": threshold, "input_size": list(input_size), "rules": RULES}
     label = f"{name} (sha256 {sha256[:12]})" + (f", threshold {threshold:g}" if threshold is not None else "")
-    return OutputRecipe(facts, f"{label}, {input_size[0]}x{input_size[1]}")
+    seen = f" {view}" if str(view) else ""
+    if pages is not None:
+        facts["pages"] = str(pages)
+        seen += f", pages {pages}"
+    return OutputRecipe(facts | view.facts(), f"{label}, {input_size[0]}x{input_size[1]}{seen}")
 
 
 def resume(plan: RunPlan, recipe: OutputRecipe) -> RunPlan:
@@ -405,7 +422,7 @@ def _find_adoptable(plan: RunPlan, recipe: OutputRecipe, listing: Listing) -> di
             raise KeyError("run.json")
         model, backend = earlier["model"], earlier["backend"]
         threshold = None if len(model["classes"]) > 1 else float(backend["threshold"])
-        last = _recipe(model["sha256"], threshold, backend["input_size"], model["name"])
+        last = _recipe(model["sha256"], threshold, backend["input_size"], model["name"], ViewOptions())
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ManifestError(f"{some} of which no manifest tells who made them", hint=hint) from error
     if last.digest != recipe.digest:

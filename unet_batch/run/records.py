@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from unet_batch.errors import OutputError
+from unet_batch.files import archives
 
 VERSION = 1
 # How a whole file of this format ends. One that does and has another size was not cut short: somebody has
@@ -74,10 +75,9 @@ class Identity(NamedTuple):
     def of(cls, path: str, source: str) -> Identity | None:
         """Look at a file; None if it cannot be looked at."""
         try:
-            found = os.stat(path)
+            return cls(source, *archives.stat(path))
         except (OSError, ValueError):
             return None
-        return cls(source, found.st_size, found.st_mtime_ns)
 
     def is_of(self, other: Identity) -> bool:
         """Whether both are the same, contents not compared."""
@@ -217,7 +217,7 @@ def sha256_of(path: str) -> str:
     """SHA-256 of a file's contents in hexadecimal; "" if it cannot be read."""
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with archives.open_file(path) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except (OSError, ValueError):

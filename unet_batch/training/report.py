@@ -21,7 +21,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,11 @@ import torch
 
 import unet_batch
 from unet_batch.datasets.sheet import comparison_sheet
-from unet_batch.errors import OutputError, TrainingError, UsageError
+from unet_batch.errors import ImageError, OutputError, TrainingError, UsageError
 from unet_batch.evaluation.evaluate import Evaluation, comparison, evaluate
 from unet_batch.evaluation.metrics import FEW_GROUPS, label
 from unet_batch.files.atomic import make_folder, write_atomic, write_json
+from unet_batch.media import geometry, images
 from unet_batch.model import checkpoint
 from unet_batch.training.loop import Outcome, kept_epoch, monitored_metric
 from unet_batch.training.plan import TrainingPlan
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _DRAWING_SHARE = 0.05  # of the time, at most, goes into drawings between the first and the last
+_LOOKED_AT = 64  # pictures whose scale is written down
 _SHOWN = 4  # pictures of each kind on the sheet
 
 
@@ -389,6 +391,19 @@ def pick_examples(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
     return [(key, f"{name}, Dice {dice:.4f}") for name, entries in parts for key, dice in entries]
 
 
+def _scales(plan: TrainingPlan) -> list[float]:
+    """Network pixels for one of a picture, along a side: the least, the median and the most of some pictures.
+
+    What `run --fit tile` cuts pictures at, where nobody says another. Empty where none can be read.
+    """
+    found = []
+    for pair in plan.train[:: -(-len(plan.train) // _LOOKED_AT)]:
+        with suppress(ImageError):  # of one that went away since
+            placement = geometry.place(images.read(pair.image, at_least=(1, 1)).size, plan.spec.input_size)
+            found.append(max(placement.content[axis] / placement.source[axis] for axis in (0, 1)))
+    return [round(float(value), 4) for value in np.quantile(found, (0, 0.5, 1))] if found else []
+
+
 def _training_facts(plan: TrainingPlan, outcome: Outcome, found: Evaluation, backend: str) -> dict[str, Any]:
     """Collect what the checkpoint says of its own training."""
     metrics: dict[str, Any] = {"backend": backend}
@@ -413,6 +428,7 @@ def _training_facts(plan: TrainingPlan, outcome: Outcome, found: Evaluation, bac
             name: [sum(pair.key.startswith(f"{name}/") for pair in part) for part in (plan.train, plan.val)]
             for name in plan.dataset.parts
         },
+        "scales": _scales(plan),
         "train_images": len(plan.train),
         "val_images": len(plan.val),
         "epoch": outcome.best,

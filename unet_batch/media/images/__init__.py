@@ -43,9 +43,9 @@ A TIFF whose strips or tiles are cut short or absent is an error. Of changed byt
 and LERC notice any, JPEG most; the others (LZW, fax, none...) show them.
 
 `common` has the table of formats, to which a new one is added, limits and errors; `jpeg` (with `huffman`),
-`png` and `tiff` (with `tiff_blocks`) have their formats, `decode` all others, and the functions that read;
-`memory` takes what was read already, `profiles` makes it sRGB, `metadata` chooses what outputs take over, and
-`encode` writes them.
+`png` and `tiff` (with `tiff_blocks`, `tiff_ycbcr`, and `tiff_bands` for what memory does not hold) have their
+formats, `decode` all others, and the functions that read; `memory` takes what was read already, `profiles`
+makes it sRGB, `metadata` chooses what outputs take over, and `encode` writes them.
 """
 
 from __future__ import annotations
@@ -54,29 +54,42 @@ from unet_batch.media.images.common import EXTENSIONS, MAX_PIXELS, Picture, is_s
 from unet_batch.media.images.decode import StoredMask, orientation, read, read_bytes, read_ids
 from unet_batch.media.images.encode import (
     JPEG_SIDE,
+    GreyPngWriter,
     encode_jpeg,
     encode_map,
     encode_mask,
     encode_rgba,
     mask_canvas,
 )
+from unet_batch.media.images.geotiff import encode_geotiff
 from unet_batch.media.images.memory import from_memory
+from unet_batch.media.images.pages import Stack, StackWriter, look_at_pages, read_pages
+from unet_batch.media.images.tiff_bands import Band, measure, read_bands
 
 __all__ = [
     "EXTENSIONS",
     "JPEG_SIDE",
     "MAX_PIXELS",
+    "Band",
+    "GreyPngWriter",
     "Picture",
+    "Stack",
+    "StackWriter",
     "StoredMask",
+    "encode_geotiff",
     "encode_jpeg",
     "encode_map",
     "encode_mask",
     "encode_rgba",
     "from_memory",
     "is_supported",
+    "look_at_pages",
     "mask_canvas",
+    "measure",
     "orientation",
     "read",
+    "read_bands",
     "read_bytes",
     "read_ids",
+    "read_pages",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
+from unet_batch.files import archives
 from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
@@ -232,14 +232,13 @@ def _is_of_unknown_kind(error: Exception) -> bool:
 def _open_file(path: str) -> BinaryIO:
     """Open a regular file; a named pipe would wait for ever, a directory has no pixels."""
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISREG(mode):
-            return open(path, "rb")
+        if archives.is_regular(path):
+            return archives.open_file(path)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ImageError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
-    raise ImageError(f"{path}: is {'a directory' if stat.S_ISDIR(mode) else 'not a regular file'}")
+    raise ImageError(f"{path}: is {'a directory' if os.path.isdir(path) else 'not a regular file'}")
 
 
 def _detect_format(name: str, head: bytes) -> Format:
@@ -290,6 +289,15 @@ def apply_orientation(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     elif orientation in (5, 7):
         pixels = cv2.transpose(pixels if orientation == 5 else cv2.rotate(pixels, cv2.ROTATE_180))
     return np.ascontiguousarray(pixels)
+
+
+def over_white(rgb: Pixels, alpha: Pixels, premultiplied: bool = False) -> Pixels:
+    """Composite RGB pixels with their opacity over white; `premultiplied`: they are multiplied by it."""
+    if premultiplied:
+        return cast("Pixels", cv2.add(rgb, cv2.cvtColor(255 - alpha, cv2.COLOR_GRAY2RGB)))
+    canvas = Image.new("RGB", rgb.shape[1::-1], (255, 255, 255))
+    canvas.paste(Image.fromarray(rgb), mask=Image.fromarray(alpha))
+    return np.array(canvas, np.uint8)
 
 
 def to_uint8(values: NDArray[Any], bits: int = 0, invalid: NDArray[np.bool_] | None = None) -> Pixels:

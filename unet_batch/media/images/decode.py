@@ -20,6 +20,7 @@ from unet_batch.media.images.common import (
     apply_orientation,
     exif_orientation,
     open_source,
+    over_white,
     to_uint8,
 )
 from unet_batch.media.images.huffman import read_frame
@@ -87,7 +88,7 @@ def _read(source: Source, at_least: Size | None) -> Picture:
     if source.format.name == "PNG":
         image: ImageFile = open_png(source, source.file.read())
     else:
-        image = _open_image(source)
+        image = open_image(source)
         notes = frame_notes(image)
     image.load()
     return to_picture(image, notes, with_metadata=at_least is None)
@@ -171,7 +172,7 @@ def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> StoredMask:
             image: ImageFile = open_png(source, data)
             bits = data[24]
         else:
-            image, bits = _open_image(source), 8
+            image, bits = open_image(source), 8
         image.load()
         try:
             stored = _stored_mask(image, bits)
@@ -260,14 +261,14 @@ def orientation(path: str) -> int:
         if source.format.name == "TIFF":
             return tiff_orientation(source)
         if source.format.name != "JPEG":
-            return exif_orientation(_open_image(source))
+            return exif_orientation(open_image(source))
         data = source.file.read()
         frame = read_frame(data)
         header = open_header(data, frame) if frame else None
         return 1 if header is None else exif_orientation(header)
 
 
-def _open_image(source: Source) -> ImageFile:
+def open_image(source: Source) -> ImageFile:
     """Read a header with Pillow, and check the size it announces."""
     module, _, plugin = source.format.plugin.partition(":")
     try:
@@ -364,10 +365,3 @@ def no_value(image: Image.Image) -> NDArray[np.bool_] | None:
         return None
     missing: NDArray[np.bool_] = ~np.isfinite(np.asarray(image))
     return missing if missing.any() else None
-
-
-def over_white(rgb: Pixels, alpha: Pixels) -> Pixels:
-    """Composite RGB pixels with their opacity over white."""
-    canvas = Image.new("RGB", rgb.shape[1::-1], (255, 255, 255))
-    canvas.paste(Image.fromarray(rgb), mask=Image.fromarray(alpha))
-    return np.array(canvas, np.uint8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import cv2
 import numpy as np
@@ -204,3 +204,48 @@ def _png(values: NDArray[Any], row_filter: str, strategy: int) -> bytes:
     if not done:
         raise EncodeError(f"cannot encode {values.shape[0]}x{values.shape[1]} as PNG")
     return data.tobytes()
+
+
+class GreyPngWriter:
+    """Writes a grey PNG from top to bottom, as `encode_mask` and `encode_map` make it of the whole.
+
+    By zlib, whose runs of one byte make masks smaller than zlib-ng does, in the same time; of smooth maps its
+    level 2 makes as much, in a quarter more time.
+
+    Args:
+        file: to write to.
+        size: (height, width).
+        bits: of a value, 8 or 16.
+        smooth: it is a map, and each row is stored less the one above.
+    """
+
+    def __init__(self, file: BinaryIO, size: Size, *, bits: int = 8, smooth: bool = False) -> None:
+        self._file, self._smooth = file, smooth
+        strategy = zlib.Z_DEFAULT_STRATEGY if smooth else zlib.Z_RLE
+        self._deflate = zlib.compressobj(2 if smooth else 1, zlib.DEFLATED, 15, 9, strategy)
+        self._above = np.zeros(size[1] * bits // 8, np.uint8)
+        header = struct.pack(">IIBBBBB", size[1], size[0], bits, 0, 0, 0, 0)
+        file.write(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header))
+
+    def write(self, rows: Pixels | NDArray[np.uint16]) -> None:
+        """Add rows, (n, width) of as many bits; less than a gigabyte of them."""
+        stored = rows if rows.itemsize == 1 else rows.astype(">u2", order="C").view(np.uint8)
+        filtered = _rows(stored.shape[0], stored.shape[1])
+        if self._smooth:
+            filtered[:, 0] = _UP
+            np.subtract(stored[0], self._above, out=filtered[0, 1:])
+            np.subtract(stored[1:], stored[:-1], out=filtered[1:, 1:])
+            self._above = stored[-1].copy()
+        else:
+            filtered[:, 0] = _NO_FILTER
+            filtered[:, 1:] = stored
+        self._write_data(self._deflate.compress(filtered))
+
+    def finish(self) -> None:
+        """Write the end; call it once all rows have been."""
+        self._write_data(self._deflate.flush())
+        self._file.write(_chunk(b"IEND", b""))
+
+    def _write_data(self, data: bytes) -> None:
+        if data:
+            self._file.write(_chunk(b"IDAT", data))

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
-from unet_batch.media.images.common import MAX_PIXELS, Picture, too_large_hint
-from unet_batch.media.images.decode import frame_notes, over_white, read_bytes, to_picture
+from unet_batch.media.images.common import MAX_PIXELS, Picture, over_white, too_large_hint
+from unet_batch.media.images.decode import frame_notes, read_bytes, to_picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

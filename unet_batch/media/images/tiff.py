@@ -14,8 +14,8 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import cv2
@@ -24,7 +24,16 @@ from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.media.images import tiff_blocks
-from unet_batch.media.images.common import CONVERT, Damage, Picture, Source, apply_orientation, to_uint8
+from unet_batch.media.images.common import (
+    CONVERT,
+    Damage,
+    Picture,
+    Source,
+    apply_orientation,
+    over_white,
+    to_uint8,
+)
+from unet_batch.media.images.geotiff import read_geo_tags
 from unet_batch.media.images.metadata import outputs_metadata
 from unet_batch.media.images.profiles import to_srgb
 
@@ -71,6 +80,7 @@ class Stored:
         is_array: tifffile has written it, which stores True as 1, and asks viewers to show 0 as white.
         profile: the ICC profile of its colours, b"" without one.
         info: what outputs take over, as `metadata.outputs_metadata` takes it.
+        geo: the tags that place it on Earth, as `geotiff.read_geo_tags` gives them.
     """
 
     values: NDArray[Any]
@@ -87,6 +97,7 @@ class Stored:
     is_array: bool = False
     profile: bytes = b""
     info: Mapping[str, Any] = field(default_factory=dict)
+    geo: tuple[tuple[int, Any], ...] = ()
 
     @property
     def missing(self) -> NDArray[np.bool_] | None:
@@ -140,6 +151,19 @@ def read_tiff(source: Source) -> Picture:
         ValueError, RuntimeError, ...: it is damaged.
     """
     stored = read_stored(source)
+    pixels, alpha, missing, notes = to_rgb(stored)
+    size = (pixels.shape[0], pixels.shape[1])
+    metadata, more = outputs_metadata(stored.info, dpi=stored.dpi)
+    return Picture(pixels, size, missing, alpha, replace(metadata, geo=stored.geo), notes + more)
+
+
+def to_rgb(stored: Stored) -> tuple[Pixels, Pixels | None, NDArray[np.bool_] | None, tuple[str, ...]]:
+    """What a person sees of a picture, or of some rows of it: each pixel by itself.
+
+    Returns:
+        RGB uint8 (h, w, 3) in sRGB and over white; uint8 (h, w), opacity, None where it is opaque; bool
+        (h, w), where there is no value, None if there is one everywhere; and notes.
+    """
     pixels, alpha, missing = stored.rgb(), stored.opacity(), stored.missing
     notes = stored.notes
     if stored.profile and stored.photometric not in (CIELAB, ICCLAB):
@@ -150,10 +174,8 @@ def read_tiff(source: Source) -> Picture:
         if missing is not None:
             pixels[missing] = 0
     if alpha is not None:
-        pixels = _over_white(pixels, alpha, stored.premultiplied)
-    size = (pixels.shape[0], pixels.shape[1])
-    metadata, more = outputs_metadata(stored.info, dpi=stored.dpi)
-    return Picture(pixels, size, missing, alpha, metadata, notes + more)
+        pixels = over_white(pixels, alpha, stored.premultiplied)
+    return pixels, alpha, missing, notes
 
 
 def read_stored(source: Source) -> Stored:
@@ -164,10 +186,15 @@ def read_stored(source: Source) -> Stored:
     """
     from tifffile import TiffFile
 
+    with explained(source):
+        return read_page(source, *find_picture(TiffFile(source.file)))
+
+
+@contextmanager
+def explained(source: Source) -> Iterator[None]:
+    """Say of what is raised inside why a TIFF cannot be read."""
     try:
-        tif = TiffFile(source.file)
-        page, mask, notes = _find_picture(tif)
-        return _read_page(source, page, mask, notes)
+        yield
     except tiff_blocks.UnsupportedTiff as error:
         raise ImageError(f"{source.name}: TIFF {error} cannot be read", hint=CONVERT) from error
     except (TypeError, LookupError, AttributeError, ArithmeticError, struct.error) as error:
@@ -178,19 +205,19 @@ def tiff_orientation(source: Source) -> int:
     """Orientation of the picture in a TIFF, 1 to 8, which `read_tiff` undoes; 1 where it says nothing."""
     from tifffile import TiffFile
 
-    return _orientation(_find_picture(TiffFile(source.file))[0])
+    return orientation_of(find_picture(TiffFile(source.file))[0])
 
 
 # Which page -------------------------------------------------------------------------------------------------
 
 
-def _find_picture(tif: TiffFile) -> tuple[TiffPage, TiffPage | None, list[str]]:
+def find_picture(tif: TiffFile) -> tuple[TiffPage, TiffPage | None, list[str]]:
     """Find the page that is the picture, and its mask; see the top of the module.
 
     Returns:
         The page; the page that says where it is valid, or None; and a note, if there are other pictures.
     """
-    count = _count_pages(tif)
+    count = count_pages(tif)
     if count == 0:
         raise Damage("there is no picture in it")
     pages = [cast("TiffPage", tif.pages[at]) for at in range(min(count, _LOOKED_AT))]
@@ -199,16 +226,16 @@ def _find_picture(tif: TiffFile) -> tuple[TiffPage, TiffPage | None, list[str]]:
     plain = [page for page in pages if not page.subfiletype & 5]
     large = [page for page in below if not page.subfiletype & 5]
     found = plain or large or sorted(pages, key=_area)[-1:]
-    whole = [page for page in found if not any(_is_thumbnail(page, of) for of in found + large)]
+    whole = [page for page in found if not any(is_thumbnail(page, of) for of in found + large)]
     picture = whole[0] if whole else max(found + large, key=_area)
     shape = (picture.imagelength, picture.imagewidth)
     masks = (page for page in pages if page.subfiletype & 4 and not picture.subfiletype & 4)
     mask = next((page for page in masks if (page.imagelength, page.imagewidth) == shape), None)
-    several = max((len(whole) if plain else 1) + count - len(pages), _stacked(pages[0]))
+    several = max((len(whole) if plain else 1) + count - len(pages), stacked(pages[0]))
     return picture, mask, [f"{several:,} pages: the first is read"] if several > 1 else []
 
 
-def _count_pages(tif: TiffFile) -> int:
+def count_pages(tif: TiffFile) -> int:
     """Count directories, without reading them; a chain that bites its tail ends there."""
     form = tif.tiff
     file, seen, offset = tif.filehandle, set[int](), 0
@@ -240,7 +267,7 @@ def _area(page: TiffPage) -> int:
     return page.imagelength * page.imagewidth
 
 
-def _is_thumbnail(page: TiffPage, of: TiffPage) -> bool:
+def is_thumbnail(page: TiffPage, of: TiffPage) -> bool:
     """Whether a page has the shape of a much larger one, to the pixel."""
     height, width = page.imagelength, page.imagewidth
     if min(height, width) < 1 or of.imagelength < _THUMBNAIL * height or of.imagewidth < _THUMBNAIL * width:
@@ -249,7 +276,7 @@ def _is_thumbnail(page: TiffPage, of: TiffPage) -> bool:
     return abs(of.imagelength / across - height) <= 1 or abs(of.imagewidth / down - width) <= 1
 
 
-def _stacked(page: TiffPage) -> int:
+def stacked(page: TiffPage) -> int:
     """How many pictures ImageJ has put behind one directory."""
     found = re.search(r"^images=(\d+)", page.description or "", re.MULTILINE)
     return int(found[1]) if found and page.is_imagej else 1
@@ -258,20 +285,35 @@ def _stacked(page: TiffPage) -> int:
 # What its numbers mean --------------------------------------------------------------------------------------
 
 
-def _read_page(source: Source, page: TiffPage, mask: TiffPage | None, notes: list[str]) -> Stored:
-    """Decode the bands of a page that make the picture."""
-    photometric = _photometric(page)
-    bands, alpha, more = _choose_bands(page, photometric)
+def read_page(
+    source: Source,
+    page: TiffPage,
+    mask: TiffPage | None,
+    notes: list[str],
+    rows: range | None = None,
+    each: tiff_blocks.Each = map,
+) -> Stored:
+    """Decode the bands of a page that make the picture.
+
+    Args:
+        source: that it is in.
+        page, mask, notes: as `find_picture` gives them.
+        rows: which rows, whose size has been checked; None for all.
+        each: as for `tiff_blocks.read_blocks`.
+    """
+    photometric = photometric_of(page)
+    bands, alpha, more = choose_bands(page, photometric)
     wanted = bands if alpha is None else [*bands, alpha]
-    _check_size(source, page, len(wanted))
+    if rows is None:
+        for there, count in ((page, len(wanted)), *([] if mask is None else [(mask, 1)])):
+            _check_size(source, there, count)
     sparse = any(tag in page.tags for tag in _GEO)
-    values, absent = tiff_blocks.read_blocks(page, source.file, wanted, sparse=sparse)
+    values, absent = tiff_blocks.read_blocks(page, source.file, wanted, sparse=sparse, rows=rows, each=each)
     if mask is not None:
-        _check_size(source, mask, 1)
-        inside, _ = tiff_blocks.read_blocks(mask, source.file, [0], sparse=sparse)
+        inside, _ = tiff_blocks.read_blocks(mask, source.file, [0], sparse=sparse, rows=rows, each=each)
         outside = inside[..., 0] == 0
         absent = outside if absent is None else absent | outside
-    orientation = _orientation(page)
+    orientation = orientation_of(page)
     values = _upright(values, orientation)
     colours = values[..., : len(bands)] if alpha is not None else values
     if photometric == YCBCR or (photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO) and len(bands) == 3):
@@ -291,6 +333,8 @@ def _read_page(source: Source, page: TiffPage, mask: TiffPage | None, notes: lis
         page.is_shaped or page.software.startswith("tifffile"),
         _bytes_of(page, 34675),
         {"words": _words(page), "xmp": _bytes_of(page, 700)},
+        # They speak of the pixels as they are stored
+        read_geo_tags(page) if orientation == 1 else (),
     )
 
 
@@ -321,7 +365,7 @@ def _check_size(source: Source, page: TiffPage, bands: int) -> None:
         )
 
 
-def _photometric(page: TiffPage) -> int:
+def photometric_of(page: TiffPage) -> int:
     """What the numbers mean; where a page does not say, as libtiff guesses."""
     if 262 not in page.tags and page.compression != 6:
         if page.samplesperpixel >= 3:
@@ -337,7 +381,7 @@ def _photometric(page: TiffPage) -> int:
     return photometric
 
 
-def _choose_bands(page: TiffPage, photometric: int) -> tuple[list[int], int | None, list[str]]:
+def choose_bands(page: TiffPage, photometric: int) -> tuple[list[int], int | None, list[str]]:
     """Choose the bands that are the picture: their numbers, that of opacity or None, and a note.
 
     Colour takes as many as it has. Of grey pictures with more bands, three or more are taken for colour, as
@@ -410,7 +454,7 @@ def _whole(text: str) -> int | None:
     return int(number) if number.is_integer() else None
 
 
-def _orientation(page: TiffPage) -> int:
+def orientation_of(page: TiffPage) -> int:
     value = page.tags.valueof(274)
     return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -433,7 +477,7 @@ def _dpi(page: TiffPage) -> tuple[float, float] | None:
         per_unit = tuple(a / b for a, b in (page.tags.valueof(282), page.tags.valueof(283)))
         inch = {2: 1.0, 3: 2.54}.get(int(page.tags.valueof(296, 2)))
         if inch and min(per_unit) > 0:
-            across, down = per_unit if _orientation(page) < 5 else per_unit[::-1]
+            across, down = per_unit if orientation_of(page) < 5 else per_unit[::-1]
             return across * inch, down * inch
     return None
 
@@ -454,13 +498,3 @@ def _lab_to_rgb(values: NDArray[Any], photometric: int) -> Pixels:
     picture = Image.frombytes("LAB", (lab.shape[1], lab.shape[0]), np.ascontiguousarray(lab).tobytes())
     profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     return np.array(ImageCms.profileToProfile(picture, *profiles, outputMode="RGB"), np.uint8)
-
-
-def _over_white(pixels: Pixels, alpha: Pixels, premultiplied: bool) -> Pixels:
-    """Composite RGB over white."""
-    clear = (255 - alpha)[..., None]
-    if premultiplied:
-        return cast("Pixels", cv2.add(pixels, cv2.cvtColor(clear, cv2.COLOR_GRAY2RGB)))
-    image = Image.fromarray(pixels)
-    image.paste((255, 255, 255), mask=Image.fromarray(clear[..., 0]))
-    return np.array(image, np.uint8)

@@ -13,7 +13,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -21,6 +21,7 @@ import simplejpeg
 from PIL.TiffImagePlugin import TiffImageFile
 
 from unet_batch.media.images.common import Damage
+from unet_batch.media.images.tiff_ycbcr import Units, numbers, ycbcr_to_rgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     Block = tuple[NDArray[Any], NDArray[np.bool_] | None]
     Decode = Callable[[bytes, int, int], Block]
+    Each = Callable[[Callable[[Any], Any], Iterator[Any]], Iterator[Any]]
 
 JPEG = (6, 7, 33007, 34892)
 """Values of the tag Compression that mean JPEG."""
@@ -51,6 +53,7 @@ _DEFLATE = (8, 32946, 50013)
 # Uncompressed samples are not predicted, whatever the tag says: some writers leave it there
 _PREDICTED = (5, *_DEFLATE, 32773, 34925, 34926, 50000)
 _BYTES = {5: "lzw", 32773: "packbits", 34925: "lzma", 34926: "zstd", 50000: "zstd"}
+_PART = 2**22  # bytes of a strip without compression that are read together
 _FAX = {2: "ccittrle_decode", 3: "ccittfax3_decode", 4: "ccittfax4_decode"}
 
 _NAMES = {
@@ -133,10 +136,10 @@ class _Grid:
         planes, bands = (page.samplesperpixel, 1) if apart else (1, page.samplesperpixel)
         return cls(rows, columns, -(-height // rows), -(-width // columns), deep, planes, bands)
 
-    def blocks(self, plane: int) -> Iterator[tuple[int, int, int]]:
-        """Number, top and left of each block of the first layer of a plane."""
+    def blocks(self, plane: int, rows: range) -> Iterator[tuple[int, int, int]]:
+        """Number, top and left of each block of the first layer of a plane that holds some of the rows."""
         first = plane * self.deep * self.down * self.across
-        for index in range(self.down * self.across):
+        for index in range(rows.start // self.rows * self.across, -(-rows.stop // self.rows) * self.across):
             down, across = divmod(index, self.across)
             yield first + index, down * self.rows, across * self.columns
 
@@ -147,16 +150,29 @@ def block_size(page: TiffPage) -> int:
     return grid.rows * grid.columns * grid.bands * (max(1, page.tiledepth) if page.is_tiled else 1)
 
 
+def block_rows(page: TiffPage, file: BinaryIO) -> int:
+    """How many rows of a page are decoded together: those of a strip or tile, some of a plain strip."""
+    return min(page.imagelength, _lay_out(page, file, in_parts=True)[0].rows)
+
+
 def read_blocks(
-    page: TiffPage, file: BinaryIO, bands: Sequence[int], *, sparse: bool
+    page: TiffPage,
+    file: BinaryIO,
+    bands: Sequence[int],
+    *,
+    sparse: bool,
+    rows: range | None = None,
+    each: Each = map,
 ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """Decode a page.
+    """Decode a page, or some rows of it.
 
     Args:
         page: whose sizes have been checked.
         file: that it is in.
         bands: which ones, in this order.
         sparse: blocks that are absent are a way to say that there is no value, as GDAL does; else an error.
+        rows: which ones; None for all.
+        each: calls a function with each of many values, as `map`; several at once, perhaps.
 
     Returns:
         The numbers as they are stored, (h, w, len(bands)) of the page's dtype, but YCbCr made RGB; and where
@@ -166,45 +182,79 @@ def read_blocks(
         UnsupportedTiff: it is of a kind that is not read.
         ValueError, RuntimeError: it is damaged.
     """
-    grid, height, width = _Grid.of(page), page.imagelength, page.imagewidth
-    offsets, counts = page.dataoffsets, page.databytecounts
-    end = file.seek(0, io.SEEK_END)
-    if page.compression == 6 and 513 in page.tags:  # JPEGInterchangeFormat: one stream for all strips
-        grid = _Grid(height, width, 1, 1, 1, 1, page.samplesperpixel)
-        start, size = _numbers(page, 513)[0], (*_numbers(page, 514), 0)[0]
-        offsets, counts = (start,), (size or end - start,)
+    grid, offsets, counts = _lay_out(page, file, in_parts=rows is not None)
+    wanted, height, width = rows or range(page.imagelength), page.imagelength, page.imagewidth
     total = grid.planes * grid.deep * grid.down * grid.across
     if min(len(offsets), len(counts)) < total:
         raise Damage(f"{total} strips or tiles are needed, {min(len(offsets), len(counts))} are listed")
-    decode = _decoder(page, grid)
-    values = np.empty((height, width, len(bands)), page.dtype)
+    decode, end = _decoder(page, grid), file.seek(0, io.SEEK_END)
+    values = np.empty((len(wanted), width, len(bands)), page.dtype)
+
+    def blocks() -> Iterator[tuple[Any, ...]]:
+        for index, top, left, into, kept in _plan(grid, bands, wanted):
+            if absent := offsets[index] == 0 or counts[index] == 0:
+                if not sparse:
+                    raise Damage(f"strip or tile {index + 1} of {total} is absent")
+                data = b""
+            else:
+                data = _read(file, end, offsets[index], counts[index], page, grid if total == 1 else None)
+            yield None if absent else data, top, left, into, kept
+
+    def fill(block: tuple[Any, ...]) -> tuple[tuple[slice, slice], NDArray[np.bool_] | bool]:
+        data, top, left, into, kept = block
+        high, wide = min(grid.rows, height - top), min(grid.columns, width - left)
+        part = slice(max(0, wanted.start - top), min(high, wanted.stop - top))
+        area = (
+            slice(top + part.start - wanted.start, top + part.stop - wanted.start),
+            slice(left, left + wide),
+        )
+        if data is None:
+            values[area[0], area[1], into] = 0
+            return area, False
+        decoded, found = decode(data, high, wide)
+        values[area[0], area[1], into] = decoded[part, :wide, kept]
+        return area, True if found is None else found[part, :wide]
+
     missing: NDArray[np.bool_] | None = None
-    absent = 0
-    for index, top, left, into, kept in _plan(grid, bands):
-        rows, columns = min(grid.rows, height - top), min(grid.columns, width - left)
-        area = (slice(top, top + rows), slice(left, left + columns))
-        if offsets[index] == 0 or counts[index] == 0:
-            if not sparse:
-                raise Damage(f"strip or tile {index + 1} of {total} is absent")
-            block: NDArray[Any] = np.zeros((1, 1, 1), page.dtype)
-            valid: NDArray[np.bool_] | None = np.zeros((rows, columns), np.bool_)
-            absent += 1
-        else:
-            data = _read(file, end, offsets[index], counts[index], page, grid if total == 1 else None)
-            block, found = decode(data, rows, columns)
-            block = block[:rows, :columns, kept]
-            valid = None if found is None else found[:rows, :columns]
-        values[area[0], area[1], into] = block
-        if valid is not None and not valid.all():
-            missing = np.zeros((height, width), np.bool_) if missing is None else missing
-            missing[area] |= ~valid
-    if absent and missing is not None and missing.all():
+    absent = False
+    for area, valid in each(fill, blocks()):
+        absent |= valid is False
+        if valid is not True and not np.all(valid):
+            missing = np.zeros((len(wanted), width), np.bool_) if missing is None else missing
+            missing[area] |= np.logical_not(valid)
+    if rows is None and absent and missing is not None and missing.all():
         raise Damage("all of its strips or tiles are absent: there is no picture in it")
     return values, missing
 
 
-def _plan(grid: _Grid, bands: Sequence[int]) -> Iterator[tuple[int, int, int, slice, slice | list[int]]]:
-    """Go through the blocks that hold the bands that are wanted.
+def _lay_out(page: TiffPage, file: BinaryIO, *, in_parts: bool) -> tuple[_Grid, Sequence[int], Sequence[int]]:
+    """The blocks of a page, and where each of them begins, and how many bytes it has.
+
+    Args:
+        page: whose sizes have been checked.
+        file: that it is in.
+        in_parts: take a single strip without compression as many, whose size can be chosen.
+    """
+    grid, offsets, counts = _Grid.of(page), page.dataoffsets, page.databytecounts
+    if page.compression == 6 and 513 in page.tags:  # JPEGInterchangeFormat: one stream for all strips
+        grid = _Grid(page.imagelength, page.imagewidth, 1, 1, 1, 1, page.samplesperpixel)
+        start, size = numbers(page, 513)[0], (*numbers(page, 514), 0)[0]
+        offsets, counts = (start,), (size or file.seek(0, io.SEEK_END) - start,)
+    plain = page.compression == 1 and not page.is_tiled and not page.is_subsampled
+    if in_parts and plain and grid.down == 1 and grid.deep == 1 and 0 not in (*offsets, *counts):
+        row = -(-grid.columns * grid.bands * _bits(page) // 8)
+        rows = max(1, min(page.imagelength, _PART // row))
+        down = -(-page.imagelength // rows)
+        offsets = [start + part * rows * row for start in offsets for part in range(down)]
+        counts = [row * min(rows, page.imagelength - part * rows) for part in range(down)] * grid.planes
+        grid = replace(grid, rows=rows, down=down)
+    return grid, offsets, counts
+
+
+def _plan(
+    grid: _Grid, bands: Sequence[int], rows: range
+) -> Iterator[tuple[int, int, int, slice, slice | list[int]]]:
+    """Go through the blocks that hold the bands and rows that are wanted.
 
     Yields:
         Number, top and left of a block, the bands of the result that it fills, and those of its own that are
@@ -213,10 +263,10 @@ def _plan(grid: _Grid, bands: Sequence[int]) -> Iterator[tuple[int, int, int, sl
     every = slice(None)
     if grid.planes > 1:
         for at, band in enumerate(bands):
-            yield from ((*place, slice(at, at + 1), every) for place in grid.blocks(band))
+            yield from ((*place, slice(at, at + 1), every) for place in grid.blocks(band, rows))
     else:
         kept = every if list(bands) == list(range(grid.bands)) else list(bands)
-        yield from ((*place, every, kept) for place in grid.blocks(0))
+        yield from ((*place, every, kept) for place in grid.blocks(0, rows))
 
 
 def _read(file: BinaryIO, end: int, offset: int, count: int, page: TiffPage, only: _Grid | None) -> bytes:
@@ -298,7 +348,7 @@ def _picture_decoder(page: TiffPage, grid: _Grid) -> Decode:
     import imagecodecs
 
     code, kind = int(page.compression), page.dtype
-    packing = (*_numbers(page, 50674), 0, 0)[1]  # of LercParameters: 1 is deflate, 2 Zstandard
+    packing = (*numbers(page, 50674), 0, 0)[1]  # of LercParameters: 1 is deflate, 2 Zstandard
     limit = grid.rows * grid.columns * grid.bands * np.dtype(kind).itemsize
     function: Callable[..., Any]
     options: dict[str, Any] = {}
@@ -333,7 +383,7 @@ def _picture_decoder(page: TiffPage, grid: _Grid) -> Decode:
         values = values.reshape(*shape, grid.bands)
         if code == _LERC and page.predictor == 2:
             values = np.asarray(imagecodecs.delta_decode(values, axis=-2))
-        return (_ycbcr_to_rgb(page, values) if code == 33003 else values), valid
+        return (ycbcr_to_rgb(page, values) if code == 33003 else values), valid
 
     return decode
 
@@ -351,7 +401,7 @@ def _sample_decoder(page: TiffPage, grid: _Grid) -> Decode:
     if page.photometric == 6 and (grid.bands != 3 or bits != 8):
         raise UnsupportedTiff("of YCbCr in separate planes, or of other than 8 bits")
     per_row = -(-grid.columns * grid.bands * bits // 8)
-    units = _Units.of(page, grid) if subsampled else None
+    units = Units.of(page, grid.columns) if subsampled else None
     most = units.size(grid.rows) if units else grid.rows * per_row
 
     def decode(data: bytes, rows: int, columns: int) -> Block:
@@ -363,11 +413,11 @@ def _sample_decoder(page: TiffPage, grid: _Grid) -> Decode:
             return _decode_fax(page, data, rows, grid.columns), None
         data = _decompress(data, code, most)
         if units:
-            return _ycbcr_to_rgb(page, units.spread(data, rows)), None
+            return ycbcr_to_rgb(page, units.spread(data, rows)), None
         if len(data) < rows * per_row:
             raise Damage(f"a block of pixels ends {rows * per_row - len(data):,} bytes early")
         values = _unpack(page, data[: rows * per_row], bits, (rows, grid.columns, grid.bands), predictor)
-        return (_ycbcr_to_rgb(page, values) if page.photometric == 6 else values), None
+        return (ycbcr_to_rgb(page, values) if page.photometric == 6 else values), None
 
     return decode
 
@@ -393,7 +443,7 @@ def _decode_fax(page: TiffPage, data: bytes, rows: int, columns: int) -> NDArray
     """Decode CCITT's codings of black and white, which know no error: what is damaged looks it."""
     import imagecodecs
 
-    code, options = int(page.compression), (*_numbers(page, 292), 0)[0]
+    code, options = int(page.compression), (*numbers(page, 292), 0)[0]
     decode = getattr(imagecodecs, _FAX[code], None)
     if decode is not None:
         decoded = decode(data, rows, columns, **({"t4options": options} if code == 3 else {}))
@@ -431,67 +481,3 @@ def _unpack(
         values = values.astype(kind)
         values = np.asarray(imagecodecs.delta_decode(values, axis=-2, out=values))
     return values
-
-
-# YCbCr ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Units:
-    """Uncompressed YCbCr with less colour than light: units of `down` x `across` Y, a Cb and a Cr."""
-
-    down: int
-    across: int
-    columns: int
-
-    @classmethod
-    def of(cls, page: TiffPage, grid: _Grid) -> _Units:
-        across, down = page.subsampling or (2, 2)
-        return cls(int(down), int(across), grid.columns)
-
-    @property
-    def _row(self) -> int:
-        return -(-self.columns // self.across)
-
-    def size(self, rows: int) -> int:
-        """How many bytes so many rows of pixels take."""
-        return -(-rows // self.down) * self._row * (self.down * self.across + 2)
-
-    def spread(self, data: bytes, rows: int) -> NDArray[np.uint8]:
-        """Give every pixel its colour: uint8 (rows, columns, 3)."""
-        needed = self.size(rows)
-        if len(data) < needed:
-            raise Damage(f"a block of pixels ends {needed - len(data):,} bytes early")
-        high = -(-rows // self.down)
-        units = np.frombuffer(data[:needed], np.uint8).reshape(high, self._row, -1)
-        light = units[..., :-2].reshape(high, self._row, self.down, self.across).swapaxes(1, 2)
-        colour = units[..., -2:].repeat(self.down, axis=0).repeat(self.across, axis=1)
-        light = light.reshape(high * self.down, self._row * self.across, 1)
-        return np.concatenate([light, colour], axis=-1)[:rows, : self.columns]
-
-
-def _ycbcr_to_rgb(page: TiffPage, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Convert by the page's own coefficients and range (TIFF 6.0, section 21)."""
-    red, green, blue = _rationals(page, 529) or (0.299, 0.587, 0.114)
-    reference = _rationals(page, 532) or (0, 255, 128, 255, 128, 255)
-    low, high = np.array(reference, np.float32).reshape(3, 2).T
-    scale = np.array([255, 127, 127], np.float32) / (high - low)
-    scaled = (values.astype(np.float32) - low) * scale
-    light, to_blue, to_red = scaled[..., 0], scaled[..., 1], scaled[..., 2]
-    r = light + (2 - 2 * red) * to_red
-    b = light + (2 - 2 * blue) * to_blue
-    g = (light - red * r - blue * b) / green
-    rgb: NDArray[np.uint8] = np.rint(np.stack([r, g, b], axis=-1)).clip(0, 255).astype(np.uint8)
-    return rgb
-
-
-def _rationals(page: TiffPage, tag: int) -> tuple[float, ...]:
-    """The fractions that a tag holds; none where it is absent."""
-    value = _numbers(page, tag)
-    return tuple(a / b for a, b in zip(value[::2], value[1::2], strict=True))
-
-
-def _numbers(page: TiffPage, tag: int) -> tuple[int, ...]:
-    """What a tag holds, one number or several; none where it is absent."""
-    value = page.tags.valueof(tag, ())
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)

@@ -1,0 +1,215 @@
+"""Files in ZIP and tar archives, under paths as if the archive were a folder: `/data/photos.zip/a/b.jpg`.
+
+`stat`, `open_file` and `is_folder` take such paths and all others. Nothing is unpacked: a member is read into
+memory when it is opened. The table of contents is read once for each archive, and again when its file has
+changed.
+
+Compressed tar archives are not taken: they can be read only from the front, so that each member would
+cost all those before it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat as modes
+import tarfile
+import threading
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from io import BytesIO
+from typing import BinaryIO, NamedTuple
+
+LARGEST = 2 * 2**30
+"""Bytes of the largest member that is read: it is held in memory, and a small file may claim to hold more."""
+_SUFFIXES = (".zip", ".tar")
+_COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_INSIDE = re.compile(r"\.(?:zip|tar)(?=[/\\])", re.IGNORECASE)
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError)
+
+
+class Stat(NamedTuple):
+    """What identifies the contents of a file.
+
+    Attributes:
+        size: in bytes.
+        mtime_ns: when it was last written; of a member of a ZIP its checksum, as times in there have no zone
+            and two seconds.
+    """
+
+    size: int
+    mtime_ns: int
+
+
+class _Member(NamedTuple):
+    """A file in an archive: what identifies it, and where it is, as the archive's own library has it."""
+
+    stat: Stat
+    place: zipfile.ZipInfo | int
+
+
+class _Archive(ABC):
+    """An archive: its files by their names, `/`-separated; several threads may read at once."""
+
+    members: Mapping[str, _Member]
+
+    @abstractmethod
+    def read(self, member: _Member) -> bytes:
+        """The contents. Raises OSError, or one of _DAMAGE."""
+
+
+class _Zip(_Archive):
+    def __init__(self, path: str) -> None:
+        self._file = zipfile.ZipFile(path)
+        members = ((info, _clean(info.filename)) for info in self._file.infolist() if not info.is_dir())
+        self.members = {name: _Member(Stat(info.file_size, info.CRC), info) for info, name in members if name}
+
+    def read(self, member: _Member) -> bytes:
+        assert isinstance(member.place, zipfile.ZipInfo)
+        with self._file.open(member.place) as file:
+            return file.read()
+
+
+class _Tar(_Archive):
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with tarfile.open(path, "r:") as file:
+            members = ((info, _clean(info.name)) for info in file if info.isreg() and not info.issparse())
+            self.members = {
+                name: _Member(Stat(info.size, round(info.mtime * 1e9)), info.offset_data)
+                for info, name in members
+                if name
+            }
+
+    def read(self, member: _Member) -> bytes:
+        assert isinstance(member.place, int)
+        with open(self._path, "rb") as file:
+            file.seek(member.place)
+            data = file.read(member.stat.size)
+        if len(data) < member.stat.size:
+            raise EOFError("the archive ends early")
+        return data
+
+
+def archive_of(path: str) -> str:
+    """The archive that a path is, or leads into, by its name; "" for all else."""
+    if (found := _split(path)) is not None:
+        return found[0]
+    return path if path.lower().endswith(_SUFFIXES) and os.path.isfile(path) else ""
+
+
+def is_compressed(path: str) -> bool:
+    """Whether a file is called like a tar archive that can be read only from the front."""
+    return path.lower().endswith(_COMPRESSED)
+
+
+def below(path: str) -> Iterator[str]:
+    """The paths of the files in an archive, or below a folder in one.
+
+    Directories, links, and names that lead out of the archive are left out.
+
+    Raises:
+        OSError: it cannot be read, or is damaged.
+    """
+    archive, inside = _split(path) or (path, "")
+    for name in _contents(archive).members:
+        if not inside or name.startswith(f"{inside}/"):
+            yield os.path.join(archive, *name.split("/"))
+
+
+def stat(path: str) -> Stat:
+    """What identifies a file.
+
+    Raises:
+        OSError, ValueError: it cannot be looked at.
+    """
+    if (found := _split(path)) is None:
+        facts = os.stat(path)
+        return Stat(facts.st_size, facts.st_mtime_ns)
+    return _find(path, *found).stat
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open a file for reading: a regular one, or a member of an archive, read into memory.
+
+    Raises:
+        OSError, ValueError: it cannot be opened, is damaged, or too large to be held.
+    """
+    if (found := _split(path)) is None:
+        return open(path, "rb")
+    archive, name = found
+    member = _find(path, archive, name)
+    if member.stat.size > LARGEST:
+        raise OSError(f"{member.stat.size:,} bytes in an archive, which would be held in memory: unpack it")
+    try:
+        return BytesIO(_contents(archive).read(member))
+    except _DAMAGE as error:
+        raise OSError(f"damaged in its archive, or encrypted: {error}") from error
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file, be it a link that leads nowhere."""
+    if _split(path) is None:
+        return os.path.lexists(path)
+    try:
+        stat(path)
+    except OSError:
+        return False
+    return True
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path is a folder, an archive, or a folder in one."""
+    if _split(path) is None:
+        return os.path.isdir(path) or archive_of(path) != ""
+    try:
+        return any(True for _ in below(path))
+    except OSError:
+        return False
+
+
+def is_regular(path: str) -> bool:
+    """Whether a path is a regular file, or a member of an archive. Raises OSError where it is not there."""
+    return _split(path) is not None or modes.S_ISREG(os.stat(path).st_mode)
+
+
+def _find(path: str, archive: str, name: str) -> _Member:
+    try:
+        return _contents(archive).members[name]
+    except KeyError:
+        raise FileNotFoundError(2, f"no such file in {archive}", path) from None
+
+
+def _split(path: str) -> tuple[str, str] | None:
+    """The archive that a path leads into, and the name in it; None for a path of the file system's own."""
+    for found in _INSIDE.finditer(path):
+        archive = path[: found.end()]
+        if os.path.isfile(archive):  # a folder may be called photos.zip
+            return archive, path[found.end() + 1 :].replace(os.sep, "/")
+    return None
+
+
+_lock = threading.Lock()
+
+
+def _contents(path: str) -> _Archive:
+    facts = os.stat(path)
+    with _lock:  # or every thread would read the table of contents
+        return _read_contents(path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(8)
+def _read_contents(path: str, size: int, mtime_ns: int) -> _Archive:
+    try:
+        return _Zip(path) if path.lower().endswith(".zip") else _Tar(path)
+    except _DAMAGE as error:
+        raise OSError(f"not an archive, or damaged: {error}") from error
+
+
+def _clean(name: str) -> str:
+    """A member's name without what stands for the archive itself; "" where it leads out of it."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    return "" if ".." in parts else "/".join(parts)

@@ -1,0 +1,138 @@
+"""Read a TIFF that is too large for memory in bands of rows, each pixel as `tiff` reads it from the whole."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unet_batch.errors import ImageError, ImageTooLarge
+from unet_batch.media.images import tiff, tiff_blocks
+from unet_batch.media.images.common import Damage, Source, open_source
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from tifffile import TiffPage
+
+    from unet_batch.types import Pixels, Size
+
+_BAND = 2**25  # bytes of numbers that are read at once, where blocks allow
+_LARGEST_BAND = 2**29  # bytes of a row of blocks at most, which have to be decoded together
+_TILE_IT = "save it in tiles, with GDAL: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE IN OUT"
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Some rows of a picture.
+
+    Attributes:
+        pixels: RGB uint8 (n, width, 3).
+        missing: bool (n, width), True where the file says that it has no value; None where there is one.
+        notes: what people should know of how it was read.
+    """
+
+    pixels: Pixels
+    missing: NDArray[np.bool_] | None
+    notes: tuple[str, ...]
+
+
+def measure(path: str) -> tuple[Size, int] | None:
+    """Look into the directory of a TIFF.
+
+    Returns:
+        (height, width) of the picture, and the bytes of its numbers and of its pixels as RGB, which reading
+        it as a whole takes; None of what is no TIFF, or cannot be read.
+    """
+    from tifffile import TiffFile
+
+    with suppress(ImageError), open_source(path, sys.maxsize) as source:
+        if source.format.name == "TIFF":
+            with tiff.explained(source):
+                page, _, _ = tiff.find_picture(TiffFile(source.file))
+                area, number = page.imagelength * page.imagewidth, page.dtype.itemsize if page.dtype else 0
+                return (page.imagelength, page.imagewidth), area * (3 + number * _count_bands(page))
+    return None
+
+
+def read_bands(path: str, size: Size, workers: int = 1) -> Iterator[Band]:
+    """Decode a TIFF from top to bottom.
+
+    Args:
+        path: a regular file.
+        size: (height, width) of the picture, as `measure` has found it.
+        workers: how many strips or tiles are decoded at once.
+
+    Raises:
+        ImageTooLarge: it is stored in a way of which no part can be read by itself; the hint says what to do.
+        ImageError: as for `images.read`.
+    """
+    from tifffile import TiffFile
+
+    with open_source(path, sys.maxsize) as source, ThreadPoolExecutor(workers) as pool:
+        with tiff.explained(source):
+            page, mask, notes = tiff.find_picture(TiffFile(source.file))
+            if (page.imagelength, page.imagewidth) != size:
+                raise Damage("it was changed while it was read")
+            step = _rows_at_once(source, page)
+            if mask is not None:
+                _check_blocks(source, mask, 1)
+        for top in range(0, size[0], step):
+            rows = range(top, min(size[0], top + step))
+            with tiff.explained(source):
+                stored = tiff.read_page(source, page, mask, notes, rows, pool.map)
+                pixels, _, missing, said = tiff.to_rgb(stored)
+            yield Band(pixels, missing, said)
+
+
+def _rows_at_once(source: Source, page: TiffPage) -> int:
+    """How many rows are a band.
+
+    Raises:
+        ImageTooLarge: none can be.
+    """
+    tiff_blocks.check_compression(page)
+    height, width, kind = page.imagelength, page.imagewidth, page.dtype
+    what = f"{source.name}: {height}x{width} (height x width) is read in bands of rows, and"
+    if (turn := tiff.orientation_of(page)) != 1:
+        raise ImageTooLarge(
+            f"{what} its orientation ({turn}) asks to turn it",
+            hint="turn its pixels, and save it with orientation 1",
+        )
+    if kind is None or kind.kind not in "bu" or kind.itemsize > 2:
+        raise ImageTooLarge(
+            f"{what} what is black and white in its {kind} values is known only at the end",
+            hint="save it with 8 or 16 bits, with GDAL: gdal_translate -ot Byte -scale IN OUT",
+        )
+    if page.compression == 6 and 513 in page.tags:
+        raise ImageTooLarge(f"{what} it is one old-style JPEG", hint=_TILE_IT)
+    block, size = _check_blocks(source, page, _count_bands(page))
+    return block * max(1, _BAND // size)
+
+
+def _check_blocks(source: Source, page: TiffPage, bands: int) -> tuple[int, int]:
+    """Rows that have to be decoded together, and their bytes.
+
+    Raises:
+        ImageTooLarge: that is too much.
+    """
+    height, width = page.imagelength, page.imagewidth
+    rows = tiff_blocks.block_rows(page, source.file)
+    size = rows * width * bands * (page.dtype.itemsize if page.dtype is not None else 1)
+    if size > _LARGEST_BAND:
+        raise ImageTooLarge(
+            f"{source.name}: {height}x{width} (height x width) is read in bands of rows, and its strips or "
+            f"tiles have {rows:,} of them: {size:,} bytes at once, the limit is {_LARGEST_BAND:,}",
+            hint=_TILE_IT,
+        )
+    return rows, size
+
+
+def _count_bands(page: TiffPage) -> int:
+    """How many bands are decoded."""
+    bands, alpha, _ = tiff.choose_bands(page, tiff.photometric_of(page))
+    return len(bands) + (alpha is not None)

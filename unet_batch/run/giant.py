@@ -1,0 +1,350 @@
+"""One picture that memory does not hold: its bands become tiles, and the maps of tiles rows of its outputs.
+
+    read, shrink, cut ──▶ infer ──▶ blend ──▶ enlarge, encode, write
+    the source's thread   batches   in order   in order
+
+What is on its way is a few bands of the picture's width, whatever its height. The outputs grow under
+temporary names, and are renamed once all of them are whole, so that a run that is stopped or killed leaves
+none: the next one begins this picture anew. They hold what they would if the picture were read at once
+(`media.bands`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from unet_batch.errors import ImageTooLarge
+from unet_batch.files.atomic import replacing, translate
+from unet_batch.files.outputs import KINDS, OutputTree
+from unet_batch.inference import postprocess
+from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter, as_error
+from unet_batch.media import images
+from unet_batch.media.bands import Shrinker
+from unet_batch.media.threads import single_threaded_cv2
+from unet_batch.media.tiling import Mosaic, Tiling
+from unet_batch.pipeline import Failed, Pipeline, Stage, StageStats
+from unet_batch.run.observe import Stop
+from unet_batch.types import Item
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from unet_batch.types import Pixels, Size
+
+MEMORY = 2**30
+"""Bytes of a picture's numbers and pixels from which it is read in bands, unless its outputs show it."""
+
+_WRITTEN_AT_ONCE = 2**22  # pixels of outputs
+
+
+@dataclass
+class GiantResult:
+    """What became of a picture.
+
+    Attributes:
+        outputs: the bytes of each kind's file; empty unless it is finished.
+        notes: what people should know of how it was read.
+        complete: all of it is done.
+        stages: work of each stage.
+    """
+
+    outputs: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    complete: bool = False
+    stages: list[StageStats] = field(default_factory=list)
+
+
+def giant_size(item: Item, segmenter: Segmenter, outputs: OutputTree) -> Size | None:
+    """Its (height, width) if an item is read in bands; None if it is read at once.
+
+    Only its size decides, and what is to be made of it.
+    """
+    if segmenter.view.tiling is None:
+        return None
+    found = images.measure(item.path)
+    if found is None:
+        return None
+    size, memory = found
+    too_much = memory > MEMORY and not outputs.need_pixels
+    return size if too_much or size[0] * size[1] > segmenter.max_pixels else None
+
+
+def segment(
+    item: Item,
+    size: Size,
+    segmenter: Segmenter,
+    outputs: OutputTree,
+    on_rows: Callable[[int, int], None] = lambda done, total: None,
+    stop: Stop | None = None,
+) -> GiantResult:
+    """Segment a picture in bands.
+
+    Args:
+        item: the picture.
+        size: as `giant_size` says.
+        segmenter: open, and tiles are what it sees.
+        outputs: what is wanted of it, and where it goes.
+        on_rows: called in this thread with how many rows of the outputs are written, and of how many.
+        stop: makes it end early when called; nothing is left then.
+
+    Raises:
+        ImageTooLarge: it cannot be read, enlarged or drawn in bands.
+        ImageError: it cannot be decoded.
+        BackendError: inference failed.
+        OutputError: an output cannot be written.
+    """
+    work, stop, result = _GiantRun(item, size, segmenter, outputs), stop or Stop(), GiantResult()
+    try:
+        with ExitStack() as stack:
+            work.open_outputs(stack)
+            try:
+                _carry_out(work, on_rows, stop, result)
+            except (OSError, ValueError) as error:  # nothing that the output folder could be blamed for
+                raise as_error(Failed("render", error, item)) from error
+            result.outputs = {kind: writer.finish() for kind, writer in work.writers.items()}
+    except _Stopped:
+        return result
+    result.notes, result.complete = tuple(work.notes), True
+    return result
+
+
+class _Stopped(Exception):
+    """Somebody has asked to stop."""
+
+
+def _carry_out(work: _GiantRun, on_rows: Callable[[int, int], None], stop: Stop, result: GiantResult) -> None:
+    """Send the tiles through their pipeline, to the last row."""
+    backend = work.segmenter.backend
+    stages: list[Stage[Any, Any]] = [
+        Stage("infer", work.infer, backend.streams, backend.batch_size, enter=backend.thread),
+        Stage("blend", work.blend, ordered=True),
+        Stage("write", work.write, ordered=True),
+    ]
+    with (
+        single_threaded_cv2(),
+        Pipeline[_Tile, int](
+            work.tiles(),
+            stages,
+            in_flight=4 * backend.batch_size * backend.streams + len(stages),
+            weigh=lambda value: getattr(value, "weight", 0),
+            budget=PIXEL_BUDGET,
+            describe=lambda value: f"{work.item.path}, tile {value.number}",
+        ) as done,
+    ):
+        stop.watch(done.stop)
+        try:
+            for rows in done:
+                on_rows(rows, work.size[0])
+        finally:
+            result.stages = done.stats
+    if stop.reason and work.written < work.size[0]:
+        raise _Stopped
+
+
+@dataclass(frozen=True, eq=False)
+class _Missing:
+    """Where the rows begin in which pixels have no value, and which pixels, bool (n, width)."""
+
+    top: int
+    where: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class _Tile:
+    """A tile, or the map of one, or the rows that it has finished.
+
+    Attributes:
+        number: in the order of the grid.
+        pixels: of any of these.
+        missing: what was read of the picture since the tile before it.
+    """
+
+    number: int
+    pixels: Pixels
+    missing: tuple[_Missing, ...]
+
+    @property
+    def weight(self) -> int:
+        """Bytes of pixels it holds."""
+        return self.pixels.nbytes + sum(each.where.nbytes for each in self.missing)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """How a kind of output is made of rows: of probabilities in 16 bit, or of ids."""
+
+    make: Callable[[NDArray[np.uint16], float], NDArray[Any]]
+    bits: int = 8
+    smooth: bool = True
+
+
+_OUTPUTS: Mapping[str, _Output] = {
+    "mask": _Output(postprocess.mask16, smooth=False),
+    "prob": _Output(lambda rows, threshold: postprocess.to_bytes(rows)),
+    "prob16": _Output(lambda rows, threshold: rows, bits=16),
+}
+
+
+class _Writer:
+    """A file of an output that grows.
+
+    Args:
+        path: its name in the end.
+        temporary: its name until then.
+        size: (height, width).
+        output: of which kind.
+
+    Raises:
+        OutputError: here and everywhere: it cannot be written.
+    """
+
+    def __init__(self, path: str, temporary: str, size: Size, output: _Output) -> None:
+        self.path = path
+        try:
+            self.file: BinaryIO = open(temporary, "wb")  # noqa: SIM115 - stays open
+            self._png = images.GreyPngWriter(self.file, size, bits=output.bits, smooth=output.smooth)
+        except OSError as error:
+            raise translate(error, path, 0) from error
+
+    def write(self, rows: NDArray[Any]) -> None:
+        try:
+            self._png.write(rows)
+        except OSError as error:
+            raise translate(error, self.path, rows.nbytes) from error
+
+    def close(self) -> None:
+        """Close the file, whatever is in it; what a full disk refuses has been told."""
+        with suppress(OSError):
+            self.file.close()
+
+    def finish(self) -> int:
+        """Write the end; returns how many bytes there are."""
+        try:
+            self._png.finish()
+            self.file.close()
+            return os.path.getsize(self.file.name)
+        except OSError as error:
+            raise translate(error, self.path, 0) from error
+
+
+class _GiantRun:
+    """The stages of one picture, and what they share."""
+
+    def __init__(self, item: Item, size: Size, segmenter: Segmenter, outputs: OutputTree) -> None:
+        self.item, self.size, self.segmenter, self.outputs = item, size, segmenter, outputs
+        assert segmenter.view.tiling is not None, "it is not seen in tiles"
+        self.tiling: Tiling = segmenter.view.tiling
+        what = f"{item.path}: {size[0]}x{size[1]} (height x width) is read in bands of rows, in which"
+        if self.tiling.scale > 1:
+            raise ImageTooLarge(
+                f"{what} it cannot be enlarged (scale {self.tiling.scale:g})", hint="take a --scale up to 1"
+            )
+        if segmenter.view.options.refine:
+            raise ImageTooLarge(f"{what} edges are not moved to its own", hint="leave --refine out")
+        if wrong := [kind for kind in outputs.kinds if kind not in _OUTPUTS]:
+            possible = [kind for kind in _OUTPUTS if self._is_possible(kind)]
+            raise ImageTooLarge(
+                f"{what} no {' and no '.join(wrong)} can be drawn of it",
+                hint=f"of such pictures, --save {' and '.join(possible)} can be made",
+            )
+        self.placement = segmenter.view.place(size)
+        self.grid = self.tiling.grid(self.placement.network)
+        spec = segmenter.spec
+        ids = spec.output == "class_ids"
+        self.mosaic = Mosaic(self.grid, ids=ids)
+        self.rows = postprocess.MapRows(self.placement, len(spec.classes.names) if ids else None)
+        self.ids, self.written = ids, 0
+        self.missing: deque[_Missing] = deque()
+        self.notes: list[str] = []
+        self.writers: dict[str, _Writer] = {}
+
+    def _is_possible(self, kind: str) -> bool:
+        return self.segmenter.spec.output != "class_ids" or not KINDS[kind].needs_probability
+
+    def open_outputs(self, stack: ExitStack) -> None:
+        """Open a file for each kind, which `stack` will close and rename, or remove."""
+        for kind in self.outputs.kinds:
+            path = self.outputs.path(kind, self.item.key)
+            temporary = stack.enter_context(replacing(path))
+            self.writers[kind] = _Writer(path, temporary, self.size, _OUTPUTS[kind])
+            stack.callback(self.writers[kind].close)
+
+    # The source, in a thread of its own.
+
+    def tiles(self) -> Iterator[_Tile]:
+        """Read bands, and cut the tiles of each row of the grid once all rows of the picture are there."""
+        grid, shrinker, missing = self.grid, Shrinker(self.placement), list[_Missing]()
+        held = np.empty((0, grid.columns.length, 3), np.uint8)
+        first, read, number = 0, 0, 0
+        with closing(self._bands()) as bands:
+            for top in grid.rows.starts:
+                parts = [held[max(0, top) - first :]]
+                first = max(0, top)
+                while first + sum(map(len, parts)) < min(grid.rows.length, top + grid.rows.tile):
+                    band = next(bands)
+                    if band.missing is not None:
+                        missing.append(_Missing(read, band.missing))
+                    read += len(band.pixels)
+                    if (rows := shrinker.add(band.pixels)) is not None:
+                        parts.append(rows)
+                held = np.concatenate(parts)
+                for left in grid.columns.starts:
+                    tile = self.segmenter.backend.buffer()
+                    grid.cut(held, (top, left), tile, first)
+                    yield _Tile(number, tile, tuple(missing))
+                    number += 1
+                    missing.clear()
+
+    def _bands(self) -> Generator[images.Band, None, None]:
+        """The picture from top to bottom; what is said of it becomes notes."""
+        for band in images.read_bands(self.item.path, self.size, self.segmenter.workers):
+            self.notes += [note for note in band.notes if note not in self.notes]
+            yield band
+
+    # The stages.
+
+    def infer(self, tiles: Sequence[_Tile]) -> list[_Tile]:
+        """Maps of tiles."""
+        maps = self.segmenter.view.infer_turned([tile.pixels for tile in tiles])
+        return [_Tile(tile.number, map, tile.missing) for tile, map in zip(tiles, maps, strict=True)]
+
+    def blend(self, tile: _Tile) -> _Tile:
+        """Put the map of a tile to the others; what goes on are the rows that it has finished."""
+        return _Tile(tile.number, self.mosaic.add(tile.pixels), tile.missing)
+
+    def write(self, tile: _Tile) -> int:
+        """Bring rows to the picture's size, and write them; returns how many are written."""
+        self.missing += tile.missing
+        step = max(1, round(_WRITTEN_AT_ONCE / self.size[1] * self.placement.content[0] / self.size[0]))
+        for top in range(0, len(tile.pixels), step):
+            rows = self.rows.add(tile.pixels[top : top + step])
+            if rows is None:
+                continue
+            blank = self._blank(len(rows))
+            for kind, writer in self.writers.items():
+                made = rows if self.ids else _OUTPUTS[kind].make(rows, self.segmenter.threshold)
+                writer.write(made if blank is None else np.where(blank, made.dtype.type(0), made))
+            self.written += len(rows)
+        return self.written
+
+    def _blank(self, count: int) -> NDArray[np.bool_] | None:
+        """Which pixels of the next rows have no value."""
+        blank: NDArray[np.bool_] | None = None
+        end = self.written + count
+        for each in self.missing:
+            first, last = max(self.written, each.top), min(end, each.top + len(each.where))
+            if first < last:
+                blank = np.zeros((count, self.size[1]), np.bool_) if blank is None else blank
+                blank[first - self.written : last - self.written] = each.where[
+                    first - each.top : last - each.top
+                ]
+        while self.missing and self.missing[0].top + len(self.missing[0].where) <= end:
+            self.missing.popleft()
+        return blank
