@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 from scripts import carvana
-from scripts.bench_run import engine_only
+from unet_batch.bench.measure import engine_alone
+from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import video
@@ -40,6 +41,12 @@ def one_round(
     wall, total = time.perf_counter() - begun, time.process_time() - cpu
     network = next(stage.cpu for stage in result.stages if stage.name == "infer")
     return result, wall, total - network
+
+
+def network_alone(backend: Backend, frames: int) -> float:
+    """Seconds of the network for so many frames, with as many threads as a run gives it."""
+    found = engine_alone(backend, frames)
+    return found.seconds * frames / found.pictures
 
 
 def main() -> None:
@@ -66,7 +73,7 @@ def main() -> None:
             walls, floors = [], []
             for _ in range(options.rounds):
                 result, wall, others = one_round(segmenter, path, folder, what)
-                network = engine_only(segmenter.backend, result.frames)
+                network = network_alone(segmenter.backend, result.frames)
                 walls.append(wall)
                 floors.append(network + others / cpu_count())
                 print(

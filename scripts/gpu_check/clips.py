@@ -277,8 +277,7 @@ def _best(engines: str, device: str | None) -> tuple[Backend, list[str]]:
 
 def _segment(segmenter: Segmenter, path: str, folder: str, options: VideoOptions, rounds: int) -> Data:
     """Rounds of one clip, the last one's outputs checked."""
-    from scripts.bench_run import engine_only
-    from scripts.bench_video import one_round
+    from scripts.bench_video import network_alone, one_round
     from unet_batch.media import video
     from unet_batch.pipeline import bottleneck
     from unet_batch.run.layout import ClipLayout
@@ -294,7 +293,7 @@ def _segment(segmenter: Segmenter, path: str, folder: str, options: VideoOptions
         )
         for _ in range(rounds):
             result, wall, others = one_round(segmenter, path, out, options)
-            floor = engine_only(segmenter.backend, result.frames) + others / cpu_count()
+            floor = network_alone(segmenter.backend, result.frames) + others / cpu_count()
             walls.append(wall)
             ratios.append(wall / floor)
         layout = ClipLayout(out, ("mask", "overlay"), video.CODECS[options.codec])

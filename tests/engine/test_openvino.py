@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper
 
+from tests.conftest import ROOT
 from tests.helpers.engines import harm, remember_exports
 from tests.helpers.graphs import openvino_engine, photos, saved_checkpoint, saved_graph
 from unet_batch.build import BuildOptions, build_engine, build_for_run
@@ -277,3 +278,23 @@ class TestLibrary:
         subprocess.run(
             [sys.executable, "-c", code, saved_checkpoint(), os.path.dirname(engine.path), photo], check=True
         )
+
+
+def test_numpy_is_looked_up_before_there_are_threads() -> None:
+    """Under a lock of C++: two threads with a first call each would wait for each other for ever."""
+    code = """
+import sys
+import numpy as np
+import openvino
+from numpy.lib import NumpyVersion
+from openvino import opset13 as ops
+from unet_batch.engine.openvino import LoadedEngine
+
+given = ops.parameter([1, 8, 12, 3], np.uint8)
+model = openvino.Model([ops.squeeze(ops.slice(given, [0], [1], [1], [3]), [3])], [given])
+engine = LoadedEngine(openvino.Core().compile_model(model, "CPU"), 2)
+NumpyVersion.__init__ = lambda self, text: sys.exit("NumPy is looked up only now")
+print(engine(np.full((1, 8, 12, 3), 7, np.uint8))[0, :3].tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[7, 7, 7]\n", "")

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from scripts.gpu_check import networks
 from tests.helpers.tiny import encoder_spec, tiny_model, tiny_spec
 from unet_batch.errors import CheckpointError
 from unet_batch.model import checkpoint, pretrained
 from unet_batch.model import spec as spec_json
-from unet_batch.model.architectures import build_network
+from unet_batch.model.architectures import build_network, count_flops
 from unet_batch.model.efficientnet import VARIANTS
 from unet_batch.model.encoder_unet import DECODER_WIDTHS, EncoderUNet
 from unet_batch.model.graph import Graph, fold_batchnorm
@@ -373,3 +374,12 @@ def test_a_file_moves_the_maps_of_published_weights_by_one_level_at_most(name: s
         maps = [Graph(each, spec).eval()(shown).int() for each in (model, stored.model)]
     assert len(maps[0].unique()) > 100
     assert int((maps[0] - maps[1]).abs().max()) <= 1
+
+
+@pytest.mark.parametrize(
+    "spec", [tiny_spec(), tiny_spec(classes=3), encoder_spec()], ids=["one", "three", "encoder"]
+)
+def test_flops_are_those_of_the_convolutions(spec: ModelSpec) -> None:
+    assert count_flops(spec, spec.input_size) == networks.flops(spec)
+    doubled = spec.input_size[0] * 2, spec.input_size[1] * 2
+    assert count_flops(spec, doubled) == 4 * networks.flops(spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from unet_batch.cli.bench import bench
 from unet_batch.cli.check_data import check_data
 from unet_batch.cli.command import Program
 from unet_batch.cli.doctor import doctor
@@ -51,5 +52,6 @@ for command in (
     import_weights,
     build_engine,
     inspect,
+    bench,
 ):
     main.add_command(command)

@@ -33,6 +33,7 @@ SECTIONS = (
     "Data",
     "Model",
     "View",
+    "Measurement",
     "Schedule",
     "Loss",
     "Augmentation",

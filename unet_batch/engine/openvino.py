@@ -164,6 +164,9 @@ class LoadedEngine:
 
     def __init__(self, compiled: Any, streams: int) -> None:
         self._compiled = compiled
+        # In one thread: the first such call looks NumPy up under a lock of C++, which it keeps while it lets
+        # go of Python's. Two threads that both came first hung so: 3 of 8 starts on busy cores.
+        compiled.inputs[0].get_element_type().to_dtype()
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(streams):
             self._idle.put(compiled.create_infer_request())

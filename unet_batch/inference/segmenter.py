@@ -215,7 +215,7 @@ class Segmenter:
             _ = result.mask  # made here, in a thread of its own
             return result
 
-        with self.pipeline(map(_source, pictures), [("mask", finish)], keep_pixels=keep_pixels) as outcomes:
+        with self.pipeline(map(source_of, pictures), [("mask", finish)], keep_pixels=keep_pixels) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, Failed):
                     yield Result(outcome.value.item.path, self.spec, self.threshold, None, as_error(outcome))
@@ -229,7 +229,7 @@ class Segmenter:
         )
 
     def _predict(self, picture: AnyPicture, *, keep_pixels: bool) -> Prediction:
-        return self.infer([self.decode(_source(picture), keep_pixels=keep_pixels)])[0]
+        return self.infer([self.decode(source_of(picture), keep_pixels=keep_pixels)])[0]
 
     # The stages.
 
@@ -361,7 +361,7 @@ def open_segmenter(
     )
 
 
-def _source(picture: AnyPicture) -> HasItem:
+def source_of(picture: AnyPicture) -> HasItem:
     """A picture as the pipeline takes it; a file's own name is also that of its outputs."""
     if isinstance(picture, (str, os.PathLike)):
         path = os.fspath(picture)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
 from typing import IO, TYPE_CHECKING
@@ -98,10 +98,22 @@ class Died(Exception):
 
 
 class Worker:
-    """One process, used by one thread at a time. Raises Died or OSError if it does not start."""
+    """One process, used by one thread at a time. Raises Died or OSError if it does not start.
 
-    def __init__(self, functions: Sequence[str], shared: bool, keep: int) -> None:
+    Args:
+        functions, shared, keep: as in `Workers`.
+        environment: variables beside the owner's.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[str],
+        shared: bool,
+        keep: int,
+        environment: Mapping[str, str] = _ENVIRONMENT,
+    ) -> None:
         self._keep = keep
+        self._environment = environment
         self.forgotten: deque[int] = deque()  # numbers that it need not keep
         self._stderr = _anonymous_file()
         self._file = _anonymous_file() if shared else None
@@ -145,7 +157,7 @@ class Worker:
                 # Out of reach of the terminal's Ctrl-C even before it can be ignored.
                 start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-                env={**os.environ, **_ENVIRONMENT},
+                env={**os.environ, **self._environment},
             )
         finally:
             if theirs is not None:

@@ -263,3 +263,17 @@ def pick_precision(device: torch.device) -> tuple[str, str]:
         if capabilities.get(flag):
             return "bf16", f"bf16: this CPU executes it natively, {name}"
     return "fp32", "fp32: this CPU does not execute bfloat16"
+
+
+def matrix_peak(side: int = 8192, rounds: int = 5) -> float:
+    """FLOP/s of the current NVIDIA GPU: the best of several float16 products."""
+    left, right = torch.randn(2, side, side, dtype=torch.float16, device="cuda")
+    best = float("inf")
+    for _ in range(rounds):
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begun.record()
+        left @ right
+        ended.record()
+        torch.cuda.synchronize()
+        best = min(best, begun.elapsed_time(ended) / 1000)
+    return 2 * side**3 / best
