@@ -24,7 +24,7 @@ from unet_batch.files.outputs import OutputTree
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images
-from unet_batch.media.images import tiff_bands
+from unet_batch.media.images import tiff, tiff_bands
 from unet_batch.run import giant
 from unet_batch.run.execute import execute
 from unet_batch.run.observe import Stop
@@ -52,7 +52,7 @@ def smooth_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Blobs of all levels, in three colours."""
     noise = np.random.default_rng(seed).normal(size=(height, width, 3)).astype(np.float32)
     blurred = cv2.GaussianBlur(noise, (0, 0), 4).reshape(height, width, 3)
-    return np.asarray(cv2.normalize(blurred, None, 0, 255, cv2.NORM_MINMAX), np.uint8)
+    return np.asarray((blurred - blurred.min()) * (255 / max(1e-9, np.ptp(blurred))), np.uint8)
 
 
 def save(path: Path, picture: np.ndarray, **options: Any) -> str:
@@ -161,6 +161,16 @@ def test_pixels_without_a_value_are_nothing(tmp_path: Path) -> None:
             assert (found[64:] == white).all()
 
 
+def test_it_tells_of_its_rows(folder: Path, tmp_path: Path) -> None:
+    heard: list[tuple[int, int | None]] = []
+    plan = prepare(RunOptions((str(folder),), str(tmp_path / "out")))
+    with Segmenter(fake(), view=TILES) as segmenter:
+        execute(plan, segmenter, observing(frame=lambda item, done, total: heard.append((done, total))))
+    assert heard == sorted(heard)
+    assert len(dict(heard)) > 3
+    assert heard[-1] == (150, 150)
+
+
 @pytest.mark.parametrize(
     ("options", "view", "message", "hint"),
     [
@@ -204,7 +214,7 @@ def test_a_failure_leaves_nothing_and_the_next_run_does_it(
 def test_a_disk_that_fails_for_a_moment_is_asked_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = tiff_bands.tiff.read_page, []
+    real, calls = tiff.read_page, []
 
     def fail_twice(*arguments: Any) -> Any:
         calls.append(1)
@@ -212,7 +222,7 @@ def test_a_disk_that_fails_for_a_moment_is_asked_again(
             raise OSError(errno.EIO, "the cable")
         return real(*arguments)
 
-    monkeypatch.setattr(tiff_bands.tiff, "read_page", fail_twice)
+    monkeypatch.setattr(tiff, "read_page", fail_twice)
     options: Any = {"output": tmp_path / "out", "view": TILES, "backend": fake()}
     report, _ = segment(folder / "a.tif", retry_pauses=(0.0, 0.0), **options)
     assert (report.done, report.failed, report.retried) == (1, 0, 2)
@@ -315,7 +325,8 @@ def test_memory_is_that_of_a_few_bands(tmp_path: Path) -> None:
     blocks = (np.full((64, 64, 3), number % 251, np.uint8) for number in range(8 * 64))
     tifffile.imwrite(path, blocks, shape=shape, dtype="u1", tile=(64, 64), photometric="rgb")
     tree = OutputTree(str(tmp_path / "out"), ("mask",))
-    with Segmenter(FakeBackend(fake_spec((64, 64)), lambda tiles: tiles[..., 0].copy()), view=TILES, workers=1) as segmenter:
+    backend = FakeBackend(fake_spec((64, 64)), lambda tiles: tiles[..., 0].copy())
+    with Segmenter(backend, view=TILES, workers=1) as segmenter:
         tracemalloc.start()
         try:
             assert giant.segment(Item(path, "x"), (4096, 512), segmenter, tree).complete

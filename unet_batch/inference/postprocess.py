@@ -282,10 +282,11 @@ def _share(content: Pixels, id: int, *, smooth: bool) -> NDArray[np.uint16]:
     """How much of every pixel belongs to a class: uint16 as `content`, 0..SHARE."""
     own = content == id
     share = own.astype(np.uint16) * np.uint16(SHARE)
-    if smooth:
-        smoothed = cv2.sepFilter2D(share, -1, SMOOTH, SMOOTH, borderType=cv2.BORDER_REPLICATE)
-        share = np.where(np.where(own, smoothed > HALF, smoothed < HALF), smoothed, share)
-    return share.astype(np.uint16, copy=False)
+    if not smooth:
+        return share
+    smoothed = cv2.sepFilter2D(share, -1, SMOOTH, SMOOTH, borderType=cv2.BORDER_REPLICATE)
+    moved = np.where(np.where(own, smoothed > HALF, smoothed < HALF), smoothed, share)
+    return moved.astype(np.uint16, copy=False)
 
 
 def _paint(ids: Pixels, id: int, where: NDArray[np.bool_]) -> Pixels:

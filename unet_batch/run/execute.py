@@ -365,6 +365,7 @@ class _Run:
         """Segment one picture in bands, and again what a disk or network failed to read; see `run.giant`."""
 
         def on_rows(done: int, total: int) -> None:
+            self.observer.frame(item, done, total)
             self.outcomes.tell_progress(lambda: {"path": shown(item.path), "rows": done, "of": total})
 
         for pause in (*self.plan.options.retry_pauses, None):
@@ -379,7 +380,7 @@ class _Run:
                 raise
             except Exception as error:  # noqa: BLE001 - one bad picture costs one picture
                 if pause is None or not _is_passing(error):
-                    failed = Failed(giants.stage_of(error), error, task)
+                    failed = Failed[HasItem](giants.stage_of(error), error, task)
                     self.outcomes.fail(item, task.identity, failed.stage, self._explain(failed))
                     return
             self.stop.sleep(pause)
@@ -389,7 +390,7 @@ class _Run:
             notes = result.notes
             if self.workers is not None:
                 notes += ("read in bands of rows, which is not done in a process of its own",)
-            files = {
+            files: dict[str, Files] = {
                 kind: ((self.plan.outputs.file(kind, item.key), size),)
                 for kind, size in result.outputs.items()
             }
