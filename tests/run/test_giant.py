@@ -85,14 +85,15 @@ def folder(tmp_path: Path) -> Path:
     st.sampled_from([1.0, 0.5, 0.25, 1 / 3, 0.4, 0.125]),
     st.sampled_from([1, 2, 5]),
     st.sampled_from([0.0, 0.25, 0.7]),
+    st.sampled_from(["none", "horizontal"]),
 )
 def test_outputs_are_what_they_are_of_the_picture_in_memory(
-    tmp_path: Path, height: int, width: int, layout: Any, scale: float, classes: int, overlap: float
+    tmp_path: Path, height: int, width: int, layout: Any, scale: float, classes: int, overlap: float, tta: Any
 ) -> None:
     path = save(tmp_path / "x.tif", smooth_picture(height, width), **layout)
     kinds = tuple(FOLDERS) if classes == 1 else ("mask",)
     tree = OutputTree(str(tmp_path / "out"), kinds)
-    with Segmenter(fake(classes), view=ViewOptions("tile", overlap, scale), workers=2) as segmenter:
+    with Segmenter(fake(classes), view=ViewOptions("tile", overlap, scale, tta), workers=2) as segmenter:
         result = segmenter.predict(path)
         done = giant.segment(Item(path, "x"), (height, width), segmenter, tree)
     assert done.complete
