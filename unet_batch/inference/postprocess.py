@@ -285,8 +285,8 @@ def _share(content: Pixels, id: int, *, smooth: bool) -> NDArray[np.uint16]:
     if not smooth:
         return share
     smoothed = cv2.sepFilter2D(share, -1, SMOOTH, SMOOTH, borderType=cv2.BORDER_REPLICATE)
-    moved = np.where(np.where(own, smoothed > HALF, smoothed < HALF), smoothed, share)
-    return moved.astype(np.uint16, copy=False)
+    moves = np.where(own, smoothed > HALF, smoothed < HALF)
+    return np.asarray(np.where(moves, smoothed, share), np.uint16)
 
 
 def _paint(ids: Pixels, id: int, where: NDArray[np.bool_]) -> Pixels:
