@@ -2,11 +2,16 @@
 
     python -m scripts.bench_memory [--photos 2000] [--save mask,overlay]
     python -m scripts.bench_memory --video 10 [--save mask,overlay]
+    python -m scripts.bench_memory --giant 30000
 
 Runs the bundled model over the Carvana photos, each under as many names as it takes to reach the number, or
 the model `fast` over a drawn clip of so many minutes at 360x640; prints the memory every few hundred
 pictures, its growth after picture 300, and its peak. Exits with 1 above 50 MB of growth (a clip 100 MB) or
 1.5 GB of peak.
+
+The third draws a TIFF of so many pixels along each side, in tiles of JPEG, and segments it in tiles of
+512x512 by a network that says what it sees, so that all that takes time is ours. Prints the processor time
+for a million pixels, which should not depend on the side, and the peak of memory; exits with 1 above 2 GB.
 """
 
 from __future__ import annotations
@@ -17,18 +22,38 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
 
 import unet_batch
 from scripts import carvana
+from unet_batch.inference.segmenter import Segmenter
+from unet_batch.inference.views import ViewOptions
+from unet_batch.run import giant
 from unet_batch.run.execute import execute
 from unet_batch.run.observe import Observer
 from unet_batch.run.options import RunOptions
 from unet_batch.run.plan import prepare
+from unet_batch.testing import FakeBackend, fake_spec
 
 SETTLED = 300
+MAX_GIANT_PEAK = 2e9
+_DRAW = """
+import sys, numpy, tifffile
+side, random = int(sys.argv[2]), numpy.random.default_rng(0)
+texture = numpy.kron(random.integers(0, 60, (64, 64, 3)), numpy.ones((8, 8, 1), int))
+count = -(-side // 512)
+tiles = (
+    (texture + 195 * (row * count + column) // count**2).astype("u1")
+    for row in range(count) for column in range(count)
+)
+tifffile.imwrite(
+    sys.argv[1] + "/giant.tif", tiles, shape=(side, side, 3), dtype="u1", tile=(512, 512),
+    compression="jpeg", photometric="rgb", bigtiff=True,
+)
+"""
 MAX_GROWTH, MAX_PEAK = 50e6, 1.5e9
 
 
@@ -39,7 +64,10 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=2000)
     parser.add_argument("--video", type=float, metavar="MINUTES", help="a drawn clip instead of photos")
     parser.add_argument("--save", default="mask,overlay")
+    parser.add_argument("--giant", type=int, metavar="SIDE", help="one drawn TIFF instead of photos")
     options = parser.parse_args()
+    if options.giant:
+        raise SystemExit(segment_giant(options.giant))
     process = psutil.Process()
     resident: list[int] = []
 
@@ -83,6 +111,30 @@ def main() -> None:
     print(f"growth after picture {SETTLED}: {growth / 1e6:.1f} MB (at most {most / 1e6:.0f})")
     print(f"peak: {peak / 1e6:.0f} MB (at most {MAX_PEAK / 1e6:.0f})")
     raise SystemExit(int(growth > most or peak > MAX_PEAK or report.failed > 0))
+
+
+def segment_giant(side: int) -> int:
+    """Segment a picture that memory does not hold; returns the exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, out, small = (os.path.join(folder, name) for name in ("in", "out", "small"))
+        for name, length in ((source, side), (small, 600)):
+            os.mkdir(name)
+            subprocess.run([sys.executable, "-c", _DRAW, name, str(length)], check=True)
+        backend = FakeBackend(fake_spec((512, 512)), lambda tiles: tiles[..., 1].copy(), batch_size=8)
+        giant.MEMORY = 0  # small ones, too, are read in bands: to compare them
+        with Segmenter(backend, view=ViewOptions(fit="tile")) as segmenter:
+            execute(prepare(RunOptions((small,), f"{out}-small")), segmenter)  # imports what it needs
+            begun, cpu = time.perf_counter(), time.process_time()
+            report = execute(prepare(RunOptions((source,), out)), segmenter)
+            seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+        sizes = [os.path.getsize(path) for path in (f"{source}/giant.tif", f"{out}/masks/giant.png")]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(f"{side}x{side}: {report.done} done; from {sizes[0] / 1e6:.1f} to {sizes[1] / 1e6:.1f} MB")
+    for stage in report.stages:
+        print(f"  {stage.name:8} {stage.cpu:8.1f} s of processor time")
+    print(f"{seconds:.1f} s; {cpu:.1f} s of processor time, {1e9 * cpu / side**2:.1f} ms a megapixel")
+    print(f"peak: {peak / 1e6:.0f} MB (at most {MAX_GIANT_PEAK / 1e6:.0f})")
+    return int(report.done != 1 or peak > MAX_GIANT_PEAK)
 
 
 if __name__ == "__main__":

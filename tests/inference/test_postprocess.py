@@ -225,3 +225,36 @@ def test_threads_do_not_disturb_one_another():
         together = list(pool.map(run, jobs * 4))
     for number, results in enumerate(together):
         assert all(np.array_equal(a, b) for a, b in zip(results, alone[number % 8], strict=True))
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 140),
+    st.integers(1, 140),
+    st.sampled_from([1.0, 0.8, 0.5, 0.3, 0.25, 0.1]),
+    st.sampled_from([None, 1, 2, 3, 6]),
+    st.integers(1, 30),
+)
+def test_a_map_that_comes_in_rows_gives_what_the_whole_gives(
+    height: int, width: int, scale: float, classes: int | None, rows: int
+) -> None:
+    network = (max(1, round(height * scale)), max(1, round(width * scale)))
+    placement = geometry.place((height, width), network, stretch=True)
+    seed = np.random.default_rng(height * width)
+    map = seed.integers(0, classes or 256, network, np.uint8)
+    taker = postprocess.MapRows(placement, classes)
+    parts = [taker.add(map[top : top + rows]) for top in range(0, network[0], rows)]
+    found = np.concatenate([part for part in parts if part is not None])
+    if classes is None:
+        whole = postprocess.probability16(map, placement).astype(int)
+        assert np.abs(found.astype(int) - whole).max() <= 3
+    else:
+        whole = postprocess.class_ids(map, placement, classes)
+        # Where two classes have the same share, up to rounding, either may win
+        assert (found == whole).mean() >= (1 if scale in (1.0, 0.5, 0.25) else 0.98)
+
+
+def test_rows_with_an_id_that_no_class_has_are_refused() -> None:
+    taker = postprocess.MapRows(geometry.place((8, 8), (8, 8)), 3)
+    with pytest.raises(ValueError, match="a map of 3 classes holds the id 3"):
+        taker.add(np.full((2, 8), 3, np.uint8))

@@ -288,12 +288,11 @@ def _share(content: Pixels, id: int, *, smooth: bool) -> NDArray[np.uint16]:
     """How much of every pixel belongs to a class: uint16 as `content`, 0..SHARE."""
     own = content == id
     share = own.astype(np.uint16) * np.uint16(SHARE)
-    if smooth:
-        smoothed = cv2.sepFilter2D(share, -1, SMOOTH, SMOOTH, borderType=cv2.BORDER_REPLICATE)
-        share = np.where(np.where(own, smoothed > HALF, smoothed < HALF), smoothed, share).astype(
-            np.uint16, copy=False
-        )
-    return share
+    if not smooth:
+        return share
+    smoothed = cv2.sepFilter2D(share, -1, SMOOTH, SMOOTH, borderType=cv2.BORDER_REPLICATE)
+    moves = np.where(own, smoothed > HALF, smoothed < HALF)
+    return np.asarray(np.where(moves, smoothed, share), np.uint16)
 
 
 def _paint(ids: Pixels, id: int, where: NDArray[np.bool_]) -> Pixels:

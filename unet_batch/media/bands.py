@@ -2,11 +2,11 @@
 
 A row of the result depends on a few rows of what it is made from. `RowMap` holds those until they have
 served, so a picture of any height passes in the memory of a band. Places are counted from the top of the
-whole picture, so it makes no difference to a pixel how the rows come.
+whole picture: no band begins anew, and none shows.
 
 What is shrunk by whole numbers is the same to the bit; by others, rows are averaged here rather than by cv2,
-which knows of no row above the ones that it is given, and a pixel may be another by one level. Enlarged, 16
-bits are right to 0.001 of themselves: cv2 counts rows in 24 bits, here there are 53.
+which knows of no row above the ones that it is given, and a pixel may be another by one level. Enlarged, it
+may be another by a few of 65535: cv2 counts rows in 24 bits, of which this module has 53.
 """
 
 from __future__ import annotations

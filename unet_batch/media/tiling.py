@@ -235,12 +235,14 @@ class Mosaic:
 
     def _release(self, upto: int) -> Pixels:
         """Give away the rows before `upto`, and move the band on."""
-        count = upto - self._first
-        if self.ids:
-            done = self._band[:count].copy()
-        else:
-            done = np.rint(self._band[:count]).clip(0, 255).astype(np.uint8)
+        count, left = upto - self._first, len(self._band) - (upto - self._first)
+        if not count:
+            return self._band[:0].astype(np.uint8)
+        done = self._band[:count].copy() if self.ids else cv2.convertScaleAbs(self._band[:count])
         self._first = upto
-        self._band = np.roll(self._band, -count, axis=0)
-        self._band[len(self._band) - count :] = 0
+        # In pieces that do not overlap: a second band, mapped anew each time, costs more than to blend
+        for top in range(0, left, count):
+            end = min(top + count, left)
+            self._band[top:end] = self._band[top + count : end + count]
+        self._band[left:] = 0
         return cast("Pixels", done)

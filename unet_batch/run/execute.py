@@ -366,6 +366,7 @@ class _Run:
         """Segment one picture by itself, and again what a disk or network failed to read."""
 
         def on_progress(done: int, total: int) -> None:
+            self.observer.frame(item, done, total)
             self.outcomes.tell_progress(lambda: {"path": shown(item.path), "done": done, "of": total})
 
         for pause in (*self.plan.options.retry_pauses, None):

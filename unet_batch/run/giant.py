@@ -180,7 +180,7 @@ class _Tile:
 class _Output:
     """How a kind of output is made of rows: of probabilities in 16 bit, or of ids."""
 
-    make: Callable[[NDArray[np.uint16], float], NDArray[Any]]
+    make: Callable[[NDArray[Any], float], NDArray[Any]]
     bits: int = 8
     smooth: bool = True
 

@@ -36,7 +36,10 @@ class Observer:
         """People should know something of how an item that is done was read."""
 
     def frame(self, item: Item, done: int, total: int | None) -> None:
-        """So many frames of a clip are done, of a total that may not be known."""
+        """So many frames of a clip, or rows of a picture that is read in bands, are done.
+
+        Of a total that may not be known.
+        """
 
     def batch(self, report: RunReport) -> None:
         """A batch of a watch has ended, in which at least one item was tried."""

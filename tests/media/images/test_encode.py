@@ -210,3 +210,49 @@ def test_resolutions_out_of_range_are_held() -> None:
         assert images.encode_rgba(np.dstack([rgb, rgb[..., 0]]), metadata)
         with Image.open(io.BytesIO(images.encode_jpeg(rgb, metadata=metadata))) as image:
             assert image.info["dpi"] == ((1, 65535) if dpi[0] < 1 else (300, 300))
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 60),
+    st.integers(1, 70),
+    st.lists(st.integers(1, 25), min_size=1, max_size=8),
+    st.sampled_from([8, 16]),
+    st.booleans(),
+)
+def test_a_png_by_rows_holds_what_one_of_the_whole_holds(
+    height: int, width: int, heights: list[int], bits: int, smooth: bool
+) -> None:
+    kind = np.uint8 if bits == 8 else np.uint16
+    values = np.random.default_rng(height).integers(0, 2**bits, (height, width), kind)
+    file, top = io.BytesIO(), 0
+    writer = images.GreyPngWriter(file, (height, width), bits=bits, smooth=smooth)
+    for rows in itertools.cycle(heights):
+        if top >= height:
+            break
+        writer.write(values[top : top + rows])
+        top += rows
+    writer.finish()
+    with Image.open(io.BytesIO(file.getvalue())) as image:
+        assert image.mode == ("L" if bits == 8 else "I;16")
+        np.testing.assert_array_equal(np.array(image), values)
+    found = cv2.imdecode(np.frombuffer(file.getvalue(), np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(found, values)
+
+
+def test_a_png_by_rows_is_no_larger_than_one_of_the_whole() -> None:
+    noise = np.random.default_rng(0).normal(size=(400, 700))
+    smooth = cv2.GaussianBlur(noise, (0, 0), 9)
+    level = np.clip(127 + 300 * smooth, 0, 255).astype(np.uint8)
+    for values, whole, options in (
+        (np.where(smooth > 0, 255, 0).astype(np.uint8), images.encode_mask, {}),
+        (level // 60, images.encode_mask, {}),
+        (level, images.encode_map, {"smooth": True}),
+        (level.astype(np.uint16) * 257, images.encode_map, {"smooth": True, "bits": 16}),
+    ):
+        file = io.BytesIO()
+        writer = images.GreyPngWriter(file, (400, 700), **options)
+        for top in range(0, 400, 40):
+            writer.write(values[top : top + 40])
+        writer.finish()
+        assert len(file.getvalue()) < 1.1 * len(whole(values))

@@ -151,7 +151,10 @@ class Source:
             raise ImageTooLarge(
                 f"{self.name}: {height}x{width} (height x width) are {height * width:,} pixels, the limit is "
                 f"{self.max_pixels:,}",
-                hint=too_large_hint(height * width),
+                hint=too_large_hint(height * width)
+                + (
+                    "; or have run read it in bands of rows: --fit tile" if self.format.name == "TIFF" else ""
+                ),
             )
 
 

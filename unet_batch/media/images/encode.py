@@ -239,7 +239,7 @@ class GreyPngWriter:
         else:
             filtered[:, 0] = _NO_FILTER
             filtered[:, 1:] = stored
-        self._write_data(self._deflate.compress(filtered))
+        self._write_data(self._deflate.compress(filtered.data))
 
     def finish(self) -> None:
         """Write the end; call it once all rows have been."""

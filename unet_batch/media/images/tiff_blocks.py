@@ -235,7 +235,9 @@ def _lay_out(page: TiffPage, file: BinaryIO, *, in_parts: bool) -> tuple[_Grid, 
         file: that it is in.
         in_parts: take a single strip without compression as many, whose size can be chosen.
     """
-    grid, offsets, counts = _Grid.of(page), page.dataoffsets, page.databytecounts
+    grid = _Grid.of(page)
+    offsets: Sequence[int] = page.dataoffsets
+    counts: Sequence[int] = page.databytecounts
     if page.compression == 6 and 513 in page.tags:  # JPEGInterchangeFormat: one stream for all strips
         grid = _Grid(page.imagelength, page.imagewidth, 1, 1, 1, 1, page.samplesperpixel)
         start, size = numbers(page, 513)[0], (*numbers(page, 514), 0)[0]
