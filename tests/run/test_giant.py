@@ -317,7 +317,7 @@ def test_isolated_or_not_is_said(folder: Path, tmp_path: Path) -> None:
         report = execute(plan, segmenter)
     assert report.done == 1
     [note] = json.loads((tmp_path / "out/run.json").read_text())["file_notes"]
-    assert "not done in a process of its own" in json.dumps(note)
+    assert "in this process, not in one of its own" in json.dumps(note)
 
 
 def test_memory_is_that_of_a_few_bands(tmp_path: Path) -> None:
