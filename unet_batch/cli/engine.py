@@ -309,7 +309,8 @@ def _print_checkpoint(lines: Lines, found: ModelFile) -> dict[str, Any]:
 
 def _print_spec(lines: Lines, spec: ModelSpec) -> None:
     height, width = spec.input_size
-    lines.line("model", spec.name, spec.network, f"{height}x{width}")
+    channels = "" if spec.in_channels == 3 else f"{spec.in_channels} channels"
+    lines.line("model", spec.name, spec.network, f"{height}x{width}", channels)
     means = (
         "the probability of it" if spec.output == "probability" else f"ids 0 to {len(spec.classes.names) - 1}"
     )
