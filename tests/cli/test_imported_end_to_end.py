@@ -59,6 +59,7 @@ def test_inspect_says_where_it_comes_from(home: Path) -> None:
     assert "imported from net.onnx" in out
     assert "classes car · the map holds the probability of it" in out
     assert "terms MIT" in out
+    assert re.search(r"memory a picture takes about \d\.\d MB between its layers", out)
 
 
 @needs_posix

@@ -292,7 +292,11 @@ class _Build:
             shares=(),
             proofs={},
             verified_on_gpu=False,
-            built={**_describe_build(compiled.seconds), **self.replaced},
+            built={
+                **_describe_build(compiled.seconds),
+                "picture_bytes": onnx_model.picture_bytes(graph, self.profile.size[1]),
+                **self.replaced,
+            },
         )
         ran = self.prove_plan(builder, compiled.plan, sidecar, graph)
         evidence += ran or _Evidence()

@@ -319,11 +319,13 @@ def _print_spec(lines: Lines, spec: ModelSpec) -> None:
 
 
 def _print_graph(lines: Lines, graph: OnnxModel) -> dict[str, Any]:
-    from unet_batch.engine import proof
+    from unet_batch.engine import onnx_model, proof
 
     size = f"{graph.size[0]}x{graph.size[1]}" if graph.size else "any size"
     batch = f"{graph.batch} picture a call" if graph.batch else "any batch"
     lines.line("graph", f"opset {graph.opset}, IR {graph.ir_version}", batch, size)
+    picture = onnx_model.picture_bytes(graph)
+    lines.line("memory", f"a picture takes about {megabytes(picture)} between its layers")
     imported = graph.spec.training.get("imported")
     if graph.spec.architecture == "onnx" and isinstance(imported, Mapping):
         lines.line("source", f"imported from {imported.get('from')}", f"sha256 {graph.source_sha256[:12]}")
@@ -335,7 +337,8 @@ def _print_graph(lines: Lines, graph: OnnxModel) -> dict[str, Any]:
     precisions = {name: found.precision for name, found in graph.convolutions.items()}
     share = proof.as_dict(proof.share(graph.convolutions, graph.precision, graph.float32, precisions, "onnx"))
     _print_proof(lines, [share], {})
-    return {**graph.facts, "opset": graph.opset, "ir_version": graph.ir_version, "shares": [share]}
+    facts = {"opset": graph.opset, "ir_version": graph.ir_version, "picture_bytes": picture}
+    return {**graph.facts, **facts, "shares": [share]}
 
 
 def _print_engine(lines: Lines, engine: Engine) -> None:
