@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,9 @@ def test_a_network_of_one_channel_gets_the_grey_of_any_photo(tmp_path: Path, is_
     cv2.imwrite(str(tmp_path / "photos/a.png"), photo[..., 0] if is_grey else photo[..., ::-1])
     done = invoke("run", tmp_path / "photos", "-m", tmp_path / "mine.onnx", "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
+    if importlib.util.find_spec("openvino") is not None:
+        command = f"unet-batch build-engine {tmp_path / 'mine.onnx'} --builder openvino"
+        assert f"faster on this CPU: {command}" in said(done.output)
     mask = cv2.imread(str(tmp_path / "out/masks/a.png"), cv2.IMREAD_UNCHANGED)
     grey = (photo.astype(np.float64) @ (0.299, 0.587, 0.114)).astype(np.float32) / 255
     logits = onnxruntime.InferenceSession(path).run(None, {"input": grey[None, None]})[0][0, 0]

@@ -269,7 +269,9 @@ def inspect(file: str | None, as_json: bool) -> None:
         from unet_batch.model import checkpoint
 
         found = checkpoint.identify(zoo.resolve(file))
-        lines.line("file", found.path, megabytes(os.path.getsize(found.path)))
+        size = sum(os.path.getsize(each) for each in (found.path, found.shared) if each)
+        shares = f"with the weights of {os.path.basename(found.shared)}" if found.shared else ""
+        lines.line("file", found.path, megabytes(size), shares)
         _print_spec(lines, found.spec)
         data = _print_checkpoint(lines, found)
     if as_json:
