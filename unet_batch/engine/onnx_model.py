@@ -257,7 +257,7 @@ def picture_bytes(model: OnnxModel, size: Size | None = None) -> int:
         alive += sum(bytes_of.get(name, 0) for name in node.output)
         peak = max(peak, alive)
         alive -= sum(bytes_of.get(name, 0) for name in set(node.input) if last[name] == index)
-    return peak
+    return int(peak)
 
 
 def replace_transposed(model: OnnxModel) -> OnnxModel:
