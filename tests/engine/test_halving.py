@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from tests.helpers.foreign import SIZE, Net
+from unet_batch.build import BuildOptions, build_engine
 from unet_batch.engine import halving, onnx_model, proof
 from unet_batch.engine.halving import halve
 from unet_batch.engine.importing.guess import draw_pictures
@@ -19,7 +20,7 @@ from unet_batch.engine.importing.settings import Settings
 from unet_batch.engine.onnx_model import OnnxModel, OnnxRunner
 from unet_batch.engine.proof import Reference
 from unet_batch.engine.source import Source
-from unet_batch.errors import UsageError
+from unet_batch.errors import BackendError, UsageError
 
 UNIT = Settings(range="0..1")
 
@@ -105,6 +106,12 @@ def overflowing() -> Net:
     return net.body(1, 6)
 
 
+def to_half(folder: Path) -> BuildOptions:
+    """Halve `mine.onnx`, which takes no library that compiles."""
+    options = {"precision": "fp16", "onnx_only": True, "batch": (1, 2, 2)}
+    return BuildOptions(str(folder / "mine.onnx"), str(folder / "engines"), **options)  # type: ignore[arg-type]
+
+
 def test_layers_that_overflow_are_found_and_kept(tmp_path: Path) -> None:
     whole = imported(tmp_path, overflowing())
     pictures = draw_pictures(2, SIZE, 3)
@@ -113,6 +120,28 @@ def test_layers_that_overflow_are_found_and_kept(tmp_path: Path) -> None:
     kept = halving.offenders(whole, reference)
     assert set(kept) == {"second", "third"}, "the one that makes such values, and the one that takes them"
     assert compared(halve(whole, kept, imitated=True), whole).dice >= proof.MIN_DICE["fp16"]
+
+
+def test_a_build_keeps_those_layers_and_writes_the_halved_graph(tmp_path: Path) -> None:
+    imported(tmp_path, overflowing())
+    built = build_engine(to_half(tmp_path))
+    assert built.onnx is not None
+    written = onnx_model.read(built.onnx)
+    assert (written.precision, written.float32) == ("fp16", ("second", "third"))
+    assert any("fp16 breaks second, third: kept in float32" in note for note in built.notes)
+    (parities,) = built.proofs.values()
+    assert all(parity["dice"] >= proof.MIN_DICE["fp16"] for parity in parities.values())
+
+
+def test_where_no_layer_alone_is_at_fault_the_build_is_refused_with_what_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported(tmp_path, overflowing())
+    monkeypatch.setattr(halving, "offenders", lambda model, reference: ())
+    with pytest.raises(BackendError, match="the masks differ from ONNX Runtime's in float32") as caught:
+        build_engine(to_half(tmp_path))
+    assert "leave --precision out" in caught.value.hint
+    assert not list((tmp_path / "engines").glob("*.onnx"))
 
 
 def test_a_weight_that_two_layers_share_and_one_in_a_branch_stay_right(tmp_path: Path) -> None:
