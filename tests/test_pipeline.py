@@ -1047,15 +1047,3 @@ def test_cores_respect_a_containers_quota(
     (tmp_path / "cpu.max").write_text(quota)
     monkeypatch.setattr(pipeline.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     assert pipeline.cpu_count(str(tmp_path / "cpu.max")) == cores
-
-
-@pytest.mark.parametrize(
-    ("limit", "used", "free"),
-    [("max", "9", 4096), ("3000", "1000", 2000), ("900", "1000", 0), ("9999", "0", 4096)],
-)
-def test_free_memory_respects_a_containers_limit(tmp_path: Path, limit: str, used: str, free: int) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable: 4 kB\n")
-    (tmp_path / "memory.max").write_text(limit)
-    (tmp_path / "memory.current").write_text(used)
-    assert pipeline.free_memory(str(tmp_path / "meminfo"), str(tmp_path)) == free
-    assert pipeline.free_memory(str(tmp_path / "none"), str(tmp_path)) is None

@@ -151,20 +151,6 @@ def cpu_count(quota_file: str = "/sys/fs/cgroup/cpu.max") -> int:
         return count
 
 
-def free_memory(meminfo: str = "/proc/meminfo", group: str = "/sys/fs/cgroup") -> int | None:
-    """Bytes that this process may still fill, a container's limit counted; None where nothing tells."""
-    free: int | None = None
-    try:
-        with open(meminfo, encoding="ascii") as file:
-            free = next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-        with open(f"{group}/memory.max", encoding="ascii") as file:
-            limit = int(file.read())
-        with open(f"{group}/memory.current", encoding="ascii") as file:
-            return max(0, min(free, limit - int(file.read())))
-    except (OSError, ValueError, StopIteration):  # not Linux, an older control group, or "max": no limit
-        return free
-
-
 class _Slot:
     """A value on its way, its place in the source's order, and what it was last found to weigh."""
 

@@ -137,12 +137,8 @@ def import_weights(
     stored_difference = _compare(
         source, original, _round_to_float16(model), spec, STORED_TOLERANCE, "stored in float16"
     )
-    facts = {
-        "from": os.path.basename(source),
-        "layout": arch,
-        "difference": difference,
-        "stored_difference": stored_difference,
-    }
+    differences = {"difference": difference, "stored_difference": stored_difference}
+    facts = {"from": os.path.basename(source), "layout": arch, **differences}
     spec = replace(spec, training={"imported": facts})
     checkpoint.save(target, model, spec)
     given = {"size": size, "classes": classes, "mean": mean, "std": std}
@@ -155,8 +151,7 @@ def import_weights(
         background="" if one is None else table.names[1 - one],
         notes=notes,
         assumed=assumed,
-        difference=difference,
-        stored_difference=stored_difference,
+        **differences,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from unet_batch.inference.backends import base
@@ -41,3 +43,15 @@ def test_of_a_picture_that_nobody_measured_nothing_is_said(monkeypatch: pytest.M
     notes: list[str] = []
     assert base.streams_for(0, notes) == 2
     assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "free"),
+    [("max", "9", 4096), ("3000", "1000", 2000), ("900", "1000", 0), ("9999", "0", 4096)],
+)
+def test_free_memory_respects_a_containers_limit(tmp_path: Path, limit: str, used: str, free: int) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable: 4 kB\n")
+    (tmp_path / "memory.max").write_text(limit)
+    (tmp_path / "memory.current").write_text(used)
+    assert base.free_memory(str(tmp_path / "meminfo"), str(tmp_path)) == free
+    assert base.free_memory(str(tmp_path / "none"), str(tmp_path)) is None

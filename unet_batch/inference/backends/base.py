@@ -13,13 +13,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unet_batch.errors import BackendError, DeviceOutOfMemory
-from unet_batch.pipeline import cpu_count, free_memory
+from unet_batch.pipeline import cpu_count
 from unet_batch.types import ModelSpec, Size
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from unet_batch.types import Pixels
+
+
+def free_memory(meminfo: str = "/proc/meminfo", group: str = "/sys/fs/cgroup") -> int | None:
+    """Bytes that this process may still fill, a container's limit counted; None where nothing tells."""
+    free: int | None = None
+    try:
+        with open(meminfo, encoding="ascii") as file:
+            free = next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+        with open(f"{group}/memory.max", encoding="ascii") as file:
+            limit = int(file.read())
+        with open(f"{group}/memory.current", encoding="ascii") as file:
+            return max(0, min(free, limit - int(file.read())))
+    except (OSError, ValueError, StopIteration):  # not Linux, an older control group, or "max": no limit
+        return free
 
 
 def streams_for(picture_bytes: int, notes: list[str]) -> int:
