@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -202,6 +203,14 @@ class TestInspect:
         found = json.loads(invoke(tmp_path, "inspect", "--json", monkeypatch=monkeypatch).stdout)
         assert list(found) == list(BUNDLED)
         assert found["fine"] == {"purpose": BUNDLED["fine"].purpose, "terms": BUNDLED["fine"].terms}
+
+    def test_a_model_that_shares_weights_is_as_large_as_both_files(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        line = invoke(tmp_path, "inspect", "fine", monkeypatch=monkeypatch).stdout.splitlines()[0]
+        assert re.search(r" [1-9]\d*\.\d MB · with the weights of default\.safetensors$", line)
+        line = invoke(tmp_path, "inspect", "default", monkeypatch=monkeypatch).stdout.splitlines()[0]
+        assert line.endswith(" MB")
 
     @pytest.mark.parametrize("kind", ["classic", "onnx", "plan"])
     def test_json(self, home: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

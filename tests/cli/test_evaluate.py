@@ -342,3 +342,19 @@ def test_a_table_of_long_names_fits_a_terminal(columns: int) -> None:
     lines = out.file.getvalue().splitlines()
     assert len(lines) == 3
     assert {cell_len(line) for line in lines} == {min(columns, 58 + len(names[0]))}
+
+
+@pytest.mark.parametrize(("columns", "parts"), [(60, 2), (40, 4)])
+def test_a_table_is_parted_where_a_terminal_is_too_narrow_for_it(columns: int, parts: int) -> None:
+    out = Console(file=io.StringIO(), force_terminal=True, width=columns, color_system=None, highlight=False)
+    headings = [heading for _, heading in _OBJECT_COLUMNS]
+    _print_table(
+        out, "over all objects", headings, [("a class of a long name", [0.5] * 7), ("b", [0.25] * 7)]
+    )
+    assert isinstance(out.file, io.StringIO)
+    lines = out.file.getvalue().splitlines()
+    assert len(lines) == 3 * parts
+    assert max(map(cell_len, lines)) <= columns
+    for heading in headings:
+        assert sum(heading in line.split() for line in lines) == 1
+    assert sum(line.count("0.2500") for line in lines) == 7

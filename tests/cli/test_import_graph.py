@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.helpers.foreign import Net
+from tests.helpers.foreign import SIZE, Net
 from unet_batch import scenes
 from unet_batch.cli import main
 from unet_batch.engine import onnx_model
@@ -104,6 +106,47 @@ def photos(folder: Path) -> Path:
 
 def sheet_of(target: Path) -> Any:
     return cv2.imread(str(target))
+
+
+@pytest.mark.parametrize("is_grey", [False, True], ids=["RGB", "grey"])
+def test_a_network_of_one_channel_gets_the_grey_of_any_photo(tmp_path: Path, is_grey: bool) -> None:
+    height, width = SIZE
+    path = Net((1, 1, height, width)).body(1, 1).save(tmp_path / "net.onnx")
+    done = invoke("import", path, "-o", tmp_path / "mine.onnx", "--range", "0..1", "--classes", "car")
+    assert done.exit_code == 0, done.output
+    assert "it takes one channel: 0.299 red + 0.587 green + 0.114 blue" in said(done.output)
+    photo = scenes.draw(7, (64, 96))[0][::2, ::2]
+    photo = np.repeat(photo[..., 1:2], 3, axis=2) if is_grey else photo
+    (tmp_path / "photos").mkdir()
+    cv2.imwrite(str(tmp_path / "photos/a.png"), photo[..., 0] if is_grey else photo[..., ::-1])
+    done = invoke("run", tmp_path / "photos", "-m", tmp_path / "mine.onnx", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    if importlib.util.find_spec("openvino") is not None:
+        command = f"unet-batch build-engine {tmp_path / 'mine.onnx'} --builder openvino"
+        assert f"faster on this CPU: {command}" in said(done.output)
+    mask = cv2.imread(str(tmp_path / "out/masks/a.png"), cv2.IMREAD_UNCHANGED)
+    grey = (photo.astype(np.float64) @ (0.299, 0.587, 0.114)).astype(np.float32) / 255
+    logits = onnxruntime.InferenceSession(path).run(None, {"input": grey[None, None]})[0][0, 0]
+    assert 0.05 < (mask > 0).mean() < 0.95
+    assert ((mask > 0) != (logits > 0)).mean() < 0.01
+
+
+@pytest.mark.parametrize("channels", [2, 4, 7])
+def test_other_numbers_of_channels_come_in_and_photos_do_not_feed_them(tmp_path: Path, channels: int) -> None:
+    path = Net((1, channels, *SIZE)).body(1, channels).save(tmp_path / "net.onnx")
+    looked = json.loads(invoke("inspect", path, "--json").stdout)
+    assert "--check" not in looked["import"]
+    done = invoke("import", path, "-o", tmp_path / "mine.onnx", "--classes", "car")
+    assert done.exit_code == 0, done.output
+    assert f"it takes {channels} channels, as they come" in said(done.output)
+    assert "range 0..1 · a guess" in said(done.output)
+    assert "unet-batch run" not in done.output
+    assert f"{channels} channels" in invoke("inspect", tmp_path / "mine.onnx").output
+    photos(tmp_path / "photos")
+    done = invoke("run", tmp_path / "photos", "-m", tmp_path / "mine.onnx", "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert f"net takes {channels} channels, pictures are read as RGB (3)" in said(done.stderr)
+    assert "files of further channels cannot be fed to a network yet" in said(done.stderr)
 
 
 def test_the_sheet_shows_the_guess_beside_the_others(net: str, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_json_and_options(weights: Path, tmp_path: Path) -> None:
         "trees",
         "--json",
     ]
-    options += ["--mean", "0.1,0.2,0.3", "--std", "1,2,3"]
+    options += ["--mean", "0.1,0.2,0.3", "--std", "1,2,3", "--terms", "CC BY 4.0,\nwith a name"]
     result = CliRunner().invoke(main, ["import-weights", str(weights), "-o", str(out), *options])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -74,6 +74,7 @@ def test_json_and_options(weights: Path, tmp_path: Path) -> None:
     spec = checkpoint.load(str(out)).spec
     assert (spec.name, spec.input_size, spec.classes.names) == ("trees", (32, 48), ("ground", "tree"))
     assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
+    assert spec.terms == found["terms"] == "CC BY 4.0, with a name"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unet_batch
+from tests.conftest import ROOT
 from unet_batch import scenes
 from unet_batch.engine import onnx_model
 from unet_batch.engine.importing.importer import import_graph
 from unet_batch.engine.importing.settings import Settings
 from unet_batch.engine.onnx_model import OnnxRunner
 from unet_batch.errors import CheckpointError, UsageError
+from unet_batch.model.importer import import_weights
 
 SIZE = (32, 48)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -133,3 +137,36 @@ def test_a_network_that_gives_no_map_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(CheckpointError, match="gives no map"):
         unet_batch.export(network, str(tmp_path / "mine.onnx"), size=SIZE, mean=MEAN, std=STD)
     assert network.training
+
+
+@pytest.mark.slow
+def test_the_script_of_the_documents_makes_a_model_of_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a library of our own in place of segmentation_models.pytorch."""
+    text = (ROOT / "docs/import.md").read_text(encoding="utf-8").partition("## Weights of another library")[2]
+    script = text.partition("```python\n")[2].partition("```")[0]
+
+    class Unet(nn.Module):
+        def __init__(self, encoder: str, encoder_weights: str | None, classes: int) -> None:
+            super().__init__()
+            assert (encoder, encoder_weights) == ("resnet34", None)
+            self.encoder = nn.Conv2d(3, 4, 3, padding=1)
+            self.segmentation_head = nn.Sequential(nn.Conv2d(4, classes, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.segmentation_head(torch.relu(self.encoder(x)))
+            return result
+
+    library = types.ModuleType("segmentation_models_pytorch")
+    library.Unet = Unet  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    monkeypatch.chdir(tmp_path)
+    torch.save(Unet("resnet34", None, 1).state_dict(), "best.pth")
+    with pytest.raises(CheckpointError, match=r"a network of segmentation_models\.pytorch") as caught:
+        import_weights("best.pth", "x.safetensors")
+    assert "docs/import.md" in caught.value.hint
+    exec(compile(script, "docs/import.md", "exec"), {})
+    spec = onnx_model.read("mine.onnx").spec
+    assert (spec.classes.names, spec.terms, spec.input_size) == (("road",), "MIT", (512, 512))
+    assert spec.mean == MEAN

@@ -265,19 +265,34 @@ class TestLibrary:
         with pytest.raises(BackendUnavailable, match="openvino does not load"):
             OpenVino()
 
+    def test_its_converter_and_what_that_reports_to_intel_stay_out(self) -> None:
+        code = (
+            "import sys\n"
+            "from unet_batch.engine.openvino import OpenVino\n"
+            "OpenVino()\n"
+            "unwanted = {'openvino.tools.ovc', 'openvino_telemetry', 'ssl'} & set(sys.modules)\n"
+            "assert not unwanted, unwanted\n"
+            "from openvino.tools.ovc import convert_model"  # for whoever asks for it
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
     def test_a_run_imports_no_pytorch(self, engine: Engine, tmp_path: Path) -> None:
         code = (
             "import sys, unet_batch\n"
             "with unet_batch.load(sys.argv[1], engines_dir=sys.argv[2]) as segmenter:\n"
             "    assert segmenter.backend.name == 'openvino', segmenter.passed_over\n"
             "    assert segmenter(sys.argv[3]).shape == (128, 192)\n"
-            "unwanted = {'torch', 'onnxruntime', 'onnxscript'} & set(sys.modules)\n"
+            "from click.testing import CliRunner\n"
+            "from unet_batch.cli import main\n"
+            "_, model, engines, photo, out = sys.argv\n"
+            "words = ['run', photo, '-o', out, '-m', model, '--engines-dir', engines]\n"
+            "done = CliRunner().invoke(main, words)\n"
+            "assert done.exit_code == 0 and 'backend   openvino' in done.output, done.output\n"
+            "unwanted = {'torch', 'onnx', 'onnxruntime', 'onnxscript', 'nncf'} & set(sys.modules)\n"
             "assert not unwanted, unwanted"
         )
-        photo = str(next(Path(photos()).iterdir()))
-        subprocess.run(
-            [sys.executable, "-c", code, saved_checkpoint(), os.path.dirname(engine.path), photo], check=True
-        )
+        paths = (os.path.dirname(engine.path), str(next(Path(photos()).iterdir())), str(tmp_path / "out"))
+        subprocess.run([sys.executable, "-c", code, saved_checkpoint(), *paths], check=True)
 
 
 def test_numpy_is_looked_up_before_there_are_threads() -> None:

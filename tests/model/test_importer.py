@@ -311,11 +311,49 @@ class TestProof:
 class TestOtherNetworks:
     def test_bilinear_upsampling(self, tmp_path: Path) -> None:
         state = {name: tensor for name, tensor in source("milesial").items() if ".up." not in name}
-        refused(
-            tmp_path,
-            state,
-            "bilinear variant is not supported yet; its variant with transposed convolutions is",
+        hint = refused(tmp_path, state, "milesial's bilinear variant, which import-weights does not know")
+        assert "unet_batch.export(network" in hint
+
+    @pytest.mark.parametrize(
+        ("names", "whose"),
+        [
+            (
+                ("encoder.layer1.0.conv1", "decoder.blocks.0.conv1.0", "segmentation_head.0"),
+                "a network of segmentation_models.pytorch",
+            ),
+            (
+                ("model.encoder.model.conv_stem", "loss.weight", "model.segmentation_head.0"),
+                "a network of segmentation_models.pytorch",
+            ),
+            (
+                ("backbone.layer1.0.conv1", "classifier.0.convs.0.0", "classifier.4"),
+                "a segmentation network of torchvision",
+            ),
+            (
+                ("backbone.0.0", "classifier.cbr.0", "classifier.low_classifier"),
+                "a segmentation network of torchvision",
+            ),
+            (
+                ("segformer.encoder.block.0.0.mlp.dense1", "decode_head.classifier"),
+                "a network of mmsegmentation or transformers",
+            ),
+        ],
+    )
+    def test_weights_of_another_library_are_named_with_the_way_on(
+        self, tmp_path: Path, names: tuple[str, ...], whose: str
+    ) -> None:
+        state = {f"{name.removesuffix('.weight')}.weight": torch.ones(2, 2, 1, 1) for name in names}
+        hint = refused(tmp_path, state, f"the weights of {whose}, which import-weights does not know")
+        assert "build that network in Python with these weights, and unet_batch.export(network" in hint
+        assert 'docs/import.md, "Weights of another library"' in hint
+
+    @pytest.mark.parametrize("head", ["fc", "classifier.1", "head.fc"])
+    def test_a_classifier_gives_no_map(self, tmp_path: Path, head: str) -> None:
+        state = {"layer1.0.conv1.weight": torch.ones(2, 2, 1, 1), f"{head}.weight": torch.ones(2, 2)}
+        hint = refused(
+            tmp_path, state, r"the weights of a classifier of whole pictures \(timm, torchvision\)"
         )
+        assert "gives no map of a picture" in hint
 
     def test_an_unknown_layout(self, tmp_path: Path) -> None:
         state = {f"encoder.{k}.weight": torch.zeros(3) for k in range(9)} | {

@@ -31,6 +31,7 @@ from unet_batch.version import __version__
 if TYPE_CHECKING:
     from unet_batch.types import Pixels
 
+_FLOAT32 = "leave --precision out: engines in the graph's own float32, of any builder, compute the same masks"
 DEFAULT_BATCH = (1, 32, 32)  # of a graph that nothing compiles here
 # ONNX Runtime on a CPU holds all activations of a batch: so many pixels in a batch are enough to prove it.
 _ONNX_PIXELS = 64 * 160 * 240
@@ -128,7 +129,10 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
     for each in size:
         onnx_model.check_size(each, source.spec)
     builder, missing = (None, None) if options.onnx_only else find_builder(options.builder)
-    profile = Profile(options.batch or (DEFAULT_BATCH if builder is None else builder.batch), size)
+    batch = DEFAULT_BATCH if builder is None else builder.batch
+    if source.onnx is not None and source.onnx.batch is not None:
+        batch = (source.onnx.batch,) * 3
+    profile = Profile(options.batch or batch, size)
     precision = options.precision or _default_precision(source, builder)
     if builder is not None:
         builder.check(precision, profile)
@@ -222,7 +226,9 @@ class _Build:
                     raise
                 self.progress("look for the layers that lose precision", 0)
                 if not (kept := self.source.offenders(self.reference, precision)):
-                    raise
+                    if self.source.onnx is None or self.source.onnx.precision == precision:
+                        raise
+                    raise failed.with_hint(_FLOAT32) from failed
                 self.notes.append(f"{precision} breaks {', '.join(kept)}: kept in float32 ({failed})")
             except NoKernel as error:
                 if self.replaced:
@@ -286,7 +292,11 @@ class _Build:
             shares=(),
             proofs={},
             verified_on_gpu=False,
-            built={**_describe_build(compiled.seconds), **self.replaced},
+            built={
+                **_describe_build(compiled.seconds),
+                "picture_bytes": onnx_model.picture_bytes(graph, self.profile.size[1]),
+                **self.replaced,
+            },
         )
         ran = self.prove_plan(builder, compiled.plan, sidecar, graph)
         evidence += ran or _Evidence()
@@ -323,12 +333,12 @@ class _Build:
         if not self.weak:
             precisions = {name: found.precision for name, found in graph.convolutions.items()}
             evidence = self._count(graph, precisions, "onnx")
-        if self.reference.made_by != "PyTorch":  # but by ONNX Runtime, of this very graph
+        if graph is self.source.onnx and self.reference.made_by != "PyTorch":  # but by ONNX Runtime, of it
             return evidence
         try:
-            runner = OnnxRunner(graph.data)
+            runner = OnnxRunner(self.source.provable(graph))
         except BackendUnavailable as error:
-            self.notes.append(f"the graph was not compared with PyTorch: {error.message}")
+            self.notes.append(f"the graph was not compared with {self.reference.made_by}: {error.message}")
             return evidence
         height, width = self.profile.size[1]
         most = max(2, _ONNX_PIXELS // (height * width))
@@ -343,7 +353,7 @@ class _Build:
             nonlocal done
             maps = runner(pictures)
             done += len(pictures)
-            self.progress("compare ONNX with PyTorch", min(1.0, done / total))
+            self.progress(f"compare ONNX with {self.reference.made_by}", min(1.0, done / total))
             return maps
 
         parities = proof.prove(lambda batch: infer, self.reference, self.source.spec, batches)
@@ -351,7 +361,7 @@ class _Build:
 
     def write_onnx(self, graph: OnnxModel) -> str:
         """Write the graph, and beside it the reference, to build and prove it without PyTorch; its path."""
-        if self.source.onnx is not None:
+        if self.source.onnx is not None and self.source.onnx.precision == graph.precision:
             return self.source.path
         height, width = self.profile.size[1]
         free = "" if graph.size else "-any"

@@ -270,7 +270,9 @@ def inspect(file: str | None, as_json: bool) -> None:
         from unet_batch.model import checkpoint
 
         found = checkpoint.identify(zoo.resolve(file))
-        lines.line("file", found.path, megabytes(os.path.getsize(found.path)))
+        size = sum(os.path.getsize(each) for each in (found.path, found.shared) if each)
+        shares = f"with the weights of {os.path.basename(found.shared)}" if found.shared else ""
+        lines.line("file", found.path, megabytes(size), shares)
         _print_spec(lines, found.spec)
         data = _print_checkpoint(lines, found)
     if as_json:
@@ -310,7 +312,8 @@ def _print_checkpoint(lines: Lines, found: ModelFile) -> dict[str, Any]:
 
 def _print_spec(lines: Lines, spec: ModelSpec) -> None:
     height, width = spec.input_size
-    lines.line("model", spec.name, spec.network, f"{height}x{width}")
+    channels = "" if spec.in_channels == 3 else f"{spec.in_channels} channels"
+    lines.line("model", spec.name, spec.network, f"{height}x{width}", channels)
     means = (
         "the probability of it" if spec.output == "probability" else f"ids 0 to {len(spec.classes.names) - 1}"
     )
@@ -319,11 +322,13 @@ def _print_spec(lines: Lines, spec: ModelSpec) -> None:
 
 
 def _print_graph(lines: Lines, graph: OnnxModel) -> dict[str, Any]:
-    from unet_batch.engine import proof
+    from unet_batch.engine import onnx_model, proof
 
     size = f"{graph.size[0]}x{graph.size[1]}" if graph.size else "any size"
     batch = f"{graph.batch} picture a call" if graph.batch else "any batch"
     lines.line("graph", f"opset {graph.opset}, IR {graph.ir_version}", batch, size)
+    picture = onnx_model.picture_bytes(graph)
+    lines.line("memory", f"a picture takes about {megabytes(picture)} between its layers")
     imported = graph.spec.training.get("imported")
     if graph.spec.architecture == "onnx" and isinstance(imported, Mapping):
         lines.line("source", f"imported from {imported.get('from')}", f"sha256 {graph.source_sha256[:12]}")
@@ -335,7 +340,8 @@ def _print_graph(lines: Lines, graph: OnnxModel) -> dict[str, Any]:
     precisions = {name: found.precision for name, found in graph.convolutions.items()}
     share = proof.as_dict(proof.share(graph.convolutions, graph.precision, graph.float32, precisions, "onnx"))
     _print_proof(lines, [share], {})
-    return {**graph.facts, "opset": graph.opset, "ir_version": graph.ir_version, "shares": [share]}
+    facts = {"opset": graph.opset, "ir_version": graph.ir_version, "picture_bytes": picture}
+    return {**graph.facts, **facts, "shares": [share]}
 
 
 def _print_engine(lines: Lines, engine: Engine) -> None:

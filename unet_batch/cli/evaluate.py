@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
 from math import nan
 from typing import TYPE_CHECKING
 
@@ -454,6 +455,12 @@ def _print_table(
     """A line for each class; the mean, if there is one, comes last and in bold."""
     from unet_batch.cli.screen import cell_len, set_cell_size
 
+    needed = accumulate(2 + max(6, len(heading)) for heading in headings)
+    fit = sum(columns <= out.width - 2 - len(title) for columns in needed) or 1
+    if out.is_terminal and fit < len(headings):  # the others below, under the same names
+        for part in (slice(fit), slice(fit, None)):
+            _print_table(out, title, headings[part], [(name, values[part]) for name, values in rows])
+        return
     rows = [(printable(name), values) for name, values in rows]
     width = max(_WIDTH, *(cell_len(name) for name, _ in rows))
     if out.is_terminal:  # long names are whole in the list above

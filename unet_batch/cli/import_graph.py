@@ -155,19 +155,13 @@ def describe_foreign(lines: Lines, path: str) -> dict[str, Any]:
     lines.line("graph", f"opset {graph.opset}", f"{len(graph.proto.graph.node)} operators")
     lines.line("input", graph.input, f"{shape_text(graph.dims)} {graph.dtype}")
     lines.line("outputs", ", ".join(graph.outputs))
-    _, choices = understand(graph, with_file(path, Settings()))
+    recipe, choices = understand(graph, with_file(path, Settings()))
     print_choices(lines, choices)
     stem = os.path.splitext(path)[0]
     guesses = [f"--{each.option} {shlex.quote(each.value)}" for each in choices if each.is_guess]
+    photos = () if recipe.channels != 3 else ("--check ./photos",)
     line = " ".join(
-        [
-            "unet-batch import",
-            shlex.quote(path),
-            "-o",
-            shlex.quote(f"{stem}-model.onnx"),
-            *guesses,
-            "--check ./photos",
-        ]
+        ["unet-batch import", shlex.quote(path), "-o", shlex.quote(f"{stem}-model.onnx"), *guesses, *photos]
     )
     lines.line("next", line)
     return {
@@ -207,6 +201,8 @@ def _print_import(lines: Lines, found: Imported, sheet: str, remark: str) -> Non
     lines.line("written", path)
     if sheet:
         lines.line("check", shown(sheet))
+    if spec.in_channels != 3:  # no photo of which could be looked at
+        return
     guessed = [f"--{choice.option}" for choice in found.choices if choice.is_guess]
     if guessed and not sheet:
         lines.line("note", f"{', '.join(guessed)}: guesses, which a look at masks settles: --check ./photos")

@@ -95,6 +95,7 @@ def parse_deviations(text: str) -> tuple[float, ...]:
     help="Standard deviation of the pixels by channel.  [default: 1,1,1]",
 )
 @option("--name", default="", help="Name of the model.  [default: the name of FILE]")
+@option("--terms", default="", metavar="TEXT", help="Terms under which it may be used, on one line.")
 @option("--json", "as_json", is_flag=True, help="Print what was found and verified as JSON on stdout.")
 def import_weights(
     source: str,
@@ -105,6 +106,7 @@ def import_weights(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     name: str,
+    terms: str,
     as_json: bool,
 ) -> None:
     """Make a checkpoint of the weights of a public U-Net, and verify that it computes the same.
@@ -135,6 +137,7 @@ def import_weights(
         mean=mean or (),
         std=std or (),
         name=name,
+        terms=terms,
     )
     if as_json:
         print_json(_as_dict(found))
@@ -153,6 +156,7 @@ def _as_dict(found: Imported) -> dict[str, Any]:
         "output": spec.output,
         "mean": list(spec.mean),
         "std": list(spec.std),
+        "terms": spec.terms,
         "biases_folded": found.folded,
         "background": found.background,
         "notes": list(found.notes),
@@ -174,6 +178,8 @@ def _print_import(lines: Lines, found: Imported) -> None:
         lines.line(
             "classes", ", ".join(names), f"the map holds ids 0 to {len(names) - 1}, of the largest output"
         )
+    if spec.terms:
+        lines.line("terms", spec.terms)
     lines.line("pixels", f"0 to 1, mean {_numbers(spec.mean)}, std {_numbers(spec.std)}")
     for note in found.notes:
         lines.line("note", note)

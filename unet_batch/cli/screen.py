@@ -176,6 +176,10 @@ class Screen(Lines):
         if not gpu.missing():  # what helps a GPU is no advice where there is none
             for fix in dict.fromkeys(step.fix for step in segmenter.passed_over if step.fix):
                 self.line("", f"faster: {fix}")
+        elif backend.name in ("torch-cpu", "onnxruntime-cpu"):
+            for step in segmenter.passed_over:
+                if step.name == "openvino" and step.fix:
+                    self.line("", f"faster on this CPU: {step.fix.removeprefix('build one: ')}")
         for note in (*backend.notes, segmenter.view.assumed):
             if note:
                 self.line("note", note)

@@ -32,6 +32,7 @@ PADDED, STRIDE = "unet_batch/padded", "unet_batch/stride"
 # onnx.TensorProto.DataType, spelled out so that these names need no import of onnx.
 _PRECISIONS = {1: "fp32", 10: "fp16", 16: "bf16"}
 _BYTES = {1: 4, 10: 2, 16: 2}
+_VALUE_BYTES = {**_BYTES, 6: 4, 7: 8, 11: 8}  # whole numbers, and double precision, too
 REPLACEMENT = "the equal 1x1 convolutions and DepthToSpace"
 """What `replace_transposed` puts in place of transposed convolutions."""
 EXPORT_ANY = "unet-batch build-engine CHECKPOINT --onnx-only --size MIN,BEST,MAX"
@@ -235,6 +236,30 @@ def check_input(model: OnnxModel, size: Size) -> None:
         )
 
 
+def picture_bytes(model: OnnxModel, size: Size | None = None) -> int:
+    """Most bytes that the values between the layers of a graph take at once, for a picture of that size.
+
+    An estimate: engines keep some of them longer, and compute others in place.
+    """
+    onnx = _import("onnx")
+    proto = onnx.load_model_from_string(model.data)
+    shaped = _infer_shapes(
+        onnx, proto, size or model.size or model.spec.input_size, imported=model.spec.architecture == "onnx"
+    )
+    bytes_of = {}
+    for info in (*shaped.graph.value_info, *shaped.graph.input, *shaped.graph.output):
+        kind = info.type.tensor_type
+        count = math.prod(dim.dim_value for dim in kind.shape.dim)  # 0 where a side is not known
+        bytes_of[info.name] = count * _VALUE_BYTES.get(kind.elem_type, 1)
+    last = {name: index for index, node in enumerate(shaped.graph.node) for name in node.input}
+    alive = peak = bytes_of[INPUT]
+    for index, node in enumerate(shaped.graph.node):
+        alive += sum(bytes_of.get(name, 0) for name in node.output)
+        peak = max(peak, alive)
+        alive -= sum(bytes_of.get(name, 0) for name in set(node.input) if last[name] == index)
+    return int(peak)
+
+
 def replace_transposed(model: OnnxModel) -> OnnxModel:
     """The same function without transposed convolutions: each a 1x1 convolution and a DepthToSpace.
 
@@ -349,25 +374,8 @@ def _convolutions(
     onnx: Any, model: Any, size: Size, layers: Sequence[str], *, imported: bool
 ) -> dict[str, Convolution]:
     """Work and precision of every convolution, from the types and shapes in the graph itself."""
-    shaped = onnx.ModelProto()
-    shaped.CopyFrom(model)
-    del shaped.graph.value_info[:]  # may hold symbols where the size is free
+    shaped = _infer_shapes(onnx, model, size, imported=imported)
     weights = {weight.name: weight for weight in shaped.graph.initializer}
-    if STRIDE in weights:  # inference does not follow the arithmetic of what is padded
-        stride = int(onnx.numpy_helper.to_array(weights[STRIDE])[0])
-        size = size[0] + -size[0] % stride, size[1] + -size[1] % stride
-        for node in shaped.graph.node:
-            if PADDED in node.output:
-                node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], [PADDED]))
-    picture, maps = (
-        shaped.graph.input[0].type.tensor_type.shape.dim,
-        shaped.graph.output[0].type.tensor_type.shape.dim,
-    )
-    for dims, values in ((picture, (1, *size)), (maps, (1, *size))):
-        for dim, value in zip(dims, values, strict=False):
-            dim.dim_value = value
-    # A foreign graph may hold operators and shapes that inference does not get through.
-    shaped = onnx.shape_inference.infer_shapes(shaped, strict_mode=not imported, data_prop=imported)
     infos = [*shaped.graph.value_info, *shaped.graph.input, *shaped.graph.output]
     tensors = {info.name: info.type.tensor_type for info in infos}
     nodes = [node for node in shaped.graph.node if node.op_type in ("Conv", "ConvTranspose")]
@@ -387,6 +395,29 @@ def _convolutions(
         precision = _PRECISIONS.get(weight.data_type, f"type {weight.data_type}")
         found[node.name] = Convolution(flops, precision, is_head, "" if is_head else layers[index])
     return found
+
+
+def _infer_shapes(onnx: Any, model: Any, size: Size, *, imported: bool) -> Any:
+    """A copy of the onnx.ModelProto with the shapes and types of its values, for one picture of that size."""
+    shaped = onnx.ModelProto()
+    shaped.CopyFrom(model)
+    del shaped.graph.value_info[:]  # may hold symbols where the size is free
+    weights = {weight.name: weight for weight in shaped.graph.initializer}
+    if STRIDE in weights:  # inference does not follow the arithmetic of what is padded
+        stride = int(onnx.numpy_helper.to_array(weights[STRIDE])[0])
+        size = size[0] + -size[0] % stride, size[1] + -size[1] % stride
+        for node in shaped.graph.node:
+            if PADDED in node.output:
+                node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], [PADDED]))
+    picture, maps = (
+        shaped.graph.input[0].type.tensor_type.shape.dim,
+        shaped.graph.output[0].type.tensor_type.shape.dim,
+    )
+    for dims, values in ((picture, (1, *size)), (maps, (1, *size))):
+        for dim, value in zip(dims, values, strict=False):
+            dim.dim_value = value
+    # A foreign graph may hold operators and shapes that inference does not get through.
+    return onnx.shape_inference.infer_shapes(shaped, strict_mode=not imported, data_prop=imported)
 
 
 def _import(name: str) -> Any:

@@ -78,9 +78,19 @@ class Source:
     def export(
         self, precision: str, size: Size, *, any_size: bool, opset: int | None, float32: Sequence[str]
     ) -> OnnxModel:
-        """The graph; see `engine.export.export`. One that is there already is taken as it is."""
+        """The graph; see `engine.export.export`. One that is there already is taken as it is, or halved."""
         if self.onnx is not None:
-            return self.onnx
+            if precision == "bf16" and self.onnx.precision != "bf16" and self.spec.architecture == "onnx":
+                raise UsageError(
+                    f"{self.path}: of an imported graph in {self.onnx.precision} there are engines in fp32 "
+                    "and fp16, not in bf16",
+                    hint="leave --precision out, or use --precision fp16",
+                )
+            if not self._can_halve(precision):
+                return self.onnx
+            from unet_batch.engine import halving
+
+            return halving.halve(self.onnx, float32)
         loaded = self.checkpoint  # first of all: it says so where PyTorch is missing
         from unet_batch.engine import export
 
@@ -88,10 +98,27 @@ class Source:
             loaded, precision=precision, size=size, any_size=any_size, opset=opset, float32=float32
         )
 
+    def _can_halve(self, precision: str) -> bool:
+        """Whether this is an imported graph, asked for in half precision; checkpoints are exported in it."""
+        kind = (self.spec.architecture, self.onnx and self.onnx.precision, precision)
+        return kind == ("onnx", "fp32", "fp16")
+
+    def provable(self, graph: OnnxModel) -> bytes:
+        """What ONNX Runtime runs to prove a graph that `export` gave: of a halved one an imitation."""
+        if self.onnx is None or not self._can_halve(graph.precision):
+            return graph.data
+        from unet_batch.engine import halving
+
+        return halving.halve(self.onnx, graph.float32, imitated=True).data
+
     def offenders(self, reference: Reference, precision: str) -> tuple[str, ...]:
-        """Layers that half precision breaks; none for a graph, which came without its weights."""
+        """Layers that half precision breaks; none of a graph that was exported, in one precision."""
         if self.onnx is not None:
-            return ()
+            if not self._can_halve(precision):
+                return ()
+            from unet_batch.engine import halving
+
+            return halving.offenders(self.onnx, reference)
         from unet_batch.engine import export
 
         return export.offenders(self.checkpoint, reference, precision)

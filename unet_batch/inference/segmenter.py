@@ -116,7 +116,9 @@ class Segmenter:
                 raise UsageError(f"max_pixels {max_pixels}: 1 or more expected")
             if (channels := backend.spec.in_channels) != 3:
                 raise UsageError(
-                    f"{backend.spec.name} takes {channels} channels, pictures are read as RGB (3)"
+                    f"{backend.spec.name} takes {channels} channels, pictures are read as RGB (3)",
+                    hint="files of further channels cannot be fed to a network yet; models of grey or RGB "
+                    "take any photo",
                 )
             self.view = View(backend, view)
             if not backend.is_open:

@@ -47,6 +47,7 @@ class ModelFile:
             what it was made from, so that a checkpoint and its graph are one model.
         parameters: number of trained values.
         is_graph: it is an ONNX graph.
+        shared: the file beside it whose weights a checkpoint takes; "" where it has its own.
     """
 
     path: str
@@ -54,6 +55,7 @@ class ModelFile:
     sha256: str
     parameters: int
     is_graph: bool = False
+    shared: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """What identifies the model, for reports."""
@@ -160,7 +162,8 @@ def _identify(path: str) -> ModelFile:
     header = _read_header(path)
     spec = _read_spec(path, header.metadata)
     files, shapes = [path], header.shapes
-    if shared := _shared_file(path, header.metadata):
+    shared = _shared_file(path, header.metadata) or ""
+    if shared:
         files, shapes = [path, shared], _read_header(shared).shapes
     digest = hashlib.sha256()
     for file in files:
@@ -176,7 +179,8 @@ def _identify(path: str) -> ModelFile:
         for name, shape in shapes.items()
         if not name.endswith(("running_mean", "running_var", "_tracked"))
     ]
-    return ModelFile(os.path.abspath(path), spec, digest.hexdigest(), sum(map(math.prod, trained)))
+    parameters = sum(map(math.prod, trained))
+    return ModelFile(os.path.abspath(path), spec, digest.hexdigest(), parameters, shared=shared)
 
 
 class _Header(NamedTuple):
@@ -220,9 +224,9 @@ def load(path: str) -> Checkpoint:
 
     from unet_batch.model.architectures import build_network
 
-    spec, shared = _identify(path).spec, _shared_file(path, _read_header(path).metadata)
-    data = b""
-    for file in filter(None, (path, shared)):
+    found, data = _identify(path), b""
+    spec = found.spec
+    for file in filter(None, (path, found.shared)):
         try:
             with open(file, "rb") as raw:
                 read = raw.read()

@@ -25,7 +25,7 @@ from unet_batch.errors import CheckpointError, OutputError, UsageError
 from unet_batch.media.render import class_table
 from unet_batch.model import checkpoint
 from unet_batch.model import spec as spec_json
-from unet_batch.model.layouts import LAYOUTS
+from unet_batch.model.layouts import LAYOUTS, recognise_library
 from unet_batch.model.unet import UNet
 from unet_batch.model.weights import first_names, read_weights
 from unet_batch.types import ClassTable, ModelSpec, Size
@@ -36,6 +36,7 @@ from unet_batch.types import ClassTable, ModelSpec, Size
 TOLERANCE = 1e-4
 STORED_TOLERANCE = 2e-2
 
+_EXPORT = 'unet_batch.export(network, "mine.onnx", ...): see docs/import.md, "Weights of another library"'
 _CONVOLUTIONS = ("0", "3")
 _BLOCK = tuple(
     [f"{index}.weight" for index in _CONVOLUTIONS]
@@ -84,6 +85,7 @@ def import_weights(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     name: str = "",
+    terms: str = "",
 ) -> Imported:
     """Write a state dict of another project as a checkpoint, after verifying that it computes the same.
 
@@ -93,6 +95,7 @@ def import_weights(
         arch: `milesial`, `plain`, or `auto` to go by the names of the tensors.
         size, classes, mean, std, name: fields of the spec that weights do not hold; see ModelSpec. What is
             left out is what the source's authors use on Carvana, and the file's name.
+        terms: under which the model may be used; "" where that is not known.
 
     Raises:
         CheckpointError: the source is damaged, needs code to be read, or is no network that ours can be; or
@@ -120,6 +123,7 @@ def import_weights(
         std=tuple(std) or (1.0,) * in_channels,
         classes=table,
         output="probability" if outputs == 1 else "class_ids",
+        terms=" ".join(terms.split()),
     )
     spec_json.loads(spec_json.dumps(own))  # bounds, before anything is built by it
     _require_multiples(own)
@@ -133,12 +137,8 @@ def import_weights(
     stored_difference = _compare(
         source, original, _round_to_float16(model), spec, STORED_TOLERANCE, "stored in float16"
     )
-    facts = {
-        "from": os.path.basename(source),
-        "layout": arch,
-        "difference": difference,
-        "stored_difference": stored_difference,
-    }
+    differences = {"difference": difference, "stored_difference": stored_difference}
+    facts = {"from": os.path.basename(source), "layout": arch, **differences}
     spec = replace(spec, training={"imported": facts})
     checkpoint.save(target, model, spec)
     given = {"size": size, "classes": classes, "mean": mean, "std": std}
@@ -151,8 +151,7 @@ def import_weights(
         background="" if one is None else table.names[1 - one],
         notes=notes,
         assumed=assumed,
-        difference=difference,
-        stored_difference=stored_difference,
+        **differences,
     )
 
 
@@ -214,6 +213,14 @@ def _expected(names: Mapping[str, str], biased: bool) -> list[str]:
 def _recognise(path: str, tensors: Mapping[str, Tensor], arch: str) -> str:
     if arch == "auto":
         marked = [name for name, layout in LAYOUTS.items() if layout.mark in tensors]
+        if not marked and (library := recognise_library(tensors)):
+            gives_none = library.startswith("a classifier")
+            raise CheckpointError(
+                f"{path}: the weights of {library}, which import-weights does not know",
+                hint="it gives no map of a picture; name the weights of a segmentation network"
+                if gives_none
+                else f"build that network in Python with these weights, and {_EXPORT}",
+            )
         if not marked:
             prefixes = {name.split(".")[0] for name in tensors}
             expected = {name: _expected(layout.names(5), False) for name, layout in LAYOUTS.items()}
@@ -223,15 +230,15 @@ def _recognise(path: str, tensors: Mapping[str, Tensor], arch: str) -> str:
             raise CheckpointError(
                 f"{path}: no U-Net that can be imported; its {len(tensors)} tensors begin with "
                 f"{first_names(tensors)}",
-                hint=f"the nearest is {nearest}, which begins with {first_names(expected[nearest])}",
+                hint=f"the nearest is {nearest}, which begins with {first_names(expected[nearest])}; of any "
+                f"other network: {_EXPORT}",
             )
         arch = marked[0]
     if arch == "milesial" and "up1.conv.double_conv.0.weight" in tensors and "up1.up.weight" not in tensors:
         raise CheckpointError(
-            f"{path}: milesial's bilinear variant is not supported yet; its variant with transposed "
-            f"convolutions is",
-            hint="train with UNet(..., bilinear=False): no transposed convolution of stride 2 computes the "
-            "other upsampling",
+            f"{path}: milesial's bilinear variant, which import-weights does not know: it upsamples in "
+            "another way than our network",
+            hint=f"build that network in Python with these weights, and {_EXPORT}",
         )
     return arch
 

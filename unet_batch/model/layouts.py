@@ -2,12 +2,14 @@
 
 `milesial` is https://github.com/milesial/Pytorch-UNet with transposed convolutions, `plain` that of the
 tutorials that keep `downs`, `ups`, `bottleneck` and `final_conv`. A new layout is a row of LAYOUTS.
+
+Weights of other libraries are known by name only, so that people are told what to do with them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -142,3 +144,31 @@ LAYOUTS = {
     "milesial": Layout(_milesial_names, re.compile(r"down(\d+)\."), _Milesial, (640, 960)),
     "plain": Layout(_plain_names, re.compile(r"downs\.(\d+)\."), _Plain, (160, 240)),
 }
+
+# What else people have weights of, by names that all occur in them; tensors of two dimensions are called
+# `NAME:2`.
+_LIBRARIES = (
+    ("a network of segmentation_models.pytorch", (r"encoder\.", r"segmentation_head\.0\.weight")),
+    ("a network of mmsegmentation or transformers", (r"(encoder|backbone)\.", r"decode_head\.")),
+    (
+        "a segmentation network of torchvision",
+        (r"backbone\.", r"classifier\.(\d|low_classifier|high_classifier)\."),
+    ),
+    (
+        "a classifier of whole pictures (timm, torchvision)",
+        (r"(head\.)?(fc|classifier|head)(\.\d)?\.weight:2$",),
+    ),
+)
+
+
+def recognise_library(tensors: Mapping[str, Tensor]) -> str:
+    """Whose network these are the weights of, with an article; empty where no library is known by them."""
+    names = [f"{name}:2" if tensor.dim() == 2 else name for name, tensor in tensors.items()]
+    return next(
+        (
+            what
+            for what, marks in _LIBRARIES
+            if all(any(re.search(rf"(?:^|\.){mark}", name) for name in names) for mark in marks)
+        ),
+        "",
+    )

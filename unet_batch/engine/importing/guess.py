@@ -173,7 +173,8 @@ class _Reader:
             self._add("colour", "grey", "it takes one channel: 0.299 red + 0.587 green + 0.114 blue")
             return "grey", 3
         if taken != 3:
-            self._add("colour", "other", f"it takes {taken} channels, as they come")
+            reason = f"it takes {taken} channels, as they come: photos, which have three, cannot feed it yet"
+            self._add("colour", "other", reason)
             return "other", taken
         if self.given.colour is not None:
             self._add("colour", self.given.colour, "as given")
@@ -203,7 +204,7 @@ class _Reader:
                 )
             self._add("range", value, "as given")
         else:
-            found = self._look_at_range()
+            found = self._look_at_range(colour)
         if colour == "grey" and found == IMAGENET:
             found = ((0.449,), (0.226,))  # of all three channels
         mean, std = (values * channels if len(values) == 1 else values for values in found)
@@ -214,7 +215,7 @@ class _Reader:
             )
         return mean, std
 
-    def _look_at_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _look_at_range(self, colour: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The same where nobody says."""
         levels: tuple[tuple[float, ...], tuple[float, ...]] = (0.0,), (1 / 255,)
         entrance, own = self.entrance, self.entrance.subtracted
@@ -240,6 +241,9 @@ class _Reader:
             if 0.15 < mean < 0.85 and deviation < 0.5:
                 self._add("range", "0..1", f"{seen}: pixels of 0 to 1")
                 return (0.0,), (1.0,)
+        if colour == "other":  # of whose channels ImageNet knows no mean
+            self._add("range", "0..1", "the graph does not say", guess=True)
+            return (0.0,), (1.0,)
         self._add(
             "range", "imagenet",
             "the graph does not say: mean and deviation of ImageNet, as most encoders were trained with",

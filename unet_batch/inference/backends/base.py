@@ -13,12 +13,42 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unet_batch.errors import BackendError, DeviceOutOfMemory
+from unet_batch.pipeline import cpu_count
 from unet_batch.types import ModelSpec, Size
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from unet_batch.types import Pixels
+
+
+def free_memory(meminfo: str = "/proc/meminfo", group: str = "/sys/fs/cgroup") -> int | None:
+    """Bytes that this process may still fill, a container's limit counted; None where nothing tells."""
+    free: int | None = None
+    try:
+        with open(meminfo, encoding="ascii") as file:
+            free = next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+        with open(f"{group}/memory.max", encoding="ascii") as file:
+            limit = int(file.read())
+        with open(f"{group}/memory.current", encoding="ascii") as file:
+            return max(0, min(free, limit - int(file.read())))
+    except (OSError, ValueError, StopIteration):  # not Linux, an older control group, or "max": no limit
+        return free
+
+
+def streams_for(picture_bytes: int, notes: list[str]) -> int:
+    """Streams on a CPU: one a core, or as many as the free memory holds pictures, which becomes a note."""
+    cores, free = cpu_count(), free_memory()
+    if free is None or picture_bytes * cores <= free:
+        return cores
+    streams = max(1, free // picture_bytes)
+    needs = f"a picture takes about {picture_bytes / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free"
+    notes.append(
+        f"{needs}: {streams} of {cores} streams are used"
+        if picture_bytes <= free
+        else f"{needs}: it may run out of memory; close other programs, or use a smaller --size"
+    )
+    return streams
 
 
 class Backend(ABC):

@@ -13,7 +13,7 @@ import numpy as np
 from unet_batch.engine import onnx_model
 from unet_batch.engine.onnx_model import OnnxModel, OnnxRunner
 from unet_batch.errors import BackendError
-from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.base import Backend, streams_for
 from unet_batch.pipeline import cpu_count
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class OnnxRuntimeBackend(Backend):
         self._runner: OnnxRunner | None = None
 
     def _open(self) -> None:
+        if self._device is None:
+            self.streams = streams_for(onnx_model.picture_bytes(self._graph, self.input_size), self.notes)
         self._runner = OnnxRunner(self._graph.data, threads=1, device=self._device)
 
     def _infer(self, pictures: Sequence[Pixels]) -> Pixels:

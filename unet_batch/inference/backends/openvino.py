@@ -6,6 +6,7 @@ pictures of a batch go one by one. An engine that was never run on such a CPU is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import numpy as np
 from unet_batch.engine import proof
 from unet_batch.engine.store import Engine
 from unet_batch.errors import BackendError, UsageError
-from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.base import Backend, streams_for
 from unet_batch.inference.backends.proving import basename, complete_proof
 from unet_batch.pipeline import cpu_count
 
@@ -63,6 +64,11 @@ class OpenVinoBackend(Backend):
         self._loaded: LoadedEngine | None = None
 
     def _open(self) -> None:
+        height, width = self.engine.sidecar.recipe.profile.size[1]
+        scale = math.prod(self.input_size) / (height * width)
+        self.streams = streams_for(
+            round(scale * self.engine.sidecar.built.get("picture_bytes", 0)), self.notes
+        )
         loaded = self.library.load(self.engine.read_plan(), self.input_size, self.precision, self.streams)
         self._complete_proof(loaded)
         self._loaded = loaded
