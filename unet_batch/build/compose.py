@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from unet_batch import gpu
 from unet_batch.build import builders
 from unet_batch.build.builders import Builder, Job, UnprovenEngine, find_builder
-from unet_batch.engine import onnx_model, openvino, proof, store
+from unet_batch.engine import int8, onnx_model, openvino, proof, store
 from unet_batch.engine.compiler import HARDWARE_COMPAT, CompilerOptions, NoKernel, Profile
 from unet_batch.engine.onnx_model import OnnxModel, OnnxRunner
 from unet_batch.engine.proof import Reference
@@ -29,6 +29,7 @@ from unet_batch.types import ModelSpec, Size
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
+    from unet_batch.engine.pictures import Calibration
     from unet_batch.types import Pixels
 
 DEFAULT_BATCH = (1, 32, 32)  # of a graph that nothing compiles here
@@ -54,7 +55,10 @@ class BuildOptions:
         timing_cache: file that makes later builds faster; None keeps one in `engines_dir`.
         onnx_only: stop after the graph.
         force: build even if a fitting engine is there.
-        proof_images: pictures to prove it on, as sources of `run`; none draws scenes.
+        proof_images: pictures to prove it on, as sources of `run`; none holds some of `calibration_images`
+            out, or draws scenes.
+        calibration_images: pictures that the ranges of INT8 are taken from; for a bundled model none draws
+            scenes.
     """
 
     model: str
@@ -71,6 +75,7 @@ class BuildOptions:
     onnx_only: bool = False
     force: bool = False
     proof_images: tuple[str, ...] = ()
+    calibration_images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,12 +137,17 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
     precision = options.precision or _default_precision(source, builder)
     if builder is not None:
         builder.check(precision, profile)
-    if builder is not None and builder.takes_float32 and source.onnx and source.onnx.precision != "fp32":
+    is_float = source.onnx is None or source.onnx.precision == "fp32"
+    if builder is not None and builder.takes_float32 and not is_float and precision != int8.NAME:
+        assert source.onnx is not None
         raise UsageError(
             f"{options.model}: a graph in {source.onnx.precision}, {builder} takes one in float32",
             hint="export it again: unet-batch build-engine CHECKPOINT --onnx-only --precision fp32",
         )
-    recipe = None if builder is None else _make_recipe(options, precision, source, profile, builder)
+    calibration = _calibrate(options, precision, source, progress)
+    recipe = None
+    if builder is not None:
+        recipe = _make_recipe(options, precision, source, profile, builder, calibration)
     if recipe and not options.force and (engine := _find_engine(options.engines_dir, recipe, source.spec)):
         return Built(engine=engine, was_there=True)
 
@@ -148,7 +158,7 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
     with store.lock_build(options.engines_dir, stem, report_waiting) as waited:
         if recipe and waited and (engine := _find_engine(options.engines_dir, recipe, source.spec)):
             return Built(engine=engine, was_there=True)
-        build = _Build(options, precision, source, profile, builder, recipe, progress)
+        build = _Build(options, precision, source, profile, builder, recipe, progress, calibration)
         built = build.run_and_repair()
     return built if missing is None else replace(built, missing=missing.message, fix=missing.hint)
 
@@ -185,6 +195,7 @@ class _Build:
         builder: Builder | None,
         recipe: EngineRecipe | None,
         progress: Progress,
+        calibration: Calibration | None,
     ) -> None:
         self.options = options
         self.precision = precision
@@ -193,19 +204,21 @@ class _Build:
         self.builder = builder
         self.recipe = recipe
         self.progress = progress
-        self.notes: list[str] = []
+        self.calibration = calibration
+        self.notes = [calibration.note] if calibration is not None and calibration.note else []
         self.replaced: dict[str, str] = {}
 
     @property
     def weak(self) -> bool:
         """The graph is float32, and the builder is told the precision."""
-        return self.builder is not None and self.builder.takes_float32
+        return self.builder is not None and self.builder.takes_float32 and self.precision != int8.NAME
 
     @cached_property
     def reference(self) -> Reference:
         """Pictures and their float32 maps; made when first asked for."""
+        held_out = self.calibration.held_out if self.calibration is not None else ()
         reference, notes = self.source.make_reference(
-            self.options.proof_images, self.profile.size[1], self.progress
+            self.options.proof_images or held_out, self.profile.size[1], self.progress
         )
         self.notes.extend(notes)
         return reference
@@ -218,7 +231,8 @@ class _Build:
             try:
                 return self.run(kept)
             except _Imprecise as failed:
-                if kept or (self.builder is not None and not self.builder.can_mix):
+                mixed = kept or precision == int8.NAME  # which has kept what it can
+                if mixed or (self.builder is not None and not self.builder.can_mix):
                     raise
                 self.progress("look for the layers that lose precision", 0)
                 if not (kept := self.source.offenders(self.reference, precision)):
@@ -286,7 +300,11 @@ class _Build:
             shares=(),
             proofs={},
             verified_on_gpu=False,
-            built={**_describe_build(compiled.seconds), **self.replaced},
+            built={
+                **_describe_build(compiled.seconds),
+                **self.replaced,
+                **({"calibration": graph.facts["calibration"]} if self.precision == int8.NAME else {}),
+            },
         )
         ran = self.prove_plan(builder, compiled.plan, sidecar, graph)
         evidence += ran or _Evidence()
@@ -308,14 +326,18 @@ class _Build:
             raise UsageError(
                 f"opset {opset}: {self.builder} reads up to {newest}", hint=f"use --opset {newest}"
             )
-        precision = "fp32" if self.weak else self.precision
+        precision = "fp32" if self.weak or self.calibration is not None else self.precision
         graph = self.source.export(precision, best, any_size=low != high, opset=opset, float32=kept)
         if graph.size is not None and self.profile.size != (graph.size,) * 3:
             height, width = graph.size
             raise UsageError(
                 f"{self.source.path} takes {height}x{width} only", hint=f"use --size {height}x{width}"
             )
-        return onnx_model.replace_transposed(graph) if self.replaced else graph
+        graph = onnx_model.replace_transposed(graph) if self.replaced else graph
+        if self.calibration is None:
+            return graph
+        on_cpu = self.recipe is not None and self.recipe.on_cpu
+        return int8.quantize(graph, self.calibration, self.reference, on_cpu=on_cpu, progress=self.progress)
 
     def prove_graph(self, graph: OnnxModel) -> _Evidence:
         """Count the graph's precision, and compare its masks with float32's, as far as ONNX Runtime can."""
@@ -323,7 +345,7 @@ class _Build:
         if not self.weak:
             precisions = {name: found.precision for name, found in graph.convolutions.items()}
             evidence = self._count(graph, precisions, "onnx")
-        if self.reference.made_by != "PyTorch":  # but by ONNX Runtime, of this very graph
+        if self.reference.made_by != "PyTorch" and self.calibration is None:  # but by ONNX Runtime, of this graph
             return evidence
         try:
             runner = OnnxRunner(graph.data)
@@ -343,7 +365,7 @@ class _Build:
             nonlocal done
             maps = runner(pictures)
             done += len(pictures)
-            self.progress("compare ONNX with PyTorch", min(1.0, done / total))
+            self.progress(f"compare ONNX with {self.reference.made_by}", min(1.0, done / total))
             return maps
 
         parities = proof.prove(lambda batch: infer, self.reference, self.source.spec, batches)
@@ -351,13 +373,16 @@ class _Build:
 
     def write_onnx(self, graph: OnnxModel) -> str:
         """Write the graph, and beside it the reference, to build and prove it without PyTorch; its path."""
-        if self.source.onnx is not None:
+        if self.source.onnx is not None and self.calibration is None:
             return self.source.path
         height, width = self.profile.size[1]
         free = "" if graph.size else "-any"
         newest = None if self.builder is None else self.builder.max_opset
         opset = f"-opset{graph.opset}" if self.options.opset or newest else ""
-        kind = f"{height}x{width}{free}-{graph.precision}{opset}-{self.source.sha256[:8]}"
+        calibrated = f"-{self.calibration.sha256[:8]}" if self.calibration is not None else ""
+        if calibrated and self.recipe is not None and self.recipe.on_cpu:
+            calibrated += "-cpu"
+        kind = f"{height}x{width}{free}-{graph.precision}{opset}-{self.source.sha256[:8]}{calibrated}"
         path = os.path.join(self.options.engines_dir, f"{file_name(self.source.spec)}-{kind}.onnx")
         if self.replaced:  # what is there is the graph that any TensorRT can be given
             return path
@@ -398,14 +423,51 @@ class _Build:
 
 
 def _default_precision(source: Source, builder: Builder | None) -> str:
-    if source.onnx is not None and (builder is None or not builder.takes_float32):
+    told = builder is not None and builder.takes_float32
+    if source.onnx is not None and (not told or source.onnx.precision == int8.NAME):
         return source.onnx.precision
     return "fp16" if builder is None else builder.precision
 
 
+def _calibrate(
+    options: BuildOptions, precision: str, source: Source, progress: Progress
+) -> Calibration | None:
+    """Pictures to quantize a graph with; None where it is not to be quantized, or is already.
+
+    Raises:
+        UsageError: pictures are given and not wanted, or wanted and not given, or too few.
+    """
+    if precision != int8.NAME or (source.onnx is not None and source.onnx.precision == precision):
+        if options.calibration_images:
+            is_there = "the graph is calibrated already" if precision == int8.NAME else f"it is {precision}"
+            raise UsageError(
+                f"--calibration-images: {is_there}, and INT8 alone is calibrated", hint="leave it out"
+            )
+        return None
+    if not options.calibration_images and not source.is_bundled:
+        raise UsageError(
+            f"{options.model}: INT8 takes its ranges from pictures like those that will be run, and none are "
+            "given; drawn scenes know the bundled models' cars only",
+            hint="--calibration-images ./photos: a hundred or two",
+        )
+    from unet_batch.engine.pictures import calibration_pictures
+
+    size = options.size[1] if options.size else source.spec.input_size
+    given = options.calibration_images, options.proof_images
+    return calibration_pictures(*given, source.spec, size, progress)
+
+
 def _make_recipe(
-    options: BuildOptions, precision: str, source: Source, profile: Profile, builder: Builder
+    options: BuildOptions,
+    precision: str,
+    source: Source,
+    profile: Profile,
+    builder: Builder,
+    calibration: Calibration | None,
 ) -> EngineRecipe:
+    sha256 = calibration.sha256 if calibration is not None else ""
+    if source.onnx is not None and source.onnx.precision == precision == int8.NAME:
+        sha256 = str(source.onnx.facts["calibration"]["sha256"])
     given = {
         "opt_level": options.opt_level,
         "workspace": options.workspace,
@@ -420,6 +482,7 @@ def _make_recipe(
         version=builder.version,
         target=builder.target,
         options={name: value for name, value in given.items() if value is not None},
+        calibration=sha256,
     )
 
 
