@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from unet_batch import gpu
 from unet_batch.build import builders
 from unet_batch.build.builders import Builder, Job, UnprovenEngine, find_builder
+from unet_batch.build.recipe import calibrate, default_precision, find_engine, make_recipe
 from unet_batch.engine import int8, onnx_model, openvino, proof, store
 from unet_batch.engine.compiler import HARDWARE_COMPAT, CompilerOptions, NoKernel, Profile
 from unet_batch.engine.onnx_model import OnnxModel, OnnxRunner
@@ -23,9 +24,9 @@ from unet_batch.engine.proof import Reference
 from unet_batch.engine.sidecar import EngineRecipe, Sidecar, file_name
 from unet_batch.engine.source import Source
 from unet_batch.engine.store import Engine
-from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, UsageError
+from unet_batch.errors import BackendError, BackendUnavailable, UsageError
 from unet_batch.files.atomic import make_folder, write_atomic
-from unet_batch.types import ModelSpec, Size
+from unet_batch.types import Size
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
         onnx_model.check_size(each, source.spec)
     builder, missing = (None, None) if options.onnx_only else find_builder(options.builder)
     profile = Profile(options.batch or (DEFAULT_BATCH if builder is None else builder.batch), size)
-    precision = options.precision or _default_precision(source, builder)
+    precision = options.precision or default_precision(source, builder)
     if builder is not None:
         builder.check(precision, profile)
     is_float = source.onnx is None or source.onnx.precision == "fp32"
@@ -144,11 +145,11 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
             f"{options.model}: a graph in {source.onnx.precision}, {builder} takes one in float32",
             hint="export it again: unet-batch build-engine CHECKPOINT --onnx-only --precision fp32",
         )
-    calibration = _calibrate(options, precision, source, progress)
+    calibration = calibrate(options, precision, source, progress)
     recipe = None
     if builder is not None:
-        recipe = _make_recipe(options, precision, source, profile, builder, calibration)
-    if recipe and not options.force and (engine := _find_engine(options.engines_dir, recipe, source.spec)):
+        recipe = make_recipe(options, precision, source, profile, builder, calibration)
+    if recipe and not options.force and (engine := find_engine(options.engines_dir, recipe, source.spec)):
         return Built(engine=engine, was_there=True)
 
     def report_waiting() -> None:
@@ -156,7 +157,7 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
 
     stem = recipe.stem(source.spec) if recipe else f"{file_name(source.spec)}-{source.sha256[:8]}"
     with store.lock_build(options.engines_dir, stem, report_waiting) as waited:
-        if recipe and waited and (engine := _find_engine(options.engines_dir, recipe, source.spec)):
+        if recipe and waited and (engine := find_engine(options.engines_dir, recipe, source.spec)):
             return Built(engine=engine, was_there=True)
         build = _Build(options, precision, source, profile, builder, recipe, progress, calibration)
         built = build.run_and_repair()
@@ -345,7 +346,8 @@ class _Build:
         if not self.weak:
             precisions = {name: found.precision for name, found in graph.convolutions.items()}
             evidence = self._count(graph, precisions, "onnx")
-        if self.reference.made_by != "PyTorch" and self.calibration is None:  # but by ONNX Runtime, of this graph
+        is_itself = self.reference.made_by != "PyTorch" and self.calibration is None
+        if is_itself:  # ONNX Runtime made the reference, of this very graph
             return evidence
         try:
             runner = OnnxRunner(graph.data)
@@ -420,84 +422,6 @@ class _Build:
             except BackendError as error:
                 raise _Imprecise(error.message, hint=error.hint) from error
         return _Evidence(proofs={name: {batch: proof.as_dict(each) for batch, each in parities.items()}})
-
-
-def _default_precision(source: Source, builder: Builder | None) -> str:
-    told = builder is not None and builder.takes_float32
-    if source.onnx is not None and (not told or source.onnx.precision == int8.NAME):
-        return source.onnx.precision
-    return "fp16" if builder is None else builder.precision
-
-
-def _calibrate(
-    options: BuildOptions, precision: str, source: Source, progress: Progress
-) -> Calibration | None:
-    """Pictures to quantize a graph with; None where it is not to be quantized, or is already.
-
-    Raises:
-        UsageError: pictures are given and not wanted, or wanted and not given, or too few.
-    """
-    if precision != int8.NAME or (source.onnx is not None and source.onnx.precision == precision):
-        if options.calibration_images:
-            is_there = "the graph is calibrated already" if precision == int8.NAME else f"it is {precision}"
-            raise UsageError(
-                f"--calibration-images: {is_there}, and INT8 alone is calibrated", hint="leave it out"
-            )
-        return None
-    if not options.calibration_images and not source.is_bundled:
-        raise UsageError(
-            f"{options.model}: INT8 takes its ranges from pictures like those that will be run, and none are "
-            "given; drawn scenes know the bundled models' cars only",
-            hint="--calibration-images ./photos: a hundred or two",
-        )
-    from unet_batch.engine.pictures import calibration_pictures
-
-    size = options.size[1] if options.size else source.spec.input_size
-    given = options.calibration_images, options.proof_images
-    return calibration_pictures(*given, source.spec, size, progress)
-
-
-def _make_recipe(
-    options: BuildOptions,
-    precision: str,
-    source: Source,
-    profile: Profile,
-    builder: Builder,
-    calibration: Calibration | None,
-) -> EngineRecipe:
-    sha256 = calibration.sha256 if calibration is not None else ""
-    if source.onnx is not None and source.onnx.precision == precision == int8.NAME:
-        sha256 = str(source.onnx.facts["calibration"]["sha256"])
-    given = {
-        "opt_level": options.opt_level,
-        "workspace": options.workspace,
-        "hardware_compat": None if options.hardware_compat == "none" else options.hardware_compat,
-        "opset": options.opset,
-    }
-    return EngineRecipe(
-        source_sha256=source.sha256,
-        precision=precision,
-        profile=profile,
-        flavour=builder.name,
-        version=builder.version,
-        target=builder.target,
-        options={name: value for name, value in given.items() if value is not None},
-        calibration=sha256,
-    )
-
-
-def _find_engine(folder: str, recipe: EngineRecipe, spec: ModelSpec) -> Engine | None:
-    """The engine of this very recipe, if it is whole."""
-    try:
-        engine = store.load(os.path.join(folder, recipe.stem(spec) + ".plan"))
-        sidecar = engine.sidecar
-        if sidecar.recipe.key != recipe.key or sidecar.spec.output != spec.output or sidecar.refused:
-            return None
-        engine.read_plan()
-        engine.read_reference()
-    except (CheckpointError, BackendUnavailable):
-        return None
-    return engine
 
 
 def _describe_build(seconds: float) -> dict[str, Any]:

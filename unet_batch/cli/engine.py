@@ -97,8 +97,8 @@ build_options = Bundle(
     _engine(
         ["--precision"],
         type=click.Choice(("int8", "fp16", "bf16", "fp32")),
-        help="Precision of the network's body; int8 takes --calibration-images.  [default: fp16; of a graph its "
-        "own; openvino: bf16 where the CPU executes it, else fp32]",
+        help="Precision of the network's body; int8 takes --calibration-images.  [default: fp16; of a graph "
+        "its own; openvino: bf16 where the CPU executes it, else fp32]",
     ),
     _engine(
         ["--hardware-compat"],
@@ -142,15 +142,15 @@ build_options = Bundle(
         ["--proof-images"],
         metavar="SOURCE",
         multiple=True,
-        help="Pictures to compare with float32 on, up to 100: your own prove most.  [default: drawn scenes; of "
-        "--calibration-images those held out]",
+        help="Pictures to compare with float32 on, up to 100: your own prove most.  [default: drawn scenes; "
+        "of --calibration-images those held out]",
     ),
     _build(
         ["--calibration-images"],
         metavar="SOURCE",
         multiple=True,
-        help="Pictures that the ranges of int8 are taken from, up to 200, drawn at random; others of them are held "
-        "out for the proof.  [default: drawn scenes, for bundled models only]",
+        help="Pictures that the ranges of int8 are taken from, up to 200, drawn at random; others of them are "
+        "held out for the proof.  [default: drawn scenes, for bundled models only]",
     ),
     _build(["--onnx-only"], is_flag=True, help="Write and prove the ONNX graph, and stop."),
     _build(["--force"], is_flag=True, help="Build even if a fitting engine is there."),

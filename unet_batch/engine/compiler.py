@@ -304,9 +304,7 @@ def _precisions(trt: Any, network: Any) -> dict[str, str]:
     It is INT8 where its weights are dequantized.
     """
     layers = _layers(network)
-    dequantized = {
-        layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE
-    }
+    dequantized = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE}
     found = {}
     for layer in layers:
         if _is_convolution(trt, layer):

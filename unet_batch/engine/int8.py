@@ -1,8 +1,8 @@
 """INT8: a float32 graph to one with quantized convolutions, by NNCF, calibrated on pictures.
 
-What comes out is one ONNX graph with QuantizeLinear and DequantizeLinear in it, symmetric, weights per channel,
-which OpenVINO, TensorRT and ONNX Runtime read alike. Between the first convolution and the last one all is
-quantized but
+What comes out is one ONNX graph with QuantizeLinear and DequantizeLinear in it, symmetric, weights per
+channel, which OpenVINO, TensorRT and ONNX Runtime read alike. Between the first convolution and the last one
+all is quantized but
 
 * depthwise convolutions: 3 % of the FLOPs of `fast`, and on AVX2 their kernels overflow;
 * transposed ones, which OpenVINO computes in float32 on AVX2 whatever it is told;
@@ -119,12 +119,13 @@ def quantize(
         except Exception as error:  # NNCF's and ONNX Runtime's share no base
             if not type(error).__module__.startswith(("nncf", "onnx")):
                 raise
-            raise BackendError(f"NNCF {nncf.__version__} cannot quantize the graph: {_line(error)}") from error
+            what = f"NNCF {nncf.__version__} cannot quantize the graph"
+            raise BackendError(f"{what}: {_line(error)}") from error
     return _describe(_finish(quantized), graph, calibration)
 
 
 def loss(parity: Parity) -> float:
-    """How much of the loss that INT8 is allowed masks have: 1 is the limit, of all pictures or of the worst."""
+    """How much of the loss that INT8 is allowed masks have: 1 is the limit, pooled or of the worst."""
     pooled = (1 - parity.dice) / (1 - MIN_DICE[NAME])
     return max(pooled, (1 - parity.worst) / (1 - MIN_WORST[NAME]))
 
@@ -161,7 +162,7 @@ def _reached(nodes: Sequence[Any], convolutions: Sequence[Any], *, upwards: bool
 
 
 def _finish(model: Any) -> Any:
-    """A copy whose activations are signed, as TensorRT wants all: NNCF takes 0..255 where nothing is negative."""
+    """A copy whose activations are all signed, as TensorRT wants them: NNCF takes 0..255 behind a ReLU."""
     import onnx
 
     proto = onnx.ModelProto()

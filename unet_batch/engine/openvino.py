@@ -194,7 +194,8 @@ class LoadedEngine:
                 facts[fact].astype(str) if fact in facts else ""
                 for fact in ("runtimePrecision", "primitiveType", "originalLayersNames")
             )
-            if _TYPES.get(kind) == "int8":  # that of its input; `jit_avx2_I8`, `brgconv_avx2_f32` is what runs
+            # That is the type of its input; what runs is `jit_avx2_I8`, or `brgconv_avx2_f32` all the same
+            if _TYPES.get(kind) == "int8":
                 kind = kernel.rpartition("_")[2].lower()
             found.update(dict.fromkeys(convolutions.keys() & set(names.split(",")), _TYPES.get(kind, kind)))
         return found

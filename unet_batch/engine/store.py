@@ -176,8 +176,8 @@ def find(
 ) -> Engine:
     """The engine to run a model with.
 
-    Of those that fit, int8 comes before fp16 before bf16 before fp32, then what was proven on this GPU or CPU, what is
-    tuned for this size, and the newest.
+    Of those that fit, int8 comes before fp16 before bf16 before fp32, then what was proven on this GPU or
+    CPU, what is tuned for this size, and the newest.
 
     Args:
         folder: with the engines.
