@@ -135,7 +135,7 @@ class TestBuild:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"precision": "fp16"}, "'fp16': openvino computes in bf16 or fp32"),
+            ({"precision": "fp16"}, "'fp16': openvino computes in int8, bf16 or fp32"),
             ({"batch": (1, 8, 8)}, "take one picture at a time"),
             ({"size": ((33, 48),) * 3}, "that 4 divides"),
         ],
@@ -262,7 +262,7 @@ class TestLibrary:
             "with unet_batch.load(sys.argv[1], engines_dir=sys.argv[2]) as segmenter:\n"
             "    assert segmenter.backend.name == 'openvino', segmenter.passed_over\n"
             "    assert segmenter(sys.argv[3]).shape == (128, 192)\n"
-            "unwanted = {'torch', 'onnxruntime', 'onnxscript'} & set(sys.modules)\n"
+            "unwanted = {'torch', 'onnxruntime', 'onnxscript', 'nncf'} & set(sys.modules)\n"
             "assert not unwanted, unwanted"
         )
         photo = str(next(Path(photos()).iterdir()))

@@ -149,8 +149,8 @@ build_options = Bundle(
         ["--calibration-images"],
         metavar="SOURCE",
         multiple=True,
-        help="Pictures that the ranges of int8 are taken from, up to 200, drawn at random; others of them are "
-        "held out for the proof.  [default: drawn scenes, for bundled models only]",
+        help="Pictures that the ranges of int8 are taken from, up to 200, drawn at random; others of them "
+        "are held out for the proof.  [default: drawn scenes, for bundled models only]",
     ),
     _build(["--onnx-only"], is_flag=True, help="Write and prove the ONNX graph, and stop."),
     _build(["--force"], is_flag=True, help="Build even if a fitting engine is there."),

@@ -107,7 +107,7 @@ def quantize(
                 max_drop=_LOSS,
                 preset=nncf.QuantizationPreset.PERFORMANCE,
                 subset_size=len(calibration.pictures),
-                ignored_scope=nncf.IgnoredScope(names=kept),
+                ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
                 advanced_quantization_parameters=advanced.AdvancedQuantizationParameters(
                     overflow_fix=advanced.OverflowFix.ENABLE if on_cpu else advanced.OverflowFix.DISABLE,
                     backend_params={"compress_weights": on_cpu},

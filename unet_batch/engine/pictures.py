@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SCENES = 16
 FIRST_SCENE = 3_000_000  # far from the seeds of training, tests and demonstrations
 MAX_PROOF_PICTURES = 100
-# Pictures that ranges of INT8 are taken from; where nobody gives any, so many scenes, none of those of proofs.
+# Pictures that ranges of INT8 are taken from; where nobody gives any, so many scenes, none of a proof's.
 MAX_CALIBRATION_PICTURES = 200
 MIN_CALIBRATION_PICTURES = 16
 CALIBRATION_SCENES = 64
