@@ -193,7 +193,8 @@ class OpenVinoBuilder(Builder):
         loaded = self.library.load(plan, recipe.profile.size[1], recipe.precision, 1)
         found = loaded.precisions(graph.convolutions)
         shares = []
-        if found and len(found) == len(graph.convolutions):
+        told = {*found, *(name for name, each in graph.convolutions.items() if each.layer in sidecar.float32)}
+        if found and len(told) == len(graph.convolutions):
             counted = proof.share(graph.convolutions, recipe.precision, sidecar.float32, found, "engine")
             counted.check()
             shares.append(proof.as_dict(counted))
