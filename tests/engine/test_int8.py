@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from tests.helpers.foreign import SIZE, Net
-from tests.helpers.graphs import folder, saved_graph
+from tests.helpers.graphs import folder
 from unet_batch.build import BuildOptions, Built, build_engine
 from unet_batch.cli import main
 from unet_batch.engine import int8, onnx_model, pictures, proof, source, store
@@ -175,7 +175,8 @@ class TestGraph:
     def test_nothing_is_told_to_anybody(self, tmp_path: Path) -> None:
         """NNCF sends its telemetry where the package for it can be imported."""
         code = (
-            "import sys\nfrom unet_batch.engine import int8\nint8._import_nncf()\n"
+            "import sys\nsys.modules['torch'] = None  # takes seconds to import\n"
+            "from unet_batch.engine import int8\nint8._import_nncf()\n"
             "from nncf.telemetry import telemetry\n"
             "assert type(telemetry).__name__ == 'MagicMock', telemetry\n"
             "assert sys.modules['openvino_telemetry'] is None"
@@ -309,7 +310,10 @@ class TestCalibration:
         assert first.sha256 == again.sha256
         assert first.sha256 != self.chosen((photos(25, 100),)).sha256
 
-    def test_drawn_scenes_are_none_of_those_that_prove(self) -> None:
+    def test_drawn_scenes_are_none_of_those_that_prove(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pictures, "CALIBRATION_SCENES", 2)
+        drawn = self.chosen(())
+        assert (drawn.pictures.shape, drawn.source, drawn.held_out) == ((2, *SIZE, 3), "2 drawn scenes", ())
         seeds = range(pictures.FIRST_SCENE, pictures.FIRST_SCENE + pictures.SCENES)
         assert pictures.FIRST_CALIBRATION_SCENE not in seeds
 
@@ -322,7 +326,7 @@ class TestCalibration:
     )
     def test_what_makes_no_sense(self, tmp_path: Path, changes: dict[str, object], message: str) -> None:
         with pytest.raises(UsageError, match=message):
-            build_engine(options(tmp_path, saved_graph(), onnx_only=True, **changes))
+            build_engine(options(tmp_path, onnx_only=True, **changes))
 
     def test_only_bundled_models_are_calibrated_with_drawn_scenes(self) -> None:
         from unet_batch.model import zoo
