@@ -144,7 +144,7 @@ class TestBuild:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"precision": "fp16"}, "'fp16': openvino computes in bf16 or fp32"),
+            ({"precision": "fp16"}, "'fp16': openvino computes in int8, bf16 or fp32"),
             ({"batch": (1, 8, 8)}, "take one picture at a time"),
             ({"size": ((33, 48),) * 3}, "that 4 divides"),
         ],

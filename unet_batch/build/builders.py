@@ -53,7 +53,7 @@ class Builder(ABC):
         target: the device that an engine will be for, `sm_90`; `any` where it is compiled when it is loaded.
         precision: of engines, where nobody asks for another.
         batch: smallest, best and largest, where nobody asks for another.
-        takes_float32: the graph is float32, and the precision is told to the builder.
+        takes_float32: the graph is float32, and the precision is told to the builder; INT8 is in the graph.
         can_mix: single layers can be kept in float32.
         max_opset: newest ONNX opset it is known to read; None where it reads all that are written here.
         notes: remarks on what it did.
@@ -168,12 +168,13 @@ class OpenVinoBuilder(Builder):
         """See `Builder`."""
         if precision not in openvino.PRECISIONS:
             raise UsageError(
-                f"precision {precision!r}: {self.name} computes in {' or '.join(openvino.PRECISIONS)}",
+                f"precision {precision!r}: {self.name} computes in int8, bf16 or fp32",
                 hint=f"leave --precision out: it is {self.precision} on this CPU",
             )
-        if precision == "bf16" and not self.library.cpu.has_bf16:
+        able = {"int8": self.library.cpu.has_int8, "bf16": self.library.cpu.has_bf16}.get(precision, True)
+        if not able:
             raise UsageError(
-                f"bf16: {self.library.cpu.name} does not execute it", hint="leave --precision out"
+                f"{precision}: {self.library.cpu.name} does not execute it", hint="leave --precision out"
             )
         if profile.batch != self.batch:
             raise UsageError(
@@ -192,8 +193,9 @@ class OpenVinoBuilder(Builder):
         loaded = self.library.load(plan, recipe.profile.size[1], recipe.precision, 1)
         found = loaded.precisions(graph.convolutions)
         shares = []
-        if found and len(found) == len(graph.convolutions):
-            counted = proof.share(graph.convolutions, recipe.precision, (), found, "engine")
+        told = {*found, *(name for name, each in graph.convolutions.items() if each.layer in sidecar.float32)}
+        if found and len(told) == len(graph.convolutions):
+            counted = proof.share(graph.convolutions, recipe.precision, sidecar.float32, found, "engine")
             counted.check()
             shares.append(proof.as_dict(counted))
         parities = proof.prove(lambda batch: loaded.batch, reference, sidecar.spec, (1,))

@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, Any
 from unet_batch import gpu
 from unet_batch.build import builders
 from unet_batch.build.builders import Builder, Job, UnprovenEngine, find_builder
-from unet_batch.engine import onnx_model, openvino, proof, store
+from unet_batch.build.recipe import calibrate, default_precision, find_engine, make_recipe
+from unet_batch.engine import int8, onnx_model, openvino, proof, store
 from unet_batch.engine.compiler import HARDWARE_COMPAT, CompilerOptions, NoKernel, Profile
 from unet_batch.engine.onnx_model import OnnxModel, OnnxRunner
 from unet_batch.engine.proof import Reference
 from unet_batch.engine.sidecar import EngineRecipe, Sidecar, file_name
 from unet_batch.engine.source import Source
 from unet_batch.engine.store import Engine
-from unet_batch.errors import BackendError, BackendUnavailable, CheckpointError, UsageError
+from unet_batch.errors import BackendError, BackendUnavailable, UsageError
 from unet_batch.files.atomic import make_folder, write_atomic
-from unet_batch.types import ModelSpec, Size
+from unet_batch.types import Size
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
+    from unet_batch.engine.pictures import Calibration
     from unet_batch.types import Pixels
 
 _FLOAT32 = "leave --precision out: engines in the graph's own float32, of any builder, compute the same masks"
@@ -55,7 +57,10 @@ class BuildOptions:
         timing_cache: file that makes later builds faster; None keeps one in `engines_dir`.
         onnx_only: stop after the graph.
         force: build even if a fitting engine is there.
-        proof_images: pictures to prove it on, as sources of `run`; none draws scenes.
+        proof_images: pictures to prove it on, as sources of `run`; none holds some of `calibration_images`
+            out, or draws scenes.
+        calibration_images: pictures that the ranges of INT8 are taken from; for a bundled model none draws
+            scenes.
     """
 
     model: str
@@ -72,6 +77,7 @@ class BuildOptions:
     onnx_only: bool = False
     force: bool = False
     proof_images: tuple[str, ...] = ()
+    calibration_images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,16 +139,21 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
     if source.onnx is not None and source.onnx.batch is not None:
         batch = (source.onnx.batch,) * 3
     profile = Profile(options.batch or batch, size)
-    precision = options.precision or _default_precision(source, builder)
+    precision = options.precision or default_precision(source, builder)
     if builder is not None:
         builder.check(precision, profile)
-    if builder is not None and builder.takes_float32 and source.onnx and source.onnx.precision != "fp32":
+    is_float = source.onnx is None or source.onnx.precision == "fp32"
+    if builder is not None and builder.takes_float32 and not is_float and precision != int8.NAME:
+        assert source.onnx is not None
         raise UsageError(
             f"{options.model}: a graph in {source.onnx.precision}, {builder} takes one in float32",
             hint="export it again: unet-batch build-engine CHECKPOINT --onnx-only --precision fp32",
         )
-    recipe = None if builder is None else _make_recipe(options, precision, source, profile, builder)
-    if recipe and not options.force and (engine := _find_engine(options.engines_dir, recipe, source.spec)):
+    calibration = calibrate(options, precision, source, progress)
+    recipe = None
+    if builder is not None:
+        recipe = make_recipe(options, precision, source, profile, builder, calibration)
+    if recipe and not options.force and (engine := find_engine(options.engines_dir, recipe, source.spec)):
         return Built(engine=engine, was_there=True)
 
     def report_waiting() -> None:
@@ -150,9 +161,9 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
 
     stem = recipe.stem(source.spec) if recipe else f"{file_name(source.spec)}-{source.sha256[:8]}"
     with store.lock_build(options.engines_dir, stem, report_waiting) as waited:
-        if recipe and waited and (engine := _find_engine(options.engines_dir, recipe, source.spec)):
+        if recipe and waited and (engine := find_engine(options.engines_dir, recipe, source.spec)):
             return Built(engine=engine, was_there=True)
-        build = _Build(options, precision, source, profile, builder, recipe, progress)
+        build = _Build(options, precision, source, profile, builder, recipe, progress, calibration)
         built = build.run_and_repair()
     return built if missing is None else replace(built, missing=missing.message, fix=missing.hint)
 
@@ -189,6 +200,7 @@ class _Build:
         builder: Builder | None,
         recipe: EngineRecipe | None,
         progress: Progress,
+        calibration: Calibration | None,
     ) -> None:
         self.options = options
         self.precision = precision
@@ -197,19 +209,21 @@ class _Build:
         self.builder = builder
         self.recipe = recipe
         self.progress = progress
-        self.notes: list[str] = []
+        self.calibration = calibration
+        self.notes = [calibration.note] if calibration is not None and calibration.note else []
         self.replaced: dict[str, str] = {}
 
     @property
     def weak(self) -> bool:
         """The graph is float32, and the builder is told the precision."""
-        return self.builder is not None and self.builder.takes_float32
+        return self.builder is not None and self.builder.takes_float32 and self.precision != int8.NAME
 
     @cached_property
     def reference(self) -> Reference:
         """Pictures and their float32 maps; made when first asked for."""
+        held_out = self.calibration.held_out if self.calibration is not None else ()
         reference, notes = self.source.make_reference(
-            self.options.proof_images, self.profile.size[1], self.progress
+            self.options.proof_images or held_out, self.profile.size[1], self.progress
         )
         self.notes.extend(notes)
         return reference
@@ -222,7 +236,8 @@ class _Build:
             try:
                 return self.run(kept)
             except _Imprecise as failed:
-                if kept or (self.builder is not None and not self.builder.can_mix):
+                mixed = kept or precision == int8.NAME  # which has kept what it can
+                if mixed or (self.builder is not None and not self.builder.can_mix):
                     raise
                 self.progress("look for the layers that lose precision", 0)
                 if not (kept := self.source.offenders(self.reference, precision)):
@@ -296,6 +311,7 @@ class _Build:
                 **_describe_build(compiled.seconds),
                 "picture_bytes": onnx_model.picture_bytes(graph, self.profile.size[1]),
                 **self.replaced,
+                **({"calibration": graph.facts["calibration"]} if self.precision == int8.NAME else {}),
             },
         )
         ran = self.prove_plan(builder, compiled.plan, sidecar, graph)
@@ -318,14 +334,18 @@ class _Build:
             raise UsageError(
                 f"opset {opset}: {self.builder} reads up to {newest}", hint=f"use --opset {newest}"
             )
-        precision = "fp32" if self.weak else self.precision
+        precision = "fp32" if self.weak or self.calibration is not None else self.precision
         graph = self.source.export(precision, best, any_size=low != high, opset=opset, float32=kept)
         if graph.size is not None and self.profile.size != (graph.size,) * 3:
             height, width = graph.size
             raise UsageError(
                 f"{self.source.path} takes {height}x{width} only", hint=f"use --size {height}x{width}"
             )
-        return onnx_model.replace_transposed(graph) if self.replaced else graph
+        graph = onnx_model.replace_transposed(graph) if self.replaced else graph
+        if self.calibration is None:
+            return graph
+        on_cpu = self.recipe is not None and self.recipe.on_cpu
+        return int8.quantize(graph, self.calibration, self.reference, on_cpu=on_cpu, progress=self.progress)
 
     def prove_graph(self, graph: OnnxModel) -> _Evidence:
         """Count the graph's precision, and compare its masks with float32's, as far as ONNX Runtime can."""
@@ -367,7 +387,10 @@ class _Build:
         free = "" if graph.size else "-any"
         newest = None if self.builder is None else self.builder.max_opset
         opset = f"-opset{graph.opset}" if self.options.opset or newest else ""
-        kind = f"{height}x{width}{free}-{graph.precision}{opset}-{self.source.sha256[:8]}"
+        calibrated = f"-{self.calibration.sha256[:8]}" if self.calibration is not None else ""
+        if calibrated and self.recipe is not None and self.recipe.on_cpu:
+            calibrated += "-cpu"
+        kind = f"{height}x{width}{free}-{graph.precision}{opset}-{self.source.sha256[:8]}{calibrated}"
         path = os.path.join(self.options.engines_dir, f"{file_name(self.source.spec)}-{kind}.onnx")
         if self.replaced:  # what is there is the graph that any TensorRT can be given
             return path
@@ -405,46 +428,6 @@ class _Build:
             except BackendError as error:
                 raise _Imprecise(error.message, hint=error.hint) from error
         return _Evidence(proofs={name: {batch: proof.as_dict(each) for batch, each in parities.items()}})
-
-
-def _default_precision(source: Source, builder: Builder | None) -> str:
-    if source.onnx is not None and (builder is None or not builder.takes_float32):
-        return source.onnx.precision
-    return "fp16" if builder is None else builder.precision
-
-
-def _make_recipe(
-    options: BuildOptions, precision: str, source: Source, profile: Profile, builder: Builder
-) -> EngineRecipe:
-    given = {
-        "opt_level": options.opt_level,
-        "workspace": options.workspace,
-        "hardware_compat": None if options.hardware_compat == "none" else options.hardware_compat,
-        "opset": options.opset,
-    }
-    return EngineRecipe(
-        source_sha256=source.sha256,
-        precision=precision,
-        profile=profile,
-        flavour=builder.name,
-        version=builder.version,
-        target=builder.target,
-        options={name: value for name, value in given.items() if value is not None},
-    )
-
-
-def _find_engine(folder: str, recipe: EngineRecipe, spec: ModelSpec) -> Engine | None:
-    """The engine of this very recipe, if it is whole."""
-    try:
-        engine = store.load(os.path.join(folder, recipe.stem(spec) + ".plan"))
-        sidecar = engine.sidecar
-        if sidecar.recipe.key != recipe.key or sidecar.spec.output != spec.output or sidecar.refused:
-            return None
-        engine.read_plan()
-        engine.read_reference()
-    except (CheckpointError, BackendUnavailable):
-        return None
-    return engine
 
 
 def _describe_build(seconds: float) -> dict[str, Any]:

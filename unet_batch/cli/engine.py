@@ -97,9 +97,9 @@ build_options = Bundle(
     ),
     _engine(
         ["--precision"],
-        type=click.Choice(("fp16", "bf16", "fp32")),
-        help="Precision of the network's body.  [default: fp16; of a graph its own; openvino: bf16 where the "
-        "CPU executes it, else fp32]",
+        type=click.Choice(("int8", "fp16", "bf16", "fp32")),
+        help="Precision of the network's body; int8 takes --calibration-images.  [default: fp16; of a graph "
+        "its own; openvino: bf16 where the CPU executes it, else fp32]",
     ),
     _engine(
         ["--hardware-compat"],
@@ -143,7 +143,15 @@ build_options = Bundle(
         ["--proof-images"],
         metavar="SOURCE",
         multiple=True,
-        help="Pictures to compare with float32 on, up to 100: your own prove most.  [default: drawn scenes]",
+        help="Pictures to compare with float32 on, up to 100: your own prove most.  [default: drawn scenes; "
+        "of --calibration-images those held out]",
+    ),
+    _build(
+        ["--calibration-images"],
+        metavar="SOURCE",
+        multiple=True,
+        help="Pictures that the ranges of int8 are taken from, up to 200, drawn at random; others of them "
+        "are held out for the proof.  [default: drawn scenes, for bundled models only]",
     ),
     _build(["--onnx-only"], is_flag=True, help="Write and prove the ONNX graph, and stop."),
     _build(["--force"], is_flag=True, help="Build even if a fitting engine is there."),
@@ -364,6 +372,13 @@ def _print_engine(lines: Lines, engine: Engine) -> None:
     lines.line("profile", str(recipe.profile))
     if recipe.options:
         lines.line("options", ", ".join(f"{name} {value}" for name, value in recipe.options.items()))
+    if isinstance(calibrated := built.get("calibration"), Mapping):
+        lines.line(
+            "calibrated",
+            f"with {calibrated['source']}",
+            f"sha256 {calibrated['sha256'][:12]}",
+            f"{calibrated['held_out']} held out for the proof" if calibrated["held_out"] else "",
+        )
     if equal := built.get("transposed"):
         lines.line("transposed", f"convolutions are {equal}")
     _print_proof(lines, sidecar.shares, sidecar.proofs)
@@ -380,7 +395,9 @@ def _print_proof(lines: Lines, shares: Sequence[Mapping[str, Any]], proofs: Mapp
         sources = ", ".join(dict.fromkeys(str(each["source"]) for each in shares))
         lines.line(
             "precision",
-            f"{share['body']:.2%} of the body's arithmetic is {share['asked']}",
+            f"{share['body']:.2%} of the body's arithmetic is {share['asked']}"
+            if share["asked"] != "int8"
+            else f"{share['overall']:.2%} of the arithmetic is int8",
             f"{share['in_precision']} of {share['convolutions']} convolutions",
             f"kept in float32: {', '.join(share['kept'])}" if share["kept"] else "",
             f"counted in: {sources}",

@@ -66,7 +66,7 @@ class CompilerOptions:
     """How to compile.
 
     Attributes:
-        precision: `fp16`, `bf16` or `fp32`: what the graph asks for; 8.6 needs to be told.
+        precision: `int8`, `fp16`, `bf16` or `fp32`: what the graph asks for; 8.6 needs to be told.
         workspace: most bytes of scratch memory a kernel may take; None leaves it to TensorRT.
         opt_level: 0 (quick build) to 5 (best kernels); None leaves TensorRT's own.
         hardware_compat: one of `HARDWARE_COMPAT`.
@@ -261,8 +261,13 @@ def _set_timing_cache(flavour: Flavour, config: Any, data: bytes | None) -> Any 
 
 
 def _lower_precision(trt: Any, network: Any, config: Any, options: CompilerOptions) -> None:
-    """Weak typing (8.6): the convolutions of the body in half, the head and all behind it in float32."""
+    """Weak typing (8.6): the convolutions of the body in half, the head and all behind it in float32.
+
+    INT8 is in the graph, and needs no more than to be allowed.
+    """
     config.set_flag(getattr(trt.BuilderFlag, options.precision.upper()))
+    if options.precision == "int8":
+        return
     lower = trt.DataType.HALF if options.precision == "fp16" else trt.DataType.BF16
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
     layers = _layers(network)
@@ -294,12 +299,20 @@ _NO_KERNEL = "any implementation for node|could not infer output types"
 
 
 def _precisions(trt: Any, network: Any) -> dict[str, str]:
-    """The precision each convolution of a strongly typed network computes in: that of its input."""
-    return {
-        layer.name: _DTYPES.get(layer.get_input(0).dtype.name, layer.get_input(0).dtype.name.lower())
-        for layer in _layers(network)
-        if _is_convolution(trt, layer)
-    }
+    """The precision each convolution of a strongly typed network computes in: that of its input.
+
+    It is INT8 where its weights are dequantized.
+    """
+    layers = _layers(network)
+    dequantized = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE}
+    found = {}
+    for layer in layers:
+        if _is_convolution(trt, layer):
+            kind = layer.get_input(0).dtype.name
+            weights = layer.get_input(1) if layer.num_inputs > 1 else None
+            is_int8 = weights is not None and weights.name in dequantized
+            found[layer.name] = "int8" if is_int8 else _DTYPES.get(kind, kind.lower())
+    return found
 
 
 def _is_convolution(trt: Any, layer: Any) -> bool:

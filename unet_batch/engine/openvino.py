@@ -1,4 +1,4 @@
-"""OpenVINO: a float32 ONNX graph to an engine for CPUs, and the engine loaded.
+"""OpenVINO: an ONNX graph in float32 or INT8 to an engine for CPUs, and the engine loaded.
 
 What is stored is OpenVINO's own format, IR, its two files in one uncompressed ZIP archive: it runs on every
 CPU and at every size of its profile, and is compiled for this CPU when it is loaded, as TensorRT-RTX does it.
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from unet_batch.types import Pixels, Size
 
 NAME = "openvino"
-PRECISIONS = ("bf16", "fp32")
-_HINTS = {"bf16": "bf16", "fp32": "f32"}
-_TYPES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+PRECISIONS = ("int8", "bf16", "fp32")
+_HINTS = {"int8": "f32", "bf16": "bf16", "fp32": "f32"}  # INT8 is in the graph; this is for what is not
+_TYPES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 _XML, _WEIGHTS = "model.xml", "model.bin"
 _CONVERTER = "openvino.tools.ovc"
 
@@ -46,10 +46,12 @@ class Cpu:
     Attributes:
         name: with what it computes natively; a proof holds for processors of the same name.
         has_bf16: it executes bfloat16.
+        has_int8: OpenVINO has kernels in INT8 for it.
     """
 
     name: str
     has_bf16: bool
+    has_int8: bool = True
 
 
 class OpenVino:
@@ -88,7 +90,7 @@ class OpenVino:
                 f"{NAME} does not load: {_line(error)}", hint=install_line(NAME)
             ) from error
         kinds = [kind for kind in ("FP32", "FP16", "BF16", "INT8") if kind in able]
-        self.cpu = Cpu(f"{name} ({', '.join(kinds)})", "BF16" in able)
+        self.cpu = Cpu(f"{name} ({', '.join(kinds)})", "BF16" in able, "INT8" in able)
 
     def __str__(self) -> str:
         return f"{NAME} {self.version}"
@@ -193,10 +195,13 @@ class LoadedEngine:
         found = {}
         for node in self._compiled.get_runtime_model().get_ordered_ops():
             facts = node.get_rt_info()
-            kind, names = (
+            kind, kernel, names = (
                 facts[fact].astype(str) if fact in facts else ""
-                for fact in ("runtimePrecision", "originalLayersNames")
+                for fact in ("runtimePrecision", "primitiveType", "originalLayersNames")
             )
+            # That is the type of its input; what runs is `jit_avx2_I8`, or `brgconv_avx2_f32` all the same
+            if _TYPES.get(kind) == "int8":
+                kind = kernel.rpartition("_")[2].lower()
             found.update(dict.fromkeys(convolutions.keys() & set(names.split(",")), _TYPES.get(kind, kind)))
         return found
 

@@ -1,9 +1,14 @@
-"""Pictures to prove an engine on: the user's own, else drawn scenes."""
+"""Pictures to prove an engine on, and to calibrate INT8 with: the user's own, else drawn scenes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+import hashlib
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +25,15 @@ if TYPE_CHECKING:
 SCENES = 16
 FIRST_SCENE = 3_000_000  # far from the seeds of training, tests and demonstrations
 MAX_PROOF_PICTURES = 100
+# Pictures that ranges of INT8 are taken from; where nobody gives any, so many scenes, none of a proof's.
+MAX_CALIBRATION_PICTURES = 200
+MIN_CALIBRATION_PICTURES = 16
+CALIBRATION_SCENES = 64
+FIRST_CALIBRATION_SCENE = FIRST_SCENE + 100_000
+# Of a folder so many are held out for the proof, a fifth of it at most.
+HELD_OUT = 32
+_CALIBRATION_BYTES = 2**28  # all of them are in memory, at the network's size
+_SEED = 1
 
 
 class Photo(NamedTuple):
@@ -28,6 +42,94 @@ class Photo(NamedTuple):
     path: str
     pixels: Pixels
     placement: Placement
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Pictures that the ranges of INT8 are taken from.
+
+    Attributes:
+        pictures: at the network's size, uint8 (N, H, W, 3).
+        source: what they are, for people.
+        held_out: files of the same sources that are not among them, to prove the engine on.
+        note: a sentence about files that could not be read; may be empty.
+    """
+
+    pictures: Pixels
+    source: str
+    held_out: tuple[str, ...] = ()
+    note: str = ""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the pictures: another set makes another engine."""
+        shape = repr(self.pictures.shape).encode()
+        return hashlib.sha256(shape + self.pictures.tobytes()).hexdigest()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "pictures": len(self.pictures),
+            "source": self.source,
+            "sha256": self.sha256,
+            "held_out": len(self.held_out),
+        }
+
+
+def calibration_pictures(
+    paths: Sequence[str],
+    proof_paths: Sequence[str],
+    spec: ModelSpec,
+    size: Size,
+    progress: Callable[[str, float], None] = lambda stage, share: None,
+) -> Calibration:
+    """Pictures to calibrate INT8 with: up to two hundred of these sources, drawn at random, always the same.
+
+    Args:
+        paths: sources as `run` takes them; none draws scenes.
+        proof_paths: sources that the engine is proven on; their files are left out. Without any, files of
+            `paths` are held out.
+        spec: of the model.
+        size: (height, width) of its input.
+        progress: hears of each stage and its share.
+
+    Raises:
+        SourceError: a source holds no pictures.
+        UsageError: the model does not take RGB, or too few pictures are left.
+    """
+    _check_rgb(spec)
+    if not paths:
+        seeds = range(FIRST_CALIBRATION_SCENE, FIRST_CALIBRATION_SCENE + CALIBRATION_SCENES)
+        drawn = _draw(seeds, size, lambda share: progress("draw scenes to calibrate INT8", share))
+        return Calibration(drawn, f"{CALIBRATION_SCENES} drawn scenes")
+    items = sorted(item.path for item in collect(paths, is_picture=images.is_supported).items)
+    proofs = collect(proof_paths, is_picture=images.is_supported).items if proof_paths else ()
+    taken = {os.path.realpath(item.path) for item in proofs}
+    left = [path for path in items if os.path.realpath(path) not in taken]
+    random.Random(_SEED).shuffle(left)
+    held_out = () if proof_paths else tuple(left[: min(HELD_OUT, len(left) // 5)])
+    most = min(MAX_CALIBRATION_PICTURES, max(1, _CALIBRATION_BYTES // (size[0] * size[1] * 3)))
+    chosen = left[len(held_out) :][:most]
+    pixels, failures = [], []
+    for number, path in enumerate(chosen):
+        progress("read pictures to calibrate INT8", number / len(chosen))
+        try:
+            pixels.append(_read(path, size).pixels)
+        except UnetBatchError as error:
+            failures.append(error.message)
+    if len(pixels) < MIN_CALIBRATION_PICTURES:
+        raise UsageError(
+            f"{len(pixels)} pictures to calibrate INT8 with: {len(items)} were given, of which "
+            f"{len(items) - len(left)} prove the engine, {len(held_out)} were held out to prove it, and "
+            f"{len(failures)} cannot be read; {MIN_CALIBRATION_PICTURES} expected at least",
+            hint="give more with --calibration-images: a hundred or two, like those that will be run",
+        )
+    return Calibration(
+        np.stack(pixels),
+        f"{len(pixels)} pictures",
+        held_out,
+        _tell(failures, len(chosen), "pictures to calibrate with"),
+    )
 
 
 def proof_pictures(paths: Sequence[str], spec: ModelSpec, size: Size) -> tuple[Pixels, str]:
@@ -43,13 +145,9 @@ def proof_pictures(paths: Sequence[str], spec: ModelSpec, size: Size) -> tuple[P
         SourceError: a source holds no pictures.
         UsageError: the model does not take RGB, or no picture can be read.
     """
-    if spec.in_channels != 3:
-        raise UsageError(f"{spec.name} takes {spec.in_channels} channels, pictures are read as RGB (3)")
+    _check_rgb(spec)
     if not paths:
-        # Twice the network's size, as photos are larger than what the network sees.
-        at = (min(1024, max(128, 2 * size[0])), min(1536, max(192, 2 * size[1])))
-        drawn = [scenes.draw(FIRST_SCENE + number, at)[0] for number in range(SCENES)]
-        return np.stack([geometry.to_network(photo, geometry.place(at, size)) for photo in drawn]), ""
+        return _draw(range(FIRST_SCENE, FIRST_SCENE + SCENES), size), ""
     photos, note = read_photos(paths, size, MAX_PROOF_PICTURES, "proof pictures")
     return np.stack([photo.pixels for photo in photos]), note
 
@@ -72,13 +170,37 @@ def read_photos(paths: Sequence[str], size: Size, most: int, what: str) -> tuple
     photos, failures = [], []
     for item in chosen:
         try:
-            picture = images.read(item.path)
-            placement = geometry.place(picture.size, size)
-            photos.append(Photo(item.path, geometry.to_network(picture.pixels, placement), placement))
+            photos.append(_read(item.path, size))
         except UnetBatchError as error:
             failures.append(error.message)
     if not photos:
         raise UsageError(f"none of the {len(chosen)} {what} can be read, for example: {failures[0]}")
-    if not failures:
-        return photos, ""
-    return photos, f"{len(failures)} of {len(chosen)} {what} cannot be read, for example: {failures[0]}"
+    return photos, _tell(failures, len(chosen), what)
+
+
+def _check_rgb(spec: ModelSpec) -> None:
+    if spec.in_channels != 3:
+        raise UsageError(f"{spec.name} takes {spec.in_channels} channels, pictures are read as RGB (3)")
+
+
+def _draw(seeds: Sequence[int], size: Size, progress: Callable[[float], None] = lambda share: None) -> Pixels:
+    """Drawn scenes at the network's size."""
+    # Twice the network's size, as photos are larger than what the network sees.
+    at = (min(1024, max(128, 2 * size[0])), min(1536, max(192, 2 * size[1])))
+    placement = geometry.place(at, size)
+    drawn = []
+    for number, seed in enumerate(seeds):
+        progress(number / len(seeds))
+        drawn.append(geometry.to_network(scenes.draw(seed, at)[0], placement))
+    return np.stack(drawn)
+
+
+def _read(path: str, size: Size) -> Photo:
+    """A picture at the network's size. Raises UnetBatchError."""
+    picture = images.read(path)
+    placement = geometry.place(picture.size, size)
+    return Photo(path, geometry.to_network(picture.pixels, placement), placement)
+
+
+def _tell(failures: Sequence[str], of: int, what: str) -> str:
+    return f"{len(failures)} of {of} {what} cannot be read, for example: {failures[0]}" if failures else ""

@@ -20,7 +20,7 @@ from unet_batch.types import ModelSpec
 FORMAT = "unet-batch engine"
 VERSION = 1
 # Fastest first
-PRECISIONS = ("fp16", "bf16", "fp32")
+PRECISIONS = ("int8", "fp16", "bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EngineRecipe:
 
     Attributes:
         source_sha256: of the checkpoint.
-        precision: `fp16`, `bf16` or `fp32`.
+        precision: `int8`, `fp16`, `bf16` or `fp32`.
         profile: shapes it takes.
         flavour: `tensorrt`, `tensorrt-rtx` or `openvino`.
         version: of the flavour.
@@ -37,6 +37,7 @@ class EngineRecipe:
         system: operating system and processor, `linux-x86_64`.
         options: of the compiler, those that were given.
         graph: version of the exporter's graph.
+        calibration: sha256 of the pictures that the ranges of INT8 were taken from; empty for all else.
     """
 
     source_sha256: str
@@ -48,6 +49,7 @@ class EngineRecipe:
     options: Mapping[str, Any]
     system: str = f"{sys.platform}-{platform.machine().lower()}"
     graph: int = GRAPH_VERSION
+    calibration: str = ""
 
     @property
     def on_cpu(self) -> bool:
@@ -72,6 +74,7 @@ class EngineRecipe:
             "system": self.system,
             "options": dict(self.options),
             "graph": self.graph,
+            **({"calibration": self.calibration} if self.calibration else {}),
         }
 
     def stem(self, spec: ModelSpec) -> str:
@@ -89,13 +92,14 @@ class Sidecar:
         spec: of the model.
         recipe: what it was made of and for.
         plan_sha256: of the plan's bytes, and `plan_bytes` their number.
-        float32: names of the layers that were kept in float32 because half precision broke them.
+        float32: names of the layers that were kept in float32 because half precision or INT8 broke them, or
+            has no kernels for them.
         shares: of the arithmetic in the precision asked for, one entry for each source that could be counted.
         proofs: parity with float32, by what ran: `onnxruntime 1.31`, `NVIDIA H200`, each with its numbers by
             batch.
         refused: GPUs and CPUs on which the plan was run and its masks were wrong, with the reason.
         verified_on_gpu: the plan itself was run on some GPU and found equal; another GPU proves it again.
-        built: when, by what, beside what GPU, in how many seconds.
+        built: when, by what, beside what GPU, in how many seconds; of INT8 also which pictures calibrated it.
     """
 
     spec: ModelSpec
@@ -155,6 +159,7 @@ def parse_sidecar(data: Any) -> Sidecar:
             system=str(recipe["system"]),
             options=dict(recipe["options"]),
             graph=int(recipe["graph"]),
+            calibration=str(recipe.get("calibration", "")),
         ),
         plan_sha256=str(data["plan"]["sha256"]),
         plan_bytes=int(data["plan"]["bytes"]),

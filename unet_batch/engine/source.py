@@ -13,7 +13,7 @@ from unet_batch.engine import onnx_model, proof
 from unet_batch.engine.onnx_model import OnnxRunner
 from unet_batch.engine.proof import Reference
 from unet_batch.errors import BackendUnavailable, CheckpointError, UsageError
-from unet_batch.model import checkpoint, foreign
+from unet_batch.model import checkpoint, foreign, zoo
 
 if TYPE_CHECKING:
     from unet_batch.engine.onnx_model import OnnxModel
@@ -60,6 +60,12 @@ class Source:
         self.spec, self.sha256 = file.spec, file.sha256
         if file.is_graph:
             self.onnx = onnx_model.read(path)
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether it is a bundled model, or a graph of one."""
+        bundled = (checkpoint.identify(zoo.resolve(name)).sha256 for name in zoo.BUNDLED)
+        return self.sha256 in bundled
 
     @cached_property
     def checkpoint(self) -> Checkpoint:

@@ -176,8 +176,8 @@ def find(
 ) -> Engine:
     """The engine to run a model with.
 
-    Of those that fit, fp16 comes before bf16 before fp32, then what was proven on this GPU or CPU, what is
-    tuned for this size, and the newest.
+    Of those that fit, int8 comes before fp16 before bf16 before fp32, then what was proven on this GPU or
+    CPU, what is tuned for this size, and the newest.
 
     Args:
         folder: with the engines.
@@ -271,8 +271,8 @@ def _misfit(
 def _excludes(recipe: EngineRecipe, device: Device) -> str:
     """Why an engine cannot run on a GPU or CPU, as the end of a sentence; empty if it can."""
     if not isinstance(device, Gpu):
-        lacks_bf16 = recipe.precision == "bf16" and not device.has_bf16
-        return f"computes in bf16, which {device.name} does not execute" if lacks_bf16 else ""
+        able = {"int8": device.has_int8, "bf16": device.has_bf16}.get(recipe.precision, True)
+        return "" if able else f"computes in {recipe.precision}, which {device.name} does not execute"
     if recipe.target == "any":  # compiled for the GPU when it is loaded; the library has the last word
         return ""
     if recipe.options.get("hardware_compat") == "ampere+" and device.compute_capability >= (8, 0):
