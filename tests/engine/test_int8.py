@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +20,6 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from tests.helpers.foreign import SIZE, Net
-from tests.helpers.graphs import folder
 from unet_batch.build import BuildOptions, Built, build_engine
 from unet_batch.cli import main
 from unet_batch.engine import int8, onnx_model, pictures, proof, source, store
@@ -65,6 +66,14 @@ def net(*, wide: bool = False) -> Net:
     made.add("Conv", made.weight(np.full((8, 8, 1, 1), 1 / 8)), strides=[1, 1])
     made.add("Conv", made.weight(np.full((1, 8, 1, 1), 1 / 8)))
     return made.add("Sub", made.weight([0.5])).add("Mul", made.weight([40.0])).add("Sigmoid")
+
+
+@functools.cache
+def folder() -> Path:
+    """A folder that goes with the process."""
+    path = tempfile.mkdtemp(prefix="unet-batch-int8-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return Path(path)
 
 
 @functools.cache
