@@ -261,8 +261,8 @@ def notes(comparison: Comparison) -> list[str]:
     said: list[str] = []
     if comparison.load is not None and comparison.load > cpu_count() / 4:
         said.append(
-            f"other programs kept {comparison.load:.1f} of {cpu_count()} cores busy when this began: the "
-            "processor's milliseconds compare better than the clock's"
+            f"other programs made a load of {comparison.load:.1f} on {cpu_count()} cores when this began: "
+            "the processor's milliseconds compare better than the clock's"
         )
     for entry in comparison.entries:
         name = label(comparison, entry)
