@@ -200,6 +200,6 @@ class TestOptions:
 
 
 def _memory(picture: np.ndarray) -> Any:
-    from unet_batch.inference.segmenter import _source
+    from unet_batch.inference.segmenter import source_of
 
-    return _source(picture)
+    return source_of(picture)

@@ -119,6 +119,7 @@ def test_a_run_does_it_after_the_others_and_never_again(folder: Path, tmp_path: 
     report, heard = segment(folder, output=out, view=TILES, backend=fake(), save=("mask", "prob"))
     assert heard == ["b", "a"]
     assert (report.status, report.done, report.failed) == ("done", 2, 0)
+    assert {"decode", "infer", "blend", "write"} <= {stage.name for stage in report.stages if stage.busy}
     masks = ["masks/a.png", "masks/b.png", "probs/a.png", "probs/b.png"]
     assert files(out) == ["manifest.jsonl", *masks, "run.json"]
     with Segmenter(fake(), view=TILES) as segmenter:
@@ -175,7 +176,7 @@ def test_it_tells_of_its_rows(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "view", "message", "hint"),
     [
-        ({"save": ("mask", "overlay")}, TILES, "no overlay can be drawn of it", "--save mask and prob"),
+        ({"save": ("mask", "overlay")}, TILES, "no overlay can be drawn of it", "--save mask,prob,prob16"),
         ({}, ViewOptions("tile", scale=2.0), "cannot be enlarged (scale 2)", "--scale up to 1"),
     ],
 )
@@ -326,7 +327,7 @@ def test_memory_is_that_of_a_few_bands(tmp_path: Path) -> None:
     blocks = (np.full((64, 64, 3), number % 251, np.uint8) for number in range(8 * 64))
     tifffile.imwrite(path, blocks, shape=shape, dtype="u1", tile=(64, 64), photometric="rgb")
     tree = OutputTree(str(tmp_path / "out"), ("mask",))
-    backend = FakeBackend(fake_spec((64, 64)), lambda tiles: tiles[..., 0].copy())
+    backend = FakeBackend(fake_spec((128, 128)), lambda tiles: tiles[..., 0].copy())
     with Segmenter(backend, view=TILES, workers=1) as segmenter:
         tracemalloc.start()
         try:

@@ -286,7 +286,7 @@ def _enlarged(placement: Placement, purpose: str = "enlarged") -> NDArray[np.uin
 
 def _share(content: Pixels, id: int, *, smooth: bool) -> NDArray[np.uint16]:
     """How much of every pixel belongs to a class: uint16 as `content`, 0..SHARE."""
-    own = content == id
+    own: NDArray[np.bool_] = content == id
     share: NDArray[np.uint16] = own.astype(np.uint16) * np.uint16(SHARE)
     if not smooth:
         return share

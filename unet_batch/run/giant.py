@@ -15,7 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -143,7 +143,8 @@ def _carry_out(work: _GiantRun, on_rows: Callable[[int, int], None], stop: Stop,
             for rows in done:
                 on_rows(rows, work.size[0])
         finally:
-            result.stages = done.stats
+            source, *others = done.stats
+            result.stages = [replace(source, name="decode"), *others]  # which it does
     if stop.reason and work.written < work.size[0]:
         raise _Stopped
 
@@ -252,7 +253,7 @@ class _GiantRun:
             possible = [kind for kind in _OUTPUTS if self._is_possible(kind)]
             raise ImageTooLarge(
                 f"{what} no {' and no '.join(wrong)} can be drawn of it",
-                hint=f"of such pictures, --save {' and '.join(possible)} can be made",
+                hint=f"leave it out: --save {','.join(possible)} can be made of such pictures",
             )
         self.placement = segmenter.view.place(size)
         self.grid = self.tiling.grid(self.placement.network)
