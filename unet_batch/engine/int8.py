@@ -4,7 +4,7 @@ What comes out is one ONNX graph with QuantizeLinear and DequantizeLinear in it,
 channel, which OpenVINO, TensorRT and ONNX Runtime read alike. Between the first convolution and the last one
 all is quantized but
 
-* depthwise convolutions: 3 % of the FLOPs of `fast`, and on AVX2 their kernels overflow;
+* depthwise convolutions: 3 % of the FLOPs of `fast`, and on AVX2 their kernels spoil its masks;
 * transposed ones, which OpenVINO computes in float32 on AVX2 whatever it is told;
 * the last convolutions, whose rounding errors would be the masks';
 * what NNCF's accuracy control gives back to float32, one layer a round, until the masks hold.

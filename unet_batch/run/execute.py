@@ -221,7 +221,7 @@ class _Run:
     def _floor(self, cpu: float) -> float:
         """Seconds if nothing ever waited: the network's, and the processor's for all else over the cores."""
         network = self.stages.get("infer")
-        if network is None or self.segmenter.backend.name.endswith("cpu"):
+        if network is None or self.segmenter.backend.name.endswith(("cpu", "openvino")):
             return cpu / cpu_count()
         return network.busy / network.workers + (cpu - network.cpu) / cpu_count()
 
