@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from tests.helpers.runs import files, segment, write
-from unet_batch.errors import SourceError
+from unet_batch.errors import ManifestError, SourceError
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run.execute import execute
+from unet_batch.run.merge import merge
 from unet_batch.run.options import RunOptions
 from unet_batch.run.plan import prepare
+from unet_batch.run.shard import Shard
 from unet_batch.testing import FakeBackend
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
@@ -76,6 +78,28 @@ def test_a_second_run_finds_it_done_and_a_changed_file_is_made_anew(
     again, heard = segment(archive, output=tmp_path / "out")
     assert again.states == {"done": 4, "changed": 1, "failed": 1}
     assert sorted(heard) == ["broken", "sub/3"]
+
+
+def test_another_archive_of_the_same_names_is_not_mixed_in(
+    photos: Path, archive: Path, tmp_path: Path
+) -> None:
+    segment(archive, output=tmp_path / "out")
+    before = masks(tmp_path / "out")
+    for number in range(5):
+        write(photos / "sub" / f"{number}.png", noise(50 + number))
+    other = pack(photos, archive.suffix[1:]).rename(tmp_path / f"other{archive.suffix}")
+    pack_again = pack(photos, archive.suffix[1:])
+    assert pack_again == archive
+    with pytest.raises(ManifestError, match=r"5 other pictures of the same names, from .*photos"):
+        segment(other, output=tmp_path / "out")
+    assert masks(tmp_path / "out") == before
+
+
+def test_shards_of_an_archive_are_joined_with_their_failures(archive: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        segment(archive, output=tmp_path / "out", shard=Shard.parse(f"{number}/2", {}))
+    report = merge(str(tmp_path / "out"))
+    assert [failure.path for failure in report.failures] == [str(archive / "broken.png")]
 
 
 def test_in_worker_processes(archive: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from unet_batch.errors import ManifestError, UsageError
+from unet_batch.files import archives
 from unet_batch.files.atomic import remove, write_atomic, write_json
 from unet_batch.files.locks import claim
 from unet_batch.run import report as reports
@@ -84,7 +85,7 @@ def _merge_reports(
             if record.status == "done" and record.identity is not None
         }
         for failure in _read_failures(folder, ""):
-            if failure.path not in by_path and failure.path not in done and os.path.lexists(failure.path):
+            if failure.path not in by_path and failure.path not in done and archives.exists(failure.path):
                 by_path[failure.path] = failure
                 report.failed_before += 1
         return report, sorted(by_path.values(), key=_order)

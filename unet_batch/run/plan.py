@@ -391,6 +391,8 @@ def _is_namesake(record: Record, path: str) -> bool:
         return False
     other = os.path.join(record.root, *record.identity.source.split("/"))
     try:
+        if archives.archive_of(other) or archives.archive_of(path):
+            return archives.exists(other) and os.path.realpath(other) != os.path.realpath(path)
         return os.path.exists(other) and not os.path.samefile(other, path)
     except OSError:  # `path` itself is gone
         return True
