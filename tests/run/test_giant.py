@@ -114,6 +114,34 @@ def test_outputs_are_what_they_are_of_the_picture_in_memory(
         assert (found["mask"] == result.mask).mean() > 0.97
 
 
+@pytest.mark.parametrize("classes", [1, 4])
+@pytest.mark.parametrize("size", [(150, 200), (600, 530), (513, 512)])
+def test_its_geotiff_is_that_of_the_picture_in_memory(
+    tmp_path: Path, classes: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(giant, "_WRITTEN_AT_ONCE", 20_000)
+    picture = np.maximum(smooth_picture(*size), 1)
+    picture[20:60, 30:90] = 0
+    tags: list[Any] = [
+        (33550, 12, 3, (0.5, 0.5, 0.0), True),
+        (33922, 12, 6, (0.0, 0.0, 0.0, 500000.0, 5600000.0, 0.0), True),
+        (34735, 3, 8, (1, 1, 0, 1, 3072, 0, 1, 32632), True),
+        (42113, 2, None, "0", True),
+    ]
+    save(tmp_path / "in/a.tif", picture, extratags=tags)
+    segment(tmp_path / "in", output=tmp_path / "out", view=TILES, backend=fake(classes), save=("geotiff",))
+    with Segmenter(fake(classes), view=TILES) as segmenter:
+        segmenter.predict(tmp_path / "in/a.tif").save(tmp_path / "whole", ("geotiff",))
+    both = []
+    for folder in ("out", "whole"):
+        with tifffile.TiffFile(tmp_path / folder / "geotiffs/a.tif") as file:
+            told = {tag.code: tag.value for tag in file.pages[0].tags}
+            both.append((file.asarray(), {code: told[code] for code in (33550, 33922, 34735, 42113)}))
+    np.testing.assert_array_equal(both[0][0], both[1][0])
+    assert both[0][1] == both[1][1]
+    assert (both[0][0][20:60, 30:90] == 255).all()
+
+
 def test_a_run_does_it_after_the_others_and_never_again(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     report, heard = segment(folder, output=out, view=TILES, backend=fake(), save=("mask", "prob"))

@@ -31,7 +31,7 @@ from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.media.tiling import Mosaic, Tiling
 from unet_batch.pipeline import Failed, Pipeline, Stage, StageStats
 from unet_batch.run.observe import Stop
-from unet_batch.types import Item
+from unet_batch.types import Item, Metadata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -179,17 +179,27 @@ class _Tile:
 
 @dataclass(frozen=True)
 class _Output:
-    """How a kind of output is made of rows: of probabilities in 16 bit, or of ids."""
+    """How a kind of output is made of rows: of probabilities in 16 bit, or of ids.
+
+    Attributes:
+        make: rows of it, given those of probabilities and the threshold.
+        bits, smooth: of a PNG, as `images.GreyPngWriter` takes them; 0 bits for a GeoTIFF.
+        blank: what stands where the picture has no value.
+    """
 
     make: Callable[[NDArray[Any], float], NDArray[Any]]
     bits: int = 8
     smooth: bool = True
+    blank: int = 0
 
 
 _OUTPUTS: Mapping[str, _Output] = {
     "mask": _Output(postprocess.mask16, smooth=False),
     "prob": _Output(lambda rows, threshold: postprocess.to_bytes(rows)),
     "prob16": _Output(lambda rows, threshold: rows, bits=16),
+    "geotiff": _Output(
+        lambda rows, threshold: postprocess.mask16(rows, threshold) // np.uint8(255), 0, blank=images.NODATA
+    ),
 }
 
 
@@ -201,36 +211,46 @@ class _Writer:
         temporary: its name until then.
         size: (height, width).
         output: of which kind.
+        place: where the picture is, for a GeoTIFF.
 
     Raises:
         OutputError: here and everywhere: it cannot be written.
     """
 
-    def __init__(self, path: str, temporary: str, size: Size, output: _Output) -> None:
-        self.path = path
+    def __init__(self, path: str, temporary: str, size: Size, output: _Output, place: Metadata) -> None:
+        self.path, self._temporary = path, temporary
+        self._file: BinaryIO | None = None
+        self._rows: images.GreyPngWriter | images.GeoTiffWriter
         try:
-            self.file: BinaryIO = open(temporary, "wb")  # noqa: SIM115 - stays open
-            self._png = images.GreyPngWriter(self.file, size, bits=output.bits, smooth=output.smooth)
+            if output.bits:
+                self._file = open(temporary, "wb")  # noqa: SIM115 - stays open
+                self._rows = images.GreyPngWriter(self._file, size, bits=output.bits, smooth=output.smooth)
+            else:
+                self._rows = images.GeoTiffWriter(temporary, size, place)
         except OSError as error:
             raise translate(error, path, 0) from error
 
     def write(self, rows: NDArray[Any]) -> None:
         try:
-            self._png.write(rows)
+            self._rows.write(rows)
         except OSError as error:
             raise translate(error, self.path, rows.nbytes) from error
 
     def close(self) -> None:
         """Close the file, whatever is in it; what a full disk refuses has been told."""
-        with suppress(OSError):
-            self.file.close()
+        if isinstance(self._rows, images.GeoTiffWriter):
+            self._rows.close()
+        elif self._file is not None:
+            with suppress(OSError):
+                self._file.close()
 
     def finish(self) -> int:
         """Write the end; returns how many bytes there are."""
         try:
-            self._png.finish()
-            self.file.close()
-            return os.path.getsize(self.file.name)
+            self._rows.finish()
+            if self._file is not None:
+                self._file.close()
+            return os.path.getsize(self._temporary)
         except OSError as error:
             raise translate(error, self.path, 0) from error
 
@@ -271,10 +291,11 @@ class _GiantRun:
 
     def open_outputs(self, stack: ExitStack) -> None:
         """Open a file for each kind, which `stack` will close and rename, or remove."""
+        place = images.read_place(self.item.path) if "geotiff" in self.outputs.kinds else Metadata()
         for kind in self.outputs.kinds:
             path = self.outputs.path(kind, self.item.key)
             temporary = stack.enter_context(replacing(path))
-            self.writers[kind] = _Writer(path, temporary, self.size, _OUTPUTS[kind])
+            self.writers[kind] = _Writer(path, temporary, self.size, _OUTPUTS[kind], place)
             stack.callback(self.writers[kind].close)
 
     # The source, in a thread of its own.
@@ -331,7 +352,8 @@ class _GiantRun:
             blank = self._blank(len(rows))
             for kind, writer in self.writers.items():
                 made = rows if self.ids else _OUTPUTS[kind].make(rows, self.segmenter.threshold)
-                writer.write(made if blank is None else np.where(blank, made.dtype.type(0), made))
+                empty = made.dtype.type(_OUTPUTS[kind].blank)
+                writer.write(made if blank is None else np.where(blank, empty, made))
             self.written += len(rows)
         return self.written
 

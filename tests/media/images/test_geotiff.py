@@ -12,7 +12,7 @@ import tifffile
 from tests.helpers.runs import segment
 from unet_batch.errors import EncodeError
 from unet_batch.media import images
-from unet_batch.media.images.geotiff import NODATA, encode_geotiff
+from unet_batch.media.images.geotiff import NODATA, GeoTiffWriter, encode_geotiff
 from unet_batch.testing import FakeBackend, fake_spec
 from unet_batch.types import Metadata
 
@@ -108,3 +108,34 @@ def test_what_was_turned_upright_does_not_lie_there_any_more(tmp_path: Path) -> 
 def test_what_is_no_mask_is_refused(ids: np.ndarray) -> None:
     with pytest.raises(EncodeError, match="cannot encode"):
         encode_geotiff(ids, None, Metadata())
+
+
+@pytest.mark.usefixtures("no_thread_is_left")
+class TestRows:
+    @pytest.mark.parametrize("step", [1, 7, 512, 2000])
+    def test_rows_become_the_file_of_the_whole(self, tmp_path: Path, step: int) -> None:
+        ids = np.random.default_rng(0).integers(0, 3, (1030, 700), np.uint8)
+        writer = GeoTiffWriter(str(tmp_path / "a.tif"), ids.shape, Metadata())
+        for top in range(0, len(ids), step):
+            writer.write(ids[top : top + step])
+        writer.finish()
+        np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), ids)
+
+    def test_what_cannot_be_written_is_told_to_who_writes(self, tmp_path: Path) -> None:
+        writer = GeoTiffWriter(str(tmp_path / "none" / "a.tif"), (100, 100), Metadata())
+        with pytest.raises(OSError, match="No such file"):
+            for _ in range(100):
+                writer.write(np.zeros((1, 100), np.uint8))
+        writer.close()
+
+    def test_rows_that_never_come_are_missed(self, tmp_path: Path) -> None:
+        writer = GeoTiffWriter(str(tmp_path / "a.tif"), (100, 100), Metadata())
+        writer.write(np.zeros((60, 100), np.uint8))
+        with pytest.raises(ValueError, match="row 60 of 100 never came"):
+            writer.finish()
+
+    def test_it_can_be_closed_at_any_time(self, tmp_path: Path) -> None:
+        writer = GeoTiffWriter(str(tmp_path / "a.tif"), (5000, 100), Metadata())
+        writer.write(np.zeros((600, 100), np.uint8))
+        writer.close()
+        writer.close()

@@ -61,16 +61,18 @@ from unet_batch.media.images.encode import (
     encode_rgba,
     mask_canvas,
 )
-from unet_batch.media.images.geotiff import encode_geotiff
+from unet_batch.media.images.geotiff import NODATA, GeoTiffWriter, encode_geotiff
 from unet_batch.media.images.memory import from_memory
 from unet_batch.media.images.pages import Stack, StackWriter, look_at_pages, read_pages
-from unet_batch.media.images.tiff_bands import Band, measure, read_bands
+from unet_batch.media.images.tiff_bands import Band, measure, read_bands, read_place
 
 __all__ = [
     "EXTENSIONS",
     "JPEG_SIDE",
     "MAX_PIXELS",
+    "NODATA",
     "Band",
+    "GeoTiffWriter",
     "GreyPngWriter",
     "Picture",
     "Stack",
@@ -92,4 +94,5 @@ __all__ = [
     "read_bytes",
     "read_ids",
     "read_pages",
+    "read_place",
 ]

@@ -328,7 +328,7 @@ def read_page(
         _invalid(colours, page.tags.valueof(42113)),
         None if absent is None else _upright(absent, orientation),
         int(page.compression) in tiff_blocks.JPEG,
-        _dpi(page),
+        resolution_of(page),
         (*notes, *more),
         page.is_shaped or page.software.startswith("tifffile"),
         _bytes_of(page, 34675),
@@ -471,7 +471,7 @@ def _upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
     return turned.view(values.dtype).reshape(*turned.shape[:2], *values.shape[2:])
 
 
-def _dpi(page: TiffPage) -> tuple[float, float] | None:
+def resolution_of(page: TiffPage) -> tuple[float, float] | None:
     """Pixels per inch of the upright picture, (across, down), where the page says so."""
     with suppress(TypeError, ValueError, ZeroDivisionError):
         per_unit = tuple(a / b for a, b in (page.tags.valueof(282), page.tags.valueof(283)))

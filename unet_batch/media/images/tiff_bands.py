@@ -14,6 +14,8 @@ import numpy as np
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.media.images import tiff, tiff_blocks
 from unet_batch.media.images.common import Damage, Source, open_source
+from unet_batch.media.images.geotiff import read_geo_tags
+from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,6 +59,15 @@ def measure(path: str) -> tuple[Size, int] | None:
                 area, number = page.imagelength * page.imagewidth, page.dtype.itemsize if page.dtype else 0
                 return (page.imagelength, page.imagewidth), area * (3 + number * _count_bands(page))
     return None
+
+
+def read_place(path: str) -> Metadata:
+    """Where the picture in a TIFF is on Earth, and its resolution. Raises ImageError as `images.read`."""
+    from tifffile import TiffFile
+
+    with open_source(path, sys.maxsize) as source, tiff.explained(source):
+        page, _, _ = tiff.find_picture(TiffFile(source.file))
+        return Metadata(dpi=tiff.resolution_of(page), geo=read_geo_tags(page))
 
 
 def read_bands(path: str, size: Size, workers: int = 1) -> Iterator[Band]:
