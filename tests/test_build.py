@@ -344,7 +344,7 @@ class TestRequests:
         ("changes", "message"),
         [
             ({"batch": (0, 1, 1)}, "batch 0,1,1"),
-            ({"precision": "int8"}, "precision 'int8' is not known"),
+            ({"precision": "int4"}, "precision 'int4' is not known"),
             ({"builder": "trtexec"}, "builder 'trtexec' is not known"),
             ({"hardware_compat": "all"}, "hardware_compat 'all' is not known"),
             ({"batch": (4, 2, 8)}, "batch 4,2,8"),

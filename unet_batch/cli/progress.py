@@ -188,14 +188,14 @@ class RunProgress:
         self.screen.note(item, notes, self.bar if self.live else None)
 
     def frame(self, item: Item, done: int, total: int | None) -> None:
-        """Count a frame of a clip, or a row of a picture that is read in bands."""
-        now, unit = time.monotonic(), "frame" if item.is_clip else "row"
+        """Count a frame of a clip, or a row or page of a picture that is segmented by itself."""
+        now, unit = time.monotonic(), "frame" if item.is_clip else ""
         if self.clip != item.key:
             self.clip, self.clip_begun, self.clip_first = item.key, now, done
             name = printable(os.path.basename(naming.shown(item.path)))
             self.bar.reset(self.frames, total=total, description=name, visible=True, **_NOTHING)
             self.bar.update(self.items, speed="")  # of pictures; frames have their own
-        speed = f"{(done - self.clip_first) / max(1e-9, now - self.clip_begun):.1f} {unit}s/s"
+        speed = f"{(done - self.clip_first) / max(1e-9, now - self.clip_begun):.1f}{unit and f' {unit}s'}/s"
         if self.time_left is not None and item.is_clip:
             self.time_left.frame(item, done, total)
         left = str(self.time_left or "")
@@ -204,7 +204,7 @@ class RunProgress:
             self.bar.update(self.items, left=left)
         elif self._may_speak():
             done_of = f"{self.done:,} of {self.total:,} done" if self.total > 1 else ""
-            frames = f"{unit} {done:,}" + (f" of {total:,}" if total else "")
+            frames = f"{unit} {done:,}".lstrip() + (f" of {total:,}" if total else "")
             self.screen.line("progress", shown(item.path), frames, speed, done_of, left)
 
     def close(self) -> None:
