@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from unet_batch.errors import UsageError
 from unet_batch.inference.segmenter import Segmenter
-from unet_batch.inference.views import FITS, TURNS, View, ViewOptions
+from unet_batch.inference.views import FITS, TURNS, Placer, View, ViewOptions
 from unet_batch.testing import FakeBackend, fake_spec
 
 SQUARE = (32, 32)
@@ -194,9 +195,11 @@ class TestOptions:
         assert view.assumed.startswith("scale 1: ")
 
     def test_other_processes_place_pictures_alike(self) -> None:
-        view = View(FakeBackend(fake_spec()), ViewOptions("tile", scale=0.4))
-        assert view.place((100, 77)) == view.placer((100, 77))
-        assert view.place((100, 77)).network == (40, 31)
+        view = View(FakeBackend(replace(fake_spec(), training={"scales": [0.4] * 3})), ViewOptions("tile"))
+        told = json.loads(json.dumps(asdict(view.placer)))  # as it goes to a worker
+        placer = Placer(tuple(told["network"]), ViewOptions(**told["options"]))
+        assert placer((100, 77)) == view.place((100, 77))
+        assert placer((100, 77)).network == (40, 31)
 
 
 def _memory(picture: np.ndarray) -> Any:

@@ -4,7 +4,7 @@ What comes out is one ONNX graph with QuantizeLinear and DequantizeLinear in it,
 channel, which OpenVINO, TensorRT and ONNX Runtime read alike. Between the first convolution and the last one
 all is quantized but
 
-* depthwise convolutions: 3 % of the FLOPs of `fast`, and on AVX2 their kernels spoil its masks;
+* depthwise convolutions, 3 % of the FLOPs of `fast`;
 * transposed ones, which OpenVINO computes in float32 on AVX2 whatever it is told;
 * the last convolutions, whose rounding errors would be the masks';
 * what NNCF's accuracy control gives back to float32, one layer a round, until the masks hold.
@@ -57,7 +57,7 @@ def quantize(
         calibration: pictures that ranges are taken from.
         reference: pictures, others than those, and their maps in float32.
         on_cpu: for processors: weights take half of their range, since the instructions of CPUs without VNNI
-            add two products in 16 bits and saturate (with `fast` on AVX2 a Dice of 0.994 in place of 0.999),
+            add two products in 16 bits and saturate (docs/log/2026-11-28.md has figures of `fast`),
             and are stored as 8 bits. Else weights are stored in float32 and quantized in the graph, as every
             TensorRT reads them.
         progress: hears of each stage and its share.

@@ -28,7 +28,7 @@ _BLURS = ((75, 15), (270, 5))  # so many times as wide is a picture, and pixels 
 def refine(map: NDArray[np.uint16], pixels: Pixels, radius: int) -> NDArray[np.uint16]:
     """Move the edges of a map to those of its picture.
 
-    0.1 s for the edges of a car in 1280x1918 (one core); nothing where the map is the same all over.
+    27 to 42 ms for the edges of a car in 1280x1918, at radii of 3 to 8 (one core of AVX2).
 
     Args:
         map: uint16 (h, w), a probability over the full range.
