@@ -123,8 +123,8 @@ class TestRows:
 
     def test_what_cannot_be_written_is_told_to_who_writes(self, tmp_path: Path) -> None:
         writer = GeoTiffWriter(str(tmp_path / "none" / "a.tif"), (100, 100), Metadata())
-        writer.write(np.zeros((60, 100), np.uint8))
-        with pytest.raises(OSError, match="No such file"):
+        with pytest.raises(OSError, match="No such file"):  # by the next rows, at the latest at the end
+            writer.write(np.zeros((60, 100), np.uint8))
             writer.finish()
         writer.close()
 
