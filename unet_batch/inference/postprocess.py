@@ -107,8 +107,8 @@ def mask_from_map(map: Pixels, placement: Placement, threshold: float, out: Pixe
     """Mask of a map: `mask(probability(map, placement), threshold)` bit for bit, in one step.
 
     Only the part of the map down to and across to its last marked pixels is enlarged, and only the box around
-    these is cut: elsewhere there is nothing to find. Carvana's cars fill half of the rows and two fifths of the
-    columns of their photos: half the processor time.
+    these is cut: elsewhere there is nothing to find. Carvana's cars fill half the rows and two fifths of the
+    columns of their photos, and take half the time.
 
     Args:
         map: uint8 (H, W) at the network's size, round(255 p).
