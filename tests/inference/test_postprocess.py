@@ -104,6 +104,31 @@ def test_mask_from_map_is_the_mask_of_the_probability(size, threshold, seed):
     assert np.array_equal(mask, postprocess.mask(postprocess.probability(map, placement), threshold))
 
 
+@settings(deadline=None, max_examples=150)
+@given(st.data(), SIZE, THRESHOLD, st.integers(0, 20))
+def test_a_small_object_is_masked_as_in_the_whole_map(data, size, threshold, seed):
+    """Wherever it lies, and whatever the ratio of the sizes: only its surroundings are enlarged."""
+    rows, columns = (
+        slice(*sorted(data.draw(st.tuples(st.integers(0, side), st.integers(0, side))))) for side in NETWORK
+    )
+    map, placement = np.full(NETWORK, postprocess.cut(threshold) - 1, np.uint8), geometry.place(size, NETWORK)
+    map[rows, columns] = soft_map(seed)[rows, columns]
+    out = np.full((size[0], size[1] + 1), 7, np.uint8)
+    mask = postprocess.mask_from_map(map, placement, threshold, out[:, 1:])
+    assert np.shares_memory(mask, out)
+    assert np.array_equal(mask, postprocess.mask(postprocess.probability(map, placement), threshold))
+    assert (out[:, 0] == 7).all()
+
+
+def test_a_small_object_is_masked_as_in_the_whole_map_that_is_shrunk():
+    """Half of the rows would be shrunk in other steps: 18 are halved before they become 4, 9 are not."""
+    map, placement = np.zeros((18, 36), np.uint8), filling((4, 8), (18, 36))
+    map[:6, :12] = np.random.default_rng(0).integers(0, 256, (6, 12))
+    for threshold in np.linspace(0.02, 0.6, 60):
+        mask = postprocess.mask_from_map(map, placement, threshold)
+        assert np.array_equal(mask, postprocess.mask(postprocess.probability(map, placement), threshold))
+
+
 @settings(deadline=None, max_examples=60)
 @given(SIZE, st.integers(0, 20))
 def test_probabilities_agree(size, seed):

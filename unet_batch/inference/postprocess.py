@@ -106,6 +106,10 @@ def mask(probability: Pixels, threshold: float) -> Pixels:
 def mask_from_map(map: Pixels, placement: Placement, threshold: float, out: Pixels | None = None) -> Pixels:
     """Mask of a map: `mask(probability(map, placement), threshold)` bit for bit, in one step.
 
+    Only the part of the map down to and across to its last marked pixels is enlarged, and only the box around
+    these is cut: elsewhere there is nothing to find. Carvana's cars fill half the rows and two fifths of the
+    columns of their photos, and take half the time.
+
     Args:
         map: uint8 (H, W) at the network's size, round(255 p).
         placement: how the picture was put there.
@@ -115,7 +119,45 @@ def mask_from_map(map: Pixels, placement: Placement, threshold: float, out: Pixe
     Returns:
         uint8 (height, width) at the source's size: 255 or 0; `out`, if given.
     """
-    return mask16(probability16(map, placement, _enlarged(placement)), threshold, out)
+    if out is None:
+        out = np.zeros(placement.source, np.uint8)
+    else:
+        out[:] = 0  # 0.06 ms
+    content, covered = geometry.content_of(map, placement), placement.covered
+    marked = content >= cut(threshold)
+    if not marked.any():
+        return out
+    (rows, below, height), (columns, beside, width) = (
+        _reach(marked.any(axis=1 - axis), covered[axis]) for axis in (0, 1)
+    )
+    part = content[:height, :width].astype(np.uint16) * np.uint16(257)
+    wide = geometry.resize_map(part, (below, beside), scratch("enlarged", (below, beside), np.uint16))
+    box = wide[: out.shape[0], : out.shape[1]][rows, columns]  # what covers a picture may reach beyond it
+    mask16(box, threshold, out[rows, columns])
+    return out
+
+
+def _reach(marked: NDArray[np.bool_], covered: int) -> tuple[slice, int, int]:
+    """What has to be enlarged along one side of a map, for marked pixels to come out as they do of the whole.
+
+    cv2 counts from the first pixel, and by the ratio of the sizes: a part from there on that has the same
+    ratio in whole pixels is enlarged to the same values, but for its last pixel, which has no next one.
+
+    Args:
+        marked: of each row, or column, whether anything there counts; of one at least.
+        covered: pixels that all of them become.
+
+    Returns:
+        Where in the result something may count; how many pixels of the result are needed; of how many.
+    """
+    there, found = len(marked), np.flatnonzero(marked)
+    first, end = int(found[0]), int(found[-1]) + 1
+    used = there
+    if there <= covered:  # what is shrunk may take other steps for another size
+        unit = there // math.gcd(there, covered)
+        used = min(used, -(-(end + 1) // unit) * unit)
+    reach = slice(max(0, (first - 1) * covered // there), min(covered, -(-(end + 1) * covered // there)))
+    return reach, used * covered // there, used
 
 
 def mask16(wide: NDArray[np.uint16], threshold: float, out: Pixels | None = None) -> Pixels:

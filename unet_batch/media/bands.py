@@ -4,7 +4,7 @@ A row of the result depends on a few rows of what it is made from. `RowMap` hold
 served, so a picture of any height passes in the memory of a band. Places are counted from the top of the
 whole picture: no band begins anew, and none shows.
 
-What is shrunk by whole numbers is the same to the bit; by others, rows are averaged here rather than by cv2,
+What is shrunk by whole numbers is the same to the bit; by others, rows are weighted here rather than by cv2,
 which knows of no row above the ones that it is given, and a pixel may be another by one level. Enlarged, it
 may be another by a few of 65535: cv2 counts rows in 24 bits, of which this module has 53.
 """
@@ -79,9 +79,11 @@ class Shrinker:
         steps = geometry.shrinking_steps(source, placement.covered, out) if source != out else []
         self._steps: list[RowMap] = []
         there = source
-        for full, smaller in steps:
-            needs = partial(_averaged, there[0], full[0], smaller[0])
-            self._steps.append(RowMap(there[0], smaller[0], needs, partial(_average, there, full, smaller)))
+        for full, smaller, how in steps:
+            spans, resize = (interpolated, interpolate) if how == cv2.INTER_LINEAR else (_averaged, _average)
+            needs = partial(_needs, spans, there[0], full[0], smaller[0])
+            make = partial(_extend_and_resize, resize, there, full, smaller)
+            self._steps.append(RowMap(there[0], smaller[0], needs, make))
             there = smaller
 
     def add(self, rows: Pixels) -> Pixels | None:
@@ -93,23 +95,41 @@ class Shrinker:
         return made
 
 
-def _averaged(there: int, full: int, out: int, row: int) -> range:
-    """Which of `there` rows, extended to `full` by the last, an averaged one of `out` is made of."""
-    first, end = row * full // out, -(-(row + 1) * full // out)
-    return range(min(first, there - 1), min(end, there))
+def _needs(spans: Callable[[int, int, int], range], there: int, full: int, out: int, row: int) -> range:
+    """Which of `there` rows, extended to `full` by the last, one of `out` is made of."""
+    span = spans(full, out, row)
+    return range(min(span.start, there - 1), min(span.stop, there))
 
 
-def _average(there: Size, full: Size, out: Size, held: Pixels, first: int, rows: range) -> Pixels:
-    """Shrink by averaging areas; see `Make` and `geometry.shrinking_steps`."""
+def _extend_and_resize(
+    resize: Callable[[Size, Size, Pixels, int, range], Pixels],
+    there: Size,
+    full: Size,
+    out: Size,
+    held: Pixels,
+    first: int,
+    rows: range,
+) -> Pixels:
+    """One of `geometry.shrinking_steps`; see `Make`."""
     at_end = first + len(held) == there[0]
     held = geometry.extend(held, (len(held) + (full[0] - there[0] if at_end else 0), full[1]))
+    return resize(full, out, held, first, rows)
+
+
+def _averaged(there: int, out: int, row: int) -> range:
+    """Which of `there` rows an averaged one of `out` is made of."""
+    return range(row * there // out, -(-(row + 1) * there // out))
+
+
+def _average(full: Size, out: Size, held: Pixels, first: int, rows: range) -> Pixels:
+    """Shrink by averaging areas; the arguments are those of `interpolate`."""
     if full[0] % out[0] == 0:
         each = full[0] // out[0]
         part = held[rows.start * each - first : rows.stop * each - first]
         return cast("Pixels", cv2.resize(part, (out[1], len(rows)), interpolation=cv2.INTER_AREA))
     averages = np.empty((len(rows), *held.shape[1:]), np.float32)
     for place, row in enumerate(rows):
-        span = _averaged(full[0], full[0], out[0], row)
+        span = _averaged(full[0], out[0], row)
         weights = np.ones(len(span), np.float32)  # in rows
         weights[0] -= row * full[0] / out[0] - span.start
         weights[-1] -= span.stop - (row + 1) * full[0] / out[0]
@@ -127,7 +147,7 @@ def interpolated(there: int, out: int, row: int) -> range:
 
 
 def interpolate(there: Size, out: Size, held: Array, first: int, rows: range) -> Array:
-    """Enlarge bilinearly, as `geometry.resize_map`; see `Make`.
+    """Resize bilinearly, as cv2 does the whole; see `Make`.
 
     Args:
         there: (height, width) of the whole.
@@ -137,15 +157,15 @@ def interpolate(there: Size, out: Size, held: Array, first: int, rows: range) ->
         rows: which ones to make.
 
     Returns:
-        (len(rows), width of `out`) in the type of `held`.
+        (len(rows), width of `out`), with the channels and in the type of `held`.
     """
     if there == out:
         return held[rows.start - first : rows.stop - first]
     wide = held.astype(np.float32)
     if there[1] != out[1]:
         wide = cast("NDArray[np.float32]", cv2.resize(wide, (out[1], len(held))))
-    made = np.empty((len(rows), out[1]), held.dtype)
-    between = np.empty(out[1], np.float32)
+    made = np.empty((len(rows), out[1], *held.shape[2:]), held.dtype)
+    between = np.empty(made.shape[1:], np.float32)
     for place, row in enumerate(rows):
         lower, upper, share = _between(there[0], out[0], row)
         np.subtract(wide[upper - first], wide[lower - first], out=between)

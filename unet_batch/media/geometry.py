@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import cv2
 import numpy as np
 
+from unet_batch.media.scratch import scratch
 from unet_batch.types import Placement
 
 if TYPE_CHECKING:
@@ -210,13 +211,15 @@ def extend(pixels: Array, size: Size) -> Array:
     return cast("Array", cv2.copyMakeBorder(pixels, 0, below, 0, beside, cv2.BORDER_REPLICATE))
 
 
-def shrinking_steps(pixels: Size, size: Size, out: Size) -> list[tuple[Size, Size]]:
-    """How a picture is shrunk by averaging areas: to which sizes it is extended, and then averaged.
+def shrinking_steps(pixels: Size, size: Size, out: Size) -> list[tuple[Size, Size, int]]:
+    """How a picture is shrunk: each step's size that it is extended to, size of the result, and flag of cv2.
 
-    cv2 halves even sizes exactly and fast, and is slow at factors that are not whole: 1280x1918 to 160x240
-    takes 6.8 ms at once and 2.3 ms with a halving first (one core). The last step keeps a factor of 2, so
-    that its edges blur no more than a direct resize would; on photos the two differ by 0.1 grey levels on
-    average. What is extended is extended as late as possible, where there are fewer pixels to copy.
+    cv2 averages areas fast only by whole factors: 1280x1918 to 160x240 takes 6.8 ms at once and 2.3 ms with a
+    halving first (one core). So even sides are halved until a factor between 2 and 4 is left. Where that is
+    no whole number, it takes two steps: bilinear to twice the result, then a halving. 1280x1918 to 448x672
+    takes 4.4 ms so, at once 13 ms; photos differ by 0.2 grey levels on average, masks of `default` agree to
+    Dice 0.9996 and are as near to the truth. No step blurs edges more than a direct resize would. What is
+    extended is extended as late as possible, where there are fewer pixels to copy.
 
     Args:
         pixels: (height, width) of what there is.
@@ -229,14 +232,23 @@ def shrinking_steps(pixels: Size, size: Size, out: Size) -> list[tuple[Size, Siz
         height, width = height // 2, width // 2
         even = (rows + rows % 2, columns + columns % 2)
         rows, columns = even[0] // 2, even[1] // 2
-        steps.append((even, (rows, columns)))
-    return [*steps, ((height, width), out)]
+        steps.append((even, (rows, columns), cv2.INTER_AREA))
+    full = (height, width)
+    by_whole_numbers = size[0] % out[0] == 0 and size[1] % out[1] == 0
+    if not by_whole_numbers and all(2 * a <= b < 3.99 * a for a, b in zip(out, full, strict=True)):
+        twice = (2 * out[0], 2 * out[1])
+        steps.append((full, twice, cv2.INTER_LINEAR))
+        full = twice
+    return [*steps, (full, out, cv2.INTER_AREA)]
 
 
 def _shrink(pixels: Array, out: Array, size: Size | None = None) -> None:
     """Shrink `pixels`, extended to `size`, into `out` by averaging areas; see `shrinking_steps`."""
     there = (pixels.shape[0], pixels.shape[1])
-    *halvings, (full, (height, width)) = shrinking_steps(there, size or there, (out.shape[0], out.shape[1]))
-    for even, half in halvings:
-        pixels = cast("Array", cv2.resize(extend(pixels, even), half[::-1], interpolation=cv2.INTER_AREA))
-    cv2.resize(extend(pixels, full), (width, height), dst=out, interpolation=cv2.INTER_AREA)
+    *earlier, (full, (height, width), last) = shrinking_steps(
+        there, size or there, (out.shape[0], out.shape[1])
+    )
+    for number, (extended, smaller, how) in enumerate(earlier):
+        lent = scratch(f"shrunk {number}", (*smaller, *pixels.shape[2:]), pixels.dtype)
+        pixels = cast("Array", cv2.resize(extend(pixels, extended), smaller[::-1], lent, interpolation=how))
+    cv2.resize(extend(pixels, full), (width, height), dst=out, interpolation=last)

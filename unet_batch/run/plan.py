@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # Of the recipe: raise it when the same model gives other pixels, as after a change of `geometry` or
 # `postprocess`.
-RULES = 1
+RULES = 2
 _CRASHED = f"decode: {DecoderCrashed.__name__}"  # as the manifest has it
 
 
