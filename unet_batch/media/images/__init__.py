@@ -64,9 +64,11 @@ from unet_batch.media.images.encode import (
 from unet_batch.media.images.geotiff import NODATA, GeoTiffWriter, encode_geotiff
 from unet_batch.media.images.memory import from_memory
 from unet_batch.media.images.pages import Stack, StackWriter, look_at_pages, read_pages
+from unet_batch.media.images.ranges import AUTO, Range
 from unet_batch.media.images.tiff_bands import Band, measure, read_bands, read_place
 
 __all__ = [
+    "AUTO",
     "EXTENSIONS",
     "JPEG_SIDE",
     "MAX_PIXELS",
@@ -75,6 +77,7 @@ __all__ = [
     "GeoTiffWriter",
     "GreyPngWriter",
     "Picture",
+    "Range",
     "Stack",
     "StackWriter",
     "StoredMask",
