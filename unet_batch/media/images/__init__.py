@@ -64,7 +64,7 @@ from unet_batch.media.images.encode import (
 from unet_batch.media.images.geotiff import NODATA, GeoTiffWriter, encode_geotiff
 from unet_batch.media.images.memory import from_memory
 from unet_batch.media.images.pages import Stack, StackWriter, look_at_pages, read_pages
-from unet_batch.media.images.ranges import AUTO, Range
+from unet_batch.media.images.ranges import AUTO, Range, trained_range
 from unet_batch.media.images.tiff_bands import Band, measure, read_bands, read_place
 
 __all__ = [
@@ -98,4 +98,5 @@ __all__ = [
     "read_ids",
     "read_pages",
     "read_place",
+    "trained_range",
 ]

@@ -7,7 +7,7 @@ below zero: what is dark and bright in a picture is not always what its type cou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -147,6 +147,17 @@ AUTO = Range()
 """What is done where nobody says anything."""
 
 
+def trained_range(training: Mapping[str, Any]) -> tuple[Range, str]:
+    """The range in which a model was trained, by what its spec says of that; and why, unless it is `AUTO`."""
+    trained = training.get("range")
+    if trained is None:
+        return AUTO, ""
+    try:
+        return Range.parse(str(trained)), f"range {trained}: that of its training"
+    except UsageError:
+        return AUTO, f"range auto: {trained!r}, in which the model was trained, is not known here"
+
+
 class Usage:
     """How much of the range of its type a picture uses, whose parts are added."""
 
@@ -256,8 +267,10 @@ def _ordered(values: NDArray[Any]) -> NDArray[Any]:
     keys: NDArray[Any] = values.view(f"u{values.itemsize}")
     sign = keys.dtype.type(1 << (8 * values.itemsize - 1))
     if values.dtype.kind == "i":
-        return keys ^ sign
-    return np.where(keys & sign, ~keys, keys | sign) if values.dtype.kind == "f" else keys
+        keys = keys ^ sign
+    if values.dtype.kind == "f":
+        keys = np.where(keys & sign, ~keys, keys | sign)
+    return keys
 
 
 def _numbers(keys: list[int], dtype: np.dtype[Any]) -> list[float]:
