@@ -177,8 +177,8 @@ network_options = Bundle(
     _view(
         ["--range", "value_range"],
         metavar="RANGE",
-        help="Values that are black and white: auto, dtype (all that their type can hold), percentile (by what "
-        "is in the picture), or two numbers A,B. Not for video.  [default: the training's]",
+        help="Values that are black and white: auto, dtype (all that their type can hold), percentile (by "
+        "what is in the picture), or two numbers A,B. Not for video.  [default: the training's]",
     ),
     _view(
         ["--tta"],

@@ -91,8 +91,8 @@ training_options = Bundle(
     _data(
         ["--range", "value_range"],
         metavar="RANGE",
-        help="Values that are black and white: auto, dtype (all that their type can hold), percentile (by what "
-        "is in the image), or two numbers A,B; run does as its model.  [default: that of --init, or auto]",
+        help="Values that are black and white: auto, dtype (all that their type can hold), percentile (by "
+        "what is in the image), or two numbers A,B; run does the same.  [default: that of --init, or auto]",
     ),
     _data(
         ["--weights"],
