@@ -1,6 +1,6 @@
 """Decode picture files to RGB pixels, and encode results as the contents of files.
 
-`read` returns RGB uint8 as a person sees the picture, whatever was stored:
+`read` returns RGB uint8 as a person sees the picture, whatever was stored. Unless a `Range` says otherwise:
 
 | stored                              | becomes                                                      |
 |-------------------------------------|--------------------------------------------------------------|
@@ -42,10 +42,11 @@ shows as an error in the bit stream cannot be told from a picture. PNG checksums
 A TIFF whose strips or tiles are cut short or absent is an error. Of changed bytes inside one, deflate, PNG
 and LERC notice any, JPEG most; the others (LZW, fax, none...) show them.
 
-`common` has the table of formats, to which a new one is added, limits and errors; `jpeg` (with `huffman`),
-`png` and `tiff` (with `tiff_blocks`, `tiff_ycbcr`, and `tiff_bands` for what memory does not hold) have their
-formats, `decode` all others, and the functions that read; `memory` takes what was read already, `profiles`
-makes it sRGB, `metadata` chooses what outputs take over, and `encode` writes them.
+`common` has the table of formats, to which a new one is added, limits and errors; `ranges` makes uint8 of
+numbers of any type. `jpeg` (with `huffman`), `png` and `tiff` (with `tiff_pages`, `tiff_blocks`,
+`tiff_ycbcr`, and `tiff_bands` for what memory does not hold) have their formats, `decode` all others (with
+`depth`), and the functions that read; `memory` takes what was read already, `profiles` makes it sRGB,
+`metadata` chooses what outputs take over, and `encode` writes them.
 """
 
 from __future__ import annotations
