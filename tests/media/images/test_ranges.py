@@ -292,6 +292,22 @@ def test_values_that_are_missing_stay_black_and_decide_nothing() -> None:
     assert not found.pixels[:9].any()
 
 
+@pytest.mark.parametrize("way", [PERCENTILE, AUTO])
+def test_tiles_that_are_absent_decide_nothing(way: Range) -> None:
+    numbers = RNG.integers(300, 1500, (32, 48)).astype(np.float32)
+    data = bytearray(tiff(numbers, tile=(16, 16), extratags=[(42113, 2, None, "-9999", True)]))
+    page = tifffile.TiffFile(io.BytesIO(bytes(data))).pages[0]
+    for code in (324, 325):  # where the second tile lies, and its bytes
+        size = {3: 2, 4: 4}[page.tags[code].dtype]
+        at = page.tags[code].valueoffset + size
+        data[at : at + size] = bytes(size)
+    there = np.ones((32, 48), bool)
+    there[:16, 16:32] = False
+    found = images.read_bytes(bytes(data), value_range=way).pixels[..., 0]
+    np.testing.assert_array_equal(found[there], way.apply(numbers, invalid=~there)[there])
+    assert not found[~there].any()
+
+
 def test_arrays_of_any_type_are_taken_where_a_range_says_what_they_mean() -> None:
     def read(array: np.ndarray, way: Range = PERCENTILE) -> Any:
         return images.from_memory(array, "x", value_range=way)
