@@ -454,6 +454,13 @@ class TestProofPictures:
         assert note.startswith("1 of 4 proof pictures cannot be read")
         assert "bad.png" in note
 
+    def test_are_seen_in_the_range_of_the_training(self, tmp_path: Path) -> None:
+        levels = np.linspace(900, 1100, 2400).reshape(40, 60).astype(np.uint16)
+        Image.fromarray(levels).save(tmp_path / "x.png")
+        spec = replace(fake_spec(SIZE), training={"range": "900,1100"})
+        assert np.ptp(proof_pictures((str(tmp_path),), fake_spec(SIZE), SIZE)[0]) < 128
+        assert np.ptp(proof_pictures((str(tmp_path),), spec, SIZE)[0]) > 240
+
     def test_none_that_can_be_read(self, tmp_path: Path) -> None:
         (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
         with pytest.raises(UsageError, match=r"none of the 1 proof pictures.*bad\.png"):

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
 
 import unet_batch
 from scripts import carvana
+from unet_batch import scenes
 from unet_batch.inference.segmenter import Segmenter
+from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images
 from unet_batch.model import checkpoint, zoo
 from unet_batch.scenes import write_samples
@@ -174,3 +177,25 @@ def test_a_portrait_photo_keeps_its_shape(segmenter: Segmenter, tmp_path: Path) 
     truth = np.zeros((1080, 720), bool)
     truth[300:780] = read_mask(tmp_path / "masks/scene_0000.png")
     assert dice(found > 0, truth) > 0.85, "squeezed to 160x240 it would be half as tall"
+
+
+def test_a_photo_of_12_bits_in_16_has_the_mask_of_its_8_bits(tmp_path: Path, segmenter: Segmenter) -> None:
+    photo, truth = scenes.draw(UNSEEN, (320, 480))
+    deep = np.rint(photo.astype(np.float64) * (4095 / 255)).astype(np.uint16)
+    (tmp_path / "x.png").write_bytes(imagecodecs.png_encode(deep))
+
+    def found(value_range: str) -> np.ndarray:
+        view = ViewOptions(value_range=value_range)
+        level = (
+            Segmenter(segmenter.backend, view=view, workers=1).predict(str(tmp_path / "x.png")).probability
+        )
+        assert level is not None
+        return level.astype(int)
+
+    shallow = segmenter.predict(photo).probability
+    assert shallow is not None
+    assert np.abs(found("0,4095") - shallow).max() <= 1
+    stretched = np.abs(found("percentile") - shallow)
+    assert np.mean(stretched) < 3
+    assert dice(found("percentile") >= 128, truth > 0) > 0.97
+    assert np.mean(np.abs(found("auto") - shallow)) > 5 * np.mean(stretched), "nearly black"

@@ -64,6 +64,7 @@ def load(
     scale: float | None = None,
     tta: Literal["none", "horizontal", "flips", "d4"] = "none",
     refine: bool = False,
+    value_range: str | None = None,
 ) -> Segmenter:
     """Load a model, ready to segment.
 
@@ -89,6 +90,8 @@ def load(
         tta: average over the mirror image too ("horizontal"), over all four flips, or over these and quarter
             turns ("d4").
         refine: move the edges of masks to those of the picture; of one class.
+        value_range: which values of a picture are black and white: "auto", "dtype", "percentile", or two
+            numbers such as "0,4095"; None takes that of the model's training, or "auto".
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -109,7 +112,7 @@ def load(
         workers=workers,
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
         isolate=isolate,
-        view=ViewOptions(fit, overlap, scale, tta, refine),
+        view=ViewOptions(fit, overlap, scale, tta, refine, value_range),
     )
 
 

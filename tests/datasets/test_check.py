@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.datasets import ids, mask, photo
+from tests.helpers.datasets import SIZE, ids, mask, photo
 from unet_batch.datasets.check import Finding, Report, check
 from unet_batch.datasets.duplicates import Fingerprint, near_duplicates
 from unet_batch.datasets.find import find_dataset
@@ -17,6 +17,7 @@ from unet_batch.datasets.sheet import contact_sheet
 from unet_batch.datasets.split import read_split
 from unet_batch.errors import ImageError
 from unet_batch.media import images
+from unet_batch.media.images import Range
 
 
 @pytest.fixture
@@ -214,6 +215,15 @@ class TestProbabilities:
 
 
 class TestCopies:
+    def test_in_8_bits_of_16_are_none_in_another_range(self, root: Path) -> None:
+        for number, path in enumerate(sorted((root / "images").rglob("*.png"))):
+            levels = np.random.default_rng(number).integers(0, 100, SIZE).astype(np.uint16)
+            Image.fromarray(levels).save(path)
+        dataset = find_dataset(str(root))
+        assert [found.kind for found in check(dataset).findings if "duplicates" in found.kind]
+        seen = check(dataset, value_range=Range.parse("percentile"))
+        assert not [found.kind for found in seen.findings if "duplicates" in found.kind]
+
     def test_within_a_group(self, root: Path) -> None:
         photo(root / "images/a_1.png", 0)
         assert only(report_on(root), "duplicates", "warning").files == ("a_0 = a_1",)

@@ -161,6 +161,7 @@ class TestOptions:
             ({"tta": "all"}, "none, horizontal, flips, d4"),
             ({"overlap": 0.95}, "0 to 0.9"),
             ({"scale": 0.0}, "above 0"),
+            ({"value_range": "5,2"}, "A below B"),
         ],
     )
     def test_what_is_out_of_range_is_named(self, options: dict[str, Any], told: str) -> None:
@@ -186,6 +187,17 @@ class TestOptions:
         assert view.assumed == "scale 0.5: the median of its training, which saw pictures at 0.4 to 0.6"
         assert View(FakeBackend(spec), ViewOptions("tile", scale=2.0)).assumed == ""
         assert View(FakeBackend(spec)).assumed == ""
+
+    def test_the_range_is_that_of_the_training_unless_told_otherwise(self) -> None:
+        spec = replace(fake_spec(), training={"range": "percentile", "scales": [0.5] * 3})
+        view = View(FakeBackend(spec), ViewOptions("tile"))
+        assert view.options.facts()["range"] == str(view.options.range) == "percentile"
+        assert view.assumed == "scale 0.5: the median of its training; range percentile: that of its training"
+        assert "range percentile" in str(view.options)
+        for told in ("auto", "0,4095"):
+            view = View(FakeBackend(spec), ViewOptions(value_range=told))
+            assert (str(view.options.range), view.assumed) == (told, "")
+        assert "range" not in View(FakeBackend(spec), ViewOptions(value_range="auto")).options.facts()
 
     @pytest.mark.parametrize("told", [[], [0.5], ["a", "b", "c"], None, [1, 99, 100]])
     def test_a_model_that_does_not_say_is_tiled_at_scale_1(self, told: Any) -> None:

@@ -114,6 +114,18 @@ def test_outputs_are_what_they_are_of_the_picture_in_memory(
         assert (found["mask"] == result.mask).mean() > 0.97
 
 
+@pytest.mark.parametrize("text", ["auto", "percentile", "-50,50"])
+def test_a_picture_of_floats_has_the_range_of_the_picture_in_memory(tmp_path: Path, text: str) -> None:
+    picture = smooth_picture(128, 192).astype(np.float32) * 3 - 300
+    path, tree = save(tmp_path / "x.tif", picture), OutputTree(str(tmp_path / "out"), ("mask", "prob"))
+    with Segmenter(fake(), view=ViewOptions("tile", scale=0.5, value_range=text), workers=2) as segmenter:
+        result = segmenter.predict(path)
+        assert giant.segment(Item(path, "x"), (128, 192), segmenter, tree).complete
+        assert segmenter.describe().get("range", "auto") == text
+    np.testing.assert_array_equal(read(Path(tree.path("prob", "x"))), result.probability)
+    np.testing.assert_array_equal(read(Path(tree.path("mask", "x"))), result.mask)
+
+
 @pytest.mark.parametrize("classes", [1, 4])
 @pytest.mark.parametrize("size", [(150, 200), (600, 530), (513, 512)])
 def test_its_geotiff_is_that_of_the_picture_in_memory(

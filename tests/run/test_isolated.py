@@ -101,6 +101,7 @@ def odd(tmp_path: Path) -> Path:
         (1, ("mask", "overlay"), ViewOptions("tile", scale=0.7)),
         (1, ("mask", "prob16"), ViewOptions(refine=True)),
         (3, ("mask",), ViewOptions("stretch", tta="flips")),
+        (1, ("mask", "overlay"), ViewOptions(value_range="percentile")),
     ],
 )
 def test_the_same_bytes_and_the_same_notes(

@@ -199,8 +199,9 @@ def test_what_changes_no_pixel_changes_nothing(photos: Path, tmp_path: Path) -> 
         {"view": ViewOptions("stretch")},
         {"view": ViewOptions(tta="horizontal")},
         {"view": ViewOptions(refine=True)},
+        {"view": ViewOptions(value_range="0,100")},
     ],
-    ids=["threshold", "model", "tiles", "stretched", "mirrored", "refined"],
+    ids=["threshold", "model", "tiles", "stretched", "mirrored", "refined", "range"],
 )
 def test_two_models_are_never_mixed(photos: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     out = tmp_path / "out"

@@ -203,6 +203,19 @@ class TestStart:
         assert any(reason.startswith("starts from tiny, sha256 ") for reason in plan.reasons)
         assert plan_of(dataset, init=init, widths=None, lr=0.01).lr == 0.01
 
+    def test_the_range_is_the_one_asked_for_else_that_of_the_start(
+        self, dataset: Dataset, tmp_path: Path
+    ) -> None:
+        init = start(tmp_path / "s.safetensors", training={"range": "0,4095"})
+        plan = plan_of(dataset, init=init, widths=None)
+        assert plan.options.range_fact == {"range": "0,4095"}
+        assert any(reason.startswith("range 0,4095: that of its training") for reason in plan.reasons)
+        assert plan_of(dataset, init=init, widths=None, value_range="auto").options.range_fact == {}
+        assert plan_of(dataset).options.range_fact == {}
+        assert plan_of(dataset).fingerprint == plan_of(dataset, value_range="auto").fingerprint
+        with pytest.raises(UsageError, match="A below B"):
+            Options(value_range="4095")
+
     def test_from_the_bundled_model(self, dataset: Dataset) -> None:
         assert os.path.exists(plan_of(dataset, init="default", widths=None).init)
 
@@ -360,6 +373,7 @@ class TestFingerprint:
             ("clip", 2.0),
             ("precision", "bf16"),
             ("deterministic", True),
+            ("value_range", "percentile"),
         ],
     )
     def test_changes_with_each_option_that_matters(self, dataset: Dataset, key: str, value: object) -> None:

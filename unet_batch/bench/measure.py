@@ -107,7 +107,12 @@ class Subject:
         for photo in photos:
             at_least = geometry.OVERSAMPLING * height, geometry.OVERSAMPLING * width  # as a run decodes them
             try:
-                picture = images.read(photo, at_least=at_least, max_pixels=segmenter.max_pixels)
+                picture = images.read(
+                    photo,
+                    at_least=at_least,
+                    max_pixels=segmenter.max_pixels,
+                    value_range=segmenter.view.options.range,
+                )
             except ImageError as error:
                 self.notes.append(f"left out: {error.message}")
                 continue

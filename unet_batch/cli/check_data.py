@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.check import Report
     from unet_batch.datasets.dataset import Dataset, Pair
+    from unet_batch.media.images import Range
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _SHOWN = 4  # cases of each finding that are printed
@@ -41,6 +42,14 @@ _SHOWN = 4  # cases of each finding that are printed
     help="Check a split: a file that names the images of one part, one a line; once for each part.",
 )
 @option(
+    "--range",
+    "value_range",
+    section="Data",
+    metavar="RANGE",
+    default="auto",
+    help="As it will be given to train: images of 16 bits may look alike in another range.  [default: auto]",
+)
+@option(
     "--sheet",
     section="Output",
     metavar="FILE",
@@ -51,6 +60,7 @@ def check_data(
     folders: Sequence[str],
     data: DatasetOptions,
     split_files: tuple[str, ...],
+    value_range: str,
     sheet: str | None,
     as_json: bool,
 ) -> None:
@@ -71,7 +81,9 @@ def check_data(
     from unet_batch.datasets.join import join
     from unet_batch.datasets.split import read_split
     from unet_batch.errors import UsageError
+    from unet_batch.media.images import Range
 
+    seen = Range.parse(value_range)
     out = Lines(quiet=as_json, to_stderr=as_json)
     dataset = join([data.find(folder, faulty=True) for folder in folders])
     splits: dict[str, tuple[Pair, ...]] = {}
@@ -84,12 +96,12 @@ def check_data(
     for name, pairs in splits.items():
         groups = len({pair.group for pair in pairs})
         out.line("", f"{len(pairs):,} images in {groups:,} groups are in {name}")
-    report = _check(dataset, splits)
+    report = _check(dataset, splits, seen)
     if sheet is not None:
         from unet_batch.datasets.sheet import contact_sheet
         from unet_batch.files.atomic import write_atomic
 
-        write_atomic(os.path.abspath(sheet), contact_sheet(dataset, report))
+        write_atomic(os.path.abspath(sheet), contact_sheet(dataset, report, value_range=seen))
     if as_json:
         print_json(_as_dict(dataset, splits, report))
     else:
@@ -97,7 +109,7 @@ def check_data(
     raise SystemExit(0 if report.ok else 1)
 
 
-def _check(dataset: Dataset, splits: Mapping[str, Sequence[Pair]]) -> Report:
+def _check(dataset: Dataset, splits: Mapping[str, Sequence[Pair]], value_range: Range) -> Report:
     from unet_batch.cli.progress import staged
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.check import check
@@ -107,6 +119,7 @@ def _check(dataset: Dataset, splits: Mapping[str, Sequence[Pair]]) -> Report:
         return check(
             dataset,
             splits=splits or None,
+            value_range=value_range,
             progress=lambda done: progress(f"checking {total:,} pairs", done / total),
         )
 

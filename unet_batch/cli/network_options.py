@@ -67,6 +67,7 @@ class NetworkOptions:
     scale: float | None
     tta: str
     refine: bool
+    value_range: str | None
 
     @property
     def view(self) -> ViewOptions:
@@ -85,6 +86,7 @@ class NetworkOptions:
             self.scale,
             cast("Turns", self.tta),
             self.refine,
+            self.value_range,
         )
 
     def model_file(self) -> ModelFile:
@@ -171,6 +173,12 @@ network_options = Bundle(
         metavar="F",
         type=click.FloatRange(0, 16, min_open=True),
         help="Size at which pictures are cut into tiles: 0.5 is half.  [default: the training's]",
+    ),
+    _view(
+        ["--range", "value_range"],
+        metavar="RANGE",
+        help="Values that are black and white: auto, dtype (all that their type can hold), percentile (by "
+        "what is in the picture), or two numbers A,B. Not for video.  [default: the training's]",
     ),
     _view(
         ["--tta"],

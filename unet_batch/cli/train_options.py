@@ -89,6 +89,12 @@ training_options = Bundle(
         help="Share of the images to validate on, above 0 and below 1.",
     ),
     _data(
+        ["--range", "value_range"],
+        metavar="RANGE",
+        help="Values that are black and white: auto, dtype (all that their type can hold), percentile (by "
+        "what is in the image), or two numbers A,B; run does the same.  [default: that of --init, or auto]",
+    ),
+    _data(
         ["--weights"],
         metavar="N,N,...",
         type=Parsed(parse_weights),

@@ -108,6 +108,7 @@ def check(
     dataset: Dataset,
     *,
     splits: Mapping[str, Sequence[Pair]] | None = None,
+    value_range: images.Range = images.AUTO,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Decode every pair and look for what would spoil a training.
@@ -117,11 +118,12 @@ def check(
         splits: parts by name, such as `read_split` gives: a picture or group in two of them is an error. Of a
             single part, the other one is what it leaves. None for the parts that `unet-batch train` would
             choose by itself.
+        value_range: which values of an image are black and white: in another range two images may look alike.
         progress: called with the number of pairs done, from this thread.
     """
     facts: list[_Facts] = []
     pixels, occurs = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    for done, (fact, counts) in enumerate(_examine_all(dataset), 1):
+    for done, (fact, counts) in enumerate(_examine_all(dataset, value_range), 1):
         facts.append(fact)
         pixels += counts
         occurs += counts > 0
@@ -177,19 +179,19 @@ def _parts(
 # One pair ---------------------------------------------------------------------------------------------------
 
 
-def _examine_all(dataset: Dataset) -> Iterator[tuple[_Facts, NDArray[np.int64]]]:
+def _examine_all(dataset: Dataset, value_range: images.Range) -> Iterator[tuple[_Facts, NDArray[np.int64]]]:
     """Examine every pair on all cores; yields facts and pixels by id, int64 (256,), in order."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(dataset.pairs), _CHUNK):  # `map` would queue 100,000 results at once
             chunk = dataset.pairs[start : start + _CHUNK]
-            yield from pool.map(lambda pair: _examine(dataset, pair), chunk)
+            yield from pool.map(lambda pair: _examine(dataset, pair, value_range), chunk)
 
 
-def _examine(dataset: Dataset, pair: Pair) -> tuple[_Facts, NDArray[np.int64]]:
+def _examine(dataset: Dataset, pair: Pair, value_range: images.Range) -> tuple[_Facts, NDArray[np.int64]]:
     fact, nothing = _Facts(pair), np.zeros(256, np.int64)
     picture = mask = None
     try:
-        picture = images.read(pair.image).pixels
+        picture = images.read(pair.image, value_range=value_range).pixels
     except ImageError as error:
         fact.problems.append(("unreadable image", error.message.removeprefix(f"{pair.image}: ")))
     try:

@@ -28,14 +28,16 @@ _GREY, _INK = (90, 90, 90), (40, 40, 40)
 _MISSED, _INVENTED, _CONFUSED, _UNKNOWN = (235, 90, 0), (0, 100, 235), (150, 30, 160), (150, 150, 150)
 
 
-def contact_sheet(dataset: Dataset, report: Report, count: int = 24) -> bytes:
+def contact_sheet(
+    dataset: Dataset, report: Report, count: int = 24, value_range: images.Range = images.AUTO
+) -> bytes:
     """Draw up to `count` pairs as a JPEG, image and overlay: some of each finding, in red, then others."""
     reasons = _choose_suspicious(report, count)
     calm = [pair for pair in dataset.pairs if pair.key not in reasons]
     wanted = min(len(calm), count - len(reasons))
     pairs = {pair.key: pair for pair in dataset.pairs}
     chosen = [pairs[key] for key in reasons] + [calm[index * len(calm) // wanted] for index in range(wanted)]
-    cells = [_draw_cell(dataset, pair, reasons.get(pair.key, "")) for pair in chosen]
+    cells = [_draw_cell(dataset, pair, reasons.get(pair.key, ""), value_range) for pair in chosen]
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % min(_COLUMNS, len(cells)))
     rows = [np.hstack(cells[start : start + _COLUMNS]) for start in range(0, len(cells), _COLUMNS)]
     return images.encode_jpeg(np.pad(np.vstack(rows), ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255))
@@ -56,11 +58,11 @@ def _choose_suspicious(report: Report, count: int) -> dict[str, str]:
     return reasons
 
 
-def _draw_cell(dataset: Dataset, pair: Pair, reason: str) -> Pixels:
+def _draw_cell(dataset: Dataset, pair: Pair, reason: str, value_range: images.Range) -> Pixels:
     """Draw image and overlay, or image and mask where their sizes differ, above a caption."""
     picture = mask = None
     try:
-        picture = images.read(pair.image, at_least=(_HEIGHT, _WIDTH))
+        picture = images.read(pair.image, at_least=(_HEIGHT, _WIDTH), value_range=value_range)
         mask = dataset.masks.decode(pair.mask).ids
     except ImageError:
         pass  # the report says so; its place stays grey

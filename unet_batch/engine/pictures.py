@@ -111,10 +111,11 @@ def calibration_pictures(
     most = min(MAX_CALIBRATION_PICTURES, max(1, _CALIBRATION_BYTES // (size[0] * size[1] * 3)))
     chosen = left[len(held_out) :][:most]
     pixels, failures = [], []
+    value_range, _ = images.trained_range(spec.training)
     for number, path in enumerate(chosen):
         progress("read pictures to calibrate INT8", number / len(chosen))
         try:
-            pixels.append(_read(path, size).pixels)
+            pixels.append(_read(path, size, value_range).pixels)
         except UnetBatchError as error:
             failures.append(error.message)
     if len(pixels) < MIN_CALIBRATION_PICTURES:
@@ -148,11 +149,14 @@ def proof_pictures(paths: Sequence[str], spec: ModelSpec, size: Size) -> tuple[P
     _check_rgb(spec)
     if not paths:
         return _draw(range(FIRST_SCENE, FIRST_SCENE + SCENES), size), ""
-    photos, note = read_photos(paths, size, MAX_PROOF_PICTURES, "proof pictures")
+    value_range, _ = images.trained_range(spec.training)
+    photos, note = read_photos(paths, size, MAX_PROOF_PICTURES, "proof pictures", value_range)
     return np.stack([photo.pixels for photo in photos]), note
 
 
-def read_photos(paths: Sequence[str], size: Size, most: int, what: str) -> tuple[list[Photo], str]:
+def read_photos(
+    paths: Sequence[str], size: Size, most: int, what: str, value_range: images.Range = images.AUTO
+) -> tuple[list[Photo], str]:
     """Up to `most` pictures of these sources, spread evenly, and a sentence about those that cannot be read.
 
     Args:
@@ -160,6 +164,7 @@ def read_photos(paths: Sequence[str], size: Size, most: int, what: str) -> tuple
         size: (height, width) of the network's input.
         most: how many to read.
         what: they are called in errors.
+        value_range: which of their values are black and white.
 
     Raises:
         SourceError: a source holds no pictures.
@@ -170,7 +175,7 @@ def read_photos(paths: Sequence[str], size: Size, most: int, what: str) -> tuple
     photos, failures = [], []
     for item in chosen:
         try:
-            photos.append(_read(item.path, size))
+            photos.append(_read(item.path, size, value_range))
         except UnetBatchError as error:
             failures.append(error.message)
     if not photos:
@@ -195,9 +200,9 @@ def _draw(seeds: Sequence[int], size: Size, progress: Callable[[float], None] = 
     return np.stack(drawn)
 
 
-def _read(path: str, size: Size) -> Photo:
+def _read(path: str, size: Size, value_range: images.Range) -> Photo:
     """A picture at the network's size. Raises UnetBatchError."""
-    picture = images.read(path)
+    picture = images.read(path, value_range=value_range)
     placement = geometry.place(picture.size, size)
     return Photo(path, geometry.to_network(picture.pixels, placement), placement)
 

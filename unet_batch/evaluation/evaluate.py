@@ -368,7 +368,12 @@ def comparison(
         BackendError: inference failed.
     """
     found = source.read(pair) if isinstance(source, Predictions) else _as_ids(source(pair.image), source.spec)
-    pixels = None if pair.image == pair.mask else images.read(pair.image, at_least=_SHOWN).pixels
+    shown = images.AUTO if isinstance(source, Predictions) else source.view.options.range
+    pixels = (
+        None
+        if pair.image == pair.mask
+        else images.read(pair.image, at_least=_SHOWN, value_range=shown).pixels
+    )
     return Comparison(pair.key, caption, pixels, dataset.read_mask(pair), found)
 
 

@@ -239,12 +239,17 @@ class Segmenter:
         """Read a picture; at reduced scale where nobody needs its pixels at full size."""
         keep_pixels = keep_pixels or self.view.options.refine
         at_least = self._at_least(keep_pixels)
-        path, limit = source.item.path, self.max_pixels
+        path = source.item.path
+        how: Any = {
+            "at_least": at_least,
+            "max_pixels": self.max_pixels,
+            "value_range": self.view.options.range,
+        }
         if isinstance(source, _InMemory):
-            picture = images.from_memory(source.picture, path, at_least=at_least, max_pixels=limit)
+            picture = images.from_memory(source.picture, path, **how)
         else:
             read = images.read if self._decoders is None else self._decoders.read
-            picture = read(path, at_least=at_least, max_pixels=limit)
+            picture = read(path, **how)
         return self.frame_of(source.item, picture, keep_pixels=keep_pixels)
 
     def frame_of(self, item: Item, picture: Picture, *, keep_pixels: bool) -> Frame:

@@ -17,6 +17,7 @@ import numpy as np
 
 from unet_batch.errors import UsageError
 from unet_batch.media import geometry
+from unet_batch.media.images import AUTO, Range, trained_range
 from unet_batch.media.tiling import OVERLAP, Mosaic, Tiling
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class ViewOptions:
             model's training, or 1.
         tta: what the network sees besides, to be averaged: nothing, the mirror image, all four flips, or all
             eight turns and flips.
+        value_range: which values of a picture are black and white, as `images.Range.parse` takes it; None
+            takes that of the model's training, or "auto". Not for clips.
 
     Raises:
         UsageError: one is out of range.
@@ -59,6 +62,7 @@ class ViewOptions:
     scale: float | None = None
     tta: Turns = "none"
     refine: bool = False
+    value_range: str | None = None
 
     def __post_init__(self) -> None:
         for value, known, name in ((self.fit, FITS, "fit"), (self.tta, TURNS, "tta")):
@@ -68,6 +72,12 @@ class ViewOptions:
             raise UsageError(f"overlap {self.overlap}: 0 to 0.9 expected, as a share of the tile's side")
         if self.scale is not None and not 0 < self.scale <= 16:
             raise UsageError(f"scale {self.scale}: above 0 and up to 16 expected")
+        _ = self.range
+
+    @property
+    def range(self) -> Range:
+        """Which values of a picture are black and white."""
+        return AUTO if self.value_range is None else Range.parse(self.value_range)
 
     def facts(self) -> dict[str, Any]:
         """What of it decides pixels; nothing where it is as it always was."""
@@ -80,6 +90,8 @@ class ViewOptions:
             facts["tta"] = self.tta
         if self.refine:
             facts["refine"] = True
+        if self.range != AUTO:
+            facts["range"] = str(self.range)
         return facts
 
     def __str__(self) -> str:
@@ -93,6 +105,8 @@ class ViewOptions:
             parts.append(f"mean of {len(_TURNS[self.tta])} views ({self.tta})")
         if self.refine:
             parts.append("refined")
+        if self.range != AUTO:
+            parts.append(f"range {self.range}")
         return ", ".join(parts)
 
 
@@ -107,8 +121,8 @@ class View:
         options: what was chosen.
 
     Attributes:
-        options: the same, with the scale that was taken where none was chosen.
-        assumed: why that scale was taken; "" where it was chosen.
+        options: the same, with the scale and the range that were taken where none was chosen.
+        assumed: why these were taken; "" where they were chosen, and of the range that says nothing.
 
     Raises:
         UsageError: quarter turns of an input that is not square, or edges of class ids to be refined.
@@ -119,6 +133,10 @@ class View:
         if self.options.fit == "tile" and self.options.scale is None:
             scale, self.assumed = trained_scale(backend.spec)
             self.options = replace(self.options, scale=scale)
+        if self.options.value_range is None:
+            value_range, why = trained_range(backend.spec.training)
+            self.options = replace(self.options, value_range=str(value_range))
+            self.assumed = "; ".join(filter(None, (self.assumed, why)))
         height, width = backend.input_size
         if self.options.tta == "d4" and height != width:
             raise UsageError(

@@ -218,6 +218,7 @@ class _Setup:
         self.place = Placer((height, width), ViewOptions(**placer["options"]))
         self.needs_pixels = self.outputs.need_pixels or self.place.options.refine
         self._how = [values[name] for name in ("reader", "time_limit", "at_least", "max_pixels")]
+        self._how.append(str(self.place.options.range))
 
     def decode(self, path: str) -> tuple[Frame, Pixels]:
         """Decode a picture; what its outputs need of it, and what there is of its pixels."""

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from unet_batch.errors import DecoderCrashed, ImageError, UnetBatchError, UsageError
-from unet_batch.media.images import MAX_PIXELS, Picture
+from unet_batch.media.images import AUTO, MAX_PIXELS, Picture, Range
 from unet_batch.processes import TIMED_OUT, Died, Workers, find_function, limit_time
 from unet_batch.types import Metadata
 
@@ -55,7 +55,14 @@ class Decoders:
             raise UsageError(f"{time_limit} s for each picture: above 0 expected")
         self._workers, self._time_limit, self._reader = workers, time_limit, reader or READER
 
-    def read(self, path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
+    def read(
+        self,
+        path: str,
+        *,
+        at_least: Size | None = None,
+        max_pixels: int = MAX_PIXELS,
+        value_range: Range = AUTO,
+    ) -> Picture:
         """Decode a picture file as `images.read` does.
 
         Safe to call from many threads, which wait for a decoder to be free.
@@ -73,7 +80,7 @@ class Decoders:
             arrays.update({name: np.empty(shape, np.uint8) for name, shape in shapes.items()})
             return [array.data.cast("B") for array in arrays.values()]
 
-        request = [path, self._reader, self._time_limit, at_least, max_pixels]
+        request = [path, self._reader, self._time_limit, at_least, max_pixels, str(value_range)]
         try:
             answer = json.loads(self._workers.ask(DECODE, json.dumps(request).encode(), receive=receive).head)
         except Died as death:
@@ -145,7 +152,12 @@ def _keep_to_one_thread() -> None:
 
 
 def read(
-    path: str, reader: str, time_limit: float, at_least: Sequence[int] | None, max_pixels: int
+    path: str,
+    reader: str,
+    time_limit: float,
+    at_least: Sequence[int] | None,
+    max_pixels: int,
+    value_range: str,
 ) -> Picture:
     """Read a picture within a limit of time.
 
@@ -156,7 +168,10 @@ def read(
     try:
         with limit_time(time_limit):
             picture: Picture = find_function(reader)(
-                path, at_least=at_least and tuple(at_least), max_pixels=max_pixels
+                path,
+                at_least=at_least and tuple(at_least),
+                max_pixels=max_pixels,
+                value_range=Range.parse(value_range),
             )
             return picture
     except UnetBatchError:

@@ -326,7 +326,8 @@ class _GiantRun:
 
     def _bands(self) -> Generator[images.Band, None, None]:
         """The picture from top to bottom; what is said of it becomes notes."""
-        for band in images.read_bands(self.item.path, self.size, self.segmenter.workers):
+        value_range = self.segmenter.view.options.range
+        for band in images.read_bands(self.item.path, self.size, self.segmenter.workers, value_range):
             self.notes += [note for note in band.notes if note not in self.notes]
             yield band
 

@@ -213,7 +213,12 @@ class _StackRun:
     def read(self) -> Iterator[_Page]:
         """The pages, in order."""
         with closing(
-            images.read_pages(self.item.path, self.pages.of, max_pixels=self.segmenter.max_pixels)
+            images.read_pages(
+                self.item.path,
+                self.pages.of,
+                max_pixels=self.segmenter.max_pixels,
+                value_range=self.segmenter.view.options.range,
+            )
         ) as pages:
             for number, picture in enumerate(pages, self.pages.first):
                 self.notes += [note for note in picture.notes if note not in self.notes]

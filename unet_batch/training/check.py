@@ -37,5 +37,6 @@ def check_pairs(plan: TrainingPlan, progress: Callable[[int], None] | None = Non
     data = plan.dataset
     pairs = (*plan.train, *plan.val)
     used = replace(data, pairs=pairs, unmatched_images=(), unmatched_masks=(), ambiguous={})
-    report = check.check(used, splits={"training": plan.train, "validation": plan.val}, progress=progress)
+    splits = {"training": plan.train, "validation": plan.val}
+    report = check.check(used, splits=splits, value_range=plan.options.range, progress=progress)
     return PairsCheck(report, (*data.unmatched_images, *data.unmatched_masks, *data.ambiguous))

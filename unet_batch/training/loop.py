@@ -212,8 +212,9 @@ def _run_epochs(
     plan, ranks, progress, options = state.plan, state.ranks, state.progress, state.plan.options
     budget = memory_budget() // ranks.count
     scale = 1 if options.augment == "none" and options.flip != "any" else OVERSAMPLING
-    training = Samples(plan.dataset, plan.train, plan.spec.input_size, scale, budget * 4 // 5)
-    validation = Samples(plan.dataset, plan.val, plan.spec.input_size, 1, budget // 5)
+    size, value_range = plan.spec.input_size, plan.options.range
+    training = Samples(plan.dataset, plan.train, size, scale, budget * 4 // 5, value_range)
+    validation = Samples(plan.dataset, plan.val, size, 1, budget // 5, value_range)
     begun = time.monotonic() - progress.seconds
 
     def save() -> None:
@@ -444,6 +445,7 @@ def _write_model(plan: TrainingPlan, ema: SegmentationNetwork, history: Sequence
         "epochs": plan.options.epochs,
         "seed": plan.options.seed,
         "pictures": len(plan.train),
+        **plan.options.range_fact,
         "validation": {key: value for key, value in history[-1].items() if key.startswith("val_")},
         "versions": {
             "unet-batch": __version__,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from unet_batch.errors import UsageError
+from unet_batch.media.images import AUTO, Range, trained_range
 from unet_batch.model.spec import ENCODERS, MAX_LEVELS, MAX_SIDE, MAX_WIDTH
 from unet_batch.training.augment import FLIPS, PRESETS
 
@@ -20,6 +22,8 @@ class Options:
 
     Attributes:
         size: (height, width) of the network's input.
+        value_range: which values of a picture are black and white, as `images.Range.parse` takes it; None for
+            that of `init`, or "auto".
         crop: (height, width) of windows of it to train on, as many of each picture as cover it; None for all
             of it at once.
         widths: channels of each level, finest first; with an encoder, of the decoder's.
@@ -56,6 +60,7 @@ class Options:
 
     size: Size | None = None
     crop: Size | None = None
+    value_range: str | None = None
     widths: tuple[int, ...] | None = None
     encoder: str | None = None
     encoder_weights: str | None = None
@@ -85,6 +90,8 @@ class Options:
     terms: str = ""
 
     def __post_init__(self) -> None:
+        if self.value_range is not None:
+            Range.parse(self.value_range)
         wrong = {
             # What no checkpoint may hold would be found out only once it is trained.
             "size": self.size is not None and not 1 <= min(self.size) <= max(self.size) <= MAX_SIDE,
@@ -119,3 +126,22 @@ class Options:
                     f"{name} {getattr(self, name)!r}: out of range",
                     hint="unet-batch train --help says what fits",
                 )
+
+    @property
+    def range(self) -> Range:
+        """Which values of a picture are black and white."""
+        return AUTO if self.value_range is None else Range.parse(self.value_range)
+
+    @property
+    def range_fact(self) -> dict[str, str]:
+        """What a model's spec says of its range, as `images.trained_range` takes it; nothing of "auto"."""
+        return {} if self.range == AUTO else {"range": str(self.range)}
+
+    def with_range_of(self, training: Mapping[str, Any]) -> tuple[Options, str]:
+        """The options with their range settled, None for "auto"; and where it comes from, unless asked for.
+
+        Args:
+            training: what the spec of `init` says of its own; empty without one.
+        """
+        value_range, why = (self.range, "") if self.value_range is not None else trained_range(training)
+        return replace(self, value_range=None if value_range == AUTO else str(value_range)), why

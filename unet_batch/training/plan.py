@@ -240,6 +240,7 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     weights, why_weights = _choose_encoder_weights(options, encoder, start)
     _check_sources(dataset, options)
     new_head, why_head = _choose_head(dataset.classes.names, start)
+    options, why_range = options.with_range_of(start.spec.training if start else {})
     size, why_size = _choose_size(train, options, start, bool(encoder))
     stride = STRIDE if encoder else 2 ** (len(widths) - 1)
     shares = _share_out(dataset, train, options, _windows(size, options.crop or size))
@@ -251,7 +252,8 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     kept = f" of {start.spec.name}, kept" if start and not options.terms.strip() else ""
     why_terms = f"terms{kept}: {terms}" if terms else ""
     why_shares = _describe_shares(dataset, shares, val, options)
-    reasons = (why_parts, *why_shares, why_start, why_weights, why_head, why_size, why_precision, why_terms)
+    reasons = (why_parts, *why_shares, why_start, why_weights, why_head)
+    reasons += (why_size, why_range, why_precision, why_terms)
     return TrainingPlan(
         output=os.path.abspath(output),
         options=options,

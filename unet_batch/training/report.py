@@ -429,6 +429,7 @@ def _training_facts(plan: TrainingPlan, outcome: Outcome, found: Evaluation, bac
             for name in plan.dataset.parts
         },
         "scales": _scales(plan),
+        **plan.options.range_fact,
         "train_images": len(plan.train),
         "val_images": len(plan.val),
         "epoch": outcome.best,

@@ -23,6 +23,7 @@ from torch import Tensor
 from unet_batch.datasets.dataset import Dataset, Pair
 from unet_batch.datasets.encoding import VOID
 from unet_batch.media import geometry, images
+from unet_batch.media.images import AUTO, Range
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import cpu_count
 from unet_batch.training import augment
@@ -62,10 +63,20 @@ class Samples:
         size: (height, width) of the network's input.
         scale: samples are kept at `scale` times this.
         budget: bytes that may be cached.
+        value_range: which values of a picture are black and white.
     """
 
-    def __init__(self, dataset: Dataset, pairs: Sequence[Pair], size: Size, scale: int, budget: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        pairs: Sequence[Pair],
+        size: Size,
+        scale: int,
+        budget: int,
+        value_range: Range = AUTO,
+    ) -> None:
         self.dataset, self.pairs, self.size, self.scale = dataset, pairs, size, scale
+        self.value_range = value_range
         self.stored: Size = (size[0] * scale, size[1] * scale)
         self._one = len(dataset.classes.names) == 1
         self._cache: dict[int, Sample] = {}
@@ -98,7 +109,8 @@ class Samples:
         Raises:
             ImageError: see `__getitem__`.
         """
-        picture = images.read(pair.image, at_least=(OVERSAMPLING * self.size[0], OVERSAMPLING * self.size[1]))
+        enough = (OVERSAMPLING * self.size[0], OVERSAMPLING * self.size[1])
+        picture = images.read(pair.image, at_least=enough, value_range=self.value_range)
         mask = self.dataset.decode_mask(pair, picture.size)
         ids = mask.ids
         if picture.missing is not None:  # nothing is to be learnt where the photo's file has no value

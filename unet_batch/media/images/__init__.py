@@ -1,6 +1,6 @@
 """Decode picture files to RGB pixels, and encode results as the contents of files.
 
-`read` returns RGB uint8 as a person sees the picture, whatever was stored:
+`read` returns RGB uint8 as a person sees the picture, whatever was stored. Unless a `Range` says otherwise:
 
 | stored                              | becomes                                                      |
 |-------------------------------------|--------------------------------------------------------------|
@@ -42,10 +42,11 @@ shows as an error in the bit stream cannot be told from a picture. PNG checksums
 A TIFF whose strips or tiles are cut short or absent is an error. Of changed bytes inside one, deflate, PNG
 and LERC notice any, JPEG most; the others (LZW, fax, none...) show them.
 
-`common` has the table of formats, to which a new one is added, limits and errors; `jpeg` (with `huffman`),
-`png` and `tiff` (with `tiff_blocks`, `tiff_ycbcr`, and `tiff_bands` for what memory does not hold) have their
-formats, `decode` all others, and the functions that read; `memory` takes what was read already, `profiles`
-makes it sRGB, `metadata` chooses what outputs take over, and `encode` writes them.
+`common` has the table of formats, to which a new one is added, limits and errors; `ranges` makes uint8 of
+numbers of any type. `jpeg` (with `huffman`), `png` and `tiff` (with `tiff_pages`, `tiff_blocks`,
+`tiff_ycbcr`, and `tiff_bands` for what memory does not hold) have their formats, `decode` all others (with
+`depth`), and the functions that read; `memory` takes what was read already, `profiles` makes it sRGB,
+`metadata` chooses what outputs take over, and `encode` writes them.
 """
 
 from __future__ import annotations
@@ -64,9 +65,11 @@ from unet_batch.media.images.encode import (
 from unet_batch.media.images.geotiff import NODATA, GeoTiffWriter, encode_geotiff
 from unet_batch.media.images.memory import from_memory
 from unet_batch.media.images.pages import Stack, StackWriter, look_at_pages, read_pages
+from unet_batch.media.images.ranges import AUTO, Range, trained_range
 from unet_batch.media.images.tiff_bands import Band, measure, read_bands, read_place
 
 __all__ = [
+    "AUTO",
     "EXTENSIONS",
     "JPEG_SIDE",
     "MAX_PIXELS",
@@ -75,6 +78,7 @@ __all__ = [
     "GeoTiffWriter",
     "GreyPngWriter",
     "Picture",
+    "Range",
     "Stack",
     "StackWriter",
     "StoredMask",
@@ -95,4 +99,5 @@ __all__ = [
     "read_ids",
     "read_pages",
     "read_place",
+    "trained_range",
 ]

@@ -303,55 +303,6 @@ def over_white(rgb: Pixels, alpha: Pixels, premultiplied: bool = False) -> Pixel
     return np.array(canvas, np.uint8)
 
 
-def to_uint8(values: NDArray[Any], bits: int = 0, invalid: NDArray[np.bool_] | None = None) -> Pixels:
-    """Scale numbers of any kind to uint8 by the package's table.
-
-    Args:
-        values: of any shape, and any kind but complex numbers.
-        bits: of unsigned integers: 2 ** bits - 1 is white; 0 takes those of the dtype.
-        invalid: bool as `values`: numbers that stand for no value, as those that are not finite do. They
-            do not widen the range, and become 0 where one is looked for; levels of 16 bits or fewer stay what
-            they are: an orthophoto's nodata of 255 is also the red of a roof.
-
-    Returns:
-        uint8 of the same shape; `values` itself where that is what they are.
-    """
-    kind = values.dtype.kind
-    bits = bits or (1 if kind == "b" else values.itemsize * 8)
-    if kind in "bu" and bits <= 16:
-        if bits == 8:
-            return values
-        full = 2**bits - 1
-        table = (
-            np.arange(2 ** (8 * values.itemsize), dtype=np.uint32).clip(max=full) * 255 + full // 2
-        ) // full
-        levels: Pixels = table.astype(np.uint8)[values.view(np.uint8) if kind == "b" else values]
-        return levels
-    out = np.zeros(values.shape, np.uint8)
-    step = max(1, (1 << 20) * len(values) // max(1, values.size))  # rows of about 2 ** 20 numbers: 8 MB each
-    parts = [slice(top, top + step) for top in range(0, len(values), step)]
-    low, high = np.inf, -np.inf
-    for part in parts:
-        valid = values[part][_is_valid(values[part], None if invalid is None else invalid[part])]
-        if valid.size:
-            low, high = min(low, float(valid.min())), max(high, float(valid.max()))
-    if kind == "f" and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    if low >= high:
-        return out
-    for part in parts:
-        valid = _is_valid(values[part], None if invalid is None else invalid[part])
-        with np.errstate(all="ignore"):
-            scaled = np.rint((values[part].astype(np.float64) - low) * (255 / (high - low)))
-            np.copyto(out[part], scaled.clip(0, 255), casting="unsafe", where=valid)
-    return out
-
-
-def _is_valid(values: NDArray[Any], invalid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-    valid: NDArray[np.bool_] = np.isfinite(values)
-    return valid if invalid is None else valid & ~invalid
-
-
 class _DecoderModules:
     """The pattern of module names in a warnings filter: the decoders', on threads that are decoding."""
 

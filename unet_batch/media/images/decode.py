@@ -21,13 +21,14 @@ from unet_batch.media.images.common import (
     exif_orientation,
     open_source,
     over_white,
-    to_uint8,
 )
+from unet_batch.media.images.depth import find_depth
 from unet_batch.media.images.huffman import read_frame
 from unet_batch.media.images.jpeg import open_header, read_jpeg
 from unet_batch.media.images.metadata import outputs_metadata
 from unet_batch.media.images.png import open_png
 from unet_batch.media.images.profiles import coded_profile, named_profile, to_srgb
+from unet_batch.media.images.ranges import AUTO, Range, Usage
 from unet_batch.media.images.tiff import PALETTE, WHITE_IS_ZERO, read_stored, read_tiff, tiff_orientation
 from unet_batch.types import Metadata
 
@@ -35,10 +36,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.ImageFile import ImageFile
 
+    from unet_batch.media.images.depth import Depth
     from unet_batch.types import Pixels, Size
 
 
-def read(path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
+def read(
+    path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS, value_range: Range = AUTO
+) -> Picture:
     """Decode a picture file.
 
     The contents decide the format, not the extension (but for TGA, which has no signature). Safe to call from
@@ -50,54 +54,77 @@ def read(path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXEL
             or 1/2, sides rounded up: the first that is at least as large in both directions. Other formats
             ignore it.
         max_pixels: largest height x width that is decoded.
+        value_range: which of its values are black and white. Percentiles are those of the pixels that are
+            decoded; inks (CMYK) and L*a*b* are left as they are.
 
     Raises:
         ImageTooLarge: the header asks for more than `max_pixels`.
         ImageError: no such file, not a picture, truncated, damaged, or of a kind that is not supported.
     """
     with open_source(path, max_pixels) as source:
-        return _read(source, at_least)
+        return _read(source, at_least, value_range)
 
 
 def read_bytes(
-    data: bytes, name: str = "picture", *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS
+    data: bytes,
+    name: str = "picture",
+    *,
+    at_least: Size | None = None,
+    max_pixels: int = MAX_PIXELS,
+    value_range: Range = AUTO,
 ) -> Picture:
     """Decode a picture that is in memory, as `read` does a file.
 
     Args:
         data: the contents of a picture file.
         name: what errors call it; "x.tga" also says that it is a TGA.
-        at_least: as for `read`.
-        max_pixels: as for `read`.
+        at_least, max_pixels, value_range: as for `read`.
 
     Raises:
         ImageTooLarge: the header asks for more than `max_pixels`.
         ImageError: not a picture, truncated, damaged, or of a kind that is not supported.
     """
     with open_source(name, max_pixels, data) as source:
-        return _read(source, at_least)
+        return _read(source, at_least, value_range)
 
 
-def _read(source: Source, at_least: Size | None) -> Picture:
+def _read(source: Source, at_least: Size | None, value_range: Range) -> Picture:
     """Decode by the format's own function; a format that needs one gets its branch here."""
     if source.format.name == "JPEG":
-        return read_jpeg(source, at_least)
+        return read_jpeg(source, at_least, value_range)
     notes: tuple[str, ...] = ()
     if source.format.name == "TIFF":
-        return read_tiff(source)
+        return read_tiff(source, value_range)
     if source.format.name == "PNG":
         image: ImageFile = open_png(source, source.file.read())
     else:
         image = open_image(source)
         notes = frame_notes(image)
     image.load()
-    return to_picture(image, notes, with_metadata=at_least is None)
+    depth = find_depth(source, image)
+    return to_picture(image, notes, with_metadata=at_least is None, value_range=value_range, depth=depth)
 
 
-def to_picture(image: Image.Image, notes: tuple[str, ...] = (), *, with_metadata: bool = True) -> Picture:
-    """Make of a loaded picture what `read` returns: by the package's table, in sRGB, over white, upright."""
+def to_picture(
+    image: Image.Image,
+    notes: tuple[str, ...] = (),
+    *,
+    with_metadata: bool = True,
+    value_range: Range = AUTO,
+    depth: Depth | None = None,
+) -> Picture:
+    """Make of a loaded picture what `read` returns: by the package's table, in sRGB, over white, upright.
+
+    Args:
+        image: loaded.
+        notes: to which those of its decoding are added.
+        with_metadata: outputs will take it over.
+        value_range: which values are black and white.
+        depth: where its file holds more bits than the loaded picture; decoded only if these are needed.
+    """
     info = image.info
-    values, alpha = stored_values(image)
+    values, alpha, more = _levels(image, value_range, depth)
+    notes += more
     profile, notes = info.get("icc_profile"), notes + info.get("notes", ())
     if not profile and isinstance(coded := info.get("nclx_profile"), dict):  # of pillow-heif
         profile, more = coded_profile(
@@ -119,6 +146,29 @@ def to_picture(image: Image.Image, notes: tuple[str, ...] = (), *, with_metadata
     if (missing := no_value(image)) is not None:
         missing = apply_orientation(missing.view(np.uint8), turn).view(np.bool_)
     return Picture(upright, upright.shape[:2], missing, alpha, metadata, notes)
+
+
+def _levels(
+    image: Image.Image, value_range: Range, depth: Depth | None
+) -> tuple[Pixels, Pixels | None, tuple[str, ...]]:
+    """Values in a range, as uint8, and opacity, in the shapes of `stored_values`; and notes."""
+    values, bits, alpha = stored_values(image)
+    usage = Usage()
+    if value_range == AUTO:
+        usage.add(values, 2 ** (bits or 8 * values.itemsize) - 1)
+        if depth is not None and np.ptp(values) <= 16:  # of 255: more is not worth to be decoded again
+            usage.add(depth.decode(), depth.ends[1])
+    elif image.mode in ("CMYK", "LAB"):
+        return values, alpha, ()
+    elif depth is not None:
+        values = depth.decode()
+        if value_range.kind == "dtype":
+            value_range = Range("fixed", depth.ends)
+    levels = value_range.apply(values, bits)
+    # PhotometricInterpretation 0: zero is white
+    if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0:
+        levels = 255 - levels
+    return levels, alpha, usage.notes
 
 
 def frame_notes(image: Image.Image) -> tuple[str, ...]:
@@ -321,12 +371,12 @@ def _check_icons(source: Source) -> None:
     file.seek(0)
 
 
-def stored_values(image: Image.Image) -> tuple[Pixels, Pixels | None]:
-    """Apply the package's table of conversions to a loaded picture.
+def stored_values(image: Image.Image) -> tuple[NDArray[Any], int, Pixels | None]:
+    """The numbers of a loaded picture, in its own colours, also where nothing of them shows.
 
     Returns:
-        uint8: grey (h, w), RGB (h, w, 3) or CMYK (h, w, 4), in the picture's own colours, also where nothing
-        of them shows; and its opacity (h, w), None where it is opaque.
+        Grey (h, w) of any type; or uint8 RGB (h, w, 3) or CMYK (h, w, 4); the bits of a number, 0 for
+        those of its type; and uint8 opacity (h, w), None where it is opaque.
     """
     mode, tags = image.mode, getattr(image, "tag_v2", {})
     alpha: Pixels | None = image.info.get("alpha")
@@ -337,26 +387,22 @@ def stored_values(image: Image.Image) -> tuple[Pixels, Pixels | None]:
         elif mode == "I" and image.format == "TIFF" and tags.get(339, (1,))[0] == 1:
             # Unsigned, held as signed
             values = values.view(np.uint32)
-        levels = to_uint8(values, 12 if tags.get(258) == (12,) else 0)
-        if values.itemsize == 2 and tags.get(262) == 0:  # PhotometricInterpretation 0: zero is white
-            levels = 255 - levels
-        return levels, alpha
+        return values, 12 if tags.get(258) == (12,) else 0, alpha
     if mode == "LAB":
         from PIL import ImageCms
 
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        return np.array(converted, np.uint8), None
+        return np.array(converted, np.uint8), 0, None
     grey = mode in ("1", "L", "LA", "La")
     if alpha is None and image.has_transparency_data:
         full = np.asarray(image if mode == "RGBA" else image.convert("RGBA"))
         # 1.7 ms for the colours of 1280x1918, where numpy takes 18
         alpha = cast("Pixels", cv2.extractChannel(full, 3))
         values = cv2.extractChannel(full, 0) if grey else cv2.cvtColor(full, cv2.COLOR_RGBA2RGB)
-        return cast("Pixels", values), None if alpha.min() == 255 else alpha
+        return values, 0, None if alpha.min() == 255 else alpha
     plain = mode if mode in ("RGB", "CMYK") else "L" if grey else "RGB"
-    values = np.array(image if mode == plain else image.convert(plain), np.uint8)
-    return values, alpha
+    return np.array(image if mode == plain else image.convert(plain), np.uint8), 0, alpha
 
 
 def no_value(image: Image.Image) -> NDArray[np.bool_] | None:

@@ -25,6 +25,7 @@ from unet_batch.media.images.common import (
 )
 from unet_batch.media.images.metadata import outputs_metadata
 from unet_batch.media.images.profiles import named_profile, to_srgb
+from unet_batch.media.images.ranges import AUTO, Range, Usage
 from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ _BOTTOM_FIRST, _RIGHT_FIRST = (3, 4, 6, 7), (2, 3, 7, 8)
 _TRAILER = re.compile(rb"\0\0..[\x01-\x7f]\0\0\0[ -~]{4}|\0\0..ftyp[ -~]{4}", re.DOTALL)
 
 
-def read_jpeg(source: Source, at_least: Size | None) -> Picture:
+def read_jpeg(source: Source, at_least: Size | None, value_range: Range = AUTO) -> Picture:
     """Decode with TurboJPEG, which makes RGB itself; with imagecodecs what TurboJPEG refuses.
 
     3.3 ms for 1280x1918, cv2 3.6, Pillow 5 and more; 1.7 ms at 1/4. Where no pixels at full size are asked
@@ -76,8 +77,14 @@ def read_jpeg(source: Source, at_least: Size | None) -> Picture:
     profile = info.get("icc_profile", b"?" if "icc_profile" in info else None)
     if profile is None and header is not None:
         profile = named_profile(header)
-    values = _decode(data, frame, step, with_inks=profile is not None, name=source.name)
-    pixels, notes = to_srgb(values, profile)
+    values, bits = _decode(data, frame, step, with_inks=profile is not None, name=source.name)
+    usage = Usage()
+    if len(frame.components) < 4:  # a range of inks would change colours
+        if value_range == AUTO:
+            usage.add(values, 2**bits - 1)
+        values = value_range.apply(values, bits)
+    pixels, notes = to_srgb(cast("Pixels", values), profile)
+    notes += usage.notes
     metadata = Metadata()
     if at_least is None:
         metadata, more = outputs_metadata(info, orientation, _density(info))
@@ -124,8 +131,10 @@ def _count_pictures(data: bytes, header: JpegImageFile, frame: huffman.Frame) ->
     return count
 
 
-def _decode(data: bytes, frame: huffman.Frame, step: int, *, with_inks: bool, name: str) -> Pixels:
-    """Values as stored: RGB (h, w, 3), grey (h, w), or CMYK (h, w, 4) where 255 is full ink.
+def _decode(
+    data: bytes, frame: huffman.Frame, step: int, *, with_inks: bool, name: str
+) -> tuple[NDArray[Any], int]:
+    """Values as stored, and their bits: RGB (h, w, 3), grey (h, w), or CMYK (h, w, 4) where 255 is full ink.
 
     Args:
         data: the file.
@@ -161,12 +170,12 @@ def _decode(data: bytes, frame: huffman.Frame, step: int, *, with_inks: bool, na
                 raise Damage(f"libjpeg finds it damaged: {complaint}") from error
             data = repaired
     if inks:
-        return cast("Pixels", 255 - values)  # Adobe's files, and nearly all others, hold what is left white
-    return cast("Pixels", values if len(frame.components) > 1 or not with_inks else values[..., 0].copy())
+        return 255 - values, 8  # Adobe's files, and nearly all others, hold what is left white
+    return (values if len(frame.components) > 1 or not with_inks else values[..., 0].copy()), 8
 
 
-def _decode_rare(data: bytes, frame: huffman.Frame, name: str) -> Pixels:
-    """Decode what TurboJPEG refuses: unusual sampling, more than 8 bits, lossless files.
+def _decode_rare(data: bytes, frame: huffman.Frame, name: str) -> tuple[NDArray[Any], int]:
+    """Decode what TurboJPEG refuses: unusual sampling, more than 8 bits, lossless files. As `_decode`.
 
     The decoder fills in silently what is missing, so the data are checked before.
     """
@@ -191,15 +200,12 @@ def _decode_rare(data: bytes, frame: huffman.Frame, name: str) -> Pixels:
                 f"{name}: a JPEG of sampling {frame.sampling} is not supported", hint=CONVERT
             ) from error
         raise Damage("its data are damaged or cut short") from error
-    if frame.bits != 8:
-        full = 2**frame.bits - 1
-        levels = (np.arange(full + 1, dtype=np.int64) * 255 + full // 2) // full
-        values = levels.astype(np.uint8)[np.minimum(values, full)]
     if as_stored:
-        values = cv2.cvtColor(np.ascontiguousarray(values[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB)
+        levels = AUTO.apply(values, frame.bits)[..., [0, 2, 1]]
+        return cv2.cvtColor(np.ascontiguousarray(levels), cv2.COLOR_YCrCb2RGB), 8
     if values.ndim == 3 and values.shape[2] == 4:
-        values = 255 - values
-    return cast("Pixels", values)
+        return 255 - AUTO.apply(values, frame.bits), 8
+    return values, frame.bits
 
 
 def _is_lossless_ycbcr(data: bytes, frame: huffman.Frame) -> bool:

@@ -11,6 +11,7 @@ from PIL import Image
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.media.images.common import MAX_PIXELS, Picture, over_white, too_large_hint
 from unet_batch.media.images.decode import frame_notes, read_bytes, to_picture
+from unet_batch.media.images.ranges import AUTO, Range
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,35 +29,44 @@ _loading = Lock()
 
 
 def from_memory(
-    picture: InMemory, name: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS
+    picture: InMemory,
+    name: str,
+    *,
+    at_least: Size | None = None,
+    max_pixels: int = MAX_PIXELS,
+    value_range: Range = AUTO,
 ) -> Picture:
     """Make RGB pixels of a picture in memory; alpha is composited over white, as it is in files.
 
     Args:
         picture: the bytes of a picture file; a Pillow image, whose EXIF orientation is applied; or an array,
-            grey (h, w) or (h, w, 1), RGB (h, w, 3) or RGBA (h, w, 4), of uint8 or of floats in 0..1. An RGB
-            uint8 array is not copied: leave it as it is while its result is used.
+            grey (h, w) or (h, w, 1), RGB (h, w, 3) or RGBA (h, w, 4), of uint8 or of floats in 0..1; of
+            numbers of any type where `value_range` says what they mean. An RGB uint8 array is not copied:
+            leave it as it is while its result is used.
         name: what errors call it.
         at_least: as for `read`; for bytes only.
         max_pixels: as for `read`; arrays are exempt.
+        value_range: as for `read`; of an image of Pillow, of what Pillow keeps: 8 bits of 16-bit colour.
 
     Raises:
         ImageTooLarge: the header asks for more than `max_pixels`.
         ImageError: it is no picture, is damaged, or has values out of range; the hint says how to convert it.
     """
     if isinstance(picture, (bytes, bytearray, memoryview)):
-        return read_bytes(bytes(picture), name, at_least=at_least, max_pixels=max_pixels)
+        return read_bytes(
+            bytes(picture), name, at_least=at_least, max_pixels=max_pixels, value_range=value_range
+        )
     if isinstance(picture, np.ndarray):
-        return _from_array(picture, name)
+        return _from_array(picture, name, value_range)
     if isinstance(picture, Image.Image):
-        return _from_pillow(picture, name, max_pixels)
+        return _from_pillow(picture, name, max_pixels, value_range)
     raise ImageError(
         f"{name}: {type(picture).__module__}.{type(picture).__qualname__} is no picture",
         hint="give a path, the bytes of a file, a PIL.Image, or a numpy array",
     )
 
 
-def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Picture:
+def _from_pillow(image: Image.Image, name: str, max_pixels: int, value_range: Range) -> Picture:
     if image.height * image.width > max_pixels:
         raise ImageTooLarge(
             f"{name}: {image.height}x{image.width} (height x width) are {image.height * image.width:,} "
@@ -67,7 +77,7 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Picture:
         with _loading:
             notes = frame_notes(image)
             image.load()
-        return to_picture(image, notes)
+        return to_picture(image, notes, value_range=value_range)
     except Exception as error:  # on a hostile file Pillow raises nearly anything
         raise ImageError(
             f"{name}: Pillow cannot decode it: its data are damaged or cut short",
@@ -75,7 +85,7 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Picture:
         ) from error
 
 
-def _from_array(array: NDArray[Any], name: str) -> Picture:
+def _from_array(array: NDArray[Any], name: str, value_range: Range) -> Picture:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     channels = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
@@ -83,17 +93,24 @@ def _from_array(array: NDArray[Any], name: str) -> Picture:
         planes = array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] > 4
         hint = "channels come last: x.transpose(1, 2, 0)" if planes else "give one picture at a time"
         raise ImageError(f"{name} of {array.dtype} {array.shape}: {_EXPECTED}", hint=hint)
-    if array.dtype.kind == "f":
+    missing = None
+    if value_range != AUTO and array.dtype.kind in "buif" and array.itemsize <= 8:
+        colours = array[:, :, :3] if channels == 4 else array
+        if array.dtype.kind == "f" and not (finite := np.isfinite(colours)).all():
+            missing = ~(finite if channels == 1 else finite.any(axis=2))
+        levels = value_range.apply(colours)
+        array = levels if channels < 4 else np.dstack((levels, Range("dtype").apply(array[:, :, 3])))
+    elif array.dtype.kind == "f":
         array = _bytes_of_floats(array, name)
     elif array.dtype != np.uint8:
-        hint = "scale it to 0..255 and convert it: x.astype('uint8')"
+        hint = "scale it to 0..255: x.astype('uint8'); or load the model with a value_range, 'percentile' say"
         raise ImageError(f"{name} of {array.dtype} {array.shape}: {_EXPECTED}", hint=hint)
     rgb = np.repeat(array[:, :, None], 3, axis=2) if channels == 1 else array[:, :, :3]
     alpha = np.ascontiguousarray(array[:, :, 3]) if channels == 4 else None
     if alpha is not None:
         rgb = over_white(np.ascontiguousarray(rgb), alpha)
         alpha = None if alpha.min() == 255 else alpha
-    return Picture(np.ascontiguousarray(rgb), array.shape[:2], alpha=alpha)
+    return Picture(np.ascontiguousarray(rgb), array.shape[:2], missing, alpha)
 
 
 def _bytes_of_floats(array: NDArray[Any], name: str) -> Pixels:

@@ -6,20 +6,21 @@ from __future__ import annotations
 
 import copy
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from unet_batch.errors import ImageError
-from unet_batch.media.images import tiff
+from unet_batch.media.images import tiff, tiff_pages
 from unet_batch.media.images.common import MAX_PIXELS, Picture, Source, open_source
-from unet_batch.media.images.decode import open_image, to_picture
-from unet_batch.media.images.metadata import outputs_metadata
+from unet_batch.media.images.decode import open_image, stored_values, to_picture
+from unet_batch.media.images.ranges import AUTO, Range, Usage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from PIL.ImageFile import ImageFile
     from tifffile import TiffFile, TiffPage
 
 
@@ -59,14 +60,18 @@ def look_at_pages(path: str, *, max_pixels: int = MAX_PIXELS) -> Stack:
 
 
 def read_pages(
-    path: str, choose: Callable[[int], range], *, max_pixels: int = MAX_PIXELS
+    path: str, choose: Callable[[int], range], *, max_pixels: int = MAX_PIXELS, value_range: Range = AUTO
 ) -> Generator[Picture, None, None]:
-    """Decode some pages of a picture, in order; each as `read` decodes the first.
+    """Decode some pages of a picture, in order; each as `read` decodes the first, but all in one range.
+
+    Where values decide what is black and white, those of all these pages do, which are then read before: once
+    for minimum and maximum, and once for each two bytes of a value for percentiles.
 
     Args:
         path: a regular file.
         choose: given how many pages there are, says which; counted from 0.
         max_pixels: largest height x width that is decoded.
+        value_range: which values are black and white.
 
     Raises:
         ImageTooLarge: a page has more than `max_pixels`.
@@ -74,16 +79,29 @@ def read_pages(
     """
     with open_source(path, max_pixels) as source:
         if source.format.name == "TIFF":
-            yield from _read_tiff(source, choose)
+            yield from _read_tiff(source, choose, value_range)
             return
         numbers = _chosen(source, choose, _frames(source))
-        source.file.seek(0)
-        image = open_image(source)
-        for number in numbers:
-            image.seek(number)
-            source.check_size(image.height, image.width)
-            image.load()
-            yield to_picture(image)
+        if value_range != AUTO:  # which for frames, of 8 or 16 bits, is that of their type
+            values, bits, _ = stored_values(next(_load(source, numbers)))
+
+            def parts() -> Iterator[tuple[NDArray[Any], None]]:
+                return ((stored_values(image)[0], None) for image in _load(source, numbers))
+
+            value_range = value_range.settle(values.dtype, bits, parts)
+        for image in _load(source, numbers):
+            yield to_picture(image, value_range=value_range)
+
+
+def _load(source: Source, numbers: range) -> Iterator[ImageFile]:
+    """Frames of an animation, one after the other."""
+    source.file.seek(0)
+    image = open_image(source)
+    for number in numbers:
+        image.seek(number)
+        source.check_size(image.height, image.width)
+        image.load()
+        yield image
 
 
 def _chosen(source: Source, choose: Callable[[int], range], count: int) -> range:
@@ -102,24 +120,32 @@ def _frames(source: Source) -> int:
 # TIFF -------------------------------------------------------------------------------------------------------
 
 
-def _read_tiff(source: Source, choose: Callable[[int], range]) -> Generator[Picture, None, None]:
+def _read_tiff(
+    source: Source, choose: Callable[[int], range], value_range: Range
+) -> Generator[Picture, None, None]:
     from tifffile import TiffFile
 
     with tiff.explained(source):
         tif = TiffFile(source.file)
         planes = _planes(tif)
-        for number in _chosen(source, choose, len(planes)):
-            at, shift = planes[number]
-            page = cast("TiffPage", tif.pages[at])
-            if shift:
-                page = copy.copy(page)
-                page.dataoffsets = tuple(offset + shift for offset in page.dataoffsets)
-            stored = tiff.read_page(source, page, None, [])
-            pixels, alpha, missing, notes = tiff.to_rgb(stored)
-            metadata, more = outputs_metadata(stored.info, dpi=stored.dpi)
-            size = (pixels.shape[0], pixels.shape[1])
-            metadata = replace(metadata, geo=stored.geo)
-            yield Picture(pixels, size, missing, alpha, metadata, notes + more)
+        numbers = _chosen(source, choose, len(planes))
+
+        def read() -> Iterator[tiff.Stored]:
+            for number in numbers:
+                at, shift = planes[number]
+                page = cast("TiffPage", tif.pages[at])
+                if shift:
+                    page = copy.copy(page)
+                    page.dataoffsets = tuple(offset + shift for offset in page.dataoffsets)
+                yield tiff.read_page(source, page, None, [])
+
+        first = cast("TiffPage", tif.pages[planes[numbers[0]][0]])
+        value_range = tiff.settle(source, value_range, first, read)
+        usage = Usage()
+        for number, stored in zip(numbers, read(), strict=True):
+            picture = tiff.to_picture(stored, value_range, usage)
+            last = number == numbers[-1]
+            yield replace(picture, notes=picture.notes + usage.notes) if last else picture
 
 
 def _planes(tif: TiffFile) -> list[tuple[int, int]]:
@@ -127,15 +153,15 @@ def _planes(tif: TiffFile) -> list[tuple[int, int]]:
 
     ImageJ writes one directory for a stack of more than 4 GB. Copies of another size are left out.
     """
-    count = tiff.count_pages(tif)
-    first, _, _ = tiff.find_picture(tif)
-    if count == 1 and (planes := tiff.stacked(first)) > 1:
+    count = tiff_pages.count_pages(tif)
+    first, _, _ = tiff_pages.find_picture(tif)
+    if count == 1 and (planes := tiff_pages.stacked(first)) > 1:
         size = first.imagelength * first.imagewidth * first.samplesperpixel * first.dtype.itemsize  # type: ignore[union-attr]
         return [(first.index, number * size) for number in range(planes)]
     found = []
     for at in range(count):
         page = cast("TiffPage", tif.pages[at])
-        if not page.subfiletype & 5 and not tiff.is_thumbnail(page, first):
+        if not page.subfiletype & 5 and not tiff_pages.is_thumbnail(page, first):
             found.append((at, 0))
     return found or [(first.index, 0)]
 

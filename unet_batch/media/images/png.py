@@ -40,8 +40,9 @@ def open_png(source: Source, data: bytes) -> PngImageFile:
 
     Returns:
         The loaded picture. Of its `info`, "icc_profile", "dpi", "xmp" and "exif" are as Pillow fills them;
-        also "notes" (phrases for people), "words" (texts by their tag in EXIF) and "alpha" (uint8 (h, w)), if
-        a colour is transparent: Pillow loses that where values have 2, 4 or 16 bits.
+        also "notes" (phrases for people), "words" (texts by their tag in EXIF), "deep" (the file, if Pillow
+        has made 8 bits of 16) and "alpha" (uint8 (h, w)), if a colour is transparent: Pillow loses that where
+        values have 2, 4 or 16 bits.
     """
     view, stream, at = memoryview(data), [], 8
     keep, info = [view[:8]], dict[str, Any]()
@@ -74,6 +75,8 @@ def open_png(source: Source, data: bytes) -> PngImageFile:
     # Two rows: the last one of an interlaced PNG may not come last
     if not tail.reshape(len(tail), -1).any(axis=1).all():
         _check_rows(keep[1], stream)
+    if keep[1][8 + 8] == 16 and keep[1][8 + 9] != _GREY:  # of which Pillow keeps 8
+        info["deep"] = file
     if "transparency" in image.info and (colour := keep[1][8 + 9]) in (_GREY, _RGB):
         info["alpha"] = _opacity(image, keep[1][8 + 8], colour, file)
     if "cicp" in info:  # goes before any other description of colours

@@ -1,19 +1,9 @@
-"""Read TIFF: which page, what its numbers mean, and how they become RGB.
-
-A TIFF is a container, in which the picture is found by these rules:
-
-1. Pages that say of themselves that they are a reduced copy, or a mask, of another one do not count
-   (NewSubfileType), unless there is no other.
-2. A page of the same shape, a quarter as wide and high or less, is a thumbnail of the larger one, whatever it
-   says, wherever it stands: among the SubIFDs (of camera files), before or after it.
-3. The first page that is left is the picture. Where there are others, a note says so.
-"""
+"""Read TIFF: what the numbers of a page mean, and how they become RGB."""
 
 from __future__ import annotations
 
-import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -31,24 +21,22 @@ from unet_batch.media.images.common import (
     Source,
     apply_orientation,
     over_white,
-    to_uint8,
 )
 from unet_batch.media.images.geotiff import read_geo_tags
 from unet_batch.media.images.metadata import outputs_metadata
 from unet_batch.media.images.profiles import to_srgb
+from unet_batch.media.images.ranges import AUTO, Range, Usage
+from unet_batch.media.images.tiff_pages import find_picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from tifffile import TiffFile, TiffPage
+    from tifffile import TiffPage
 
     from unet_batch.types import Pixels
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB, ICCLAB = 0, 1, 2, 3, 5, 6, 8, 9
 """Values of the tag PhotometricInterpretation."""
 
-_THUMBNAIL = 4  # times as wide and high is the picture, or more
-_LOOKED_AT = 64  # pages whose sizes are compared; of more, that there are some is counted
-_MOST_PAGES = 100_000
 _BYTES_PER_PIXEL = 16  # of what is decoded at once: RGB and opacity as 32-bit numbers
 _GEO = (33550, 33922, 34264, 34735, 42112, 42113)  # tags of GeoTIFF and GDAL
 _UNREADABLE = {
@@ -108,27 +96,48 @@ class Stored:
             missing = nowhere if missing is None else missing | nowhere
         return missing if missing is not None and missing.any() else None
 
-    def rgb(self) -> Pixels:
+    @property
+    def light(self) -> tuple[NDArray[Any], NDArray[np.bool_] | None] | None:
+        """The values that a range is for, (h, w, bands), and which are invalid; None of inks and L*a*b*."""
+        if self.photometric in (CMYK, CIELAB, ICCLAB):
+            return None
+        values, invalid = self.values, self.invalid
+        if self.palette is not None:
+            index = values[..., 0].astype(np.intp if values.itemsize > 1 else np.uint8)
+            values, invalid = self.palette.take(index, axis=0, mode="clip"), None
+        if self.absent is not None:
+            absent = np.broadcast_to(self.absent[..., None], values.shape)
+            invalid = absent if invalid is None else invalid | absent
+        return values, invalid
+
+    @property
+    def light_bits(self) -> int:
+        """Bits of one of these values."""
+        return self.bits if self.palette is None else 8
+
+    def rgb(self, value_range: Range = AUTO) -> Pixels:
         """What a person sees, as RGB uint8 (h, w, 3): without regard to opacity; black where missing."""
-        pixels = np.ascontiguousarray(self._rgb())
+        pixels = np.ascontiguousarray(self._rgb(value_range))
         if (missing := self.missing) is not None:
             pixels = np.where(missing[..., None], np.uint8(0), pixels)
         return pixels
 
-    def _rgb(self) -> Pixels:
-        if self.palette is not None:
-            index = self.values[..., 0].astype(np.intp if self.values.itemsize > 1 else np.uint8)
-            return self.palette.take(index, axis=0, mode="clip")
+    def _rgb(self, value_range: Range) -> Pixels:
         if self.photometric in (CIELAB, ICCLAB):
             return _lab_to_rgb(self.values, self.photometric)
-        levels = to_uint8(self.values, self.bits, self.invalid)
-        if self.photometric == CMYK:
-            return np.array(Image.fromarray(np.ascontiguousarray(levels), "CMYK").convert("RGB"))
+        if (light := self.light) is None:
+            return np.array(Image.fromarray(self.inks(), "CMYK").convert("RGB"))
+        values, invalid = light
+        levels = value_range.apply(values, self.light_bits, invalid)
         if self.photometric == WHITE_IS_ZERO:
             levels = 255 - levels
         if levels.shape[2] == 1:
             return cast("Pixels", cv2.cvtColor(np.ascontiguousarray(levels), cv2.COLOR_GRAY2RGB))
         return levels
+
+    def inks(self) -> Pixels:
+        """CMYK as uint8 (h, w, 4)."""
+        return np.ascontiguousarray(AUTO.apply(self.values, self.bits, self.invalid))
 
     def opacity(self) -> Pixels | None:
         """`alpha` as uint8 (h, w), 255 opaque; None where it is opaque all over."""
@@ -142,7 +151,7 @@ class Stored:
         return None if (opacity == 255).all() else opacity
 
 
-def read_tiff(source: Source) -> Picture:
+def read_tiff(source: Source, value_range: Range = AUTO) -> Picture:
     """Decode the picture in a TIFF; alpha is composited over white.
 
     Raises:
@@ -151,24 +160,40 @@ def read_tiff(source: Source) -> Picture:
         ValueError, RuntimeError, ...: it is damaged.
     """
     stored = read_stored(source)
-    pixels, alpha, missing, notes = to_rgb(stored)
+    usage = Usage()
+    picture = to_picture(stored, value_range, usage)
+    return replace(picture, notes=picture.notes + usage.notes)
+
+
+def to_picture(stored: Stored, value_range: Range, usage: Usage) -> Picture:
+    """Make of stored numbers what `images.read` returns; how much of their range they use goes to `usage`."""
+    pixels, alpha, missing, notes = to_rgb(stored, value_range, usage)
     size = (pixels.shape[0], pixels.shape[1])
     metadata, more = outputs_metadata(stored.info, dpi=stored.dpi)
     return Picture(pixels, size, missing, alpha, replace(metadata, geo=stored.geo), notes + more)
 
 
-def to_rgb(stored: Stored) -> tuple[Pixels, Pixels | None, NDArray[np.bool_] | None, tuple[str, ...]]:
-    """What a person sees of a picture, or of some rows of it: each pixel by itself.
+def to_rgb(
+    stored: Stored, value_range: Range, usage: Usage
+) -> tuple[Pixels, Pixels | None, NDArray[np.bool_] | None, tuple[str, ...]]:
+    """What a person sees of a picture; or of some rows of it, each pixel by itself if the range is settled.
+
+    Args:
+        stored: the numbers.
+        value_range: which of them are black and white.
+        usage: is told how much of the range of their type they use, where "auto" takes all of it.
 
     Returns:
         RGB uint8 (h, w, 3) in sRGB and over white; uint8 (h, w), opacity, None where it is opaque; bool
         (h, w), where there is no value, None if there is one everywhere; and notes.
     """
-    pixels, alpha, missing = stored.rgb(), stored.opacity(), stored.missing
+    pixels, alpha, missing = stored.rgb(value_range), stored.opacity(), stored.missing
     notes = stored.notes
+    if value_range == AUTO and stored.palette is None and stored.photometric != CMYK:
+        usage.add(stored.values, 2**stored.bits - 1, stored.invalid)
     if stored.profile and stored.photometric not in (CIELAB, ICCLAB):
         grey = stored.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO)
-        inks = to_uint8(stored.values, stored.bits, stored.invalid) if stored.photometric == CMYK else None
+        inks = stored.inks() if stored.photometric == CMYK else None
         pixels, more = to_srgb(pixels[..., 0] if grey else pixels if inks is None else inks, stored.profile)
         notes += more
         if missing is not None:
@@ -176,6 +201,39 @@ def to_rgb(stored: Stored) -> tuple[Pixels, Pixels | None, NDArray[np.bool_] | N
     if alpha is not None:
         pixels = over_white(pixels, alpha, stored.premultiplied)
     return pixels, alpha, missing, notes
+
+
+def settle(source: Source, value_range: Range, page: TiffPage, read: Callable[[], Iterator[Stored]]) -> Range:
+    """The range of a picture, or a stack, that is read in parts: settled by all of them where they decide.
+
+    Args:
+        source: that it is in.
+        value_range: as was chosen.
+        page: the picture's, or the first one.
+        read: gives the parts, anew each time it is called.
+
+    Raises:
+        ImageError: the values of the parts are of several types, or as for reading them.
+    """
+    photometric = photometric_of(page)
+    bits = 0 if page.dtype is None or page.dtype.kind == "f" else page.bitspersample
+    looks = photometric not in (CMYK, CIELAB, ICCLAB) and page.dtype is not None
+    if not looks or not value_range.looks_at_values(np.dtype(page.dtype), bits):
+        return value_range
+    light = next(read()).light
+    kind = np.dtype(np.uint8) if light is None else light[0].dtype
+
+    def parts() -> Iterator[tuple[NDArray[Any], NDArray[np.bool_] | None]]:
+        for stored in read():
+            if (light := stored.light) is None or light[0].dtype != kind:
+                raise ImageError(
+                    f"{source.name}: has pages of {kind} and of {stored.values.dtype}, of which no range of "
+                    "values is found together",
+                    hint="give two numbers, --range 0,4095 for example",
+                )
+            yield light
+
+    return value_range.settle(kind, 8 if photometric == PALETTE else bits, parts)
 
 
 def read_stored(source: Source) -> Stored:
@@ -206,80 +264,6 @@ def tiff_orientation(source: Source) -> int:
     from tifffile import TiffFile
 
     return orientation_of(find_picture(TiffFile(source.file))[0])
-
-
-# Which page -------------------------------------------------------------------------------------------------
-
-
-def find_picture(tif: TiffFile) -> tuple[TiffPage, TiffPage | None, list[str]]:
-    """Find the page that is the picture, and its mask; see the top of the module.
-
-    Returns:
-        The page; the page that says where it is valid, or None; and a note, if there are other pictures.
-    """
-    count = count_pages(tif)
-    if count == 0:
-        raise Damage("there is no picture in it")
-    pages = [cast("TiffPage", tif.pages[at]) for at in range(min(count, _LOOKED_AT))]
-    # A camera file begins with a thumbnail, and has the photo among its SubIFDs
-    below = [page for parent in pages[:1] for page in _subpages(parent)]
-    plain = [page for page in pages if not page.subfiletype & 5]
-    large = [page for page in below if not page.subfiletype & 5]
-    found = plain or large or sorted(pages, key=_area)[-1:]
-    whole = [page for page in found if not any(is_thumbnail(page, of) for of in found + large)]
-    picture = whole[0] if whole else max(found + large, key=_area)
-    shape = (picture.imagelength, picture.imagewidth)
-    masks = (page for page in pages if page.subfiletype & 4 and not picture.subfiletype & 4)
-    mask = next((page for page in masks if (page.imagelength, page.imagewidth) == shape), None)
-    several = max((len(whole) if plain else 1) + count - len(pages), stacked(pages[0]))
-    return picture, mask, [f"{several:,} pages: the first is read"] if several > 1 else []
-
-
-def count_pages(tif: TiffFile) -> int:
-    """Count directories, without reading them; a chain that bites its tail ends there."""
-    form = tif.tiff
-    file, seen, offset = tif.filehandle, set[int](), 0
-    if not len(tif.pages[:1]):
-        return 0
-    offset = tif.pages.first.offset
-    while 0 < offset < file.size and offset not in seen and len(seen) < _MOST_PAGES:
-        file.seek(offset)
-        head = file.read(form.tagnosize)
-        if len(head) < form.tagnosize:
-            break
-        file.seek(offset + form.tagnosize + form.tagsize * struct.unpack(form.tagnoformat, head)[0])
-        tail = file.read(form.offsetsize)
-        seen.add(offset)
-        offset = struct.unpack(form.offsetformat, tail)[0] if len(tail) == form.offsetsize else 0
-    return len(seen)
-
-
-def _subpages(page: TiffPage) -> Iterator[TiffPage]:
-    """The pages that a page refers to as its own."""
-    if page.subifds is None or page.pages is None:
-        return
-    for at in range(min(len(page.subifds), _LOOKED_AT)):
-        with suppress(Exception):  # a private one, perhaps; the picture has a page of its own
-            yield cast("TiffPage", page.pages[at])
-
-
-def _area(page: TiffPage) -> int:
-    return page.imagelength * page.imagewidth
-
-
-def is_thumbnail(page: TiffPage, of: TiffPage) -> bool:
-    """Whether a page has the shape of a much larger one, to the pixel."""
-    height, width = page.imagelength, page.imagewidth
-    if min(height, width) < 1 or of.imagelength < _THUMBNAIL * height or of.imagewidth < _THUMBNAIL * width:
-        return False
-    across, down = of.imagewidth / width, of.imagelength / height
-    return abs(of.imagelength / across - height) <= 1 or abs(of.imagewidth / down - width) <= 1
-
-
-def stacked(page: TiffPage) -> int:
-    """How many pictures ImageJ has put behind one directory."""
-    found = re.search(r"^images=(\d+)", page.description or "", re.MULTILINE)
-    return int(found[1]) if found and page.is_imagej else 1
 
 
 # What its numbers mean --------------------------------------------------------------------------------------
@@ -355,7 +339,7 @@ def _check_size(source: Source, page: TiffPage, bands: int) -> None:
     if page.is_tiled:
         source.check_size(page.tilelength, page.tilewidth)
     number = page.dtype.itemsize if page.dtype is not None else 0
-    size = number * max(_area(page) * bands, tiff_blocks.block_size(page))
+    size = number * max(page.imagelength * page.imagewidth * bands, tiff_blocks.block_size(page))
     if size > (limit := _BYTES_PER_PIXEL * source.max_pixels):
         raise ImageTooLarge(
             f"{source.name}: {page.imagelength}x{page.imagewidth} (height x width) with "

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unet_batch.errors import ImageError, ImageTooLarge
-from unet_batch.media.images import tiff, tiff_blocks
+from unet_batch.media.images import tiff, tiff_blocks, tiff_pages
 from unet_batch.media.images.common import Damage, Source, open_source
 from unet_batch.media.images.geotiff import read_geo_tags
+from unet_batch.media.images.ranges import AUTO, Range, Usage
 from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def measure(path: str) -> tuple[Size, int] | None:
     with suppress(ImageError), open_source(path, sys.maxsize) as source:
         if source.format.name == "TIFF":
             with tiff.explained(source):
-                page, _, _ = tiff.find_picture(TiffFile(source.file))
+                page, _, _ = tiff_pages.find_picture(TiffFile(source.file))
                 area, number = page.imagelength * page.imagewidth, page.dtype.itemsize if page.dtype else 0
                 return (page.imagelength, page.imagewidth), area * (3 + number * _count_bands(page))
     return None
@@ -66,17 +67,21 @@ def read_place(path: str) -> Metadata:
     from tifffile import TiffFile
 
     with open_source(path, sys.maxsize) as source, tiff.explained(source):
-        page, _, _ = tiff.find_picture(TiffFile(source.file))
+        page, _, _ = tiff_pages.find_picture(TiffFile(source.file))
         return Metadata(dpi=tiff.resolution_of(page), geo=read_geo_tags(page))
 
 
-def read_bands(path: str, size: Size, workers: int = 1) -> Iterator[Band]:
+def read_bands(path: str, size: Size, workers: int = 1, value_range: Range = AUTO) -> Iterator[Band]:
     """Decode a TIFF from top to bottom.
+
+    Where its values decide what is black and white in it, all of it is read before: once for minimum and
+    maximum, and once for each two bytes of a value for percentiles.
 
     Args:
         path: a regular file.
         size: (height, width) of the picture, as `measure` has found it.
         workers: how many strips or tiles are decoded at once.
+        value_range: which values are black and white.
 
     Raises:
         ImageTooLarge: it is stored in a way of which no part can be read by itself; the hint says what to do.
@@ -86,18 +91,25 @@ def read_bands(path: str, size: Size, workers: int = 1) -> Iterator[Band]:
 
     with open_source(path, sys.maxsize) as source, ThreadPoolExecutor(workers) as pool:
         with tiff.explained(source):
-            page, mask, notes = tiff.find_picture(TiffFile(source.file))
+            page, mask, notes = tiff_pages.find_picture(TiffFile(source.file))
             if (page.imagelength, page.imagewidth) != size:
                 raise Damage("it was changed while it was read")
             step = _rows_at_once(source, page)
             if mask is not None:
                 _check_blocks(source, mask, 1)
-        for top in range(0, size[0], step):
-            rows = range(top, min(size[0], top + step))
+
+        def read() -> Iterator[tiff.Stored]:
+            for top in range(0, size[0], step):
+                rows = range(top, min(size[0], top + step))
+                with tiff.explained(source):
+                    yield tiff.read_page(source, page, mask, notes, rows, pool.map)
+
+        value_range, usage, rows_left = tiff.settle(source, value_range, page, read), Usage(), size[0]
+        for stored in read():
             with tiff.explained(source):
-                stored = tiff.read_page(source, page, mask, notes, rows, pool.map)
-                pixels, _, missing, said = tiff.to_rgb(stored)
-            yield Band(pixels, missing, said)
+                pixels, _, missing, said = tiff.to_rgb(stored, value_range, usage)
+            rows_left -= len(pixels)
+            yield Band(pixels, missing, said if rows_left else said + usage.notes)
 
 
 def _rows_at_once(source: Source, page: TiffPage) -> int:
@@ -107,17 +119,12 @@ def _rows_at_once(source: Source, page: TiffPage) -> int:
         ImageTooLarge: none can be.
     """
     tiff_blocks.check_compression(page)
-    height, width, kind = page.imagelength, page.imagewidth, page.dtype
+    height, width = page.imagelength, page.imagewidth
     what = f"{source.name}: {height}x{width} (height x width) is read in bands of rows, and"
     if (turn := tiff.orientation_of(page)) != 1:
         raise ImageTooLarge(
             f"{what} its orientation ({turn}) asks to turn it",
             hint="turn its pixels, and save it with orientation 1",
-        )
-    if kind is None or kind.kind not in "bu" or kind.itemsize > 2:
-        raise ImageTooLarge(
-            f"{what} what is black and white in its {kind} values is known only at the end",
-            hint="save it with 8 or 16 bits, with GDAL: gdal_translate -ot Byte -scale IN OUT",
         )
     if page.compression == 6 and 513 in page.tags:
         raise ImageTooLarge(f"{what} it is one old-style JPEG", hint=_TILE_IT)
