@@ -91,7 +91,11 @@ _PACKAGES = {
     "tifffile": ("tifffile", ""),
     "imagecodecs": ("imagecodecs", ""),
     "PIL": ("pillow", ""),
-    "pillow_heif": ("pillow-heif", "heic"),
+    "pillow_heif": ("pillow-heif", ""),
+    "rawpy": ("rawpy", "raw"),
+    "pydicom": ("pydicom", "dicom"),
+    "highdicom": ("highdicom", "dicom"),
+    "zarr": ("zarr", "zarr"),
     "cv2": ("opencv-python-headless", ""),
     "av": ("av", ""),
     "kornia": ("kornia", "train"),
@@ -481,9 +485,18 @@ def _pictures(found: Found) -> list[Check]:
         pillow,
         _judge(group, "tifffile", "tifffile", found, note=": TIFF"),
         _judge(group, "imagecodecs", "imagecodecs", found, note=": TIFF, colour profiles, masks as PNG"),
-        _judge(group, "pillow-heif", "pillow_heif", found, wanted=False, note=": HEIC"),
+        _judge(group, "pillow-heif", "pillow_heif", found, note=": HEIC"),
         _judge(group, "OpenCV", "cv2", found, note=": resizing, and what is written"),
         _judge(group, "PyAV", "av", found, note=": video"),
+        *(
+            _judge(group, module, module, found, wanted=False, note=f": {what}")
+            for module, what in (
+                ("rawpy", "raw files of cameras"),
+                ("pydicom", "DICOM"),
+                ("highdicom", "segmentations as DICOM"),
+                ("zarr", "OME-Zarr"),
+            )
+        ),
     ]
 
 

@@ -56,7 +56,8 @@ class Format:
 
 
 # Here a new format is added. One that Pillow decodes needs a row and no more; another one also a branch in
-# `decode.read`. The first signature that matches wins: AVIF comes before HEIC, whose brands it shares.
+# `decode.read`. The first signature that matches wins: AVIF comes before HEIC, whose brands it shares. Most
+# raw files of cameras have that of a TIFF, and are told from it by the page that would be read (`tiff`).
 # Plugins are named one by one: PIL.Image.open would import all of them, warn from 89 megapixels on, and let a
 # file of any extension reach formats that run other programs (EPS).
 FORMATS = (
@@ -72,6 +73,12 @@ FORMATS = (
         "PIL.AvifImagePlugin:AvifImageFile",
     ),
     Format("HEIC", "heic heif hif", rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "pillow_heif:HeifImageFile"),
+    Format(
+        "RAW",
+        "dng cr2 cr3 nef nrw arw raf orf rw2 pef srw",
+        rb"II\*\x00.{4}CR|....ftypcrx |FUJIFILMCCD-RAW|II(RO|RS|U\x00)|MMOR",
+        "",
+    ),
     Format("TIFF", "tif tiff", rb"II[*+]\x00|MM\x00[*+]", ""),
     Format("PNM", "ppm pgm pbm pnm", rb"P[1-6f]\s", "PIL.PpmImagePlugin:PpmImageFile"),
     Format("PSD", "psd", rb"8BPS", "PIL.PsdImagePlugin:PsdImageFile"),
@@ -356,15 +363,16 @@ class _DecoderModules:
     """The pattern of module names in a warnings filter: the decoders', on threads that are decoding."""
 
     def match(self, module: str) -> bool:
-        return getattr(_thread, "decoding", False) and module.startswith(("PIL.", "pillow_heif", "tifffile"))
+        return getattr(_thread, "decoding", False) and module.startswith(("PIL.", "pillow_heif", "tifffile", "pydicom", "highdicom", "zarr"))
 
 
 def _ours_to_say(record: logging.LogRecord) -> bool:
-    """Keep what tifffile logs of a file that is being decoded here; what matters becomes an error."""
+    """Keep what a library logs of a file that is being decoded here; what matters becomes an error."""
     return not getattr(_thread, "decoding", False)
 
 
-logging.getLogger("tifffile").addFilter(_ours_to_say)
+for _library in ("tifffile", "pydicom"):
+    logging.getLogger(_library).addFilter(_ours_to_say)
 
 
 _thread = threading.local()

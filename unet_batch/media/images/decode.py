@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
@@ -28,6 +29,7 @@ from unet_batch.media.images.jpeg import open_header, read_jpeg
 from unet_batch.media.images.metadata import outputs_metadata
 from unet_batch.media.images.png import open_png
 from unet_batch.media.images.profiles import coded_profile, named_profile, to_srgb
+from unet_batch.media.images.raw import NO_MASK, RawInTiff, read_raw
 from unet_batch.media.images.tiff import PALETTE, WHITE_IS_ZERO, read_stored, read_tiff, tiff_orientation
 from unet_batch.types import Metadata
 
@@ -84,7 +86,10 @@ def _read(source: Source, at_least: Size | None) -> Picture:
         return read_jpeg(source, at_least)
     notes: tuple[str, ...] = ()
     if source.format.name == "TIFF":
-        return read_tiff(source)
+        with suppress(RawInTiff):
+            return read_tiff(source)
+    if source.format.name in ("TIFF", "RAW"):
+        return read_raw(source)
     if source.format.name == "PNG":
         image: ImageFile = open_png(source, source.file.read())
     else:
@@ -166,7 +171,10 @@ def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> StoredMask:
         if source.format.name == "JPEG":
             return StoredMask(cv2.cvtColor(read_jpeg(source, None).pixels, cv2.COLOR_RGB2GRAY), "jpeg")
         if source.format.name == "TIFF":
-            return _tiff_mask(source)
+            with suppress(RawInTiff):
+                return _tiff_mask(source)
+        if source.format.name in ("TIFF", "RAW"):
+            raise ImageError(f"{path}: {NO_MASK}", hint="save the mask as an 8-bit grey PNG")
         if source.format.name == "PNG":
             data = source.file.read()
             image: ImageFile = open_png(source, data)
@@ -260,6 +268,8 @@ def orientation(path: str) -> int:
     with open_source(path, MAX_PIXELS) as source:
         if source.format.name == "TIFF":
             return tiff_orientation(source)
+        if source.format.name == "RAW":
+            return 1
         if source.format.name != "JPEG":
             return exif_orientation(open_image(source))
         data = source.file.read()
@@ -276,7 +286,7 @@ def open_image(source: Source) -> ImageFile:
     except ImportError as error:
         raise ImageError(
             f"{source.name}: {source.format.name} needs the package pillow-heif",
-            hint="pip install 'unet-batch[heic]'",
+            hint="pip install pillow-heif",
         ) from error
     if source.format.name == "ICO":
         _check_icons(source)
