@@ -70,7 +70,7 @@ def faster(checks: dict[tuple[str, str], Check]) -> str | None:
 class TestWithoutGpu:
     def test_nothing_is_asked_for(self, examine: Examine) -> None:
         names = "tensorrt", "tensorrt_rtx", "onnx", "onnxscript", "onnxruntime", "pycuda", "bindings"
-        absent = dict.fromkeys((*names, "rawpy", "pydicom", "highdicom", "zarr"), ABSENT)
+        absent = dict.fromkeys((*names, "rawpy", "pydicom", "zarr"), ABSENT)
         checks = examine(None, torch=CPU_TORCH, **absent)
         assert {check.status for check in checks.values()} == {"ok", "off"}
         for name in ("tensorrt", "tensorrt-rtx", "torch-cuda"):

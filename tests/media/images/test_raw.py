@@ -13,8 +13,7 @@ import tifffile
 from tests.helpers.formats import dng, read_bytes
 from tests.helpers.runs import files, read, segment, write
 from unet_batch.errors import ImageError, ImageTooLarge
-from unet_batch.media import images, isolation
-from unet_batch.processes import Workers
+from unet_batch.media import images
 
 rawpy = pytest.importorskip("rawpy", reason="rawpy is not installed: pip install 'unet-batch[raw]'")
 
@@ -114,10 +113,3 @@ def test_its_mask_is_that_of_the_developed_pixels_beside_a_jpeg(tmp_path: Path) 
     expected = read(tmp_path / "single-out" / "masks" / "a.png")
     np.testing.assert_array_equal(read(tmp_path / "out" / "masks" / "IMG_1.DNG.png"), expected)
     assert 0 < expected.mean() < 255
-
-
-def test_isolated(tmp_path: Path) -> None:
-    (tmp_path / "a.dng").write_bytes(dng(sensor()))
-    with Workers(1, [isolation.DECODE]) as workers:
-        found = isolation.Decoders(workers).read(str(tmp_path / "a.dng"))
-    np.testing.assert_array_equal(found.pixels, developed(dng(sensor())))
