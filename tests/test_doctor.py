@@ -70,14 +70,14 @@ def faster(checks: dict[tuple[str, str], Check]) -> str | None:
 class TestWithoutGpu:
     def test_nothing_is_asked_for(self, examine: Examine) -> None:
         names = "tensorrt", "tensorrt_rtx", "onnx", "onnxscript", "onnxruntime", "pycuda", "bindings"
-        absent = dict.fromkeys((*names, "pillow_heif"), ABSENT)
+        absent = dict.fromkeys((*names, "rawpy", "pydicom", "zarr"), ABSENT)
         checks = examine(None, torch=CPU_TORCH, **absent)
         assert {check.status for check in checks.values()} == {"ok", "off"}
         for name in ("tensorrt", "tensorrt-rtx", "torch-cuda"):
             assert checks["inference", name] == Check("inference", name, "off", "no NVIDIA driver")
         assert checks["inference", "torch-cpu"].detail == "2.13.0+cpu, fp32"
         assert checks["inference", "auto"] == Check("inference", "auto", "ok", "torch-cpu fp32")
-        assert checks["pictures", "pillow-heif"].fix == 'pip install "unet-batch[heic]"'
+        assert checks["pictures", "rawpy"].fix == 'pip install "unet-batch[raw]"'
         assert faster(checks) is None
 
     def test_only_rtx_builds_engines(self, examine: Examine) -> None:

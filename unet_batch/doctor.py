@@ -91,7 +91,10 @@ _PACKAGES = {
     "tifffile": ("tifffile", ""),
     "imagecodecs": ("imagecodecs", ""),
     "PIL": ("pillow", ""),
-    "pillow_heif": ("pillow-heif", "heic"),
+    "pillow_heif": ("pillow-heif", ""),
+    "rawpy": ("rawpy", "raw"),
+    "pydicom": ("pydicom", "dicom"),
+    "zarr": ("zarr", "zarr"),
     "cv2": ("opencv-python-headless", ""),
     "av": ("av", ""),
     "kornia": ("kornia", "train"),
@@ -481,20 +484,17 @@ def _pictures(found: Found) -> list[Check]:
         pillow,
         _judge(group, "tifffile", "tifffile", found, note=": TIFF"),
         _judge(group, "imagecodecs", "imagecodecs", found, note=": TIFF, colour profiles, masks as PNG"),
-        _judge(group, "pillow-heif", "pillow_heif", found, wanted=False, note=": HEIC"),
+        _judge(group, "pillow-heif", "pillow_heif", found, note=": HEIC"),
         _judge(group, "OpenCV", "cv2", found, note=": resizing, and what is written"),
         _judge(group, "PyAV", "av", found, note=": video"),
+        _judge(group, "rawpy", "rawpy", found, wanted=False, note=": raw files of cameras"),
+        _judge(group, "pydicom", "pydicom", found, wanted=False, note=": DICOM"),
+        _judge(group, "zarr", "zarr", found, wanted=False, note=": OME-Zarr"),
     ]
 
 
 def _training(found: Found) -> list[Check]:
     """What `unet-batch train` needs, and what it can use."""
-    wants = (
-        ("kornia", "augmentation"),
-        ("matplotlib", "curves"),
-        ("pycocotools", "COCO annotations"),
-        ("tensorboard", "--tensorboard"),
-    )
-    return [
-        _judge("training", module, module, found, wanted=False, note=f": {what}") for module, what in wants
-    ]
+    wants = {"kornia": "augmentation", "matplotlib": "curves", "pycocotools": "COCO annotations"}
+    wants |= {"tensorboard": "--tensorboard"}
+    return [_judge("training", each, each, found, wanted=False, note=f": {wants[each]}") for each in wants]

@@ -26,7 +26,7 @@ CHECKS = (
     Check("building engines", "tensorrt", "missing", "not installed", 'pip install "unet-batch[tensorrt]"'),
     Check("building engines", "tensorrt-rtx", "off", "not installed", 'pip install "unet-batch[tensorrt]"'),
     Check("buffers", "pycuda", "missing", "not installed", 'pip install "unet-batch[tensorrt]"'),
-    Check("pictures", "pillow-heif", "off", "not installed", 'pip install "unet-batch[heic]"'),
+    Check("pictures", "rawpy", "off", "not installed", 'pip install "unet-batch[raw]"'),
     Check("pictures", "Pillow", "broken", "13.0.0: \x1b[31mevil"),
 )
 
@@ -70,7 +70,7 @@ def test_each_fix_once(monkeypatch: pytest.MonkeyPatch) -> None:
         '\nto fix\n  # tensorrt, tensorrt-rtx, pycuda\n  pip install "unet-batch[tensorrt]"\n  # '
         "torch-cuda\n  " + TORCH + "\n\n" in text
     )
-    assert '\noptional\n  # pillow-heif\n  pip install "unet-batch[heic]"\n\n' in text
+    assert '\noptional\n  # rawpy\n  pip install "unet-batch[raw]"\n\n' in text
 
 
 def test_words_stay_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

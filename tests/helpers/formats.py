@@ -148,3 +148,26 @@ def flat_jpeg(planes: list[NDArray[Any]], factors: list[tuple[int, int]], size: 
             b"\xff\xd9",
         )
     )
+
+
+def dng(values: NDArray[np.uint16], orientation: int = 1, **options: Any) -> bytes:
+    """A raw file of a camera with one filter of red, two of green and one of blue: an uncompressed DNG."""
+    import tifffile
+
+    short, text, byte, rational, signed = 3, 2, 1, 5, 10
+    to_camera = [number for row in np.eye(3, dtype=int).tolist() for one in row for number in (one, 1)]
+    tags = [
+        (274, short, 1, orientation, True),
+        (33421, short, 2, (2, 2), True),  # CFARepeatPatternDim, CFAPattern
+        (33422, byte, 4, bytes([0, 1, 1, 2]), True),
+        (50706, byte, 4, bytes([1, 4, 0, 0]), True),  # DNGVersion
+        (50708, text, None, "unet-batch test", True),  # UniqueCameraModel
+        (50714, short, 1, 0, True),  # BlackLevel, WhiteLevel
+        (50717, short, 1, 65535, True),
+        (50721, signed, 9, to_camera, True),  # ColorMatrix1, AsShotNeutral, CalibrationIlluminant1
+        (50728, rational, 3, (1, 1) * 3, True),
+        (50778, short, 1, 21, True),
+    ]
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, photometric=32803, metadata=None, extratags=tags, **options)
+    return file.getvalue()

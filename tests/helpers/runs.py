@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,16 @@ def segment_folder(folder: str, out: str, options: dict[str, Any]) -> None:
     with Segmenter(FakeBackend(), model=fake_file(), workers=2) as segmenter:
         report = execute(plan, segmenter)
     raise SystemExit(report.exit_code)
+
+
+def kill_and_resume(source: Path, out: Path, options: dict[str, Any]) -> None:
+    """Kill a run once it has written a mask, and let another one do what is left."""
+    from tests.helpers.processes import Forked
+
+    child, deadline = Forked(segment_folder, str(source), str(out), options), time.monotonic() + 60
+    while not any((out / "masks").rglob("[!.]*.*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    child.kill()
+    child.wait()
+    child = Forked(segment_folder, str(source), str(out), options)
+    assert child.wait(60) == 0

@@ -205,9 +205,10 @@ def test_of_several_classes_there_is_no_one_probability(photo: Path, tmp_path: P
 
 class TestSave:
     def test_the_files_that_a_run_writes(self, segmenter: Segmenter, photo: Path, tmp_path: Path) -> None:
-        segment(photo.parent, output=tmp_path / "run", save=PICTURE_KINDS)
-        saved = segmenter.predict(photo).save(tmp_path / "saved", PICTURE_KINDS)
-        assert list(saved) == list(PICTURE_KINDS)
+        kinds = tuple(kind for kind in PICTURE_KINDS if kind != "dicomseg")  # of DICOM alone
+        segment(photo.parent, output=tmp_path / "run", save=kinds)
+        saved = segmenter.predict(photo).save(tmp_path / "saved", kinds)
+        assert list(saved) == list(kinds)
         for path in saved.values():
             name = Path(path).relative_to(tmp_path / "saved")
             assert Path(path).read_bytes() == (tmp_path / "run" / name).read_bytes()

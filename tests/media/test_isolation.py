@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -464,3 +465,27 @@ def test_a_huge_picture_gives_its_memory_back(keep: int, tmp_path: Path, picture
                 if os.path.islink(file) and os.readlink(file).startswith("/memfd:unet-batch")
             ]
             assert sorted(sizes) == [0, kept], "its stderr, and the pixels"
+
+
+def test_formats_that_need_an_extra_are_decoded_there_too(tmp_path: Path) -> None:
+    for package in ("rawpy", "pydicom", "zarr"):
+        pytest.importorskip(package)
+    from tests.helpers.dicom import save_dicom
+    from tests.helpers.formats import dng
+
+    values = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
+    (tmp_path / "a.dng").write_bytes(dng(np.full((64, 96), 9000, np.uint16)))
+    save_dicom(tmp_path / "a.dcm", values)
+    # An OME-Zarr of one plain chunk, written by hand: zarr's threads would stay in this process
+    array = {"zarr_format": 2, "shape": [20, 30], "chunks": [20, 30], "dtype": "|u1", "order": "C"}
+    array |= {"fill_value": 0, "compressor": None, "filters": None}
+    about = {"multiscales": [{"axes": ["y", "x"], "datasets": [{"path": "0"}]}]}
+    (tmp_path / "a.zarr" / "0").mkdir(parents=True)
+    for name, facts in (("0/.zarray", array), (".zattrs", about), (".zgroup", {"zarr_format": 2})):
+        (tmp_path / "a.zarr" / name).write_text(json.dumps(facts))
+    (tmp_path / "a.zarr" / "0" / "0.0").write_bytes(values.tobytes())
+    with open_decoders(1) as decoders:
+        for name in ("a.dcm", "a.zarr"):
+            np.testing.assert_array_equal(decoders.read(str(tmp_path / name)).pixels[..., 0], values)
+        developed = decoders.read(str(tmp_path / "a.dng")).pixels
+    np.testing.assert_array_equal(developed, images.read(str(tmp_path / "a.dng")).pixels)

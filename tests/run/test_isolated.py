@@ -88,6 +88,8 @@ def odd(tmp_path: Path) -> Path:
     write(folder / "large.jpg", noise(5, 400, 600))
     pages = [Image.fromarray(noise(6)), Image.fromarray(noise(7))]
     pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
+    place = [(33550, 12, 3, (0.5, 0.5, 0.0), True), (33922, 12, 6, (0.0, 0.0, 0.0, 7.0, 8.0, 0.0), True)]
+    tifffile.imwrite(folder / "placed.tif", noise(8), photometric="rgb", extratags=place, metadata=None)
     (folder / "broken.png").write_bytes(b"no picture")
     return folder
 
@@ -96,7 +98,7 @@ def odd(tmp_path: Path) -> Path:
     ("classes", "save", "view"),
     [
         (1, ("mask", "overlay", "cutout", "prob", "prob16"), ViewOptions()),
-        (1, ("mask",), ViewOptions()),
+        (1, ("mask", "geotiff"), ViewOptions()),
         (3, ("mask", "overlay"), ViewOptions()),
         (1, ("mask", "overlay"), ViewOptions("tile", scale=0.7)),
         (1, ("mask", "prob16"), ViewOptions(refine=True)),
@@ -115,9 +117,9 @@ def test_the_same_bytes_and_the_same_notes(
     isolated = run(odd, tmp_path / "isolated", backend(), view, save=save)
     plain, _ = segment(odd, output=tmp_path / "plain", backend=backend(), view=view, save=save)
     found = outputs(tmp_path / "isolated")
-    assert len(found) == 7 * len(save)
+    assert len(found) == 8 * len(save)
     assert found == outputs(tmp_path / "plain")
-    assert (isolated.done, isolated.failed) == (plain.done, plain.failed) == (7, 1)
+    assert (isolated.done, isolated.failed) == (plain.done, plain.failed) == (8, 1)
     assert isolated.failures == plain.failures
     assert isolated.file_notes == plain.file_notes != []
 

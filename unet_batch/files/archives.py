@@ -23,6 +23,8 @@ from functools import lru_cache
 from io import BytesIO
 from typing import BinaryIO, NamedTuple
 
+from unet_batch.files import stores
+
 LARGEST = 2 * 2**30
 """Bytes of the largest member that is read: it is held in memory, and a small file may claim to hold more."""
 _SUFFIXES = (".zip", ".tar")
@@ -57,8 +59,8 @@ class _Archive(ABC):
     members: Mapping[str, _Member]
 
     @abstractmethod
-    def read(self, member: _Member) -> bytes:
-        """The contents. Raises OSError, or one of _DAMAGE."""
+    def read(self, member: _Member, size: int = -1) -> bytes:
+        """The contents, or so many bytes of their beginning. Raises OSError, or one of _DAMAGE."""
 
 
 class _Zip(_Archive):
@@ -67,10 +69,10 @@ class _Zip(_Archive):
         members = ((info, _clean(info.filename)) for info in self._file.infolist() if not info.is_dir())
         self.members = {name: _Member(Stat(info.file_size, info.CRC), info) for info, name in members if name}
 
-    def read(self, member: _Member) -> bytes:
+    def read(self, member: _Member, size: int = -1) -> bytes:
         assert isinstance(member.place, zipfile.ZipInfo)
         with self._file.open(member.place) as file:
-            return file.read()
+            return file.read(size)
 
 
 class _Tar(_Archive):
@@ -84,12 +86,13 @@ class _Tar(_Archive):
                 if name
             }
 
-    def read(self, member: _Member) -> bytes:
+    def read(self, member: _Member, size: int = -1) -> bytes:
         assert isinstance(member.place, int)
+        size = member.stat.size if size < 0 else min(size, member.stat.size)
         with open(self._path, "rb") as file:
             file.seek(member.place)
-            data = file.read(member.stat.size)
-        if len(data) < member.stat.size:
+            data = file.read(size)
+        if len(data) < size:
             raise EOFError("the archive ends early")
         return data
 
@@ -127,6 +130,8 @@ def stat(path: str) -> Stat:
         OSError, ValueError: it cannot be looked at.
     """
     if (found := _split(path)) is None:
+        if stores.is_store(path):
+            return Stat(*stores.measure_store(path))
         facts = os.stat(path)
         return Stat(facts.st_size, facts.st_mtime_ns)
     return _find(path, *found).stat
@@ -146,6 +151,19 @@ def open_file(path: str) -> BinaryIO:
         raise OSError(f"{member.stat.size:,} bytes in an archive, which would be held in memory: unpack it")
     try:
         return BytesIO(_contents(archive).read(member))
+    except _DAMAGE as error:
+        raise OSError(f"damaged in its archive, or encrypted: {error}") from error
+
+
+def read_head(path: str, size: int) -> bytes:
+    """The first bytes of a file, of a member of an archive without the rest of it. Raises as `open_file`."""
+    if (found := _split(path)) is None:
+        if not is_regular(path):  # a named pipe would wait for ever
+            raise OSError("not a regular file")
+        with open(path, "rb") as file:
+            return file.read(size)
+    try:
+        return _contents(found[0]).read(_find(path, *found), size)
     except _DAMAGE as error:
         raise OSError(f"damaged in its archive, or encrypted: {error}") from error
 

@@ -43,6 +43,7 @@ KINDS: Mapping[str, Kind] = {
     "prob": Kind("probs", ".png", ("picture",), needs_probability=True),
     "prob16": Kind("probs16", ".png", ("picture",), needs_probability=True),
     "geotiff": Kind("geotiffs", ".tif", ("picture",)),
+    "dicomseg": Kind("dicomsegs", ".dcm", ("picture",)),
     "frames": Kind("frames", "", ("clip",)),
 }
 """All that `--save` knows. A new kind is a row here and a renderer in `inference/result.py`."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 
 from unet_batch.errors import SourceError
-from unet_batch.files import archives
+from unet_batch.files import archives, stores
 from unet_batch.files.naming import assign_folder_names, assign_keys
 from unet_batch.files.patterns import MAGIC, Pattern
 from unet_batch.types import Item
@@ -270,8 +270,8 @@ class _Search:
         path = _absolute(source, self.cwd)
         try:
             if archives.exists(path) or archives.is_folder(path):  # a file in an archive, or a folder in one
-                return path, [], archives.is_folder(path)
-            return path, [], stat.S_ISDIR(os.stat(path).st_mode)
+                return path, [], archives.is_folder(path) and not stores.is_store(path)
+            return path, [], stat.S_ISDIR(os.stat(path).st_mode) and not stores.is_store(path)
         except ValueError as error:
             raise SourceError(f"{source!r} cannot be a file name: {error}") from error
         except OSError as error:
@@ -336,9 +336,8 @@ class _Search:
         if not entries:
             raise SourceError(f"the list {name} names no files", hint=hint)
         for entry in entries:
-            if not archives.is_folder(
-                entry
-            ):  # a missing file is taken as well: decoding reports it by its name
+            # A missing file is taken as well: decoding reports it by its name
+            if not archives.is_folder(entry) or stores.is_store(entry):
                 self.take(entry, os.path.dirname(entry))
                 continue
             try:
@@ -401,7 +400,7 @@ class _Search:
                     if not then:
                         continue
                 try:
-                    is_folder = entry.is_dir()
+                    is_folder = entry.is_dir() and not stores.is_store(entry.path)
                 except OSError:  # a link that leads in circles, or to where we may not look
                     is_folder = False
                 if is_folder:

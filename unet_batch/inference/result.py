@@ -194,7 +194,7 @@ class Result:
 
         Args:
             folder: the output folder; made where it is missing.
-            kinds: of "mask", "overlay", "cutout", "prob", "prob16", "geotiff".
+            kinds: of "mask", "overlay", "cutout", "prob", "prob16", "geotiff", "dicomseg".
             name: of the files; "" takes the name of the picture's own file.
             overwrite: replace files that hold something else.
 
@@ -296,12 +296,26 @@ def _ids(result: Result) -> Pixels:
     return mask if result.spec.output == "class_ids" else mask // np.uint8(255)
 
 
+def _missing(result: Result) -> NDArray[np.bool_] | None:
+    """Where the picture has no value, at its own size: bool (height, width), or None."""
+    frame = result._done("missing").frame
+    return None if frame.missing is None else geometry.resize_flags(frame.missing, frame.placement.source)
+
+
 def _geotiff(result: Result) -> bytes:
-    frame = result._done("geotiff").frame
-    missing = frame.missing
-    if missing is not None:
-        missing = geometry.resize_flags(missing, frame.placement.source)
-    return images.encode_geotiff(_ids(result), missing, frame.metadata)
+    metadata = result._done("geotiff").frame.metadata
+    return images.encode_geotiff(_ids(result), _missing(result), metadata)
+
+
+def _segment_ids(result: Result) -> Pixels:
+    """Class ids, NODATA where the picture has no value."""
+    missing = _missing(result)
+    return _ids(result) if missing is None else np.where(missing, np.uint8(images.NODATA), _ids(result))
+
+
+def _dicomseg(result: Result) -> bytes:
+    spec = result.spec
+    return images.encode_dicomseg(result.path, {0: _segment_ids(result)}, spec.classes, spec.name)
 
 
 RENDERERS: Mapping[str, Callable[[Result], bytes]] = {
@@ -311,6 +325,7 @@ RENDERERS: Mapping[str, Callable[[Result], bytes]] = {
     "prob": lambda result: images.encode_map(result.probability),
     "prob16": lambda result: images.encode_map(_probability16(result)),
     "geotiff": _geotiff,
+    "dicomseg": _dicomseg,
 }
 """How each kind of `files.outputs.KINDS` that pictures have is made."""
 
@@ -321,6 +336,7 @@ DRAWN: Mapping[str, Callable[[Result], NDArray[Any]]] = {
     "prob": lambda result: result.probability,
     "prob16": _probability16,
     "geotiff": _ids,
+    "dicomseg": _segment_ids,
 }
 """The same, as pixels."""
 

@@ -250,7 +250,7 @@ def prepare(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byt
     frame, pixels = setup.decode(path)
     tensor = geometry.to_network(pixels, frame.placement)
     weight = 0
-    if frame.pixels is not None or frame.missing is not None or frame.notes:
+    if frame.pixels is not None or frame.missing is not None or frame.notes or frame.metadata.geo:
         arrays = (frame.pixels, frame.missing, frame.alpha)
         weight = 1 + sum(array.nbytes for array in arrays if array is not None)
         kept[number] = frame

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from unet_batch.errors import UsageError
 from unet_batch.files.outputs import KINDS, OutputTree
 from unet_batch.inference.segmenter import Segmenter
+from unet_batch.media import images
 from unet_batch.types import Item, Prediction
 
 
@@ -36,12 +37,14 @@ class OutputRenderer:
         segmenter: knows the classes and the threshold.
 
     Raises:
-        UsageError: a kind of output is wanted that the model cannot give.
+        UsageError: a kind of output is wanted that the model cannot give, or a package is missing for it.
     """
 
     def __init__(self, outputs: OutputTree, segmenter: Segmenter) -> None:
         self.outputs, self.segmenter = outputs, segmenter
         self.needs_pixels = outputs.need_pixels
+        if "dicomseg" in outputs.kinds:
+            images.check_dicomseg()
         spec = segmenter.spec
         wrong = sorted(kind for kind in outputs.kinds if KINDS[kind].needs_probability)
         if wrong and spec.output == "class_ids":

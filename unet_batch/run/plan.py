@@ -179,7 +179,7 @@ def _is_source_too(output: str, folder: str) -> UsageError:
 
 def _is_source(path: str) -> bool:
     """Tell whether a file found in a folder is a picture or a clip; of an archive only pictures are read."""
-    if images.is_supported(path):
+    if images.is_supported(path) or images.is_unnamed_dicom(path):
         return True
     return video.is_clip(path) and not archives.archive_of(path) and not video.is_foreign(path)
 
@@ -207,6 +207,13 @@ def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
                 f"--save {','.join(kinds)}: none of it can be made of a {what}; the sources hold {count:,}",
                 hint=f"add {' or '.join(possible)}, or leave the {what}s out",
             )
+    pictures = [item.path for item in items if not item.is_clip]
+    if "dicomseg" in kinds and pictures and not any(map(images.may_be_dicom, pictures)):
+        raise UsageError(
+            f"--save dicomseg: a segmentation refers to a DICOM picture, and none of the {len(pictures):,} "
+            "pictures is called like one",
+            hint="save mask instead",
+        )
 
 
 def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRecipe:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from unet_batch.errors import OutputError
-from unet_batch.files import archives
+from unet_batch.files import archives, stores
 
 VERSION = 1
 # How a whole file of this format ends. One that does and has another size was not cut short: somebody has
@@ -217,9 +217,10 @@ def sha256_of(path: str) -> str:
     """SHA-256 of a file's contents in hexadecimal; "" if it cannot be read."""
     digest = hashlib.sha256()
     try:
-        with archives.open_file(path) as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        for name in stores.contents(path):
+            with archives.open_file(name) as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
     except (OSError, ValueError):
         return ""
     return digest.hexdigest()

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SUFFIX = ".tif"
 
+_Writer = images.StackWriter | images.SegmentationWriter
+
 
 @dataclass
 class StackResult:
@@ -53,6 +55,8 @@ class StackResult:
 
 def file_of(outputs: OutputTree, kind: str, key: str) -> str:
     """Where a stack goes, relative to the output folder and `/`-separated."""
+    if kind == "dicomseg":  # has frames of its own
+        return outputs.file(kind, key)
     return outputs.file(kind, key).removesuffix(KINDS[kind].suffix) + SUFFIX
 
 
@@ -177,7 +181,7 @@ class _StackRun:
             ) as done,
         ):
             stop.watch(done.stop)
-            files: dict[str, images.StackWriter] = {}
+            files: dict[str, _Writer] = {}
             try:
                 for page in done:
                     for kind, pixels in page.value.items():
@@ -191,7 +195,7 @@ class _StackRun:
 
     def write(
         self,
-        files: dict[str, images.StackWriter],
+        files: dict[str, _Writer],
         writers: ExitStack,
         kind: str,
         pixels: NDArray[Any],
@@ -200,13 +204,20 @@ class _StackRun:
         """Write a page of a kind of output, the first one into a new file."""
         try:
             if kind not in files:
-                size = pixels.nbytes * self.total
-                files[kind] = writers.enter_context(
-                    images.StackWriter(self.temporary[kind], self.stack, size)
-                )
+                files[kind] = writer = self.open_writer(kind, pixels.nbytes)
+                writers.enter_context(writer)
             files[kind].write(pixels, dpi)
         except OSError as error:
             raise translate(error, self.temporary[kind], pixels.nbytes) from error
+
+    def open_writer(self, kind: str, page: int) -> _Writer:
+        """Open the file of a kind of output, given the bytes of a page."""
+        path, spec = self.temporary[kind], self.segmenter.spec
+        if kind == "dicomseg":
+            return images.SegmentationWriter(
+                path, self.item.path, self.pages.first - 1, spec.classes, spec.name
+            )
+        return images.StackWriter(path, self.stack, page * self.total)
 
     # The source, in a thread of its own.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from unet_batch.errors import SourceError
+from unet_batch.files import archives
 from unet_batch.run.execute import execute
 from unet_batch.run.observe import Observer, Stop
 from unet_batch.run.options import RunOptions
@@ -71,10 +72,10 @@ class Arrivals:
         seen: dict[str, tuple[tuple[int, int], float]] = {}
         for item in items:
             try:
-                found = os.stat(item.path)
+                found = archives.stat(item.path)
             except OSError:  # gone again, or a link to nothing
                 continue
-            state = (found.st_size, found.st_mtime_ns)
+            state = (found.size, found.mtime_ns)
             before = self._seen.get(item.path)
             since = before[1] if before is not None and before[0] == state else now
             seen[item.path] = state, since

@@ -123,9 +123,8 @@ class TestRows:
 
     def test_what_cannot_be_written_is_told_to_who_writes(self, tmp_path: Path) -> None:
         writer = GeoTiffWriter(str(tmp_path / "none" / "a.tif"), (100, 100), Metadata())
-        with pytest.raises(OSError, match="No such file"):  # by the next rows, at the latest at the end
-            writer.write(np.zeros((60, 100), np.uint8))
-            writer.finish()
+        with pytest.raises(OSError, match="No such file"):
+            _write_all(writer, np.zeros((60, 100), np.uint8))
         writer.close()
 
     def test_rows_that_never_come_are_missed(self, tmp_path: Path) -> None:
@@ -139,3 +138,9 @@ class TestRows:
         writer.write(np.zeros((600, 100), np.uint8))
         writer.close()
         writer.close()
+
+
+def _write_all(writer: GeoTiffWriter, rows: np.ndarray) -> None:
+    """What cannot be written is told when the next rows come, at the latest at the end."""
+    writer.write(rows)
+    writer.finish()

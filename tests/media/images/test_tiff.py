@@ -673,7 +673,6 @@ def with_tag(data: bytes, tag: int, value: int) -> bytes:
         (259, 34661, "compressed with JBIG"),
         (259, 34713, "compressed with Nikon NEF"),
         (259, 12345, "compressed with an unknown method (Compression 12345)"),
-        (262, 32803, "raw data"),
         (262, 32845, "LogLuv"),
         (262, 777, "unknown kind (PhotometricInterpretation 777)"),
         (258, 33, "33-bit unsigned integers"),

@@ -25,6 +25,8 @@
 |                                     | image; of a TIFF the first that is not a reduced copy; of an |
 |                                     | MPO the first: only pictures as large count, no previews and |
 |                                     | no gain maps                                                 |
+| a window, rescaling (DICOM)         | applied, the first there is; padding has no value            |
+| a camera's raw data                 | developed: its white balance, exposure by the histogram      |
 | orientation 2..8 (EXIF, TIFF)       | applied; absent, invalid or unreadable: as stored            |
 | an ICC profile; PNG's cICP; a JPEG  | sRGB by Little CMS, relative colorimetric with black point   |
 | that names Adobe RGB in EXIF (DCF)  | compensation; one that is damaged or made for other colours  |
@@ -43,16 +45,24 @@ A TIFF whose strips or tiles are cut short or absent is an error. Of changed byt
 and LERC notice any, JPEG most; the others (LZW, fax, none...) show them.
 
 `common` has the table of formats, to which a new one is added, limits and errors; `ranges` makes uint8 of
-numbers of any type. `jpeg` (with `huffman`), `png` and `tiff` (with `tiff_pages`, `tiff_blocks`,
-`tiff_ycbcr`, and `tiff_bands` for what memory does not hold) have their formats, `decode` all others (with
-`depth`), and the functions that read; `memory` takes what was read already, `profiles` makes it sRGB,
-`metadata` chooses what outputs take over, and `encode` writes them.
+numbers of any type. `jpeg` (with `huffman`), `png`, `tiff` (with `tiff_pages`, `tiff_blocks`, `tiff_ycbcr`,
+and `tiff_bands` for what memory does not hold), `raw`, `dicom` (with `dicomseg` for masks) and `ome_zarr`
+have their formats, `decode` all others (with `depth`), and the functions that read; `memory` takes what was
+read already, `profiles` makes it sRGB, `metadata` chooses what outputs take over, and `encode` writes them.
 """
 
 from __future__ import annotations
 
-from unet_batch.media.images.common import EXTENSIONS, MAX_PIXELS, Picture, is_supported
+from unet_batch.media.images.common import (
+    EXTENSIONS,
+    MAX_PIXELS,
+    Picture,
+    is_supported,
+    is_unnamed_dicom,
+    may_be_dicom,
+)
 from unet_batch.media.images.decode import StoredMask, orientation, read, read_bytes, read_ids
+from unet_batch.media.images.dicomseg import SegmentationWriter, check_dicomseg, encode_dicomseg
 from unet_batch.media.images.encode import (
     JPEG_SIDE,
     GreyPngWriter,
@@ -79,9 +89,12 @@ __all__ = [
     "GreyPngWriter",
     "Picture",
     "Range",
+    "SegmentationWriter",
     "Stack",
     "StackWriter",
     "StoredMask",
+    "check_dicomseg",
+    "encode_dicomseg",
     "encode_geotiff",
     "encode_jpeg",
     "encode_map",
@@ -89,8 +102,10 @@ __all__ = [
     "encode_rgba",
     "from_memory",
     "is_supported",
+    "is_unnamed_dicom",
     "look_at_pages",
     "mask_canvas",
+    "may_be_dicom",
     "measure",
     "orientation",
     "read",

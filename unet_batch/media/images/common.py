@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
-from unet_batch.files import archives
+from unet_batch.files import archives, stores
 from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
@@ -56,10 +56,13 @@ class Format:
 
 
 # Here a new format is added. One that Pillow decodes needs a row and no more; another one also a branch in
-# `decode.read`. The first signature that matches wins: AVIF comes before HEIC, whose brands it shares.
+# `decode.read`. The first signature that matches wins: AVIF comes before HEIC, whose brands it shares. Most
+# raw files of cameras have that of a TIFF, and are told from it by the page that would be read (`tiff`).
 # Plugins are named one by one: PIL.Image.open would import all of them, warn from 89 megapixels on, and let a
 # file of any extension reach formats that run other programs (EPS).
 FORMATS = (
+    # Before all: its first 128 bytes may be anything, and scanners write the beginning of a TIFF
+    Format("DICOM", "dcm dicom", rb".{128}DICM", ""),
     Format("JPEG", "jpg jpeg jpe jfif mpo", rb"\xff\xd8\xff", ""),
     Format("PNG", "png apng", rb"\x89PNG\r\n\x1a\n", "PIL.PngImagePlugin:PngImageFile"),
     Format("GIF", "gif", rb"GIF8[79]a", "PIL.GifImagePlugin:GifImageFile"),
@@ -72,6 +75,12 @@ FORMATS = (
         "PIL.AvifImagePlugin:AvifImageFile",
     ),
     Format("HEIC", "heic heif hif", rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "pillow_heif:HeifImageFile"),
+    Format(
+        "RAW",
+        "dng cr2 cr3 nef nrw arw raf orf rw2 pef srw",
+        rb"II\*\x00.{4}CR|....ftypcrx |FUJIFILMCCD-RAW|II(RO|RS|U\x00)|MMOR",
+        "",
+    ),
     Format("TIFF", "tif tiff", rb"II[*+]\x00|MM\x00[*+]", ""),
     Format("PNM", "ppm pgm pbm pnm", rb"P[1-6f]\s", "PIL.PpmImagePlugin:PpmImageFile"),
     Format("PSD", "psd", rb"8BPS", "PIL.PsdImagePlugin:PsdImageFile"),
@@ -82,8 +91,10 @@ FORMATS = (
         rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51",
         "PIL.Jpeg2KImagePlugin:Jpeg2KImageFile",
     ),
+    Format("OME-Zarr", "zarr", rb"(?!)", ""),  # a folder: no file begins like it
     Format("TGA", "tga", b"", "PIL.TgaImagePlugin:TgaImageFile"),
 )
+OME_ZARR = next(format for format in FORMATS if format.name == "OME-Zarr")
 EXTENSIONS = frozenset(extension for format in FORMATS for extension in format.extensions.split())
 """Extensions of the files that `read` can decode, lower case, without the dot."""
 
@@ -91,7 +102,7 @@ _SIGNATURES = tuple(
     (re.compile(format.signature, re.DOTALL), format) for format in FORMATS if format.signature
 )
 _WITHOUT_SIGNATURE = tuple(format for format in FORMATS if not format.signature)
-_HEAD_BYTES = 64
+_HEAD_BYTES = 132
 _RESTORE = "restore it from its source, or leave it out"
 _DAMAGED = "the file is damaged: restore it from its source, or leave it out"
 CONVERT = "open it in the program that made it, and save it as PNG or 8-bit RGB"
@@ -135,7 +146,7 @@ class Source:
 
     Attributes:
         name: what errors call it: its path, or the name of bytes in memory.
-        file: its contents, from the first byte.
+        file: its contents, from the first byte; empty for an OME-Zarr, which is a folder of that name.
         format: of the contents.
         max_pixels: largest height x width that may be decoded.
     """
@@ -153,7 +164,9 @@ class Source:
                 f"{self.max_pixels:,}",
                 hint=too_large_hint(height * width)
                 + (
-                    "; or have run read it in bands of rows: --fit tile" if self.format.name == "TIFF" else ""
+                    "; or have run read it in bands of rows: --fit tile"
+                    if self.format.name in ("TIFF", "OME-Zarr")
+                    else ""
                 ),
             )
 
@@ -164,8 +177,24 @@ def too_large_hint(pixels: int) -> str:
 
 
 def is_supported(name: str) -> bool:
-    """Tell from its extension whether a file is worth reading; HEIC counts even without pillow-heif."""
+    """Tell from its extension whether a file is worth reading; so it is even without its package."""
     return os.path.splitext(name)[1][1:].lower() in EXTENSIONS
+
+
+def may_be_dicom(name: str) -> bool:
+    """Tell from its extension whether a file may be DICOM: it is none of another format."""
+    return name.lower().endswith((".dcm", ".dicom")) or not is_supported(name)
+
+
+def is_unnamed_dicom(path: str) -> bool:
+    """Tell whether a file without an extension, as scanners write them, is DICOM; looks into no other."""
+    name = os.path.basename(path)
+    extension = os.path.splitext(name)[1][1:]
+    if (extension and not extension.isdigit()) or name.upper() == "DICOMDIR":  # 1.2.840.113619.2.55 is a name
+        return False
+    with suppress(OSError, ValueError):
+        return archives.read_head(path, _HEAD_BYTES)[128:] == b"DICM"
+    return False
 
 
 @contextmanager
@@ -179,8 +208,12 @@ def open_source(name: str, max_pixels: int, data: bytes | None = None) -> Iterat
     """
     kind = "picture"
     try:
-        with _open_file(name) if data is None else BytesIO(data) as file, _ignore_warnings():
-            format = _detect_format(name, file.read(_HEAD_BYTES))
+        is_store = data is None and stores.is_store(name)
+        with (
+            BytesIO(data or b"") if is_store or data is not None else _open_file(name) as file,
+            ignore_warnings(),
+        ):
+            format = OME_ZARR if is_store else _detect_format(name, file.read(_HEAD_BYTES))
             kind = format.name
             file.seek(0)
             yield Source(name, file, format, max_pixels)
@@ -307,15 +340,18 @@ class _DecoderModules:
     """The pattern of module names in a warnings filter: the decoders', on threads that are decoding."""
 
     def match(self, module: str) -> bool:
-        return getattr(_thread, "decoding", False) and module.startswith(("PIL.", "pillow_heif", "tifffile"))
+        return getattr(_thread, "decoding", False) and module.startswith(
+            ("PIL.", "pillow_heif", "tifffile", "pydicom", "highdicom", "zarr")
+        )
 
 
 def _ours_to_say(record: logging.LogRecord) -> bool:
-    """Keep what tifffile logs of a file that is being decoded here; what matters becomes an error."""
+    """Keep what a library logs of a file that is being decoded here; what matters becomes an error."""
     return not getattr(_thread, "decoding", False)
 
 
-logging.getLogger("tifffile").addFilter(_ours_to_say)
+for _library in ("tifffile", "pydicom"):
+    logging.getLogger(_library).addFilter(_ours_to_say)
 
 
 _thread = threading.local()
@@ -323,7 +359,7 @@ _FILTER = ("ignore", None, Warning, _DecoderModules(), 0)
 
 
 @contextmanager
-def _ignore_warnings() -> Iterator[None]:
+def ignore_warnings() -> Iterator[None]:
     """Keep the decoders' warnings about odd metadata from the screen, and from becoming errors.
 
     `warnings.catch_warnings` swaps a list that all threads share, so threads that overlap undo each other's

@@ -1,9 +1,10 @@
-"""Decode pictures from files and from memory: JPEG by `jpeg.py`, TIFF by `tiff.py`, all else by Pillow."""
+"""Decode pictures from files and from memory: some formats by their own modules, all else by Pillow."""
 
 from __future__ import annotations
 
 import importlib
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
@@ -23,12 +24,15 @@ from unet_batch.media.images.common import (
     over_white,
 )
 from unet_batch.media.images.depth import find_depth
+from unet_batch.media.images.dicom import read_dicom, read_stored_frame
 from unet_batch.media.images.huffman import read_frame
 from unet_batch.media.images.jpeg import open_header, read_jpeg
 from unet_batch.media.images.metadata import outputs_metadata
+from unet_batch.media.images.ome_zarr import read_stored_page, read_volume
 from unet_batch.media.images.png import open_png
 from unet_batch.media.images.profiles import coded_profile, named_profile, to_srgb
 from unet_batch.media.images.ranges import AUTO, Range, Usage
+from unet_batch.media.images.raw import NO_MASK, RawInTiff, read_raw
 from unet_batch.media.images.tiff import PALETTE, WHITE_IS_ZERO, read_stored, read_tiff, tiff_orientation
 from unet_batch.types import Metadata
 
@@ -94,7 +98,14 @@ def _read(source: Source, at_least: Size | None, value_range: Range) -> Picture:
         return read_jpeg(source, at_least, value_range)
     notes: tuple[str, ...] = ()
     if source.format.name == "TIFF":
-        return read_tiff(source, value_range)
+        with suppress(RawInTiff):
+            return read_tiff(source, value_range)
+    if source.format.name in ("TIFF", "RAW"):
+        return read_raw(source)
+    if source.format.name == "DICOM":
+        return read_dicom(source, value_range)
+    if source.format.name == "OME-Zarr":
+        return read_volume(source, value_range)
     if source.format.name == "PNG":
         image: ImageFile = open_png(source, source.file.read())
     else:
@@ -216,7 +227,14 @@ def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> StoredMask:
         if source.format.name == "JPEG":
             return StoredMask(cv2.cvtColor(read_jpeg(source, None).pixels, cv2.COLOR_RGB2GRAY), "jpeg")
         if source.format.name == "TIFF":
-            return _tiff_mask(source)
+            with suppress(RawInTiff):
+                return _tiff_mask(source)
+        if source.format.name in ("TIFF", "RAW"):
+            raise ImageError(f"{path}: {NO_MASK}", hint="save the mask as an 8-bit grey PNG")
+        if source.format.name == "DICOM":
+            return _numbers_mask(source, *read_stored_frame(source))
+        if source.format.name == "OME-Zarr":
+            return _numbers_mask(source, read_stored_page(source))
         if source.format.name == "PNG":
             data = source.file.read()
             image: ImageFile = open_png(source, data)
@@ -279,6 +297,17 @@ def _tiff_mask(source: Source) -> StoredMask:
     return StoredMask(values, "jpeg" if stored.lossy else kind, full, white_is_zero=white_is_zero)
 
 
+def _numbers_mask(source: Source, values: NDArray[Any], bits: int = 0) -> StoredMask:
+    """What a file stores that holds numbers, of so many bits if it says so."""
+    if values.ndim == 3:
+        return StoredMask(values, "colour")
+    try:
+        values, kind, full = _as_ids(values)
+    except ValueError as error:
+        raise ImageError(f"{source.name}: {error}", hint="save the mask as an 8-bit grey PNG") from error
+    return StoredMask(values, kind, 2**bits - 1 if bits else full)
+
+
 def _as_ids(values: NDArray[Any]) -> tuple[NDArray[Any], Literal["grey"], int]:
     """Numbers of any type as the first three attributes of `StoredMask`.
 
@@ -310,6 +339,8 @@ def orientation(path: str) -> int:
     with open_source(path, MAX_PIXELS) as source:
         if source.format.name == "TIFF":
             return tiff_orientation(source)
+        if source.format.name in ("RAW", "DICOM", "OME-Zarr"):
+            return 1
         if source.format.name != "JPEG":
             return exif_orientation(open_image(source))
         data = source.file.read()
@@ -326,7 +357,7 @@ def open_image(source: Source) -> ImageFile:
     except ImportError as error:
         raise ImageError(
             f"{source.name}: {source.format.name} needs the package pillow-heif",
-            hint="pip install 'unet-batch[heic]'",
+            hint="pip install pillow-heif",
         ) from error
     if source.format.name == "ICO":
         _check_icons(source)

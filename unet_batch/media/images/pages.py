@@ -16,6 +16,8 @@ from unet_batch.errors import ImageError
 from unet_batch.media.images import tiff, tiff_pages
 from unet_batch.media.images.common import MAX_PIXELS, Picture, Source, open_source
 from unet_batch.media.images.decode import open_image, stored_values, to_picture
+from unet_batch.media.images.dicom import count_frames, read_frames, read_header
+from unet_batch.media.images.ome_zarr import open_volume, read_volume_pages
 from unet_batch.media.images.ranges import AUTO, Range, Usage
 
 if TYPE_CHECKING:
@@ -56,7 +58,11 @@ def look_at_pages(path: str, *, max_pixels: int = MAX_PIXELS) -> Stack:
 
             with tiff.explained(source):
                 return _describe(TiffFile(source.file))
-        return Stack(_frames(source))
+        if source.format.name == "OME-Zarr":
+            volume = open_volume(source)
+            shape, axes = (*volume.outer, *volume.size), volume.axes.replace("c", "").upper()
+            return Stack(volume.count, shape, axes, "ome") if volume.count > 1 else Stack(1)
+        return Stack(count_frames(read_header(source)) if source.format.name == "DICOM" else _frames(source))
 
 
 def read_pages(
@@ -80,6 +86,13 @@ def read_pages(
     with open_source(path, max_pixels) as source:
         if source.format.name == "TIFF":
             yield from _read_tiff(source, choose, value_range)
+            return
+        if source.format.name == "OME-Zarr":
+            yield from read_volume_pages(source, lambda count: _chosen(source, choose, count), value_range)
+            return
+        if source.format.name == "DICOM":
+            count = count_frames(read_header(source))
+            yield from read_frames(source, _chosen(source, choose, count), value_range)
             return
         numbers = _chosen(source, choose, _frames(source))
         if value_range != AUTO:  # which for frames, of 8 or 16 bits, is that of their type

@@ -26,6 +26,7 @@ from unet_batch.media.images.geotiff import read_geo_tags
 from unet_batch.media.images.metadata import outputs_metadata
 from unet_batch.media.images.profiles import to_srgb
 from unet_batch.media.images.ranges import AUTO, Range, Usage
+from unet_batch.media.images.raw import RawInTiff
 from unet_batch.media.images.tiff_pages import find_picture
 
 if TYPE_CHECKING:
@@ -37,15 +38,10 @@ if TYPE_CHECKING:
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB, ICCLAB = 0, 1, 2, 3, 5, 6, 8, 9
 """Values of the tag PhotometricInterpretation."""
 
+_CAMERA = (32803, 34892)  # numbers behind a colour filter array, or linear light
 _BYTES_PER_PIXEL = 16  # of what is decoded at once: RGB and opacity as 32-bit numbers
 _GEO = (33550, 33922, 34264, 34735, 42112, 42113)  # tags of GeoTIFF and GDAL
-_UNREADABLE = {
-    10: "of ITULab colours",
-    32803: "with a camera's raw data (colour filter array)",
-    32844: "of LogL light",
-    32845: "of LogLuv colours",
-    34892: "with a camera's raw data (linear)",
-}
+_UNREADABLE = {10: "of ITULab colours", 32844: "of LogL light", 32845: "of LogLuv colours"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -356,6 +352,8 @@ def photometric_of(page: TiffPage) -> int:
             return RGB
         return WHITE_IS_ZERO if page.compression in (2, 3, 4) else BLACK_IS_ZERO
     photometric = int(page.photometric)
+    if photometric in _CAMERA:
+        raise RawInTiff
     if photometric in _UNREADABLE:
         raise tiff_blocks.UnsupportedTiff(_UNREADABLE[photometric])
     if photometric in (4, 51177, 52527):  # a mask, a map of depth, a map of things

@@ -1,4 +1,4 @@
-"""Read a TIFF that is too large for memory in bands of rows, each pixel as `tiff` reads it from the whole."""
+"""Read a TIFF or OME-Zarr too large for memory in bands of rows, each pixel as it is read of the whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unet_batch.errors import ImageError, ImageTooLarge
-from unet_batch.media.images import tiff, tiff_blocks, tiff_pages
+from unet_batch.media.images import ome_zarr, tiff, tiff_blocks, tiff_pages
 from unet_batch.media.images.common import Damage, Source, open_source
 from unet_batch.media.images.geotiff import read_geo_tags
 from unet_batch.media.images.ranges import AUTO, Range, Usage
@@ -45,15 +45,17 @@ class Band:
 
 
 def measure(path: str) -> tuple[Size, int] | None:
-    """Look into the directory of a TIFF.
+    """Look into the directory of a TIFF, or the metadata of an OME-Zarr.
 
     Returns:
         (height, width) of the picture, and the bytes of its numbers and of its pixels as RGB, which reading
-        it as a whole takes; None of what is no TIFF, or cannot be read.
+        it as a whole takes; None of what is neither, or cannot be read.
     """
     from tifffile import TiffFile
 
     with suppress(ImageError), open_source(path, sys.maxsize) as source:
+        if source.format.name == "OME-Zarr":
+            return ome_zarr.measure_volume(source)
         if source.format.name == "TIFF":
             with tiff.explained(source):
                 page, _, _ = tiff_pages.find_picture(TiffFile(source.file))
@@ -63,16 +65,18 @@ def measure(path: str) -> tuple[Size, int] | None:
 
 
 def read_place(path: str) -> Metadata:
-    """Where the picture in a TIFF is on Earth, and its resolution. Raises ImageError as `images.read`."""
+    """Where a picture is on Earth, and its resolution. Raises ImageError as `images.read`."""
     from tifffile import TiffFile
 
     with open_source(path, sys.maxsize) as source, tiff.explained(source):
+        if source.format.name == "OME-Zarr":
+            return Metadata()
         page, _, _ = tiff_pages.find_picture(TiffFile(source.file))
         return Metadata(dpi=tiff.resolution_of(page), geo=read_geo_tags(page))
 
 
 def read_bands(path: str, size: Size, workers: int = 1, value_range: Range = AUTO) -> Iterator[Band]:
-    """Decode a TIFF from top to bottom.
+    """Decode a picture from top to bottom.
 
     Where its values decide what is black and white in it, all of it is read before: once for minimum and
     maximum, and once for each two bytes of a value for percentiles.
@@ -90,6 +94,11 @@ def read_bands(path: str, size: Size, workers: int = 1, value_range: Range = AUT
     from tifffile import TiffFile
 
     with open_source(path, sys.maxsize) as source, ThreadPoolExecutor(workers) as pool:
+        if source.format.name == "OME-Zarr":
+            yield from (
+                Band(*band) for band in ome_zarr.read_volume_bands(source, size, _LARGEST_BAND, value_range)
+            )
+            return
         with tiff.explained(source):
             page, mask, notes = tiff_pages.find_picture(TiffFile(source.file))
             if (page.imagelength, page.imagewidth) != size:

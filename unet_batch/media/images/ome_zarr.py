@@ -1,0 +1,324 @@
+"""Read OME-Zarr (0.1 to 0.5) by its chunks: which level, what a page is, and its channels as RGB.
+
+The full resolution is read, of several series the first. A page is a plane of the picture at one time and
+depth; of its channels the first three are red, green and blue, of one or two the first is grey, as bands of a
+TIFF.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import cv2
+import numpy as np
+
+from unet_batch.errors import ImageError, ImageTooLarge
+from unet_batch.files import stores
+from unet_batch.media.images.common import Damage, Picture, Source
+from unet_batch.media.images.ranges import AUTO, Range
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from unet_batch.types import Pixels, Size
+
+_AXES = "tczyx"
+_BAND = 2**25  # bytes of numbers that are read at once, where chunks allow
+_BYTES_PER_PIXEL = 16  # of the source's limit, for what is decoded at once
+_BLOSC = 16  # bytes of the header of a chunk, of which the last four are how many there are
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """The full resolution of a picture.
+
+    Attributes:
+        name: of its folder.
+        array: of zarr.
+        axes: what its dimensions are, of "tczyx"; the last two are "yx".
+        notes: what people should know of how it was chosen.
+    """
+
+    name: str
+    array: Any
+    axes: str
+    notes: tuple[str, ...]
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of a plane."""
+        return int(self.array.shape[-2]), int(self.array.shape[-1])
+
+    @property
+    def outer(self) -> tuple[int, ...]:
+        """How many times and depths there are, in the order that is stored."""
+        return tuple(int(n) for n, axis in zip(self.array.shape, self.axes, strict=True) if axis in "tz")
+
+    @property
+    def count(self) -> int:
+        """How many pages there are."""
+        return int(np.prod(self.outer, dtype=np.int64))
+
+    @property
+    def channels(self) -> int:
+        """How many there are."""
+        return int(self.array.shape[self.axes.index("c")]) if "c" in self.axes else 1
+
+    @property
+    def bands(self) -> int:
+        """How many of the channels are read."""
+        return 3 if self.channels >= 3 else 1
+
+    def read(self, number: int, rows: slice = slice(None)) -> NDArray[Any]:
+        """Read some rows of a page: (n, width, bands).
+
+        Raises:
+            Damage: a chunk is cut short.
+            Exception: it is damaged otherwise; what unpacks chunks raises nearly anything.
+        """
+        places = iter(np.unravel_index(number, self.outer) if self.outer else ())
+        where = {"c": slice(0, self.bands), "y": rows, "x": slice(None)}
+        index = tuple(where[axis] if axis in where else int(next(places)) for axis in self.axes)
+        _check_chunks(self, index)
+        values = np.asarray(self.array[index])
+        return np.moveaxis(values, 0, -1) if "c" in self.axes else values[..., None]
+
+
+def open_volume(source: Source) -> Volume:
+    """Read what a picture says of itself.
+
+    Raises:
+        ImageError: zarr is not installed, or what the folder holds is no picture that is read.
+        Damage: its metadata make no sense.
+    """
+    try:
+        import zarr
+    except ImportError as error:
+        raise ImageError(
+            f"{source.name}: OME-Zarr needs the package zarr", hint="pip install 'unet-batch[zarr]'"
+        ) from error
+    with _explained():
+        if int(zarr.__version__.partition(".")[0]) < 3 and stores.has_version_3(source.name):
+            raise ImageError(
+                f"{source.name}: OME-Zarr 0.5 needs zarr 3, which needs Python 3.11",
+                hint="save it as OME-Zarr 0.4, or install Python 3.11 or newer",
+            )
+        group: Any = zarr.open_group(source.name, mode="r")
+        about = _about(group)
+        notes: tuple[str, ...] = ()
+        if "multiscales" not in about and "bioformats2raw.layout" in about:
+            series = [name for name in group.group_keys() if name.isdigit()]
+            group = group["0"]
+            about = _about(group)
+            notes = (f"{len(series):,} series: the first is read",) if len(series) > 1 else ()
+        if "plate" in about:
+            raise ImageError(
+                f"{source.name}: holds a plate of wells, which is not one picture",
+                hint="copy the folder of a well's image (such as A/1/0) to one called NAME.zarr",
+            )
+        if not about.get("multiscales"):
+            raise ImageError(
+                f"{source.name}: holds nothing that OME-Zarr calls a picture (multiscales)",
+                hint="leave it out",
+            )
+        scales = about["multiscales"][0]
+        array = group[scales["datasets"][0]["path"]]
+        named = scales.get("axes") or list(_AXES[-len(array.shape) :])
+        axes = "".join(axis if isinstance(axis, str) else axis["name"] for axis in named)
+        if len(axes) != len(array.shape) or axes[-2:] != "yx" or not set(axes[:-2]) <= set("tcz"):
+            raise Damage(f"its axes are {axes}, of {array.shape}: some of t, c, z, then y, x expected")
+    volume = Volume(source.name, array, axes, notes)
+    if 0 in array.shape:
+        raise Damage(f"its shape is {array.shape}")
+    if array.dtype.kind not in "buif":
+        raise ImageError(
+            f"{source.name}: OME-Zarr of {array.dtype} cannot be read", hint="save it as integers or floats"
+        )
+    if volume.channels not in (1, 3):
+        taken = "the first is" if volume.bands == 1 else "the first three are"
+        how = "" if volume.bands == 1 else " as red, green and blue"
+        notes += (f"{volume.channels} channels: {taken} read{how}",)
+    return Volume(source.name, array, axes, notes)
+
+
+def _about(group: Any) -> dict[str, Any]:
+    """The attributes of a group; those of 0.5 have a level more."""
+    found = dict(group.attrs)
+    about: dict[str, Any] = found.get("ome", found)
+    return about
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say of what is raised inside that the metadata are to blame."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise Damage("its metadata make no sense") from error
+
+
+def read_volume(source: Source, value_range: Range = AUTO) -> Picture:
+    """Decode the first page; a note tells of others.
+
+    Raises:
+        ImageTooLarge: it has more pixels, or larger chunks, than the source's limit.
+        ImageError, Damage, ...: as `open_volume` and `Volume.read`.
+    """
+    volume = open_volume(source)
+    count = volume.count
+    notes = (f"{count:,} pages: the first is read",) if count > 1 else ()
+    return _read_page(source, volume, 0, value_range, notes)
+
+
+def read_volume_pages(
+    source: Source, choose: Callable[[int], range], value_range: Range = AUTO
+) -> Iterator[Picture]:
+    """Decode some pages, in order and all in one range; raises as `read_volume`."""
+    volume = open_volume(source)
+    numbers = choose(volume.count)
+    if value_range != AUTO:
+        _check_page(source, volume)
+        pages = lambda: ((values := volume.read(number), _invalid(values)) for number in numbers)  # noqa: E731
+        value_range = value_range.settle(volume.array.dtype, 0, pages)
+    for number in numbers:
+        yield _read_page(source, volume, number, value_range)
+
+
+def read_stored_page(source: Source) -> NDArray[Any]:
+    """Decode the numbers of the first page: (h, w), or RGB uint8 (h, w, 3). Raises as `read_volume`."""
+    volume = open_volume(source)
+    _check_page(source, volume)
+    values = volume.read(0)
+    return values[..., 0] if volume.bands == 1 else _to_rgb(values, AUTO)[0]
+
+
+def _check_page(source: Source, volume: Volume) -> None:
+    """Raise ImageTooLarge if a page announces more than may be decoded."""
+    (height, width), bytes = volume.size, volume.array.dtype.itemsize
+    source.check_size(height, width)
+    size = max(height * width * volume.bands, _chunk_size(volume)) * bytes
+    if size > (limit := _BYTES_PER_PIXEL * source.max_pixels):
+        raise ImageTooLarge(
+            f"{source.name}: {height}x{width} (height x width) in chunks of {volume.array.chunks}: {size:,} "
+            f"bytes to be decoded at once, the limit is {limit:,}",
+            hint="save it with smaller chunks",
+        )
+
+
+def _read_page(
+    source: Source, volume: Volume, number: int, value_range: Range, notes: tuple[str, ...] = ()
+) -> Picture:
+    _check_page(source, volume)
+    pixels, missing = _to_rgb(volume.read(number), value_range)
+    return Picture(pixels, volume.size, missing, notes=volume.notes + notes)
+
+
+def _invalid(values: NDArray[Any]) -> NDArray[np.bool_] | None:
+    return ~np.isfinite(values) if values.dtype.kind == "f" else None
+
+
+def _to_rgb(values: NDArray[Any], value_range: Range) -> tuple[Pixels, NDArray[np.bool_] | None]:
+    """RGB (h, w, 3) of numbers (h, w, bands); and where there is no value in any band, or None."""
+    invalid = _invalid(values)
+    levels = value_range.apply(np.ascontiguousarray(values), 0, invalid)
+    if levels.shape[2] == 1:
+        levels = cast("Pixels", cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB))
+    missing = None if invalid is None else invalid.all(axis=-1)
+    if missing is None or not missing.any():
+        return levels, None
+    return np.where(missing[..., None], np.uint8(0), levels), missing
+
+
+# In bands of rows -------------------------------------------------------------------------------------------
+
+
+def measure_volume(source: Source) -> tuple[Size, int]:
+    """Its size, and the bytes of its numbers and of its pixels as RGB, as `tiff_bands.measure`."""
+    volume = open_volume(source)
+    height, width = volume.size
+    return volume.size, height * width * (3 + volume.array.dtype.itemsize * volume.bands)
+
+
+def read_volume_bands(
+    source: Source, size: Size, largest: int, value_range: Range = AUTO
+) -> Iterator[tuple[Pixels, NDArray[np.bool_] | None, tuple[str, ...]]]:
+    """Decode the first page from top to bottom, see `tiff_bands.read_bands`.
+
+    Args:
+        source: the picture.
+        size: (height, width), as `measure_volume` has found it.
+        largest: bytes of a row of chunks, or of a chunk, at most.
+        value_range: which of its values are black and white.
+
+    Yields:
+        Rows, RGB uint8 (n, width, 3), where they have no value, and notes.
+
+    Raises:
+        ImageTooLarge: its chunks do not allow it.
+    """
+    volume = open_volume(source)
+    array, (height, width) = volume.array, size
+    if volume.size != size:
+        raise Damage("it was changed while it was read")
+    what = f"{source.name}: {height}x{width} (height x width) is read in bands of rows, and"
+    row = width * volume.bands * array.dtype.itemsize
+    rows = int(array.chunks[-2])
+    if (taken := max(rows * row, _chunk_size(volume) * array.dtype.itemsize)) > largest:
+        raise ImageTooLarge(
+            f"{what} its chunks have {rows:,} of them: {taken:,} bytes at once, the limit is {largest:,}",
+            hint="save it with smaller chunks",
+        )
+    notes = volume.notes
+    if volume.count > 1:
+        notes += (f"{volume.count:,} pages: the first is read",)
+    step = rows * max(1, _BAND // (rows * row))
+
+    def parts() -> Iterator[tuple[NDArray[Any], NDArray[np.bool_] | None]]:
+        for top in range(0, height, step):
+            values = volume.read(0, slice(top, min(height, top + step)))
+            yield values, _invalid(values)
+
+    value_range = value_range.settle(array.dtype, 0, parts)
+    for values, _ in parts():
+        pixels, missing = _to_rgb(values, value_range)
+        yield pixels, missing, notes
+
+
+# Chunks -----------------------------------------------------------------------------------------------------
+
+
+def _chunk_size(volume: Volume) -> int:
+    """How many numbers are unpacked together."""
+    return int(np.prod(volume.array.chunks, dtype=np.int64))
+
+
+def _check_chunks(volume: Volume, index: tuple[int | slice, ...]) -> None:
+    """See that the chunks packed by Blosc are whole, which what unpacks them does not.
+
+    Chunks that are absent are not: they hold the array's fill value.
+
+    Raises:
+        Damage: one is cut short.
+    """
+    array = volume.array
+    packed = array.compressors if hasattr(array, "compressors") else array.compressor  # of zarr 3, of 2
+    if "Blosc" not in str(packed) or getattr(array, "shards", None):
+        return
+    spans = []
+    for at, length, chunk in zip(index, array.shape, array.chunks, strict=True):
+        first, last, _ = at.indices(length) if isinstance(at, slice) else (at, at + 1, 1)
+        spans.append(range(first // chunk, -(-last // chunk)))
+    for place in np.ndindex(*map(len, spans)):
+        key = _chunk_key(array, tuple(span[at] for span, at in zip(spans, place, strict=True)))
+        head = stores.read_head(volume.name, f"{array.path}/{key}", _BLOSC)
+        if head is not None and int.from_bytes(head[0][12:16], "little") > head[1]:
+            raise Damage(f"its chunk {key} is cut short")
+
+
+def _chunk_key(array: Any, place: tuple[int, ...]) -> str:
+    if hasattr(array, "metadata"):  # zarr 3
+        return str(array.metadata.encode_chunk_key(place))
+    return str(array._chunk_key(place)).removeprefix(f"{array.path}/")
