@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,8 +17,15 @@ from unet_batch.run.manifest import Manifest
 from unet_batch.run.observe import Observer
 from unet_batch.run.plan import RunPlan
 from unet_batch.run.records import Files, Identity, Record, sha256_of
-from unet_batch.run.report import LISTED_FAILURES, FileNote, RunReport, add_note
+from unet_batch.run.report import LISTED_FAILURES, FileNote, RunReport, add_note, errors_name
 from unet_batch.types import Failure, Item
+
+_PASSING_NAMES = (
+    *("EIO", "EAGAIN", "EINTR", "EBUSY", "ENFILE", "EMFILE", "ESTALE", "EREMOTEIO", "ENOBUFS", "ETIMEDOUT"),
+    *("ECONNRESET", "ECONNABORTED", "ENOTCONN", "ENETDOWN", "ENETUNREACH", "ENETRESET"),
+    *("EHOSTDOWN", "EHOSTUNREACH"),
+)
+_PASSING = frozenset(code for name in _PASSING_NAMES if (code := getattr(errno, name, None)) is not None)
 
 
 class Outcomes:
@@ -47,7 +55,7 @@ class Outcomes:
         self.plan, self.manifest, self.recipe, self.maker = plan, manifest, recipe, maker
         self.report, self.observer = report, observer
         self.limit = 1 if plan.options.fail_fast else plan.options.max_errors
-        self.failures = _FailureList(plan, report.errors_file)
+        self.failures = _FailureList(plan, os.path.join(plan.outputs.folder, errors_name(plan.part)))
         self._notes: dict[str, FileNote] = {}
         self.inference_failures = 0  # in a row
         self._tells = observer.wants_events
@@ -80,7 +88,9 @@ class Outcomes:
             )
 
     def record_done(self, item: Item, identity: Identity | None, outputs: dict[str, Files]) -> None:
-        """Record that the outputs of an item stand under their names; from any thread.
+        """Record that the outputs of an item stand under their names, uploaded first if these are addresses.
+
+        From any thread.
 
         Args:
             item: whose they are.
@@ -92,6 +102,8 @@ class Outcomes:
             if self.plan.identity(item) == identity:  # else the digest is of something else
                 identity = identity._replace(sha256=digest)
         root = self.plan.sources.root_of(item.path)
+        if (store := self.plan.outputs.store) is not None:
+            store.upload([file for files in outputs.values() for file, _ in files])
         self.manifest.record(Record(item.key, "done", identity, self.recipe, outputs, self.maker, root))
 
     def count_done(
@@ -146,6 +158,15 @@ class Outcomes:
             self.report.failures.append(failure)
         self.failures.add(failure)
         self.tell("item", status="failed", key=key, **dataclasses.asdict(failure))
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether a disk or network failed, and not the file."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+        error = error.__cause__
+    return False
 
 
 class _FailureList:
