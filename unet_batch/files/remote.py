@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import quote, unquote
 
 from unet_batch.errors import UsageError
 from unet_batch.files.atomic import clean_leftovers, open_temporary, translate
@@ -76,10 +77,29 @@ def normalize(url: str) -> str:
     url = f"{scheme.lower()}://{rest}"
     if is_http(url) and (plain := without_signature(url)) != url:
         url, _signed[plain] = plain, url
+    if is_http(url):
+        url = _quote(url)
     if url.endswith("/"):
         url = url.rstrip("/")
         _folders.add(url)
     return url
+
+
+def _quote(url: str) -> str:
+    """An address of the web spelled in one way: `b c.jpg` and `b%20c.jpg` are one file."""
+    scheme, _, rest = url.partition("://")
+    host, slash, rest = rest.partition("/")
+    path, mark, query = rest.partition("?")
+    if "%2f" not in path.lower():
+        path = quote(unquote(path), safe="/:@!$&'()*+,;=~")
+    return f"{scheme}://{host}{slash}{path}{mark}{query}"
+
+
+def file_name(name: str) -> str:
+    """How a file is called whose address ends so: `b%20c.jpg` is of `b c.jpg`."""
+    decoded = unquote(name)
+    same = decoded.count("/") == name.count("/") and {"", ".", ".."}.isdisjoint(decoded.split("/"))
+    return decoded if same else name
 
 
 def top(url: str) -> str:
@@ -292,7 +312,7 @@ def _linked(url: str) -> Iterator[str]:
     while pages:
         page = pages.pop()
         for info in attempt(page, lambda system, address: system.ls(address, detail=True)):
-            name = str(info["name"]).partition("?")[0]
+            name = _quote(str(info["name"]).partition("?")[0])
             if name in seen or not name.startswith(page):  # columns to sort by, and the way up
                 continue
             seen.add(name)

@@ -125,6 +125,8 @@ def collect(
     if root:
         below = len(root if root.endswith(os.sep) else root + os.sep)
         paths = {path[below:].replace(os.sep, "/"): path for path in search.found}
+        if remote.is_http(root):
+            paths = {remote.file_name(name): path for name, path in paths.items()}
     else:
         paths = dict(zip(relative_names(search.found, folders), search.found, strict=True))
     paths.update(search.addresses)
