@@ -134,7 +134,7 @@ def _connect(url: str) -> Any:
     from fsspec.core import url_to_fs
 
     # What was listed is remembered here, in a tenth of the memory.
-    options: dict[str, Any] = {"use_listings_cache": False}
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if package == "s3fs":
         options["config_kwargs"] = {"max_pool_connections": 2 * AHEAD}  # botocore's own is 10
     elif package == "aiohttp":

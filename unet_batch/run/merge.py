@@ -60,11 +60,12 @@ def _merge(folder: str, name: str = "") -> RunReport:
         manifest.rewrite()
         if merged is not None:
             report, failures = merged
+            report.output, errors = name or folder, os.path.join(folder, errors_name(""))
             if failures:
                 lines = "".join(json.dumps(dataclasses.asdict(failure)) + "\n" for failure in failures)
-                write_atomic(report.errors_file, lines.encode("ascii"))
+                write_atomic(errors, lines.encode("ascii"))
             else:
-                remove([report.errors_file])
+                remove([errors])
             write_json(path, report.as_dict())
         # From here on run.json is the newest report: a merge that is killed now only has to remove the rest.
         for part in parts:
