@@ -46,18 +46,27 @@ def find(*sources: str) -> Sources:
     return collect(sources, is_picture=lambda path: path.endswith((".jpg", ".png")), live=naming.live_name)
 
 
-@pytest.mark.parametrize("path", [r"C:\photos", "C:/photos", "c://photos", "/data/s3://x", "a:b", "photos", ""])
+@pytest.mark.parametrize(
+    "path", [r"C:\photos", "C:/photos", "c://photos", "/data/s3://x", "a:b", "photos", ""]
+)
 def test_files_and_drives_are_no_addresses(path: str) -> None:
     assert not remote.is_remote(path)
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/a.jpg", "gs://b", "az://c/d", "https://host/a.jpg", "S3://b/c"])
+@pytest.mark.parametrize(
+    "path", ["s3://bucket/a.jpg", "gs://b", "az://c/d", "https://host/a.jpg", "S3://b/c"]
+)
 def test_addresses_are(path: str) -> None:
     assert remote.is_remote(path)
 
 
 def test_cameras_stay_cameras_and_pictures_of_the_web_are_files() -> None:
-    live = ("rtsp://host/a.jpg", "http://host/video.mp4", "https://host/cam", "http://cam/mjpg/video.cgi?x=a.jpg")
+    live = (
+        "rtsp://host/a.jpg",
+        "http://host/video.mp4",
+        "https://host/cam",
+        "http://cam/mjpg/video.cgi?x=a.jpg",
+    )
     files = ("https://host/a.JPG", "http://host/photos/", "https://host/a.tif?Signature=x")
     assert [naming.is_live(source) for source in (*live, *files)] == [True] * 4 + [False] * 3
 
@@ -92,7 +101,9 @@ def test_buckets_and_folders_have_no_common_folder() -> None:
 
 def test_results_of_addresses_lie_here(tmp_path: Path) -> None:
     here = str(tmp_path)
-    assert roots.default_output("s3://b/photos", is_named=True, cwd=here) == str(tmp_path / "photos-segmented")
+    assert roots.default_output("s3://b/photos", is_named=True, cwd=here) == str(
+        tmp_path / "photos-segmented"
+    )
     assert roots.default_output("s3://b/photos", is_named=False, cwd=here) == str(tmp_path / "segmented")
 
 
@@ -102,7 +113,11 @@ def test_a_folder_of_the_web_is_listed(server: FolderServer) -> None:
     assert [item.key for item in found.items] == ["a", "b c", "sub/d"]
     assert found.root == f"{server.url}/photos"
     assert found.ignored == {".txt": 1}
-    assert found.items[1].path == f"{server.url}/photos/b%20c.png" == remote.normalize(f"{server.url}/photos/b c.png")
+    assert (
+        found.items[1].path
+        == f"{server.url}/photos/b%20c.png"
+        == remote.normalize(f"{server.url}/photos/b c.png")
+    )
     with archives.open_file(found.items[1].path) as file:
         assert file.read() == b"b c.png" * 100
 
@@ -209,7 +224,9 @@ def test_unknown_protocols_are_named() -> None:
 def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     with serve(tmp_path) as server:
         url = server.url
-    with pytest.raises(SourceError, match=r"http://127.0.0.1:\d+/photos/ cannot be read: the connection failed"):
+    with pytest.raises(
+        SourceError, match=r"http://127.0.0.1:\d+/photos/ cannot be read: the connection failed"
+    ):
         find(f"{url}/photos/")
 
 
@@ -220,5 +237,7 @@ def test_without_addresses_fsspec_is_not_imported(tmp_path: Path) -> None:
         f"prepare(RunOptions(({str(tmp_path)!r},)));"
         "print([name for name in sys.modules if name.partition('.')[0] in ('fsspec', 's3fs', 'aiohttp')])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == "[]"

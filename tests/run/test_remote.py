@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
 import os
@@ -18,20 +19,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
+from tests.helpers.footage import Footage
 from tests.helpers.runs import write
-from tests.helpers.servers import FolderServer, keep_home, serve
+from tests.helpers.servers import keep_home, serve
 from unet_batch.errors import FolderInUse, OutputError, SourceError, UsageError
 from unet_batch.files import remote, staging
 from unet_batch.files.sources import check_names
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run.execute import execute
 from unet_batch.run.merge import merge
-from unet_batch.run.options import RunOptions
+from unet_batch.run.options import PageRange, RunOptions
 from unet_batch.run.plan import prepare, recipe_of, resume
 from unet_batch.run.report import RunReport
 from unet_batch.run.shard import Shard
+from unet_batch.run.watch import look
 from unet_batch.testing import FakeBackend
 
 pytest.importorskip("s3fs")
@@ -208,7 +212,7 @@ def test_what_is_wrong_with_a_source_is_said(bucket: str, monkeypatch: pytest.Mo
 
 
 def test_what_is_wrong_with_an_output_is_said(photos: str, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="no-such-bucket-at-all/x cannot be used.*no such bucket"):
+    with pytest.raises(OutputError, match=r"no-such-bucket-at-all/x cannot be used.*no such bucket"):
         segment(photos, output="s3://no-such-bucket-at-all/x")
     with pytest.raises(UsageError, match="the web is read only"):
         segment(photos, output="https://host/masks")
@@ -325,7 +329,9 @@ def test_after_a_kill_this_machine_knows_all_and_another_one_nearly_all(
     remote.connect(photos).put(str(tmp_path / "photos") + "/", photos, recursive=True)
 
     def parts() -> bool:
-        return len(remote.connect(out).find(f"{out}/manifest-parts")) > 2  # the first may name the recipe only
+        return (
+            len(remote.connect(out).find(f"{out}/manifest-parts")) > 2
+        )  # the first may name the recipe only
 
     killed_after(photos, out, parts)
     made = len(pictures_of(stored(out)))
@@ -370,3 +376,65 @@ def test_a_source_that_vanishes_is_one_failure(photos: str, tmp_path: Path) -> N
         report = execute(plan, segmenter)
     assert (report.done, report.failed) == (6, 1)
     assert report.failures[0].error == "SourceVanished"
+
+
+def test_clips_and_stacks_are_copied_here_and_their_outputs_uploaded(bucket: str, tmp_path: Path) -> None:
+    folder = tmp_path / "trip"
+    folder.mkdir()
+    Footage("a.mp4", frames=12).make(folder)
+    tifffile.imwrite(
+        folder / "stack.tif", np.stack([noise(n)[..., 0] for n in range(4)]), photometric="minisblack"
+    )
+    remote.connect(bucket).put(str(folder) + "/", f"{bucket}/trip", recursive=True)
+    options: dict[str, Any] = {"save": ("mask", "overlay", "frames"), "pages": PageRange.parse("all")}
+    plain = segment(str(folder), output=str(tmp_path / "plain"), **options)
+    report = segment(f"{bucket}/trip", output=f"{bucket}/out", **options)
+    assert (report.done, report.failed, report.frames) == (plain.done, plain.failed, 12) == (2, 0, 12)
+    files = {name: data for name, data in stored(f"{bucket}/out").items() if "/" in name}
+    expected = {
+        path.relative_to(tmp_path / "plain").as_posix(): path.read_bytes()
+        for path in (tmp_path / "plain").rglob("*")
+        if path.is_file() and path.parent != tmp_path / "plain"
+    }
+    assert files.keys() == expected.keys()
+    assert {name for name in files if files[name] != expected[name]} <= {
+        name for name in files if name.startswith("timelines/")
+    }
+    assert segment(f"{bucket}/trip", output=f"{bucket}/out", **options).states == {"done": 2}
+    assert not list(Path(remote.cache_folder("sources")).iterdir())
+
+
+def test_from_python_and_through_a_pipe_an_address_is_a_picture(photos: str, tmp_path: Path) -> None:
+    with Segmenter(FakeBackend(), workers=2) as segmenter:
+        here = segmenter(str(tmp_path / "photos" / "sub" / "1.png"))
+        assert np.array_equal(segmenter(f"{photos}/sub/1.png"), here)
+        results = list(segmenter.stream([f"{photos}/sub/1.png", f"{photos}/sub/none.png"]))
+        assert results[0].mask is not None
+        assert np.array_equal(results[0].mask, here)
+        assert str(results[1].error) == f"{photos}/sub/none.png: no such file"
+        with pytest.raises(UsageError, match="only `unet-batch run` writes to addresses"):
+            results[0].save(f"{photos}/out")
+
+
+def test_buckets_are_not_watched(photos: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="only folders of this machine can be watched"):
+        look(RunOptions((photos,), str(tmp_path / "out")))
+
+
+def test_an_upload_that_a_network_fails_is_tried_again(
+    photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, tries = f"{remote.top(photos)}/masks", itertools.count()
+    system = remote.connect(out)
+    put = system.put
+
+    def fail_now_and_then(*arguments: Any, **options: Any) -> None:
+        if next(tries) % 3 == 0:
+            raise ConnectionResetError
+        put(*arguments, **options)
+
+    monkeypatch.setattr(system, "put", fail_now_and_then)
+    assert segment(photos, output=out).done == 7
+    assert next(tries) > 7
+    segment(str(tmp_path / "photos"), output=str(tmp_path / "plain"))
+    assert pictures_of(stored(out)) == masks(tmp_path / "plain")

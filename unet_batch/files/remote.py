@@ -297,7 +297,7 @@ def below(url: str) -> Iterator[str]:
         return
     found = attempt(url, lambda system, address: system.find(f"{address}/", detail=True))
     scheme = url.partition("://")[0]
-    while found:  # what is taken over is let go: fsspec needs 2 kB for a name
+    while found:  # what is taken over is let go: s3fs has 650 bytes for a name
         name, info = found.popitem()
         if name.endswith("/"):  # an object that stands for an empty folder
             continue

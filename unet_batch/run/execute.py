@@ -23,19 +23,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unet_batch.errors import (
-    ImageError,
     OutputError,
     RunError,
     SourceError,
     SourceVanished,
     UnetBatchError,
     UsageError,
-    VideoError,
 )
 from unet_batch.files import archives, remote
 from unet_batch.files.atomic import write_atomic, write_json
 from unet_batch.files.locks import claim
-from unet_batch.files.naming import is_live, shown
+from unet_batch.files.naming import shown
 from unet_batch.files.staging import UPLOADS
 from unet_batch.inference.segmenter import Segmenter, as_error, item_of
 from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
@@ -262,8 +260,7 @@ class _Run:
         finish: list[tuple[str, Any]] = [("render", self.renderer.render), ("write", self._write)]
         if self.workers is not None:
             finish = [("render", self._finish_picture)]
-        # Who waits for an upload computes nothing.
-        threads = {finish[-1][0]: UPLOADS} if self.plan.outputs.store is not None else {}
+        threads = {} if self.plan.outputs.store is None else {finish[-1][0]: UPLOADS}  # which mostly wait
         with self.segmenter.pipeline(
             self._tasks(items),
             finish,
@@ -385,7 +382,7 @@ class _Run:
             self.manifest.check()
             task = self._task(item)
             try:
-                self._copy(item)
+                alone.copy_here(item)
                 result = work.segment(on_progress, self.stop)
                 break
             except RunError:
@@ -411,17 +408,6 @@ class _Run:
             seconds = {"all": time.perf_counter() - task.since}
             self.outcomes.count_done(item, item.path, seconds, notes)
 
-    def _copy(self, item: Item) -> None:
-        """Copy an item's file to this machine if it lies behind an address."""
-        if not remote.is_remote(item.path) or is_live(item.path):
-            return
-        remote.fetch(item.path)
-        try:
-            archives.open_file(item.path).close()  # raises what went wrong
-        except OSError as error:
-            kind = VideoError if item.is_clip else ImageError
-            raise kind(f"{item.path}: cannot be read: {error.strerror or error}") from error
-
     # Clips.
 
     def _segment_clip(self, item: Item, layout: ClipLayout) -> None:
@@ -436,7 +422,7 @@ class _Run:
             self.outcomes.tell_progress(lambda: {"path": shown(item.path), "frames": done, "of": total})
 
         try:
-            self._copy(item)
+            alone.copy_here(item)
             result = clips.segment(item, self.segmenter, layout, options, fingerprint, on_frame, self.stop)
             outputs = self._recorded_files(item, layout, result) if result.complete else {}
         except (RunError, UsageError):  # an output folder that cannot be written, above all
