@@ -216,6 +216,8 @@ def test_what_is_wrong_with_an_output_is_said(photos: str, tmp_path: Path) -> No
         segment(photos, output="s3://no-such-bucket-at-all/x")
     with pytest.raises(UsageError, match="the web is read only"):
         segment(photos, output="https://host/masks")
+    with pytest.raises(UsageError, match="called like a file"):
+        segment(photos, output=f"{photos}.png")
     with pytest.raises(UsageError, match="is a source and cannot be the output folder"):
         segment(photos, output=f"{photos}/")
 
@@ -293,6 +295,7 @@ def test_a_dry_run_leaves_the_bucket_as_it_is(photos: str) -> None:
     plan = prepare(RunOptions((photos,), out))
     with Segmenter(FakeBackend(), workers=1) as segmenter:
         assert resume(plan, recipe_of(segmenter)).states == {"done": 7}
+    assert plan.paths(plan.items[0]) == [f"{out}/masks/sub/0.png"]
     assert stored(out) == before
 
 
@@ -438,3 +441,14 @@ def test_an_upload_that_a_network_fails_is_tried_again(
     assert next(tries) > 7
     segment(str(tmp_path / "photos"), output=str(tmp_path / "plain"))
     assert pictures_of(stored(out)) == masks(tmp_path / "plain")
+
+
+def test_failures_of_other_folders_stay_listed(photos: str) -> None:
+    bucket = remote.top(photos)
+    put(f"{bucket}/bad/bad.png", b"bad")
+    segment(f"{bucket}/bad", output=f"{bucket}/out")
+    report = segment(photos, output=f"{bucket}/out")
+    assert (report.done, report.failed_before) == (7, 1)
+    remote.connect(bucket).rm(f"{bucket}/bad/bad.png")
+    remote._versions.clear()
+    assert segment(photos, output=f"{bucket}/out").failed_before == 0

@@ -104,6 +104,12 @@ class OutputTree:
         """
         return os.path.join(self.folder, *self.file(kind, key).split("/"))
 
+    def shown_path(self, path: str) -> str:
+        """The path or address under which people find a file of the output folder."""
+        if self.store is None:
+            return path
+        return f"{self.name}/{os.path.relpath(path, self.folder).replace(os.sep, '/')}"
+
     def file(self, kind: str, key: str) -> str:
         """The same, relative to the output folder and `/`-separated.
 

@@ -295,15 +295,27 @@ def below(url: str) -> Iterator[str]:
     if is_http(url):
         yield from _linked(url)
         return
-    found = attempt(url, lambda system, address: system.find(f"{address}/", detail=True))
-    scheme = url.partition("://")[0]
+    for name, info in find(url):
+        if not name.endswith("/"):  # else an object that stands for an empty folder
+            _remember(f"{url}/{name}", info)
+            yield f"{url}/{name}"
+
+
+def find(url: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The names of the files below a folder, relative to it, and what fsspec knows of each.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+
+    def list_all(system: Any, address: str) -> tuple[int, dict[str, dict[str, Any]]]:
+        start = len(str(system._strip_protocol(address)).rstrip("/")) + 1
+        return start, system.find(f"{address}/", detail=True)
+
+    start, found = attempt(url, list_all)
     while found:  # what is taken over is let go: s3fs has 650 bytes for a name
         name, info = found.popitem()
-        if name.endswith("/"):  # an object that stands for an empty folder
-            continue
-        address = f"{scheme}://{name.lstrip('/')}"
-        _remember(address, info)
-        yield address
+        yield name[start:], info
 
 
 def _linked(url: str) -> Iterator[str]:
@@ -448,10 +460,8 @@ def read_ahead(items: Iterable[T], path_of: Callable[[T], str]) -> Iterator[T]:
 
 def cache_folder(*names: str) -> str:
     """A folder below the one where this program may keep what it can make again; need not exist."""
-    if os.name == "nt":
-        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser(r"~\AppData\Local")
-    elif sys.platform == "darwin":
-        base = os.path.expanduser("~/Library/Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if (base := os.environ.get("XDG_CACHE_HOME", "")) == "":
+        base = os.path.expanduser("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
+        if os.name == "nt":
+            base = os.environ.get("LOCALAPPDATA") or os.path.expanduser(r"~\AppData\Local")
     return os.path.join(base, "unet-batch", *names)

@@ -81,9 +81,10 @@ class RemoteFolder:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of the files below a folder of the outputs, by their `/`-separated path below the address."""
-        found = self._ask(lambda system, url: system.find(f"{url}/{folder}/", detail=True))
-        start = len(self._key())
-        return {name.lstrip("/")[start:]: info["size"] for name, info in found.items()}
+        try:
+            return {f"{folder}/{name}": info["size"] for name, info in remote.find(f"{self.url}/{folder}")}
+        except OSError as error:
+            raise self._error(error) from error
 
     def tail(self, file: str, count: int) -> bytes:
         """The last bytes of an output."""
@@ -94,6 +95,8 @@ class RemoteFolder:
         """Upload outputs, their paths relative and `/`-separated, and remove them here."""
         if self._lost:
             raise FolderInUse(self._lost, hint="run again: what is done stays done")
+        if not files:
+            return
         paths = [os.path.join(self.folder, *file.split("/")) for file in files]
         urls = [f"{self.url}/{file}" for file in files]
         for pause in (*_PAUSES, None):
@@ -246,10 +249,11 @@ class RemoteFolder:
             lock.release()
 
     def _keep_up(self, lock: _Lock, ended: threading.Event) -> None:
-        renewed = time.monotonic()
-        while not ended.wait(SECONDS):
+        renewed, pause = time.monotonic(), min(1.0, SECONDS)  # run.json soon: it tells outputs from pictures
+        while not ended.wait(pause):
+            pause = SECONDS
             # What fails now is tried again the next time, and at the end it ends the run.
-            with contextlib.suppress(OutputError):
+            with contextlib.suppress(OutputError, OSError):
                 self.publish()
             if time.monotonic() - renewed >= _RENEW:
                 with contextlib.suppress(OutputError):
@@ -260,16 +264,15 @@ class RemoteFolder:
 
     # Requests.
 
-    def _key(self) -> str:
-        return f"{self.url.partition('://')[2]}/"
-
     def _ask(self, request: Callable[[Any, str], T]) -> T:
         try:
             return remote.attempt(self.url, request)
         except OSError as error:
-            raise OutputError(
-                f"{self.url} cannot be used for outputs: {error.strerror or error}", hint=_ELSEWHERE
-            ) from error
+            raise self._error(error) from error
+
+    def _error(self, error: OSError) -> OutputError:
+        reason = error.strerror or error
+        return OutputError(f"{self.url} cannot be used for outputs: {reason}", hint=_ELSEWHERE)
 
     def _names(self, folder: str) -> list[str]:
         """Names of the files in a folder there."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from unet_batch.errors import BackendError, DecoderCrashed, UnetBatchError
+from unet_batch.files import archives
 from unet_batch.files.atomic import LineLog
 from unet_batch.files.naming import shown
 from unet_batch.inference.segmenter import BROKEN_DEVICE
@@ -195,8 +196,8 @@ class _FailureList:
             if not isinstance(line, dict) or not isinstance(failed := line.get("path"), str):
                 return False
             if line.get("stage") == "source":  # this run looks for itself, unless another shard does
-                return not finds_folders and os.path.lexists(failed)
-            if failed in pending or (failed not in known and os.path.lexists(failed)):
+                return not finds_folders and archives.exists(failed)
+            if failed in pending or (failed not in known and archives.exists(failed)):
                 self._earlier.add(failed)
                 return True
             return False

@@ -85,9 +85,9 @@ class RunPlan:
     def paths(self, item: Item) -> list[str]:
         """Where the outputs of an item go; for the frames of a clip their folder."""
         if not item.is_clip:
-            return [self.outputs.path(kind, item.key) for kind in self.outputs.kinds]
+            return [self.outputs.shown_path(self.outputs.path(kind, item.key)) for kind in self.outputs.kinds]
         layout = ClipLayout(self.outputs.folder, self.options.save, video.CODECS[self.options.video.codec])
-        return [layout.path(kind, item.key) for kind in (*layout.kinds, "timeline")]
+        return [self.outputs.shown_path(layout.path(kind, item.key)) for kind in (*layout.kinds, "timeline")]
 
     @property
     def skipped(self) -> int:
@@ -151,20 +151,26 @@ def _named_output(options: RunOptions) -> str:
         url = remote.normalize(output)
         if url in [remote.normalize(source) for source in options.sources if remote.is_remote(source)]:
             raise _is_source_too(output, url)
+        if not output.endswith("/"):
+            _check_folder_name(output, url)
         return url
     folder = os.path.abspath(output)
     if folder in map(os.path.abspath, options.sources):
         raise _is_source_too(output, folder)
     # A folder that exists was called like this on purpose, or by an earlier release.
-    is_file_name = images.is_supported(folder) or video.is_clip(folder)
-    if is_file_name and not output.endswith(("/", os.sep)) and not os.path.lexists(folder):
+    if not output.endswith(("/", os.sep)) and not os.path.lexists(folder):
+        _check_folder_name(output, folder)
+    return folder
+
+
+def _check_folder_name(output: str, folder: str) -> None:
+    if images.is_supported(folder) or video.is_clip(folder):
         stem = os.path.splitext(output)[0]
         raise UsageError(
             f"-o {output}: this is called like a file, and results go into a folder, each under the name of "
             "its source",
             hint=f"name a folder, for example -o {stem}: masks are then in {os.path.join(stem, 'masks')}",
         )
-    return folder
 
 
 def _default_output(sources: Sources) -> tuple[str, tuple[str, ...]]:
