@@ -23,6 +23,7 @@ import tifffile
 from PIL import Image
 
 from tests.helpers.footage import Footage
+from tests.helpers.observers import observing
 from tests.helpers.runs import write
 from tests.helpers.servers import keep_home, serve
 from unet_batch.errors import FolderInUse, OutputError, SourceError, UsageError
@@ -37,6 +38,7 @@ from unet_batch.run.report import RunReport
 from unet_batch.run.shard import Shard
 from unet_batch.run.watch import look
 from unet_batch.testing import FakeBackend
+from unet_batch.types import Item
 
 pytest.importorskip("s3fs")
 moto = pytest.importorskip("moto.server")
@@ -66,7 +68,7 @@ def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(remote, "_PAUSES", (0.0, 0.0, 0.0))
     monkeypatch.setattr(staging, "_PAUSES", (0.0, 0.0))
     remote._connect.cache_clear()
-    name = f"s3://b{os.getpid()}-{time.time_ns()}"
+    name = f"s3://bucket-{os.getpid()}-{time.time_ns()}"
     remote.connect(name).mkdir(name)
     yield name
     remote._connect.cache_clear()
@@ -257,6 +259,38 @@ def test_of_two_who_take_the_lock_at_once_never_both_get_it(photos: str, tmp_pat
     assert len(got) == 1
 
 
+def test_who_saw_no_lock_does_not_overwrite_one(
+    photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (staging.RemoteFolder(f"{remote.top(photos)}/masks") for _ in range(2))
+    second.folder = str(tmp_path / "another machine")
+    looks = iter([None])
+    with first.session():
+        holder = staging._Lock._holder
+        monkeypatch.setattr(
+            staging._Lock, "_holder", lambda lock, name: next(looks, "x") and holder(lock, name)
+        )
+        with pytest.raises(FolderInUse), second.session():
+            pass
+
+
+def test_each_line_of_the_manifest_is_uploaded_once(photos: str) -> None:
+    folder = staging.RemoteFolder(f"{remote.top(photos)}/masks")
+    with folder.session():
+        folder.fetch()
+        manifest = Path(folder.folder) / "manifest.jsonl"
+        lines = [b'{"at": %d}\n' % number for number in range(6)]
+        for number in (0, 2, 4):
+            with manifest.open("ab") as file:
+                file.write(lines[number] + lines[number + 1][:5])
+            folder.publish()
+            with manifest.open("ab") as file:
+                file.write(lines[number + 1][5:])
+        parts = stored(f"{folder.url}/manifest-parts")
+        assert sorted(b"".join(parts.values()).splitlines(keepends=True)) == lines[:5]
+    assert stored(folder.url) == {"manifest.jsonl": b"".join(lines)}
+
+
 def test_who_was_taken_over_writes_no_more(photos: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "SECONDS", 0.02)
     monkeypatch.setattr(staging, "_RENEW", 0.0)
@@ -293,10 +327,14 @@ def test_a_dry_run_leaves_the_bucket_as_it_is(photos: str) -> None:
     segment(photos, output=out)
     before = stored(out)
     plan = prepare(RunOptions((photos,), out))
+    assert plan.outputs.store is not None
+    manifest = os.path.join(plan.outputs.folder, "manifest.jsonl")
+    state = os.stat(manifest)
     with Segmenter(FakeBackend(), workers=1) as segmenter:
         assert resume(plan, recipe_of(segmenter)).states == {"done": 7}
     assert plan.paths(plan.items[0]) == [f"{out}/masks/sub/0.png"]
     assert stored(out) == before
+    assert os.path.samestat(os.stat(manifest), state), "a run that goes on there would take it for gone"
 
 
 RUN = """
@@ -370,6 +408,28 @@ def test_pictures_of_the_web_with_a_server_that_fails(tmp_path: Path, bucket: st
         report = segment(f"{server.url}/", output=str(tmp_path / "out"), retry_pauses=(0.0,))
     assert (report.done, report.failed) == (12, 0)
     assert masks(tmp_path / "out") == masks(tmp_path / "plain")
+
+
+def test_worker_processes_read_the_copies_of_which_few_lie_here(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "AHEAD", 2)
+    most = 0
+
+    def count(item: Item, failure: Any) -> None:
+        nonlocal most
+        most = max(most, len(os.listdir(remote.cache_folder("sources"))))
+
+    for number in range(60):
+        write(tmp_path / "web" / f"{number:02}.png", noise(number))
+    with serve(tmp_path / "web") as server:
+        plan = prepare(RunOptions((f"{server.url}/",), str(tmp_path / "out"), isolate=True))
+        backend = FakeBackend(batch_size=1)
+        with Segmenter(backend, workers=1, isolate=True) as segmenter:
+            report = execute(plan, segmenter, observing(outcome=count))
+    assert (report.done, report.failed) == (60, 0)
+    assert {count for (method, path), count in server.asked.items() if method == "GET" and path != "/"} == {1}
+    assert 0 < most < 30
 
 
 def test_a_source_that_vanishes_is_one_failure(photos: str, tmp_path: Path) -> None:

@@ -180,6 +180,11 @@ def is_passing(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EIO
 
 
+def is_of_bucket(error: FileNotFoundError) -> bool:
+    """Whether it is the bucket that is missing, and not an object in it."""
+    return re.search(r"bucket does not exist|NoSuchBucket", str(error)) is not None
+
+
 def _explain(error: BaseException, url: str) -> OSError:
     """The failure of a request as an OSError whose number says whether another try may help."""
     kind, status = type(error), getattr(error, "status", None)
@@ -187,7 +192,7 @@ def _explain(error: BaseException, url: str) -> OSError:
         inner = error.__cause__
         if inner is not None and type(inner).__module__.startswith("aiohttp"):  # fsspec says so of all errors
             return _explain(inner, url)
-        missing = "there is no such bucket" if "bucket" in str(error).lower() else "no such object"
+        missing = "there is no such bucket" if is_of_bucket(error) else "no such object"
         return FileNotFoundError(errno.ENOENT, missing, url)
     if status in (404, 410):
         return FileNotFoundError(errno.ENOENT, "no such object", url)

@@ -281,7 +281,7 @@ class RemoteFolder:
             try:
                 found = system.ls(f"{url}/{folder}".rstrip("/"), detail=True)
             except FileNotFoundError as error:
-                if "bucket" in str(error).lower():
+                if remote.is_of_bucket(error):
                     raise
                 return []
             return [info["name"].rpartition("/")[2] for info in found if info["type"] == "file"]
