@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import http.server
+import itertools
 import os
 import threading
 import time
@@ -110,14 +112,71 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         """Tests have no screen."""
 
 
+class BusyGate(http.server.ThreadingHTTPServer):
+    """Passes requests on to another server, but for every fifth, which it answers with 503 Slow Down.
+
+    Attributes:
+        refused: how many it did not pass on.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, target: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Gate)
+        self.target, self.url = urlsplit(target).netloc, f"http://127.0.0.1:{self.server_address[1]}"
+        self.refused, self.counter = 0, itertools.count()
+
+
+class _Gate(http.server.BaseHTTPRequestHandler):
+    server: BusyGate
+    protocol_version = "HTTP/1.1"
+
+    def pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if next(self.server.counter) % 5 == 0:
+            self.server.refused += 1
+            self.answer(503, {}, b"<Error><Code>SlowDown</Code><Message>Slow down</Message></Error>")
+            return
+        connection = http.client.HTTPConnection(self.server.target)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        response = connection.getresponse()
+        self.answer(response.status, dict(response.getheaders()), response.read())
+        connection.close()
+
+    def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                self.send_header(name, value)
+        length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815 - names of http.server
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Tests have no screen."""
+
+
 @contextmanager
-def serve(folder: Path) -> Iterator[FolderServer]:
-    """A server of a folder, as long as the context lasts."""
-    with FolderServer(folder) as server:
+def serving(server: http.server.ThreadingHTTPServer) -> Iterator[None]:
+    """A server answers as long as the context lasts."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
-            yield server
+            yield
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[FolderServer]:
+    """A server of a folder, as long as the context lasts."""
+    server = FolderServer(folder)
+    with serving(server):
+        yield server

@@ -25,7 +25,7 @@ from PIL import Image
 from tests.helpers.footage import Footage
 from tests.helpers.observers import observing
 from tests.helpers.runs import write
-from tests.helpers.servers import keep_home, serve
+from tests.helpers.servers import BusyGate, keep_home, serve, serving
 from unet_batch.errors import FolderInUse, OutputError, SourceError, UsageError
 from unet_batch.files import remote, staging
 from unet_batch.files.sources import check_names
@@ -360,6 +360,7 @@ def killed_after(photos: str, out: str, is_enough: Callable[[], bool]) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_after_a_kill_this_machine_knows_all_and_another_one_nearly_all(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -408,6 +409,21 @@ def test_pictures_of_the_web_with_a_server_that_fails(tmp_path: Path, bucket: st
         report = segment(f"{server.url}/", output=str(tmp_path / "out"), retry_pauses=(0.0,))
     assert (report.done, report.failed) == (12, 0)
     assert masks(tmp_path / "out") == masks(tmp_path / "plain")
+
+
+def test_a_bucket_whose_server_refuses_every_fifth_request(
+    photos: str, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, gate = f"{remote.top(photos)}/out", BusyGate(endpoint)
+    with serving(gate):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", gate.url)
+        remote._connect.cache_clear()
+        report = segment(photos, output=out)
+        files = pictures_of(stored(out))
+    assert (report.done, report.failed) == (7, 0)
+    assert gate.refused > 4
+    segment(str(tmp_path / "photos"), output=str(tmp_path / "plain"))
+    assert files == masks(tmp_path / "plain")
 
 
 def test_worker_processes_read_the_copies_of_which_few_lie_here(
