@@ -18,8 +18,10 @@ from tests.helpers.servers import FolderServer, keep_home, serve
 from unet_batch.errors import SourceError, UsageError
 from unet_batch.files import archives, naming, remote, roots
 from unet_batch.files.sources import Sources, collect
+from unet_batch.media import images
 
 pytest.importorskip("aiohttp")
+fsspec = pytest.importorskip("fsspec")
 pytestmark = pytest.mark.timeout(60)
 # The loop of fsspec, of aiohttp: https://github.com/aio-libs/aiohttp/issues/5426
 quiet = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -74,7 +76,9 @@ def test_cameras_stay_cameras_and_pictures_of_the_web_are_files() -> None:
 def test_a_signature_is_asked_with_and_told_to_nobody() -> None:
     url = remote.normalize("https://host/a.jpg?X-Amz-Date=1&X-Amz-Signature=secret")
     assert url == "https://host/a.jpg"
-    assert remote._signed[url].endswith("=secret")
+    assert remote._with_secrets(url).endswith("a.jpg?X-Amz-Date=1&X-Amz-Signature=secret")
+    assert remote.normalize("https://host/a b.jpg?sig=x") == "https://host/a%20b.jpg"
+    assert remote._with_secrets("https://host/a%20b.jpg").endswith("?sig=x")
     assert naming.shown("https://me:word@host/a.jpg?sig=secret") == "https://host/a.jpg"
     assert remote.normalize("https://host/a.jpg?page=2") == "https://host/a.jpg?page=2"
 
@@ -120,6 +124,30 @@ def test_a_folder_of_the_web_is_listed(server: FolderServer) -> None:
     )
     with archives.open_file(found.items[1].path) as file:
         assert file.read() == b"b c.png" * 100
+
+
+@quiet
+def test_a_password_opens_a_folder_and_all_below_and_is_told_to_nobody(server: FolderServer) -> None:
+    url = server.url.replace("://", "://me:word@")
+    found = find(f"{url}/photos/")
+    assert [item.path for item in found.items][::2] == [
+        f"{server.url}/photos/{n}.jpg" for n in ("a", "sub/d")
+    ]
+    for item in found.items:
+        archives.open_file(item.path).close()
+    assert server.logins == {"Basic bWU6d29yZA=="}
+    remote._logins.clear()
+
+
+@quiet
+def test_an_archive_in_a_bucket_is_refused() -> None:
+    fsspec.filesystem("memory").pipe_file("/photos.zip", b"x")
+    with pytest.raises(SourceError, match=r"memory://photos.zip: archives are read from disks only"):
+        find("memory://photos.zip")
+
+
+def test_all_that_is_a_picture_by_its_name_is_one_on_the_web() -> None:
+    assert [ending for ending in images.EXTENSIONS if naming.is_live(f"https://host/a.{ending}")] == []
 
 
 @quiet

@@ -46,6 +46,7 @@ class FolderServer(http.server.ThreadingHTTPServer):
         delay: seconds before each answer.
         busy: answer every so many requests for a file with 503; 0 never.
         torn: paths of files whose body ends early, and how often it still does.
+        logins: what requests brought as Authorization.
         at_once: the most requests for files that were being answered at once.
     """
 
@@ -56,6 +57,7 @@ class FolderServer(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.url = folder, f"http://127.0.0.1:{self.server_address[1]}"
         self.asked: Counter[tuple[str, str]] = Counter()
+        self.logins: set[str] = set()
         self.delay, self.busy, self.torn = 0.0, 0, Counter[str]()
         self.at_once, self._now, self._count, self._lock = 0, 0, 0, threading.Lock()
 
@@ -84,6 +86,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.server.asked["GET", path] += 1
+        self.server.logins.add(self.headers.get("Authorization", ""))
         number = self.server.begin()
         try:
             time.sleep(self.server.delay)

@@ -186,6 +186,16 @@ def test_in_worker_processes(photos: str, tmp_path: Path) -> None:
     assert not list(Path(remote.cache_folder("sources")).iterdir())
 
 
+def test_what_cannot_be_copied_is_not_asked_for_by_workers(tmp_path: Path, bucket: str) -> None:
+    write(tmp_path / "web" / "a.png", noise(1))
+    (tmp_path / "list.txt").write_text("")
+    with serve(tmp_path / "web") as server:
+        (tmp_path / "list.txt").write_text(f"{server.url}/a.png\n{server.url}/none.png\n")
+        report = segment(f"@{tmp_path / 'list.txt'}", output=str(tmp_path / "out"), isolate=True)
+        assert (report.done, report.failures[0].message) == (1, f"{server.url}/none.png: no such file")
+    assert server.asked["GET", "/none.png"] <= 2, "HEAD is answered by GET where that fails; then the copy"
+
+
 def test_names_that_no_file_can_have_are_failures_and_empty_folders_are_nothing(
     photos: str, tmp_path: Path
 ) -> None:

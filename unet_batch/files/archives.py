@@ -162,7 +162,11 @@ def open_file(path: str) -> BinaryIO:
 
 
 def local_path(path: str) -> str:
-    """The file that a library opens by its name: the path itself, or the copy of an address."""
+    """The file that a library opens by its name: the path itself, or the copy of an address.
+
+    Raises:
+        OSError: an address cannot be read.
+    """
     return remote.local_path(path)
 
 

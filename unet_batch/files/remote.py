@@ -31,7 +31,7 @@ from urllib.parse import quote, unquote
 
 from unet_batch.errors import UsageError
 from unet_batch.files.atomic import clean_leftovers, open_temporary, translate
-from unet_batch.files.naming import without_signature
+from unet_batch.files.naming import shown, without_signature
 
 LARGEST = 2 * 2**30
 """Bytes of the largest file that is read into memory."""
@@ -50,7 +50,8 @@ _MISCONFIGURED = ("ProfileNotFound", "ConfigParseError", "NoRegionError", "Inval
 T = TypeVar("T")
 
 _folders: set[str] = set()  # what was named with a slash behind it
-_signed: dict[str, str] = {}  # addresses as they must be asked for, by address without the signature
+_signatures: dict[str, str] = {}  # the query behind an address
+_logins: dict[str, str] = {}  # `name:password@`, by host with scheme
 _versions: dict[str, tuple[int, int]] = {}
 _copies: dict[str, str | OSError] = {}
 
@@ -69,16 +70,18 @@ def is_http(url: str) -> bool:
 
 
 def normalize(url: str) -> str:
-    """An address by which a file is known: without a slash at its end, and without a signature.
+    """An address by which a file is known: without a slash at its end, and without secrets.
 
-    A signature is a secret and does not last: it is remembered, for requests only.
+    Of the web, a signature and a password are remembered, for requests only: neither is written anywhere.
     """
     scheme, _, rest = url.partition("://")
     url = f"{scheme.lower()}://{rest}"
-    if is_http(url) and (plain := without_signature(url)) != url:
-        url, _signed[plain] = plain, url
     if is_http(url):
-        url = _quote(url)
+        full, url = url, _quote(shown(url))
+        if login := re.match(r"https?://([^/@]*@)", full):
+            _logins[top(url)] = login[1]
+        if (query := full[len(without_signature(full)) :]) != "":
+            _signatures[url] = query
     if url.endswith("/"):
         url = url.rstrip("/")
         _folders.add(url)
@@ -164,7 +167,7 @@ def attempt(url: str, request: Callable[[Any, str], T]) -> T:
     system = connect(url)
     for pause in (*(_PAUSES if is_http(url) else ()), None):
         try:
-            return request(system, _signed.get(url, url))
+            return request(system, _with_secrets(url))
         except UsageError:
             raise
         except Exception as error:  # each library has errors of its own
@@ -173,6 +176,14 @@ def attempt(url: str, request: Callable[[Any, str], T]) -> T:
                 raise explained from error
         time.sleep(pause)
     raise AssertionError("the last try has no pause behind it")
+
+
+def _with_secrets(url: str) -> str:
+    if not is_http(url):
+        return url
+    host = top(url)
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{_logins.get(host, '')}{rest}{_signatures.get(url, '')}"
 
 
 def is_passing(error: BaseException | None) -> bool:
@@ -329,7 +340,7 @@ def _linked(url: str) -> Iterator[str]:
     while pages:
         page = pages.pop()
         for info in attempt(page, lambda system, address: system.ls(address, detail=True)):
-            name = _quote(str(info["name"]).partition("?")[0])
+            name = _quote(shown(str(info["name"]).partition("?")[0]))
             if name in seen or not name.startswith(page):  # columns to sort by, and the way up
                 continue
             seen.add(name)
@@ -369,9 +380,15 @@ def head(url: str, count: int) -> bytes:
 
 
 def local_path(path: str) -> str:
-    """The copy of a file where there is one, else the path itself."""
-    copy = _copies.get(path)
-    return copy if isinstance(copy, str) else path
+    """The copy of a file where there is one, else the path itself.
+
+    Raises:
+        OSError: it was to be copied, and cannot be read.
+    """
+    copy = _copies.get(path, path)
+    if isinstance(copy, OSError):
+        raise copy
+    return copy
 
 
 def adopt(url: str, copy: str) -> None:

@@ -194,6 +194,8 @@ class _Search:
                 f"{source}: a compressed tar archive can be read only from its front",
                 hint="gunzip it: a .tar is read as it lies there; or unpack it",
             )
+        if remote.is_remote(path) and not is_folder and path.lower().endswith((".zip", ".tar")):
+            raise SourceError(f"{source}: archives are read from disks only", hint="copy it here first")
         if not is_folder:
             return self.take(path, os.path.dirname(path))
         try:

@@ -135,7 +135,11 @@ class PictureWorkers:
             tensors.append(self.view.buffer(self.view.place((height, width))))
             return (tensors[-1].data.cast("B"),)
 
-        copy = json.dumps([item.path, remote.local_path(item.path)]).encode()
+        try:
+            copy = json.dumps([item.path, remote.local_path(item.path)]).encode()
+        except OSError as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+            raise ImageError(f"{item.path}: {reason}") from error
         request = self._setup + b"[%d,%s]" % (number, copy)
         try:
             answer = self.workers.ask(_PREPARE, request, receive=receive)
