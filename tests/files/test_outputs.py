@@ -91,7 +91,7 @@ def test_prepare_fails_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_only_leftovers_of_the_dead_are_removed(tmp_path: Path) -> None:
     tree = OutputTree(str(tmp_path), ["mask"])
-    here, dead, day_ago = atomic._here(), dead_process(), time.time() - 25 * 3600
+    here, dead, day_ago = atomic.host_id(), dead_process(), time.time() - 25 * 3600
     goes = {
         f"masks/x/.ub-{here}-{dead}-00000000.part": False,
         f"overlays/.ub-{here}-{dead}-00000001.part": False,
@@ -124,7 +124,7 @@ def test_only_leftovers_of_the_dead_are_removed(tmp_path: Path) -> None:
 
 @needs_links
 def test_cleaning_stays_inside(tmp_path: Path) -> None:
-    name = f".ub-{atomic._here()}-{dead_process()}-00000000.part"
+    name = f".ub-{atomic.host_id()}-{dead_process()}-00000000.part"
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / name).write_bytes(b"")
     (tmp_path / "out/masks").mkdir(parents=True)
@@ -136,7 +136,7 @@ def test_cleaning_stays_inside(tmp_path: Path) -> None:
 
 def test_cleaning_never_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = OutputTree(str(tmp_path), ["mask"])
-    (tmp_path / f".ub-{atomic._here()}-{dead_process()}-00000000.part").write_bytes(b"")
+    (tmp_path / f".ub-{atomic.host_id()}-{dead_process()}-00000000.part").write_bytes(b"")
     monkeypatch.setattr(atomic.os, "unlink", fail_with(errno.EACCES))
     assert tree.clean_leftovers() == 0
     monkeypatch.setattr(atomic.os, "scandir", fail_with(errno.EACCES))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.systems import needs_any_name, needs_links, needs_permissions, needs_pipes, needs_posix
 from unet_batch.errors import SourceError
-from unet_batch.files import sources
+from unet_batch.files import roots, sources
 from unet_batch.files.atomic import write_atomic, write_json
 from unet_batch.files.naming import _fold, assign_folder_names
 from unet_batch.files.outputs import OutputTree
@@ -327,7 +327,7 @@ def test_different_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         raise ValueError("Paths don't have the same drive")
 
     touch(tmp_path, "c/photos/x/a.jpg", "d/photos/a.jpg", "d/Lot/b.jpg")
-    monkeypatch.setattr(sources.os.path, "commonpath", commonpath)
+    monkeypatch.setattr(roots.os.path, "commonpath", commonpath)
     found = find("d/photos", "c/photos", "d/Lot/b.jpg", cwd=str(tmp_path))
     assert keys(found) == ["Lot/b", "photos/x/a", "photos~2/a"]
     assert (found.root, found.default_output) == ("", str(tmp_path / "segmented"))
@@ -545,7 +545,7 @@ def test_results_do_not_go_outside_a_disk_or_to_its_top(
 ) -> None:
     touch(tmp_path, "disk/a.jpg", "home/x")
     mount = str(tmp_path / "disk")
-    monkeypatch.setattr(sources.os.path, "ismount", lambda path: path == mount)
+    monkeypatch.setattr(roots.os.path, "ismount", lambda path: path == mount)
     for named in ("../disk", "../disk/a.jpg"):
         assert find(named, cwd=str(tmp_path / "home")).default_output == os.path.join(mount, "segmented")
 
@@ -609,7 +609,7 @@ def test_results_never_leave_the_current_folder_unless_a_source_has(
 def test_no_path_from_the_top_is_part_of_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if `tmp_path` were the top of the file system."""
     touch(tmp_path, "home/me/photos/a.jpg", "home/me/photos/in/b.jpg", "mnt/usb/photos/a.jpg", "mnt/c.jpg")
-    monkeypatch.setattr(sources.os.path, "commonpath", lambda paths: os.sep)
+    monkeypatch.setattr(roots.os.path, "commonpath", lambda paths: os.sep)
     found = find("home/me/photos", "mnt/usb/photos", cwd=str(tmp_path))
     assert keys(found) == ["photos/a", "photos/in/b", "photos~2/a"]
     found = find(
@@ -621,10 +621,10 @@ def test_no_path_from_the_top_is_part_of_a_key(tmp_path: Path, monkeypatch: pyte
 
 @needs_posix
 def test_the_top_itself_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sources._common_folder(["/", "/home/me"]) == "/"
-    assert sources._common_folder(["/home/me", "/mnt"]) == ""
-    assert sources._common_folder(["/home/me", "/home"]) == "/home"
-    assert sources._default_output("/", is_named=True, cwd=str(tmp_path)) == str(tmp_path / "segmented")
+    assert roots.common_folder(["/", "/home/me"]) == "/"
+    assert roots.common_folder(["/home/me", "/mnt"]) == ""
+    assert roots.common_folder(["/home/me", "/home"]) == "/home"
+    assert roots.default_output("/", is_named=True, cwd=str(tmp_path)) == str(tmp_path / "segmented")
 
 
 @given(

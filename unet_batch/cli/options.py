@@ -118,7 +118,8 @@ run_options = Bundle(
     _output(
         ["-o", "--output"],
         metavar="DIR",
-        help="Output folder.  [default: FOLDER-segmented beside FOLDER; for all else segmented]",
+        help="Output folder, or s3://bucket/folder.  [default: FOLDER-segmented beside FOLDER; for all else "
+        "segmented]",
     ),
     _output(
         ["--overlay"], is_flag=True, help="Save overlays too: the photo with the mask tinted and outlined."

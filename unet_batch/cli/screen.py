@@ -139,7 +139,7 @@ class Screen(Lines):
 
     def output(self, plan: RunPlan) -> None:
         """Print where results go."""
-        self.line("output", shown(plan.outputs.folder), ", ".join(plan.options.save))
+        self.line("output", shown(plan.outputs.name), ", ".join(plan.options.save))
 
     def sources(self, plan: RunPlan) -> None:
         """Print the output folder and what was found."""

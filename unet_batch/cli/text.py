@@ -62,7 +62,7 @@ def arguments_with_spaces() -> list[str]:
 
 def shown(path: str) -> str:
     """A path relative to here where that is shorter; an address without its password."""
-    if naming.is_live(path):
+    if "://" in path:
         return naming.shown(path)
     try:
         relative = os.path.relpath(path)

@@ -1,8 +1,8 @@
 """Files in ZIP and tar archives, under paths as if the archive were a folder: `/data/photos.zip/a/b.jpg`.
 
-`stat`, `open_file` and `is_folder` take such paths and all others. Nothing is unpacked: a member is read into
-memory when it is opened. The table of contents is read once for each archive, and again when its file has
-changed.
+`stat`, `open_file` and `is_folder` take such paths and all others, addresses too (`remote`). Nothing is
+unpacked: a member is read into memory when it is opened. The table of contents is read once for each archive,
+and again when its file has changed.
 
 Compressed tar archives are not taken: they can be read only from the front, so that each member would
 cost all those before it.
@@ -23,7 +23,7 @@ from functools import lru_cache
 from io import BytesIO
 from typing import BinaryIO, NamedTuple
 
-from unet_batch.files import stores
+from unet_batch.files import remote, stores
 
 LARGEST = 2 * 2**30
 """Bytes of the largest member that is read: it is held in memory, and a small file may claim to hold more."""
@@ -39,7 +39,7 @@ class Stat(NamedTuple):
     Attributes:
         size: in bytes.
         mtime_ns: when it was last written; of a member of a ZIP its checksum, as times in there have no zone
-            and two seconds.
+            and two seconds; of an address a number of its version.
     """
 
     size: int
@@ -99,6 +99,8 @@ class _Tar(_Archive):
 
 def archive_of(path: str) -> str:
     """The archive that a path is, or leads into, by its name; "" for all else."""
+    if remote.is_remote(path):
+        return ""
     if (found := _split(path)) is not None:
         return found[0]
     return path if path.lower().endswith(_SUFFIXES) and os.path.isfile(path) else ""
@@ -110,13 +112,16 @@ def is_compressed(path: str) -> bool:
 
 
 def below(path: str) -> Iterator[str]:
-    """The paths of the files in an archive, or below a folder in one.
+    """The paths of the files in an archive, below a folder in one, or below an address.
 
     Directories, links, and names that lead out of the archive are left out.
 
     Raises:
         OSError: it cannot be read, or is damaged.
     """
+    if remote.is_remote(path):
+        yield from remote.below(path)
+        return
     archive, inside = _split(path) or (path, "")
     for name in _contents(archive).members:
         if not inside or name.startswith(f"{inside}/"):
@@ -129,6 +134,8 @@ def stat(path: str) -> Stat:
     Raises:
         OSError, ValueError: it cannot be looked at.
     """
+    if remote.is_remote(path):
+        return Stat(*remote.stat(path))
     if (found := _split(path)) is None:
         if stores.is_store(path):
             return Stat(*stores.measure_store(path))
@@ -138,11 +145,13 @@ def stat(path: str) -> Stat:
 
 
 def open_file(path: str) -> BinaryIO:
-    """Open a file for reading: a regular one, or a member of an archive, read into memory.
+    """Open a file for reading: a regular one, one of an address, or a member of an archive, in memory.
 
     Raises:
         OSError, ValueError: it cannot be opened, is damaged, or too large to be held.
     """
+    if remote.is_remote(path):
+        return remote.open_file(path)
     if (found := _split(path)) is None:
         return open(path, "rb")
     archive, name = found
@@ -168,8 +177,19 @@ def read_head(path: str, size: int) -> bytes:
         raise OSError(f"damaged in its archive, or encrypted: {error}") from error
 
 
+def local_path(path: str) -> str:
+    """The file that a library opens by its name: the path itself, or the copy of an address.
+
+    Raises:
+        OSError: an address cannot be read.
+    """
+    return remote.local_path(path)
+
+
 def exists(path: str) -> bool:
     """Whether there is such a file, be it a link that leads nowhere."""
+    if remote.is_remote(path):
+        return remote.exists(path)
     if _split(path) is None:
         return os.path.lexists(path)
     try:
@@ -181,6 +201,11 @@ def exists(path: str) -> bool:
 
 def is_folder(path: str) -> bool:
     """Whether a path is a folder, an archive, or a folder in one."""
+    if remote.is_remote(path):
+        try:
+            return remote.is_folder(path)
+        except OSError:
+            return False
     if _split(path) is None:
         return os.path.isdir(path) or archive_of(path) != ""
     try:
@@ -191,7 +216,7 @@ def is_folder(path: str) -> bool:
 
 def is_regular(path: str) -> bool:
     """Whether a path is a regular file, or a member of an archive. Raises OSError where it is not there."""
-    return _split(path) is not None or modes.S_ISREG(os.stat(path).st_mode)
+    return remote.is_remote(path) or _split(path) is not None or modes.S_ISREG(os.stat(path).st_mode)
 
 
 def _find(path: str, archive: str, name: str) -> _Member:

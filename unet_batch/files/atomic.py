@@ -211,7 +211,7 @@ def clean_leftovers(folder: str) -> int:
     for entry in entries:
         with contextlib.suppress(OSError):
             if (name := _TEMPORARY.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
-                dead = name[1] == _here() and not _is_alive(int(name[2]))
+                dead = name[1] == host_id() and not _is_alive(int(name[2]))
                 if dead or time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY:
                     os.unlink(entry.path)
                     removed += 1
@@ -235,7 +235,7 @@ def scan(folder: str) -> list[os.DirEntry[str]]:
 
 def open_temporary(folder: str) -> tuple[str, int]:
     """Make a file of a unique name, from which `clean_leftovers` knows its owner."""
-    path = os.path.join(folder, f".ub-{_here()}-{os.getpid()}-{secrets.token_hex(4)}.part")
+    path = os.path.join(folder, f".ub-{host_id()}-{os.getpid()}-{secrets.token_hex(4)}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
         return path, os.open(path, flags, 0o666)
@@ -274,7 +274,7 @@ def translate(error: OSError | ValueError, path: str, size: int) -> OutputError:
 
 
 @functools.cache
-def _here() -> str:
+def host_id() -> str:
     """Identify the machine and the container: a process number means nothing outside."""
     place = platform.node()
     with contextlib.suppress(OSError):

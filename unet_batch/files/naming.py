@@ -104,16 +104,32 @@ def _fold(key: str) -> str:
 
 
 _LIVE = re.compile(r"(rtsps?|rtmps?|rtp|srt|udp|tcp|mms|https?)://|webcam:\d{1,3}$", re.IGNORECASE)
+# Of the web, what ends as a folder or a picture does is a file: cameras have all other names.
+_PICTURES = (
+    "jpg|jpeg|jpe|jfif|mpo|png|apng|gif|bmp|dib|webp|avifs?|heic|heif|hif|tiff?|ppm|pgm|pbm|pnm|psd|ico|jp2|j2k|"
+    "tga|npy|dcm|dicom|nef|cr2|cr3|arw|dng|raf|orf|rw2|pef|srw|svs|ndpi"
+)
+_WEB_FILE = re.compile(rf"https?://[^?#]*(/|\.({_PICTURES}))([?#]|$)", re.IGNORECASE)
+
+
+_SIGNED = re.compile(r"\?(?:.*&)?(?:x-amz-signature|x-goog-signature|signature|sig)=", re.IGNORECASE)
 
 
 def is_live(source: str) -> bool:
-    """Tell a camera or an URL from the name of a file."""
-    return bool(_LIVE.match(source))
+    """Tell a camera or a stream from the name or address of a file."""
+    return bool(_LIVE.match(source)) and not _WEB_FILE.match(source)
 
 
 def shown(source: str) -> str:
-    """A source as reports may tell it: an address without its name and password, everything else as it is."""
-    return re.sub(r"^([^:/]*://)[^/@]*@", r"\1", source) if is_live(source) else source
+    """A source as reports may tell it: an address without its secrets, everything else as it is."""
+    if "://" not in source:
+        return source
+    return re.sub(r"^([^:/]*://)[^/@]*@", r"\1", without_signature(source))
+
+
+def without_signature(url: str) -> str:
+    """An address without the query that holds a signature, which is a secret, if it has one."""
+    return url[: found.start()] if (found := _SIGNED.search(url)) else url
 
 
 def live_name(source: str) -> str | None:

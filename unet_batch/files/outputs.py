@@ -7,10 +7,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from unet_batch.errors import OutputError, UsageError
+from unet_batch.files import remote
 from unet_batch.files.atomic import clean_leftovers, open_temporary, scan, translate
+
+if TYPE_CHECKING:
+    from unet_batch.files.staging import RemoteFolder
 
 Source = Literal["picture", "clip"]
 
@@ -60,11 +64,16 @@ class OutputTree:
     """The output folder: `masks/<key>.png`, `overlays/<key>.jpg`, and so on by `KINDS`.
 
     Args:
-        folder: the output folder; need not exist yet.
+        folder: the output folder, or its address; need not exist yet.
         kinds: which outputs are wanted, of `PICTURE_KINDS`.
 
+    Attributes:
+        name: the folder as people know it: its path or address.
+        store: what uploads the files, if it is an address.
+        folder: where files are written: the folder, or what stands for the address on this machine.
+
     Raises:
-        UsageError: a kind is unknown.
+        UsageError: a kind is unknown, or nothing can be written to an address.
     """
 
     def __init__(self, folder: str, kinds: Sequence[str]) -> None:
@@ -74,7 +83,13 @@ class OutputTree:
                 f"unknown kind of output: {', '.join(unknown)}",
                 hint=f"choose from {', '.join(PICTURE_KINDS)}",
             )
-        self.folder = os.path.abspath(folder)
+        self.store: RemoteFolder | None = None
+        if remote.is_remote(folder):
+            from unet_batch.files.staging import RemoteFolder
+
+            self.store = RemoteFolder(folder)
+        self.folder = os.path.abspath(folder) if self.store is None else self.store.folder
+        self.name = self.folder if self.store is None else self.store.url
         self.kinds = tuple(dict.fromkeys(kinds))
 
     @property
@@ -89,6 +104,12 @@ class OutputTree:
             OutputError: it would lie outside the output folder.
         """
         return os.path.join(self.folder, *self.file(kind, key).split("/"))
+
+    def shown_path(self, path: str) -> str:
+        """The path or address under which people find a file of the output folder."""
+        if self.store is None:
+            return path
+        return f"{self.name}/{os.path.relpath(path, self.folder).replace(os.sep, '/')}"
 
     def file(self, kind: str, key: str) -> str:
         """The same, relative to the output folder and `/`-separated.

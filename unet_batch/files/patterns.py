@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+from collections.abc import Sequence
 
 MAGIC = re.compile(r"[*?\[]")
 """What makes a name a pattern."""
@@ -46,6 +47,15 @@ class Pattern:
             elif test(name):
                 after.add(place + 1)
         return self._spread(after)
+
+    def matches(self, steps: Sequence[str]) -> bool:
+        """Whether the pattern is of a whole path, given its components, or of a folder on the way to it."""
+        places = self.start
+        for step in steps:
+            if self.end in places:
+                return True
+            places = self.step(places, step)
+        return self.end in places
 
     def _spread(self, places: set[int]) -> frozenset[int]:
         for place, test in enumerate(self.tests):

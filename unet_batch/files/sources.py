@@ -13,13 +13,14 @@ import os
 import re
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unet_batch.errors import SourceError
-from unet_batch.files import archives, stores
-from unet_batch.files.naming import assign_folder_names, assign_keys
+from unet_batch.files import archives, remote, stores
+from unet_batch.files.naming import assign_keys
 from unet_batch.files.patterns import MAGIC, Pattern
+from unet_batch.files.roots import common_folder, default_output, is_below, outermost, relative_names
 from unet_batch.types import Item
 
 MARKER = b'{"unet_batch":'  # how the run.json of an output folder begins, white space aside
@@ -36,7 +37,7 @@ class Sources:
             common but the top of a file system, or not even that: then each of `folders` gives its last name
             to the keys of what it holds.
         folders: the outermost folders that were named or hold what was named.
-        default_output: where results go unless the user says otherwise; see `_default_output`.
+        default_output: where results go unless the user says otherwise; see `roots.default_output`.
         ignored: how many other files the folders hold, by lower-case extension ("" for none).
         skipped_folders: folders left out because they hold outputs.
         unreadable: (path, reason) of folders and links below the sources that could not be listed.
@@ -54,6 +55,8 @@ class Sources:
 
     def root_of(self, path: str) -> str:
         """The folder that a source is named relative to: `root`, or the top of its own file system."""
+        if remote.is_remote(path):
+            return self.root or remote.top(path)
         return self.root or os.path.join(os.path.splitdrive(path)[0], os.sep)
 
     def relative(self, path: str) -> str:
@@ -116,13 +119,16 @@ def collect(
         raise SourceError(
             f"no pictures to segment{why}", hint="name a file or folder with pictures that are not outputs"
         )
+    remote.look_up(path for path in search.found if remote.is_remote(path))
     bases = search.bases or {os.path.join(search.cwd, "live")}
-    root, folders = _common_folder(bases), _outermost(bases)
+    root, folders = common_folder(bases), outermost(bases)
     if root:
         below = len(root if root.endswith(os.sep) else root + os.sep)
         paths = {path[below:].replace(os.sep, "/"): path for path in search.found}
+        if remote.is_http(root):
+            paths = {remote.file_name(name): path for name, path in paths.items()}
     else:
-        paths = dict(zip(_relative_names(search.found, folders), search.found, strict=True))
+        paths = dict(zip(relative_names(search.found, folders), search.found, strict=True))
     paths.update(search.addresses)
     items = [Item(paths[name], key) for name, key in assign_keys(paths).items()]
     items.sort(key=lambda item: item.key.split("/"))
@@ -130,7 +136,7 @@ def collect(
         items=tuple(items),
         root=root,
         folders=folders,
-        default_output=_default_output(
+        default_output=default_output(
             root, is_named=not search.bases or root in search.named, cwd=search.cwd
         ),
         ignored=Counter(
@@ -140,64 +146,6 @@ def collect(
         unreadable=tuple(sorted(search.unreadable.items())),
         duplicates=search.duplicates,
     )
-
-
-def _common_folder(folders: Collection[str]) -> str:
-    """The folder that all of these are or lie in; "" if there is none but the top of a file system."""
-    try:
-        common = os.path.commonpath(folders)
-    except ValueError:  # drives of Windows
-        return ""
-    return common if common in folders or os.path.dirname(common) != common else ""
-
-
-def _outermost(folders: Iterable[str]) -> tuple[str, ...]:
-    """Those of the folders that lie in none of the others."""
-    found: list[str] = []
-    for folder in sorted(folders, key=lambda folder: folder.split(os.sep)):
-        if not found or not is_below(folder, found[-1]):
-            found.append(folder)
-    return tuple(found)
-
-
-def is_below(path: str, folder: str) -> bool:
-    """Whether a path is a folder or lies in it; both absolute."""
-    return path == folder or path.startswith(folder if folder.endswith(os.sep) else folder + os.sep)
-
-
-def _relative_names(paths: Iterable[str], folders: Sequence[str]) -> Iterator[str]:
-    """Name files that have no common folder: each name begins with that of one of `folders`."""
-    prefixes = {top: f"{name}/" for top, name in assign_folder_names(folders).items()}
-    for path in paths:
-        folder, last = os.path.split(path)
-        steps: list[str] = []
-        while folder not in prefixes:
-            folder, step = os.path.split(folder)
-            steps.append(step)
-        prefix = prefixes[folder]
-        for step in reversed(steps):
-            folder, prefix = os.path.join(folder, step), f"{prefix}{step}/"
-            prefixes[folder] = prefix
-        yield prefix + last
-
-
-def _default_output(root: str, *, is_named: bool, cwd: str) -> str:
-    """Say where results go: near the sources, and never outside the current folder if they lie inside.
-
-    A folder gets `NAME-segmented` beside it, and so does an archive. Files, patterns and several folders get
-    `segmented` in their common folder, or in the current one if that is further in.
-
-    Args:
-        root: of the sources.
-        is_named: `root` itself was named, not only what lies in it.
-        cwd: the current folder.
-    """
-    if archive := archives.archive_of(root):
-        return os.path.splitext(archive)[0] + "-segmented"
-    if not root or is_below(os.path.realpath(cwd), os.path.realpath(root)):
-        return os.path.join(cwd, "segmented")
-    # Beside the top of a disk there is nothing, or another disk.
-    return root + "-segmented" if is_named and not os.path.ismount(root) else os.path.join(root, "segmented")
 
 
 class _Search:
@@ -231,6 +179,7 @@ class _Search:
         self.identities: dict[str, tuple[int, int] | None] = {}
         folders = [_absolute(folder, cwd) for folder in exclude]
         self.excluded = {self.identity(folder) for folder in folders} - {None}
+        self.excluded_addresses = list(filter(remote.is_remote, folders))
         self.excluded_names = {os.path.basename(folder).casefold() for folder in folders}
 
     def add(self, source: str) -> None:
@@ -245,15 +194,17 @@ class _Search:
                 f"{source}: a compressed tar archive can be read only from its front",
                 hint="gunzip it: a .tar is read as it lies there; or unpack it",
             )
-        if is_folder and not parts and not os.path.isdir(path):
-            return self.add_archive(source, path)
-        if parts:
-            try:
-                pattern = Pattern([part for part in parts if part not in ("", ".")])
-            except re.error as bad:
-                raise SourceError(f"{source} is not a valid pattern: {bad}") from bad
-            return self.add_folder(source, path, pattern)
-        return self.add_folder(source, path) if is_folder else self.take(path, os.path.dirname(path))
+        if remote.is_remote(path) and not is_folder and path.lower().endswith((".zip", ".tar")):
+            raise SourceError(f"{source}: archives are read from disks only", hint="copy it here first")
+        if not is_folder:
+            return self.take(path, os.path.dirname(path))
+        try:
+            pattern = Pattern([part for part in parts if part not in ("", ".")]) if parts else None
+        except re.error as bad:
+            raise SourceError(f"{source} is not a valid pattern: {bad}") from bad
+        if remote.is_remote(path) or (pattern is None and not os.path.isdir(path)):
+            return self.add_members(source, path, pattern)
+        return self.add_folder(source, path, pattern)
 
     def locate(self, source: str) -> tuple[str, list[str], bool]:
         """Look where a source is.
@@ -268,6 +219,8 @@ class _Search:
         if not source:
             raise SourceError("a source has an empty name")
         path = _absolute(source, self.cwd)
+        if remote.is_remote(path):
+            return self.locate_remote(source, path)
         try:
             if archives.exists(path) or archives.is_folder(path):  # a file in an archive, or a folder in one
                 return path, [], archives.is_folder(path) and not stores.is_store(path)
@@ -278,6 +231,22 @@ class _Search:
             if os.path.lexists(path):  # a broken link: it was named, so decoding reports it
                 return path, [], False
             return *self.split_pattern(source, error), True
+
+    def locate_remote(self, source: str, url: str) -> tuple[str, list[str], bool]:
+        """The same for an address."""
+        try:
+            if remote.is_folder(url):
+                return url, [], True
+            if remote.is_http(url) or remote.exists(
+                url
+            ):  # what cannot be listed is asked for when it is read
+                return url, [], False
+        except OSError as error:
+            raise SourceError(f"{source} cannot be read: {_reason(error)}") from error
+        steps = url.split("/")
+        if (first := next((n for n, step in enumerate(steps) if MAGIC.search(step)), 0)) < 3:
+            raise SourceError(f"{source} does not exist", hint="look for typing errors in bucket and key")
+        return "/".join(steps[:first]), steps[first:], True
 
     def add_folder(self, source: str, top: str, pattern: Pattern | None = None) -> None:
         before = len(self.unreadable), len(self.skipped)
@@ -294,36 +263,54 @@ class _Search:
             others += Counter({"folders of outputs": len(self.skipped) - before[1]})
             raise SourceError(f"{source} {'matches' if pattern else 'holds'} {_census(others)}")
 
-    def add_archive(self, source: str, top: str) -> None:
-        """Take the pictures in an archive, or below a folder in one."""
+    def add_members(self, source: str, top: str, pattern: Pattern | None = None) -> None:
+        """Take the pictures in an archive, below a folder in one, or below an address."""
+        is_remote = remote.is_remote(top)
         others = Counter[str]()
         try:
             below = list(archives.below(top))
+            outputs = self.remote_outputs(below) if is_remote else []
         except OSError as error:
             raise SourceError(f"{source} cannot be read: {_reason(error)}") from error
         taken = 0
         for path in below:
-            steps = path[len(top) + 1 :].split(os.sep)
+            if folder := next((folder for folder in outputs if is_below(path, folder)), None):
+                self.skipped.add(folder)
+                continue
+            steps = path[len(top) + 1 :].split("/" if is_remote else os.sep)
+            if is_remote and not {"", os.curdir, os.pardir}.isdisjoint(steps):
+                self.unreadable[path] = "no file can have such a name: a part of it is empty, . or .."
+                continue
             if any(step.startswith(".") or step.casefold() in _JUNK for step in steps):
                 continue
-            if self.is_picture(path):
+            if pattern is not None and not pattern.matches(steps):
+                continue
+            if self.is_picture(path) or (pattern is not None and pattern.names_extension):
                 self.take(path)
                 taken += 1
             else:
                 others[os.path.splitext(path)[1].lower()] += 1
-        if not taken:
-            raise SourceError(f"{source} holds {_census(others)}")
-        self.bases.add(top)
-        self.named.add(top)
+        if not taken and not (is_remote and self.skipped):
+            raise SourceError(f"{source} {'matches' if pattern else 'holds'} {_census(others)}")
+        if taken:
+            self.bases.add(top)
+            if pattern is None:
+                self.named.add(top)
         self.ignored[top] |= others
+
+    def remote_outputs(self, paths: Sequence[str]) -> list[str]:
+        """Folders among listed addresses that are left out: the one that results go to, and earlier ones."""
+        reports = (path for path in paths if path.endswith("/run.json"))
+        marked = [path for path in reports if b"".join(remote.head(path, 64).split()).startswith(MARKER)]
+        return [*self.excluded_addresses, *map(os.path.dirname, marked)]
 
     def add_list(self, name: str) -> None:
         path = _absolute(name, self.cwd)
         hint = "a file whose name begins with @ is written ./@name"
         # A pipe, as of a shell's @<(find ...), has no folder that its lines could be relative to.
-        folder = os.path.dirname(path) if os.path.isfile(path) else self.cwd
+        folder = os.path.dirname(path) if os.path.isfile(path) or remote.is_remote(path) else self.cwd
         try:
-            with open(path, "rb") as file:
+            with archives.open_file(path) as file:
                 raw = file.read()
         except (OSError, ValueError) as error:
             raise SourceError(f"the list {name} cannot be read: {_reason(error)}", hint=hint) from error
@@ -336,15 +323,18 @@ class _Search:
         if not entries:
             raise SourceError(f"the list {name} names no files", hint=hint)
         for entry in entries:
-            # A missing file is taken as well: decoding reports it by its name
-            if not archives.is_folder(entry) or stores.is_store(entry):
+            # An address is not asked for what it is: that would take a request for each line. A missing file
+            # is taken as well: decoding reports it by its name.
+            is_remote = remote.is_remote(entry)
+            is_folder = remote.is_named_folder(entry) if is_remote else archives.is_folder(entry)
+            if not is_folder or (not is_remote and stores.is_store(entry)):
                 self.take(entry, os.path.dirname(entry))
                 continue
             try:
                 if os.path.isdir(entry):
                     self.add_folder(entry, entry)
                 else:
-                    self.add_archive(entry, entry)
+                    self.add_members(entry, entry)
             except SourceError as error:  # one of many: reported, like a missing file
                 self.unreadable.setdefault(entry, error.message.removeprefix(f"{entry} "))
 
@@ -446,6 +436,10 @@ class _Search:
 
 
 def _absolute(path: str, cwd: str) -> str:
+    if remote.is_remote(cwd) and not remote.is_remote(path) and not os.path.isabs(path):
+        path = f"{cwd}/{path}"
+    if remote.is_remote(path):
+        return remote.normalize(path)
     path = os.path.join(cwd, path)
     if os.pardir in path.replace(os.altsep or os.sep, os.sep).split(os.sep):
         # The parent of a link is not what its name suggests, so `..` needs the file system; the last name

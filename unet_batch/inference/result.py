@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from unet_batch.errors import OutputError, UnetBatchError, UsageError
+from unet_batch.files import remote
 from unet_batch.files.atomic import write_atomic
 from unet_batch.files.outputs import OutputTree
 from unet_batch.inference import postprocess
@@ -209,6 +210,11 @@ class Result:
         key = name or self._done("save").frame.item.key
         if not key:
             raise UsageError(f"{self.path}: has no file name of its own", hint="save(folder, name='...')")
+        if remote.is_remote(os.fspath(folder)):
+            raise UsageError(
+                f"{os.fspath(folder)}: only `unet-batch run` writes to addresses",
+                hint="save it in a folder, or upload what encode() returns",
+            )
         tree = OutputTree(os.fspath(folder), kinds)
         files = {kind: (tree.path(kind, key), self.encode(kind)) for kind in tree.kinds}
         for path, data in files.values():

@@ -11,7 +11,7 @@ with unet_batch.load() as segmenter:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -307,10 +307,12 @@ class Segmenter:
         *,
         keep_pixels: bool = False,
         workers: PictureWorkers | None = None,
+        threads: Mapping[str, int] | None = None,
     ) -> Iterator[Pipeline[HasItem, Done | Failed[HasItem]]]:
         """Decode and infer, then the stages of `finish`, each a name and a function; in order.
 
-        Given `workers`, these decode, and `finish` gets what they have prepared, seen by the network.
+        Given `workers`, these decode, and `finish` gets what they have prepared, seen by the network. Stages
+        of `finish` that `threads` names have so many.
 
         What concerns one picture is delivered as a `Failed`, whose value has the `item`. All else ends the
         iteration: the next write, or the start of the next decoder, would fail as well.
@@ -320,10 +322,11 @@ class Segmenter:
         infer: Callable[[Any], Any] = self.infer
         if workers is not None:
             decode, infer = workers.prepare, workers.infer
+        threads = {name: (threads or {}).get(name, self.workers) for name, _ in finish}
         stages: list[Stage[Any, Any]] = [
             Stage("decode", decode, self.workers, isolate=concerns_one_item),
             Stage("infer", infer, streams, batch, isolate=_inference_failed, enter=self.backend.thread),
-            *(Stage(name, work, self.workers, isolate=concerns_one_item) for name, work in finish),
+            *(Stage(name, work, threads[name], isolate=concerns_one_item) for name, work in finish),
         ]
         with (
             single_threaded_cv2(),
@@ -331,7 +334,7 @@ class Segmenter:
                 items,
                 stages,
                 # Enough for every worker to have one in hand and one waiting.
-                in_flight=2 * (batch * streams + (1 + len(finish)) * self.workers),
+                in_flight=2 * (batch * streams + self.workers + sum(threads.values())),
                 weigh=_weigh,
                 budget=PIXEL_BUDGET,
                 describe=lambda value: value.item.path,

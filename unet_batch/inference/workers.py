@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from unet_batch.errors import EncodeError, ImageError, UnetBatchError
+from unet_batch.files import remote
 from unet_batch.files.atomic import write_atomic
 from unet_batch.files.outputs import OutputTree
 from unet_batch.inference.result import Result
@@ -134,7 +135,12 @@ class PictureWorkers:
             tensors.append(self.view.buffer(self.view.place((height, width))))
             return (tensors[-1].data.cast("B"),)
 
-        request = self._setup + b"[%d,%s]" % (number, json.dumps(item.path).encode())
+        try:
+            copy = json.dumps([item.path, remote.local_path(item.path)]).encode()
+        except OSError as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+            raise ImageError(f"{item.path}: {reason}") from error
+        request = self._setup + b"[%d,%s]" % (number, copy)
         try:
             answer = self.workers.ask(_PREPARE, request, receive=receive)
         except Died as death:
@@ -164,9 +170,10 @@ class PictureWorkers:
             RunError: no worker can be started.
         """
         item, kept = picture.item, picture.kept
+        copy = item.path, remote.local_path(item.path)
         assert picture.map is not None, "the network has not seen it"
         number = 0 if kept is None else kept.number
-        request = self._setup + json.dumps([number, item.path, item.key, *picture.size]).encode()
+        request = self._setup + json.dumps([number, copy, item.key, *picture.size]).encode()
         try:
             answer = self.workers.ask(
                 _FINISH, request, (np.ascontiguousarray(picture.map).data,), kept=kept
@@ -246,7 +253,8 @@ def _read_request(request: bytes) -> tuple[_Setup, Any]:
 
 def prepare(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[bytes, list[Pixels]]:
     """Decode and place a picture; keep what its outputs will need."""
-    setup, (number, path) = _read_request(request)
+    setup, (number, (path, copy)) = _read_request(request)
+    remote.adopt(path, copy)
     frame, pixels = setup.decode(path)
     tensor = geometry.to_network(pixels, frame.placement)
     weight = 0
@@ -260,7 +268,8 @@ def prepare(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byt
 def finish(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[bytes, list[Pixels]]:
     """Draw, encode and write all outputs of a picture, given its map."""
     begun = time.perf_counter()
-    setup, (number, path, key, height, width) = _read_request(request)
+    setup, (number, (path, copy), key, height, width) = _read_request(request)
+    remote.adopt(path, copy)
     try:
         frame = _frame(setup, kept.pop(number, None), number, path, (height, width))
         map = np.frombuffer(data, np.uint8).reshape(frame.placement.network)

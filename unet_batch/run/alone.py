@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from unet_batch.errors import BackendError, ImageError
+from unet_batch.errors import BackendError, ImageError, VideoError
+from unet_batch.files import naming, remote
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run import giant, stack
 from unet_batch.run.observe import Stop
@@ -39,6 +40,23 @@ def find_work(item: Item, plan: RunPlan, segmenter: Segmenter) -> Work | None:
     if (size := giant.giant_size(item, segmenter, outputs)) is not None:
         return Work(partial(giant.segment, item, size, segmenter, outputs), outputs.file)
     return None
+
+
+def copy_here(item: Item) -> None:
+    """Copy an item's file to this machine if it lies behind an address, until `remote.release`.
+
+    Raises:
+        ImageError, VideoError: it cannot be read.
+        OutputError: there is no place for it.
+    """
+    if not remote.is_remote(item.path) or naming.is_live(item.path):
+        return
+    remote.fetch(item.path)
+    try:
+        remote.open_file(item.path).close()  # raises what went wrong
+    except OSError as error:
+        kind = VideoError if item.is_clip else ImageError
+        raise kind(f"{item.path}: cannot be read: {error.strerror or error}") from error
 
 
 def stage_of(error: Exception) -> str:

@@ -14,12 +14,11 @@ files, and a source that changes while it is read counts as changed next time.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +30,11 @@ from unet_batch.errors import (
     UnetBatchError,
     UsageError,
 )
-from unet_batch.files import archives
+from unet_batch.files import archives, remote
 from unet_batch.files.atomic import write_atomic, write_json
 from unet_batch.files.locks import claim
 from unet_batch.files.naming import shown
+from unet_batch.files.staging import UPLOADS
 from unet_batch.inference.segmenter import Segmenter, as_error, item_of
 from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
 from unet_batch.run import alone
@@ -42,7 +42,7 @@ from unet_batch.run import clip as clips
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout, choose_encoder
 from unet_batch.run.observe import Observer, Stop
-from unet_batch.run.outcomes import Outcomes
+from unet_batch.run.outcomes import Outcomes, is_passing
 from unet_batch.run.pictures import EncodedOutputs, OutputRenderer
 from unet_batch.run.plan import RunPlan, recipe_of, resume
 from unet_batch.run.records import Files, Identity, OutputRecipe
@@ -53,12 +53,6 @@ from unet_batch.version import __version__
 if TYPE_CHECKING:
     from unet_batch.inference.workers import Prepared
 
-_PASSING_NAMES = (
-    *("EIO", "EAGAIN", "EINTR", "EBUSY", "ENFILE", "EMFILE", "ESTALE", "EREMOTEIO", "ENOBUFS", "ETIMEDOUT"),
-    *("ECONNRESET", "ECONNABORTED", "ENOTCONN", "ENETDOWN", "ENETUNREACH", "ENETRESET"),
-    *("EHOSTDOWN", "EHOSTUNREACH"),
-)
-_PASSING = frozenset(code for name in _PASSING_NAMES if (code := getattr(errno, name, None)) is not None)
 _SAMPLE_SECONDS = 1.0  # between two looks at the queues
 _AGAIN = "then run the same command again: what is done stays done"
 
@@ -90,8 +84,12 @@ def execute(
     renderer = OutputRenderer(plan.outputs, segmenter)
     recipe = recipe_of(segmenter, plan.options.pages)
     plan.outputs.prepare()
-    folder, wait = plan.outputs.folder, plan.options.wait
-    with claim(folder, plan.part, wait=wait, on_wait=observer.wait) as locked:
+    folder, wait, store = plan.outputs.folder, plan.options.wait, plan.outputs.store
+    with ExitStack() as stack:
+        stack.callback(remote.release_all)
+        locked = stack.enter_context(claim(folder, plan.part, wait=wait, on_wait=observer.wait))
+        if store is not None:
+            stack.enter_context(store.session(plan.part, wait=wait, on_wait=observer.wait))
         plan = resume(plan, recipe)
         if not locked:
             note = "this file system has no locks: see to it that no other run writes to the same folder"
@@ -160,7 +158,7 @@ class _Run:
             self._write_report()
             outcomes.tell(
                 "start",
-                output=self.folder,
+                output=self.plan.outputs.name,
                 shard=report.shard,
                 model=report.model,
                 found=report.found,
@@ -262,8 +260,13 @@ class _Run:
         finish: list[tuple[str, Any]] = [("render", self.renderer.render), ("write", self._write)]
         if self.workers is not None:
             finish = [("render", self._finish_picture)]
+        threads = {} if self.plan.outputs.store is None else {finish[-1][0]: UPLOADS}  # which mostly wait
         with self.segmenter.pipeline(
-            self._tasks(items), finish, keep_pixels=self.renderer.needs_pixels, workers=self.workers
+            self._tasks(items),
+            finish,
+            keep_pixels=self.renderer.needs_pixels,
+            workers=self.workers,
+            threads=threads,
         ) as results:
             self.stop.watch(results.stop)
             try:
@@ -275,9 +278,12 @@ class _Run:
 
     def _tasks(self, items: Iterable[Item]) -> Iterator[Task]:
         """Look at each source just before it is read; runs in the pipeline's first thread."""
+        if any(remote.is_remote(folder) for folder in self.plan.sources.folders):
+            items = remote.read_ahead(items, lambda item: item.path)
         for item in items:
             if (work := alone.find_work(item, self.plan, self.segmenter)) is not None:
                 self.alone.append((item, work))
+                remote.release(item.path)  # or those of all would lie here until their turn
                 continue
             yield self._task(item)
 
@@ -317,9 +323,10 @@ class _Run:
         self.backlog.begin()
         for outcome in results:
             task = _task(outcome)
+            remote.release(task.path)
             if isinstance(outcome, Failed):
                 self.backlog.failed[outcome.stage] += 1
-                if not last and outcome.stage == "decode" and _is_passing(outcome.error):
+                if not last and outcome.stage == "decode" and is_passing(outcome.error):
                     again.append(task)
                     continue
                 if self.outcomes.fail(task, task.identity, outcome.stage, self._explain(outcome)):
@@ -375,17 +382,20 @@ class _Run:
             self.manifest.check()
             task = self._task(item)
             try:
+                alone.copy_here(item)
                 result = work.segment(on_progress, self.stop)
                 break
             except RunError:
                 raise
             except Exception as error:  # noqa: BLE001 - one bad picture costs one picture
-                if pause is None or not _is_passing(error):
+                remote.release(item.path)
+                if pause is None or not is_passing(error):
                     failed: Failed[HasItem] = Failed(alone.stage_of(error), error, task)
                     self.outcomes.fail(item, task.identity, failed.stage, self._explain(failed))
                     return
             self.stop.sleep(pause)
             self.report.retried += 1
+        remote.release(item.path)
         self._add_stages(result.stages)
         if result.complete:
             notes = result.notes
@@ -412,6 +422,7 @@ class _Run:
             self.outcomes.tell_progress(lambda: {"path": shown(item.path), "frames": done, "of": total})
 
         try:
+            alone.copy_here(item)
             result = clips.segment(item, self.segmenter, layout, options, fingerprint, on_frame, self.stop)
             outputs = self._recorded_files(item, layout, result) if result.complete else {}
         except (RunError, UsageError):  # an output folder that cannot be written, above all
@@ -419,6 +430,8 @@ class _Run:
         except Exception as error:  # noqa: BLE001 - one bad clip costs one clip
             self.outcomes.fail(item, identity, "clip", as_error(Failed("clip", error, item)))
             return
+        finally:
+            remote.release(item.path)
         self._add_stages(result.stages)
         seconds = time.perf_counter() - begun
         self.report.frames += result.frames - result.resumed
@@ -455,20 +468,11 @@ def _task(outcome: HasItem | Failed[HasItem]) -> Task:
     return task
 
 
-def _is_passing(error: BaseException | None) -> bool:
-    """Whether a disk or network failed, and not the file."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _PASSING:
-            return True
-        error = error.__cause__
-    return False
-
-
 def _new_report(plan: RunPlan, segmenter: Segmenter) -> RunReport:
     return RunReport(
         unet_batch=__version__,
         status="running",
-        output=plan.outputs.folder,
+        output=plan.outputs.name,
         sources=tuple(map(shown, plan.options.sources)),
         save=plan.options.save,
         model=segmenter.model.as_dict() if segmenter.model is not None else {},

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from unet_batch.errors import ManifestError, UsageError
-from unet_batch.files import archives
+from unet_batch.files import archives, remote
 from unet_batch.files.atomic import remove, write_atomic, write_json
 from unet_batch.files.locks import claim
+from unet_batch.files.roots import source_path
 from unet_batch.run import report as reports
 from unet_batch.run.manifest import Manifest, shard_parts
 from unet_batch.run.report import RunReport, errors_name, run_name
@@ -26,14 +27,29 @@ def merge(folder: str) -> RunReport:
     Returns:
         The report of all, which also stands in `OUT/run.json`.
 
+    Args:
+        folder: the output folder, or its address.
+
     Raises:
         UsageError: there are no shards, or one has not finished.
         OutputError: the folder cannot be written, or somebody is writing there.
     """
-    folder = os.path.abspath(folder)
+    if not remote.is_remote(folder):
+        return _merge(os.path.abspath(folder))
+    from unet_batch.files.staging import RemoteFolder
+
+    store = RemoteFolder(remote.normalize(folder))
+    with store.session():
+        store.fetch()
+        return _merge(store.folder, store.url)
+
+
+def _merge(folder: str, name: str = "") -> RunReport:
+    """Merge in a folder, which stands for the address `name` if there is one."""
     if not shard_parts(folder):
         raise UsageError(
-            f"{folder} holds no manifests of shards", hint="name the output folder of runs with --shard"
+            f"{name or folder} holds no manifests of shards",
+            hint="name the output folder of runs with --shard",
         )
     with claim(folder):
         parts = shard_parts(folder)
@@ -44,11 +60,12 @@ def merge(folder: str) -> RunReport:
         manifest.rewrite()
         if merged is not None:
             report, failures = merged
+            report.output, errors = name or folder, os.path.join(folder, errors_name(""))
             if failures:
                 lines = "".join(json.dumps(dataclasses.asdict(failure)) + "\n" for failure in failures)
-                write_atomic(report.errors_file, lines.encode("ascii"))
+                write_atomic(errors, lines.encode("ascii"))
             else:
-                remove([report.errors_file])
+                remove([errors])
             write_json(path, report.as_dict())
         # From here on run.json is the newest report: a merge that is killed now only has to remove the rest.
         for part in parts:
@@ -80,7 +97,7 @@ def _merge_reports(
             folder, [found[part] for part in group], sorted(by_path.values(), key=_order)
         )
         done = {
-            os.path.join(record.root, *record.identity.source.split("/"))
+            source_path(record.root, record.identity.source)
             for record in manifest.records.values()
             if record.status == "done" and record.identity is not None
         }

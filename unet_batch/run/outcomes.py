@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from unet_batch.errors import BackendError, DecoderCrashed, UnetBatchError
+from unet_batch.files import archives
 from unet_batch.files.atomic import LineLog
 from unet_batch.files.naming import shown
 from unet_batch.inference.segmenter import BROKEN_DEVICE
@@ -16,8 +18,15 @@ from unet_batch.run.manifest import Manifest
 from unet_batch.run.observe import Observer
 from unet_batch.run.plan import RunPlan
 from unet_batch.run.records import Files, Identity, Record, sha256_of
-from unet_batch.run.report import LISTED_FAILURES, FileNote, RunReport, add_note
+from unet_batch.run.report import LISTED_FAILURES, FileNote, RunReport, add_note, errors_name
 from unet_batch.types import Failure, Item
+
+_PASSING_NAMES = (
+    *("EIO", "EAGAIN", "EINTR", "EBUSY", "ENFILE", "EMFILE", "ESTALE", "EREMOTEIO", "ENOBUFS", "ETIMEDOUT"),
+    *("ECONNRESET", "ECONNABORTED", "ENOTCONN", "ENETDOWN", "ENETUNREACH", "ENETRESET"),
+    *("EHOSTDOWN", "EHOSTUNREACH"),
+)
+_PASSING = frozenset(code for name in _PASSING_NAMES if (code := getattr(errno, name, None)) is not None)
 
 
 class Outcomes:
@@ -47,7 +56,7 @@ class Outcomes:
         self.plan, self.manifest, self.recipe, self.maker = plan, manifest, recipe, maker
         self.report, self.observer = report, observer
         self.limit = 1 if plan.options.fail_fast else plan.options.max_errors
-        self.failures = _FailureList(plan, report.errors_file)
+        self.failures = _FailureList(plan, os.path.join(plan.outputs.folder, errors_name(plan.part)))
         self._notes: dict[str, FileNote] = {}
         self.inference_failures = 0  # in a row
         self._tells = observer.wants_events
@@ -80,7 +89,9 @@ class Outcomes:
             )
 
     def record_done(self, item: Item, identity: Identity | None, outputs: dict[str, Files]) -> None:
-        """Record that the outputs of an item stand under their names; from any thread.
+        """Record that the outputs of an item stand under their names, uploaded first if these are addresses.
+
+        From any thread.
 
         Args:
             item: whose they are.
@@ -92,6 +103,8 @@ class Outcomes:
             if self.plan.identity(item) == identity:  # else the digest is of something else
                 identity = identity._replace(sha256=digest)
         root = self.plan.sources.root_of(item.path)
+        if (store := self.plan.outputs.store) is not None:
+            store.upload([file for files in outputs.values() for file, _ in files])
         self.manifest.record(Record(item.key, "done", identity, self.recipe, outputs, self.maker, root))
 
     def count_done(
@@ -148,6 +161,15 @@ class Outcomes:
         self.tell("item", status="failed", key=key, **dataclasses.asdict(failure))
 
 
+def is_passing(error: BaseException | None) -> bool:
+    """Whether a disk or network failed, and not the file."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+        error = error.__cause__
+    return False
+
+
 class _FailureList:
     """`errors.jsonl`: the files that have failed in this folder and have not been done since.
 
@@ -174,8 +196,8 @@ class _FailureList:
             if not isinstance(line, dict) or not isinstance(failed := line.get("path"), str):
                 return False
             if line.get("stage") == "source":  # this run looks for itself, unless another shard does
-                return not finds_folders and os.path.lexists(failed)
-            if failed in pending or (failed not in known and os.path.lexists(failed)):
+                return not finds_folders and archives.exists(failed)
+            if failed in pending or (failed not in known and archives.exists(failed)):
                 self._earlier.add(failed)
                 return True
             return False

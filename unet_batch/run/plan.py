@@ -16,17 +16,27 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from unet_batch.errors import DecoderCrashed, ManifestError, UsageError
-from unet_batch.files import archives, naming
+from unet_batch.files import archives, naming, remote
 from unet_batch.files.atomic import translate
 from unet_batch.files.outputs import CLIP_KINDS, KINDS, PICTURE_KINDS, OutputTree
-from unet_batch.files.sources import Sources, collect, is_below
+from unet_batch.files.roots import is_below, source_path
+from unet_batch.files.sources import Sources, collect
 from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images, video
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout
 from unet_batch.run.manifest import Manifest
 from unet_batch.run.options import PageRange, RunOptions
-from unet_batch.run.records import FINISHED, Files, Identity, Listing, OutputRecipe, Record, sha256_of
+from unet_batch.run.records import (
+    FINISHED,
+    Files,
+    Identity,
+    Listing,
+    OutputRecipe,
+    Record,
+    list_outputs,
+    sha256_of,
+)
 from unet_batch.types import Item
 
 if TYPE_CHECKING:
@@ -75,9 +85,9 @@ class RunPlan:
     def paths(self, item: Item) -> list[str]:
         """Where the outputs of an item go; for the frames of a clip their folder."""
         if not item.is_clip:
-            return [self.outputs.path(kind, item.key) for kind in self.outputs.kinds]
+            return [self.outputs.shown_path(self.outputs.path(kind, item.key)) for kind in self.outputs.kinds]
         layout = ClipLayout(self.outputs.folder, self.options.save, video.CODECS[self.options.video.codec])
-        return [layout.path(kind, item.key) for kind in (*layout.kinds, "timeline")]
+        return [self.outputs.shown_path(layout.path(kind, item.key)) for kind in (*layout.kinds, "timeline")]
 
     @property
     def skipped(self) -> int:
@@ -137,19 +147,30 @@ def _named_output(options: RunOptions) -> str:
     output = options.output
     if not output:
         raise UsageError("the output folder has an empty name", hint="leave -o out, or name a folder")
+    if remote.is_remote(output):
+        url = remote.normalize(output)
+        if url in [remote.normalize(source) for source in options.sources if remote.is_remote(source)]:
+            raise _is_source_too(output, url)
+        if not output.endswith("/"):
+            _check_folder_name(output, url)
+        return url
     folder = os.path.abspath(output)
     if folder in map(os.path.abspath, options.sources):
         raise _is_source_too(output, folder)
     # A folder that exists was called like this on purpose, or by an earlier release.
-    is_file_name = images.is_supported(folder) or video.is_clip(folder)
-    if is_file_name and not output.endswith(("/", os.sep)) and not os.path.lexists(folder):
+    if not output.endswith(("/", os.sep)) and not os.path.lexists(folder):
+        _check_folder_name(output, folder)
+    return folder
+
+
+def _check_folder_name(output: str, folder: str) -> None:
+    if images.is_supported(folder) or video.is_clip(folder):
         stem = os.path.splitext(output)[0]
         raise UsageError(
             f"-o {output}: this is called like a file, and results go into a folder, each under the name of "
             "its source",
             hint=f"name a folder, for example -o {stem}: masks are then in {os.path.join(stem, 'masks')}",
         )
-    return folder
 
 
 def _default_output(sources: Sources) -> tuple[str, tuple[str, ...]]:
@@ -261,8 +282,10 @@ def resume(plan: RunPlan, recipe: OutputRecipe) -> RunPlan:
             manifest.
         OutputError: the folder cannot be listed.
     """
-    folder, overwrite = plan.outputs.folder, plan.options.overwrite
-    manifest, listing = Manifest(folder, plan.part), Listing(folder)
+    folder, overwrite = plan.outputs.name, plan.options.overwrite
+    if plan.outputs.store is not None:
+        plan.outputs.store.fetch()
+    manifest, listing = Manifest(plan.outputs.folder, plan.part), list_outputs(plan.outputs)
 
     # Outputs from before there were manifests count if they are of this recipe.
     adopted = _find_adoptable(plan, recipe, listing) if manifest.is_new and not overwrite else {}
@@ -396,8 +419,10 @@ def _is_namesake(record: Record, path: str) -> bool:
     """Whether a record is of another picture than `path`, which still exists under its own name."""
     if record.identity is None or not record.root:
         return False
-    other = os.path.join(record.root, *record.identity.source.split("/"))
+    other = source_path(record.root, record.identity.source)
     try:
+        if remote.is_remote(other) or remote.is_remote(path):
+            return other != path and archives.exists(other)
         if archives.archive_of(other) or archives.archive_of(path):
             return archives.exists(other) and os.path.realpath(other) != os.path.realpath(path)
         return os.path.exists(other) and not os.path.samefile(other, path)
@@ -423,7 +448,7 @@ def _find_adoptable(plan: RunPlan, recipe: OutputRecipe, listing: Listing) -> di
             found[item.key] = there
     if not found:
         return {}
-    some = f"{plan.outputs.folder} holds outputs for {len(found):,} of these items"
+    some = f"{plan.outputs.name} holds outputs for {len(found):,} of these items"
     hint = "choose another folder with -o, or replace them with --overwrite"
     earlier = reports.load_report(os.path.join(plan.outputs.folder, reports.run_name("")))
     try:

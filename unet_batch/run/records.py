@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from sys import intern
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from unet_batch.errors import OutputError
 from unet_batch.files import archives, stores
+
+if TYPE_CHECKING:
+    from unet_batch.files.outputs import OutputTree
+    from unet_batch.files.staging import RemoteFolder
 
 VERSION = 1
 # How a whole file of this format ends. One that does and has another size was not cut short: somebody has
@@ -211,6 +215,32 @@ class Listing:
             raise OutputError(
                 f"{path} cannot be listed: {reason}", hint="choose another output folder with -o"
             ) from error
+
+
+class RemoteListing(Listing):
+    """The same of an address: each folder just below it is listed once, with all that it holds."""
+
+    def __init__(self, store: RemoteFolder) -> None:
+        super().__init__(store.folder)
+        self.store = store
+        self._sizes: dict[str, dict[str, int]] = {}
+
+    def size(self, file: str) -> int | None:
+        """Bytes of a file, as `Listing.size`."""
+        folder = file.partition("/")[0]
+        if folder not in self._sizes:
+            self._sizes[folder] = self.store.sizes(folder)
+        return self._sizes[folder].get(file)
+
+    def is_whole(self, file: str) -> bool:
+        """Whether a file ends as its format does; False of a format not known here."""
+        ending = _ENDINGS.get(os.path.splitext(file)[1].lower())
+        return ending is not None and self.store.tail(file, len(ending)) == ending
+
+
+def list_outputs(outputs: OutputTree) -> Listing:
+    """The sizes of what is in an output folder."""
+    return Listing(outputs.folder) if outputs.store is None else RemoteListing(outputs.store)
 
 
 def sha256_of(path: str) -> str:

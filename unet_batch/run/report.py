@@ -16,6 +16,7 @@ from importlib import metadata
 from itertools import pairwise
 from typing import Any, Literal
 
+from unet_batch.files import remote
 from unet_batch.pipeline import StageStats, bottleneck
 from unet_batch.types import Failure
 
@@ -166,7 +167,8 @@ class RunReport:
     @property
     def errors_file(self) -> str:
         """Where every file is listed that has failed and was not done since; absent without any."""
-        return os.path.join(self.output, errors_name(_part(self.shard)))
+        name = errors_name(_part(self.shard))
+        return f"{self.output}/{name}" if remote.is_remote(self.output) else os.path.join(self.output, name)
 
     @property
     def exit_code(self) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from unet_batch.errors import SourceError
-from unet_batch.files import archives
+from unet_batch.files import archives, remote
 from unet_batch.run.execute import execute
 from unet_batch.run.observe import Observer, Stop
 from unet_batch.run.options import RunOptions
@@ -112,7 +112,7 @@ def watch(
     stop = stop or Stop()
     total, arrivals = Watched(), Arrivals(settle)
     begun, plan = time.monotonic(), look(options)
-    options = replace(options, output=plan.outputs.folder)  # of all batches
+    options = replace(options, output=plan.outputs.name)  # of all batches
     while not stop.reason:
         ready = arrivals.look(plan.items, begun)
         took = time.monotonic() - begun
@@ -136,6 +136,11 @@ def look(options: RunOptions) -> RunPlan:
         UsageError, OutputError: as from `prepare`.
     """
     for source in options.sources:
+        if remote.is_remote(source):
+            raise SourceError(
+                f"{source}: only folders of this machine can be watched",
+                hint="run the same `run` again and again: it does what is new",
+            )
         if not os.path.isdir(source):
             raise SourceError(
                 f"{source}: not a folder, and only folders can be watched"

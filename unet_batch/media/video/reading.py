@@ -16,6 +16,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 
 from unet_batch.errors import VideoError
+from unet_batch.files import archives
 from unet_batch.files.naming import shown
 from unet_batch.media.video.kinds import (
     BT601,
@@ -339,10 +340,10 @@ def _rate(stream: VideoStream) -> Fraction | None:
 def open_input(path: str, accelerator: Any = None) -> InputContainer:
     """Open a video file, and nothing but the file itself; raise VideoError if that fails."""
     try:
-        if os.path.isfile(path) and not os.path.getsize(path):
+        if os.path.isfile(local := archives.local_path(path)) and not os.path.getsize(local):
             raise VideoError(f"{path}: the file is empty", hint=DAMAGED)
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-        return av.open(path, "r", options=options, hwaccel=accelerator, metadata_errors="replace")
+        return av.open(local, "r", options=options, hwaccel=accelerator, metadata_errors="replace")
     except (RuntimeError, av.error.FFmpegError, OSError, ValueError) as error:
         if accelerator is not None:
             raise VideoError(
