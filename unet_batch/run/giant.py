@@ -66,7 +66,7 @@ def giant_size(item: Item, segmenter: Segmenter, outputs: OutputTree) -> Size | 
 
     Only its size decides, and what is to be made of it.
     """
-    if segmenter.view.tiling is None:
+    if segmenter.view.options.fit != "tile":
         return None
     found = images.measure(item.path)
     if found is None:
@@ -260,9 +260,13 @@ class _GiantRun:
 
     def __init__(self, item: Item, size: Size, segmenter: Segmenter, outputs: OutputTree) -> None:
         self.item, self.size, self.segmenter, self.outputs = item, size, segmenter, outputs
-        assert segmenter.view.tiling is not None, "it is not seen in tiles"
-        self.tiling: Tiling = segmenter.view.tiling
         what = f"{item.path}: {size[0]}x{size[1]} (height x width) is read in bands of rows, in which"
+        if segmenter.view.tiling is None:
+            raise ImageTooLarge(
+                f"{what} models that see tiles of different sizes or scales cannot be averaged",
+                hint="--size HxW and --scale F give all of them the same tiles",
+            )
+        self.tiling: Tiling = segmenter.view.tiling
         if self.tiling.scale > 1:
             raise ImageTooLarge(
                 f"{what} it cannot be enlarged (scale {self.tiling.scale:g})", hint="take a --scale up to 1"
@@ -334,7 +338,7 @@ class _GiantRun:
 
     def infer(self, tiles: Sequence[_Tile]) -> list[_Tile]:
         """Maps of tiles."""
-        maps = self.segmenter.view.infer_turned([tile.pixels for tile in tiles])
+        maps = self.segmenter.view.infer_tiles([tile.pixels for tile in tiles])
         return [_Tile(tile.number, map, tile.missing) for tile, map in zip(tiles, maps, strict=True)]
 
     def blend(self, tile: _Tile) -> _Tile:

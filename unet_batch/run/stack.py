@@ -134,8 +134,9 @@ class _Page:
         more = 0
         if isinstance(value, Prediction):
             more, value = value.map.nbytes, value.frame
-        tensor = value.tensor.nbytes if isinstance(value, Frame) and value.tensor is not None else 0
-        return int(more + tensor + (0 if value.pixels is None else value.pixels.nbytes))
+        tensors = value.tensors if isinstance(value, Frame) else ()
+        pixels = () if value.pixels is None else (value.pixels,)
+        return int(more + sum(array.nbytes for array in (*tensors, *pixels)))
 
 
 class _StackRun:
