@@ -37,7 +37,6 @@ VIEWS = {
     "--tta flips": ViewOptions(tta="flips"),
     "--tta d4": ViewOptions(tta="d4"),
     "--fit tile --scale 0.5": ViewOptions("tile", scale=0.5),
-    "--fit tile --scale 1": ViewOptions("tile", scale=1.0),
     "--fit stretch": ViewOptions("stretch"),
 }
 OF_ENSEMBLES = list(VIEWS)[:4]
