@@ -175,10 +175,10 @@ def main() -> None:
     for *cells, fine in rows:
         if options.all or not fine or cells[-1] != "as it is":
             print(f"| {' | '.join(cells)} |")
-    fine = sum(row[-1] for row in rows)
+    whole = sum(row[-1] for row in rows)
     print(
-        f"\n{len(files)} files, {len(rows)} of them pictures: {fine} as they are, {differ} differ, "
-        f"{len(rows) - fine - differ} refused"
+        f"\n{len(files)} files, {len(rows)} of them pictures: {whole} as they are, {differ} differ, "
+        f"{len(rows) - whole - differ} refused"
     )
     raise SystemExit(int(differ > 0))
 

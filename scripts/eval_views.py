@@ -48,11 +48,11 @@ def judge(segmenter: Segmenter, photos: list[carvana.Photo]) -> tuple[float, flo
     for photo in photos:
         with Image.open(photo.image) as file:
             picture = np.asarray(file.convert("RGB"))
-        truth = carvana.read_mask(photo.mask) >> 7
+        truth = (carvana.read_mask(photo.mask) > 0).view(np.uint8)
         begun = time.process_time()
-        found = segmenter(picture) >> 7
+        found = segmenter(picture)
         seconds.append(time.process_time() - begun)
-        counts.append(metrics.count(found, truth, 2, reach=TOLERANCE))
+        counts.append(metrics.count((found > 0).view(np.uint8), truth, 2, reach=TOLERANCE))
     _, figures = metrics.score_each(counts)
     dice, edges = (float(figures[name][:, 1].mean()) for name in ("dice", "boundary_f1"))
     return dice, edges, 1000 * float(np.median(seconds))

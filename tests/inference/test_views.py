@@ -218,6 +218,13 @@ class TestEnsembles:
             assert prediction.map.shape == frame.placement.network
             assert prediction.frame.tensors == ()
 
+    def test_all_are_shown_the_same_part_of_a_photo_that_may_be_decoded_smaller(self) -> None:
+        """Alone, the smaller one would be shown two columns more, where the last one is repeated."""
+        specs = [fake_spec(size) for size in ((160, 240), (448, 672))]
+        small, large = View(Ensemble(list(map(FakeBackend, specs)))).placer.each((1280, 1918))
+        assert small.covered == large.covered == (1280, 1918)
+        assert View(FakeBackend(specs[0])).place((1280, 1918)).covered == (1280, 1920)
+
     def test_one_view_for_members_that_see_alike(self) -> None:
         members = [FakeBackend(fake_spec(SQUARE)) for _ in range(2)]
         with Segmenter(Ensemble(members), view=ViewOptions("tile"), workers=1) as segment:
