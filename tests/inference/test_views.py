@@ -230,6 +230,7 @@ class TestEnsembles:
         with Segmenter(Ensemble(members), view=ViewOptions("tile"), workers=1) as segment:
             segment(left_half_bright(32, 200))
             assert [member.batches for member in members] == [[4, 4, 1]] * 2
+            assert segment.view.tiling is not None, "one mosaic, also of a picture that is read in bands"
 
     def test_each_is_tiled_at_the_scale_of_its_own_training(self) -> None:
         specs = [replace(fake_spec(SQUARE), training={"scales": [scale] * 3}) for scale in (0.5, 0.25)]
