@@ -47,7 +47,7 @@ __all__ = [
 
 
 def load(
-    model: str | None = None,
+    model: str | Sequence[str] | None = None,
     *,
     backend: str = "auto",
     device: str | None = None,
@@ -70,7 +70,7 @@ def load(
 
     Args:
         model: path of a checkpoint (`.safetensors`) or of a graph (`.onnx`), or the name of a bundled model;
-            None takes the bundled default.
+            None takes the bundled default. Of several the maps are averaged.
         backend: `auto`, `tensorrt`, `tensorrt-rtx`, `torch`, `openvino` or `onnxruntime`; only `auto` falls
             back.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; None chooses.
@@ -96,7 +96,7 @@ def load(
     Raises:
         CheckpointError: the model cannot be read.
         BackendUnavailable: the backend or device that was asked for cannot be used.
-        UsageError: an argument is out of range.
+        UsageError: an argument is out of range, or several models do not agree in their classes.
     """
     from unet_batch.engine import source
     from unet_batch.inference.backends.select import Request
@@ -105,9 +105,10 @@ def load(
     from unet_batch.media.images import MAX_PIXELS
     from unet_batch.model import zoo
 
-    file = source.identify(zoo.resolve(model))
+    names = [model] if model is None or isinstance(model, str) else model
+    files = [source.identify(zoo.resolve(name)) for name in names]
     return open_segmenter(
-        Request(file, backend, device, batch_size, size, engines_dir, require_gpu),
+        *(Request(file, backend, device, batch_size, size, engines_dir, require_gpu) for file in files),
         threshold=threshold,
         workers=workers,
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,

@@ -115,9 +115,10 @@ class Frame:
 
     Attributes:
         item: what it was decoded from.
-        placement: how `tensor` was made, and how to undo it.
-        tensor: RGB uint8 (H, W, 3) at the network's size; None once the network has seen it, as the memory
-            that a GPU copies from is scarce.
+        placement: how what the network is shown was made, and how to undo it: of several, how in the one
+            whose input shows most.
+        tensors: RGB uint8 (H, W, 3) at the network's size, one for each size of an ensemble; () once the
+            network has seen it, as the memory that a GPU copies from is scarce.
         pixels: RGB uint8 (height, width, 3) at the source's size; None where no output needs it.
         missing: bool (height, width) at the source's size, True where the file says that it has no value;
             None where there is a value everywhere.
@@ -129,7 +130,7 @@ class Frame:
 
     item: Item
     placement: Placement
-    tensor: Pixels | None
+    tensors: tuple[Pixels, ...]
     pixels: Pixels | None
     missing: NDArray[np.bool_] | None = None
     alpha: Pixels | None = None
@@ -138,14 +139,15 @@ class Frame:
 
     @property
     def network_input(self) -> Pixels:
-        """`tensor`, before the network has seen it.
+        """What the network of `placement` is shown, before it has seen it.
 
         Raises:
             ValueError: it has: a bug.
         """
-        if self.tensor is None:
-            raise ValueError(f"{self.item.path}: the network has seen it already")
-        return self.tensor
+        for tensor in self.tensors:
+            if tensor.shape[:2] == self.placement.network:
+                return tensor
+        raise ValueError(f"{self.item.path}: the network has seen it already")
 
     @property
     def source_pixels(self) -> Pixels:

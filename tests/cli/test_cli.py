@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from PIL import Image
 
 from tests.helpers.command import unet_batch
@@ -130,6 +130,44 @@ class TestRun:
         assert report["model"]["terms"] == spec.terms
         assert CliRunner().invoke(main, [*arguments, "-q", "--overwrite"]).output == ""
 
+    def test_of_several_models_the_mean(self, photos: Path, tiny: str, tmp_path: Path) -> None:
+        files = [tiny, str(tmp_path / "wide.safetensors"), str(tmp_path / "road.safetensors")]
+        for path, changes in (
+            (files[1], {"name": "wide", "size": (64, 96), "threshold": 0.7, "terms": "for a test"}),
+            (files[2], {"name": "road", "classes": 3}),
+        ):
+            spec = tiny_spec(**changes)
+            checkpoint.save(path, tiny_model(spec), spec)
+
+        def run(*models: str, out: str) -> Result:
+            named = [word for model in models for word in ("-m", model)]
+            command = ["run", str(photos), "-o", str(tmp_path / out), *named, "--device", "cpu"]
+            return CliRunner().invoke(main, command, catch_exceptions=False)
+
+        done = run(*files[:2], out="out")
+        assert done.exit_code == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert [line[:7] for line in lines[:2]] == ["loading"] * 2
+        assert lines[4].startswith("model     tiny · 0.0 M parameters · 32x48 · class0 · sha256 ")
+        assert lines[5].startswith("model     wide · 0.0 M parameters · 64x96 · class0 · sha256 ")
+        assert lines[6] == "averaged  the mean of the 2 models' probabilities, threshold 0.6"
+        assert lines[7] == "terms     wide: for a test"
+        report = json.loads((tmp_path / "out/run.json").read_text())
+        members = [checkpoint.identify(path).as_dict() for path in files[:2]]
+        assert report["model"] == {
+            "name": "tiny + wide",
+            "classes": ["class0"],
+            "terms": "wide: for a test",
+            "members": members,
+        }
+        assert [member["input_size"] for member in report["backend"]["members"]] == [[32, 48], [64, 96]]
+        assert "0 done" in run(*files[1::-1], out="out").stdout, "in any order"
+        refused = run(files[0], files[2], out="other")
+        assert refused.exit_code == 2
+        assert "tiny.safetensors and " in refused.stderr
+        assert "their classes are class0 and class0, class1, class2" in refused.stderr
+        assert "two are the same" in run(tiny, tiny, out="other").stderr
+
     def test_says_at_once_what_it_loads(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         """Before the sources are looked at, and long before PyTorch is there."""
         code = (
@@ -139,7 +177,7 @@ class TestRun:
             f"main(['run', {str(photos)!r}, '-m', 'fast'])"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert done.stderr == "fast []\n"
+        assert done.stderr == "('fast',) []\n"
         command = [sys.executable, "-m", "unet_batch", "run", str(photos), "-o", str(tmp_path / "out")]
         with subprocess.Popen([*command, "--dry-run"], stdout=subprocess.PIPE, text=True) as process:
             begun = time.monotonic()

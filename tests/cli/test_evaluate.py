@@ -70,6 +70,16 @@ class TestModel:
         assert lines[-1] == "Judged on 6 pictures in 3 groups."
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", done.stdout)
 
+    def test_of_several_models_the_mean(self, root: Path, tiny: str, tmp_path: Path) -> None:
+        spec = tiny_spec(name="wide", size=(64, 96))
+        checkpoint.save(str(tmp_path / "wide.safetensors"), tiny_model(spec), spec)
+        done = invoked(root, "-m", tiny, "-m", tmp_path / "wide.safetensors", *CPU, "-o", tmp_path / "out")
+        assert done.exit_code == 0
+        assert "at the network's size, 64x96" in done.stdout
+        report = json.loads((tmp_path / "out/evaluation.json").read_text())
+        assert [member["name"] for member in report["model"]["members"]] == ["tiny", "wide"]
+        assert report["judged"] == 6
+
     def test_files_and_json(self, root: Path, tiny: str, tmp_path: Path) -> None:
         photo(root / "images/c_1.png", 9, (7, 7))  # now its mask does not fit
         (tmp_path / "val.txt").write_text("a_0\nb_0\nb_1\nc_1\n")

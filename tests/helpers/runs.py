@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.helpers.models import fake_file
 from tests.helpers.observers import observing
+from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.inference.views import ViewOptions
 from unet_batch.run.execute import execute
@@ -41,7 +42,7 @@ def read(path: Path) -> np.ndarray:
 def segment(
     *sources: Path,
     output: Path | None = None,
-    backend: FakeBackend | None = None,
+    backend: Backend | None = None,
     view: ViewOptions | None = None,
     **options: Any,
 ) -> tuple[RunReport, list[str]]:

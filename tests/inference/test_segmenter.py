@@ -123,11 +123,11 @@ def test_a_backend_may_be_open_already(photo: Path) -> None:
 def test_knows_its_model_and_why_its_backend_was_chosen(tiny: str, photo: Path) -> None:
     file = checkpoint.identify(tiny)
     with open_segmenter(Request(file, "torch", "cpu"), threshold=0.25, workers=2) as segmenter:
-        assert segmenter.model is file
+        assert segmenter.models == (file,)
         assert segmenter.passed_over == ()
         assert segmenter(photo).shape == (64, 96)
     assert not segmenter.backend.is_open
-    assert Segmenter(FakeBackend()).model is None
+    assert Segmenter(FakeBackend()).models == ()
 
 
 def test_describes_what_runs_for_reports() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_batch.errors import UsageError
+from unet_batch.inference.backends.ensemble import Ensemble
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.inference.views import FITS, TURNS, Placer, View, ViewOptions
 from unet_batch.testing import FakeBackend, fake_spec
@@ -153,6 +154,95 @@ class TestRefined:
             segmenter(4, refine=True)
 
 
+class TestEnsembles:
+    @settings(max_examples=40, deadline=None)
+    @given(
+        st.integers(1, 150),
+        st.integers(1, 150),
+        st.sampled_from([((32, 48), (64, 40)), ((32, 32), (64, 64), (16, 48))]),
+        st.sampled_from([("letterbox", None), ("stretch", None), ("tile", 1.0), ("tile", 0.5)]),
+    )
+    def test_maps_are_averaged_where_they_lie_in_the_picture(
+        self, height: int, width: int, sizes: tuple[tuple[int, int], ...], how: tuple[Any, float | None]
+    ) -> None:
+        """Of a ramp, which every size shows alike: the first says its opposite."""
+        ramp = np.linspace(40, 200, height)[:, None] + np.linspace(-40, 40, width)
+        picture = np.rint(ramp).astype(np.uint8)[..., None].repeat(3, 2)
+        view = ViewOptions(how[0], scale=how[1])
+
+        def backend(number: int, size: tuple[int, int]) -> FakeBackend:
+            answer = None if number else lambda batch: 255 - batch[..., 0]
+            return FakeBackend(fake_spec(size), answer)
+
+        def probability(*sizes: tuple[int, tuple[int, int]]) -> np.ndarray:
+            members = [backend(*each) for each in sizes]
+            chosen = members[0] if len(members) == 1 else Ensemble(members)
+            with Segmenter(chosen, view=view, workers=1) as segment:
+                return segment.predict(picture).probability.astype(float)
+
+        alone = np.mean([probability(each) for each in enumerate(sizes)], 0)
+        together = probability(*enumerate(sizes))
+        assert together.shape == (height, width)
+        step = max(160 / height, 80 / width)  # levels from pixel to pixel
+        assert np.abs(together - alone).max() <= 2 + 4 * step
+
+    def test_of_ids_most_decide_in_the_largest_map(self) -> None:
+        specs = [fake_spec(size, 4) for size in ((16, 16), (32, 32), (64, 64))]
+        with Segmenter(Ensemble([FakeBackend(spec, quarters) for spec in specs]), workers=1) as segment:
+            prediction = segment.infer(
+                [segment.decode(_memory(left_half_bright(64, 64)), keep_pixels=False)]
+            )[0]
+        assert prediction.map.shape == (64, 64)
+        np.testing.assert_array_equal(prediction.map, left_half_bright(64, 64)[..., 0] // 64)
+
+    def test_their_order_is_all_the_same(self) -> None:
+        picture = np.random.default_rng(2).integers(0, 256, (50, 70, 3), np.uint8)
+        backends = [
+            FakeBackend(fake_spec(size), lambda batch: batch[..., 1]) for size in ((32, 48), (48, 32))
+        ]
+        maps = []
+        for order in (backends, backends[::-1]):
+            with Segmenter(Ensemble(order), workers=1) as segment:
+                maps.append(segment.predict(picture).probability)
+        np.testing.assert_array_equal(*maps)
+
+    @pytest.mark.parametrize(("fit", "shown"), [("letterbox", 2), ("tile", 1)])
+    def test_what_lies_alike_is_placed_once(self, fit: Any, shown: int) -> None:
+        """Tiles of two sizes are cut from one scaled picture; members of one size share their batches."""
+        members = [FakeBackend(fake_spec(size)) for size in ((32, 32), (64, 64), (32, 32))]
+        with Segmenter(Ensemble(members), view=ViewOptions(fit, scale=1.0), workers=1) as segment:
+            frame = segment.decode(_memory(left_half_bright(100, 90)), keep_pixels=False)
+            assert len(frame.tensors) == shown
+            assert frame.network_input.shape[:2] == frame.placement.network
+            [prediction] = segment.infer([frame])
+            assert prediction.map.shape == frame.placement.network
+            assert prediction.frame.tensors == ()
+
+    def test_all_are_shown_the_same_part_of_a_photo_that_may_be_decoded_smaller(self) -> None:
+        """Alone, the smaller one would be shown two columns more, where the last one is repeated."""
+        specs = [fake_spec(size) for size in ((160, 240), (448, 672))]
+        small, large = View(Ensemble(list(map(FakeBackend, specs)))).placer.each((1280, 1918))
+        assert small.covered == large.covered == (1280, 1918)
+        assert View(FakeBackend(specs[0])).place((1280, 1918)).covered == (1280, 1920)
+
+    def test_one_view_for_members_that_see_alike(self) -> None:
+        members = [FakeBackend(fake_spec(SQUARE)) for _ in range(2)]
+        with Segmenter(Ensemble(members), view=ViewOptions("tile"), workers=1) as segment:
+            segment(left_half_bright(32, 200))
+            assert [member.batches for member in members] == [[4, 4, 1]] * 2
+            assert segment.view.tiling is not None, "one mosaic, also of a picture that is read in bands"
+
+    def test_each_is_tiled_at_the_scale_of_its_own_training(self) -> None:
+        specs = [replace(fake_spec(SQUARE), training={"scales": [scale] * 3}) for scale in (0.5, 0.25)]
+        view = View(Ensemble(list(map(FakeBackend, specs))), ViewOptions("tile"))
+        assert view.place((100, 60)).network == (50, 30)
+        assert view.facts()["scale"] == [0.5, 0.25]
+        assert len(view.assumed) == 2
+        assert view.tiling is None
+        told = json.loads(json.dumps(asdict(view.placer)))
+        assert Placer.parse(told).each((100, 77)) == view.placer.each((100, 77))
+
+
 class TestOptions:
     @pytest.mark.parametrize(
         ("options", "told"),
@@ -183,10 +273,10 @@ class TestOptions:
         spec = replace(fake_spec(), training={"scales": [0.4, 0.5, 0.6]})
         view = View(FakeBackend(spec), ViewOptions("tile"))
         assert view.place((100, 60)).network == (50, 30)
-        assert view.options.scale == 0.5
-        assert view.assumed == "scale 0.5: the median of its training, which saw pictures at 0.4 to 0.6"
-        assert View(FakeBackend(spec), ViewOptions("tile", scale=2.0)).assumed == ""
-        assert View(FakeBackend(spec)).assumed == ""
+        assert view.facts()["scale"] == 0.5
+        assert view.assumed == ("scale 0.5: the median of its training, which saw pictures at 0.4 to 0.6",)
+        assert View(FakeBackend(spec), ViewOptions("tile", scale=2.0)).assumed == ()
+        assert View(FakeBackend(spec)).assumed == ()
 
     def test_the_range_is_that_of_the_training_unless_told_otherwise(self) -> None:
         spec = replace(fake_spec(), training={"range": "percentile", "scales": [0.5] * 3})
@@ -204,12 +294,12 @@ class TestOptions:
         spec = replace(fake_spec(), training={"scales": told})
         view = View(FakeBackend(spec), ViewOptions("tile"))
         assert view.place((100, 60)).network == (100, 60)
-        assert view.assumed.startswith("scale 1: ")
+        assert view.assumed[0].startswith("scale 1: ")
 
     def test_other_processes_place_pictures_alike(self) -> None:
         view = View(FakeBackend(replace(fake_spec(), training={"scales": [0.4] * 3})), ViewOptions("tile"))
         told = json.loads(json.dumps(asdict(view.placer)))  # as it goes to a worker
-        placer = Placer(tuple(told["network"]), ViewOptions(**told["options"]))
+        placer = Placer.parse(told)
         assert placer((100, 77)) == view.place((100, 77))
         assert placer((100, 77)).network == (40, 31)
 

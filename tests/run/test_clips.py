@@ -38,6 +38,8 @@ from tests.helpers.footage import (
 from tests.helpers.processes import Forked
 from tests.helpers.systems import needs_full_device, needs_posix
 from unet_batch.errors import BackendError, OutputError, UsageError, VideoError
+from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.ensemble import Ensemble
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images, video
@@ -63,7 +65,7 @@ def work(
     *,
     kinds: tuple[str, ...] = KINDS,
     fingerprint: str = "one",
-    backend: FakeBackend | None = None,
+    backend: Backend | None = None,
     stop_at: int | None = None,
     tear_at: int | None = None,
     key: str = "clip",
@@ -422,6 +424,19 @@ def test_frames_seen_in_tiles_keep_every_pixel(tmp_path: Path) -> None:
         np.testing.assert_array_equal(mask, right)
     steadied = work(path, tmp_path / "steady", kinds=("mask",), view=ViewOptions("tile"), smooth=0.2)
     assert steadied.complete
+
+
+@pytest.mark.parametrize("smooth", [0, 0.2])
+def test_frames_go_through_each_member_of_an_ensemble(tmp_path: Path, smooth: float) -> None:
+    path = Footage(size=(32, 48), frames=4, format="yuv444p", options=LOSSLESS).make(tmp_path)
+    ensemble = Ensemble([FakeBackend(), FakeBackend(fake_spec((64, 96)))])
+    found, alone = (
+        work(path, tmp_path / name, kinds=("mask",), backend=backend, smooth=smooth)
+        for name, backend in (("both", ensemble), ("one", None))
+    )
+    assert found.complete
+    for mask, right in zip(masks(found.files["mask"][0]), masks(alone.files["mask"][0]), strict=True):
+        assert (mask != right).mean() < 0.02
 
 
 def test_the_timeline_says_what_the_masks_show(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tests.helpers.processes import Forked
 from tests.helpers.runs import files, half_bright, read, segment, write
 from unet_batch.errors import BackendError, OutputError
 from unet_batch.files.outputs import OutputTree
+from unet_batch.inference.backends.ensemble import Ensemble
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images
@@ -201,6 +202,23 @@ def test_pixels_without_a_value_are_nothing(tmp_path: Path) -> None:
             assert not found[10:60, 20:50].any()
             assert (found[:, 60:] == white).all()
             assert (found[64:] == white).all()
+
+
+def test_an_ensemble_of_one_kind_of_tiles_is_read_in_bands_too(folder: Path, tmp_path: Path) -> None:
+    def ensemble(*sizes: tuple[int, int]) -> Ensemble:
+        first = FakeBackend(fake_spec(TILE), lambda tiles: 255 - tiles[..., 2])
+        return Ensemble([first, *(FakeBackend(fake_spec(size)) for size in sizes)])
+
+    tree = OutputTree(str(tmp_path / "out"), ("prob",))
+    size = (150, 200)
+    with Segmenter(ensemble(TILE), view=TILES, workers=2) as segmenter:
+        expected = segmenter.predict(str(folder / "a.tif")).probability
+        assert giant.segment(Item(str(folder / "a.tif"), "a"), size, segmenter, tree).complete
+    np.testing.assert_array_equal(read(tmp_path / "out/probs/a.png"), expected)
+    report, _ = segment(folder, output=tmp_path / "other", view=TILES, backend=ensemble((48, 32)))
+    assert (report.done, report.failed) == (1, 1)
+    assert "tiles of different sizes" in report.failures[0].message
+    assert "--size HxW and --scale F" in report.failures[0].hint
 
 
 def test_it_tells_of_its_rows(folder: Path, tmp_path: Path) -> None:

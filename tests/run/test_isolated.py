@@ -20,6 +20,8 @@ from PIL import Image
 
 from tests.helpers.runs import files, half_bright, segment, write
 from unet_batch.errors import BackendError, OutputError, RunError
+from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.ensemble import Ensemble
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.inference.views import ViewOptions
 from unet_batch.media import isolation
@@ -43,7 +45,7 @@ LOOK = "tests.helpers.worker_functions:look"
 def run(
     folder: Path,
     out: Path,
-    backend: FakeBackend | None = None,
+    backend: Backend | None = None,
     view: ViewOptions | None = None,
     **options: Any,
 ) -> RunReport:
@@ -104,14 +106,17 @@ def odd(tmp_path: Path) -> Path:
         (1, ("mask", "prob16"), ViewOptions(refine=True)),
         (3, ("mask",), ViewOptions("stretch", tta="flips")),
         (1, ("mask", "overlay"), ViewOptions(value_range="percentile")),
+        (2, ("mask", "overlay"), ViewOptions()),
     ],
 )
 def test_the_same_bytes_and_the_same_notes(
     odd: Path, tmp_path: Path, classes: int, save: tuple[str, ...], view: ViewOptions
 ) -> None:
-    def backend() -> FakeBackend:
+    def backend() -> Backend:
         if classes == 1:
             return FakeBackend()
+        if classes == 2:  # of one class, but two models
+            return Ensemble([FakeBackend(), FakeBackend(fake_spec((60, 40)))])
         return FakeBackend(fake_spec(classes=3), lambda batch: (batch.mean(axis=3) // 86).astype(np.uint8))
 
     isolated = run(odd, tmp_path / "isolated", backend(), view, save=save)
@@ -276,7 +281,7 @@ def test_pixels_kept_by_workers_count_as_in_flight(photos: Path, tmp_path: Path)
         picture = workers.prepare(item)
         assert picture.nbytes >= 24 * 36 * 3 + 32 * 48 * 3
         (seen,) = workers.infer([picture])
-        assert seen.tensor is None
+        assert seen.tensors == ()
         assert 24 * 36 * 3 + 32 * 48 <= seen.nbytes < 24 * 36 * 3 + 32 * 48 * 3
         plan.outputs.prepare()
         assert workers.finish(seen).sizes == ((tmp_path / "out/overlays/0.jpg").stat().st_size,)

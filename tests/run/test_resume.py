@@ -36,6 +36,7 @@ from unet_batch.errors import FolderInUse, ImageError, ManifestError, OutputErro
 from unet_batch.files import atomic, locks
 from unet_batch.files.locks import claim
 from unet_batch.inference import segmenter as segmenter_module
+from unet_batch.inference.backends.ensemble import Ensemble
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images, isolation
@@ -49,7 +50,7 @@ from unet_batch.run.options import RunOptions
 from unet_batch.run.plan import prepare, recipe_of, resume
 from unet_batch.run.report import RunReport
 from unet_batch.run.shard import Shard
-from unet_batch.testing import FakeBackend
+from unet_batch.testing import FakeBackend, fake_spec
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
 
@@ -267,6 +268,19 @@ def test_a_dry_run_counts_and_writes_nothing(photos: Path, tmp_path: Path) -> No
     assert plan.states == {"lost": 1, "done": 3}
     assert [item.key for item in plan.todo] == ["a"]
     assert files(tmp_path) == before
+
+
+def test_an_ensemble_is_its_members_and_their_order_where_they_vote() -> None:
+    def digest(order: str, classes: int = 1, size: tuple[int, int] = (32, 48)) -> str:
+        sizes = {"a": size, "b": (64, 96), "c": (16, 16)}
+        members = [FakeBackend(fake_spec(sizes[name], classes)) for name in order]
+        backend = members[0] if len(members) == 1 else Ensemble(members)
+        with Segmenter(backend, model=[fake_file(name) for name in order]) as segmenter:
+            return recipe_of(segmenter).digest
+
+    assert digest("ab") == digest("ba")
+    assert digest("abc", 3) != digest("bac", 3)
+    assert len({digest("a"), digest("b"), digest("ab"), digest("abc"), digest("ab", size=(32, 32))}) == 5
 
 
 # Before there were manifests

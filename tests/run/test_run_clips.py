@@ -211,12 +211,12 @@ def test_what_the_network_saw_is_let_go_before_a_frame_is_drawn(
     real, drawn = Segmenter.mask, []
 
     def mask(self: Segmenter, prediction: Prediction) -> Any:
-        drawn.append(prediction.frame.tensor)
+        drawn.append(prediction.frame.tensors)
         return real(self, prediction)
 
     monkeypatch.setattr(Segmenter, "mask", mask)
     segment(mixed / "sub", video=VideoOptions(smooth=smooth))
-    assert drawn == [None] * 5
+    assert drawn == [()] * 5
 
 
 def test_errors_limit_clips_too(mixed: Path) -> None:

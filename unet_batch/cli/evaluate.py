@@ -254,18 +254,20 @@ def _evaluate_model(out: Lines, judging: _Judging, network: NetworkOptions) -> E
     from unet_batch.inference.segmenter import open_segmenter
 
     dataset, pairs = judging.dataset, judging.pairs
-    file = network.model_file()
+    files = network.model_files()
     # Before the seconds that loading torch takes
-    names, _ = match_classes(dataset.classes, file.spec.classes)
+    names, _ = match_classes(dataset.classes, files[0].spec.classes)
     choose_classes(dataset.classes, names, judging.classes)
-    if known := trained_on(file.spec, dataset, pairs):
-        what = f"the model was trained on {known[0]:,} images of a folder of this name, which flatter it"
-        listed = f"--split {os.path.splitext(file.path)[0]}.training/{known[2]}"
-        out.line("note", what, f"{listed} takes the {known[1]:,} others" if known[1] else "")
+    for file in files:
+        if known := trained_on(file.spec, dataset, pairs):
+            whose = "the model" if len(files) == 1 else file.spec.name
+            what = f"{whose} was trained on {known[0]:,} images of a folder of this name, which flatter it"
+            listed = f"--split {os.path.splitext(file.path)[0]}.training/{known[2]}"
+            out.line("note", what, f"{listed} takes the {known[1]:,} others" if known[1] else "")
     with open_segmenter(
-        network.request(file), threshold=network.threshold, workers=judging.workers, view=network.view
+        *map(network.request, files), threshold=network.threshold, workers=judging.workers, view=network.view
     ) as segmenter:
-        Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(file, segmenter)
+        Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(segmenter)
         with _progress("segmenting", len(pairs)) as progress:
             evaluation = evaluate(
                 dataset,
@@ -276,8 +278,8 @@ def _evaluate_model(out: Lines, judging: _Judging, network: NetworkOptions) -> E
                 progress=progress,
             )
         sheet = worst_sheet(dataset, pairs, evaluation, judging.worst, segmenter)
-        backend = segmenter.describe()
-    return EvaluationReport(dataset, pairs, evaluation, model=file.as_dict(), backend=backend, sheet=sheet)
+        model, backend = segmenter.describe_model(), segmenter.describe()
+    return EvaluationReport(dataset, pairs, evaluation, model=model, backend=backend, sheet=sheet)
 
 
 def _evaluate_predictions(out: Lines, judging: _Judging, folder: str) -> EvaluationReport:

@@ -54,7 +54,7 @@ def _complete_files(typed: str, suffix: str) -> list[CompletionItem]:
 class NetworkOptions:
     """Which model runs, on what, and how; see `unet-batch run --help`."""
 
-    model: str | None
+    model: tuple[str, ...]
     threshold: float | None
     size: Size | None
     backend: str
@@ -89,8 +89,8 @@ class NetworkOptions:
             self.value_range,
         )
 
-    def model_file(self) -> ModelFile:
-        """The model's file, looked at but not loaded.
+    def model_files(self) -> list[ModelFile]:
+        """The files of the models, looked at but not loaded.
 
         Raises:
             CheckpointError: there is none, or it cannot be read.
@@ -99,7 +99,7 @@ class NetworkOptions:
         from unet_batch.engine import source
         from unet_batch.model import zoo
 
-        return source.identify(zoo.resolve(self.model))
+        return [source.identify(zoo.resolve(name)) for name in self.model or (None,)]
 
     def request(self, file: ModelFile, build: Callable[[str], object] | None = None) -> Request:
         """What `inference.backends.select` is asked for."""
@@ -137,9 +137,10 @@ network_options = Bundle(
     _model(
         ["-m", "--model"],
         metavar="FILE",
+        multiple=True,
         shell_complete=complete_model,
-        help=f"A checkpoint (.safetensors), a graph (.onnx), or {', '.join(BUNDLED)}, which inspect lists.  "
-        f"[default: {DEFAULT}]",
+        help=f"A checkpoint (.safetensors), a graph (.onnx), or {', '.join(BUNDLED)}, which inspect lists. "
+        f"Several, each with -m, are averaged.  [default: {DEFAULT}]",
     ),
     _model(
         ["--threshold"],

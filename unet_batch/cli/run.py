@@ -201,21 +201,23 @@ def _open_network(
     max_pixels: int | None,
     isolate: bool,
 ) -> Iterator[Segmenter]:
-    """The model on the best backend, presented on the screen."""
+    """The model on the best backend, or several as one, presented on the screen."""
     from unet_batch.inference.segmenter import open_segmenter
     from unet_batch.media.images import MAX_PIXELS
 
-    file = network.model_file()
-    request = network.request(file, _engine_builder(screen, network, file.path) if build else None)
+    requests = [
+        network.request(file, _engine_builder(screen, network, file.path) if build else None)
+        for file in network.model_files()
+    ]
     with open_segmenter(
-        request,
+        *requests,
         threshold=network.threshold,
         workers=workers,
         max_pixels=max_pixels or MAX_PIXELS,
         isolate=isolate,
         view=network.view,
     ) as segmenter:
-        screen.model(file, segmenter)
+        screen.model(segmenter)
         yield segmenter
 
 

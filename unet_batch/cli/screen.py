@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from unet_batch.datasets.dataset import Dataset
     from unet_batch.inference.segmenter import Segmenter
-    from unet_batch.model.checkpoint import ModelFile
     from unet_batch.run.plan import RunPlan
     from unet_batch.run.report import RunReport
     from unet_batch.types import Failure, Item
@@ -126,11 +125,11 @@ class Screen(Lines):
         super().__init__(quiet=quiet, to_stderr=to_stderr)
         self.verbose = verbose
 
-    def loading(self, model: str | None) -> None:
+    def loading(self, models: Sequence[str]) -> None:
         """Say at once what will take a second or two to load."""
-        name = model or DEFAULT
-        bundled = BUNDLED.get(name)
-        self.line("loading", f"{name} ({bundled.purpose}) ..." if bundled else f"{shown(name)} ...")
+        for name in models or (DEFAULT,):
+            bundled = BUNDLED.get(name)
+            self.line("loading", f"{name} ({bundled.purpose}) ..." if bundled else f"{shown(name)} ...")
 
     def print_wrapped(self, text: str) -> None:
         """Print a sentence without a label."""
@@ -157,19 +156,24 @@ class Screen(Lines):
             text = printable(f"{shown(path)}: {reason}")
             self.err.print(labelled(self.err, "failed", "bold red", text, (shown(path),)))
 
-    def model(self, loaded: ModelFile, segmenter: Segmenter) -> None:
-        """Print the model and its terms, the backend and how it is fed."""
-        spec, backend = loaded.spec, segmenter.backend
-        height, width = backend.input_size
+    def model(self, segmenter: Segmenter) -> None:
+        """Print the model, or each of an ensemble, and the terms; the backend and how it is fed."""
+        spec, backend = segmenter.spec, segmenter.backend
         names = spec.classes.names
-        self.line(
-            "model",
-            spec.name,
-            f"{loaded.parameters / 1e6:.1f} M parameters",
-            " ".join(part for part in (f"{height}x{width}", str(segmenter.view.options)) if part),
-            names[0] if len(names) == 1 else f"{len(names)} classes",
-            f"sha256 {loaded.sha256[:12]}",
-        )
+        for loaded, sight in zip(segmenter.models, segmenter.view.members, strict=True):
+            height, width = sight.backend.input_size
+            self.line(
+                "model",
+                loaded.spec.name,
+                f"{loaded.parameters / 1e6:.1f} M parameters",
+                " ".join(part for part in (f"{height}x{width}", str(sight.options)) if part),
+                names[0] if len(names) == 1 else f"{len(names)} classes",
+                f"sha256 {loaded.sha256[:12]}",
+            )
+        if (count := len(segmenter.models)) > 1:
+            votes = f"the class that most of the {count} models say, the first of them on a tie"
+            mean = f"the mean of the {count} models' probabilities, threshold {segmenter.threshold:g}"
+            self.line("averaged", mean if len(names) == 1 else votes)
         if spec.terms:
             self.line("terms", spec.terms)
         self.line("backend", f"{backend.name} {backend.precision} ({backend.reason})")
@@ -180,9 +184,8 @@ class Screen(Lines):
             for step in segmenter.passed_over:
                 if step.name == "openvino" and step.fix:
                     self.line("", f"faster on this CPU: {step.fix.removeprefix('build one: ')}")
-        for note in (*backend.notes, segmenter.view.assumed):
-            if note:
-                self.line("note", note)
+        for note in (*backend.notes, *segmenter.view.assumed):
+            self.line("note", note)
         self.line(
             "batch",
             f"{backend.batch_size} x {backend.streams} {plural(backend.streams, 'stream')}",

@@ -118,7 +118,15 @@ def label(figure: str, classes: int) -> str:
     return f"mean {text}" if classes > 1 and figure in ("dice", "iou") else text
 
 
-def count(found: Pixels, truth: Pixels, classes: int, *, key: str = "", group: str = "") -> Counts:
+def count(
+    found: Pixels,
+    truth: Pixels,
+    classes: int,
+    *,
+    key: str = "",
+    group: str = "",
+    reach: float | None = None,
+) -> Counts:
     """Compare a mask with the truth.
 
     Args:
@@ -126,6 +134,7 @@ def count(found: Pixels, truth: Pixels, classes: int, *, key: str = "", group: s
         truth: the same, or `VOID` where nothing is known: there nothing is counted.
         classes: how many ids there are; 2 for one class against background.
         key, group: see `Counts`.
+        reach: pixels that two boundaries may lie apart and still agree; None takes BOUNDARY_TOLERANCE.
 
     Raises:
         UsageError: other sizes, or ids that do not exist.
@@ -147,7 +156,8 @@ def count(found: Pixels, truth: Pixels, classes: int, *, key: str = "", group: s
                 f"{key or 'mask'}: the {what} mask holds id {highest}, the classes are 0 to {classes - 1}"
             )
     confusion = table[:classes, :classes].astype(np.int64)
-    reach = max(1.0, BOUNDARY_TOLERANCE * float(np.hypot(*truth.shape)))
+    if reach is None:
+        reach = max(1.0, BOUNDARY_TOLERANCE * float(np.hypot(*truth.shape)))
     known = truth != VOID if void else None
     boundary = np.zeros((classes, 4), np.int64)
     for id in np.flatnonzero(confusion.sum(0) + confusion.sum(1)):

@@ -128,7 +128,7 @@ def mask_from_map(map: Pixels, placement: Placement, threshold: float, out: Pixe
     if not marked.any():
         return out
     (rows, below, height), (columns, beside, width) = (
-        _reach(marked.any(axis=1 - axis), covered[axis]) for axis in (0, 1)
+        _reach(np.any(marked, axis=1 - axis), covered[axis]) for axis in (0, 1)
     )
     part = content[:height, :width].astype(np.uint16) * np.uint16(257)
     wide = geometry.resize_map(part, (below, beside), scratch("enlarged", (below, beside), np.uint16))

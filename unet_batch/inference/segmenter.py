@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -30,10 +30,11 @@ from unet_batch.errors import (
 )
 from unet_batch.files import naming
 from unet_batch.inference.backends.base import Backend
+from unet_batch.inference.backends.ensemble import Ensemble, check_members
 from unet_batch.inference.backends.select import Request, Step, select
 from unet_batch.inference.result import Result
 from unet_batch.inference.views import View, ViewOptions
-from unet_batch.media import geometry, images
+from unet_batch.media import images
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
 from unet_batch.types import Frame, HasItem, Item, ModelSpec, Prediction
@@ -73,7 +74,8 @@ class Segmenter:
 
     Args:
         backend: opened here unless it is open. `close` closes it, and so does a refusal to begin.
-        model: the file the backend runs, for reports; None where it did not come from one.
+        model: the file the backend runs, or those of an ensemble, for reports; None where it did not come
+            from one.
         passed_over: backends that were tried before this one, for reports.
         threshold: probability from which a pixel counts; None takes the model's own.
         workers: threads for each of decoding, rendering and writing; None takes one for each core.
@@ -91,7 +93,7 @@ class Segmenter:
         self,
         backend: Backend,
         *,
-        model: ModelFile | None = None,
+        model: ModelFile | Sequence[ModelFile] | None = None,
         passed_over: Sequence[Step] = (),
         threshold: float | None = None,
         workers: int | None = None,
@@ -100,7 +102,9 @@ class Segmenter:
         view: ViewOptions | None = None,
     ) -> None:
         self.backend = backend
-        self.model = model
+        self.models: tuple[ModelFile, ...] = ()
+        if model is not None:
+            self.models = tuple(model) if isinstance(model, Sequence) else (model,)
         self.passed_over = tuple(passed_over)
         self.threshold = backend.spec.threshold if threshold is None else threshold
         self.workers = cpu_count() if workers is None else workers
@@ -151,8 +155,17 @@ class Segmenter:
             "passed_over": [asdict(step) for step in self.passed_over],
             "workers": self.workers,
             "threshold": self.threshold,
-            **self.view.options.facts(),
+            **self.view.facts(),
         }
+
+    def describe_model(self) -> dict[str, Any]:
+        """What identifies the model, or those of an ensemble, for reports: values that JSON can hold."""
+        models = [model.as_dict() for model in self.models]
+        if len(models) < 2:
+            return models[0] if models else {}
+        spec = self.spec
+        classes = list(spec.classes.names)
+        return {"name": spec.name, "classes": classes, "terms": spec.terms, "members": models}
 
     def close(self) -> None:
         """Close the backend, and end the worker processes if there are any."""
@@ -269,14 +282,16 @@ class Segmenter:
 
     def frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool = False) -> Frame:
         """Place a picture of `size`, or a smaller version of it, into what the network is shown."""
-        placement = self.view.place(size)
-        tensor = geometry.to_network(pixels, placement, out=self.view.buffer(placement))
-        return Frame(item, placement, tensor, pixels if keep_pixels or self.view.options.refine else None)
+        tensors = self.view.placer.show(pixels, size, self.view.buffers(size))
+        kept = pixels if keep_pixels or self.view.options.refine else None
+        return Frame(item, self.view.place(size), tensors, kept)
 
     def infer(self, frames: Sequence[Frame]) -> list[Prediction]:
         """Run the network on a batch of frames, and let go of what it saw."""
-        maps = self.view.infer([frame.network_input for frame in frames])
-        return [Prediction(replace(frame, tensor=None), map) for frame, map in zip(frames, maps, strict=True)]
+        maps = self.view.infer(
+            [frame.tensors for frame in frames], [frame.placement.source for frame in frames]
+        )
+        return [Prediction(replace(frame, tensors=()), map) for frame, map in zip(frames, maps, strict=True)]
 
     def mask(self, prediction: Prediction) -> Pixels:
         """The mask at the picture's own size: uint8 (height, width), 0/255 or class ids."""
@@ -344,8 +359,7 @@ class Segmenter:
 
 
 def open_segmenter(
-    request: Request,
-    *,
+    *requests: Request,
     threshold: float | None = None,
     workers: int | None = None,
     max_pixels: int = images.MAX_PIXELS,
@@ -354,21 +368,33 @@ def open_segmenter(
 ) -> Segmenter:
     """Open the best backend for a model and segment with it; see `select` and `Segmenter` for the arguments.
 
+    Args:
+        requests: one; of several models the maps are averaged.
+
     Raises:
         BackendUnavailable: what was asked for cannot run; the hint is the command that would fix it.
-        UsageError: an argument is out of range, or the device contradicts the backend.
+        UsageError: an argument is out of range, the device contradicts the backend, or the models do not
+            agree.
     """
-    chosen = select(request)
-    return Segmenter(
-        chosen.backend,
-        model=request.model,
-        passed_over=chosen.passed_over,
-        threshold=threshold,
-        workers=workers,
-        max_pixels=max_pixels,
-        isolate=isolate,
-        view=view,
-    )
+    models = [request.model for request in requests]
+    check_members({model.path: model.spec for model in models})  # before the seconds that loading takes
+    if len({model.sha256 for model in models}) < len(models):
+        raise UsageError(f"{len(models)} models, of which two are the same", hint="give each once")
+    with ExitStack() as opened:
+        chosen = [opened.enter_context(select(request)) for request in requests]
+        backends = [selection.backend for selection in chosen]
+        segmenter = Segmenter(
+            backends[0] if len(backends) == 1 else Ensemble(backends),
+            model=models,
+            passed_over=tuple(dict.fromkeys(step for selection in chosen for step in selection.passed_over)),
+            threshold=threshold,
+            workers=workers,
+            max_pixels=max_pixels,
+            isolate=isolate,
+            view=view,
+        )
+        opened.pop_all()
+    return segmenter
 
 
 def source_of(picture: AnyPicture) -> HasItem:
@@ -424,7 +450,7 @@ def _weigh(value: HasItem | Result) -> int:
     if isinstance(value, Prediction):
         more, value = more + value.map.nbytes, value.frame
     if isinstance(value, Frame):
-        held = (value.tensor, value.pixels, value.missing, value.alpha)
+        held = (*value.tensors, value.pixels, value.missing, value.alpha)
         return more + sum(array.nbytes for array in held if array is not None)
     weight: int = getattr(value, "nbytes", 0)  # of what workers have prepared
     return weight

@@ -3,12 +3,13 @@
 A view decides where a picture lies in what the network is shown (`place`), and makes the map of that from
 as many runs of the network as it takes (`infer`). What it hands on has the one form that everything behind
 knows: a map, and the placement that brings it back to the picture. Seen in tiles, both are of the picture's
-scaled size, as if the network's input had been so large.
+scaled size, as if the network's input had been so large. Each member of an ensemble sees the picture in its
+own way; their maps are brought to the place of the largest of them, and averaged there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from unet_batch.errors import UsageError
+from unet_batch.inference import postprocess
+from unet_batch.inference.backends.ensemble import average
 from unet_batch.media import geometry
 from unet_batch.media.images import AUTO, Range, trained_range
 from unet_batch.media.tiling import OVERLAP, Mosaic, Tiling
@@ -113,11 +116,112 @@ class ViewOptions:
 class View:
     """How a backend sees pictures; may be used by several threads at once.
 
+    Args:
+        backend: that runs the network, or the networks of an ensemble.
+        options: what was chosen.
+
     Attributes:
-        tiling: how they are cut into tiles; None where they are not.
+        options: the same, with the range that was taken where none was chosen.
+        members: how each member of an ensemble sees pictures; one, where it is none.
+        placer: `place`, and what goes with it, without the backend: for other processes, too.
+
+    Raises:
+        UsageError: quarter turns of an input that is not square, edges of class ids to be refined, or members
+            that were trained in other ranges.
+    """
+
+    def __init__(self, backend: Backend, options: ViewOptions | None = None) -> None:
+        self.backend, self.options = backend, options or ViewOptions()
+        if self.options.refine and backend.spec.output == "class_ids":
+            raise UsageError(
+                f"refine moves the edge of one probability; {backend.spec.name} says ids of "
+                f"{len(backend.spec.classes.names)} classes"
+            )
+        self.members = tuple(Sight(member, self.options) for member in backend.members)
+        first, *others = self.members
+        for sight in others:
+            if sight.options.range != first.options.range:  # a picture is decoded once
+                raise UsageError(
+                    f"{first.backend.spec.name} was trained in the range {first.options.range}, "
+                    f"{sight.backend.spec.name} in {sight.options.range}: pictures are read in one",
+                    hint="choose it: --range",
+                )
+        self.options = replace(self.options, value_range=first.options.value_range)
+        alike = all(sight.placer == first.placer for sight in others)
+        self._sights = (Sight(backend, first.options),) if alike else self.members  # one batch for all
+        self.placer = Placer(tuple(sight.placer for sight in self._sights))
+
+    def facts(self) -> dict[str, Any]:
+        """What of it decides pixels, as `ViewOptions.facts`; scales that differ between members in a list."""
+        facts, scales = self.members[0].options.facts(), [sight.options.scale for sight in self.members]
+        return facts | ({"scale": scales} if len(set(scales)) > 1 else {})
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """Why the scales of tiles were taken that nobody chose."""
+        return tuple(dict.fromkeys(sight.assumed for sight in self.members if sight.assumed))
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How pictures are cut into tiles; None where they are not, or members cut them in other ways."""
+        return self._sights[0].placer.tiling if len(self._sights) == 1 else None
+
+    def place(self, size: Size) -> Placement:
+        """Where a picture of (height, width) pixels lies in what the network is shown."""
+        return self.placer(size)
+
+    def at_least(self) -> Size | None:
+        """To which size pictures may be reduced when they are decoded; None: not at all."""
+        if self.options.fit == "tile":
+            return None
+        heights, widths = zip(*(member.input_size for member in self.backend.members), strict=True)
+        return geometry.OVERSAMPLING * max(heights), geometry.OVERSAMPLING * max(widths)
+
+    def buffers(self, size: Size) -> tuple[Pixels, ...]:
+        """Where `Placer.show` puts a picture of (height, width) pixels: uint8 (H, W, 3), uninitialised."""
+        places = self.placer.each(size)
+        shown = dict(zip(reversed(places), reversed(self._sights), strict=True))
+        return tuple(shown[place].buffer(place) for place in dict.fromkeys(places))
+
+    def infer(self, pictures: Sequence[tuple[Pixels, ...]], sizes: Sequence[Size]) -> Sequence[Pixels]:
+        """Maps of a batch of pictures, uint8 (H, W) each, where `place` says.
+
+        Args:
+            pictures: what `Placer.show` made of them.
+            sizes: (height, width) of each.
+
+        Raises:
+            BackendError: see `Backend.infer`.
+        """
+        if len(self._sights) == 1:
+            return self._sights[0].infer([shown for [shown] in pictures])
+        places = [self.placer.each(size) for size in sizes]
+        found = []
+        for number, sight in enumerate(self._sights):
+            which = [list(dict.fromkeys(each)).index(each[number]) for each in places]
+            found.append(sight.infer([shown[at] for shown, at in zip(pictures, which, strict=True)]))
+        return [self._merge(*each) for each in zip(zip(*found, strict=True), places, strict=True)]
+
+    def _merge(self, maps: Sequence[Pixels], places: Sequence[Placement]) -> Pixels:
+        to = largest(places)
+        spec = self.backend.spec
+        return average([_bring(map, at, to, spec) for map, at in zip(maps, places, strict=True)], spec)
+
+    def infer_tiles(self, tiles: Sequence[Pixels]) -> Sequence[Pixels]:
+        """Maps of tiles of `tiling`, uint8 (H, W) each, at most a batch.
+
+        Raises:
+            BackendError: see `Backend.infer`.
+        """
+        [sight] = self._sights
+        return sight.infer_turned(tiles)
+
+
+class Sight:
+    """How one network sees pictures.
 
     Args:
-        backend: that runs the network.
+        backend: that runs it.
         options: what was chosen.
 
     Attributes:
@@ -125,52 +229,29 @@ class View:
         assumed: why these were taken; "" where they were chosen, and of the range that says nothing.
 
     Raises:
-        UsageError: quarter turns of an input that is not square, or edges of class ids to be refined.
+        UsageError: quarter turns of an input that is not square.
     """
 
-    def __init__(self, backend: Backend, options: ViewOptions | None = None) -> None:
-        self.backend, self.options, self.assumed = backend, options or ViewOptions(), ""
-        if self.options.fit == "tile" and self.options.scale is None:
+    def __init__(self, backend: Backend, options: ViewOptions) -> None:
+        self.backend, self.options, self.assumed = backend, options, ""
+        if options.fit == "tile" and options.scale is None:
             scale, self.assumed = trained_scale(backend.spec)
-            self.options = replace(self.options, scale=scale)
-        if self.options.value_range is None:
+            self.options = replace(options, scale=scale)
+        if options.value_range is None:
             value_range, why = trained_range(backend.spec.training)
             self.options = replace(self.options, value_range=str(value_range))
             self.assumed = "; ".join(filter(None, (self.assumed, why)))
         height, width = backend.input_size
-        if self.options.tta == "d4" and height != width:
+        if options.tta == "d4" and height != width:
             raise UsageError(
                 f"tta d4 turns pictures by 90 degrees, and the network's input is {height}x{width}",
                 hint="take a square --size, or --tta flips",
             )
-        self._ids = backend.spec.output == "class_ids"
-        if self.options.refine and self._ids:
-            raise UsageError(
-                f"refine moves the edge of one probability; {backend.spec.name} says ids of "
-                f"{len(backend.spec.classes.names)} classes"
-            )
-        self._turns = _TURNS[self.options.tta]
-        self.tiling = self.placer.tiling
-
-    def place(self, size: Size) -> Placement:
-        """Where a picture of (height, width) pixels lies in what the network is shown."""
-        return self.placer(size)
-
-    @property
-    def placer(self) -> Placer:
-        """`place` alone, without the backend, for other processes."""
-        return Placer(self.backend.input_size, self.options)
-
-    def at_least(self) -> Size | None:
-        """To which size pictures may be reduced when they are decoded; None: not at all."""
-        if self.tiling is not None:
-            return None
-        height, width = self.backend.input_size
-        return geometry.OVERSAMPLING * height, geometry.OVERSAMPLING * width
+        self.placer = NetworkPlacer(backend.input_size, self.options)
 
     def buffer(self, placement: Placement) -> Pixels:
         """Where a picture is placed: uint8 (H, W, 3), uninitialised."""
-        if self.tiling is None:
+        if self.placer.tiling is None:
             return self.backend.buffer()
         return np.empty((*placement.network, 3), np.uint8)
 
@@ -180,10 +261,11 @@ class View:
         Raises:
             BackendError: see `Backend.infer`.
         """
-        if self.tiling is None:
+        tiling, ids = self.placer.tiling, self.backend.spec.output == "class_ids"
+        if tiling is None:
             return self.infer_turned(tensors)
         sizes = [(tensor.shape[0], tensor.shape[1]) for tensor in tensors]
-        fillings = [_Filling(Mosaic(self.tiling.grid(size), ids=self._ids)) for size in sizes]
+        fillings = [_Filling(Mosaic(tiling.grid(size), ids=ids)) for size in sizes]
         tiles = (
             (tensor, filling, place)
             for tensor, filling in zip(tensors, fillings, strict=True)
@@ -206,36 +288,25 @@ class View:
         Raises:
             BackendError: see `Backend.infer`.
         """
-        if len(self._turns) == 1:
+        turns = _TURNS[self.options.tta]
+        if len(turns) == 1:
             return list(self.backend.infer(tensors))
-        found = [
-            self.backend.infer([self._turn(tensor, *turn) for tensor in tensors]) for turn in self._turns
-        ]
+        found = [self.backend.infer([self._turn(tensor, *turn) for tensor in tensors]) for turn in turns]
         back = [
-            [_turn_back(map, *turn) for turn, map in zip(self._turns, maps, strict=True)]
+            [_turn_back(map, *turn) for turn, map in zip(turns, maps, strict=True)]
             for maps in zip(*found, strict=True)
         ]
-        return [self._average(maps) for maps in back]
+        return [average(maps, self.backend.spec) for maps in back]
 
     def _turn(self, tensor: Pixels, quarter: int, mirror: bool) -> Pixels:
         out = self.backend.buffer()
         np.copyto(out, np.rot90(tensor[:, ::-1] if mirror else tensor, quarter))
         return out
 
-    def _average(self, maps: Sequence[Pixels]) -> Pixels:
-        """The mean of probabilities; of ids the one that most have said, the first on a tie."""
-        stacked = np.stack(maps)
-        if not self._ids:
-            total = stacked.sum(0, dtype=np.uint16)
-            mean: Pixels = ((total + len(maps) // 2) // len(maps)).astype(np.uint8)
-            return mean
-        votes = np.stack([(stacked == map).sum(0, dtype=np.uint8) for map in stacked])
-        return np.asarray(np.take_along_axis(stacked, votes.argmax(0)[None], 0)[0])
-
 
 @dataclass(frozen=True)
-class Placer:
-    """Where pictures lie in what the network is shown.
+class NetworkPlacer:
+    """Where pictures lie in what one network is shown.
 
     Attributes:
         network: (height, width) of the network's input.
@@ -252,11 +323,67 @@ class Placer:
             return None
         return Tiling(self.network, self.options.overlap, self.options.scale or 1.0)
 
+    def __call__(self, size: Size, covered: Size | None = None) -> Placement:
+        """The placement of a picture of (height, width) pixels; `covered` as for `geometry.place`."""
+        network = self.network if (tiling := self.tiling) is None else tiling.scaled(size)
+        return geometry.place(size, network, stretch=self.options.fit != "letterbox", covered=covered)
+
+
+@dataclass(frozen=True)
+class Placer:
+    """Where pictures lie in what each network is shown, and where in the map of all.
+
+    Attributes:
+        networks: those of an ensemble; one alone, or several that see pictures alike, are one.
+    """
+
+    networks: tuple[NetworkPlacer, ...]
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Placer:
+        """Make it of what `asdict` gave, and JSON brought to another process."""
+        return cls(
+            tuple(
+                NetworkPlacer((each["network"][0], each["network"][1]), ViewOptions(**each["options"]))
+                for each in values["networks"]
+            )
+        )
+
     def __call__(self, size: Size) -> Placement:
-        """The placement of a picture of (height, width) pixels."""
-        if (tiling := self.tiling) is not None:
-            return geometry.place(size, tiling.scaled(size), stretch=True)
-        return geometry.place(size, self.network, stretch=self.options.fit == "stretch")
+        """The placement of the map of a picture of (height, width) pixels."""
+        return largest(self.each(size))
+
+    def each(self, size: Size) -> tuple[Placement, ...]:
+        """A placement for each network: all show the same part of the picture."""
+        alone = tuple(place(size) for place in self.networks)
+        if len(alone) == 1:
+            return alone
+        covered = min(each.covered for each in alone)  # of the smallest step, which divides the others
+        return tuple(place(size, covered) for place in self.networks)
+
+    def show(
+        self, pixels: Pixels, size: Size, out: Sequence[Pixels | None] | None = None
+    ) -> tuple[Pixels, ...]:
+        """Place a picture wherever it is seen; where it lies alike in two inputs, once.
+
+        Args:
+            pixels: RGB uint8 (h, w, 3), the picture, as `geometry.to_network` takes it.
+            size: (height, width) of the picture.
+            out: what `View.buffers` gave; None makes new arrays.
+
+        Returns:
+            RGB uint8 (H, W, 3) each.
+        """
+        places = dict.fromkeys(self.each(size))
+        buffers = [None] * len(places) if out is None else out
+        return tuple(
+            geometry.to_network(pixels, place, buffer) for place, buffer in zip(places, buffers, strict=True)
+        )
+
+
+def largest(placements: Iterable[Placement]) -> Placement:
+    """The placement that shows the picture largest."""
+    return max(placements, key=lambda each: (each.content[0] * each.content[1], each.content))
 
 
 class _Filling:
@@ -284,6 +411,20 @@ def trained_scale(spec: ModelSpec) -> tuple[float, str]:
         return 1.0, f"scale 1: {median:g}, at which the model was trained, is out of range"
     seen = f"scale {median:g}: the median of its training"
     return median, seen if most <= 1.1 * least else f"{seen}, which saw pictures at {least:g} to {most:g}"
+
+
+def _bring(map: Pixels, at: Placement, to: Placement, spec: ModelSpec) -> Pixels:
+    """Bring a map to where the picture lies in another input, as if that were the picture."""
+    if at == to:
+        return map
+    out = np.zeros(to.network, np.uint8)
+    there = replace(at, source=to.content, covered=to.content)
+    if spec.output == "class_ids":
+        content = postprocess.class_ids(map, there, len(spec.classes.names))
+    else:
+        content = postprocess.probability(map, there)
+    geometry.content_of(out, to)[:] = content
+    return out
 
 
 def _turn_back(map: Pixels, quarter: int, mirror: bool) -> Pixels:

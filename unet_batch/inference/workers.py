@@ -26,8 +26,8 @@ from unet_batch.files import remote
 from unet_batch.files.atomic import write_atomic
 from unet_batch.files.outputs import OutputTree
 from unet_batch.inference.result import Result
-from unet_batch.inference.views import Placer, ViewOptions
-from unet_batch.media import geometry, isolation
+from unet_batch.inference.views import Placer
+from unet_batch.media import isolation
 from unet_batch.processes import TIMED_OUT, Died, Kept, Workers
 from unet_batch.types import ClassTable, Frame, Item, ModelSpec, Prediction
 
@@ -51,25 +51,26 @@ class Prepared:
 
     Attributes:
         item: what was decoded.
-        tensor: RGB uint8 (H, W, 3), what the network is shown; None once the network has seen it.
+        tensors: RGB uint8 (H, W, 3), what the network is shown, as of a `Frame`; () once it has seen it.
         map: uint8 (H, W), what the network said of it; None before.
         size: (height, width) of the picture.
         kept: what the worker keeps of it; None where its outputs need nothing but the map.
         weight: bytes of what is kept.
     """
 
-    __slots__ = ("item", "kept", "map", "size", "tensor", "weight")
+    __slots__ = ("item", "kept", "map", "size", "tensors", "weight")
 
-    def __init__(self, item: Item, tensor: Pixels, size: Size, kept: Kept | None, weight: int) -> None:
-        self.item, self.size, self.kept, self.weight = item, size, kept, weight
-        self.tensor: Pixels | None = tensor
+    def __init__(
+        self, item: Item, tensors: tuple[Pixels, ...], size: Size, kept: Kept | None, weight: int
+    ) -> None:
+        self.item, self.tensors, self.size, self.kept, self.weight = item, tensors, size, kept, weight
         self.map: Pixels | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of pixels, here and in the worker."""
-        here = (self.tensor, self.map)
-        return self.weight + sum(array.nbytes for array in here if array is not None)
+        here = self.tensors if self.map is None else (*self.tensors, self.map)
+        return self.weight + sum(array.nbytes for array in here)
 
 
 class Finished(NamedTuple):
@@ -112,6 +113,8 @@ class PictureWorkers:
             "folder": outputs.folder,
             "kinds": outputs.kinds,
             "placer": asdict(view.placer),
+            "refine": view.options.refine,
+            "range": str(view.options.range),
             "at_least": at_least,
             "max_pixels": max_pixels,
             "reader": isolation.READER,
@@ -128,12 +131,13 @@ class PictureWorkers:
             RunError: no worker can be started.
         """
         number = self.workers.number()
-        tensors: list[Pixels] = []
+        tensors: tuple[Pixels, ...] = ()
 
-        def receive(head: bytes) -> tuple[memoryview]:
+        def receive(head: bytes) -> tuple[memoryview, ...]:
+            nonlocal tensors
             height, width, _ = _PREPARED.unpack(head)
-            tensors.append(self.view.buffer(self.view.place((height, width))))
-            return (tensors[-1].data.cast("B"),)
+            tensors = self.view.buffers((height, width))
+            return tuple(tensor.data.cast("B") for tensor in tensors)
 
         try:
             copy = json.dumps([item.path, remote.local_path(item.path)]).encode()
@@ -149,13 +153,15 @@ class PictureWorkers:
             raise isolation.no_space_error(item.path, error) from error
         height, width, weight = _PREPARED.unpack(answer.head)
         kept = Kept(answer.worker, number) if weight else None
-        return Prepared(item, tensors[-1], (height, width), kept, weight)
+        return Prepared(item, tensors, (height, width), kept, weight)
 
     def infer(self, pictures: Sequence[Prepared]) -> Sequence[Prepared]:
         """Run the network on a batch; its input is let go."""
-        maps = self.view.infer([picture.tensor for picture in pictures if picture.tensor is not None])
+        maps = self.view.infer(
+            [picture.tensors for picture in pictures], [picture.size for picture in pictures]
+        )
         for picture, map in zip(pictures, maps, strict=True):
-            picture.map, picture.tensor = map, None
+            picture.map, picture.tensors = map, ()
         return pictures
 
     def finish(self, picture: Prepared) -> Finished:
@@ -220,12 +226,10 @@ class _Setup:
         self.spec = ModelSpec(**spec)
         self.threshold: float = values["threshold"]
         self.outputs = OutputTree(values["folder"], values["kinds"])
-        placer = values["placer"]
-        height, width = placer["network"]
-        self.place = Placer((height, width), ViewOptions(**placer["options"]))
-        self.needs_pixels = self.outputs.need_pixels or self.place.options.refine
-        self._how = [values[name] for name in ("reader", "time_limit", "at_least", "max_pixels")]
-        self._how.append(str(self.place.options.range))
+        self.place = Placer.parse(values["placer"])
+        self.refine: bool = values["refine"]
+        self.needs_pixels = self.outputs.need_pixels or self.refine
+        self._how = [values[name] for name in ("reader", "time_limit", "at_least", "max_pixels", "range")]
 
     def decode(self, path: str) -> tuple[Frame, Pixels]:
         """Decode a picture; what its outputs need of it, and what there is of its pixels."""
@@ -233,7 +237,7 @@ class _Setup:
         frame = Frame(
             Item(path),
             self.place(picture.size),
-            None,
+            (),
             picture.pixels if self.needs_pixels else None,
             picture.missing,
             picture.alpha if self.needs_pixels else None,
@@ -256,13 +260,13 @@ def prepare(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byt
     setup, (number, (path, copy)) = _read_request(request)
     remote.adopt(path, copy)
     frame, pixels = setup.decode(path)
-    tensor = geometry.to_network(pixels, frame.placement)
+    tensors = setup.place.show(pixels, frame.placement.source)
     weight = 0
     if frame.pixels is not None or frame.missing is not None or frame.notes or frame.metadata.geo:
         arrays = (frame.pixels, frame.missing, frame.alpha)
         weight = 1 + sum(array.nbytes for array in arrays if array is not None)
         kept[number] = frame
-    return _PREPARED.pack(*frame.placement.source, weight), [tensor]
+    return _PREPARED.pack(*frame.placement.source, weight), list(tensors)
 
 
 def finish(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[bytes, list[Pixels]]:
@@ -273,8 +277,7 @@ def finish(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byte
     try:
         frame = _frame(setup, kept.pop(number, None), number, path, (height, width))
         map = np.frombuffer(data, np.uint8).reshape(frame.placement.network)
-        refine = setup.place.options.refine
-        result = Result(path, setup.spec, setup.threshold, Prediction(frame, map), refine=refine)
+        result = Result(path, setup.spec, setup.threshold, Prediction(frame, map), refine=setup.refine)
         encoded = result.encode_all(setup.outputs.kinds)
         notes = result.notes_on(setup.outputs.kinds)
     except UnetBatchError:
@@ -297,4 +300,4 @@ def _frame(setup: _Setup, frame: Frame | None, number: int, path: str, size: Siz
         frame, _ = setup.decode(path)
         if frame.placement.source != size:
             raise ImageError(f"{path}: changed while the run read it", hint="run again")
-    return frame or Frame(Item(path), setup.place(size), None, None)
+    return frame or Frame(Item(path), setup.place(size), (), None)

@@ -55,13 +55,15 @@ def reduction(size: Size, at_least: Size) -> int:
     return 1
 
 
-def place(source: Size, network: Size, *, stretch: bool = False) -> Placement:
+def place(source: Size, network: Size, *, stretch: bool = False, covered: Size | None = None) -> Placement:
     """Decide where a picture of size `source` lies inside an input of size `network`.
 
     Args:
         source: (height, width) of the picture in pixels, both at least 1.
         network: (height, width) of the network's input in pixels, both at least 1.
         stretch: fill it, whatever becomes of the aspect ratio.
+        covered: of the picture's placement in another network's input, so that both show the same; None
+            chooses.
 
     Returns:
         The placement: centred, with an odd row or column of padding at the bottom or right. A picture that
@@ -74,8 +76,10 @@ def place(source: Size, network: Size, *, stretch: bool = False) -> Placement:
         raise ValueError(
             f"sizes must be at least 1x1, got source {height}x{width}, network {net_height}x{net_width}"
         )
-    step = reduction(source, (OVERSAMPLING * net_height, OVERSAMPLING * net_width))
-    height, width = covered = (-(-height // step) * step, -(-width // step) * step)
+    if covered is None:
+        step = reduction(source, (OVERSAMPLING * net_height, OVERSAMPLING * net_width))
+        covered = (-(-height // step) * step, -(-width // step) * step)
+    height, width = covered
     # Round half up on integers: floats would decide 0.5 by chance. One axis is met exactly, the other is
     # `net * side / other side`, e.g. net_height * width / height columns.
     if net_height * width <= net_width * height:  # the height is the tight axis
@@ -248,7 +252,7 @@ def _shrink(pixels: Array, out: Array, size: Size | None = None) -> None:
     *earlier, (full, (height, width), last) = shrinking_steps(
         there, size or there, (out.shape[0], out.shape[1])
     )
-    for number, (extended, smaller, how) in enumerate(earlier):
-        lent = scratch(f"shrunk {number}", (*smaller, *pixels.shape[2:]), pixels.dtype)
-        pixels = cast("Array", cv2.resize(extend(pixels, extended), smaller[::-1], lent, interpolation=how))
+    for number, (extended, (rows, columns), how) in enumerate(earlier):
+        lent = scratch(f"shrunk {number}", (rows, columns, *pixels.shape[2:]), pixels.dtype)
+        pixels = cast("Array", cv2.resize(extend(pixels, extended), (columns, rows), lent, interpolation=how))
     cv2.resize(extend(pixels, full), (width, height), dst=out, interpolation=last)

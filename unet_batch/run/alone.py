@@ -15,8 +15,7 @@ from unet_batch.run.plan import RunPlan
 from unet_batch.types import Item
 
 if TYPE_CHECKING:
-    from unet_batch.run.giant import GiantResult
-    from unet_batch.run.stack import StackResult
+    from unet_batch.run.whole import WholeResult
 
 
 class Work(NamedTuple):
@@ -27,7 +26,7 @@ class Work(NamedTuple):
         file: where a kind of output of a key goes, relative to the output folder.
     """
 
-    segment: Callable[[Callable[[int, int], None], Stop], GiantResult | StackResult]
+    segment: Callable[[Callable[[int, int], None], Stop], WholeResult]
     file: Callable[[str, str], str]
 
 

@@ -162,7 +162,7 @@ class _Converted:
     frame: Frame
 
     def weight(self) -> int:
-        held = (self.frame.tensor, self.frame.pixels)
+        held = (*self.frame.tensors, self.frame.pixels)
         return sum(array.nbytes for array in held if array is not None)
 
 
@@ -332,7 +332,7 @@ class _ClipRun:
     def infer(self, values: Sequence[_Converted]) -> list[_Predicted]:
         predictions = self.segmenter.infer([value.frame for value in values])
         return [
-            _Predicted(value.at, each, value.frame.tensor if self.smoother is not None else None)
+            _Predicted(value.at, each, value.frame.network_input if self.smoother is not None else None)
             for value, each in zip(values, predictions, strict=True)
         ]
 

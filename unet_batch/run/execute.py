@@ -475,7 +475,7 @@ def _new_report(plan: RunPlan, segmenter: Segmenter) -> RunReport:
         output=plan.outputs.name,
         sources=tuple(map(shown, plan.options.sources)),
         save=plan.options.save,
-        model=segmenter.model.as_dict() if segmenter.model is not None else {},
+        model=segmenter.describe_model(),
         backend=segmenter.describe(),
         found=len(plan.items),
         skipped=plan.skipped,

@@ -3,10 +3,8 @@
     read, shrink, cut ──▶ infer ──▶ blend ──▶ enlarge, encode, write
     the source's thread   batches   in order   in order
 
-What is on its way is a few bands of the picture's width, whatever its height. The outputs grow under
-temporary names, and are renamed once all of them are whole, so that a run that is stopped or killed leaves
-none: the next one begins this picture anew. They hold what they would if the picture were read at once
-(`media.bands`).
+What is on its way is a few bands of the picture's width, whatever its height. The outputs (see `whole`) hold
+what they would if the picture were read at once (`media.bands`).
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -24,13 +22,13 @@ from unet_batch.errors import ImageTooLarge
 from unet_batch.files.atomic import replacing, translate
 from unet_batch.files.outputs import KINDS, OutputTree
 from unet_batch.inference import postprocess
-from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter, as_error
+from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter
 from unet_batch.media import images
 from unet_batch.media.bands import Shrinker
-from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.media.tiling import Mosaic, Tiling
-from unet_batch.pipeline import Failed, Pipeline, Stage, StageStats
+from unet_batch.pipeline import Pipeline, Stage
 from unet_batch.run.observe import Stop
+from unet_batch.run.whole import WholeResult, segment_whole
 from unet_batch.types import Item, Metadata
 
 if TYPE_CHECKING:
@@ -44,29 +42,12 @@ MEMORY = 2**30
 _WRITTEN_AT_ONCE = 2**22  # pixels of outputs
 
 
-@dataclass
-class GiantResult:
-    """What became of a picture.
-
-    Attributes:
-        outputs: the bytes of each kind's file; empty unless it is finished.
-        notes: what people should know of how it was read.
-        complete: all of it is done.
-        stages: work of each stage.
-    """
-
-    outputs: dict[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    complete: bool = False
-    stages: list[StageStats] = field(default_factory=list)
-
-
 def giant_size(item: Item, segmenter: Segmenter, outputs: OutputTree) -> Size | None:
     """Its (height, width) if an item is read in bands; None if it is read at once.
 
     Only its size decides, and what is to be made of it.
     """
-    if segmenter.view.tiling is None:
+    if segmenter.view.options.fit != "tile":
         return None
     found = images.measure(item.path)
     if found is None:
@@ -83,7 +64,7 @@ def segment(
     outputs: OutputTree,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
     stop: Stop | None = None,
-) -> GiantResult:
+) -> WholeResult:
     """Segment a picture in bands.
 
     Args:
@@ -100,53 +81,7 @@ def segment(
         BackendError: inference failed.
         OutputError: an output cannot be written.
     """
-    work, stop, result = _GiantRun(item, size, segmenter, outputs), stop or Stop(), GiantResult()
-    try:
-        with ExitStack() as stack:
-            work.open_outputs(stack)
-            try:
-                _carry_out(work, on_rows, stop, result)
-            except (OSError, ValueError) as error:  # nothing that the output folder could be blamed for
-                raise as_error(Failed("render", error, item)) from error
-            result.outputs = {kind: writer.finish() for kind, writer in work.writers.items()}
-    except _Stopped:
-        return result
-    result.notes, result.complete = tuple(work.notes), True
-    return result
-
-
-class _Stopped(Exception):
-    """Somebody has asked to stop."""
-
-
-def _carry_out(work: _GiantRun, on_rows: Callable[[int, int], None], stop: Stop, result: GiantResult) -> None:
-    """Send the tiles through their pipeline, to the last row."""
-    backend = work.segmenter.backend
-    stages: list[Stage[Any, Any]] = [
-        Stage("infer", work.infer, backend.streams, backend.batch_size, enter=backend.thread),
-        Stage("blend", work.blend, ordered=True),
-        Stage("write", work.write, ordered=True),
-    ]
-    with (
-        single_threaded_cv2(),
-        Pipeline[_Tile, int](
-            work.tiles(),
-            stages,
-            in_flight=4 * backend.batch_size * backend.streams + len(stages),
-            weigh=lambda value: getattr(value, "weight", 0),
-            budget=PIXEL_BUDGET,
-            describe=lambda value: f"{work.item.path}, tile {value.number}",
-        ) as done,
-    ):
-        stop.watch(done.stop)
-        try:
-            for rows in done:
-                on_rows(rows, work.size[0])
-        finally:
-            source, *others = done.stats
-            result.stages = [replace(source, name="decode"), *others]  # which it does
-    if stop.reason and work.written < work.size[0]:
-        raise _Stopped
+    return segment_whole(_GiantRun(item, size, segmenter, outputs), on_rows, stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,11 +193,17 @@ class _Writer:
 class _GiantRun:
     """The stages of one picture, and what they share."""
 
+    source = "decode"  # which it does
+
     def __init__(self, item: Item, size: Size, segmenter: Segmenter, outputs: OutputTree) -> None:
         self.item, self.size, self.segmenter, self.outputs = item, size, segmenter, outputs
-        assert segmenter.view.tiling is not None, "it is not seen in tiles"
-        self.tiling: Tiling = segmenter.view.tiling
         what = f"{item.path}: {size[0]}x{size[1]} (height x width) is read in bands of rows, in which"
+        if segmenter.view.tiling is None:
+            raise ImageTooLarge(
+                f"{what} models that see tiles of different sizes or scales cannot be averaged",
+                hint="--size HxW and --scale F give all of them the same tiles",
+            )
+        self.tiling: Tiling = segmenter.view.tiling
         if self.tiling.scale > 1:
             raise ImageTooLarge(
                 f"{what} it cannot be enlarged (scale {self.tiling.scale:g})", hint="take a --scale up to 1"
@@ -281,7 +222,7 @@ class _GiantRun:
         ids = spec.output == "class_ids"
         self.mosaic = Mosaic(self.grid, ids=ids)
         self.rows = postprocess.MapRows(self.placement, len(spec.classes.names) if ids else None)
-        self.ids, self.written = ids, 0
+        self.ids, self.written, self.total = ids, 0, size[0]
         self.missing: deque[_Missing] = deque()
         self.notes: list[str] = []
         self.writers: dict[str, _Writer] = {}
@@ -297,6 +238,31 @@ class _GiantRun:
             temporary = stack.enter_context(replacing(path))
             self.writers[kind] = _Writer(path, temporary, self.size, _OUTPUTS[kind], place)
             stack.callback(self.writers[kind].close)
+
+    def pipeline(self) -> Pipeline[_Tile, int]:
+        """From tiles to how many rows are written."""
+        backend = self.segmenter.backend
+        stages: list[Stage[Any, Any]] = [
+            Stage("infer", self.infer, backend.streams, backend.batch_size, enter=backend.thread),
+            Stage("blend", self.blend, ordered=True),
+            Stage("write", self.write, ordered=True),
+        ]
+        return Pipeline(
+            self.tiles(),
+            stages,
+            in_flight=4 * backend.batch_size * backend.streams + len(stages),
+            weigh=lambda value: getattr(value, "weight", 0),
+            budget=PIXEL_BUDGET,
+            describe=lambda value: f"{self.item.path}, tile {value.number}",
+        )
+
+    def take(self, value: int) -> int:
+        """Rows that are written."""
+        return value
+
+    def finish(self) -> dict[str, int]:
+        """Write the ends of all files."""
+        return {kind: writer.finish() for kind, writer in self.writers.items()}
 
     # The source, in a thread of its own.
 
@@ -335,7 +301,7 @@ class _GiantRun:
 
     def infer(self, tiles: Sequence[_Tile]) -> list[_Tile]:
         """Maps of tiles."""
-        maps = self.segmenter.view.infer_turned([tile.pixels for tile in tiles])
+        maps = self.segmenter.view.infer_tiles([tile.pixels for tile in tiles])
         return [_Tile(tile.number, map, tile.missing) for tile, map in zip(tiles, maps, strict=True)]
 
     def blend(self, tile: _Tile) -> _Tile:

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 from unet_batch.errors import DecoderCrashed, ManifestError, UsageError
 from unet_batch.files import archives, naming, remote
@@ -240,7 +241,8 @@ def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
 def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRecipe:
     """What decides the pixels: the model's sha256, a threshold if it has one, the network's size, our rules.
 
-    And which pages of a picture are taken, and how the network sees them, where that is not as it always was.
+    Of an ensemble those of all. And which pages of a picture are taken, and how the network sees them, where
+    that is not as it always was.
 
     A checkpoint and the graph exported from it are one model: either goes on with what the other began.
     Backend and precision are not in it. A backend is used only after its masks were proven equal to
@@ -248,26 +250,35 @@ def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRec
     and threads change nothing at all.
     """
     threshold = None if segmenter.spec.output == "class_ids" else segmenter.threshold
-    sha256 = segmenter.model.sha256 if segmenter.model is not None else ""
-    view = segmenter.view.options
-    return _recipe(sha256, threshold, segmenter.backend.input_size, segmenter.spec.name, view, pages)
+    sights = segmenter.view.members
+    hashes = [model.sha256 for model in segmenter.models] or [""] * len(sights)
+    seen = [
+        (sha256, sight.backend.spec.name, sight.backend.input_size, sight.options)
+        for sha256, sight in zip(hashes, sights, strict=True)
+    ]
+    return _recipe(seen, threshold, pages)
 
 
 def _recipe(
-    sha256: str,
+    seen: Sequence[tuple[str, str, Sequence[int], ViewOptions]],
     threshold: float | None,
-    input_size: Sequence[int],
-    name: str,
-    view: ViewOptions,
     pages: PageRange | None = None,
 ) -> OutputRecipe:
-    facts = {"model": sha256, "threshold": threshold, "input_size": list(input_size), "rules": RULES}
-    label = f"{name} (sha256 {sha256[:12]})" + (f", threshold {threshold:g}" if threshold is not None else "")
-    seen = f" {view}" if str(view) else ""
+    """The recipe of models, each with its sha256, name, input size and how it sees pictures."""
+    facts: dict[str, Any] = {"threshold": threshold, "rules": RULES}
+    members = [{"model": sha256, "input_size": list(size), **view.facts()} for sha256, _, size, view in seen]
+    if len(members) == 1:
+        facts |= members[0]
+    else:  # of a mean the order is all the same, of votes the first decides a tie
+        facts["members"] = members if threshold is None else sorted(members, key=itemgetter("model"))
+    label = " + ".join(f"{name} (sha256 {sha256[:12]})" for sha256, name, _, _ in seen)
+    label += f", threshold {threshold:g}" if threshold is not None else ""
+    views = dict.fromkeys(f"{size[0]}x{size[1]} {view}".rstrip() for _, _, size, view in seen)
+    label += f", {' + '.join(views)}"
     if pages is not None:
         facts["pages"] = str(pages)
-        seen += f", pages {pages}"
-    return OutputRecipe(facts | view.facts(), f"{label}, {input_size[0]}x{input_size[1]}{seen}")
+        label += f", pages {pages}"
+    return OutputRecipe(facts, label)
 
 
 def resume(plan: RunPlan, recipe: OutputRecipe) -> RunPlan:
@@ -456,7 +467,7 @@ def _find_adoptable(plan: RunPlan, recipe: OutputRecipe, listing: Listing) -> di
             raise KeyError("run.json")
         model, backend = earlier["model"], earlier["backend"]
         threshold = None if len(model["classes"]) > 1 else float(backend["threshold"])
-        last = _recipe(model["sha256"], threshold, backend["input_size"], model["name"], ViewOptions())
+        last = _recipe([(model["sha256"], model["name"], backend["input_size"], ViewOptions())], threshold)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ManifestError(f"{some} of which no manifest tells who made them", hint=hint) from error
     if last.digest != recipe.digest:

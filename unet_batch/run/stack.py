@@ -3,8 +3,7 @@
     decode ──▶ place ──▶ infer ──▶ draw ──▶ write, in order
     the source's thread                     this thread
 
-As with pictures that memory does not hold, outputs grow under temporary names and are renamed once all are
-whole: a run that is stopped or killed leaves none, and the next one begins this picture anew.
+Outputs grow, and appear all at once: see `whole`.
 """
 
 from __future__ import annotations
@@ -12,45 +11,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from unet_batch.errors import ImageError
 from unet_batch.files.atomic import replacing, translate
 from unet_batch.files.outputs import KINDS, OutputTree
-from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter, as_error
+from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter
 from unet_batch.media import images
-from unet_batch.media.threads import single_threaded_cv2
-from unet_batch.pipeline import Failed, Pipeline, Stage, StageStats
+from unet_batch.pipeline import Pipeline, Stage
 from unet_batch.run.observe import Stop
 from unet_batch.run.options import PageRange
+from unet_batch.run.whole import WholeResult, segment_whole
 from unet_batch.types import Frame, Item, Prediction
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SUFFIX = ".tif"
 
 _Writer = images.StackWriter | images.SegmentationWriter
-
-
-@dataclass
-class StackResult:
-    """What became of a picture.
-
-    Attributes:
-        outputs: the bytes of each kind's file; empty unless it is finished.
-        pages: how many there were.
-        notes: what people should know of how it was read.
-        complete: all of it is done.
-        stages: work of each stage.
-    """
-
-    outputs: dict[str, int] = field(default_factory=dict)
-    pages: int = 0
-    notes: tuple[str, ...] = ()
-    complete: bool = False
-    stages: list[StageStats] = field(default_factory=list)
 
 
 def file_of(outputs: OutputTree, kind: str, key: str) -> str:
@@ -77,7 +54,7 @@ def segment(
     outputs: OutputTree,
     on_page: Callable[[int, int], None] = lambda done, total: None,
     stop: Stop | None = None,
-) -> StackResult:
+) -> WholeResult:
     """Segment the pages of a picture.
 
     Args:
@@ -94,25 +71,7 @@ def segment(
         BackendError: inference failed.
         OutputError: an output cannot be written.
     """
-    work, stop, result = _StackRun(item, stack, pages, segmenter, outputs), stop or Stop(), StackResult()
-    try:
-        with ExitStack() as opened:
-            for kind in outputs.kinds:
-                path = os.path.join(outputs.folder, *file_of(outputs, kind, item.key).split("/"))
-                work.temporary[kind] = opened.enter_context(replacing(path))
-            try:
-                work.carry_out(on_page, stop, result)
-            except (OSError, ValueError) as error:  # nothing that the output folder could be blamed for
-                raise as_error(Failed("render", error, item)) from error
-            result.outputs = {kind: os.path.getsize(path) for kind, path in work.temporary.items()}
-    except _Stopped:
-        return result
-    result.notes, result.complete = tuple(work.notes), True
-    return result
-
-
-class _Stopped(Exception):
-    """Somebody has asked to stop."""
+    return segment_whole(_StackRun(item, stack, pages, segmenter, outputs), on_page, stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,12 +97,15 @@ class _Page:
         more = 0
         if isinstance(value, Prediction):
             more, value = value.map.nbytes, value.frame
-        tensor = value.tensor.nbytes if isinstance(value, Frame) and value.tensor is not None else 0
-        return int(more + tensor + (0 if value.pixels is None else value.pixels.nbytes))
+        tensors = value.tensors if isinstance(value, Frame) else ()
+        pixels = () if value.pixels is None else (value.pixels,)
+        return int(more + sum(array.nbytes for array in (*tensors, *pixels)))
 
 
 class _StackRun:
     """The stages of one picture, and what they share."""
+
+    source = "source"
 
     def __init__(
         self,
@@ -158,57 +120,51 @@ class _StackRun:
         self.stack = stack if self.total == stack.count else images.Stack(self.total)
         self.temporary: dict[str, str] = {}
         self.notes: list[str] = []
+        self.files: dict[str, _Writer] = {}
+        self.written = 0
 
-    def carry_out(self, on_page: Callable[[int, int], None], stop: Stop, result: StackResult) -> None:
-        """Send the pages through their pipeline, and write what comes out."""
-        segmenter, backend = self.segmenter, self.segmenter.backend
-        workers, batch = segmenter.workers, backend.batch_size
+    def open_outputs(self, stack: ExitStack) -> None:
+        """Choose a file for each kind, which `stack` will rename, or remove."""
+        for kind in self.outputs.kinds:
+            path = os.path.join(self.outputs.folder, *file_of(self.outputs, kind, self.item.key).split("/"))
+            self.temporary[kind] = stack.enter_context(replacing(path))
+        self.writers = stack.enter_context(ExitStack())
+
+    def pipeline(self) -> Pipeline[_Page, _Page]:
+        """From pages to pages of outputs."""
+        workers, backend = self.segmenter.workers, self.segmenter.backend
+        batch = backend.batch_size
         stages: list[Stage[Any, Any]] = [
             Stage("decode", self.place, workers),
             Stage("infer", self.infer, backend.streams, batch, enter=backend.thread),
             Stage("render", self.draw, workers),
         ]
-        with (
-            ExitStack() as writers,
-            single_threaded_cv2(),
-            Pipeline[_Page, _Page](
-                self.read(),
-                stages,
-                in_flight=2 * (batch * backend.streams + 2 * workers),
-                weigh=lambda page: page.weight,
-                budget=PIXEL_BUDGET,
-                describe=lambda page: f"{self.item.path}, page {page.number}",
-            ) as done,
-        ):
-            stop.watch(done.stop)
-            files: dict[str, _Writer] = {}
-            try:
-                for page in done:
-                    for kind, pixels in page.value.items():
-                        self.write(files, writers, kind, pixels, page.dpi)
-                    result.pages += 1
-                    on_page(result.pages, self.total)
-            finally:
-                result.stages = done.stats
-        if stop.reason and result.pages < self.total:
-            raise _Stopped
+        return Pipeline(
+            self.read(),
+            stages,
+            in_flight=2 * (batch * backend.streams + 2 * workers),
+            weigh=lambda page: page.weight,
+            budget=PIXEL_BUDGET,
+            describe=lambda page: f"{self.item.path}, page {page.number}",
+        )
 
-    def write(
-        self,
-        files: dict[str, _Writer],
-        writers: ExitStack,
-        kind: str,
-        pixels: NDArray[Any],
-        dpi: tuple[float, float] | None,
-    ) -> None:
-        """Write a page of a kind of output, the first one into a new file."""
-        try:
-            if kind not in files:
-                files[kind] = writer = self.open_writer(kind, pixels.nbytes)
-                writers.enter_context(writer)
-            files[kind].write(pixels, dpi)
-        except OSError as error:
-            raise translate(error, self.temporary[kind], pixels.nbytes) from error
+    def take(self, page: _Page) -> int:
+        """Write a page of each kind, the first one into a new file; returns how many are written."""
+        for kind, pixels in page.value.items():
+            try:
+                if kind not in self.files:
+                    self.files[kind] = writer = self.open_writer(kind, pixels.nbytes)
+                    self.writers.enter_context(writer)
+                self.files[kind].write(pixels, page.dpi)
+            except OSError as error:
+                raise translate(error, self.temporary[kind], pixels.nbytes) from error
+        self.written += 1
+        return self.written
+
+    def finish(self) -> dict[str, int]:
+        """Close the files; returns the bytes of each."""
+        self.writers.close()
+        return {kind: os.path.getsize(path) for kind, path in self.temporary.items()}
 
     def open_writer(self, kind: str, page: int) -> _Writer:
         """Open the file of a kind of output, given the bytes of a page."""

@@ -105,6 +105,11 @@ class Backend(ABC):
         """Whether it can be used now."""
         return self._is_open
 
+    @property
+    def members(self) -> tuple[Backend, ...]:
+        """The backends of an ensemble; itself where it is none."""
+        return (self,)
+
     def describe(self) -> dict[str, Any]:
         """What runs, and why, for reports: values that JSON can hold.
 

@@ -226,7 +226,7 @@ def _to_rgb(values: NDArray[Any], value_range: Range) -> tuple[Pixels, NDArray[n
     levels = value_range.apply(np.ascontiguousarray(values), 0, invalid)
     if levels.shape[2] == 1:
         levels = cast("Pixels", cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB))
-    missing = None if invalid is None else invalid.all(axis=-1)
+    missing: NDArray[np.bool_] | None = None if invalid is None else np.all(invalid, axis=-1)
     if missing is None or not missing.any():
         return levels, None
     return np.where(missing[..., None], np.uint8(0), levels), missing
