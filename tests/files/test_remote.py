@@ -147,7 +147,8 @@ def test_an_archive_in_a_bucket_is_refused() -> None:
 
 
 def test_all_that_is_a_picture_by_its_name_is_one_on_the_web() -> None:
-    assert [ending for ending in images.EXTENSIONS if naming.is_live(f"https://host/a.{ending}")] == []
+    names = images.EXTENSIONS - {"zarr"}  # a folder
+    assert [name for name in names if naming.is_live(f"https://host/a.{name}")] == []
 
 
 @quiet

@@ -282,11 +282,13 @@ class TestOptions:
         spec = replace(fake_spec(), training={"range": "percentile", "scales": [0.5] * 3})
         view = View(FakeBackend(spec), ViewOptions("tile"))
         assert view.options.facts()["range"] == str(view.options.range) == "percentile"
-        assert view.assumed == "scale 0.5: the median of its training; range percentile: that of its training"
+        assert view.assumed == (
+            "scale 0.5: the median of its training; range percentile: that of its training",
+        )
         assert "range percentile" in str(view.options)
         for told in ("auto", "0,4095"):
             view = View(FakeBackend(spec), ViewOptions(value_range=told))
-            assert (str(view.options.range), view.assumed) == (told, "")
+            assert (str(view.options.range), view.assumed) == (told, ())
         assert "range" not in View(FakeBackend(spec), ViewOptions(value_range="auto")).options.facts()
 
     @pytest.mark.parametrize("told", [[], [0.5], ["a", "b", "c"], None, [1, 99, 100]])

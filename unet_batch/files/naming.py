@@ -107,7 +107,7 @@ _LIVE = re.compile(r"(rtsps?|rtmps?|rtp|srt|udp|tcp|mms|https?)://|webcam:\d{1,3
 # Of the web, what ends as a folder or a picture does is a file: cameras have all other names.
 _PICTURES = (
     "jpg|jpeg|jpe|jfif|mpo|png|apng|gif|bmp|dib|webp|avifs?|heic|heif|hif|tiff?|ppm|pgm|pbm|pnm|psd|ico|jp2|j2k|"
-    "tga|npy|dcm|dicom|nef|cr2|cr3|arw|dng|raf|orf|rw2|pef|srw|svs|ndpi"
+    "tga|npy|dcm|dicom|nef|cr2|cr3|arw|dng|raf|nrw|orf|rw2|pef|srw|svs|ndpi"
 )
 _WEB_FILE = re.compile(rf"https?://[^?#]*(/|\.({_PICTURES}))([?#]|$)", re.IGNORECASE)
 
