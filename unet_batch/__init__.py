@@ -64,6 +64,7 @@ def load(
     scale: float | None = None,
     tta: Literal["none", "horizontal", "flips", "d4"] = "none",
     refine: bool = False,
+    channels: tuple[int, ...] | None = None,
 ) -> Segmenter:
     """Load a model, ready to segment.
 
@@ -89,6 +90,8 @@ def load(
         tta: average over the mirror image too ("horizontal"), over all four flips, or over these and quarter
             turns ("d4").
         refine: move the edges of masks to those of the picture; of one class.
+        channels: bands of each picture to take, counted from 1, in the network's order; None takes the
+            model's own.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -110,6 +113,7 @@ def load(
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
         isolate=isolate,
         view=ViewOptions(fit, overlap, scale, tta, refine),
+        channels=channels,
     )
 
 

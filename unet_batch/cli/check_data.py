@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import click
 
 from unet_batch.cli.command import Command, complete_path, option
-from unet_batch.cli.options import DatasetOptions, dataset_options, json_option
+from unet_batch.cli.options import CHANNELS, DatasetOptions, dataset_options, json_option
 from unet_batch.cli.text import printable
 
 if TYPE_CHECKING:
@@ -41,6 +41,13 @@ _SHOWN = 4  # cases of each finding that are printed
     help="Check a split: a file that names the images of one part, one a line; once for each part.",
 )
 @option(
+    "--channels",
+    section="Data",
+    metavar="N,N,...",
+    type=CHANNELS,
+    help="Bands of each image that a network is to take, as for train.",
+)
+@option(
     "--sheet",
     section="Output",
     metavar="FILE",
@@ -51,6 +58,7 @@ def check_data(
     folders: Sequence[str],
     data: DatasetOptions,
     split_files: tuple[str, ...],
+    channels: tuple[int, ...] | None,
     sheet: str | None,
     as_json: bool,
 ) -> None:
@@ -68,12 +76,14 @@ def check_data(
     classes that never occur. Nothing in DATASET is written. Several are checked as `train` joins them.
     """
     from unet_batch.cli.screen import Lines, print_json
+    from unet_batch.datasets.dataset import natural_channels
     from unet_batch.datasets.join import join
     from unet_batch.datasets.split import read_split
     from unet_batch.errors import UsageError
 
     out = Lines(quiet=as_json, to_stderr=as_json)
     dataset = join([data.find(folder, faulty=True) for folder in folders])
+    dataset = replace(dataset, channels=channels or natural_channels(dataset.pairs))
     splits: dict[str, tuple[Pair, ...]] = {}
     for file in split_files:
         name = os.path.splitext(os.path.basename(file))[0]
@@ -81,6 +91,9 @@ def check_data(
             raise UsageError(f"two parts are called {name}", hint="give the files of --split different names")
         splits[name] = read_split(file, dataset.pairs)
     out.dataset(dataset)
+    if dataset.channels:
+        wanted = ",".join(map(str, dataset.channels))
+        out.line("", f"channels {wanted}: {'asked for' if channels else 'all that the pictures have'}")
     for name, pairs in splits.items():
         groups = len({pair.group for pair in pairs})
         out.line("", f"{len(pairs):,} images in {groups:,} groups are in {name}")

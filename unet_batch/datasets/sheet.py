@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import cv2
@@ -60,7 +60,8 @@ def _draw_cell(dataset: Dataset, pair: Pair, reason: str) -> Pixels:
     """Draw image and overlay, or image and mask where their sizes differ, above a caption."""
     picture = mask = None
     try:
-        picture = images.read(pair.image, at_least=(_HEIGHT, _WIDTH))
+        picture = dataset.read_picture(pair, (_HEIGHT, _WIDTH))
+        picture = replace(picture, pixels=render.visible(picture.pixels))
         mask = dataset.masks.decode(pair.mask).ids
     except ImageError:
         pass  # the report says so; its place stays grey

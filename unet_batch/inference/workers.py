@@ -32,7 +32,7 @@ from unet_batch.types import ClassTable, Frame, Item, ModelSpec, Prediction
 
 if TYPE_CHECKING:
     from unet_batch.inference.views import View
-    from unet_batch.types import Pixels, Size
+    from unet_batch.types import Channels, Pixels, Size
 
 _PREPARE, _FINISH = f"{__name__}:prepare", f"{__name__}:finish"
 FUNCTIONS = (isolation.DECODE, _PREPARE, _FINISH)
@@ -50,7 +50,7 @@ class Prepared:
 
     Attributes:
         item: what was decoded.
-        tensor: RGB uint8 (H, W, 3), what the network is shown; None once the network has seen it.
+        tensor: uint8 (H, W, channels), what the network is shown; None once the network has seen it.
         map: uint8 (H, W), what the network said of it; None before.
         size: (height, width) of the picture.
         kept: what the worker keeps of it; None where its outputs need nothing but the map.
@@ -90,6 +90,7 @@ class PictureWorkers:
         threshold: probability from which a pixel counts.
         at_least: as for `images.read`.
         max_pixels: as for `images.read`.
+        channels: as for `images.read`.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class PictureWorkers:
         threshold: float,
         at_least: Size | None,
         max_pixels: int,
+        channels: Channels | None = None,
     ) -> None:
         self.workers, self.view, self.outputs = workers, view, outputs
         spec = asdict(view.backend.spec)
@@ -113,6 +115,7 @@ class PictureWorkers:
             "placer": asdict(view.placer),
             "at_least": at_least,
             "max_pixels": max_pixels,
+            "channels": channels,
             "reader": isolation.READER,
             "time_limit": isolation.TIME_LIMIT,
         }
@@ -217,7 +220,7 @@ class _Setup:
         height, width = placer["network"]
         self.place = Placer((height, width), ViewOptions(**placer["options"]))
         self.needs_pixels = self.outputs.need_pixels or self.place.options.refine
-        self._how = [values[name] for name in ("reader", "time_limit", "at_least", "max_pixels")]
+        self._how = [values[name] for name in ("reader", "time_limit", "at_least", "max_pixels", "channels")]
 
     def decode(self, path: str) -> tuple[Frame, Pixels]:
         """Decode a picture; what its outputs need of it, and what there is of its pixels."""
@@ -247,7 +250,7 @@ def prepare(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byt
     """Decode and place a picture; keep what its outputs will need."""
     setup, (number, path) = _read_request(request)
     frame, pixels = setup.decode(path)
-    tensor = geometry.to_network(pixels, frame.placement)
+    tensor = geometry.to_network(pixels, frame.placement, channels=setup.spec.in_channels)
     weight = 0
     if frame.pixels is not None or frame.missing is not None or frame.notes:
         arrays = (frame.pixels, frame.missing, frame.alpha)

@@ -25,7 +25,7 @@ from unet_batch.types import Metadata
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from unet_batch.types import Pixels, Size
+    from unet_batch.types import Channels, Pixels, Size
 
 DECODE = f"{__name__}:decode"
 """What workers must be able to do."""
@@ -55,7 +55,14 @@ class Decoders:
             raise UsageError(f"{time_limit} s for each picture: above 0 expected")
         self._workers, self._time_limit, self._reader = workers, time_limit, reader or READER
 
-    def read(self, path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
+    def read(
+        self,
+        path: str,
+        *,
+        at_least: Size | None = None,
+        max_pixels: int = MAX_PIXELS,
+        channels: Channels | None = None,
+    ) -> Picture:
         """Decode a picture file as `images.read` does.
 
         Safe to call from many threads, which wait for a decoder to be free.
@@ -73,7 +80,7 @@ class Decoders:
             arrays.update({name: np.empty(shape, np.uint8) for name, shape in shapes.items()})
             return [array.data.cast("B") for array in arrays.values()]
 
-        request = [path, self._reader, self._time_limit, at_least, max_pixels]
+        request = [path, self._reader, self._time_limit, at_least, max_pixels, channels]
         try:
             answer = json.loads(self._workers.ask(DECODE, json.dumps(request).encode(), receive=receive).head)
         except Died as death:
@@ -145,7 +152,12 @@ def _keep_to_one_thread() -> None:
 
 
 def read(
-    path: str, reader: str, time_limit: float, at_least: Sequence[int] | None, max_pixels: int
+    path: str,
+    reader: str,
+    time_limit: float,
+    at_least: Sequence[int] | None,
+    max_pixels: int,
+    channels: Sequence[int] | None = None,
 ) -> Picture:
     """Read a picture within a limit of time.
 
@@ -156,7 +168,10 @@ def read(
     try:
         with limit_time(time_limit):
             picture: Picture = find_function(reader)(
-                path, at_least=at_least and tuple(at_least), max_pixels=max_pixels
+                path,
+                at_least=at_least and tuple(at_least),
+                max_pixels=max_pixels,
+                channels=channels and tuple(channels),
             )
             return picture
     except UnetBatchError:

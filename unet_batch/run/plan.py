@@ -31,6 +31,7 @@ from unet_batch.types import Item
 
 if TYPE_CHECKING:
     from unet_batch.inference.segmenter import Segmenter
+    from unet_batch.types import Channels
 
 # Of the recipe: raise it when the same model gives other pixels, as after a change of `geometry` or
 # `postprocess`.
@@ -212,7 +213,8 @@ def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
 def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRecipe:
     """What decides the pixels: the model's sha256, a threshold if it has one, the network's size, our rules.
 
-    And which pages of a picture are taken, and how the network sees them, where that is not as it always was.
+    And which pages and bands of a picture are taken, and how the network sees them, where that is not as it
+    always was.
 
     A checkpoint and the graph exported from it are one model: either goes on with what the other began.
     Backend and precision are not in it. A backend is used only after its masks were proven equal to
@@ -222,7 +224,9 @@ def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRec
     threshold = None if segmenter.spec.output == "class_ids" else segmenter.threshold
     sha256 = segmenter.model.sha256 if segmenter.model is not None else ""
     view = segmenter.view.options
-    return _recipe(sha256, threshold, segmenter.backend.input_size, segmenter.spec.name, view, pages)
+    size, name, chosen = segmenter.backend.input_size, segmenter.spec.name, segmenter.channels
+    own = chosen == segmenter.spec.channels  # then the model says it
+    return _recipe(sha256, threshold, size, name, view, pages, None if own else chosen)
 
 
 def _recipe(
@@ -232,6 +236,7 @@ def _recipe(
     name: str,
     view: ViewOptions,
     pages: PageRange | None = None,
+    channels: Channels | None = None,
 ) -> OutputRecipe:
     facts = {"model": sha256, "threshold": threshold, "input_size": list(input_size), "rules": RULES}
     label = f"{name} (sha256 {sha256[:12]})" + (f", threshold {threshold:g}" if threshold is not None else "")
@@ -239,6 +244,9 @@ def _recipe(
     if pages is not None:
         facts["pages"] = str(pages)
         seen += f", pages {pages}"
+    if channels is not None:
+        facts["channels"] = list(channels)
+        seen += f", channels {','.join(map(str, channels))}"
     return OutputRecipe(facts | view.facts(), f"{label}, {input_size[0]}x{input_size[1]}{seen}")
 
 

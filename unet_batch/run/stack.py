@@ -59,7 +59,7 @@ def file_of(outputs: OutputTree, kind: str, key: str) -> str:
 def look(item: Item, segmenter: Segmenter) -> images.Stack | None:
     """What the pages of an item are; None if it has one, or its header cannot be read."""
     try:
-        stack = images.look_at_pages(item.path, max_pixels=segmenter.max_pixels)
+        stack = images.look_at_pages(item.path, max_pixels=segmenter.max_pixels, channels=segmenter.channels)
     except ImageError:  # told when it is read
         return None
     return stack if stack.count > 1 else None
@@ -213,7 +213,12 @@ class _StackRun:
     def read(self) -> Iterator[_Page]:
         """The pages, in order."""
         with closing(
-            images.read_pages(self.item.path, self.pages.of, max_pixels=self.segmenter.max_pixels)
+            images.read_pages(
+                self.item.path,
+                self.pages.of,
+                max_pixels=self.segmenter.max_pixels,
+                channels=self.segmenter.channels,
+            )
         ) as pages:
             for number, picture in enumerate(pages, self.pages.first):
                 self.notes += [note for note in picture.notes if note not in self.notes]

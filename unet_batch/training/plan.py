@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unet_batch.datasets.dataset import Dataset, Pair
+from unet_batch.datasets.dataset import Dataset, Pair, natural_channels
 from unet_batch.datasets.split import choose_parts
 from unet_batch.errors import ImageError, UsageError
 from unet_batch.inference.backends.torch import pick_device, pick_precision
@@ -36,7 +36,7 @@ from unet_batch.training.options import Options
 from unet_batch.types import ModelSpec
 
 if TYPE_CHECKING:
-    from unet_batch.types import Size
+    from unet_batch.types import Channels, Size
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's photos, the field's habit
 _AREA = 256 * 256  # pixels of the network's input where nobody says
@@ -52,7 +52,7 @@ class TrainingPlan:
         options: as they were given.
         dataset: where pictures and masks come from.
         train, val: the pictures of each part.
-        spec: of the model, its `training` still empty.
+        spec: of the model; its `training` holds no more than the channels that were chosen.
         lr: learning rate.
         batch_size: samples in a step, over all processes.
         device: where it runs.
@@ -161,6 +161,7 @@ class TrainingPlan:
             chosen[key] = chosen[key] or None
         if not self.spec.encoder:
             chosen["encoder_lr"] = None
+        chosen["channels"] = self.spec.channels
         chosen["encoder"] = self.spec.encoder or None
         chosen["encoder_weights"] = self.encoder_sha256 or None
         chosen |= {
@@ -241,6 +242,8 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     _check_sources(dataset, options)
     new_head, why_head = _choose_head(dataset.classes.names, start)
     size, why_size = _choose_size(train, options, start, bool(encoder))
+    channels, in_channels, why_channels = _choose_channels(dataset, options, start, encoder)
+    dataset = dataclasses.replace(dataset, channels=channels)
     stride = STRIDE if encoder else 2 ** (len(widths) - 1)
     shares = _share_out(dataset, train, options, _windows(size, options.crop or size))
     samples = sum(len(members) * whole + part for members, whole, part in shares)
@@ -251,7 +254,10 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     kept = f" of {start.spec.name}, kept" if start and not options.terms.strip() else ""
     why_terms = f"terms{kept}: {terms}" if terms else ""
     why_shares = _describe_shares(dataset, shares, val, options)
-    reasons = (why_parts, *why_shares, why_start, why_weights, why_head, why_size, why_precision, why_terms)
+    reasons = (
+        *(why_parts, *why_shares, why_start, why_weights, *why_channels),
+        *(why_head, why_size, why_precision, why_terms),
+    )
     return TrainingPlan(
         output=os.path.abspath(output),
         options=options,
@@ -261,15 +267,16 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
         spec=ModelSpec(
             name=os.path.splitext(os.path.basename(output))[0],
             widths=widths,
-            in_channels=3,
+            in_channels=in_channels,
             input_size=size,
-            mean=start.spec.mean if start else pretrained.MEAN if encoder else MEAN,
-            std=start.spec.std if start else pretrained.STD if encoder else STD,
+            mean=_normalise(start.spec.mean if start else pretrained.MEAN if encoder else MEAN, in_channels),
+            std=_normalise(start.spec.std if start else pretrained.STD if encoder else STD, in_channels),
             classes=dataset.classes,
             output="probability" if len(dataset.classes.names) == 1 else "class_ids",
             architecture="encoder-unet" if encoder else "unet",
             encoder=encoder,
             terms=terms,
+            training={"channels": list(channels)} if channels else {},
         ),
         lr=options.lr,
         batch_size=batch_size,
@@ -316,7 +323,7 @@ def _choose_network(options: Options, start: ModelFile | None) -> tuple[str, tup
         return encoder, widths, ""
     known = start.spec
     widths = options.widths or known.widths
-    if known.widths != widths or known.in_channels != 3:
+    if known.widths != widths:
         raise UsageError(
             f"{options.init} has widths {_join(known.widths)}, asked for are {_join(widths)}",
             hint="leave out --widths, or train without --init",
@@ -327,6 +334,33 @@ def _choose_network(options: Options, start: ModelFile | None) -> tuple[str, tup
             hint="leave out --encoder, or train without --init",
         )
     return known.encoder, widths, f"starts from {known.name}, sha256 {start.sha256[:12]}"
+
+
+def _choose_channels(
+    dataset: Dataset, options: Options, start: ModelFile | None, encoder: str
+) -> tuple[Channels | None, int, list[str]]:
+    """Which bands of the pictures the network takes, or None; how many channels it has; and why."""
+    known = start.spec if start else None
+    if known and options.channels is None and (known.channels or known.in_channels != 3):
+        return known.channels, known.in_channels, []
+    channels, why = options.channels, "asked for"
+    if channels is None:
+        channels, why = natural_channels(dataset.pairs), "all that the pictures have"
+    if channels is None:
+        return None, 3, []
+    count, reasons = len(channels), [f"channels {_join(channels)}: {why}"]
+    before = known.in_channels if known else 3
+    if count != before and (known or encoder):
+        reasons.append(
+            f"the first convolution, made for {before} channels, starts for each of {count} from the mean of "
+            f"its filters, times {before}/{count}"
+        )
+    return channels, count, reasons
+
+
+def _normalise(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Means or deviations by channel: those that are known, or for another number their mean."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _choose_encoder_weights(options: Options, encoder: str, start: ModelFile | None) -> tuple[str, str]:

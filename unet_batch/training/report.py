@@ -422,6 +422,7 @@ def _training_facts(plan: TrainingPlan, outcome: Outcome, found: Evaluation, bac
             },
         }
     return {
+        **plan.spec.training,
         "data": plan.dataset.name,
         "reasons": [*plan.dataset.reasons, *plan.reasons],
         "datasets": {

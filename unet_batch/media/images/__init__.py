@@ -30,6 +30,14 @@
 | that names Adobe RGB in EXIF (DCF)  | compensation; one that is damaged or made for other colours  |
 |                                     | is ignored, with a note; so is high dynamic range (PQ, HLG)  |
 | PNG's gAMA and cHRM                 | ignored: many programs write wrong ones                      |
+| an array of NumPy (.npy)            | as a TIFF of such bands; NaN and infinity have no value      |
+
+Where `channels` are chosen it returns uint8 (h, w, n): those bands of the file by their numbers from 1, as
+they are stored but upright: no profile, no opacity over white, nothing inverted. Of a TIFF, bands of the
+page, and the channels that ImageJ and OME store as pages; of an array their axis; of a JPEG red, green and
+blue; of all else grey or red, green and blue, then opacity where the format has it. Numbers become levels by
+the table, but each channel by itself where minimum and maximum decide: a channel is the same beside any
+others. `missing` is where none of them has a value.
 
 A JPEG is decoded in libjpeg's strict mode, where every warning is an error: a lenient decoder fills what is
 missing with grey. Some blemishes are cut out of the data, which must then pass the strict decoder as a whole:
@@ -51,7 +59,14 @@ makes it sRGB, `metadata` chooses what outputs take over, and `encode` writes th
 from __future__ import annotations
 
 from unet_batch.media.images.common import EXTENSIONS, MAX_PIXELS, Picture, is_supported
-from unet_batch.media.images.decode import StoredMask, orientation, read, read_bytes, read_ids
+from unet_batch.media.images.decode import (
+    StoredMask,
+    natural_channels,
+    orientation,
+    read,
+    read_bytes,
+    read_ids,
+)
 from unet_batch.media.images.encode import (
     JPEG_SIDE,
     GreyPngWriter,
@@ -88,6 +103,7 @@ __all__ = [
     "look_at_pages",
     "mask_canvas",
     "measure",
+    "natural_channels",
     "orientation",
     "read",
     "read_bands",

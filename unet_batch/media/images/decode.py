@@ -13,11 +13,14 @@ import numpy as np
 from PIL import Image
 
 from unet_batch.errors import ImageError
+from unet_batch.media.images import npy, tiff_channels
 from unet_batch.media.images.common import (
     MAX_PIXELS,
     Picture,
     Source,
     apply_orientation,
+    check_channels,
+    choose_channels,
     exif_orientation,
     open_source,
     over_white,
@@ -28,17 +31,30 @@ from unet_batch.media.images.jpeg import open_header, read_jpeg
 from unet_batch.media.images.metadata import outputs_metadata
 from unet_batch.media.images.png import open_png
 from unet_batch.media.images.profiles import coded_profile, named_profile, to_srgb
-from unet_batch.media.images.tiff import PALETTE, WHITE_IS_ZERO, read_stored, read_tiff, tiff_orientation
+from unet_batch.media.images.tiff import (
+    PALETTE,
+    WHITE_IS_ZERO,
+    explained,
+    read_stored,
+    read_tiff,
+    tiff_orientation,
+)
 from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.ImageFile import ImageFile
 
-    from unet_batch.types import Pixels, Size
+    from unet_batch.types import Channels, Pixels, Size
 
 
-def read(path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
+def read(
+    path: str,
+    *,
+    at_least: Size | None = None,
+    max_pixels: int = MAX_PIXELS,
+    channels: Channels | None = None,
+) -> Picture:
     """Decode a picture file.
 
     The contents decide the format, not the extension (but for TGA, which has no signature). Safe to call from
@@ -50,17 +66,25 @@ def read(path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXEL
             or 1/2, sides rounded up: the first that is at least as large in both directions. Other formats
             ignore it.
         max_pixels: largest height x width that is decoded.
+        channels: bands of the file to take as they are stored, by their numbers from 1; None makes RGB of it.
+            See the package.
 
     Raises:
         ImageTooLarge: the header asks for more than `max_pixels`.
-        ImageError: no such file, not a picture, truncated, damaged, or of a kind that is not supported.
+        ImageError: no such file, not a picture, truncated, damaged, or of a kind that is not supported; or
+            it has fewer bands.
     """
     with open_source(path, max_pixels) as source:
-        return _read(source, at_least)
+        return _read(source, at_least, channels)
 
 
 def read_bytes(
-    data: bytes, name: str = "picture", *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS
+    data: bytes,
+    name: str = "picture",
+    *,
+    at_least: Size | None = None,
+    max_pixels: int = MAX_PIXELS,
+    channels: Channels | None = None,
 ) -> Picture:
     """Decode a picture that is in memory, as `read` does a file.
 
@@ -69,35 +93,76 @@ def read_bytes(
         name: what errors call it; "x.tga" also says that it is a TGA.
         at_least: as for `read`.
         max_pixels: as for `read`.
+        channels: as for `read`.
 
     Raises:
         ImageTooLarge: the header asks for more than `max_pixels`.
         ImageError: not a picture, truncated, damaged, or of a kind that is not supported.
     """
     with open_source(name, max_pixels, data) as source:
-        return _read(source, at_least)
+        return _read(source, at_least, channels)
 
 
-def _read(source: Source, at_least: Size | None) -> Picture:
+def natural_channels(path: str, *, max_pixels: int = MAX_PIXELS) -> Channels | None:
+    """All bands of a picture that has more, or other ones, than a person sees; from its header.
+
+    None of grey and colour, with opacity or without. All bands of a TIFF of two or of four and more, of one
+    with an axis of channels, and of such an array; opacity is none of them.
+
+    Raises:
+        ImageError: as for `read`.
+    """
+    with open_source(path, max_pixels) as source:
+        if source.format.name == "TIFF":
+            with explained(source):
+                return tiff_channels.natural_channels(source)
+        if source.format.name == "NumPy" and (count := npy.count_bands(source)) not in (1, 3):
+            return tuple(range(1, count + 1))
+        return None
+
+
+def _read(source: Source, at_least: Size | None, channels: Channels | None) -> Picture:
     """Decode by the format's own function; a format that needs one gets its branch here."""
     if source.format.name == "JPEG":
-        return read_jpeg(source, at_least)
+        picture = read_jpeg(source, at_least)
+        if channels is None:
+            return picture
+        return replace(picture, pixels=choose_channels(picture.pixels, channels, source.name))
     notes: tuple[str, ...] = ()
     if source.format.name == "TIFF":
-        return read_tiff(source)
+        return read_tiff(source) if channels is None else tiff_channels.read_tiff_channels(source, channels)
+    if source.format.name == "NumPy":
+        return npy.read_npy(source, channels)
     if source.format.name == "PNG":
         image: ImageFile = open_png(source, source.file.read())
     else:
         image = open_image(source)
         notes = frame_notes(image)
     image.load()
-    return to_picture(image, notes, with_metadata=at_least is None)
+    return to_picture(image, notes, with_metadata=at_least is None, channels=channels, name=source.name)
 
 
-def to_picture(image: Image.Image, notes: tuple[str, ...] = (), *, with_metadata: bool = True) -> Picture:
-    """Make of a loaded picture what `read` returns: by the package's table, in sRGB, over white, upright."""
+def to_picture(
+    image: Image.Image,
+    notes: tuple[str, ...] = (),
+    *,
+    with_metadata: bool = True,
+    channels: Channels | None = None,
+    name: str = "picture",
+) -> Picture:
+    """Make of a loaded picture what `read` returns: by the package's table, in sRGB, over white, upright.
+
+    Args:
+        image: the picture.
+        notes: that are known already.
+        with_metadata: outputs take something over.
+        channels: as for `read`.
+        name: what errors call it.
+    """
     info = image.info
     values, alpha = stored_values(image)
+    if channels is not None:
+        return _to_channels(image, values, alpha, channels, notes, name)
     profile, notes = info.get("icc_profile"), notes + info.get("notes", ())
     if not profile and isinstance(coded := info.get("nclx_profile"), dict):  # of pillow-heif
         profile, more = coded_profile(
@@ -119,6 +184,30 @@ def to_picture(image: Image.Image, notes: tuple[str, ...] = (), *, with_metadata
     if (missing := no_value(image)) is not None:
         missing = apply_orientation(missing.view(np.uint8), turn).view(np.bool_)
     return Picture(upright, upright.shape[:2], missing, alpha, metadata, notes)
+
+
+def _to_channels(
+    image: Image.Image,
+    values: Pixels,
+    alpha: Pixels | None,
+    channels: Channels,
+    notes: tuple[str, ...],
+    name: str,
+) -> Picture:
+    """The same, of channels as they are stored: grey, or red, green, blue, or four inks; then opacity."""
+    bands = values if values.ndim == 3 else values[..., None]
+    if image.has_transparency_data or alpha is not None:
+        opacity = np.full(bands.shape[:2], 255, np.uint8) if alpha is None else alpha
+        bands = np.dstack([bands, opacity])
+    notes += check_channels(bands.shape[2], channels, name)
+    turn = exif_orientation(image)
+    pixels = cast("Pixels", apply_orientation(choose_channels(bands, channels, name), turn))
+    pixels = pixels.reshape(*pixels.shape[:2], len(channels))  # cv2 turns one channel to none
+    missing = no_value(image)
+    if missing is not None:
+        missing = apply_orientation(missing.view(np.uint8), turn).view(np.bool_)
+    metadata, more = outputs_metadata(image.info, turn, image.info.get("dpi"))
+    return Picture(pixels, (pixels.shape[0], pixels.shape[1]), missing, None, metadata, notes + more)
 
 
 def frame_notes(image: Image.Image) -> tuple[str, ...]:
@@ -167,6 +256,8 @@ def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> StoredMask:
             return StoredMask(cv2.cvtColor(read_jpeg(source, None).pixels, cv2.COLOR_RGB2GRAY), "jpeg")
         if source.format.name == "TIFF":
             return _tiff_mask(source)
+        if source.format.name == "NumPy":
+            return _array_mask(source)
         if source.format.name == "PNG":
             data = source.file.read()
             image: ImageFile = open_png(source, data)
@@ -229,6 +320,21 @@ def _tiff_mask(source: Source) -> StoredMask:
     return StoredMask(values, "jpeg" if stored.lossy else kind, full, white_is_zero=white_is_zero)
 
 
+def _array_mask(source: Source) -> StoredMask:
+    """What an array of NumPy stores: a plane of ids, or three of colour."""
+    values = npy.read_array(source)
+    if values.shape[2] == 3 and values.dtype == np.uint8:
+        return StoredMask(np.ascontiguousarray(values), "colour")
+    try:
+        if values.shape[2] > 1:
+            raise ValueError(f"an array of {values.dtype} with {values.shape[2]} bands cannot be ids")
+        return StoredMask(
+            *_as_ids(values[..., 0].view(np.uint8) if values.dtype.kind == "b" else values[..., 0])
+        )
+    except ValueError as error:
+        raise ImageError(f"{source.name}: {error}", hint="save the mask as an 8-bit grey PNG") from error
+
+
 def _as_ids(values: NDArray[Any]) -> tuple[NDArray[Any], Literal["grey"], int]:
     """Numbers of any type as the first three attributes of `StoredMask`.
 
@@ -260,6 +366,8 @@ def orientation(path: str) -> int:
     with open_source(path, MAX_PIXELS) as source:
         if source.format.name == "TIFF":
             return tiff_orientation(source)
+        if source.format.name == "NumPy":
+            return 1
         if source.format.name != "JPEG":
             return exif_orientation(open_image(source))
         data = source.file.read()

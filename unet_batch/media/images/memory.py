@@ -9,13 +9,19 @@ import numpy as np
 from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
-from unet_batch.media.images.common import MAX_PIXELS, Picture, over_white, too_large_hint
+from unet_batch.media.images.common import (
+    MAX_PIXELS,
+    Picture,
+    choose_channels,
+    over_white,
+    too_large_hint,
+)
 from unet_batch.media.images.decode import frame_notes, read_bytes, to_picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from unet_batch.types import Pixels, Size
+    from unet_batch.types import Channels, Pixels, Size
 
     InMemory = bytes | bytearray | memoryview | Image.Image | NDArray[Any]
 
@@ -28,7 +34,12 @@ _loading = Lock()
 
 
 def from_memory(
-    picture: InMemory, name: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS
+    picture: InMemory,
+    name: str,
+    *,
+    at_least: Size | None = None,
+    max_pixels: int = MAX_PIXELS,
+    channels: Channels | None = None,
 ) -> Picture:
     """Make RGB pixels of a picture in memory; alpha is composited over white, as it is in files.
 
@@ -39,24 +50,25 @@ def from_memory(
         name: what errors call it.
         at_least: as for `read`; for bytes only.
         max_pixels: as for `read`; arrays are exempt.
+        channels: as for `read`; an array then has any number of bands, last: (h, w, bands).
 
     Raises:
         ImageTooLarge: the header asks for more than `max_pixels`.
         ImageError: it is no picture, is damaged, or has values out of range; the hint says how to convert it.
     """
     if isinstance(picture, (bytes, bytearray, memoryview)):
-        return read_bytes(bytes(picture), name, at_least=at_least, max_pixels=max_pixels)
+        return read_bytes(bytes(picture), name, at_least=at_least, max_pixels=max_pixels, channels=channels)
     if isinstance(picture, np.ndarray):
-        return _from_array(picture, name)
+        return _from_array(picture, name) if channels is None else _choose(picture, name, channels)
     if isinstance(picture, Image.Image):
-        return _from_pillow(picture, name, max_pixels)
+        return _from_pillow(picture, name, max_pixels, channels)
     raise ImageError(
         f"{name}: {type(picture).__module__}.{type(picture).__qualname__} is no picture",
         hint="give a path, the bytes of a file, a PIL.Image, or a numpy array",
     )
 
 
-def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Picture:
+def _from_pillow(image: Image.Image, name: str, max_pixels: int, channels: Channels | None) -> Picture:
     if image.height * image.width > max_pixels:
         raise ImageTooLarge(
             f"{name}: {image.height}x{image.width} (height x width) are {image.height * image.width:,} "
@@ -67,12 +79,29 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> Picture:
         with _loading:
             notes = frame_notes(image)
             image.load()
-        return to_picture(image, notes)
+        return to_picture(image, notes, channels=channels, name=name)
+    except ImageError:
+        raise
     except Exception as error:  # on a hostile file Pillow raises nearly anything
         raise ImageError(
             f"{name}: Pillow cannot decode it: its data are damaged or cut short",
             hint="give the path or the bytes of the file to hear more, or restore it from its source",
         ) from error
+
+
+def _choose(array: NDArray[Any], name: str, channels: Channels) -> Picture:
+    """Channels of an array (h, w) or (h, w, bands) of uint8, or of floats in 0..1."""
+    bands = array[..., None] if array.ndim == 2 else array
+    if array.size == 0 or bands.ndim != 3 or (array.dtype != np.uint8 and array.dtype.kind != "f"):
+        raise ImageError(
+            f"{name} of {array.dtype} {array.shape}: uint8 (height, width, bands), or floats in 0..1 of "
+            f"such a shape, expected",
+            hint="channels come last, and one picture at a time",
+        )
+    chosen = choose_channels(bands, channels, name)
+    if chosen.dtype.kind == "f":
+        chosen = _bytes_of_floats(chosen, name)
+    return Picture(chosen, (array.shape[0], array.shape[1]))
 
 
 def _from_array(array: NDArray[Any], name: str) -> Picture:

@@ -4,24 +4,29 @@ animation, read one after the other; and stacks of results, written in the same 
 
 from __future__ import annotations
 
-import copy
 import uuid
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
-
-import numpy as np
 
 from unet_batch.errors import ImageError
 from unet_batch.media.images import tiff
 from unet_batch.media.images.common import MAX_PIXELS, Picture, Source, open_source
 from unet_batch.media.images.decode import open_image, to_picture
 from unet_batch.media.images.metadata import outputs_metadata
+from unet_batch.media.images.tiff_channels import (
+    describe_axes,
+    list_pages,
+    list_planes,
+    page_of,
+    read_channels,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from tifffile import TiffFile, TiffPage
+    from tifffile import TiffFile
 
+    from unet_batch.types import Channels
 
 _BIG = 3_900_000_000  # bytes of a stack from which offsets of 32 bits may not do
 
@@ -43,8 +48,10 @@ class Stack:
     form: str = ""
 
 
-def look_at_pages(path: str, *, max_pixels: int = MAX_PIXELS) -> Stack:
+def look_at_pages(path: str, *, max_pixels: int = MAX_PIXELS, channels: Channels | None = None) -> Stack:
     """How many pages a picture has, from its headers; a picture like most others has one.
+
+    Where channels are chosen, those that ImageJ and OME have as an axis are no pages.
 
     Raises:
         ImageError: as for `read`.
@@ -54,12 +61,16 @@ def look_at_pages(path: str, *, max_pixels: int = MAX_PIXELS) -> Stack:
             from tifffile import TiffFile
 
             with tiff.explained(source):
-                return _describe(TiffFile(source.file))
+                return _describe(TiffFile(source.file), channels)
         return Stack(_frames(source))
 
 
 def read_pages(
-    path: str, choose: Callable[[int], range], *, max_pixels: int = MAX_PIXELS
+    path: str,
+    choose: Callable[[int], range],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    channels: Channels | None = None,
 ) -> Generator[Picture, None, None]:
     """Decode some pages of a picture, in order; each as `read` decodes the first.
 
@@ -67,6 +78,7 @@ def read_pages(
         path: a regular file.
         choose: given how many pages there are, says which; counted from 0.
         max_pixels: largest height x width that is decoded.
+        channels: as for `read`.
 
     Raises:
         ImageTooLarge: a page has more than `max_pixels`.
@@ -74,7 +86,7 @@ def read_pages(
     """
     with open_source(path, max_pixels) as source:
         if source.format.name == "TIFF":
-            yield from _read_tiff(source, choose)
+            yield from _read_tiff(source, choose, channels)
             return
         numbers = _chosen(source, choose, _frames(source))
         source.file.seek(0)
@@ -83,7 +95,7 @@ def read_pages(
             image.seek(number)
             source.check_size(image.height, image.width)
             image.load()
-            yield to_picture(image)
+            yield to_picture(image, channels=channels, name=path)
 
 
 def _chosen(source: Source, choose: Callable[[int], range], count: int) -> range:
@@ -102,19 +114,21 @@ def _frames(source: Source) -> int:
 # TIFF -------------------------------------------------------------------------------------------------------
 
 
-def _read_tiff(source: Source, choose: Callable[[int], range]) -> Generator[Picture, None, None]:
+def _read_tiff(
+    source: Source, choose: Callable[[int], range], channels: Channels | None
+) -> Generator[Picture, None, None]:
     from tifffile import TiffFile
 
     with tiff.explained(source):
         tif = TiffFile(source.file)
-        planes = _planes(tif)
+        if channels:
+            pages = list_pages(tif)
+            for number in _chosen(source, choose, len(pages)):
+                yield read_channels(source, [page_of(tif, plane) for plane in pages[number]], None, channels)
+            return
+        planes = list_planes(tif)
         for number in _chosen(source, choose, len(planes)):
-            at, shift = planes[number]
-            page = cast("TiffPage", tif.pages[at])
-            if shift:
-                page = copy.copy(page)
-                page.dataoffsets = tuple(offset + shift for offset in page.dataoffsets)
-            stored = tiff.read_page(source, page, None, [])
+            stored = tiff.read_page(source, page_of(tif, planes[number]), None, [])
             pixels, alpha, missing, notes = tiff.to_rgb(stored)
             metadata, more = outputs_metadata(stored.info, dpi=stored.dpi)
             size = (pixels.shape[0], pixels.shape[1])
@@ -122,33 +136,16 @@ def _read_tiff(source: Source, choose: Callable[[int], range]) -> Generator[Pict
             yield Picture(pixels, size, missing, alpha, metadata, notes + more)
 
 
-def _planes(tif: TiffFile) -> list[tuple[int, int]]:
-    """The number of the directory of each plane, and how many bytes behind its first one it lies.
-
-    ImageJ writes one directory for a stack of more than 4 GB. Copies of another size are left out.
-    """
-    count = tiff.count_pages(tif)
-    first, _, _ = tiff.find_picture(tif)
-    if count == 1 and (planes := tiff.stacked(first)) > 1:
-        size = first.imagelength * first.imagewidth * first.samplesperpixel * first.dtype.itemsize  # type: ignore[union-attr]
-        return [(first.index, number * size) for number in range(planes)]
-    found = []
-    for at in range(count):
-        page = cast("TiffPage", tif.pages[at])
-        if not page.subfiletype & 5 and not tiff.is_thumbnail(page, first):
-            found.append((at, 0))
-    return found or [(first.index, 0)]
-
-
-def _describe(tif: TiffFile) -> Stack:
-    count = len(_planes(tif))
+def _describe(tif: TiffFile, channels: Channels | None) -> Stack:
+    pages = list_pages(tif) if channels else [[plane] for plane in list_planes(tif)]
+    count, planes = len(pages), sum(map(len, pages))
     form = "ome" if tif.is_ome else "imagej" if tif.is_imagej else ""
-    if count > 1 and form:
-        series = tif.series[0]
-        axes = series.axes.removesuffix("S")
-        shape = tuple(series.shape[: len(axes)])
-        if axes.endswith("YX") and int(np.prod(shape[:-2])) == count:
-            return Stack(count, shape, axes, form)
+    if count > 1 and form and (found := describe_axes(tif, planes)) is not None:
+        shape, axes = found
+        if channels and "C" in axes:
+            at = axes.index("C")
+            shape, axes = shape[:at] + shape[at + 1 :], axes[:at] + axes[at + 1 :]
+        return Stack(count, shape, axes, form)
     return Stack(count)
 
 
