@@ -104,7 +104,7 @@ training_options = Bundle(
         ["--channels"],
         metavar="N,N,...",
         type=CHANNELS,
-        help="Bands of each image that the network takes, from 1, in this order.  [default: red, green, blue; "
+        help="Bands of each image that the network takes, from 1, in order.  [default: red, green, blue; "
         "all of images that have others]",
     ),
     _model(

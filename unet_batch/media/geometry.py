@@ -162,7 +162,8 @@ def luminance(pixels: Pixels) -> Pixels:
 def resize(values: Values, size: Size, interpolation: int) -> Values:
     """Resize (h, w) or (h, w, n) with cv2, which averages areas of four channels at most; keeps all axes."""
     if values.ndim == 2 or values.shape[2] <= _TOGETHER:
-        return cv2.resize(values, size[::-1], interpolation=interpolation).reshape(*size, *values.shape[2:])
+        resized = cv2.resize(values, size[::-1], interpolation=interpolation)
+        return cast("Values", resized.reshape(*size, *values.shape[2:]))
     parts = [
         resize(np.ascontiguousarray(values[..., first : first + _TOGETHER]), size, interpolation)
         for first in range(0, values.shape[2], _TOGETHER)

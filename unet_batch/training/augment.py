@@ -290,8 +290,8 @@ def apply(
 
     Returns:
         float32 pictures (N, channels, H, W), 0..1, channels_last, PAD_VALUE outside of the stored sample; and
-        the targets: int64 ids (N, H, W) with VOID outside, or float32 (N, 2, H, W), coverage 0..1 and how far it
-        is known, 0 outside.
+        the targets: int64 ids (N, H, W) with VOID outside, or float32 (N, 2, H, W), coverage 0..1 and how far
+        it is known, 0 outside.
     """
     device = pictures.device
     matrix = torch.from_numpy(np.array([transform.matrix for transform in transforms], np.float32)).to(device)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unet_batch.datasets.dataset import Dataset, Pair, natural_channels
+from unet_batch.datasets.dataset import Dataset, Pair
 from unet_batch.datasets.split import choose_parts
 from unet_batch.errors import ImageError, UsageError
 from unet_batch.inference.backends.torch import pick_device, pick_precision
@@ -33,10 +33,11 @@ from unet_batch.model.network import SegmentationNetwork
 from unet_batch.model.spec import inherit_terms
 from unet_batch.model.unet import DEFAULT_WIDTHS
 from unet_batch.training.options import Options
+from unet_batch.training.start import choose_channels, choose_encoder_weights, spread
 from unet_batch.types import ModelSpec
 
 if TYPE_CHECKING:
-    from unet_batch.types import Channels, Size
+    from unet_batch.types import Size
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's photos, the field's habit
 _AREA = 256 * 256  # pixels of the network's input where nobody says
@@ -238,11 +239,11 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     train, val = parts["training"], parts["validation"]
     start = _identify_init(options, output)
     encoder, widths, why_start = _choose_network(options, start)
-    weights, why_weights = _choose_encoder_weights(options, encoder, start)
+    weights, why_weights = choose_encoder_weights(options, encoder, start)
     _check_sources(dataset, options)
     new_head, why_head = _choose_head(dataset.classes.names, start)
     size, why_size = _choose_size(train, options, start, bool(encoder))
-    channels, in_channels, why_channels = _choose_channels(dataset, options, start, encoder)
+    channels, in_channels, why_channels = choose_channels(dataset, options, start, encoder)
     dataset = dataclasses.replace(dataset, channels=channels)
     stride = STRIDE if encoder else 2 ** (len(widths) - 1)
     shares = _share_out(dataset, train, options, _windows(size, options.crop or size))
@@ -269,8 +270,8 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
             widths=widths,
             in_channels=in_channels,
             input_size=size,
-            mean=_normalise(start.spec.mean if start else pretrained.MEAN if encoder else MEAN, in_channels),
-            std=_normalise(start.spec.std if start else pretrained.STD if encoder else STD, in_channels),
+            mean=spread(start.spec.mean if start else pretrained.MEAN if encoder else MEAN, in_channels),
+            std=spread(start.spec.std if start else pretrained.STD if encoder else STD, in_channels),
             classes=dataset.classes,
             output="probability" if len(dataset.classes.names) == 1 else "class_ids",
             architecture="encoder-unet" if encoder else "unet",
@@ -334,52 +335,6 @@ def _choose_network(options: Options, start: ModelFile | None) -> tuple[str, tup
             hint="leave out --encoder, or train without --init",
         )
     return known.encoder, widths, f"starts from {known.name}, sha256 {start.sha256[:12]}"
-
-
-def _choose_channels(
-    dataset: Dataset, options: Options, start: ModelFile | None, encoder: str
-) -> tuple[Channels | None, int, list[str]]:
-    """Which bands of the pictures the network takes, or None; how many channels it has; and why."""
-    known = start.spec if start else None
-    if known and options.channels is None and (known.channels or known.in_channels != 3):
-        return known.channels, known.in_channels, []
-    channels, why = options.channels, "asked for"
-    if channels is None:
-        channels, why = natural_channels(dataset.pairs), "all that the pictures have"
-    if channels is None:
-        return None, 3, []
-    count, reasons = len(channels), [f"channels {_join(channels)}: {why}"]
-    before = known.in_channels if known else 3
-    if count != before and (known or encoder):
-        reasons.append(
-            f"the first convolution, made for {before} channels, starts for each of {count} from the mean of "
-            f"its filters, times {before}/{count}"
-        )
-    return channels, count, reasons
-
-
-def _normalise(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Means or deviations by channel: those that are known, or for another number their mean."""
-    return values if len(values) == channels else (sum(values) / len(values),) * channels
-
-
-def _choose_encoder_weights(options: Options, encoder: str, start: ModelFile | None) -> tuple[str, str]:
-    """The file that the encoder starts from, or "" where `init` or nothing is."""
-    if options.encoder_weights and (start is not None or not encoder):
-        raise UsageError(
-            "--encoder-weights start a new encoder", hint="give --encoder with them, and leave out --init"
-        )
-    if not encoder and options.encoder_lr != Options.encoder_lr:
-        raise UsageError(
-            f"--encoder-lr {options.encoder_lr:g}: this network has no encoder that knows anything",
-            hint="leave it out, or give --encoder",
-        )
-    if not encoder or start is not None:
-        return "", ""
-    if options.encoder_weights == "none":
-        return "", f"{encoder} starts from random weights: asked for"
-    path = options.encoder_weights or pretrained.find_weights(encoder)
-    return os.path.abspath(path), f"{encoder} starts from {os.path.basename(path)}"
 
 
 def _check_sources(dataset: Dataset, options: Options) -> None:

@@ -91,7 +91,9 @@ def read_npy(source: Source, channels: Channels | None) -> Picture:
         notes = check_channels(count, channels, source.name)
         values = choose_channels(values, channels, source.name)
         invalid = _invalid(values)
-        missing = None if invalid is None else invalid.all(axis=2)
+        missing: NDArray[np.bool_] | None = (
+            None if invalid is None else np.all(invalid, axis=2, keepdims=False)
+        )
         missing = missing if missing is not None and missing.any() else None
         return Picture(scale_channels(values, 0, invalid), size, missing, notes=notes)
     bands = 3 if count >= 3 else 1

@@ -52,8 +52,9 @@ def list_pages(tif: TiffFile) -> list[list[Plane]]:
     if len(planes) > 1 and (found := describe_axes(tif, len(planes))) is not None:
         shape, axes = found
         if "C" in axes:
-            grid = np.moveaxis(np.arange(len(planes)).reshape(shape[:-2]), axes.index("C"), -1)
-            return [[planes[number] for number in page] for page in grid.reshape(-1, grid.shape[-1])]
+            at = axes.index("C")
+            grid: NDArray[np.intp] = np.moveaxis(np.arange(len(planes)).reshape(shape[:-2]), at, -1)
+            return [[planes[number] for number in page] for page in grid.reshape(-1, shape[at])]
     return [[plane] for plane in planes]
 
 
@@ -70,7 +71,7 @@ def describe_axes(tif: TiffFile, planes: int) -> tuple[tuple[int, ...], str] | N
 def page_of(tif: TiffFile, plane: Plane) -> TiffPage:
     """The directory of a plane, its pixels where the plane has them."""
     at, shift = plane
-    page = cast("TiffPage", tif.pages[at])
+    page = cast("TiffPage", tif.pages[at].aspage())  # what describes the axes leaves less than a page
     if shift:
         page = copy.copy(page)
         page.dataoffsets = tuple(offset + shift for offset in page.dataoffsets)
