@@ -396,9 +396,6 @@ class TestOtherNetworks:
         name = f"{blocks(arch, len(WIDTHS))[0][0]}.0.weight"
         refused(tmp_path, {**state, name: torch.zeros(4, 3)}, f"{name} has 2 dimensions")
 
-    def test_another_number_of_channels(self, tmp_path: Path) -> None:
-        refused(tmp_path, source("plain", channels=1), r"takes 1 channels, pictures are read as RGB \(3\)")
-
     def test_values_that_are_not_finite(self, tmp_path: Path) -> None:
         state = source("plain")
         state["final_conv.bias"][0] = float("nan")

@@ -368,10 +368,13 @@ def check_channels(count: int, channels: Channels, name: str) -> tuple[str, ...]
     """Raise ImageError if a picture of `count` bands has not all channels; a note if some are left out."""
     wanted = ",".join(map(str, channels))
     if max(channels) > count:
-        fits = ",".join(str(1 + number % count) for number in range(len(channels)))
+        there = ",".join(map(str, range(1, 1 + min(count, len(channels)))))
+        hint = f"leave it out, or choose from its own: --channels {there} (in Python: channels=...)"
+        if count < len(set(channels)):
+            hint = f"leave it out, or take a model for its bands: train --channels {there} makes one"
         raise ImageError(
             f"{name}: has {count} {'band' if count == 1 else 'bands'}, the network takes channels {wanted}",
-            hint=f"leave it out, or name bands that are there: --channels {fits} (in Python: channels=...)",
+            hint=hint,
         )
     return (
         (f"{count} bands: {wanted} {'is' if len(channels) == 1 else 'are'} read",)

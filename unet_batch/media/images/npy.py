@@ -97,9 +97,8 @@ def read_npy(source: Source, channels: Channels | None) -> Picture:
         missing = missing if missing is not None and missing.any() else None
         return Picture(scale_channels(values, 0, invalid), size, missing, notes=notes)
     bands = 3 if count >= 3 else 1
-    notes = (
-        () if count == bands else (f"{count} bands: the first {'three are' if bands == 3 else 'is'} read",)
-    )
+    taken = "first three are read as red, green and blue" if bands == 3 else "first is read"
+    notes = () if count == bands else (f"{count} bands: the {taken}",)
     values = np.ascontiguousarray(values[..., :bands])
     meaning = tiff.RGB if bands == 3 else tiff.BLACK_IS_ZERO
     invalid = _invalid(values)
