@@ -131,7 +131,7 @@ class TestRunning:
             swapped = bands[..., [order[[4, 1, 2, 3].index(band)] - 1 for band in (1, 2, 3, 4)]]
             assert np.array_equal(segmenter.predict(swapped).probability, other)
 
-    @pytest.mark.parametrize("fit", ["letterbox", "stretch", "tile"])
+    @pytest.mark.parametrize("fit", ["letterbox", "tile"])
     def test_processes_of_their_own_give_the_same_masks(
         self, four: Path, scene: tuple[Path, np.ndarray], tmp_path: Path, fit: str
     ) -> None:

@@ -107,6 +107,14 @@ def test_the_differences_reported_are_measured(
     refused(tmp_path, source(arch), "logits are off by .* of the largest, the limit is 0")
 
 
+@pytest.mark.parametrize(("channels", "taken"), [(1, None), (4, (1, 2, 3, 4))])
+def test_networks_of_other_channels_are_imported(
+    tmp_path: Path, channels: int, taken: tuple[int, ...] | None
+) -> None:
+    spec = checkpoint.load(imported(tmp_path, source("plain", channels=channels)).path).spec
+    assert (spec.in_channels, spec.channels) == (channels, taken)
+
+
 def test_sizes_at_which_the_source_pads_are_refused(tmp_path: Path) -> None:
     """Because there the networks differ: milesial pads inside, ours outside."""
     state = source("milesial")
