@@ -129,7 +129,7 @@ def to_network(
         uint8 (H, W, channels) at the network's size, padded with PAD_VALUE: `out`, if given.
     """
     if channels is None:
-        channels = pixels.shape[2] if out is None else out.shape[2]
+        channels = pixels.shape[2] if out is None or out.ndim < 3 else out.shape[2]
     if channels == 1 and pixels.shape[2] == 3:
         grey = luminance(to_network(pixels, placement))
         if out is None:
