@@ -169,6 +169,7 @@ def _as_dict(dataset: Dataset, splits: Mapping[str, Sequence[Pair]], report: Rep
         "pairs": report.pairs,
         "groups": len({pair.group for pair in dataset.pairs}),
         "reasons": dataset.reasons,
+        "channels": dataset.channels,
         "splits": {name: [pair.key for pair in pairs] for name, pairs in splits.items()},
         "classes": [asdict(share) for share in report.classes],
         "void": report.void,

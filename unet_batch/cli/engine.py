@@ -438,6 +438,8 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield from _facts(
                 {f"{name} {key}": part for key, part in value.items() if isinstance(part, dict)}
             )
+        elif name == "channels":
+            yield name, ",".join(map(str, value))
         elif isinstance(value, list):
             yield from ((name, _short(part)) for part in value)
         else:

@@ -63,8 +63,8 @@ def test_channels_of_a_file_are_those_that_numpy_picks(tmp_path: Path, data: st.
 def test_a_channel_is_the_same_beside_any_others(tmp_path: Path, layout: str) -> None:
     bands = np.random.default_rng(0).normal(size=(*SIZE, 3)).astype(np.float32) * (1, 1000, 0.01)
     path = write(tmp_path, layout, bands.astype(np.float32))
-    alone = images.read(path, channels=(2,)).pixels
-    assert np.array_equal(images.read(path, channels=(3, 2, 1)).pixels[..., 1:2], alone)
+    alone = images.read(path, channels=(1,)).pixels
+    assert np.array_equal(images.read(path, channels=(3, 1, 2)).pixels[..., 1:2], alone)
     assert alone.min() == 0
     assert alone.max() == 255
 

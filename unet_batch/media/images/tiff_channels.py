@@ -71,7 +71,7 @@ def describe_axes(tif: TiffFile, planes: int) -> tuple[tuple[int, ...], str] | N
 def page_of(tif: TiffFile, plane: Plane) -> TiffPage:
     """The directory of a plane, its pixels where the plane has them."""
     at, shift = plane
-    page = cast("TiffPage", tif.pages[at].aspage())  # what describes the axes leaves less than a page
+    page = tif.pages[at].aspage()  # what describes the axes leaves less than a page
     if shift:
         page = copy.copy(page)
         page.dataoffsets = tuple(offset + shift for offset in page.dataoffsets)
