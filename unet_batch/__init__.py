@@ -65,6 +65,7 @@ def load(
     tta: Literal["none", "horizontal", "flips", "d4"] = "none",
     refine: bool = False,
     value_range: str | None = None,
+    channels: tuple[int, ...] | None = None,
 ) -> Segmenter:
     """Load a model, ready to segment.
 
@@ -92,6 +93,8 @@ def load(
         refine: move the edges of masks to those of the picture; of one class.
         value_range: which values of a picture are black and white: "auto", "dtype", "percentile", or two
             numbers such as "0,4095"; None takes that of the model's training, or "auto".
+        channels: bands of each picture to take, counted from 1, in the network's order; None takes the
+            model's own.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -114,6 +117,7 @@ def load(
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
         isolate=isolate,
         view=ViewOptions(fit, overlap, scale, tta, refine, value_range),
+        channels=channels,
     )
 
 

@@ -1,8 +1,8 @@
 """What flows through the program: frozen records without logic.
 
-Conventions, everywhere: pictures are RGB uint8 arrays (height, width, 3); maps are uint8 arrays (height,
-width); sizes are always `(height, width)` in pixels. The arrays inside a record are never written to after it
-was made.
+Conventions, everywhere: pictures are RGB uint8 arrays (height, width, 3), or (height, width, n) where n of
+their bands were chosen (`Channels`); maps are uint8 arrays (height, width); sizes are always `(height,
+width)` in pixels. The arrays inside a record are never written to after it was made.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class HasItem(Protocol):
 
 
 Size = tuple[int, int]
+Channels = tuple[int, ...]
+"""Bands of a picture's file, from 1 as GDAL counts, in the order that a network takes them."""
 Colour = tuple[int, int, int]
 
 BACKGROUND = ("background", "bg", "void", "none", "unlabeled", "unlabelled", "0")
@@ -117,9 +119,10 @@ class Frame:
         item: what it was decoded from.
         placement: how what the network is shown was made, and how to undo it: of several, how in the one
             whose input shows most.
-        tensors: RGB uint8 (H, W, 3) at the network's size, one for each size of an ensemble; () once the
+        tensors: uint8 (H, W, channels) at the network's size, one for each size of an ensemble; () once the
             network has seen it, as the memory that a GPU copies from is scarce.
-        pixels: RGB uint8 (height, width, 3) at the source's size; None where no output needs it.
+        pixels: RGB uint8 (height, width, 3) at the source's size, or the bands that were chosen; None where
+            no output needs it.
         missing: bool (height, width) at the source's size, True where the file says that it has no value;
             None where there is a value everywhere.
         alpha: uint8 (height, width) at the source's size, the picture's own opacity; None where it is opaque,
@@ -216,7 +219,7 @@ class ModelSpec:
         name: what the model calls itself.
         widths: channels of each level of the U-Net, finest first; behind an encoder, of each level of the
             decoder; () where the architecture is "onnx".
-        in_channels: channels of the input (3 = RGB).
+        in_channels: channels of the input: 3 are RGB, 1 is its luminance, unless `channels` says otherwise.
         input_size: (height, width) the model was trained for.
         mean, std: normalisation per channel, for pixel values scaled to 0..1.
         classes: names and colours; one name means a probability map, several mean class ids.
@@ -250,6 +253,13 @@ class ModelSpec:
             return "imported ONNX graph"
         kind = f"U-Net on {self.encoder}, decoder" if self.encoder else "U-Net,"
         return f"{kind} widths {', '.join(map(str, self.widths))}"
+
+    @property
+    def channels(self) -> Channels | None:
+        """Bands that it takes of a picture's file; None of RGB, or its luminance, as a person sees it."""
+        if chosen := self.training.get("channels"):
+            return tuple(chosen)
+        return None if self.in_channels in (1, 3) else tuple(range(1, self.in_channels + 1))
 
     @property
     def stride(self) -> int:

@@ -132,7 +132,7 @@ def test_a_network_of_one_channel_gets_the_grey_of_any_photo(tmp_path: Path, is_
 
 
 @pytest.mark.parametrize("channels", [2, 4, 7])
-def test_other_numbers_of_channels_come_in_and_photos_do_not_feed_them(tmp_path: Path, channels: int) -> None:
+def test_other_numbers_of_channels_come_in_and_are_fed_with_bands(tmp_path: Path, channels: int) -> None:
     path = Net((1, channels, *SIZE)).body(1, channels).save(tmp_path / "net.onnx")
     looked = json.loads(invoke("inspect", path, "--json").stdout)
     assert "--check" not in looked["import"]
@@ -142,11 +142,15 @@ def test_other_numbers_of_channels_come_in_and_photos_do_not_feed_them(tmp_path:
     assert "range 0..1 · a guess" in said(done.output)
     assert "unet-batch run" not in done.output
     assert f"{channels} channels" in invoke("inspect", tmp_path / "mine.onnx").output
-    photos(tmp_path / "photos")
-    done = invoke("run", tmp_path / "photos", "-m", tmp_path / "mine.onnx", "-o", tmp_path / "out")
-    assert done.exit_code == 2
-    assert f"net takes {channels} channels, pictures are read as RGB (3)" in said(done.stderr)
-    assert "files of further channels cannot be fed to a network yet" in said(done.stderr)
+    bands = np.random.default_rng(0).integers(0, 256, (*SIZE, channels), np.uint8)
+    np.save(tmp_path / "bands.npy", bands)
+    done = invoke("run", tmp_path / "bands.npy", "-m", tmp_path / "mine.onnx", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    mask = cv2.imread(str(tmp_path / "out/masks/bands.png"), cv2.IMREAD_UNCHANGED)
+    planes = (bands / np.float32(255)).transpose(2, 0, 1)[None]
+    logits = onnxruntime.InferenceSession(path).run(None, {"input": planes})[0][0, 0]
+    assert 0.02 < (mask > 0).mean() < 0.98
+    assert ((mask > 0) != (logits > 0)).mean() < 0.01
 
 
 def test_the_sheet_shows_the_guess_beside_the_others(net: str, tmp_path: Path) -> None:

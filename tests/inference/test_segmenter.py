@@ -172,10 +172,11 @@ def test_pictures_are_decoded_into_the_backends_buffers(photo: Path) -> None:
     assert {id(picture) for picture in given} == {id(picture) for picture in inferred}
 
 
-def test_a_model_that_does_not_take_rgb_is_refused_at_once() -> None:
-    spec = replace(fake_spec(), in_channels=1, mean=(0.5,), std=(0.5,))
-    with pytest.raises(UsageError, match="fake takes 1 channels, pictures are read as RGB"):
-        Segmenter(FakeBackend(spec))
+def test_other_channels_than_the_model_takes_are_refused_at_once() -> None:
+    with pytest.raises(UsageError, match=r"--channels 4,1: fake takes 3 bands, counted from 1"):
+        Segmenter(FakeBackend(), channels=(4, 1))
+    with pytest.raises(UsageError, match="counted from 1"):
+        Segmenter(FakeBackend(), channels=(0, 1, 2))
 
 
 def test_a_failure_on_opening_closes_nothing_it_did_not_open() -> None:

@@ -177,3 +177,11 @@ def test_times_beyond_64_bits_survive_the_state() -> None:
     other.resume(dict(np.load(buffer, allow_pickle=False)))
     later = time + Fraction(1, 2)
     assert np.array_equal(smoother(DARK, flat(0), later), other(DARK, flat(0), later))
+
+
+def test_frames_of_one_channel_are_steadied_as_those_of_three() -> None:
+    grey, colour = Smoother(0.2, 1), Smoother(0.2, 1)
+    for number, (picture, level) in enumerate([(DARK, 0), (DARK, 200), (BRIGHT, 100)]):
+        time = Fraction(number, 25)
+        found = grey(picture[..., :1], flat(level), time)
+        assert np.array_equal(found, colour(picture, flat(level), time))

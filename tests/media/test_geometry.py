@@ -304,3 +304,29 @@ def test_flips_commute_where_the_padding_is_even(source, network, axis):
         ).max()
         <= 2
     )
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIZE, NETWORK, st.integers(1, 9))
+def test_each_channel_is_placed_as_if_it_were_alone(
+    size: tuple[int, int], network: tuple[int, int], channels: int
+) -> None:
+    placement = geometry.place(size, network)
+    picture = noise(*size, channels)
+    placed = geometry.to_network(picture, placement)
+    assert placed.shape == (*network, channels)
+    for channel in range(channels):
+        alone = geometry.to_network(np.ascontiguousarray(picture[..., channel, None]), placement)
+        assert np.abs(placed[..., channel, None].astype(int) - alone).max() <= 1
+
+
+def test_one_channel_is_the_luminance_of_three() -> None:
+    placement = geometry.place((50, 70), (32, 48))
+    picture = noise(50, 70, 3)
+    expected = cv2.cvtColor(geometry.to_network(picture, placement), cv2.COLOR_RGB2GRAY)
+    out = np.empty((32, 48, 1), np.uint8)
+    assert geometry.to_network(picture, placement, out) is out
+    assert np.array_equal(out[..., 0], expected)
+    assert np.array_equal(geometry.to_network(picture, placement, channels=1), out)
+    with pytest.raises(ValueError, match="a picture of 3 channels for a network of 4"):
+        geometry.to_network(picture, placement, channels=4)

@@ -310,6 +310,8 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
         ("classes", {"names": ["a"], "colours": [[1, 2, 300]]}, "colours: a whole number"),
         ("output", "class_ids", "output: 1 class"),
         ("training", [], "training: an object"),
+        ("training", {"channels": [1, 2]}, "channels: 3 numbers of bands"),
+        ("training", {"channels": [0, 1, 2]}, "channels: a whole number from 1"),
         ("terms", ["CC0"], "terms: one line of text"),
         ("terms", "CC0\nand more", "terms: one line of text"),
     ],

@@ -107,6 +107,14 @@ def test_the_differences_reported_are_measured(
     refused(tmp_path, source(arch), "logits are off by .* of the largest, the limit is 0")
 
 
+@pytest.mark.parametrize(("channels", "taken"), [(1, None), (4, (1, 2, 3, 4))])
+def test_networks_of_other_channels_are_imported(
+    tmp_path: Path, channels: int, taken: tuple[int, ...] | None
+) -> None:
+    spec = checkpoint.load(imported(tmp_path, source("plain", channels=channels)).path).spec
+    assert (spec.in_channels, spec.channels) == (channels, taken)
+
+
 def test_sizes_at_which_the_source_pads_are_refused(tmp_path: Path) -> None:
     """Because there the networks differ: milesial pads inside, ours outside."""
     state = source("milesial")
@@ -395,9 +403,6 @@ class TestOtherNetworks:
         )
         name = f"{blocks(arch, len(WIDTHS))[0][0]}.0.weight"
         refused(tmp_path, {**state, name: torch.zeros(4, 3)}, f"{name} has 2 dimensions")
-
-    def test_another_number_of_channels(self, tmp_path: Path) -> None:
-        refused(tmp_path, source("plain", channels=1), r"takes 1 channels, pictures are read as RGB \(3\)")
 
     def test_values_that_are_not_finite(self, tmp_path: Path) -> None:
         state = source("plain")

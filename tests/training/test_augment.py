@@ -354,6 +354,22 @@ class TestColour:
         assert np.abs(x[0].permute(1, 2, 0).numpy() - expected).max() < 1e-3
         assert torch.equal(y, apply(pictures, coverage, known, [shifted(0, 0)], NETWORK)[1])
 
+    @pytest.mark.parametrize("channels", [1, 2, 7])
+    def test_other_channels_than_three_are_never_mixed(self, channels: int) -> None:
+        random = np.random.default_rng(channels)
+        values = random.integers(60, 200, channels)
+        pictures = torch.from_numpy(np.tile(values.astype(np.uint8), (4, 64, 96, 1)))
+        full = torch.full((4, 64, 96), 255, dtype=torch.uint8)
+        keys = range(4)
+        colours = replace(PRESETS["strong"], p_geometric=0, p_noise=0, p_colour=1, p_hue=1)
+        transforms = [draw(colours, "any", (64, 96), NETWORK, (key,), channels=channels) for key in keys]
+        x, _ = apply(pictures, full, full, transforms, NETWORK)
+        assert x.shape == (4, channels, *NETWORK)
+        for found, transform in zip(x, transforms, strict=True):
+            assert len(transform.gain) == channels
+            expected = (values / 255 * transform.gain + transform.brightness).clip(0, 1)
+            assert np.abs(found.numpy() - expected[:, None, None]).max() < 1e-3
+
     def test_a_third_of_a_turn_makes_red_green_and_leaves_grey(self) -> None:
         pictures, coverage, known = noise(3, NETWORK)
         pictures[:2] = torch.tensor([200, 20, 20], dtype=torch.uint8)

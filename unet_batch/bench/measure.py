@@ -112,6 +112,7 @@ class Subject:
                     at_least=at_least,
                     max_pixels=segmenter.max_pixels,
                     value_range=segmenter.view.options.range,
+                    channels=segmenter.channels,
                 )
             except ImageError as error:
                 self.notes.append(f"left out: {error.message}")
@@ -196,8 +197,12 @@ def engine_alone(backend: Backend, count: int, picture: Pixels | None = None) ->
     """
     calls = math.ceil(count / (backend.batch_size * backend.streams))
     if picture is None:
-        picture = np.random.default_rng(0).integers(0, 256, (*backend.input_size, 3), np.uint8)
+        picture = np.random.default_rng(0).integers(
+            0, 256, (*backend.input_size, backend.spec.in_channels), np.uint8
+        )
     filled = _resize(picture, backend.input_size)
+    if filled.shape[2] > backend.spec.in_channels:
+        filled = geometry.luminance(filled)
     batches = [[backend.buffer() for _ in range(backend.batch_size)] for _ in range(backend.streams)]
     for buffer in (buffer for batch in batches for buffer in batch):
         buffer[:] = filled

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import click
 
 from unet_batch.cli.command import Command, complete_path, option
-from unet_batch.cli.options import DatasetOptions, dataset_options, json_option
+from unet_batch.cli.options import CHANNELS, DatasetOptions, dataset_options, json_option
 from unet_batch.cli.text import printable
 
 if TYPE_CHECKING:
@@ -50,6 +50,13 @@ _SHOWN = 4  # cases of each finding that are printed
     help="As it will be given to train: images of 16 bits may look alike in another range.  [default: auto]",
 )
 @option(
+    "--channels",
+    section="Data",
+    metavar="N,N,...",
+    type=CHANNELS,
+    help="Bands of each image that a network is to take, as for train.",
+)
+@option(
     "--sheet",
     section="Output",
     metavar="FILE",
@@ -61,6 +68,7 @@ def check_data(
     data: DatasetOptions,
     split_files: tuple[str, ...],
     value_range: str,
+    channels: tuple[int, ...] | None,
     sheet: str | None,
     as_json: bool,
 ) -> None:
@@ -78,6 +86,7 @@ def check_data(
     classes that never occur. Nothing in DATASET is written. Several are checked as `train` joins them.
     """
     from unet_batch.cli.screen import Lines, print_json
+    from unet_batch.datasets.dataset import natural_channels
     from unet_batch.datasets.join import join
     from unet_batch.datasets.split import read_split
     from unet_batch.errors import UsageError
@@ -86,6 +95,7 @@ def check_data(
     seen = Range.parse(value_range)
     out = Lines(quiet=as_json, to_stderr=as_json)
     dataset = join([data.find(folder, faulty=True) for folder in folders])
+    dataset = replace(dataset, channels=channels or natural_channels(dataset.pairs))
     splits: dict[str, tuple[Pair, ...]] = {}
     for file in split_files:
         name = os.path.splitext(os.path.basename(file))[0]
@@ -93,6 +103,9 @@ def check_data(
             raise UsageError(f"two parts are called {name}", hint="give the files of --split different names")
         splits[name] = read_split(file, dataset.pairs)
     out.dataset(dataset)
+    if dataset.channels:
+        wanted = ",".join(map(str, dataset.channels))
+        out.line("", f"channels {wanted}: {'asked for' if channels else 'all that the pictures have'}")
     for name, pairs in splits.items():
         groups = len({pair.group for pair in pairs})
         out.line("", f"{len(pairs):,} images in {groups:,} groups are in {name}")
@@ -169,6 +182,7 @@ def _as_dict(dataset: Dataset, splits: Mapping[str, Sequence[Pair]], report: Rep
         "pairs": report.pairs,
         "groups": len({pair.group for pair in dataset.pairs}),
         "reasons": dataset.reasons,
+        "channels": dataset.channels,
         "splits": {name: [pair.key for pair in pairs] for name, pairs in splits.items()},
         "classes": [asdict(share) for share in report.classes],
         "void": report.void,

@@ -14,7 +14,7 @@ import click
 from unet_batch.cli.command import Bundle, Command, Option, Parsed, complete_path, option
 from unet_batch.cli.network_options import complete_model, engines_dir_option
 from unet_batch.cli.options import Size, parse_size
-from unet_batch.cli.text import megabytes
+from unet_batch.cli.text import megabytes, plural
 
 if TYPE_CHECKING:
     from unet_batch.build import BuildOptions, Built
@@ -320,7 +320,10 @@ def _print_checkpoint(lines: Lines, found: ModelFile) -> dict[str, Any]:
 
 def _print_spec(lines: Lines, spec: ModelSpec) -> None:
     height, width = spec.input_size
-    channels = "" if spec.in_channels == 3 else f"{spec.in_channels} channels"
+    taken = "" if spec.in_channels == 3 else "luminance"
+    if spec.channels:
+        taken = f"band{'s' * (spec.in_channels > 1)} {','.join(map(str, spec.channels))}"
+    channels = f"{spec.in_channels} {plural(spec.in_channels, 'channel')}: {taken}" if taken else ""
     lines.line("model", spec.name, spec.network, f"{height}x{width}", channels)
     means = (
         "the probability of it" if spec.output == "probability" else f"ids 0 to {len(spec.classes.names) - 1}"
@@ -435,6 +438,8 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield from _facts(
                 {f"{name} {key}": part for key, part in value.items() if isinstance(part, dict)}
             )
+        elif name == "channels":
+            yield name, ",".join(map(str, value))
         elif isinstance(value, list):
             yield from ((name, _short(part)) for part in value)
         else:

@@ -265,7 +265,11 @@ def _evaluate_model(out: Lines, judging: _Judging, network: NetworkOptions) -> E
             listed = f"--split {os.path.splitext(file.path)[0]}.training/{known[2]}"
             out.line("note", what, f"{listed} takes the {known[1]:,} others" if known[1] else "")
     with open_segmenter(
-        *map(network.request, files), threshold=network.threshold, workers=judging.workers, view=network.view
+        *map(network.request, files),
+        threshold=network.threshold,
+        workers=judging.workers,
+        view=network.view,
+        channels=network.channels,
     ) as segmenter:
         Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(segmenter)
         with _progress("segmenting", len(pairs)) as progress:

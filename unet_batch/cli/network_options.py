@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from unet_batch.cli.command import Bundle, Option
-from unet_batch.cli.options import SIZE, Size
+from unet_batch.cli.options import CHANNELS, SIZE, Size
 from unet_batch.errors import UsageError
 from unet_batch.model.zoo import BUNDLED, DEFAULT
 
@@ -68,6 +68,7 @@ class NetworkOptions:
     tta: str
     refine: bool
     value_range: str | None
+    channels: tuple[int, ...] | None
 
     @property
     def view(self) -> ViewOptions:
@@ -187,6 +188,12 @@ network_options = Bundle(
         default="none",
         show_default=True,
         help="Average over mirror images: 2 views, flips 4, d4 8 with quarter turns; as many times the work.",
+    ),
+    _view(
+        ["--channels"],
+        metavar="N,N,...",
+        type=CHANNELS,
+        help="Bands of each picture that it takes, from 1, in its order: 3,2,1.  [default: the model's]",
     ),
     _view(["--refine"], is_flag=True, help="Move the edges of masks to those of the photo."),
     _model(

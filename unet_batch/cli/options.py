@@ -50,6 +50,23 @@ def parse_size(text: str, lowest: int = 1, highest: int = 16384) -> Size:
 SIZE = Parsed(parse_size)
 
 
+# Channels ---------------------------------------------------------------------------------------------------
+
+
+def parse_channels(text: str) -> tuple[int, ...]:
+    """`3,2,1` -> (3, 2, 1).
+
+    Raises:
+        ValueError: a part is no number of a band.
+    """
+    if not re.fullmatch(r"\s*[1-9]\d{0,4}\s*(,\s*[1-9]\d{0,4}\s*){0,63}", text):
+        raise ValueError(f"{text!r}: numbers of bands with commas expected, from 1, such as 3,2,1")
+    return tuple(map(int, text.split(",")))
+
+
+CHANNELS = Parsed(parse_channels)
+
+
 # A run ------------------------------------------------------------------------------------------------------
 
 

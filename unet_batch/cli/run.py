@@ -216,6 +216,7 @@ def _open_network(
         max_pixels=max_pixels or MAX_PIXELS,
         isolate=isolate,
         view=network.view,
+        channels=network.channels,
     ) as segmenter:
         screen.model(segmenter)
         yield segmenter

@@ -185,6 +185,7 @@ def _print_plan(lines: Lines, plan: TrainingPlan, ranks: Ranks) -> None:
         spec.network,
         f"{plan.parameters / 1e6:.1f} M parameters",
         f"{height}x{width}",
+        "" if spec.in_channels == 3 else f"{spec.in_channels} channels",
         names[0] if len(names) == 1 else f"{len(names)} classes",
     )
     lines.line(

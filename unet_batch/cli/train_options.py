@@ -9,7 +9,7 @@ import click
 
 from unet_batch.cli.command import Bundle, Option, Parsed
 from unet_batch.cli.network_options import complete_checkpoint
-from unet_batch.cli.options import SIZE
+from unet_batch.cli.options import CHANNELS, SIZE
 
 if TYPE_CHECKING:
     from unet_batch.training.options import Options
@@ -105,6 +105,13 @@ training_options = Bundle(
         metavar="HxW",
         type=SIZE,
         help="Height and width of the network's input.  [default: the images' shape]",
+    ),
+    _model(
+        ["--channels"],
+        metavar="N,N,...",
+        type=CHANNELS,
+        help="Bands of each image that the network takes, from 1, in order.  [default: red, green, blue; "
+        "all of images that have others]",
     ),
     _model(
         ["--widths"],

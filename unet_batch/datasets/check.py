@@ -26,12 +26,12 @@ from unet_batch.datasets.encoding import NO_PIXELS, SOFT, VOID
 from unet_batch.datasets.names import shown_below
 from unet_batch.datasets.split import choose_parts, leaks
 from unet_batch.errors import ImageError, SplitError
-from unet_batch.media import images
+from unet_batch.media import images, render
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from unet_batch.types import Pixels, Size
+    from unet_batch.types import Channels, Pixels, Size
 
 _CHUNK = 1024  # pairs handed to the threads at a time
 _RARE = 0.001
@@ -102,6 +102,7 @@ class _Facts:
     mask: bytes = b""
     fingerprint: Fingerprint = _NONE
     remark: tuple[str, str] = ("", "")  # see `Mask`
+    channels: Channels | None = None  # see `images.natural_channels`
 
 
 def check(
@@ -143,7 +144,7 @@ def check(
         findings += balance
         if not any(finding.severity == "error" for finding in balance):
             findings += _unmarked(facts, parts, dataset.classes.names)
-    findings += _sizes(sound)
+    findings += [*_sizes(sound), *_channels(sound, dataset.channels)]
     for group, where in sorted(leaks(parts).items()):
         keys = tuple(fact.pair.key for fact in facts if fact.pair.group == group)
         what = (
@@ -191,7 +192,8 @@ def _examine(dataset: Dataset, pair: Pair, value_range: images.Range) -> tuple[_
     fact, nothing = _Facts(pair), np.zeros(256, np.int64)
     picture = mask = None
     try:
-        picture = images.read(pair.image, value_range=value_range).pixels
+        fact.channels = images.natural_channels(pair.image)
+        picture = dataset.read_picture(pair, value_range=value_range).pixels
     except ImageError as error:
         fact.problems.append(("unreadable image", error.message.removeprefix(f"{pair.image}: ")))
     try:
@@ -216,12 +218,12 @@ def _examine(dataset: Dataset, pair: Pair, value_range: images.Range) -> tuple[_
                 highest = mask.levels[ids == 0].max()
                 what = f"nothing reaches half, the highest probability is {highest / 255:.2f}"
             fact.problems.append(("empty masks", what))
-        elif _same_regions(picture, ids if mask.levels is None else mask.levels):
+        elif _same_regions(render.visible(picture), ids if mask.levels is None else mask.levels):
             what = "as many colours as its mask has values, in the same places"
             fact.problems.append(("images that are masks", what))
     fact.size = size
     fact.image, fact.mask = _digest(picture), _digest(ids)
-    fact.fingerprint = duplicates.fingerprint(picture)
+    fact.fingerprint = duplicates.fingerprint(render.visible(picture))
     return fact, counts
 
 
@@ -314,6 +316,24 @@ def _files(dataset: Dataset, facts: Sequence[_Facts]) -> Iterator[Finding]:
             lines = tuple(f"{name(fact.pair, 'mask')}: {fact.remark[1]}" for fact in noted)
             keys = tuple(fact.pair.key for fact in noted)
             yield Finding("warning", kind, f"{_pairs(len(noted))}: {what}", lines, fix, keys)
+
+
+def _channels(facts: Sequence[_Facts], taken: Channels | None) -> Iterator[Finding]:
+    """Pictures with other bands than most, where that decides what a network is given."""
+    most = Counter(fact.channels for fact in facts).most_common()
+    if len(most) < 2 or (taken is not None and taken != most[0][0]):  # somebody has chosen
+        return
+    others = [fact for fact in facts if fact.channels != most[0][0]]
+    lines = tuple(f"{fact.pair.key}: {_describe_channels(fact.channels)}" for fact in others)
+    what = f"{_pairs(len(others))}: not {_describe_channels(most[0][0])}, as the {_pairs(most[0][1])} else"
+    fix = "take them out; or name the bands that all have with --channels, such as 1,2,3"
+    # As a person sees them, all of them have three; of others, one with more has channels nobody knows
+    severity: Literal["error", "warning"] = "warning" if taken is None else "error"
+    yield Finding(severity, "channels differ", what, lines, fix, tuple(fact.pair.key for fact in others))
+
+
+def _describe_channels(channels: Channels | None) -> str:
+    return "grey or colour" if channels is None else f"{len(channels)} bands"
 
 
 def _names(dataset: Dataset) -> Iterator[Finding]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,10 @@ from unet_batch.errors import ImageError, UnetBatchError
 from unet_batch.media import images
 
 if TYPE_CHECKING:
-    from unet_batch.types import ClassTable, Pixels, Size
+    from unet_batch.media.images import Picture
+    from unet_batch.types import Channels, ClassTable, Pixels, Size
+
+_LOOKED_AT = 64  # pictures whose bands are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class Dataset:
         ambiguous: pictures with several masks, and masks that several pictures claim; not among the pairs.
         parts: names of the datasets that were joined, in the order of the pairs, each the first part of its
             keys; empty for a single one.
+        channels: bands of the pictures that a network is to take; None for what a person sees.
         fault: why nobody knows what the masks hold: then not one of them can be used; else None.
     """
 
@@ -54,6 +60,7 @@ class Dataset:
     unmatched_masks: tuple[str, ...] = ()
     ambiguous: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
+    channels: Channels | None = None
     fault: UnetBatchError | None = None
 
     @property
@@ -65,6 +72,12 @@ class Dataset:
     def void(self) -> int | None:
         """255 if masks may hold pixels of no class, else None."""
         return VOID if self.masks.void else None
+
+    def read_picture(
+        self, pair: Pair, at_least: Size | None = None, value_range: images.Range = images.AUTO
+    ) -> Picture:
+        """Read a picture, or the channels of it; see `images.read`, also for what is raised."""
+        return images.read(pair.image, at_least=at_least, channels=self.channels, value_range=value_range)
 
     def read_mask(self, pair: Pair, size: Size | None = None) -> Pixels:
         """Read ids, uint8 (H, W), 255 where void.
@@ -101,3 +114,15 @@ def misfit(image: Size, mask: tuple[int, ...], path: str) -> str:
         if turned > 4
         else ": transposed"
     )
+
+
+def natural_channels(pairs: Sequence[Pair]) -> Channels | None:
+    """What a network is to take of pictures where nobody says: all bands that most of some of them have.
+
+    None for what a person sees, see `images.natural_channels`; and where not one can be read.
+    """
+    found: Counter[Channels | None] = Counter()
+    for pair in pairs[:: -(-len(pairs) // _LOOKED_AT) or 1]:
+        with suppress(ImageError):  # the check of the dataset names it
+            found[images.natural_channels(pair.image)] += 1
+    return found.most_common(1)[0][0] if found else None

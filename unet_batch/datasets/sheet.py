@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import cv2
@@ -62,7 +62,8 @@ def _draw_cell(dataset: Dataset, pair: Pair, reason: str, value_range: images.Ra
     """Draw image and overlay, or image and mask where their sizes differ, above a caption."""
     picture = mask = None
     try:
-        picture = images.read(pair.image, at_least=(_HEIGHT, _WIDTH), value_range=value_range)
+        picture = dataset.read_picture(pair, (_HEIGHT, _WIDTH), value_range)
+        picture = replace(picture, pixels=render.visible(picture.pixels))
         mask = dataset.masks.decode(pair.mask).ids
     except ImageError:
         pass  # the report says so; its place stays grey

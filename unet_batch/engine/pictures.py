@@ -37,7 +37,7 @@ _SEED = 1
 
 
 class Photo(NamedTuple):
-    """A picture of the user's at the network's size, RGB uint8 (H, W, 3), and how it was placed in it."""
+    """A picture of the user's at the network's size, uint8 (H, W, C), and how it was placed in it."""
 
     path: str
     pixels: Pixels
@@ -49,7 +49,7 @@ class Calibration:
     """Pictures that the ranges of INT8 are taken from.
 
     Attributes:
-        pictures: at the network's size, uint8 (N, H, W, 3).
+        pictures: at the network's size, uint8 (N, H, W, C).
         source: what they are, for people.
         held_out: files of the same sources that are not among them, to prove the engine on.
         note: a sentence about files that could not be read; may be empty.
@@ -95,12 +95,11 @@ def calibration_pictures(
 
     Raises:
         SourceError: a source holds no pictures.
-        UsageError: the model does not take RGB, or too few pictures are left.
+        UsageError: too few pictures are left.
     """
-    _check_rgb(spec)
     if not paths:
         seeds = range(FIRST_CALIBRATION_SCENE, FIRST_CALIBRATION_SCENE + CALIBRATION_SCENES)
-        drawn = _draw(seeds, size, lambda share: progress("draw scenes to calibrate INT8", share))
+        drawn = _draw(seeds, spec, size, lambda share: progress("draw scenes to calibrate INT8", share))
         return Calibration(drawn, f"{CALIBRATION_SCENES} drawn scenes")
     items = sorted(item.path for item in collect(paths, is_picture=images.is_supported).items)
     proofs = collect(proof_paths, is_picture=images.is_supported).items if proof_paths else ()
@@ -108,14 +107,13 @@ def calibration_pictures(
     left = [path for path in items if os.path.realpath(path) not in taken]
     random.Random(_SEED).shuffle(left)
     held_out = () if proof_paths else tuple(left[: min(HELD_OUT, len(left) // 5)])
-    most = min(MAX_CALIBRATION_PICTURES, max(1, _CALIBRATION_BYTES // (size[0] * size[1] * 3)))
+    most = min(MAX_CALIBRATION_PICTURES, max(1, _CALIBRATION_BYTES // (size[0] * size[1] * spec.in_channels)))
     chosen = left[len(held_out) :][:most]
     pixels, failures = [], []
-    value_range, _ = images.trained_range(spec.training)
     for number, path in enumerate(chosen):
         progress("read pictures to calibrate INT8", number / len(chosen))
         try:
-            pixels.append(_read(path, size, value_range).pixels)
+            pixels.append(_read(path, spec, size).pixels)
         except UnetBatchError as error:
             failures.append(error.message)
     if len(pixels) < MIN_CALIBRATION_PICTURES:
@@ -134,7 +132,7 @@ def calibration_pictures(
 
 
 def proof_pictures(paths: Sequence[str], spec: ModelSpec, size: Size) -> tuple[Pixels, str]:
-    """Pictures to prove an engine on, uint8 (N, H, W, 3), and a sentence about files that could not be read.
+    """Pictures to prove an engine on, uint8 (N, H, W, C), and a sentence about files that could not be read.
 
     Args:
         paths: sources as `run` takes them, of which up to a hundred are read, spread evenly; none draws
@@ -144,23 +142,22 @@ def proof_pictures(paths: Sequence[str], spec: ModelSpec, size: Size) -> tuple[P
 
     Raises:
         SourceError: a source holds no pictures.
-        UsageError: the model does not take RGB, or no picture can be read.
+        UsageError: no picture can be read.
     """
-    _check_rgb(spec)
     if not paths:
-        return _draw(range(FIRST_SCENE, FIRST_SCENE + SCENES), size), ""
-    value_range, _ = images.trained_range(spec.training)
-    photos, note = read_photos(paths, size, MAX_PROOF_PICTURES, "proof pictures", value_range)
+        return _draw(range(FIRST_SCENE, FIRST_SCENE + SCENES), spec, size), ""
+    photos, note = read_photos(paths, spec, size, MAX_PROOF_PICTURES, "proof pictures")
     return np.stack([photo.pixels for photo in photos]), note
 
 
 def read_photos(
-    paths: Sequence[str], size: Size, most: int, what: str, value_range: images.Range = images.AUTO
+    paths: Sequence[str], spec: ModelSpec, size: Size, most: int, what: str
 ) -> tuple[list[Photo], str]:
     """Up to `most` pictures of these sources, spread evenly, and a sentence about those that cannot be read.
 
     Args:
         paths: sources as `run` takes them.
+        spec: of the model, which says what it takes of them.
         size: (height, width) of the network's input.
         most: how many to read.
         what: they are called in errors.
@@ -175,7 +172,7 @@ def read_photos(
     photos, failures = [], []
     for item in chosen:
         try:
-            photos.append(_read(item.path, size, value_range))
+            photos.append(_read(item.path, spec, size))
         except UnetBatchError as error:
             failures.append(error.message)
     if not photos:
@@ -183,28 +180,30 @@ def read_photos(
     return photos, _tell(failures, len(chosen), what)
 
 
-def _check_rgb(spec: ModelSpec) -> None:
-    if spec.in_channels != 3:
-        raise UsageError(f"{spec.name} takes {spec.in_channels} channels, pictures are read as RGB (3)")
-
-
-def _draw(seeds: Sequence[int], size: Size, progress: Callable[[float], None] = lambda share: None) -> Pixels:
-    """Drawn scenes at the network's size."""
+def _draw(
+    seeds: Sequence[int], spec: ModelSpec, size: Size, progress: Callable[[float], None] = lambda share: None
+) -> Pixels:
+    """Drawn scenes at the network's size; of more than three channels red, green, blue, and these again."""
     # Twice the network's size, as photos are larger than what the network sees.
     at = (min(1024, max(128, 2 * size[0])), min(1536, max(192, 2 * size[1])))
     placement = geometry.place(at, size)
     drawn = []
     for number, seed in enumerate(seeds):
         progress(number / len(seeds))
-        drawn.append(geometry.to_network(scenes.draw(seed, at)[0], placement))
+        scene = scenes.draw(seed, at)[0]
+        if spec.in_channels != 1:
+            scene = np.ascontiguousarray(scene[..., np.arange(spec.in_channels) % 3])
+        drawn.append(geometry.to_network(scene, placement, channels=spec.in_channels))
     return np.stack(drawn)
 
 
-def _read(path: str, size: Size, value_range: images.Range) -> Photo:
-    """A picture at the network's size. Raises UnetBatchError."""
-    picture = images.read(path, value_range=value_range)
+def _read(path: str, spec: ModelSpec, size: Size) -> Photo:
+    """A picture at the network's size, as the model takes it. Raises UnetBatchError."""
+    value_range, _ = images.trained_range(spec.training)
+    picture = images.read(path, channels=spec.channels, value_range=value_range)
     placement = geometry.place(picture.size, size)
-    return Photo(path, geometry.to_network(picture.pixels, placement), placement)
+    pixels = geometry.to_network(picture.pixels, placement, channels=spec.in_channels)
+    return Photo(path, pixels, placement)
 
 
 def _tell(failures: Sequence[str], of: int, what: str) -> str:

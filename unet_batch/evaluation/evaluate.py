@@ -35,7 +35,7 @@ from unet_batch.evaluation.objects import count as count_objects
 from unet_batch.evaluation.predictions import Predictions
 from unet_batch.inference import postprocess
 from unet_batch.inference.segmenter import BROKEN_DEVICE, Segmenter, as_error, concerns_one_item, item_of
-from unet_batch.media import geometry, images
+from unet_batch.media import geometry, images, render
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
 from unet_batch.types import HasItem, Item, Prediction
@@ -368,12 +368,12 @@ def comparison(
         BackendError: inference failed.
     """
     found = source.read(pair) if isinstance(source, Predictions) else _as_ids(source(pair.image), source.spec)
-    shown = images.AUTO if isinstance(source, Predictions) else source.view.options.range
-    pixels = (
-        None
-        if pair.image == pair.mask
-        else images.read(pair.image, at_least=_SHOWN, value_range=shown).pixels
-    )
+    pixels = None
+    if pair.image != pair.mask:
+        how: dict[str, Any] = {}
+        if isinstance(source, Segmenter):
+            how = {"channels": source.channels, "value_range": source.view.options.range}
+        pixels = render.visible(images.read(pair.image, at_least=_SHOWN, **how).pixels)
     return Comparison(pair.key, caption, pixels, dataset.read_mask(pair), found)
 
 

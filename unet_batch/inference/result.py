@@ -254,7 +254,7 @@ class Result:
                 f"{self.path}: no {what}: its pixels were not kept",
                 hint="stream(pictures, keep_pixels=True), or predict(picture)",
             )
-        return pixels
+        return self._once("_visible", lambda: render.visible(pixels))
 
 
 def _mask(result: Result) -> bytes:

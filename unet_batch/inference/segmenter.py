@@ -27,6 +27,7 @@ from unet_batch.errors import (
     ItemError,
     UnetBatchError,
     UsageError,
+    VideoError,
 )
 from unet_batch.files import naming
 from unet_batch.inference.backends.base import Backend
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from unet_batch.media.isolation import Decoders
     from unet_batch.model.checkpoint import ModelFile
     from unet_batch.processes import Workers
-    from unet_batch.types import Pixels, Size
+    from unet_batch.types import Channels, Pixels, Size
 
     AnyPicture = str | os.PathLike[str] | InMemory
 
@@ -83,10 +84,11 @@ class Segmenter:
         isolate: decode in as many processes, so that a picture that crashes its decoder fails alone; a run
             draws and writes its outputs there, too. See `processes` and `workers.py`.
         view: how the network sees pictures; None shows it the whole picture at its own aspect ratio.
+        channels: bands of each picture that the network takes, from 1; None takes the model's own.
 
     Raises:
-        UsageError: the threshold lies outside (0, 1], workers or max_pixels is below 1, the model does not
-            take RGB, or its input does not allow the view.
+        UsageError: the threshold lies outside (0, 1], workers or max_pixels is below 1, the model takes
+            another number of channels, or its input does not allow the view.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Segmenter:
         max_pixels: int = images.MAX_PIXELS,
         isolate: bool = False,
         view: ViewOptions | None = None,
+        channels: Channels | None = None,
     ) -> None:
         self.backend = backend
         self.models: tuple[ModelFile, ...] = ()
@@ -118,12 +121,7 @@ class Segmenter:
                 raise UsageError(f"workers {workers}: 1 or more expected")
             if max_pixels < 1:
                 raise UsageError(f"max_pixels {max_pixels}: 1 or more expected")
-            if (channels := backend.spec.in_channels) != 3:
-                raise UsageError(
-                    f"{backend.spec.name} takes {channels} channels, pictures are read as RGB (3)",
-                    hint="files of further channels cannot be fed to a network yet; models of grey or RGB "
-                    "take any photo",
-                )
+            self.channels = choose_channels(backend.spec, channels)
             self.view = View(backend, view)
             if not backend.is_open:
                 backend.open()
@@ -156,6 +154,7 @@ class Segmenter:
             "workers": self.workers,
             "threshold": self.threshold,
             **self.view.facts(),
+            **({"channels": list(self.channels)} if self.channels else {}),
         }
 
     def describe_model(self) -> dict[str, Any]:
@@ -188,8 +187,9 @@ class Segmenter:
 
         Args:
             picture: a path; the bytes of a file; a `PIL.Image.Image`; or an array: RGB (height, width, 3),
-                RGBA (height, width, 4) or grey (height, width), of uint8 or of floats in 0..1. Alpha is
-                composited over white. What is in memory is decoded in this process.
+                RGBA (height, width, 4) or grey (height, width), of uint8 or of floats in 0..1; of a model of
+                other channels (height, width, bands). Alpha is composited over white. What is in memory is
+                decoded in this process.
 
         Returns:
             uint8 (height, width): 0/255 for one class, class ids for several.
@@ -257,6 +257,7 @@ class Segmenter:
             "at_least": at_least,
             "max_pixels": self.max_pixels,
             "value_range": self.view.options.range,
+            "channels": self.channels,
         }
         if isinstance(source, _InMemory):
             picture = images.from_memory(source.picture, path, **how)
@@ -299,6 +300,15 @@ class Segmenter:
         assert mask is not None
         return mask
 
+    def check_clip(self, name: str) -> None:
+        """Raise VideoError if the network takes bands that no clip has."""
+        if self.channels is not None:
+            wanted = ",".join(map(str, self.channels))
+            raise VideoError(
+                f"{name}: a video is red, green and blue, the network takes channels {wanted}",
+                hint="videos are for models of three channels, or of one, without --channels",
+            )
+
     def picture_workers(self, outputs: OutputTree) -> PictureWorkers | None:
         """What prepares and finishes pictures in worker processes; None where they are not isolated."""
         if self._workers is None:
@@ -312,6 +322,7 @@ class Segmenter:
             threshold=self.threshold,
             at_least=self._at_least(outputs.need_pixels),
             max_pixels=self.max_pixels,
+            channels=self.channels,
         )
 
     @contextmanager
@@ -365,6 +376,7 @@ def open_segmenter(
     max_pixels: int = images.MAX_PIXELS,
     isolate: bool = False,
     view: ViewOptions | None = None,
+    channels: Channels | None = None,
 ) -> Segmenter:
     """Open the best backend for a model and segment with it; see `select` and `Segmenter` for the arguments.
 
@@ -392,9 +404,27 @@ def open_segmenter(
             max_pixels=max_pixels,
             isolate=isolate,
             view=view,
+            channels=channels,
         )
         opened.pop_all()
     return segmenter
+
+
+def choose_channels(spec: ModelSpec, given: Channels | None) -> Channels | None:
+    """Which bands of a picture a model takes: the given ones, or its own; None for what a person sees.
+
+    Raises:
+        UsageError: it takes another number of them.
+    """
+    if given is None:
+        return spec.channels
+    wanted = ",".join(map(str, given))
+    if len(given) != spec.in_channels or min(given) < 1:
+        raise UsageError(
+            f"--channels {wanted}: {spec.name} takes {spec.in_channels} bands, counted from 1",
+            hint="name as many, in the order of its training",
+        )
+    return given
 
 
 def source_of(picture: AnyPicture) -> HasItem:

@@ -49,7 +49,7 @@ class Smoother:
         """Take in a frame.
 
         Args:
-            tensor: RGB uint8 (H, W, 3), what the network saw; kept until the next frame.
+            tensor: uint8 (H, W, channels), what the network saw; kept until the next frame.
             map: uint8 (H, W), what it answered.
             time: of the frame in seconds.
 
@@ -60,7 +60,7 @@ class Smoother:
         if self._mean is None or self._before is None:
             self._mean = now
         else:
-            change = cv2.blur(tensor.astype(np.float32) - self._before, _AROUND)
+            change = cv2.blur(tensor.astype(np.float32) - self._before, _AROUND).reshape(tensor.shape)
             change = np.abs(change).max(axis=2) / CHANGE
             past = np.exp(-change * change) * np.float32(math.exp(-float(time - self._time) / self.seconds))
             self._mean = past * self._mean + (1 - past) * now

@@ -250,10 +250,10 @@ class Sight:
         self.placer = NetworkPlacer(backend.input_size, self.options)
 
     def buffer(self, placement: Placement) -> Pixels:
-        """Where a picture is placed: uint8 (H, W, 3), uninitialised."""
+        """Where a picture is placed: uint8 (H, W, channels), uninitialised."""
         if self.placer.tiling is None:
             return self.backend.buffer()
-        return np.empty((*placement.network, 3), np.uint8)
+        return np.empty((*placement.network, self.backend.spec.in_channels), np.uint8)
 
     def infer(self, tensors: Sequence[Pixels]) -> Sequence[Pixels]:
         """Maps of what `buffer` held, uint8 (H, W) each.

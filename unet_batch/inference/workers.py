@@ -33,7 +33,7 @@ from unet_batch.types import ClassTable, Frame, Item, ModelSpec, Prediction
 
 if TYPE_CHECKING:
     from unet_batch.inference.views import View
-    from unet_batch.types import Pixels, Size
+    from unet_batch.types import Channels, Pixels, Size
 
 _PREPARE, _FINISH = f"{__name__}:prepare", f"{__name__}:finish"
 FUNCTIONS = (isolation.DECODE, _PREPARE, _FINISH)
@@ -51,7 +51,7 @@ class Prepared:
 
     Attributes:
         item: what was decoded.
-        tensors: RGB uint8 (H, W, 3), what the network is shown, as of a `Frame`; () once it has seen it.
+        tensors: uint8 (H, W, channels), what the network is shown, as of a `Frame`; () once it has seen it.
         map: uint8 (H, W), what the network said of it; None before.
         size: (height, width) of the picture.
         kept: what the worker keeps of it; None where its outputs need nothing but the map.
@@ -92,6 +92,7 @@ class PictureWorkers:
         threshold: probability from which a pixel counts.
         at_least: as for `images.read`.
         max_pixels: as for `images.read`.
+        channels: as for `images.read`.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class PictureWorkers:
         threshold: float,
         at_least: Size | None,
         max_pixels: int,
+        channels: Channels | None = None,
     ) -> None:
         self.workers, self.view, self.outputs = workers, view, outputs
         spec = asdict(view.backend.spec)
@@ -117,6 +119,7 @@ class PictureWorkers:
             "range": str(view.options.range),
             "at_least": at_least,
             "max_pixels": max_pixels,
+            "channels": channels,
             "reader": isolation.READER,
             "time_limit": isolation.TIME_LIMIT,
         }
@@ -229,7 +232,8 @@ class _Setup:
         self.place = Placer.parse(values["placer"])
         self.refine: bool = values["refine"]
         self.needs_pixels = self.outputs.need_pixels or self.refine
-        self._how = [values[name] for name in ("reader", "time_limit", "at_least", "max_pixels", "range")]
+        names = ("reader", "time_limit", "at_least", "max_pixels", "range", "channels")
+        self._how = [values[name] for name in names]
 
     def decode(self, path: str) -> tuple[Frame, Pixels]:
         """Decode a picture; what its outputs need of it, and what there is of its pixels."""

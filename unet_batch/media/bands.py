@@ -126,7 +126,7 @@ def _average(full: Size, out: Size, held: Pixels, first: int, rows: range) -> Pi
     if full[0] % out[0] == 0:
         each = full[0] // out[0]
         part = held[rows.start * each - first : rows.stop * each - first]
-        return cast("Pixels", cv2.resize(part, (out[1], len(rows)), interpolation=cv2.INTER_AREA))
+        return geometry.resize(part, (len(rows), out[1]), cv2.INTER_AREA)
     averages = np.empty((len(rows), *held.shape[1:]), np.float32)
     for place, row in enumerate(rows):
         span = _averaged(full[0], out[0], row)
@@ -136,7 +136,7 @@ def _average(full: Size, out: Size, held: Pixels, first: int, rows: range) -> Pi
         part = held[span.start - first : span.stop - first]
         averages[place] = np.tensordot(weights * np.float32(out[0] / full[0]), part.astype(np.float32), 1)
     if full[1] != out[1]:
-        averages = cv2.resize(averages, (out[1], len(rows)), interpolation=cv2.INTER_AREA)
+        averages = geometry.resize(averages, (len(rows), out[1]), cv2.INTER_AREA)
     return np.rint(averages).clip(0, 255).astype(np.uint8)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from unet_batch.types import Pixels, Size
 
     Array = TypeVar("Array", NDArray[np.uint8], NDArray[np.uint16])
+    Values = TypeVar("Values", NDArray[np.uint8], NDArray[np.uint16], NDArray[np.float32])
 
 # The grey of the padding, 0..255: near the mean of photographs (0.45), so that after normalisation it is
 # close to zero.
@@ -42,6 +43,7 @@ of one level gives 0.9995.
 """
 
 _STEPS = (8, 4, 2)
+_TOGETHER = 4  # channels: of more, cv2 averages no areas by factors that are not whole
 
 
 def reduction(size: Size, at_least: Size) -> int:
@@ -114,20 +116,34 @@ def cover(values: Array, placement: Placement) -> Array:
     return extend(values, placement.covered)
 
 
-def to_network(pixels: Pixels, placement: Placement, out: Pixels | None = None) -> Pixels:
+def to_network(
+    pixels: Pixels, placement: Placement, out: Pixels | None = None, *, channels: int | None = None
+) -> Pixels:
     """Resize a picture into the network's input, and pad it.
 
     Args:
-        pixels: RGB uint8 (h, w, 3), the whole picture: at the source's size, or at ceil(size / step) for a
+        pixels: uint8 (h, w, n), the whole picture: at the source's size, or at ceil(size / step) for a
             step of 2, 4 or 8, as a JPEG is decoded at a reduced scale: that goes straight to its place. Any
             other size is stretched over the covered one.
         placement: where it goes.
-        out: uint8 (H, W, 3) to write the result to, whatever it holds; None makes a new array.
+        out: uint8 (H, W, channels) to write the result to, whatever it holds; None makes a new array.
+        channels: of the result: as many as `pixels` have, or 1 for the luminance of RGB; None takes those of
+            `out`, or of `pixels`.
 
     Returns:
-        RGB uint8 (H, W, 3) at the network's size, padded with PAD_VALUE: `out`, if given.
+        uint8 (H, W, channels) at the network's size, padded with PAD_VALUE: `out`, if given.
     """
-    shape = (*placement.network, 3)
+    if channels is None:
+        channels = pixels.shape[2] if out is None or out.ndim < 3 else out.shape[2]
+    if channels == 1 and pixels.shape[2] == 3:
+        grey = luminance(to_network(pixels, placement))
+        if out is None:
+            return grey
+        np.copyto(out, grey)
+        return out
+    if channels != pixels.shape[2]:
+        raise ValueError(f"a picture of {pixels.shape[2]} channels for a network of {channels}")
+    shape = (*placement.network, channels)
     if out is None:
         out = np.empty(shape, np.uint8)
     elif out.dtype != np.uint8 or out.shape != shape:
@@ -141,6 +157,23 @@ def to_network(pixels: Pixels, placement: Placement, out: Pixels | None = None) 
     bottom, right = placement.top + placement.content[0], placement.left + placement.content[1]
     out[: placement.top] = out[bottom:] = out[:, : placement.left] = out[:, right:] = PAD_VALUE
     return out
+
+
+def luminance(pixels: Pixels) -> Pixels:
+    """What is left of RGB (h, w, 3) without its colours, as Rec. 601 weighs them: uint8 (h, w, 1)."""
+    return cast("Pixels", cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[..., None]
+
+
+def resize(values: Values, size: Size, interpolation: int) -> Values:
+    """Resize (h, w) or (h, w, n) with cv2, which averages areas of four channels at most; keeps all axes."""
+    if values.ndim == 2 or values.shape[2] <= _TOGETHER:
+        resized = cv2.resize(values, size[::-1], interpolation=interpolation)
+        return cast("Values", resized.reshape(*size, *values.shape[2:]))
+    parts = [
+        resize(np.ascontiguousarray(values[..., first : first + _TOGETHER]), size, interpolation)
+        for first in range(0, values.shape[2], _TOGETHER)
+    ]
+    return np.concatenate(parts, 2)
 
 
 def content_of(map: Array, placement: Placement) -> Array:
@@ -212,7 +245,8 @@ def extend(pixels: Array, size: Size) -> Array:
     below, beside = size[0] - pixels.shape[0], size[1] - pixels.shape[1]
     if not below and not beside:
         return pixels
-    return cast("Array", cv2.copyMakeBorder(pixels, 0, below, 0, beside, cv2.BORDER_REPLICATE))
+    extended = cv2.copyMakeBorder(pixels, 0, below, 0, beside, cv2.BORDER_REPLICATE)
+    return cast("Array", extended.reshape(*size, *pixels.shape[2:]))  # cv2 drops a single channel
 
 
 def shrinking_steps(pixels: Size, size: Size, out: Size) -> list[tuple[Size, Size, int]]:
@@ -253,6 +287,13 @@ def _shrink(pixels: Array, out: Array, size: Size | None = None) -> None:
         there, size or there, (out.shape[0], out.shape[1])
     )
     for number, (extended, (rows, columns), how) in enumerate(earlier):
+        if pixels.ndim == 3 and pixels.shape[2] > _TOGETHER:
+            pixels = resize(extend(pixels, extended), (rows, columns), how)
+            continue
         lent = scratch(f"shrunk {number}", (rows, columns, *pixels.shape[2:]), pixels.dtype)
-        pixels = cast("Array", cv2.resize(extend(pixels, extended), (columns, rows), lent, interpolation=how))
-    cv2.resize(extend(pixels, full), (width, height), dst=out, interpolation=last)
+        shrunk = cv2.resize(extend(pixels, extended), (columns, rows), lent, interpolation=how)
+        pixels = cast("Array", shrunk.reshape(lent.shape))
+    if out.ndim == 3 and out.shape[2] > _TOGETHER:
+        out[:] = resize(extend(pixels, full), (height, width), last)
+    else:  # straight to its place
+        cv2.resize(extend(pixels, full), (width, height), dst=out, interpolation=last)

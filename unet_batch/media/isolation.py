@@ -25,7 +25,7 @@ from unet_batch.types import Metadata
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from unet_batch.types import Pixels, Size
+    from unet_batch.types import Channels, Pixels, Size
 
 DECODE = f"{__name__}:decode"
 """What workers must be able to do."""
@@ -62,6 +62,7 @@ class Decoders:
         at_least: Size | None = None,
         max_pixels: int = MAX_PIXELS,
         value_range: Range = AUTO,
+        channels: Channels | None = None,
     ) -> Picture:
         """Decode a picture file as `images.read` does.
 
@@ -80,7 +81,7 @@ class Decoders:
             arrays.update({name: np.empty(shape, np.uint8) for name, shape in shapes.items()})
             return [array.data.cast("B") for array in arrays.values()]
 
-        request = [path, self._reader, self._time_limit, at_least, max_pixels, str(value_range)]
+        request = [path, self._reader, self._time_limit, at_least, max_pixels, str(value_range), channels]
         try:
             answer = json.loads(self._workers.ask(DECODE, json.dumps(request).encode(), receive=receive).head)
         except Died as death:
@@ -158,6 +159,7 @@ def read(
     at_least: Sequence[int] | None,
     max_pixels: int,
     value_range: str,
+    channels: Sequence[int] | None = None,
 ) -> Picture:
     """Read a picture within a limit of time.
 
@@ -172,6 +174,7 @@ def read(
                 at_least=at_least and tuple(at_least),
                 max_pixels=max_pixels,
                 value_range=Range.parse(value_range),
+                channels=channels and tuple(channels),
             )
             return picture
     except UnetBatchError:

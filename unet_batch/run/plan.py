@@ -42,6 +42,7 @@ from unet_batch.types import Item
 
 if TYPE_CHECKING:
     from unet_batch.inference.segmenter import Segmenter
+    from unet_batch.types import Channels
 
 # Of the recipe: raise it when the same model gives other pixels, as after a change of `geometry` or
 # `postprocess`.
@@ -241,8 +242,8 @@ def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
 def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRecipe:
     """What decides the pixels: the model's sha256, a threshold if it has one, the network's size, our rules.
 
-    Of an ensemble those of all. And which pages of a picture are taken, and how the network sees them, where
-    that is not as it always was.
+    Of an ensemble those of all. And which pages and bands of a picture are taken, and how the network sees
+    them, where that is not as it always was.
 
     A checkpoint and the graph exported from it are one model: either goes on with what the other began.
     Backend and precision are not in it. A backend is used only after its masks were proven equal to
@@ -256,13 +257,16 @@ def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRec
         (sha256, sight.backend.spec.name, sight.backend.input_size, sight.options)
         for sha256, sight in zip(hashes, sights, strict=True)
     ]
-    return _recipe(seen, threshold, pages)
+    chosen = segmenter.channels
+    own = chosen == segmenter.spec.channels  # then the model says it
+    return _recipe(seen, threshold, pages, None if own else chosen)
 
 
 def _recipe(
     seen: Sequence[tuple[str, str, Sequence[int], ViewOptions]],
     threshold: float | None,
     pages: PageRange | None = None,
+    channels: Channels | None = None,
 ) -> OutputRecipe:
     """The recipe of models, each with its sha256, name, input size and how it sees pictures."""
     facts: dict[str, Any] = {"threshold": threshold, "rules": RULES}
@@ -278,6 +282,9 @@ def _recipe(
     if pages is not None:
         facts["pages"] = str(pages)
         label += f", pages {pages}"
+    if channels is not None:
+        facts["channels"] = list(channels)
+        label += f", channels {','.join(map(str, channels))}"
     return OutputRecipe(facts, label)
 
 

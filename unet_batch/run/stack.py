@@ -40,7 +40,7 @@ def file_of(outputs: OutputTree, kind: str, key: str) -> str:
 def look(item: Item, segmenter: Segmenter) -> images.Stack | None:
     """What the pages of an item are; None if it has one, or its header cannot be read."""
     try:
-        stack = images.look_at_pages(item.path, max_pixels=segmenter.max_pixels)
+        stack = images.look_at_pages(item.path, max_pixels=segmenter.max_pixels, channels=segmenter.channels)
     except ImageError:  # told when it is read
         return None
     return stack if stack.count > 1 else None
@@ -185,6 +185,7 @@ class _StackRun:
                 self.pages.of,
                 max_pixels=self.segmenter.max_pixels,
                 value_range=self.segmenter.view.options.range,
+                channels=self.segmenter.channels,
             )
         ) as pages:
             for number, picture in enumerate(pages, self.pages.first):

@@ -113,10 +113,10 @@ class Transform:
     Attributes:
         matrix: float64 (2, 3), from pixels of the stored sample to pixels of the network's input, or of a
             window of it (x, y).
-        gain: of each channel; contrast and tint.
+        gain: of each channel; contrast and tint. () leaves them alone.
         brightness: added to the pixels, as a share of full scale.
-        saturation: 1 leaves colours alone.
-        hue: by how many radians colours turn, -pi to pi.
+        saturation: 1 leaves colours alone; of three channels only.
+        hue: of three channels only: by how many radians colours turn, -pi to pi.
         blur: deviation of a Gaussian in pixels; 0 for none.
         noise: deviation as a share of full scale; 0 for none.
         seed: of the noise.
@@ -126,7 +126,7 @@ class Transform:
     """
 
     matrix: np.ndarray
-    gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    gain: tuple[float, ...] = ()
     brightness: float = 0.0
     saturation: float = 1.0
     hue: float = 0.0
@@ -137,7 +137,14 @@ class Transform:
 
 
 def draw(
-    preset: Preset, flip: str, stored: Size, network: Size, key: Sequence[int], *, crop: Size | None = None
+    preset: Preset,
+    flip: str,
+    stored: Size,
+    network: Size,
+    key: Sequence[int],
+    *,
+    crop: Size | None = None,
+    channels: int = 3,
 ) -> Transform:
     """Draw the random transform of one sample.
 
@@ -148,6 +155,7 @@ def draw(
         key: integers that the draw depends on, such as (seed, epoch, number).
         crop: size of a window of the network's input, at most as large; where it lies is drawn too. `apply`
             is given this size then. None for the whole.
+        channels: of the picture.
     """
     random = np.random.default_rng(tuple(key))
     zoom = aspect = 1.0
@@ -175,12 +183,12 @@ def draw(
     # shift.
     middle, target = (np.array([size[1] / 2 - 0.5, size[0] / 2 - 0.5]) for size in (stored, network))
     matrix = np.hstack([linear, (target + shift - linear @ middle)[:, None]])
-    gain, brightness, saturation = (1.0, 1.0, 1.0), 0.0, 1.0
+    gain, brightness, saturation = tuple[float, ...](), 0.0, 1.0
     if random.random() < preset.p_colour:
         strength = preset.colour_strength
         contrast = random.uniform(1 - 0.25 * strength, 1 + 0.3 * strength)
-        red, green, blue = contrast * random.uniform(1 - 0.08 * strength, 1 + 0.08 * strength, 3)
-        gain, brightness = (red, green, blue), random.uniform(-0.08 * strength, 0.08 * strength)
+        gain = tuple(contrast * random.uniform(1 - 0.08 * strength, 1 + 0.08 * strength, channels))
+        brightness = random.uniform(-0.08 * strength, 0.08 * strength)
         saturation = random.uniform(1 - 0.5 * strength, 1 + 0.5 * strength)
     blurred, noisy = random.random() < preset.p_blur, random.random() < preset.p_noise
     transform = Transform(
@@ -230,14 +238,20 @@ _PASTED_SCALE = 0.6  # about which sizes vary: objects fill most of the pictures
 
 
 def draw_paste(
-    share: float, pictures: int, stored: Size, network: Size, key: Sequence[int], crop: Size | None = None
+    share: float,
+    pictures: int,
+    stored: Size,
+    network: Size,
+    key: Sequence[int],
+    crop: Size | None = None,
+    channels: int = 3,
 ) -> Paste | None:
     """Draw what is pasted into a sample, or None for `1 - share` of them; see `draw`."""
     random = np.random.default_rng(tuple(key))
     if random.random() >= share:
         return None
     number = int(random.integers(pictures))
-    transform = draw(PASTED, "horizontal", stored, network, (*key, 2), crop=crop)
+    transform = draw(PASTED, "horizontal", stored, network, (*key, 2), crop=crop, channels=channels)
     middle = np.array([side / 2 - 0.5 for side in (stored[1], stored[0])])
     shrunk = transform.matrix.copy()
     shrunk[:, :2] *= _PASTED_SCALE
@@ -268,16 +282,16 @@ def apply(
     """Transform a batch: pictures and targets together, colours of the pictures alone.
 
     Args:
-        pictures: uint8 (N, h, w, 3), RGB.
+        pictures: uint8 (N, h, w, channels).
         targets: uint8 (N, h, w): ids with VOID, or, where `known` says so, coverage 0..255 of the only class.
         known: uint8 (N, h, w), 255 where the target counts; empty for targets that are ids.
         transforms: one for each sample.
         size: (H, W) of the result: the network's, or that of the window of it.
 
     Returns:
-        float32 pictures (N, 3, H, W), 0..1, channels_last, PAD_VALUE outside of the stored sample; and the
-        targets: int64 ids (N, H, W) with VOID outside, or float32 (N, 2, H, W), coverage 0..1 and how far it
-        is known, 0 outside.
+        float32 pictures (N, channels, H, W), 0..1, channels_last, PAD_VALUE outside of the stored sample; and
+        the targets: int64 ids (N, H, W) with VOID outside, or float32 (N, 2, H, W), coverage 0..1 and how far
+        it is known, 0 outside.
     """
     device = pictures.device
     matrix = torch.from_numpy(np.array([transform.matrix for transform in transforms], np.float32)).to(device)
@@ -335,18 +349,19 @@ def _sampling_grid(
 
 
 def _apply_colour(x: Tensor, transforms: Sequence[Transform]) -> Tensor:
-    """Colour, blur and noise, each for the samples that have it; float (N, 3, H, W), 0..1."""
+    """Colour, blur and noise, each for the samples that have it; float (N, channels, H, W), 0..1."""
     device = x.device
 
     def some(values: Sequence[bool]) -> Tensor:
         return torch.tensor([index for index, value in enumerate(values) if value], device=device)
 
-    coloured = [transform for transform in transforms if transform.saturation != 1]
+    is_colour = x.shape[1] == 3
+    coloured = [transform for transform in transforms if transform.gain]
     if coloured:
-        which = some([transform.saturation != 1 for transform in transforms])
+        which = some([bool(transform.gain) for transform in transforms])
         gain = torch.tensor(
             [transform.gain for transform in coloured], dtype=torch.float32, device=device
-        ).view(-1, 3, 1, 1)
+        ).view(len(coloured), -1, 1, 1)
         brightness = torch.tensor(
             [transform.brightness for transform in coloured], dtype=torch.float32, device=device
         )
@@ -354,8 +369,10 @@ def _apply_colour(x: Tensor, transforms: Sequence[Transform]) -> Tensor:
             [transform.saturation for transform in coloured], dtype=torch.float32, device=device
         )
         part = kornia.enhance.adjust_brightness(x[which] * gain, brightness)
-        x = x.index_copy(0, which, kornia.enhance.adjust_saturation_with_gray_subtraction(part, saturation))
-    if turned := [transform.hue for transform in transforms if transform.hue]:
+        if is_colour:
+            part = kornia.enhance.adjust_saturation_with_gray_subtraction(part, saturation)
+        x = x.index_copy(0, which, part)
+    if is_colour and (turned := [transform.hue for transform in transforms if transform.hue]):
         which = some([transform.hue != 0 for transform in transforms])
         hue = torch.tensor(turned, dtype=torch.float32, device=device)
         x = x.index_copy(0, which, kornia.enhance.adjust_hue(x[which], hue))

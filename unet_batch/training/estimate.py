@@ -42,8 +42,8 @@ def estimate(plan: TrainingPlan) -> Estimate:
         TrainingError: the memory does not hold a batch.
     """
     height, width = plan.spec.input_size
-    # Colours, and coverage with how far it is known, or ids
-    bytes_each = 5 if len(plan.spec.classes.names) == 1 else 4
+    # Channels, and coverage with how far it is known, or ids
+    bytes_each = plan.spec.in_channels + (2 if len(plan.spec.classes.names) == 1 else 1)
     stored = height * width * bytes_each * (OVERSAMPLING**2 * len(plan.train) + len(plan.val))
     seconds = seconds_per_step(plan)
     # A validation picture costs a third of a training picture: it has no backward pass.
@@ -63,7 +63,8 @@ def seconds_per_step(plan: TrainingPlan, steps: int = 3) -> float:
     state = build_state(plan, Ranks())
     height, width = plan.training_size
     names = plan.spec.classes.names
-    pictures = torch.rand(plan.batch_size, 3, height, width).contiguous(memory_format=torch.channels_last)
+    pictures = torch.rand(plan.batch_size, plan.spec.in_channels, height, width)
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
     shape = (plan.batch_size, 2, height, width) if len(names) == 1 else (plan.batch_size, height, width)
     targets = torch.ones(shape) if len(names) == 1 else torch.zeros(shape, dtype=torch.int64)
     batch = Batch(pictures.to(plan.device), targets.to(plan.device), ())

@@ -212,9 +212,9 @@ def _run_epochs(
     plan, ranks, progress, options = state.plan, state.ranks, state.progress, state.plan.options
     budget = memory_budget() // ranks.count
     scale = 1 if options.augment == "none" and options.flip != "any" else OVERSAMPLING
-    size, value_range = plan.spec.input_size, plan.options.range
-    training = Samples(plan.dataset, plan.train, size, scale, budget * 4 // 5, value_range)
-    validation = Samples(plan.dataset, plan.val, size, 1, budget // 5, value_range)
+    size, how = plan.spec.input_size, (plan.options.range, plan.spec.in_channels)
+    training = Samples(plan.dataset, plan.train, size, scale, budget * 4 // 5, *how)
+    validation = Samples(plan.dataset, plan.val, size, 1, budget // 5, *how)
     begun = time.monotonic() - progress.seconds
 
     def save() -> None:
@@ -341,16 +341,20 @@ def training_batches(
         numbered[step * plan.batch_size : (step + 1) * plan.batch_size] for step in range(done, plan.steps)
     ]
 
+    channels = plan.spec.in_channels
+
     def transform(number: int) -> augment.Transform:
         key = (options.seed, epoch, number)
-        return augment.draw(preset, options.flip, samples.stored, samples.size, key, crop=options.crop)
+        return augment.draw(
+            preset, options.flip, samples.stored, samples.size, key, crop=options.crop, channels=channels
+        )
 
     def paste(number: int) -> augment.Paste | None:
         if plain or not options.paste:
             return None
         key = (options.seed, epoch, number, 1)
         return augment.draw_paste(
-            options.paste, len(samples), samples.stored, samples.size, key, options.crop
+            options.paste, len(samples), samples.stored, samples.size, key, options.crop, channels
         )
 
     order = [ranks.share(numbers) for numbers in whole]
@@ -441,6 +445,7 @@ def best_epoch(plan: TrainingPlan, history: Sequence[dict[str, Any]]) -> int:
 def _write_model(plan: TrainingPlan, ema: SegmentationNetwork, history: Sequence[dict[str, Any]]) -> None:
     """Write the averaged weights, with the epoch and its validation in the description."""
     training = {
+        **plan.spec.training,
         "epoch": len(history),
         "epochs": plan.options.epochs,
         "seed": plan.options.seed,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unet_batch.errors import UsageError
 from unet_batch.media.images import AUTO, Range, trained_range
-from unet_batch.model.spec import ENCODERS, MAX_LEVELS, MAX_SIDE, MAX_WIDTH
+from unet_batch.model.spec import ENCODERS, MAX_BAND, MAX_CHANNELS, MAX_LEVELS, MAX_SIDE, MAX_WIDTH
 from unet_batch.training.augment import FLIPS, PRESETS
 
 if TYPE_CHECKING:
-    from unet_batch.types import Size
+    from unet_batch.types import Channels, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class Options:
 
     Attributes:
         size: (height, width) of the network's input.
+        channels: bands of each picture that the network takes, from 1, in this order; None takes those of
+            `init` or, where pictures are more than grey or colour, all that they have.
         value_range: which values of a picture are black and white, as `images.Range.parse` takes it; None for
             that of `init`, or "auto".
         crop: (height, width) of windows of it to train on, as many of each picture as cover it; None for all
@@ -59,6 +61,7 @@ class Options:
     """
 
     size: Size | None = None
+    channels: Channels | None = None
     crop: Size | None = None
     value_range: str | None = None
     widths: tuple[int, ...] | None = None
@@ -96,6 +99,11 @@ class Options:
             # What no checkpoint may hold would be found out only once it is trained.
             "size": self.size is not None and not 1 <= min(self.size) <= max(self.size) <= MAX_SIDE,
             "crop": self.crop is not None and min(self.crop) < 1,
+            "channels": self.channels is not None
+            and not (
+                len(self.channels) <= MAX_CHANNELS
+                and 1 <= min(self.channels) <= max(self.channels) <= MAX_BAND
+            ),
             "widths": self.widths is not None
             and not (
                 1 <= len(self.widths) <= MAX_LEVELS and 1 <= min(self.widths) <= max(self.widths) <= MAX_WIDTH

@@ -33,6 +33,7 @@ from unet_batch.model.network import SegmentationNetwork
 from unet_batch.model.spec import inherit_terms
 from unet_batch.model.unet import DEFAULT_WIDTHS
 from unet_batch.training.options import Options
+from unet_batch.training.start import choose_channels, choose_encoder_weights, spread
 from unet_batch.types import ModelSpec
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class TrainingPlan:
         options: as they were given.
         dataset: where pictures and masks come from.
         train, val: the pictures of each part.
-        spec: of the model, its `training` still empty.
+        spec: of the model; its `training` holds no more than the channels that were chosen.
         lr: learning rate.
         batch_size: samples in a step, over all processes.
         device: where it runs.
@@ -161,6 +162,7 @@ class TrainingPlan:
             chosen[key] = chosen[key] or None
         if not self.spec.encoder:
             chosen["encoder_lr"] = None
+        chosen["channels"] = self.spec.channels
         chosen["encoder"] = self.spec.encoder or None
         chosen["encoder_weights"] = self.encoder_sha256 or None
         chosen |= {
@@ -237,11 +239,13 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     train, val = parts["training"], parts["validation"]
     start = _identify_init(options, output)
     encoder, widths, why_start = _choose_network(options, start)
-    weights, why_weights = _choose_encoder_weights(options, encoder, start)
+    weights, why_weights = choose_encoder_weights(options, encoder, start)
     _check_sources(dataset, options)
     new_head, why_head = _choose_head(dataset.classes.names, start)
     options, why_range = options.with_range_of(start.spec.training if start else {})
     size, why_size = _choose_size(train, options, start, bool(encoder))
+    channels, in_channels, why_channels = choose_channels(dataset, options, start, encoder)
+    dataset = dataclasses.replace(dataset, channels=channels)
     stride = STRIDE if encoder else 2 ** (len(widths) - 1)
     shares = _share_out(dataset, train, options, _windows(size, options.crop or size))
     samples = sum(len(members) * whole + part for members, whole, part in shares)
@@ -252,7 +256,7 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
     kept = f" of {start.spec.name}, kept" if start and not options.terms.strip() else ""
     why_terms = f"terms{kept}: {terms}" if terms else ""
     why_shares = _describe_shares(dataset, shares, val, options)
-    reasons = (why_parts, *why_shares, why_start, why_weights, why_head)
+    reasons = (*(why_parts, *why_shares, why_start, why_weights, *why_channels), why_head)
     reasons += (why_size, why_range, why_precision, why_terms)
     return TrainingPlan(
         output=os.path.abspath(output),
@@ -263,15 +267,16 @@ def make_plan(dataset: Dataset, output: str, options: Options, *, processes: int
         spec=ModelSpec(
             name=os.path.splitext(os.path.basename(output))[0],
             widths=widths,
-            in_channels=3,
+            in_channels=in_channels,
             input_size=size,
-            mean=start.spec.mean if start else pretrained.MEAN if encoder else MEAN,
-            std=start.spec.std if start else pretrained.STD if encoder else STD,
+            mean=spread(start.spec.mean if start else pretrained.MEAN if encoder else MEAN, in_channels),
+            std=spread(start.spec.std if start else pretrained.STD if encoder else STD, in_channels),
             classes=dataset.classes,
             output="probability" if len(dataset.classes.names) == 1 else "class_ids",
             architecture="encoder-unet" if encoder else "unet",
             encoder=encoder,
             terms=terms,
+            training={"channels": list(channels)} if channels else {},
         ),
         lr=options.lr,
         batch_size=batch_size,
@@ -318,7 +323,7 @@ def _choose_network(options: Options, start: ModelFile | None) -> tuple[str, tup
         return encoder, widths, ""
     known = start.spec
     widths = options.widths or known.widths
-    if known.widths != widths or known.in_channels != 3:
+    if known.widths != widths:
         raise UsageError(
             f"{options.init} has widths {_join(known.widths)}, asked for are {_join(widths)}",
             hint="leave out --widths, or train without --init",
@@ -329,25 +334,6 @@ def _choose_network(options: Options, start: ModelFile | None) -> tuple[str, tup
             hint="leave out --encoder, or train without --init",
         )
     return known.encoder, widths, f"starts from {known.name}, sha256 {start.sha256[:12]}"
-
-
-def _choose_encoder_weights(options: Options, encoder: str, start: ModelFile | None) -> tuple[str, str]:
-    """The file that the encoder starts from, or "" where `init` or nothing is."""
-    if options.encoder_weights and (start is not None or not encoder):
-        raise UsageError(
-            "--encoder-weights start a new encoder", hint="give --encoder with them, and leave out --init"
-        )
-    if not encoder and options.encoder_lr != Options.encoder_lr:
-        raise UsageError(
-            f"--encoder-lr {options.encoder_lr:g}: this network has no encoder that knows anything",
-            hint="leave it out, or give --encoder",
-        )
-    if not encoder or start is not None:
-        return "", ""
-    if options.encoder_weights == "none":
-        return "", f"{encoder} starts from random weights: asked for"
-    path = options.encoder_weights or pretrained.find_weights(encoder)
-    return os.path.abspath(path), f"{encoder} starts from {os.path.basename(path)}"
 
 
 def _check_sources(dataset: Dataset, options: Options) -> None:

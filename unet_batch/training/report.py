@@ -45,6 +45,8 @@ from unet_batch.version import __version__
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from unet_batch.types import ModelSpec
+
 _DRAWING_SHARE = 0.05  # of the time, at most, goes into drawings between the first and the last
 _LOOKED_AT = 64  # pictures whose scale is written down
 _SHOWN = 4  # pictures of each kind on the sheet
@@ -278,7 +280,7 @@ def model_card(plan: TrainingPlan, outcome: Outcome, found: Evaluation, sheet: b
         "|---|---|",
         f"| task | {task} |",
         f"| network | {spec.network}, {plan.parameters / 1e6:.2f} M parameters |",
-        f"| input | RGB, {height}x{width} (height x width), letterboxed |",
+        f"| input | {_input(spec)}, {height}x{width} (height x width), letterboxed |",
         f"| training | {kept}, {_duration(outcome.seconds)} on {plan.device.type} in {plan.precision}; "
         f"{outcome.ended} |",
         f"| versions | unet-batch {__version__}, torch {torch.__version__}, Python "
@@ -321,6 +323,13 @@ def model_card(plan: TrainingPlan, outcome: Outcome, found: Evaluation, sheet: b
         "",
     ]
     return "\n".join(lines)
+
+
+def _input(spec: ModelSpec) -> str:
+    """What it takes of a picture."""
+    if spec.channels is None:
+        return "RGB" if spec.in_channels == 3 else "luminance"
+    return f"channels {', '.join(map(str, spec.channels))}"
 
 
 def _further_options(plan: TrainingPlan) -> Iterator[str]:
@@ -422,6 +431,7 @@ def _training_facts(plan: TrainingPlan, outcome: Outcome, found: Evaluation, bac
             },
         }
     return {
+        **plan.spec.training,
         "data": plan.dataset.name,
         "reasons": [*plan.dataset.reasons, *plan.reasons],
         "datasets": {

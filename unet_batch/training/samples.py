@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unet_batch.datasets.dataset import Dataset, Pair
 from unet_batch.datasets.encoding import VOID
-from unet_batch.media import geometry, images
+from unet_batch.media import geometry
 from unet_batch.media.images import AUTO, Range
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import cpu_count
@@ -42,7 +42,7 @@ class Sample:
     """One pair as it is kept.
 
     Attributes:
-        picture: RGB uint8 (h, w, 3), letterboxed.
+        picture: uint8 (h, w, channels), letterboxed.
         target: uint8 (h, w): of one class its coverage, 0..255, which a probability gives as it is, one of
             16 bits to the nearest 255th; of several the ids, VOID where unknown and in the padding.
         known: uint8 (h, w), of one class: 255 where the coverage counts, 0 in void and padding; of several
@@ -64,6 +64,7 @@ class Samples:
         scale: samples are kept at `scale` times this.
         budget: bytes that may be cached.
         value_range: which values of a picture are black and white.
+        channels: of the network's input.
     """
 
     def __init__(
@@ -74,10 +75,12 @@ class Samples:
         scale: int,
         budget: int,
         value_range: Range = AUTO,
+        channels: int = 3,
     ) -> None:
         self.dataset, self.pairs, self.size, self.scale = dataset, pairs, size, scale
         self.value_range = value_range
         self.stored: Size = (size[0] * scale, size[1] * scale)
+        self._channels = channels
         self._one = len(dataset.classes.names) == 1
         self._cache: dict[int, Sample] = {}
         self._free_bytes = budget
@@ -110,7 +113,7 @@ class Samples:
             ImageError: see `__getitem__`.
         """
         enough = (OVERSAMPLING * self.size[0], OVERSAMPLING * self.size[1])
-        picture = images.read(pair.image, at_least=enough, value_range=self.value_range)
+        picture = self.dataset.read_picture(pair, enough, self.value_range)
         mask = self.dataset.decode_mask(pair, picture.size)
         ids = mask.ids
         if picture.missing is not None:  # nothing is to be learnt where the photo's file has no value
@@ -132,8 +135,9 @@ class Samples:
         )
 
     def _letterbox(self, picture: Pixels, ids: Pixels, levels: Pixels | None, placement: Placement) -> Sample:
-        """Resize a picture RGB (h, w, 3), its ids and levels (H, W), and pad them to the network's size."""
-        pixels, ids = geometry.to_network(picture, placement), geometry.cover(ids, placement)
+        """Resize a picture (h, w, channels), its ids and levels (H, W), and pad them to the input's size."""
+        pixels = geometry.to_network(picture, placement, channels=self._channels)
+        ids = geometry.cover(ids, placement)
         none = np.empty((0, 0), np.uint8)
         if not self._one:
             target = np.full(placement.network, VOID, np.uint8)

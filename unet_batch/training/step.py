@@ -17,7 +17,7 @@ from unet_batch.errors import TrainingError
 from unet_batch.model import checkpoint, pretrained
 from unet_batch.model.architectures import build_network
 from unet_batch.model.encoder_unet import EncoderUNet
-from unet_batch.model.network import SegmentationNetwork
+from unet_batch.model.network import SegmentationNetwork, widen_first
 from unet_batch.training import losses
 from unet_batch.training.options import Options
 from unet_batch.training.plan import TrainingPlan
@@ -73,6 +73,7 @@ def build_state(plan: TrainingPlan, ranks: Ranks) -> TrainState:
     model = build_network(plan.spec)
     if plan.init:
         start = checkpoint.load(plan.init).model.state_dict()
+        start |= widen_first(start, model.in_channels)
         if plan.new_head:
             start = {name: value for name, value in start.items() if not name.startswith("head.")}
         model.load_state_dict(start, strict=not plan.new_head)
@@ -124,7 +125,7 @@ class MixedPrecision(nn.Module):
             self.register_buffer(name, torch.tensor(value, device=plan.device).view(1, -1, 1, 1))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """float32 (N, 3, H, W), 0..1 -> float32 logits (N, classes, H, W)."""
+        """float32 (N, channels, H, W), 0..1 -> float32 logits (N, classes, H, W)."""
         x = (pictures - self.mean) / self.std
         with torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32):
             features = self.model.features(x)

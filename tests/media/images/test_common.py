@@ -266,7 +266,7 @@ def test_every_extension_can_be_read(tmp_path: Path, photo: Image.Image) -> None
     small = photo.resize((32, 32))
     made = {name for names in kinds.values() for name in names.split()}
     raw = {"dng", "cr2", "cr3", "nef", "nrw", "arw", "raf", "orf", "rw2", "pef", "srw"}  # see test_raw.py
-    scientific = {"dcm", "dicom", "zarr"}  # see test_dicom.py, test_zarr.py
+    scientific = {"dcm", "dicom", "zarr", "npy"}  # see test_dicom.py, test_zarr.py, test_npy.py
     # The next four: see the odd files
     assert set(images.EXTENSIONS) == made | raw | scientific | {"heic", "heif", "hif", "psd"}
     for kind, names in kinds.items():

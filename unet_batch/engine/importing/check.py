@@ -13,9 +13,8 @@ from unet_batch.engine.importing.importer import Imported, reference_maps
 from unet_batch.engine.importing.recipe import Recipe
 from unet_batch.engine.importing.settings import RANGES, Settings
 from unet_batch.engine.pictures import read_photos
-from unet_batch.errors import UsageError
 from unet_batch.files.atomic import write_atomic
-from unet_batch.media import geometry
+from unet_batch.media import geometry, render
 
 PICTURES = 6  # a sheet that a screen shows at once
 
@@ -33,13 +32,11 @@ def draw_check(made: Imported, sources: Sequence[str], target: str) -> str:
 
     Raises:
         SourceError: a source holds no pictures.
-        UsageError: no picture can be read, or the network does not take RGB.
+        UsageError: no picture can be read.
         OutputError: the sheet cannot be written.
     """
     recipe, spec = made.recipe, made.model.spec
-    if recipe.channels != 3:
-        raise UsageError(f"{made.graph.path}: takes {recipe.channels} channels; photos have three")
-    photos, note = read_photos(sources, recipe.size, PICTURES, "pictures")
+    photos, note = read_photos(sources, spec, recipe.size, PICTURES, "pictures")
     ways = _ways(made)
     maps = {
         title: reference_maps(made.graph, way, [photo.pixels for photo in photos])
@@ -50,7 +47,7 @@ def draw_check(made: Imported, sources: Sequence[str], target: str) -> str:
     rows = [
         Preview(
             os.path.basename(photo.path),
-            geometry.content_of(photo.pixels, photo.placement),
+            render.visible(geometry.content_of(photo.pixels, photo.placement)),
             [geometry.content_of(values[number], photo.placement) for values in maps.values()],
         )
         for number, photo in enumerate(photos)
@@ -69,7 +66,9 @@ def _ways(made: Imported) -> dict[str, Recipe]:
             if name != taken["range"]:
                 normalisation = Settings(range=name).normalisation
                 assert normalisation is not None
-                mean, std = (values * 3 if len(values) == 1 else values for values in normalisation)
+                mean, std = (
+                    values * recipe.channels if len(values) == 1 else values for values in normalisation
+                )
                 ways[f"--range {name}"] = replace(recipe, mean=mean, std=std)
     if "colour" in guessed:
         ways["--colour bgr"] = replace(recipe, colour="bgr")

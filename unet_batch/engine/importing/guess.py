@@ -173,7 +173,7 @@ class _Reader:
             self._add("colour", "grey", "it takes one channel: 0.299 red + 0.587 green + 0.114 blue")
             return "grey", 3
         if taken != 3:
-            reason = f"it takes {taken} channels, as they come: photos, which have three, cannot feed it yet"
+            reason = f"it takes {taken} channels, as they come: the first {taken} bands of each picture"
             self._add("colour", "other", reason)
             return "other", taken
         if self.given.colour is not None:

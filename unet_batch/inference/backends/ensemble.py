@@ -47,7 +47,7 @@ class Ensemble(Backend):
             specs[0],
             name=" + ".join(spec.name for spec in specs),
             threshold=fsum(spec.threshold for spec in specs) / len(specs),
-            training={},
+            training={key: value for key, value in specs[0].training.items() if key == "channels"},
             terms=_terms(specs),
         )
         self._limits()
@@ -119,7 +119,7 @@ def check_members(specs: dict[str, ModelSpec]) -> None:
         for what, one, other in (
             ("classes", wanted.classes.names, spec.classes.names),
             ("output", (wanted.output,), (spec.output,)),
-            ("channels", (str(wanted.in_channels),), (str(spec.in_channels),)),
+            ("channels", _channels(wanted), _channels(spec)),
         ):
             if one != other:
                 raise UsageError(
@@ -133,6 +133,11 @@ def check_members(specs: dict[str, ModelSpec]) -> None:
             "and of two the first would always win",
             hint="take three models or more, or one",
         )
+
+
+def _channels(spec: ModelSpec) -> tuple[str, ...]:
+    """What a model takes of a picture, in words."""
+    return tuple(map(str, spec.channels or (f"{spec.in_channels} in all",)))
 
 
 def average(maps: Sequence[Pixels], spec: ModelSpec) -> Pixels:

@@ -32,6 +32,14 @@
 | that names Adobe RGB in EXIF (DCF)  | compensation; one that is damaged or made for other colours  |
 |                                     | is ignored, with a note; so is high dynamic range (PQ, HLG)  |
 | PNG's gAMA and cHRM                 | ignored: many programs write wrong ones                      |
+| an array of NumPy (.npy)            | as a TIFF of such bands; NaN and infinity have no value      |
+
+Where `channels` are chosen it returns uint8 (h, w, n): those bands of the file by their numbers from 1, as
+they are stored but upright: no profile, no opacity over white, nothing inverted. Of a TIFF, bands of the
+page, and the channels that ImageJ and OME store as pages; of an array their axis; of a JPEG red, green and
+blue; of all else grey or red, green and blue, then opacity where the format has it. Numbers become levels by
+the table, but each channel by itself where minimum and maximum decide: a channel is the same beside any
+others. `missing` is where none of them has a value.
 
 A JPEG is decoded in libjpeg's strict mode, where every warning is an error: a lenient decoder fills what is
 missing with grey. Some blemishes are cut out of the data, which must then pass the strict decoder as a whole:
@@ -47,8 +55,9 @@ and LERC notice any, JPEG most; the others (LZW, fax, none...) show them.
 `common` has the table of formats, to which a new one is added, limits and errors; `ranges` makes uint8 of
 numbers of any type. `jpeg` (with `huffman`), `png`, `tiff` (with `tiff_pages`, `tiff_blocks`, `tiff_ycbcr`,
 and `tiff_bands` for what memory does not hold), `raw`, `dicom` (with `dicomseg` for masks) and `ome_zarr`
-have their formats, `decode` all others (with `depth`), and the functions that read; `memory` takes what was
-read already, `profiles` makes it sRGB, `metadata` chooses what outputs take over, and `encode` writes them.
+have their formats, `decode` all others (with `depth`), and the functions that read, `masks` those for ids;
+`memory` takes what was read already, `profiles` makes it sRGB, `metadata` chooses what outputs take over, and
+`encode` writes them.
 """
 
 from __future__ import annotations
@@ -61,7 +70,7 @@ from unet_batch.media.images.common import (
     is_unnamed_dicom,
     may_be_dicom,
 )
-from unet_batch.media.images.decode import StoredMask, orientation, read, read_bytes, read_ids
+from unet_batch.media.images.decode import natural_channels, orientation, read, read_bytes
 from unet_batch.media.images.dicomseg import SegmentationWriter, check_dicomseg, encode_dicomseg
 from unet_batch.media.images.encode import (
     JPEG_SIDE,
@@ -73,6 +82,7 @@ from unet_batch.media.images.encode import (
     mask_canvas,
 )
 from unet_batch.media.images.geotiff import NODATA, GeoTiffWriter, encode_geotiff
+from unet_batch.media.images.masks import StoredMask, read_ids
 from unet_batch.media.images.memory import from_memory
 from unet_batch.media.images.pages import Stack, StackWriter, look_at_pages, read_pages
 from unet_batch.media.images.ranges import AUTO, Range, trained_range
@@ -107,6 +117,7 @@ __all__ = [
     "mask_canvas",
     "may_be_dicom",
     "measure",
+    "natural_channels",
     "orientation",
     "read",
     "read_bands",

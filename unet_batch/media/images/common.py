@@ -24,7 +24,7 @@ from unet_batch.types import Metadata
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from unet_batch.types import Pixels, Size
+    from unet_batch.types import Channels, Pixels, Size
 
 MAX_PIXELS = 200_000_000
 """Default limit, checked before decoding: 600 MB as RGB. Pillow allows GIF and WebP no more than 178,956,970.
@@ -92,6 +92,7 @@ FORMATS = (
         "PIL.Jpeg2KImagePlugin:Jpeg2KImageFile",
     ),
     Format("OME-Zarr", "zarr", rb"(?!)", ""),  # a folder: no file begins like it
+    Format("NumPy", "npy", rb"\x93NUMPY", ""),
     Format("TGA", "tga", b"", "PIL.TgaImagePlugin:TgaImageFile"),
 )
 OME_ZARR = next(format for format in FORMATS if format.name == "OME-Zarr")
@@ -121,9 +122,10 @@ class Picture:
     """A decoded picture.
 
     Attributes:
-        pixels: RGB uint8 (h, w, 3), C-contiguous, upright. ceil(`size` / 2), / 4 or / 8 after a reduced
-            decode: then each pixel stands for a whole block of the full picture, the last ones for a block
-            that may reach past its bottom and right (see `geometry.to_network`).
+        pixels: RGB uint8 (h, w, 3), or the channels that were chosen (h, w, n), C-contiguous, upright.
+            ceil(`size` / 2), / 4 or / 8 after a reduced decode: then each pixel stands for a whole block of
+            the full picture, the last ones for a block that may reach past its bottom and right (see
+            `geometry.to_network`).
         size: (height, width) of the whole picture, upright, at full resolution.
         missing: bool (h, w) as `pixels`, True where the file says that it has no value; None where there is a
             value everywhere.
@@ -317,7 +319,12 @@ def apply_orientation(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
     cv2 takes 1 ms for 1280x1918, numpy 11 to 25 ms.
     """
-    if orientation in (3, 6, 8):
+    if orientation > 1 and pixels.ndim == 3 and pixels.shape[2] > 4:  # more than cv2 turns together
+        planes = [
+            apply_orientation(np.ascontiguousarray(plane), orientation) for plane in np.moveaxis(pixels, 2, 0)
+        ]
+        pixels = np.stack(planes, -1)
+    elif orientation in (3, 6, 8):
         rotations = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
         pixels = cv2.rotate(pixels, rotations[orientation])
     elif orientation in (2, 4):
@@ -334,6 +341,35 @@ def over_white(rgb: Pixels, alpha: Pixels, premultiplied: bool = False) -> Pixel
     canvas = Image.new("RGB", rgb.shape[1::-1], (255, 255, 255))
     canvas.paste(Image.fromarray(rgb), mask=Image.fromarray(alpha))
     return np.array(canvas, np.uint8)
+
+
+def choose_channels(bands: NDArray[Any], channels: Channels, name: str) -> NDArray[Any]:
+    """Take channels of a picture (h, w, bands), in their order: (h, w, len(channels)).
+
+    Raises:
+        ImageError: it has fewer.
+    """
+    check_channels(bands.shape[2], channels, name)
+    return np.ascontiguousarray(bands[..., [channel - 1 for channel in channels]])
+
+
+def check_channels(count: int, channels: Channels, name: str) -> tuple[str, ...]:
+    """Raise ImageError if a picture of `count` bands has not all channels; a note if some are left out."""
+    wanted = ",".join(map(str, channels))
+    if max(channels) > count:
+        there = ",".join(map(str, range(1, 1 + min(count, len(channels)))))
+        hint = f"leave it out, or choose from its own: --channels {there} (in Python: channels=...)"
+        if count < len(set(channels)):
+            hint = f"leave it out, or take a model for its bands: train --channels {there} makes one"
+        raise ImageError(
+            f"{name}: has {count} {'band' if count == 1 else 'bands'}, the network takes channels {wanted}",
+            hint=hint,
+        )
+    return (
+        (f"{count} bands: {wanted} {'is' if len(channels) == 1 else 'are'} read",)
+        if count > len(set(channels))
+        else ()
+    )
 
 
 class _DecoderModules:

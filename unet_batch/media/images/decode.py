@@ -5,35 +5,42 @@ from __future__ import annotations
 import importlib
 import struct
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from unet_batch.errors import ImageError
+from unet_batch.media.images import npy, tiff_channels
 from unet_batch.media.images.common import (
     MAX_PIXELS,
     Picture,
     Source,
     apply_orientation,
+    check_channels,
+    choose_channels,
     exif_orientation,
     open_source,
     over_white,
 )
 from unet_batch.media.images.depth import find_depth
-from unet_batch.media.images.dicom import read_dicom, read_stored_frame
+from unet_batch.media.images.dicom import read_dicom
 from unet_batch.media.images.huffman import read_frame
 from unet_batch.media.images.jpeg import open_header, read_jpeg
 from unet_batch.media.images.metadata import outputs_metadata
-from unet_batch.media.images.ome_zarr import read_stored_page, read_volume
+from unet_batch.media.images.ome_zarr import open_volume, read_volume
 from unet_batch.media.images.png import open_png
 from unet_batch.media.images.profiles import coded_profile, named_profile, to_srgb
-from unet_batch.media.images.ranges import AUTO, Range, Usage
-from unet_batch.media.images.raw import NO_MASK, RawInTiff, read_raw
-from unet_batch.media.images.tiff import PALETTE, WHITE_IS_ZERO, read_stored, read_tiff, tiff_orientation
+from unet_batch.media.images.ranges import AUTO, Range, Usage, scale_channels
+from unet_batch.media.images.raw import RawInTiff, read_raw
+from unet_batch.media.images.tiff import (
+    explained,
+    read_tiff,
+    tiff_orientation,
+)
 from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
@@ -41,11 +48,16 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
     from unet_batch.media.images.depth import Depth
-    from unet_batch.types import Pixels, Size
+    from unet_batch.types import Channels, Pixels, Size
 
 
 def read(
-    path: str, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS, value_range: Range = AUTO
+    path: str,
+    *,
+    at_least: Size | None = None,
+    max_pixels: int = MAX_PIXELS,
+    value_range: Range = AUTO,
+    channels: Channels | None = None,
 ) -> Picture:
     """Decode a picture file.
 
@@ -59,14 +71,17 @@ def read(
             ignore it.
         max_pixels: largest height x width that is decoded.
         value_range: which of its values are black and white. Percentiles are those of the pixels that are
-            decoded; inks (CMYK) and L*a*b* are left as they are.
+            decoded; inks (CMYK) and L*a*b* are left as they are. Of chosen channels each has its own.
+        channels: bands of the file to take as they are stored, by their numbers from 1; None makes RGB of it.
+            See the package.
 
     Raises:
         ImageTooLarge: the header asks for more than `max_pixels`.
-        ImageError: no such file, not a picture, truncated, damaged, or of a kind that is not supported.
+        ImageError: no such file, not a picture, truncated, damaged, or of a kind that is not supported; or
+            it has fewer bands.
     """
     with open_source(path, max_pixels) as source:
-        return _read(source, at_least, value_range)
+        return _read(source, at_least, value_range, channels)
 
 
 def read_bytes(
@@ -76,36 +91,67 @@ def read_bytes(
     at_least: Size | None = None,
     max_pixels: int = MAX_PIXELS,
     value_range: Range = AUTO,
+    channels: Channels | None = None,
 ) -> Picture:
     """Decode a picture that is in memory, as `read` does a file.
 
     Args:
         data: the contents of a picture file.
         name: what errors call it; "x.tga" also says that it is a TGA.
-        at_least, max_pixels, value_range: as for `read`.
+        at_least, max_pixels, value_range, channels: as for `read`.
 
     Raises:
         ImageTooLarge: the header asks for more than `max_pixels`.
         ImageError: not a picture, truncated, damaged, or of a kind that is not supported.
     """
     with open_source(name, max_pixels, data) as source:
-        return _read(source, at_least, value_range)
+        return _read(source, at_least, value_range, channels)
 
 
-def _read(source: Source, at_least: Size | None, value_range: Range) -> Picture:
+def natural_channels(path: str, *, max_pixels: int = MAX_PIXELS) -> Channels | None:
+    """All bands of a picture that has more, or other ones, than a person sees; from its header.
+
+    None of grey and colour, with opacity or without. All bands of a TIFF of two or of four and more, of one
+    with an axis of channels, of such an array and of such an OME-Zarr; opacity is none of them.
+
+    Raises:
+        ImageError: as for `read`.
+    """
+    with open_source(path, max_pixels) as source:
+        if source.format.name == "TIFF":
+            with suppress(RawInTiff), explained(source):
+                return tiff_channels.natural_channels(source)
+        if source.format.name == "NumPy" and (count := npy.count_bands(source)) not in (1, 3):
+            return tuple(range(1, count + 1))
+        if source.format.name == "OME-Zarr" and (count := open_volume(source).channels) not in (1, 3):
+            return tuple(range(1, count + 1))
+        return None
+
+
+def _read(source: Source, at_least: Size | None, value_range: Range, channels: Channels | None) -> Picture:
     """Decode by the format's own function; a format that needs one gets its branch here."""
+    if channels is not None and source.format.name in ("JPEG", "RAW", "DICOM"):
+        picture = _read(source, at_least, value_range, None)
+        return replace(picture, pixels=choose_channels(picture.pixels, channels, source.name))
     if source.format.name == "JPEG":
         return read_jpeg(source, at_least, value_range)
     notes: tuple[str, ...] = ()
     if source.format.name == "TIFF":
         with suppress(RawInTiff):
+            if channels is not None:
+                return tiff_channels.read_tiff_channels(source, channels, value_range)
             return read_tiff(source, value_range)
     if source.format.name in ("TIFF", "RAW"):
-        return read_raw(source)
+        picture = read_raw(source)
+        if channels is None:
+            return picture
+        return replace(picture, pixels=choose_channels(picture.pixels, channels, source.name))
     if source.format.name == "DICOM":
         return read_dicom(source, value_range)
     if source.format.name == "OME-Zarr":
-        return read_volume(source, value_range)
+        return read_volume(source, value_range, channels)
+    if source.format.name == "NumPy":
+        return npy.read_npy(source, value_range, channels)
     if source.format.name == "PNG":
         image: ImageFile = open_png(source, source.file.read())
     else:
@@ -113,7 +159,15 @@ def _read(source: Source, at_least: Size | None, value_range: Range) -> Picture:
         notes = frame_notes(image)
     image.load()
     depth = find_depth(source, image)
-    return to_picture(image, notes, with_metadata=at_least is None, value_range=value_range, depth=depth)
+    return to_picture(
+        image,
+        notes,
+        with_metadata=at_least is None,
+        value_range=value_range,
+        depth=depth,
+        channels=channels,
+        name=source.name,
+    )
 
 
 def to_picture(
@@ -123,6 +177,8 @@ def to_picture(
     with_metadata: bool = True,
     value_range: Range = AUTO,
     depth: Depth | None = None,
+    channels: Channels | None = None,
+    name: str = "picture",
 ) -> Picture:
     """Make of a loaded picture what `read` returns: by the package's table, in sRGB, over white, upright.
 
@@ -132,8 +188,12 @@ def to_picture(
         with_metadata: outputs will take it over.
         value_range: which values are black and white.
         depth: where its file holds more bits than the loaded picture; decoded only if these are needed.
+        channels: as for `read`.
+        name: what errors call it.
     """
     info = image.info
+    if channels is not None:
+        return _to_channels(image, channels, notes, name, value_range, depth)
     values, alpha, more = _levels(image, value_range, depth)
     notes += more
     profile, notes = info.get("icc_profile"), notes + info.get("notes", ())
@@ -182,152 +242,42 @@ def _levels(
     return levels, alpha, usage.notes
 
 
+def _to_channels(
+    image: Image.Image,
+    channels: Channels,
+    notes: tuple[str, ...],
+    name: str,
+    value_range: Range,
+    depth: Depth | None,
+) -> Picture:
+    """The same, of channels as they are stored: grey, or red, green, blue, or four inks; then opacity."""
+    values, bits, alpha = stored_values(image)
+    if depth is not None and value_range != AUTO:
+        values, bits = depth.decode(), 0
+        if value_range.kind == "dtype":
+            value_range = Range("fixed", depth.ends)
+    bands = values if values.ndim == 3 else values[..., None]
+    bands = scale_channels(bands, bits, None, [value_range] * bands.shape[2])
+    if image.has_transparency_data or alpha is not None:
+        opacity = np.full(bands.shape[:2], 255, np.uint8) if alpha is None else alpha
+        bands = np.dstack([bands, opacity])
+    notes += check_channels(bands.shape[2], channels, name)
+    turn = exif_orientation(image)
+    pixels = cast("Pixels", apply_orientation(choose_channels(bands, channels, name), turn))
+    pixels = pixels.reshape(*pixels.shape[:2], len(channels))  # cv2 turns one channel to none
+    missing = no_value(image)
+    if missing is not None:
+        missing = apply_orientation(missing.view(np.uint8), turn).view(np.bool_)
+    metadata, more = outputs_metadata(image.info, turn, image.info.get("dpi"))
+    return Picture(pixels, (pixels.shape[0], pixels.shape[1]), missing, None, metadata, notes + more)
+
+
 def frame_notes(image: Image.Image) -> tuple[str, ...]:
     """Say of a picture, not loaded yet, that it is the first of several."""
     count = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)  # of a PSD those are layers
     if count == 1 or (image.format != "HEIF" and image.tell() > 0):  # a frame that the caller chose
         return ()
     return (f"{count} {'pictures: the main one' if image.format == 'HEIF' else 'frames: the first'} is read",)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StoredMask:
-    """A mask as its file stores it, upright: numbers, not what a viewer makes of them.
-
-    Attributes:
-        values: "grey": uint8 or uint16 (h, w), or float32 (h, w) from 0 to 1; bits are 0 (black) and 1.
-            "index": uint8 (h, w), places in `palette`. "colour": RGB uint8 (h, w, 3), black where alpha is 0.
-            "jpeg": uint8 (h, w), grey levels that the compression has blurred.
-        kind: which of these.
-        full: the highest value that its type can hold: 255, 65535, 15 for 4 bits, 1 for bits and fractions;
-            0 where that says nothing, as for 32 bits.
-        palette: uint8 (n, 3), the colours of "index"; else None.
-        white_is_zero: a TIFF asks viewers to show 0 as white, which is "ignored" or "obeyed" here; else "".
-    """
-
-    values: NDArray[Any]
-    kind: Literal["grey", "index", "colour", "jpeg"]
-    full: int = 255
-    palette: Pixels | None = None
-    white_is_zero: Literal["", "ignored", "obeyed"] = ""
-
-
-def read_ids(path: str, *, max_pixels: int = MAX_PIXELS) -> StoredMask:
-    """Decode a mask, upright: the numbers that are stored, not what a person sees.
-
-    Args:
-        path: a regular file.
-        max_pixels: largest height x width that is decoded.
-
-    Raises:
-        ImageTooLarge: the header asks for more than `max_pixels`.
-        ImageError: as for `read`; or the values are fractions beyond 0 to 1, negative, or above 65535.
-    """
-    with open_source(path, max_pixels) as source:
-        if source.format.name == "JPEG":
-            return StoredMask(cv2.cvtColor(read_jpeg(source, None).pixels, cv2.COLOR_RGB2GRAY), "jpeg")
-        if source.format.name == "TIFF":
-            with suppress(RawInTiff):
-                return _tiff_mask(source)
-        if source.format.name in ("TIFF", "RAW"):
-            raise ImageError(f"{path}: {NO_MASK}", hint="save the mask as an 8-bit grey PNG")
-        if source.format.name == "DICOM":
-            return _numbers_mask(source, *read_stored_frame(source))
-        if source.format.name == "OME-Zarr":
-            return _numbers_mask(source, read_stored_page(source))
-        if source.format.name == "PNG":
-            data = source.file.read()
-            image: ImageFile = open_png(source, data)
-            bits = data[24]
-        else:
-            image, bits = open_image(source), 8
-        image.load()
-        try:
-            stored = _stored_mask(image, bits)
-        except ValueError as error:
-            raise ImageError(f"{path}: {error}", hint="save the mask as an 8-bit grey PNG") from error
-        return replace(stored, values=apply_orientation(stored.values, exif_orientation(image)))
-
-
-def _stored_mask(image: ImageFile, bits: int) -> StoredMask:
-    """What a loaded picture stores; `bits` of each value, where its format lets them vary."""
-    mode = image.mode
-    if mode == "LAB":
-        raise ValueError(f"pixels of type {mode} cannot be ids")
-    if mode == "P":
-        palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
-        return StoredMask(np.array(image), "index", palette=palette)
-    if mode == "1":
-        return StoredMask(np.array(image, np.uint8), "grey", 1)
-    if mode == "L":
-        # Pillow stretches 2 and 4 bits over 0..255
-        full = 2**bits - 1 if bits in (2, 4) else 255
-        return StoredMask(np.array(image) // np.uint8(255 // full), "grey", full)
-    if mode.startswith("I") or mode == "F":
-        return StoredMask(*_as_ids(np.array(image)))
-    if image.has_transparency_data:
-        rgba = np.array(image.convert("RGBA"))
-        return StoredMask(np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(0)), "colour")
-    return StoredMask(np.array(image.convert("RGB")), "colour")
-
-
-def _tiff_mask(source: Source) -> StoredMask:
-    """What a TIFF stores."""
-    stored = read_stored(source)
-    values: NDArray[Any] = np.ascontiguousarray(stored.values[..., 0])
-    if stored.values.shape[2] > 1:
-        colours, opacity = stored.rgb(), stored.opacity()
-        if stored.lossy:
-            return StoredMask(cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY), "jpeg")
-        if opacity is not None:
-            colours = np.where(opacity[..., None] > 0, colours, np.uint8(0))
-        return StoredMask(colours, "colour")
-    white_is_zero: Literal["", "ignored"] = "ignored" if stored.photometric == WHITE_IS_ZERO else ""
-    # Fax machines, scanners and editors store what they mean either way
-    if stored.bits == 1 and white_is_zero and not stored.is_array:
-        return StoredMask(1 - values.astype(np.uint8), "grey", 1, white_is_zero="obeyed")
-    try:
-        values, kind, full = _as_ids(values)
-    except ValueError as error:
-        raise ImageError(f"{source.name}: {error}", hint="save the mask as an 8-bit grey PNG") from error
-    if stored.photometric == PALETTE and values.max(initial=0) < 256:
-        return StoredMask(values.astype(np.uint8), "index", palette=stored.palette)
-    if values.dtype.kind == "u" and full > 1:
-        full = min(full, 2**stored.bits - 1)
-    return StoredMask(values, "jpeg" if stored.lossy else kind, full, white_is_zero=white_is_zero)
-
-
-def _numbers_mask(source: Source, values: NDArray[Any], bits: int = 0) -> StoredMask:
-    """What a file stores that holds numbers, of so many bits if it says so."""
-    if values.ndim == 3:
-        return StoredMask(values, "colour")
-    try:
-        values, kind, full = _as_ids(values)
-    except ValueError as error:
-        raise ImageError(f"{source.name}: {error}", hint="save the mask as an 8-bit grey PNG") from error
-    return StoredMask(values, kind, 2**bits - 1 if bits else full)
-
-
-def _as_ids(values: NDArray[Any]) -> tuple[NDArray[Any], Literal["grey"], int]:
-    """Numbers of any type as the first three attributes of `StoredMask`.
-
-    Raises:
-        ValueError: they are neither whole numbers from 0 to 65535 nor fractions from 0 to 1.
-    """
-    if values.dtype in (np.uint8, np.uint16):
-        return values, "grey", int(np.iinfo(values.dtype).max)
-    if missing := int(np.isnan(values).sum()):
-        raise ValueError(f"{missing:,} of its {values.size:,} values are not a number")
-    low, high = values.min(initial=0), values.max(initial=0)
-    whole = values.dtype.kind in "iu" or bool((values == np.rint(values)).all())
-    if low < 0 or high > (65535 if whole else 1):
-        raise ValueError(
-            f"its values, {low:g} to {high:g}, cannot be ids or probabilities: whole numbers from 0 to "
-            f"65535, or fractions from 0 to 1, expected"
-        )
-    if values.dtype.kind == "f" and high <= 1:
-        return values.astype(np.uint8 if whole else np.float32), "grey", 1
-    return values.astype(np.uint16), "grey", 0
 
 
 def orientation(path: str) -> int:
@@ -339,7 +289,7 @@ def orientation(path: str) -> int:
     with open_source(path, MAX_PIXELS) as source:
         if source.format.name == "TIFF":
             return tiff_orientation(source)
-        if source.format.name in ("RAW", "DICOM", "OME-Zarr"):
+        if source.format.name in ("RAW", "DICOM", "OME-Zarr", "NumPy"):
             return 1
         if source.format.name != "JPEG":
             return exif_orientation(open_image(source))

@@ -9,14 +9,20 @@ import numpy as np
 from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
-from unet_batch.media.images.common import MAX_PIXELS, Picture, over_white, too_large_hint
+from unet_batch.media.images.common import (
+    MAX_PIXELS,
+    Picture,
+    choose_channels,
+    over_white,
+    too_large_hint,
+)
 from unet_batch.media.images.decode import frame_notes, read_bytes, to_picture
-from unet_batch.media.images.ranges import AUTO, Range
+from unet_batch.media.images.ranges import AUTO, Range, scale_channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from unet_batch.types import Pixels, Size
+    from unet_batch.types import Channels, Pixels, Size
 
     InMemory = bytes | bytearray | memoryview | Image.Image | NDArray[Any]
 
@@ -35,6 +41,7 @@ def from_memory(
     at_least: Size | None = None,
     max_pixels: int = MAX_PIXELS,
     value_range: Range = AUTO,
+    channels: Channels | None = None,
 ) -> Picture:
     """Make RGB pixels of a picture in memory; alpha is composited over white, as it is in files.
 
@@ -47,6 +54,7 @@ def from_memory(
         at_least: as for `read`; for bytes only.
         max_pixels: as for `read`; arrays are exempt.
         value_range: as for `read`; of an image of Pillow, of what Pillow keeps: 8 bits of 16-bit colour.
+        channels: as for `read`; an array then has any number of bands, last: (h, w, bands).
 
     Raises:
         ImageTooLarge: the header asks for more than `max_pixels`.
@@ -54,19 +62,28 @@ def from_memory(
     """
     if isinstance(picture, (bytes, bytearray, memoryview)):
         return read_bytes(
-            bytes(picture), name, at_least=at_least, max_pixels=max_pixels, value_range=value_range
+            bytes(picture),
+            name,
+            at_least=at_least,
+            max_pixels=max_pixels,
+            value_range=value_range,
+            channels=channels,
         )
     if isinstance(picture, np.ndarray):
+        if channels is not None:
+            return _choose(picture, name, value_range, channels)
         return _from_array(picture, name, value_range)
     if isinstance(picture, Image.Image):
-        return _from_pillow(picture, name, max_pixels, value_range)
+        return _from_pillow(picture, name, max_pixels, value_range, channels)
     raise ImageError(
         f"{name}: {type(picture).__module__}.{type(picture).__qualname__} is no picture",
         hint="give a path, the bytes of a file, a PIL.Image, or a numpy array",
     )
 
 
-def _from_pillow(image: Image.Image, name: str, max_pixels: int, value_range: Range) -> Picture:
+def _from_pillow(
+    image: Image.Image, name: str, max_pixels: int, value_range: Range, channels: Channels | None
+) -> Picture:
     if image.height * image.width > max_pixels:
         raise ImageTooLarge(
             f"{name}: {image.height}x{image.width} (height x width) are {image.height * image.width:,} "
@@ -77,12 +94,32 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int, value_range: Ra
         with _loading:
             notes = frame_notes(image)
             image.load()
-        return to_picture(image, notes, value_range=value_range)
+        return to_picture(image, notes, value_range=value_range, channels=channels, name=name)
+    except ImageError:
+        raise
     except Exception as error:  # on a hostile file Pillow raises nearly anything
         raise ImageError(
             f"{name}: Pillow cannot decode it: its data are damaged or cut short",
             hint="give the path or the bytes of the file to hear more, or restore it from its source",
         ) from error
+
+
+def _choose(array: NDArray[Any], name: str, value_range: Range, channels: Channels) -> Picture:
+    """Channels of an array (h, w) or (h, w, bands) of uint8, of floats in 0..1, of all in a range."""
+    bands = array[..., None] if array.ndim == 2 else array
+    known = array.dtype == np.uint8 or array.dtype.kind in ("f" if value_range == AUTO else "buif")
+    if array.size == 0 or bands.ndim != 3 or not known:
+        raise ImageError(
+            f"{name} of {array.dtype} {array.shape}: uint8 (height, width, bands), or floats in 0..1 of "
+            f"such a shape, expected",
+            hint="channels come last, and one picture at a time",
+        )
+    chosen = choose_channels(bands, channels, name)
+    if value_range != AUTO:
+        chosen = scale_channels(chosen, 0, None, [value_range] * len(channels))
+    elif chosen.dtype.kind == "f":
+        chosen = _bytes_of_floats(chosen, name)
+    return Picture(chosen, (array.shape[0], array.shape[1]))
 
 
 def _from_array(array: NDArray[Any], name: str, value_range: Range) -> Picture:

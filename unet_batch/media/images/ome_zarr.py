@@ -7,7 +7,7 @@ TIFF.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -17,13 +17,13 @@ import numpy as np
 
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.files import stores
-from unet_batch.media.images.common import Damage, Picture, Source
-from unet_batch.media.images.ranges import AUTO, Range
+from unet_batch.media.images.common import Damage, Picture, Source, check_channels
+from unet_batch.media.images.ranges import AUTO, Range, scale_channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from unet_batch.types import Pixels, Size
+    from unet_batch.types import Channels, Pixels, Size
 
 _AXES = "tczyx"
 _BAND = 2**25  # bytes of numbers that are read at once, where chunks allow
@@ -72,19 +72,21 @@ class Volume:
         """How many of the channels are read."""
         return 3 if self.channels >= 3 else 1
 
-    def read(self, number: int, rows: slice = slice(None)) -> NDArray[Any]:
-        """Read some rows of a page: (n, width, bands).
+    def read(self, number: int, rows: slice = slice(None), channels: Channels | None = None) -> NDArray[Any]:
+        """Read some rows of a page: (n, width, bands), or the chosen channels.
 
         Raises:
             Damage: a chunk is cut short.
             Exception: it is damaged otherwise; what unpacks chunks raises nearly anything.
         """
         places = iter(np.unravel_index(number, self.outer) if self.outer else ())
-        where = {"c": slice(0, self.bands), "y": rows, "x": slice(None)}
+        first, end = (min(channels) - 1, max(channels)) if channels else (0, self.bands)
+        where = {"c": slice(first, end), "y": rows, "x": slice(None)}
         index = tuple(where[axis] if axis in where else int(next(places)) for axis in self.axes)
         _check_chunks(self, index)
         values = np.asarray(self.array[index])
-        return np.moveaxis(values, 0, -1) if "c" in self.axes else values[..., None]
+        values = np.moveaxis(values, 0, -1) if "c" in self.axes else values[..., None]
+        return values[..., [channel - 1 - first for channel in channels]] if channels else values
 
 
 def open_volume(source: Source) -> Volume:
@@ -160,7 +162,7 @@ def _explained() -> Iterator[None]:
         raise Damage("its metadata make no sense") from error
 
 
-def read_volume(source: Source, value_range: Range = AUTO) -> Picture:
+def read_volume(source: Source, value_range: Range = AUTO, channels: Channels | None = None) -> Picture:
     """Decode the first page; a note tells of others.
 
     Raises:
@@ -169,22 +171,28 @@ def read_volume(source: Source, value_range: Range = AUTO) -> Picture:
     """
     volume = open_volume(source)
     count = volume.count
-    notes = (f"{count:,} pages: the first is read",) if count > 1 else ()
-    return _read_page(source, volume, 0, value_range, notes)
+    notes: tuple[str, ...] = (f"{count:,} pages: the first is read",) if count > 1 else ()
+    notes += check_channels(volume.channels, channels, source.name) if channels else ()
+    return _read_page(source, volume, 0, _ranges(value_range, channels), channels, notes)
 
 
 def read_volume_pages(
-    source: Source, choose: Callable[[int], range], value_range: Range = AUTO
+    source: Source,
+    choose: Callable[[int], range],
+    value_range: Range = AUTO,
+    channels: Channels | None = None,
 ) -> Iterator[Picture]:
     """Decode some pages, in order and all in one range; raises as `read_volume`."""
     volume = open_volume(source)
     numbers = choose(volume.count)
+    if channels:
+        check_channels(volume.channels, channels, source.name)
+    ranges = _ranges(value_range, channels)
     if value_range != AUTO:
         _check_page(source, volume)
-        pages = lambda: ((values := volume.read(number), _invalid(values)) for number in numbers)  # noqa: E731
-        value_range = value_range.settle(volume.array.dtype, 0, pages)
+        ranges = _settle(volume, ranges, channels, [(number, slice(None)) for number in numbers])
     for number in numbers:
-        yield _read_page(source, volume, number, value_range)
+        yield _read_page(source, volume, number, ranges, channels)
 
 
 def read_stored_page(source: Source) -> NDArray[Any]:
@@ -192,7 +200,7 @@ def read_stored_page(source: Source) -> NDArray[Any]:
     volume = open_volume(source)
     _check_page(source, volume)
     values = volume.read(0)
-    return values[..., 0] if volume.bands == 1 else _to_rgb(values, AUTO)[0]
+    return values[..., 0] if volume.bands == 1 else _to_pixels(values, [AUTO])[0]
 
 
 def _check_page(source: Source, volume: Volume) -> None:
@@ -209,10 +217,15 @@ def _check_page(source: Source, volume: Volume) -> None:
 
 
 def _read_page(
-    source: Source, volume: Volume, number: int, value_range: Range, notes: tuple[str, ...] = ()
+    source: Source,
+    volume: Volume,
+    number: int,
+    ranges: Sequence[Range],
+    channels: Channels | None,
+    notes: tuple[str, ...] = (),
 ) -> Picture:
     _check_page(source, volume)
-    pixels, missing = _to_rgb(volume.read(number), value_range)
+    pixels, missing = _to_pixels(volume.read(number, channels=channels), ranges, channels)
     return Picture(pixels, volume.size, missing, notes=volume.notes + notes)
 
 
@@ -220,12 +233,45 @@ def _invalid(values: NDArray[Any]) -> NDArray[np.bool_] | None:
     return ~np.isfinite(values) if values.dtype.kind == "f" else None
 
 
-def _to_rgb(values: NDArray[Any], value_range: Range) -> tuple[Pixels, NDArray[np.bool_] | None]:
-    """RGB (h, w, 3) of numbers (h, w, bands); and where there is no value in any band, or None."""
+def _ranges(value_range: Range, channels: Channels | None) -> list[Range]:
+    """The range of each chosen channel; one for all bands of a picture that a person sees."""
+    return [value_range] * (len(channels) if channels else 1)
+
+
+def _settle(
+    volume: Volume,
+    ranges: Sequence[Range],
+    channels: Channels | None,
+    parts: Sequence[tuple[int, slice]],
+) -> list[Range]:
+    """Each range, settled by all parts (page, rows) of the picture where its values decide."""
+
+    def settle(value_range: Range, channels: Channels | None) -> Range:
+        read = lambda: (  # noqa: E731
+            (values := volume.read(*part, channels), _invalid(values)) for part in parts
+        )
+        return value_range.settle(volume.array.dtype, 0, read)
+
+    if not channels:
+        return [settle(ranges[0], None)]
+    return [settle(value_range, (channel,)) for value_range, channel in zip(ranges, channels, strict=True)]
+
+
+def _to_pixels(
+    values: NDArray[Any], ranges: Sequence[Range], channels: Channels | None = None
+) -> tuple[Pixels, NDArray[np.bool_] | None]:
+    """RGB (h, w, 3) of numbers (h, w, bands) in one range, or chosen channels, each in its own.
+
+    Returns:
+        It; and where there is no value in any band, or None.
+    """
     invalid = _invalid(values)
-    levels = value_range.apply(np.ascontiguousarray(values), 0, invalid)
-    if levels.shape[2] == 1:
-        levels = cast("Pixels", cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB))
+    if channels:
+        levels = scale_channels(values, 0, invalid, ranges)
+    else:
+        levels = ranges[0].apply(np.ascontiguousarray(values), 0, invalid)
+        if levels.shape[2] == 1:
+            levels = cast("Pixels", cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB))
     missing: NDArray[np.bool_] | None = None if invalid is None else np.all(invalid, axis=-1)
     if missing is None or not missing.any():
         return levels, None
@@ -235,15 +281,20 @@ def _to_rgb(values: NDArray[Any], value_range: Range) -> tuple[Pixels, NDArray[n
 # In bands of rows -------------------------------------------------------------------------------------------
 
 
-def measure_volume(source: Source) -> tuple[Size, int]:
-    """Its size, and the bytes of its numbers and of its pixels as RGB, as `tiff_bands.measure`."""
+def measure_volume(source: Source, channels: Channels | None = None) -> tuple[Size, int]:
+    """Its size, and the bytes of its numbers and of its pixels, as `tiff_bands.measure`."""
     volume = open_volume(source)
     height, width = volume.size
-    return volume.size, height * width * (3 + volume.array.dtype.itemsize * volume.bands)
+    bands, kept = (len(channels),) * 2 if channels else (volume.bands, 3)
+    return volume.size, height * width * (kept + volume.array.dtype.itemsize * bands)
 
 
 def read_volume_bands(
-    source: Source, size: Size, largest: int, value_range: Range = AUTO
+    source: Source,
+    size: Size,
+    largest: int,
+    value_range: Range = AUTO,
+    channels: Channels | None = None,
 ) -> Iterator[tuple[Pixels, NDArray[np.bool_] | None, tuple[str, ...]]]:
     """Decode the first page from top to bottom, see `tiff_bands.read_bands`.
 
@@ -252,9 +303,10 @@ def read_volume_bands(
         size: (height, width), as `measure_volume` has found it.
         largest: bytes of a row of chunks, or of a chunk, at most.
         value_range: which of its values are black and white.
+        channels: as for `images.read`.
 
     Yields:
-        Rows, RGB uint8 (n, width, 3), where they have no value, and notes.
+        Rows, RGB uint8 (n, width, 3) or the chosen channels, where they have no value, and notes.
 
     Raises:
         ImageTooLarge: its chunks do not allow it.
@@ -271,19 +323,15 @@ def read_volume_bands(
             f"{what} its chunks have {rows:,} of them: {taken:,} bytes at once, the limit is {largest:,}",
             hint="save it with smaller chunks",
         )
-    notes = volume.notes
+    notes = volume.notes + (check_channels(volume.channels, channels, source.name) if channels else ())
     if volume.count > 1:
         notes += (f"{volume.count:,} pages: the first is read",)
     step = rows * max(1, _BAND // (rows * row))
 
-    def parts() -> Iterator[tuple[NDArray[Any], NDArray[np.bool_] | None]]:
-        for top in range(0, height, step):
-            values = volume.read(0, slice(top, min(height, top + step)))
-            yield values, _invalid(values)
-
-    value_range = value_range.settle(array.dtype, 0, parts)
-    for values, _ in parts():
-        pixels, missing = _to_rgb(values, value_range)
+    bands = [(0, slice(top, min(height, top + step))) for top in range(0, height, step)]
+    ranges = _settle(volume, _ranges(value_range, channels), channels, bands)
+    for part in bands:
+        pixels, missing = _to_pixels(volume.read(*part, channels), ranges, channels)
         yield pixels, missing, notes
 
 

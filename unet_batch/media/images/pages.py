@@ -4,27 +4,34 @@ animation, read one after the other; and stacks of results, written in the same 
 
 from __future__ import annotations
 
-import copy
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from unet_batch.errors import ImageError
-from unet_batch.media.images import tiff, tiff_pages
-from unet_batch.media.images.common import MAX_PIXELS, Picture, Source, open_source
+from unet_batch.media.images import tiff
+from unet_batch.media.images.common import MAX_PIXELS, Picture, Source, choose_channels, open_source
 from unet_batch.media.images.decode import open_image, stored_values, to_picture
 from unet_batch.media.images.dicom import count_frames, read_frames, read_header
 from unet_batch.media.images.ome_zarr import open_volume, read_volume_pages
 from unet_batch.media.images.ranges import AUTO, Range, Usage
+from unet_batch.media.images.tiff_channels import (
+    describe_axes,
+    list_pages,
+    list_planes,
+    page_of,
+    read_channels,
+    settle_channels,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.ImageFile import ImageFile
-    from tifffile import TiffFile, TiffPage
+    from tifffile import TiffFile
 
+    from unet_batch.types import Channels
 
 _BIG = 3_900_000_000  # bytes of a stack from which offsets of 32 bits may not do
 
@@ -46,8 +53,10 @@ class Stack:
     form: str = ""
 
 
-def look_at_pages(path: str, *, max_pixels: int = MAX_PIXELS) -> Stack:
+def look_at_pages(path: str, *, max_pixels: int = MAX_PIXELS, channels: Channels | None = None) -> Stack:
     """How many pages a picture has, from its headers; a picture like most others has one.
+
+    Where channels are chosen, those that ImageJ and OME have as an axis are no pages.
 
     Raises:
         ImageError: as for `read`.
@@ -57,7 +66,7 @@ def look_at_pages(path: str, *, max_pixels: int = MAX_PIXELS) -> Stack:
             from tifffile import TiffFile
 
             with tiff.explained(source):
-                return _describe(TiffFile(source.file))
+                return _describe(TiffFile(source.file), channels)
         if source.format.name == "OME-Zarr":
             volume = open_volume(source)
             shape, axes = (*volume.outer, *volume.size), volume.axes.replace("c", "").upper()
@@ -66,7 +75,12 @@ def look_at_pages(path: str, *, max_pixels: int = MAX_PIXELS) -> Stack:
 
 
 def read_pages(
-    path: str, choose: Callable[[int], range], *, max_pixels: int = MAX_PIXELS, value_range: Range = AUTO
+    path: str,
+    choose: Callable[[int], range],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    value_range: Range = AUTO,
+    channels: Channels | None = None,
 ) -> Generator[Picture, None, None]:
     """Decode some pages of a picture, in order; each as `read` decodes the first, but all in one range.
 
@@ -78,6 +92,7 @@ def read_pages(
         choose: given how many pages there are, says which; counted from 0.
         max_pixels: largest height x width that is decoded.
         value_range: which values are black and white.
+        channels: as for `read`.
 
     Raises:
         ImageTooLarge: a page has more than `max_pixels`.
@@ -85,14 +100,18 @@ def read_pages(
     """
     with open_source(path, max_pixels) as source:
         if source.format.name == "TIFF":
-            yield from _read_tiff(source, choose, value_range)
+            yield from _read_tiff(source, choose, value_range, channels)
             return
         if source.format.name == "OME-Zarr":
-            yield from read_volume_pages(source, lambda count: _chosen(source, choose, count), value_range)
+            numbers_of = partial(_chosen, source, choose)
+            yield from read_volume_pages(source, numbers_of, value_range, channels)
             return
         if source.format.name == "DICOM":
             count = count_frames(read_header(source))
-            yield from read_frames(source, _chosen(source, choose, count), value_range)
+            for picture in read_frames(source, _chosen(source, choose, count), value_range):
+                if channels:
+                    picture = replace(picture, pixels=choose_channels(picture.pixels, channels, path))
+                yield picture
             return
         numbers = _chosen(source, choose, _frames(source))
         if value_range != AUTO:  # which for frames, of 8 or 16 bits, is that of their type
@@ -103,7 +122,7 @@ def read_pages(
 
             value_range = value_range.settle(values.dtype, bits, parts)
         for image in _load(source, numbers):
-            yield to_picture(image, value_range=value_range)
+            yield to_picture(image, value_range=value_range, channels=channels, name=path)
 
 
 def _load(source: Source, numbers: range) -> Iterator[ImageFile]:
@@ -134,26 +153,27 @@ def _frames(source: Source) -> int:
 
 
 def _read_tiff(
-    source: Source, choose: Callable[[int], range], value_range: Range
+    source: Source, choose: Callable[[int], range], value_range: Range, channels: Channels | None
 ) -> Generator[Picture, None, None]:
     from tifffile import TiffFile
 
     with tiff.explained(source):
         tif = TiffFile(source.file)
-        planes = _planes(tif)
+        if channels:
+            pages = [[page_of(tif, plane) for plane in page] for page in list_pages(tif)]
+            chosen = [pages[number] for number in _chosen(source, choose, len(pages))]
+            ranges = settle_channels(source, value_range, chosen, None, channels)
+            for page in chosen:
+                yield read_channels(source, page, None, channels, ranges)
+            return
+        planes = list_planes(tif)
         numbers = _chosen(source, choose, len(planes))
 
         def read() -> Iterator[tiff.Stored]:
             for number in numbers:
-                at, shift = planes[number]
-                page = cast("TiffPage", tif.pages[at])
-                if shift:
-                    page = copy.copy(page)
-                    page.dataoffsets = tuple(offset + shift for offset in page.dataoffsets)
-                yield tiff.read_page(source, page, None, [])
+                yield tiff.read_page(source, page_of(tif, planes[number]), None, [])
 
-        first = cast("TiffPage", tif.pages[planes[numbers[0]][0]])
-        value_range = tiff.settle(source, value_range, first, read)
+        value_range = tiff.settle(source, value_range, page_of(tif, planes[numbers[0]]), read)
         usage = Usage()
         for number, stored in zip(numbers, read(), strict=True):
             picture = tiff.to_picture(stored, value_range, usage)
@@ -161,33 +181,16 @@ def _read_tiff(
             yield replace(picture, notes=picture.notes + usage.notes) if last else picture
 
 
-def _planes(tif: TiffFile) -> list[tuple[int, int]]:
-    """The number of the directory of each plane, and how many bytes behind its first one it lies.
-
-    ImageJ writes one directory for a stack of more than 4 GB. Copies of another size are left out.
-    """
-    count = tiff_pages.count_pages(tif)
-    first, _, _ = tiff_pages.find_picture(tif)
-    if count == 1 and (planes := tiff_pages.stacked(first)) > 1:
-        size = first.imagelength * first.imagewidth * first.samplesperpixel * first.dtype.itemsize  # type: ignore[union-attr]
-        return [(first.index, number * size) for number in range(planes)]
-    found = []
-    for at in range(count):
-        page = cast("TiffPage", tif.pages[at])
-        if not page.subfiletype & 5 and not tiff_pages.is_thumbnail(page, first):
-            found.append((at, 0))
-    return found or [(first.index, 0)]
-
-
-def _describe(tif: TiffFile) -> Stack:
-    count = len(_planes(tif))
+def _describe(tif: TiffFile, channels: Channels | None) -> Stack:
+    pages = list_pages(tif) if channels else [[plane] for plane in list_planes(tif)]
+    count, planes = len(pages), sum(map(len, pages))
     form = "ome" if tif.is_ome else "imagej" if tif.is_imagej else ""
-    if count > 1 and form:
-        series = tif.series[0]
-        axes = series.axes.removesuffix("S")
-        shape = tuple(series.shape[: len(axes)])
-        if axes.endswith("YX") and int(np.prod(shape[:-2])) == count:
-            return Stack(count, shape, axes, form)
+    if count > 1 and form and (found := describe_axes(tif, planes)) is not None:
+        shape, axes = found
+        if channels and "C" in axes:
+            at = axes.index("C")
+            shape, axes = shape[:at] + shape[at + 1 :], axes[:at] + axes[at + 1 :]
+        return Stack(count, shape, axes, form)
     return Stack(count)
 
 

@@ -7,7 +7,7 @@ below zero: what is dark and bright in a picture is not always what its type cou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -156,6 +156,22 @@ def trained_range(training: Mapping[str, Any]) -> tuple[Range, str]:
         return Range.parse(str(trained)), f"range {trained}: that of its training"
     except UsageError:
         return AUTO, f"range auto: {trained!r}, in which the model was trained, is not known here"
+
+
+def scale_channels(
+    values: NDArray[Any], bits: int, invalid: NDArray[np.bool_] | None, ranges: Sequence[Range]
+) -> Pixels:
+    """Scale chosen channels (h, w, n) to uint8, each by itself: a channel is the same beside any others.
+
+    Args:
+        values, bits, invalid: as `Range.apply` takes them.
+        ranges: of each channel.
+    """
+    levels = np.empty(values.shape, np.uint8)
+    for number, value_range in enumerate(ranges):
+        part = None if invalid is None else invalid[..., number]
+        levels[..., number] = value_range.apply(np.ascontiguousarray(values[..., number]), bits, part)
+    return levels
 
 
 class Usage:

@@ -272,21 +272,22 @@ def read_page(
     notes: list[str],
     rows: range | None = None,
     each: tiff_blocks.Each = map,
+    chosen: list[int] | None = None,
 ) -> Stored:
     """Decode the bands of a page that make the picture.
 
     Args:
-        source: that it is in.
-        page, mask, notes: as `find_picture` gives them.
+        source, page, mask, notes: that it is in; as `find_picture` gives them.
         rows: which rows, whose size has been checked; None for all.
         each: as for `tiff_blocks.read_blocks`.
+        chosen: bands to take instead, by their numbers from 0, in this order.
     """
     photometric = photometric_of(page)
-    bands, alpha, more = choose_bands(page, photometric)
+    bands, alpha, more = choose_bands(page, photometric) if chosen is None else (chosen, None, [])
     wanted = bands if alpha is None else [*bands, alpha]
     if rows is None:
         for there, count in ((page, len(wanted)), *([] if mask is None else [(mask, 1)])):
-            _check_size(source, there, count)
+            check_size(source, there, count)
     sparse = any(tag in page.tags for tag in _GEO)
     values, absent = tiff_blocks.read_blocks(page, source.file, wanted, sparse=sparse, rows=rows, each=each)
     if mask is not None:
@@ -311,25 +312,25 @@ def read_page(
         resolution_of(page),
         (*notes, *more),
         page.is_shaped or page.software.startswith("tifffile"),
-        _bytes_of(page, 34675),
-        {"words": _words(page), "xmp": _bytes_of(page, 700)},
+        bytes_of(page, 34675),
+        {"words": words_of(page), "xmp": bytes_of(page, 700)},
         # They speak of the pixels as they are stored
         read_geo_tags(page) if orientation == 1 else (),
     )
 
 
-def _bytes_of(page: TiffPage, tag: int) -> bytes:
+def bytes_of(page: TiffPage, tag: int) -> bytes:
     value = page.tags.valueof(tag)
     return value if isinstance(value, bytes) else b""
 
 
-def _words(page: TiffPage) -> dict[int, bytes]:
+def words_of(page: TiffPage) -> dict[int, bytes]:
     """Maker, model, program, time, artist and copyright, by their tags."""
     texts = {tag: page.tags.valueof(tag) for tag in (271, 272, 305, 306, 315, 33432)}
     return {tag: text.encode() for tag, text in texts.items() if isinstance(text, str) and text}
 
 
-def _check_size(source: Source, page: TiffPage, bands: int) -> None:
+def check_size(source: Source, page: TiffPage, bands: int) -> None:
     """Check what a page announces: its size, and that of its blocks, which are decoded whole."""
     source.check_size(page.imagelength, page.imagewidth)
     if page.is_tiled:
@@ -351,8 +352,7 @@ def photometric_of(page: TiffPage) -> int:
         if page.samplesperpixel >= 3:
             return RGB
         return WHITE_IS_ZERO if page.compression in (2, 3, 4) else BLACK_IS_ZERO
-    photometric = int(page.photometric)
-    if photometric in _CAMERA:
+    if (photometric := int(page.photometric)) in _CAMERA:
         raise RawInTiff
     if photometric in _UNREADABLE:
         raise tiff_blocks.UnsupportedTiff(_UNREADABLE[photometric])
