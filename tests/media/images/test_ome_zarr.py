@@ -278,6 +278,26 @@ class TestRuns:
         )
         assert [int(page.pixels[5, 5, 0]) for page in shown] == [0, 130, 255]
 
+    @pytest.mark.parametrize("value_range", ["auto", "percentile"])
+    def test_chosen_channels_have_a_range_each(
+        self, tmp_path: Path, value_range: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        how, chosen = images.Range.parse(value_range), (4, 2)
+        levels = np.array([10, 200, 900, 4000], np.uint16)[:, None, None]
+        values = noise(4, 70, 30, kind=np.uint8) * levels
+        path = save(tmp_path / "a.zarr", values.astype(np.uint16))
+        expected = np.dstack([how.apply(values[at - 1].astype(np.uint16)) for at in chosen])
+        read = images.read(path, channels=chosen, value_range=how)
+        np.testing.assert_array_equal(read.pixels, expected)
+        monkeypatch.setattr(ome_zarr, "_BAND", 1)
+        bands = list(images.read_bands(path, (70, 30), value_range=how, channels=chosen))
+        np.testing.assert_array_equal(np.vstack([band.pixels for band in bands]), expected)
+        [page] = images.read_pages(path, range, channels=(2,), value_range=how)
+        np.testing.assert_array_equal(page.pixels, expected[..., 1:])
+        assert images.natural_channels(path) == (1, 2, 3, 4)
+        with pytest.raises(ImageError, match=r"has 4 bands, the network takes channels 5"):
+            images.read(path, channels=(5,))
+
     @needs_posix
     @pytest.mark.slow
     def test_killed_and_run_again(self, tmp_path: Path) -> None:

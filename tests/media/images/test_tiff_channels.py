@@ -14,6 +14,7 @@ from PIL import Image
 
 from unet_batch.errors import ImageError
 from unet_batch.media import images
+from unet_batch.media.images import tiff_bands
 
 SIZE = (20, 29)
 KINDS = (np.uint8, np.uint16, np.int32, np.float32)
@@ -198,3 +199,33 @@ def test_opacity_is_no_natural_channel(tmp_path: Path) -> None:
     ):
         tifffile.imwrite(path, np.zeros((*SIZE, bands), np.uint8), photometric="rgb", extrasamples=kinds)
         assert images.natural_channels(path) == expected
+
+
+@pytest.mark.parametrize("value_range", ["auto", "percentile", "dtype", "0,300"])
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_each_channel_has_a_range_of_its_own(
+    tmp_path: Path, kind: type, value_range: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a whole picture, of one in bands of rows, of an array, and of pages together."""
+    how, chosen = images.Range.parse(value_range), (3, 1)
+    random = np.random.default_rng(0)
+    values = random.normal((10, 200, 3000), (1, 20, 300), (90, 40, 3)).clip(0).astype(kind)
+    path = str(tmp_path / "a.tif")
+    tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig", rowsperstrip=16)
+    expected = np.dstack([how.apply(np.ascontiguousarray(values[..., at - 1])) for at in chosen])
+    read = images.read(path, channels=chosen, value_range=how)
+    np.testing.assert_array_equal(read.pixels, expected)
+    monkeypatch.setattr(tiff_bands, "_BAND", 1)
+    bands = list(images.read_bands(path, (90, 40), value_range=how, channels=chosen))
+    assert len(bands) > 3
+    np.testing.assert_array_equal(np.vstack([band.pixels for band in bands]), expected)
+    np.save(tmp_path / "a.npy", values)
+    array = images.read(str(tmp_path / "a.npy"), channels=chosen, value_range=how)
+    np.testing.assert_array_equal(array.pixels, expected)
+
+    halves = np.moveaxis(values.reshape(2, 45, 40, 3), 3, 1)  # pages, channels, rows, columns
+    stack = str(tmp_path / "stack.ome.tif")
+    tifffile.imwrite(stack, halves, photometric="minisblack", metadata={"axes": "ZCYX"})
+    pages = list(images.read_pages(stack, range, channels=chosen, value_range=how))
+    found = np.vstack([page.pixels for page in pages])
+    np.testing.assert_array_equal(found, expected)
