@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -199,14 +200,21 @@ class TestGraph:
         ranges = int8._channel_maxima(proto, names, shown)
         assert all(each.max() < 20 * each.min() for each in ranges.values())
 
-    def test_the_encoder_stays_float32(self, tmp_path: Path) -> None:
-        from unet_batch.engine import export
-        from unet_batch.model import checkpoint, zoo
-
-        exact = export.export(checkpoint.load(zoo.resolve("fast")), precision="fp32")
-        dense, _ = int8._choose(onnx.load_model_from_string(exact.data), exact)
-        layers = {exact.convolutions[name].layer for name in dense}
-        assert layers == {f"merge.{level}.{at}" for level in range(4) for at in (0, 3)}
+    def test_an_encoder_of_ours_stays_float32(self) -> None:
+        plain = onnx_model.read(graph())
+        names = list(plain.convolutions)
+        layers = ["encoder.stem.0", *("encoder.stages.0" for _ in names[2:]), "merge.0.0"]
+        work = {
+            name: replace(each, layer=layer)
+            for (name, each), layer in zip(plain.convolutions.items(), layers, strict=True)
+        }
+        proto = onnx.load_model_from_string(plain.data)
+        other = replace(plain, convolutions=work)
+        ours = replace(other, spec=replace(plain.spec, architecture="encoder-unet"))
+        assert int8._choose(proto, other)[0] == {names[0], names[1], names[2], names[4]}
+        assert int8._choose(proto, ours)[0] == set()
+        work[names[1]] = replace(work[names[1]], layer="merge.0.0")
+        assert int8._choose(proto, ours)[0] == {names[1]}
 
     def test_where_too_little_is_left_it_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
