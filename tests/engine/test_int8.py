@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from tests.helpers.foreign import SIZE, Net
 from unet_batch.build import BuildOptions, Built, build_engine
@@ -42,28 +43,40 @@ POINT = np.zeros((1, 1, 3, 3))
 POINT[..., 1, 1] = 1
 
 
-def net(*, wide: bool = False) -> Net:
+def net(kind: str = "plain") -> Net:
     """Bright pixels against dark ones, through dense, depthwise and transposed convolutions.
 
     Args:
-        wide: the second convolution takes values two thousand times those that matter: INT8, which has one
-            range for all of its input, loses these.
+        kind: `wide`: one channel that enters the second convolution takes values two thousand times those
+            that matter in another; `deep`: all of them hold at once values a thousand times those that
+            matter, which no scale brings together; `skip`: the last dense convolution sees what comes
+            from the first one as well, smaller than one, behind a Concat.
     """
     made = Net()
     mean = np.repeat(BLUR, 3, 1) / 3
     first = np.repeat(mean, 8, 0)
     second = np.repeat(np.repeat(POINT, 8, 0), 8, 1) / 8
-    if wide:
+    if kind == "wide":
         first[1:] *= 2000
         second[:, 1:] = 0
         second *= 8
-    made.add("Conv", made.weight(first), pads=[1] * 4).add("Relu")
+    skip = made.add("Conv", made.weight(first), pads=[1] * 4).add("Relu").last
+    if kind == "deep":
+        made.add("Mul", made.weight(1.12)).add("Pow", made.weight(64))
     made.add("Conv", made.weight(second), pads=[1] * 4, name="second").add("Relu")
+    if kind == "deep":
+        made.add("Pow", made.weight(1 / 64))
     mix = np.repeat(np.repeat(POINT, 8, 0), 8, 1) / 8
     mix *= made.rng.uniform(0.9, 1.1, (8, 8, 1, 1))
     made.add("Conv", made.weight(mix), pads=[1] * 4).add("Relu")
     made.add("Conv", made.weight(np.repeat(POINT, 8, 0)), pads=[1] * 4, group=8).add("Relu")
-    made.add("Conv", made.weight(np.full((8, 8, 1, 1), 1 / 8)), strides=[1, 1])
+    if kind == "skip":
+        made.add("Neg", at=skip).add("Concat", at=made.nodes[-2].output[0])
+        made.nodes[-1].input.append(made.nodes[-2].output[0])
+        made.nodes[-1].attribute.append(helper.make_attribute("axis", 1))
+        made.add("Conv", made.weight(np.repeat([[1 / 8] * 8 + [-1 / 8] * 8], 8, 0)[..., None, None] / 2))
+    else:
+        made.add("Conv", made.weight(np.full((8, 8, 1, 1), 1 / 8)), strides=[1, 1])
     made.add("Conv", made.weight(np.full((1, 8, 1, 1), 1 / 8)))
     return made.add("Sub", made.weight([0.5])).add("Mul", made.weight([40.0])).add("Sigmoid")
 
@@ -77,12 +90,11 @@ def folder() -> Path:
 
 
 @functools.cache
-def graph(*, wide: bool = False) -> str:
+def graph(kind: str = "plain") -> str:
     """Path of that network as a graph of ours."""
-    name = "wide" if wide else "plain"
-    path = net(wide=wide).save(folder() / f"{name}-foreign.onnx")
-    given = Settings(range="0..1", name=name)
-    return import_graph(path, str(folder() / f"{name}-mine.onnx"), given).path
+    path = net(kind).save(folder() / f"{kind}-foreign.onnx")
+    given = Settings(range="0..1", name=kind)
+    return import_graph(path, str(folder() / f"{kind}-mine.onnx"), given).path
 
 
 @functools.cache
@@ -160,12 +172,49 @@ class TestGraph:
         assert (facts["pictures"], facts["held_out"], facts["source"]) == (20, 5, "20 pictures")
 
     def test_a_layer_that_int8_breaks_stays_float32(self, tmp_path: Path) -> None:
-        path = build_engine(options(tmp_path, graph(wide=True), onnx_only=True)).onnx
+        path = build_engine(options(tmp_path, graph("deep"), onnx_only=True)).onnx
         assert path is not None
         made = onnx_model.read(path)
         found = [each.precision for each in made.convolutions.values()]
         assert found[:3] == ["int8", "fp32", "int8"]
         assert list(made.convolutions.values())[1].layer in made.float32
+
+    def test_channels_of_unlike_ranges_are_brought_together(self, tmp_path: Path) -> None:
+        path = build_engine(options(tmp_path, graph("wide"), onnx_only=True)).onnx
+        assert path is not None
+        found = [each.precision for each in onnx_model.read(path).convolutions.values()]
+        assert found == ["int8", "int8", "int8", "fp32", "int8", "fp32"]
+
+    def test_what_brings_them_together_changes_nothing_in_float32(self) -> None:
+        exact = onnx_model.read(graph("wide"))
+        proto = onnx.load_model_from_string(exact.data)
+        shown = calibration_pictures((photos(25, 500),), (), exact.spec, SIZE).pictures
+        dense, kept = int8._choose(proto, exact)
+        added = int8._equalize(proto, dense, shown)
+        assert len(added) == len(dense) == 4
+        assert not dense & set(kept)
+        onnx.checker.check_model(proto, full_check=True)
+        changed = OnnxRunner(proto.SerializeToString())(shown).astype(int)
+        assert abs(changed - OnnxRunner(exact.data)(shown)).max() <= 1
+        names = [node.input[0] for node in proto.graph.node if node.name in dense]
+        ranges = int8._channel_maxima(proto, names, shown)
+        assert all(each.max() < 20 * each.min() for each in ranges.values())
+
+    def test_an_encoder_of_ours_stays_float32(self) -> None:
+        plain = onnx_model.read(graph())
+        names = list(plain.convolutions)
+        layers = ["encoder.stem.0", *("encoder.stages.0" for _ in names[2:]), "merge.0.0"]
+        work = {
+            name: replace(each, layer=layer)
+            for (name, each), layer in zip(plain.convolutions.items(), layers, strict=True)
+        }
+        proto = onnx.load_model_from_string(plain.data)
+        other = replace(plain, convolutions=work)
+        ours = replace(other, spec=replace(plain.spec, architecture="encoder-unet"))
+        assert int8._choose(proto, other)[0] == {names[0], names[1], names[2], names[4]}
+        assert int8._choose(proto, ours)[0] == set()
+        work[names[1]] = replace(work[names[1]], layer="merge.0.0")
+        assert int8._choose(proto, ours)[0] == {names[1]}
 
     def test_where_too_little_is_left_it_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -212,6 +261,18 @@ class TestEngine:
         assert proven["worst"] >= 0.99
         assert len(sidecar.float32) == 2
         assert parse_sidecar(sidecar.as_dict()) == sidecar
+
+    def test_behind_a_concat_it_computes_what_the_graph_says(self, tmp_path: Path) -> None:
+        """Signed values are rounded to whole numbers there by OpenVINO 2026.4, of 0..1 to 0 and 1."""
+        made = build_engine(options(tmp_path, graph("skip"), builder="openvino"))
+        assert made.engine is not None
+        assert made.onnx is not None
+        quantized = onnx_model.read(made.onnx)
+        library = OpenVino()
+        engine = library.load(made.engine.read_plan(), SIZE, "int8", 1)
+        shown = calibration_pictures((photos(25, 500),), (), quantized.spec, SIZE).pictures
+        difference = abs(engine.batch(shown).astype(int) - OnnxRunner(quantized.data)(shown))
+        assert difference.mean() < 0.5
 
     def test_the_same_pictures_find_it_and_others_make_another(self, built: Built, tmp_path: Path) -> None:
         assert built.engine is not None

@@ -370,11 +370,16 @@ class OnnxRunner:
 
     def __call__(self, pictures: Pixels) -> Pixels:
         """Raises BackendError when the run fails."""
+        maps: Pixels = self.outputs(pictures, [OUTPUT])[0]
+        return np.asarray(maps)
+
+    def outputs(self, pictures: Pixels, names: Sequence[str]) -> list[Any]:
+        """Several outputs of the graph, by name. Raises BackendError when the run fails."""
         try:
-            maps: Pixels = self._session.run([OUTPUT], {INPUT: pictures})[0]
+            found: list[Any] = self._session.run(names, {INPUT: pictures})
         except Exception as error:
             raise BackendError(f"ONNX Runtime: {_line(error)}") from error
-        return np.asarray(maps)
+        return found
 
 
 def _convolutions(
