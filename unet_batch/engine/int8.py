@@ -80,7 +80,6 @@ def quantize(
     """
     nncf = _import_nncf()
     import onnx
-    from nncf.quantization import advanced_parameters as advanced
 
     proto = onnx.load_model_from_string(graph.data)
     dense, kept = _choose(proto, graph)
@@ -118,15 +117,7 @@ def quantize(
                 preset=nncf.QuantizationPreset.PERFORMANCE,
                 subset_size=len(calibration.pictures),
                 ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
-                advanced_quantization_parameters=advanced.AdvancedQuantizationParameters(
-                    # Its fast one spoils: loss of Dice of `fast` on streets 0.0025 with it, 0.0005 without
-                    disable_bias_correction=True,
-                    overflow_fix=advanced.OverflowFix.ENABLE if on_cpu else advanced.OverflowFix.DISABLE,
-                    backend_params={"compress_weights": on_cpu},
-                ),
-                advanced_accuracy_restorer_parameters=advanced.AdvancedAccuracyRestorerParameters(
-                    max_num_iterations=ROUNDS, ranking_subset_size=_RANKED_ON, num_ranking_workers=1
-                ),
+                **_advanced(on_cpu=on_cpu),
             )
         except Exception as error:  # NNCF's and ONNX Runtime's share no base
             if not type(error).__module__.startswith(("nncf", "onnx")):
@@ -134,6 +125,23 @@ def quantize(
             what = f"NNCF {nncf.__version__} cannot quantize the graph"
             raise BackendError(f"{what}: {_line(error)}") from error
     return _describe(_finish(quantized, on_cpu=on_cpu), graph, calibration)
+
+
+def _advanced(*, on_cpu: bool) -> dict[str, Any]:
+    """What of NNCF is not as it is by default."""
+    from nncf.quantization import advanced_parameters as advanced
+
+    return {
+        "advanced_quantization_parameters": advanced.AdvancedQuantizationParameters(
+            # Its fast one spoils: loss of Dice of `fast` on streets 0.0025 with it, 0.0005 without
+            disable_bias_correction=True,
+            overflow_fix=advanced.OverflowFix.ENABLE if on_cpu else advanced.OverflowFix.DISABLE,
+            backend_params={"compress_weights": on_cpu},
+        ),
+        "advanced_accuracy_restorer_parameters": advanced.AdvancedAccuracyRestorerParameters(
+            max_num_iterations=ROUNDS, ranking_subset_size=_RANKED_ON, num_ranking_workers=1
+        ),
+    }
 
 
 def loss(parity: Parity) -> float:
