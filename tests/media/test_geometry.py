@@ -317,7 +317,8 @@ def test_each_channel_is_placed_as_if_it_were_alone(
     assert placed.shape == (*network, channels)
     for channel in range(channels):
         alone = geometry.to_network(np.ascontiguousarray(picture[..., channel, None]), placement)
-        assert np.abs(placed[..., channel, None].astype(int) - alone).max() <= 1
+        # cv2 rounds otherwise by the number of channels, in each of two steps
+        assert np.abs(placed[..., channel, None].astype(int) - alone).max() <= 2
 
 
 def test_one_channel_is_the_luminance_of_three() -> None:

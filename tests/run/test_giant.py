@@ -104,8 +104,8 @@ def test_outputs_are_what_they_are_of_the_picture_in_memory(
     # Blocks of whole numbers are averaged alike; of others a level may be another, and with it an edge
     exact = height % round(1 / scale) == 0 and width % round(1 / scale) == 0 and scale != 0.4
     if classes == 1:
-        assert np.abs(found["prob"] - result.probability).max() <= (0 if exact else 1)
-        close = result.probability == 128 if exact else np.abs(result.probability - 128.0) <= 1
+        assert np.abs(found["prob"] - result.probability).max() <= (0 if exact else 2)
+        close = result.probability == 128 if exact else np.abs(result.probability - 128.0) <= 2
         assert ((found["mask"] == result.mask) | close).all()
         np.testing.assert_array_equal(found["mask"], np.where(found["prob16"] >= 32768, 255, 0))
         np.testing.assert_array_equal(found["prob"], np.rint(found["prob16"] / 257))

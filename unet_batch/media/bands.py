@@ -5,7 +5,7 @@ served, so a picture of any height passes in the memory of a band. Places are co
 whole picture: no band begins anew, and none shows.
 
 What is shrunk by whole numbers is the same to the bit; by others, rows are weighted here rather than by cv2,
-which knows of no row above the ones that it is given, and a pixel may be another by one level. Enlarged, it
+which knows of no row above the ones that it is given, and a pixel may be another by a level or two. Enlarged, it
 may be another by a few of 65535: cv2 counts rows in 24 bits, of which this module has 53.
 """
 

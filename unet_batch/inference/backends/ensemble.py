@@ -136,8 +136,9 @@ def check_members(specs: dict[str, ModelSpec]) -> None:
 
 
 def _channels(spec: ModelSpec) -> tuple[str, ...]:
-    """What a model takes of a picture, in words."""
-    return tuple(map(str, spec.channels or (f"{spec.in_channels} in all",)))
+    """What a model takes of a picture: how many, or which."""
+    chosen = spec.training.get("channels")
+    return tuple(map(str, chosen or (spec.in_channels,)))
 
 
 def average(maps: Sequence[Pixels], spec: ModelSpec) -> Pixels:
