@@ -5,14 +5,14 @@ served, so a picture of any height passes in the memory of a band. Places are co
 whole picture: no band begins anew, and none shows.
 
 What is shrunk by whole numbers is the same to the bit; by others, rows are weighted here rather than by cv2,
-which knows of no row above the ones that it is given, and a pixel may be another by a level or two. Enlarged, it
-may be another by a few of 65535: cv2 counts rows in 24 bits, of which this module has 53.
+which knows of no row above the ones that it is given, and a pixel may be another by a level or two. Enlarged,
+it may be another by a few of 65535: cv2 counts rows in 24 bits, of which this module has 53.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
 import numpy as np
@@ -163,7 +163,7 @@ def interpolate(there: Size, out: Size, held: Array, first: int, rows: range) ->
         return held[rows.start - first : rows.stop - first]
     wide = held.astype(np.float32)
     if there[1] != out[1]:
-        wide = cast("NDArray[np.float32]", cv2.resize(wide, (out[1], len(held))))
+        wide = geometry.resize(wide, (len(held), out[1]), cv2.INTER_LINEAR)
     made = np.empty((len(rows), out[1], *held.shape[2:]), held.dtype)
     between = np.empty(made.shape[1:], np.float32)
     for place, row in enumerate(rows):
