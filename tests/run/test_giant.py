@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import time
 import tracemalloc
 from pathlib import Path
@@ -112,7 +113,11 @@ def test_outputs_are_what_they_are_of_the_picture_in_memory(
     elif exact:
         np.testing.assert_array_equal(found["mask"], result.mask)
     else:
-        assert (found["mask"] == result.mask).mean() > 0.97
+        # A pixel of the network's that lies beside another class may have it, too
+        near = np.ones((2 * math.ceil(1 / scale) + 3,) * 2, np.uint8)
+        masks = (found["mask"].astype(np.uint8), result.mask)
+        edges = [cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, near) > 0 for mask in masks]
+        assert ((masks[0] == masks[1]) | edges[0] | edges[1]).all()
 
 
 @pytest.mark.parametrize("text", ["auto", "percentile", "-50,50"])
