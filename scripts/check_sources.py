@@ -2,11 +2,11 @@
 
     python -m scripts.check_sources WORK [KIND ...] [--photos N] [--model FILE]
 
-Drawn photos of cars are packed as stacks of TIFF, 5-D OME-TIFF, GeoTIFF of four bands with nodata, pyramids
-of OME-Zarr, a series of DICOM, a ZIP, and objects of S3 by moto's server on this machine. Each kind is
-segmented into a folder, is killed once a third and once two thirds of its files are there, and goes on; then
-its masks are compared with those of the same pixels as PNG files. Prints a table; exits with 1 where a mask
-differs.
+Drawn photos of cars, of which a corner is black, are packed as stacks of TIFF, 5-D OME-TIFF, GeoTIFF of four
+bands in which black is nodata, pyramids of OME-Zarr, a series of DICOM, a ZIP, and objects of S3 by moto's
+server on this machine. Each kind is segmented into a folder, is killed once a third and once two thirds of
+its files are there, and goes on; then its masks are compared with those of the same pixels as PNG files.
+Prints a table; exits with 1 where a mask differs.
 """
 
 from __future__ import annotations
@@ -98,12 +98,11 @@ def ome_tiff(photos: np.ndarray, folder: Path) -> Packed:
 
 
 def geotiff(photos: np.ndarray, folder: Path) -> Packed:
-    """GeoTIFF of four bands, a corner without a value."""
-    valueless = np.zeros(photos.shape[:3], bool)
-    valueless[:, : photos.shape[1] // 3, : photos.shape[2] // 4] = True
+    """GeoTIFF of four bands, the corner without a value."""
+    valueless = (photos == 0).all(-1)
     for number, photo in enumerate(photos):
-        bands = np.dstack([np.maximum(photo, 1), np.full(photo.shape[:2], 9, np.uint8)])
-        bands[valueless[number]] = 0
+        band = np.where(valueless[number], 0, 9).astype(np.uint8)
+        bands = np.dstack([photo, band])
         tifffile.imwrite(
             folder / "in" / f"{number:05}.tif",
             bands,
@@ -270,6 +269,8 @@ def main() -> None:
     subprocess.run([*command, "--photos", str(options.photos)], check=True, stdout=subprocess.DEVNULL)
     (work / "png").mkdir(exist_ok=True)
     photos = np.stack([read(path) for path in sorted((work / "drawn" / "photos").glob("*.jpg"))])
+    photos = np.maximum(photos, 1)
+    photos[:, :50, :60] = 0  # where a GeoTIFF has no value
     for number, photo in enumerate(photos):
         (work / "png" / f"{number:05}.png").write_bytes(encode(photo))
     plain = local(work, len(photos))._replace(source=str(work / "png"))
