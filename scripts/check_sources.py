@@ -6,24 +6,29 @@ Drawn photos of cars, of which a corner is black, are packed as stacks of TIFF, 
 bands in which black is nodata, pyramids of OME-Zarr, a series of DICOM, a ZIP, and objects of S3 by moto's
 server on this machine. Each kind is segmented into a folder, is killed once a third and once two thirds of
 its files are there, and goes on; then its masks are compared with those of the same pixels as PNG files.
-Prints a table; exits with 1 where a mask differs.
+Prints a table; exits with 1 where a mask differs. The kinds gs and az are left out unless named: they take
+servers of Google's buckets (gcp-storage-emulator) and of Azure's (azurite-blob in the path) on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import json
 import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +39,11 @@ from PIL import Image
 from unet_batch.files import remote
 
 PAGES = 40
+# The account that Azurite knows, which Microsoft documents
+ACCOUNT = (
+    "devstoreaccount1",
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==",
+)
 # A square of half a metre a pixel in UTM zone 32 north, as GDAL writes it
 PLACE = [
     (33550, 12, 3, (0.5, 0.5, 0.0), True),
@@ -166,9 +176,9 @@ def zipped(photos: np.ndarray, folder: Path) -> Packed:
     return local(folder, len(photos))._replace(source=str(folder / "in" / "photos.zip"))
 
 
-def bucket(photos: np.ndarray, folder: Path) -> Packed:
+def in_a_bucket(scheme: str, photos: np.ndarray, folder: Path) -> Packed:
     """Objects in a bucket, into the bucket."""
-    address = f"s3://photos-{os.getpid()}"
+    address = f"{scheme}://photos-{os.getpid()}"
     files = remote.connect(address)
     files.mkdir(address)
     for number, photo in enumerate(photos):
@@ -188,9 +198,10 @@ KINDS: dict[str, Callable[[np.ndarray, Path], Packed]] = {
     "ome-zarr": zarr_pyramids,
     "dicom": dicom,
     "zip": zipped,
-    "s3": bucket,
+    **{scheme: partial(in_a_bucket, scheme) for scheme in ("s3", "gs", "az")},
 }
-MANY = ("zip", "s3")
+MANY = ("zip", "s3", "gs", "az")
+USUAL = [kind for kind in KINDS if kind not in ("gs", "az")]
 
 
 def encode(photo: np.ndarray) -> bytes:
@@ -207,25 +218,44 @@ def local(folder: Path, files: int, *options: str) -> Packed:
 
 
 @contextmanager
-def s3() -> Iterator[None]:
-    """A server of S3 on this machine, that this process and its children talk to."""
-    from moto.server import ThreadedMotoServer
-
+def serving(scheme: str) -> Iterator[None]:
+    """A server of buckets on this machine, that this process and its children talk to."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    os.environ.update(
-        AWS_ENDPOINT_URL=f"http://{host}:{port}",
-        AWS_ACCESS_KEY_ID="made-up",
-        AWS_SECRET_ACCESS_KEY="made-up",
-        AWS_DEFAULT_REGION="us-east-1",
-        no_proxy=host,
-    )
-    try:
+    os.environ["no_proxy"] = host = "127.0.0.1"
+    with socket.create_server((host, 0)) as free:
+        port = free.getsockname()[1]
+    with ExitStack() as stack:
+        if scheme == "s3":
+            from moto.server import ThreadedMotoServer
+
+            server = ThreadedMotoServer(host, port, verbose=False)
+            server.start()
+            stack.callback(server.stop)
+            made_up = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "made-up")
+            os.environ.update(
+                AWS_ENDPOINT_URL=f"http://{host}:{port}", AWS_DEFAULT_REGION="us-east-1", **made_up
+            )
+        elif scheme == "gs":
+            server = importlib.import_module("gcp_storage_emulator.server").create_server(
+                host, port, in_memory=True
+            )
+            server.start()
+            stack.callback(server.stop)
+            os.environ.update(STORAGE_EMULATOR_HOST=f"http://{host}:{port}", FSSPEC_GS_TOKEN="anon")
+            os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # asks by gRPC, which the server lacks
+        else:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            places = ["--blobHost", host, "--blobPort", str(port), "--location", folder]
+            command = ["azurite-blob", *places, "--silent", "--skipApiVersionCheck"]
+            process = stack.enter_context(subprocess.Popen(command))
+            stack.callback(process.terminate)
+            while socket.socket().connect_ex((host, port)):
+                time.sleep(0.1)
+            os.environ["AZURE_STORAGE_CONNECTION_STRING"] = (
+                f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT[0]};AccountKey={ACCOUNT[1]};"
+                f"BlobEndpoint=http://{host}:{port}/{ACCOUNT[0]};"
+            )
         yield
-    finally:
-        server.stop()
 
 
 def made(packed: Packed) -> int:
@@ -260,7 +290,7 @@ def main() -> None:
     """Make, run, kill, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("kinds", nargs="*", default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("kinds", nargs="*", default=USUAL, metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--photos", type=int, default=2000, help="of a ZIP and a bucket; others take 120")
     parser.add_argument("--model", default="fast")
     options = parser.parse_args()
@@ -280,8 +310,8 @@ def main() -> None:
     print("| source | pictures | files | killed at | done after that | masks that differ |")
     print("|---|---|---|---|---|---|")
     with ExitStack() as stack:
-        if "s3" in options.kinds:
-            stack.enter_context(s3())
+        for scheme in {"s3", "gs", "az"}.intersection(options.kinds):
+            stack.enter_context(serving(scheme))
         for kind in options.kinds:
             folder = work / kind
             shutil.rmtree(folder, ignore_errors=True)
