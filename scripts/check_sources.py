@@ -180,7 +180,8 @@ def in_a_bucket(scheme: str, photos: np.ndarray, folder: Path) -> Packed:
     """Objects in a bucket, into the bucket."""
     address = f"{scheme}://photos-{os.getpid()}"
     files = remote.connect(address)
-    files.mkdir(address)
+    if scheme != "gs":  # whose server begins with a bucket
+        files.mkdir(address)
     for number, photo in enumerate(photos):
         files.pipe_file(f"{address}/in/{number:05}.png", encode(photo))
 
@@ -237,7 +238,7 @@ def serving(scheme: str) -> Iterator[None]:
             )
         elif scheme == "gs":
             server = importlib.import_module("gcp_storage_emulator.server").create_server(
-                host, port, in_memory=True
+                host, port, True, f"photos-{os.getpid()}"
             )
             server.start()
             stack.callback(server.stop)
