@@ -12,7 +12,7 @@ import click
 
 from unet_batch.cli.command import Bundle, Option, Parsed, complete_path, option
 from unet_batch.errors import UsageError
-from unet_batch.files.outputs import KINDS
+from unet_batch.files.outputs import CUTOUT_FORMATS, KINDS, Style
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
@@ -103,6 +103,9 @@ def make_run_options(
     max_errors: int | None,
     wait: bool,
     pages: str | None,
+    background: str,
+    cutout_format: str,
+    crop: bool,
     shard: str | None = None,
 ) -> RunOptions:
     """What the options of `run` mean, those of clips apart.
@@ -117,6 +120,7 @@ def make_run_options(
         sources,
         output,
         (*save, "overlay") if overlay and "overlay" not in save else save,
+        Style(background, cutout_format, crop),
         overwrite=overwrite,
         fail_fast=fail_fast,
         max_errors=max_errors,
@@ -149,6 +153,21 @@ run_options = Bundle(
         show_default=True,
         help="What to save, with commas: " + ", ".join(KINDS) + ".",
     ),
+    _output(
+        ["--background"],
+        metavar="COLOUR|FILE|blur",
+        default="white",
+        show_default=True,
+        help="What is behind the object in background: a colour, a picture, or its own out of focus.",
+    ),
+    _output(
+        ["--cutout-format"],
+        type=click.Choice(tuple(CUTOUT_FORMATS)),
+        default="png",
+        show_default=True,
+        help="Format of cutouts; jpeg has white in place of transparency.",
+    ),
+    _output(["--crop"], is_flag=True, help="Cut cutout and background to what is seen of the object."),
     _output(
         ["--pages"],
         metavar="PAGES",

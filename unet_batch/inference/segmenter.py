@@ -30,6 +30,7 @@ from unet_batch.errors import (
     VideoError,
 )
 from unet_batch.files import naming
+from unet_batch.files.outputs import PLAIN, Style
 from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.ensemble import Ensemble, check_members
 from unet_batch.inference.backends.select import Request, Step, select
@@ -237,11 +238,10 @@ class Segmenter:
                 else:
                     yield outcome
 
-    def result(self, prediction: Prediction) -> Result:
-        """What can be drawn from a prediction, and saved."""
-        return Result(
-            prediction.item.path, self.spec, self.threshold, prediction, refine=self.view.options.refine
-        )
+    def result(self, prediction: Prediction, style: Style = PLAIN) -> Result:
+        """What can be drawn from a prediction, and saved, in a style."""
+        path, refine = prediction.item.path, self.view.options.refine
+        return Result(path, self.spec, self.threshold, prediction, refine=refine, style=style)
 
     def _predict(self, picture: AnyPicture, *, keep_pixels: bool) -> Prediction:
         return self.infer([self.decode(source_of(picture), keep_pixels=keep_pixels)])[0]

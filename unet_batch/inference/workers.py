@@ -24,7 +24,7 @@ import numpy as np
 from unet_batch.errors import EncodeError, ImageError, UnetBatchError
 from unet_batch.files import remote
 from unet_batch.files.atomic import write_atomic
-from unet_batch.files.outputs import OutputTree
+from unet_batch.files.outputs import OutputTree, Style
 from unet_batch.inference.result import Result
 from unet_batch.inference.views import Placer
 from unet_batch.media import isolation
@@ -114,6 +114,7 @@ class PictureWorkers:
             "threshold": threshold,
             "folder": outputs.folder,
             "kinds": outputs.kinds,
+            "style": asdict(outputs.style),
             "placer": asdict(view.placer),
             "refine": view.options.refine,
             "range": str(view.options.range),
@@ -228,7 +229,7 @@ class _Setup:
         spec["classes"] = ClassTable(tuple(names), tuple(map(tuple, colours)))
         self.spec = ModelSpec(**spec)
         self.threshold: float = values["threshold"]
-        self.outputs = OutputTree(values["folder"], values["kinds"])
+        self.outputs = OutputTree(values["folder"], values["kinds"], Style(**values["style"]))
         self.place = Placer.parse(values["placer"])
         self.refine: bool = values["refine"]
         self.needs_pixels = self.outputs.need_pixels or self.refine
@@ -281,7 +282,8 @@ def finish(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byte
     try:
         frame = _frame(setup, kept.pop(number, None), number, path, (height, width))
         map = np.frombuffer(data, np.uint8).reshape(frame.placement.network)
-        result = Result(path, setup.spec, setup.threshold, Prediction(frame, map), refine=setup.refine)
+        prediction, style = Prediction(frame, map), setup.outputs.style
+        result = Result(path, setup.spec, setup.threshold, prediction, refine=setup.refine, style=style)
         encoded = result.encode_all(setup.outputs.kinds)
         notes = result.notes_on(setup.outputs.kinds)
     except UnetBatchError:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from unet_batch.types import Pixels, Size
 
 MEMORY = 2**30
-"""Bytes of a picture's numbers and pixels from which it is read in bands, unless its outputs show it."""
+"""Bytes of a picture's numbers and pixels from which it is read in bands, unless an output needs all."""
 
 _WRITTEN_AT_ONCE = 2**22  # pixels of outputs
 
@@ -54,7 +54,7 @@ def giant_size(item: Item, segmenter: Segmenter, outputs: OutputTree) -> Size | 
     if found is None:
         return None
     size, memory = found
-    too_much = memory > MEMORY and not outputs.need_pixels
+    too_much = memory > MEMORY and set(outputs.kinds) <= set(_OUTPUTS)
     return size if too_much or size[0] * size[1] > segmenter.max_pixels else None
 
 

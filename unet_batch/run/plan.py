@@ -81,8 +81,8 @@ class RunPlan:
     notes: tuple[str, ...] = ()
 
     def kinds(self, item: Item) -> tuple[str, ...]:
-        """What is wanted of an item, as the manifest names it; of clips the options are part of the name."""
-        return self.options.video.names(self.options.save) if item.is_clip else self.outputs.kinds
+        """What is wanted of an item, as the manifest names it: options that decide what it is are in it."""
+        return self.options.video.names(self.options.save) if item.is_clip else self.outputs.names
 
     def paths(self, item: Item) -> list[str]:
         """Where the outputs of an item go; for the frames of a clip their folder."""
@@ -134,7 +134,8 @@ def prepare(options: RunOptions, *, may_be_empty: bool = False) -> RunPlan:
     folder, notes = (exclude[0], ()) if exclude else _default_output(sources)
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise translate(NotADirectoryError(errno.ENOTDIR, ""), folder, 0)
-    outputs = OutputTree(folder, [kind for kind in options.save if kind in PICTURE_KINDS])
+    kinds = [kind for kind in options.save if kind in PICTURE_KINDS]
+    outputs = OutputTree(folder, kinds, options.style)
     shard = options.shard
     items = sources.items if shard is None else tuple(item for item in sources.items if shard.takes(item.key))
     return RunPlan(options, sources, outputs, items, items, notes=notes)
@@ -458,7 +459,8 @@ def _find_adoptable(plan: RunPlan, recipe: OutputRecipe, listing: Listing) -> di
     for item in plan.items:
         if item.is_clip:
             continue
-        files = {kind: plan.outputs.file(kind, item.key) for kind in plan.outputs.kinds}
+        tree = plan.outputs
+        files = {name: tree.file(kind, item.key) for kind, name in zip(tree.kinds, tree.names, strict=True)}
         there: dict[str, Files] = {
             k: ((file, size),) for k, file in files.items() if (size := listing.size(file)) is not None
         }
