@@ -23,6 +23,7 @@ CELLS = 4
 FLOOR = 64
 """No square is smaller than this part of the picture's shorter side: a mask in crumbs must hide, too."""
 _LEAST = 4  # pixels of a square
+_FADE = 4  # units beyond the rim in which a blur fades out
 _STEPS = 8  # of a blurred picture in a square's side: finer ones could not be told from these
 
 
@@ -92,12 +93,15 @@ def _padded(pixels: Pixels, side: int) -> Pixels:
     return cast("Pixels", cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE))
 
 
-def _region(where: Pixels, unit: int, side: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """The rows and columns, from multiples of `side` on, that hold all of `where` and a square around it."""
+def _region(
+    where: Pixels, unit: int, side: int, shape: tuple[int, ...], around: int = 0
+) -> tuple[slice, slice]:
+    """The rows and columns, from multiples of `side` on, that hold `where` and so many units around it."""
     left, top, width, height = cv2.boundingRect(where)
     rows, columns = (
         slice(
-            max(0, (first - 1) * unit // side * side), min(end, -(-(first + count + 1) * unit // side) * side)
+            max(0, (first - around) * unit // side * side),
+            min(end, -(-(first + count + around) * unit // side) * side),
         )
         for first, count, end in ((top, height, shape[0]), (left, width, shape[1]))
     )
@@ -121,7 +125,7 @@ def _pixelate(out: Pixels, pixels: Pixels, side: int, where: Pixels, unit: int) 
 
 
 def _blur(out: Pixels, pixels: Pixels, side: int, where: Pixels, unit: int) -> None:
-    rows, columns = _region(where, unit, side, out.shape)
+    rows, columns = _region(where, unit, side, out.shape, _FADE)
     view = out[rows, columns]
     step = max(1, side // _STEPS)
     # As far around as the Gaussian reaches, so that the part is blurred as the whole would be
@@ -133,8 +137,9 @@ def _blur(out: Pixels, pixels: Pixels, side: int, where: Pixels, unit: int) -> N
     small = cv2.GaussianBlur(small, (0, 0), side / 2 / step, borderType=cv2.BORDER_REFLECT)
     whole = cv2.resize(small, part.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     soft = whole[rows.start - top :, columns.start - left :][: view.shape[0], : view.shape[1]]
-    # All of `where`, fading out over the square beyond it
-    around = cv2.dilate(where, np.ones((3, 3), np.uint8))
+    # All of `where` and the units beside it, of which its pixels are interpolated, and less and less beyond
+    around = cv2.dilate(where, np.ones((2 * _FADE - 1, 2 * _FADE - 1), np.uint8))
+    around = cv2.blur(around, (2 * _FADE - 3, 2 * _FADE - 3), borderType=cv2.BORDER_REPLICATE)
     full = cv2.resize(
         around, (around.shape[1] * unit, around.shape[0] * unit), interpolation=cv2.INTER_LINEAR
     )
