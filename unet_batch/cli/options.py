@@ -139,11 +139,15 @@ run_options = Bundle(
     _output(
         ["-o", "--output"],
         metavar="DIR",
+        brief="Output folder.  [default: FOLDER-segmented]",
         help="Output folder, or s3://bucket/folder.  [default: FOLDER-segmented beside FOLDER; for all else "
         "segmented]",
     ),
     _output(
-        ["--overlay"], is_flag=True, help="Save overlays too: the photo with the mask tinted and outlined."
+        ["--overlay"],
+        is_flag=True,
+        brief="Save overlays too: the photo, the mask tinted.",
+        help="Save overlays too: the photo with the mask tinted and outlined.",
     ),
     _output(
         ["--save"],
@@ -151,6 +155,7 @@ run_options = Bundle(
         type=Parsed(parse_kinds, complete_kinds),
         default="mask",
         show_default=True,
+        brief="What to save: mask, overlay, cutout, blur, ...",
         help="What to save, with commas: " + ", ".join(KINDS) + ".",
     ),
     _output(
@@ -174,7 +179,12 @@ run_options = Bundle(
         help="Of pictures of several pages, such as TIFF stacks: all, 3 or 2:10, counted from 1; into "
         "stacks of the same shape.  [default: the first]",
     ),
-    _output(["--overwrite"], is_flag=True, help="Redo pictures that are done, also those of another model."),
+    _output(
+        ["--overwrite"],
+        is_flag=True,
+        brief="Redo pictures that are done.",
+        help="Redo pictures that are done, also those of another model.",
+    ),
     _reliability(
         ["--hash", "hash_sources"],
         is_flag=True,
@@ -246,7 +256,12 @@ video_options = Bundle(
         type=int,
         help="Quality of overlays, in the codec's own measure: 20 is the default of h264.",
     ),
-    _video(["--start"], metavar="TIME", help="Begin here: 90.5, 1:30 or 0:01:30.5; 2250f counts frames."),
+    _video(
+        ["--start"],
+        metavar="TIME",
+        brief="Begin a clip here: 90.5 or 1:30; --end likewise.",
+        help="Begin here: 90.5, 1:30 or 0:01:30.5; 2250f counts frames.",
+    ),
     _video(["--end"], metavar="TIME", help="End here, likewise."),
     _video(["--every"], metavar="N", type=click.IntRange(1), default=1, help="Take each Nth frame only."),
     _video(["--max-frames"], metavar="N", type=click.IntRange(1), help="Stop a clip after N frames."),
@@ -305,6 +320,7 @@ display_options = Bundle(
     _display(
         ["-v", "--verbose"],
         is_flag=True,
+        brief="Print a line for each picture.",
         help="Print a line for each picture, and at the end what each stage took.",
     ),
     _display(["--log-json"], metavar="FILE", help="Add a line of JSON for each event; - means stdout."),

@@ -61,7 +61,13 @@ _max_pixels_option = option(
 @video_options
 @_workers_option
 @_max_pixels_option
-@option("--dry-run", section="Reliability", is_flag=True, help="Say what would be done, and write nothing.")
+@option(
+    "--dry-run",
+    section="Reliability",
+    is_flag=True,
+    brief="Say what would be done, and write nothing.",
+    help="Say what would be done, and write nothing.",
+)
 @display_options
 def run(
     options: RunOptions,
@@ -81,13 +87,12 @@ def run(
       unet-batch run car.jpg -o out --save mask,cutout
       unet-batch run "shoots/**/*.jpg" @more.txt -o out
       unet-batch run clip.mp4 --overlay --start 1:30 --end 2:00
-      unet-batch run ./photos --backend tensorrt --build
       unet-batch run s3://bucket/photos -o s3://bucket/masks
-      unet-batch run - -o - < car.jpg > mask.png
 
     SOURCE is a picture, a video, a folder (with all below it), a glob pattern in quotes, @list.txt with one
     path a line, a ZIP or tar archive, an address of these, s3://bucket/photos or https://host/car.jpg, - for
-    standard input, or a camera: webcam:0, rtsp://... Overlays of clips keep the sound.
+    standard input (run - -o - < car.jpg > mask.png), or a camera: webcam:0, rtsp://... Overlays of clips keep
+    the sound.
 
     Without -o, the results of a folder go to FOLDER-segmented beside it, those of anything else to the folder
     segmented, where all of it lies; in the current folder if that lies there, too.
