@@ -41,10 +41,13 @@ def test_one_class_needs_none() -> None:
 def test_of_many_classes_those_in_the_picture_are_named() -> None:
     table = class_table(["background", *(f"class {number}" for number in range(40))])
     pixels = np.full((900, 1200, 3), 128, np.uint8)
-    found = colours_in(draw_legend(pixels, table, {3, 17, 30}))
+    found = colours_in(draw_legend(pixels, table, present={3, 17, 30}))
     assert {table.colours[id] for id in (3, 17, 30)} <= found
     assert table.colours[4] not in found
-    everything = colours_in(draw_legend(pixels, table, set(range(41))))
+    everything = colours_in(draw_legend(pixels, table, present=set(range(41))))
+    chosen = colours_in(draw_legend(pixels, table, {5, 6}))
+    assert {table.colours[5], table.colours[6]} <= chosen
+    assert table.colours[7] not in chosen
     assert sum(colour in everything for colour in table.colours[1:]) == MOST
 
 

@@ -17,10 +17,12 @@ from unet_batch.files.outputs import CUTOUT_FORMATS, KINDS, Style
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.datasets.dataset import Dataset
+    from unet_batch.media.cleanup import Cleanup
     from unet_batch.run.options import RunOptions, VideoOptions
 
 Size = tuple[int, int]
 
+_cleanup = functools.partial(Option, section="Clean-up")
 _data = functools.partial(Option, section="Data")
 _display = functools.partial(Option, section="Display")
 _output = functools.partial(Option, section="Output")
@@ -201,6 +203,59 @@ run_options = Bundle(
     ),
     _reliability(["--wait"], is_flag=True, help="Wait for another run that writes to the same folder."),
     _scale(["--shard"], metavar="I/N", help="Do only part I of N; `slurm` takes both from the job array."),
+)
+
+
+# Clean-up ---------------------------------------------------------------------------------------------------
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """`car,person` -> ("car", "person"), none twice.
+
+    Raises:
+        ValueError: there is no name.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise ValueError(f"{text!r} names no class: names with commas expected, for example car,person")
+    return names
+
+
+def make_cleanup(
+    *, classes: tuple[str, ...] | None, min_area: str, fill_holes: str, largest: bool
+) -> Cleanup:
+    """What masks are cleaned of.
+
+    Raises:
+        UsageError: an area cannot be read.
+    """
+    from unet_batch.media.cleanup import Cleanup
+
+    return Cleanup(classes or (), min_area, fill_holes, largest)
+
+
+cleanup_options = Bundle(
+    "cleanup",
+    make_cleanup,
+    _cleanup(
+        ["--classes"],
+        metavar="NAMES",
+        type=Parsed(parse_names),
+        help="Keep these classes only, with commas; all else becomes background.",
+    ),
+    _cleanup(
+        ["--min-area"],
+        metavar="N|P%",
+        default="",
+        help="Drop what is smaller: so many pixels, or a share of the picture such as 0.1%.",
+    ),
+    _cleanup(
+        ["--fill-holes"],
+        metavar="N|P%|all",
+        default="",
+        help="Fill holes up to this area, or all of them.",
+    ),
+    _cleanup(["--largest"], is_flag=True, help="Keep only the largest component of each class."),
 )
 
 

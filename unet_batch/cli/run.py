@@ -13,6 +13,7 @@ from unet_batch.cli.command import Command, option
 from unet_batch.cli.network_options import NetworkOptions, network_options
 from unet_batch.cli.options import (
     DisplayOptions,
+    cleanup_options,
     display_options,
     run_options,
     video_options,
@@ -25,6 +26,7 @@ from unet_batch.files.sources import check_names
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.inference.segmenter import Segmenter
+    from unet_batch.media.cleanup import Cleanup
     from unet_batch.run.options import RunOptions, VideoOptions
 
 _build_option = option(
@@ -58,6 +60,7 @@ _max_pixels_option = option(
 @run_options
 @network_options
 @_build_option
+@cleanup_options
 @video_options
 @_workers_option
 @_max_pixels_option
@@ -73,6 +76,7 @@ def run(
     options: RunOptions,
     network: NetworkOptions,
     build: bool,
+    cleanup: Cleanup,
     video: VideoOptions,
     workers: int | None,
     max_pixels: int | None,
@@ -105,7 +109,9 @@ def run(
     check_names([name for name in options.sources if name != STANDARD], live=naming.live_name)
     screen.loading(network.model)
     if piped:
-        with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
+        with _open_network(
+            screen, network, build, cleanup, workers, max_pixels, options.isolate
+        ) as segmenter:
             run_pipe(options, segmenter)
         return
     from unet_batch.cli.observer import RunObserver
@@ -117,7 +123,7 @@ def run(
     plan = prepare(replace(options, video=video))
     screen.sources(plan)
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
-    with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
+    with _open_network(screen, network, build, cleanup, workers, max_pixels, options.isolate) as segmenter:
         if dry_run:
             plan = resume(plan, recipe_of(segmenter, options.pages))
             screen.todo(plan)
@@ -149,6 +155,7 @@ def run(
 )
 @network_options
 @_build_option
+@cleanup_options
 @video_options
 @_workers_option
 @_max_pixels_option
@@ -158,6 +165,7 @@ def watch(
     settle: float,
     network: NetworkOptions,
     build: bool,
+    cleanup: Cleanup,
     video: VideoOptions,
     workers: int | None,
     max_pixels: int | None,
@@ -183,7 +191,7 @@ def watch(
     options = replace(options, video=video)
     plan = look(options)
     screen.output(plan)
-    with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
+    with _open_network(screen, network, build, cleanup, workers, max_pixels, options.isolate) as segmenter:
         screen.line("watching", *options.sources)
         with RunObserver(screen, display.log_json) as observer:
             observer.listen()
@@ -202,6 +210,7 @@ def _open_network(
     screen: Screen,
     network: NetworkOptions,
     build: bool,
+    cleanup: Cleanup,
     workers: int | None,
     max_pixels: int | None,
     isolate: bool,
@@ -222,6 +231,7 @@ def _open_network(
         isolate=isolate,
         view=network.view,
         channels=network.channels,
+        cleanup=cleanup,
     ) as segmenter:
         screen.model(segmenter)
         yield segmenter

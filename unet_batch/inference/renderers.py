@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from unet_batch.inference.result import Result
+    from unet_batch.media.cleanup import Cleanup
     from unet_batch.types import ModelSpec, Pixels, Size
 
 
@@ -24,7 +25,8 @@ def _mask(result: Result) -> bytes:
     prediction = result._done("mask")
     frame = prediction.frame
     # Without the picture's pixels no overlay needs the mask, too: it is drawn where it is encoded
-    if "mask" in vars(result) or frame.pixels is not None or result.spec.output == "class_ids":
+    kept = "mask" in vars(result) or frame.pixels is not None or bool(result.cleanup.facts())
+    if kept or result.spec.output == "class_ids":
         assert result.mask is not None
         return images.encode_mask(result.mask)
     canvas = images.mask_canvas(frame.placement.source)
@@ -93,17 +95,17 @@ def _cropped(result: Result, drawn: Pixels) -> Pixels:
     return np.ascontiguousarray(drawn[top : top + height, left : left + width])
 
 
-def check_object(spec: ModelSpec, what: str) -> None:
+def check_object(spec: ModelSpec, cleanup: Cleanup, what: str) -> None:
     """See that a model tells an object from the rest.
 
     Raises:
-        UsageError: it has several classes, and none is called background.
+        UsageError: it has several classes, of which none is called background and none are chosen.
     """
-    if spec.output == "class_ids" and spec.classes.background is None:
+    if spec.output == "class_ids" and spec.classes.background is None and not cleanup.classes:
         raise UsageError(
             f"no {what}: none of the {len(spec.classes.names)} classes of {spec.name} is a background: a "
             "picture would be all object",
-            hint="use mask and overlay",
+            hint=f"--classes says which are: --classes {spec.classes.names[0]}",
         )
 
 

@@ -16,6 +16,7 @@ from unet_batch.files.outputs import PLAIN, OutputTree, Style
 from unet_batch.inference import postprocess
 from unet_batch.inference.renderers import DRAWN, RENDERERS, check_object, class_ids_of, fit_jpeg
 from unet_batch.media import backdrop, geometry, images, render
+from unet_batch.media.cleanup import UNTOUCHED, Cleanup, ground, settle
 from unet_batch.media.legend import draw_legend
 from unet_batch.media.privacy import hide
 from unet_batch.media.refine import refine
@@ -44,6 +45,7 @@ class Result:
         prediction: None if the picture failed.
         error: why it failed, else None.
         refine: move edges to those of the picture, whose pixels are kept then.
+        cleanup: what its mask is cleaned of, and so all that shows the mask; probabilities stay as they are.
         style: how it is drawn, where there is a choice; `styled` gives another.
     """
 
@@ -53,6 +55,7 @@ class Result:
     prediction: Prediction | None = field(repr=False)
     error: UnetBatchError | None = None
     refine: bool = field(default=False, repr=False)
+    cleanup: Cleanup = field(default=UNTOUCHED, repr=False)
     style: Style = field(default=PLAIN, repr=False)
 
     def styled(self, **changes: Any) -> Result:
@@ -78,6 +81,14 @@ class Result:
         return self._once("mask", self._make_mask)
 
     def _make_mask(self) -> Pixels | None:
+        mask = self._raw_mask()
+        if mask is None or not self.cleanup.facts():
+            return mask
+        assert self.prediction is not None
+        return postprocess.blank(self.cleanup(mask, self.spec.classes), self.prediction.frame.missing)
+
+    def _raw_mask(self) -> Pixels | None:
+        """The mask before it is cleaned."""
         if self.prediction is None:
             return None
         map, frame = self.prediction.map, self.prediction.frame
@@ -178,7 +189,8 @@ class Result:
         if len(self.spec.classes.names) == 1:
             return drawn
         present = np.flatnonzero(np.bincount(self._drawn_mask().reshape(-1)))
-        return draw_legend(drawn, self.spec.classes, frozenset(present.tolist()))
+        kept = self.cleanup.chosen(self.spec.classes)
+        return draw_legend(drawn, self.spec.classes, kept, frozenset(present.tolist()))
 
     def _coloured(self) -> Pixels:
         """Each pixel in the colour of its class: RGB uint8 (height, width, 3); of one class on black."""
@@ -213,15 +225,18 @@ class Result:
         """How much of each pixel is the object: uint8 (height, width), 128 or more where the mask is set."""
         if self.spec.output == "class_ids":
             return render.soften(self._object(what))
-        return render.opacity_of(self.probability, self.threshold)
+        alpha, raw = render.opacity_of(self.probability, self.threshold), self._raw_mask()
+        if raw is None or not self.cleanup.facts():
+            return alpha
+        return settle(alpha, raw, self._drawn_mask())
 
     def _object(self, what: str) -> Pixels:
         """Where the object is: uint8 (height, width), 0 or 255."""
-        mask, ground = self._drawn_mask(), self.spec.classes.background
+        mask = self._drawn_mask()
         if self.spec.output == "probability":
             return mask
-        check_object(self.spec, what)
-        marked: Pixels = np.where(mask == ground, np.uint8(0), np.uint8(255))
+        check_object(self.spec, self.cleanup, what)
+        marked: Pixels = np.where(mask == ground(self.spec.classes), np.uint8(0), np.uint8(255))
         return marked
 
     def on_background(self) -> Pixels:

@@ -20,12 +20,18 @@ _PANEL, _SHARE = 24, 0.72  # its grey, and how much of it shows
 _INK = 240
 
 
-def draw_legend(pixels: Pixels, classes: ClassTable, present: Collection[int] | None = None) -> Pixels:
+def draw_legend(
+    pixels: Pixels,
+    classes: ClassTable,
+    among: Collection[int] | None = None,
+    present: Collection[int] | None = None,
+) -> Pixels:
     """Write names and colours of the classes into the lower left corner; where it is too small, nothing.
 
     Args:
         pixels: RGB uint8 (h, w, 3).
         classes: of which those that an overlay tints are named: neither the background nor what is black.
+        among: ids of those that may be named; None for all.
         present: ids of those in the picture, which decide where there are more than `MOST`.
 
     Returns:
@@ -35,6 +41,7 @@ def draw_legend(pixels: Pixels, classes: ClassTable, present: Collection[int] | 
         id
         for id, colour in enumerate(classes.colours)
         if len(classes.names) > 1 and colour != (0, 0, 0) and id != classes.background
+        if among is None or id in among
     ]
     if len(shown) > MOST:
         shown = [id for id in shown if present is None or id in present][:MOST]

@@ -51,7 +51,7 @@ class OutputRenderer:
         spec = segmenter.spec
         for kind in outputs.kinds:
             if KINDS[kind].of_object:
-                check_object(spec, kind)
+                check_object(spec, segmenter.cleanup, kind)
         wrong = sorted(kind for kind in outputs.kinds if KINDS[kind].needs_probability)
         if wrong and spec.output == "class_ids":
             raise UsageError(
