@@ -23,7 +23,8 @@ INTRODUCTION = """\
 
 <!-- Written by `python -m scripts.make_cli_docs`: change the commands, not this page. -->
 
-What `unet-batch COMMAND --help` prints. What the commands do in more words:
+What `unet-batch COMMAND --help all` prints; `--help` alone says what most people need.
+What the commands do in more words:
 [photos](run.md), [videos](video.md), [TensorRT](tensorrt.md), [training](training.md),
 [evaluation](evaluate.md); what they say when something is wrong: [errors](errors.md).
 """
@@ -39,7 +40,7 @@ def page() -> str:
 def _block(title: str, words: list[str]) -> str:
     # The width is given three times: to click, and to whatever asks the terminal.
     runner = CliRunner(env={"COLUMNS": str(COLUMNS), "NO_COLOR": "1", "TERM": "dumb"})
-    arguments = [*words, "--help"]
+    arguments = [*words, "--help", *(["all"] if words else [])]
     result = runner.invoke(
         main, arguments, prog_name="unet-batch", terminal_width=COLUMNS, max_content_width=COLUMNS
     )

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from unet_batch.errors import UnetBatchError
     from unet_batch.inference.result import Result
     from unet_batch.inference.segmenter import Segmenter
+    from unet_batch.media.cleanup import Cleanup
     from unet_batch.types import ClassTable, ModelSpec
 
 _HOMES = {
     "ClassTable": "unet_batch.types",
+    "Cleanup": "unet_batch.media.cleanup",
     "ModelSpec": "unet_batch.types",
     "Result": "unet_batch.inference.result",
     "Segmenter": "unet_batch.inference.segmenter",
@@ -36,6 +38,7 @@ _HOMES = {
 }
 __all__ = [
     "ClassTable",
+    "Cleanup",
     "ModelSpec",
     "Result",
     "Segmenter",
@@ -66,6 +69,7 @@ def load(
     refine: bool = False,
     value_range: str | None = None,
     channels: tuple[int, ...] | None = None,
+    cleanup: Cleanup | None = None,
 ) -> Segmenter:
     """Load a model, ready to segment.
 
@@ -95,6 +99,8 @@ def load(
             numbers such as "0,4095"; None takes that of the model's training, or "auto".
         channels: bands of each picture to take, counted from 1, in the network's order; None takes the
             model's own.
+        cleanup: what masks are cleaned of: `Cleanup(classes=("car",), min_area="0.1%", fill_holes="all",
+            largest=True)`.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -105,6 +111,7 @@ def load(
     from unet_batch.inference.backends.select import Request
     from unet_batch.inference.segmenter import open_segmenter
     from unet_batch.inference.views import ViewOptions
+    from unet_batch.media.cleanup import Cleanup
     from unet_batch.media.images import MAX_PIXELS
     from unet_batch.model import zoo
 
@@ -118,6 +125,7 @@ def load(
         isolate=isolate,
         view=ViewOptions(fit, overlap, scale, tta, refine, value_range),
         channels=channels,
+        cleanup=cleanup or Cleanup(),
     )
 
 

@@ -19,12 +19,16 @@ from unet_batch.model.zoo import BUNDLED
 WIDTHS = (60, 80, 120)
 
 
-def help_of(command: str, width: int = 80) -> str:
-    return CliRunner().invoke(main, [command, "--help"], terminal_width=width).output
+SHORT = ("run", "watch", "train", "evaluate", "build-engine")  # commands with a first screen
+
+
+def help_of(command: str, width: int = 80, topic: str = "all") -> str:
+    words = [command, "--help", topic] if topic else [command, "--help"]
+    return CliRunner().invoke(main, words, terminal_width=width).output
 
 
 def headings(text: str) -> list[str]:
-    return re.findall(r"^(\w+):$", text, re.MULTILINE)
+    return re.findall(r"^([\w-]+):$", text, re.MULTILINE)
 
 
 class TestHelp:
@@ -56,6 +60,52 @@ class TestHelp:
             assert not section or section in SECTIONS
             if isinstance(parameter, click.Option):
                 assert re.search(rf"^  (-\w, )?{parameter.opts[-1]}\b", text, re.MULTILINE), parameter.name
+
+    @pytest.mark.parametrize("command", SHORT)
+    def test_the_first_screen_is_one(self, command: str) -> None:
+        text = help_of(command, topic="")
+        lines = text.splitlines()
+        assert len(lines) <= 40
+        assert max(map(len, lines)) <= 80
+        assert re.match(r"  Examples?:\n    unet-batch ", re.split(r"\n\n", text)[2])
+        assert headings(text.replace("More options", "More")) == ["Options", "More"]
+
+    @pytest.mark.parametrize("command", SHORT)
+    def test_what_is_not_on_the_first_screen_is_in_its_section(self, command: str) -> None:
+        first, sections = help_of(command, topic=""), headings(help_of(command))
+        named = re.findall(r"^  --help ([a-z-]+)", first, re.MULTILINE)
+        assert named[-1] == "all"
+        assert set(named[:-1]) <= {section.lower() for section in sections}
+        listed = "".join(help_of(command, topic=name) for name in named[:-1])
+        for parameter in main.commands[command].params:
+            if isinstance(parameter, click.Option):
+                shown = rf"^  (-\w, )?{parameter.opts[-1]}\b"
+                assert re.search(shown, first, re.MULTILINE) or re.search(shown, listed, re.MULTILINE)
+
+    @pytest.mark.parametrize("words", [["--help", "video"], ["--help=Video"], ["-h", "VIDEO:"]])
+    def test_a_section_alone(self, words: list[str]) -> None:
+        text = CliRunner().invoke(main, ["run", *words], terminal_width=80).output
+        assert headings(text) == ["Video"]
+        assert "--every" in text
+        assert "--threshold" not in text
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["-h"],
+            ["--help", "./photos"],
+            ["./photos", "--help"],
+            ["--help", "-o", "out"],
+            ["photos", "-h", "x.jpg"],
+        ],
+    )
+    def test_help_beside_other_words_is_the_first_screen(self, words: list[str]) -> None:
+        result = CliRunner().invoke(main, ["run", *words], terminal_width=80)
+        assert (result.exit_code, result.output) == (0, help_of("run", topic=""))
+
+    def test_few_options_need_no_first_screen(self) -> None:
+        assert help_of("inspect", topic="") == help_of("inspect")
+        assert help_of("inspect", topic="x.onnx") == help_of("inspect")
 
     @pytest.mark.parametrize("width", WIDTHS)
     def test_options_in_texts_are_not_broken(self, width: int) -> None:
@@ -111,6 +161,7 @@ class TestCompletion:
     def test_commands_and_options(self) -> None:
         assert ("plain", "watch") in self.complete("wa")
         assert ("plain", "--smooth") in self.complete("run", "--sm")
+        assert ("plain", "video") in self.complete("run", "--help", "vi")
 
     def test_models(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)

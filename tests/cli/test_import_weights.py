@@ -201,7 +201,7 @@ class TestBackgroundAndOneClass:
         assert "--classes background,dog" in " ".join(said.stdout.split())
         command = ["run", dataset / "images", "-o", tmp_path / "out", "-m", model, "--device", "cpu"]
         refused = done(*command, "--save", "cutout", code=2)
-        assert "MODEL has 2 classes: ids, not one probability" in refused.stderr
+        assert "none of the 2 classes of MODEL is a background" in refused.stderr
         done(*command)
         assert {value for mask in self.masks(tmp_path / "out").values() for value in np.unique(mask)} <= {
             0,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from unet_batch.files import naming
 from unet_batch.files.naming import assign_keys
-from unet_batch.files.outputs import KINDS, PICTURE_KINDS, OutputTree
+from unet_batch.files.outputs import CUTOUT_FORMATS, KINDS, PICTURE_KINDS, OutputTree
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,8 @@ def test_long_names_are_shortened_and_stay_apart() -> None:
 
 
 def test_suffixes_are_those_of_the_outputs() -> None:
-    assert {KINDS[kind].suffix for kind in PICTURE_KINDS} == set(naming.SUFFIXES)
+    suffixes = {KINDS[kind].suffix for kind in PICTURE_KINDS} | set(CUTOUT_FORMATS.values())
+    assert suffixes == set(naming.SUFFIXES)
     assert naming.LONGEST + 20 <= 255
 
 

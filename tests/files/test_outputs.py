@@ -13,7 +13,7 @@ from tests.helpers.disk import dead_process, fail_with, names
 from tests.helpers.systems import needs_links, needs_posix
 from unet_batch.errors import OutputError, UsageError
 from unet_batch.files import atomic
-from unet_batch.files.outputs import CLIP_KINDS, KINDS, PICTURE_KINDS, ClipTree, OutputTree
+from unet_batch.files.outputs import CLIP_KINDS, KINDS, PICTURE_KINDS, ClipTree, OutputTree, Style
 
 
 def test_layout(tmp_path: Path) -> None:
@@ -29,6 +29,26 @@ def test_layout(tmp_path: Path) -> None:
     assert len({(kind.folder, kind.suffix) for kind in KINDS.values()}) == len(KINDS), (
         "no two write the same files"
     )
+
+
+def test_style_decides_names_and_suffixes(tmp_path: Path) -> None:
+    kinds = ("mask", "cutout", "background", "overlay")
+    assert OutputTree(str(tmp_path), kinds).names == ("mask", "cutout", "background white", "overlay")
+    picture = tmp_path / "sea.png"
+    picture.write_bytes(b"one")
+    styled = OutputTree(str(tmp_path), kinds, Style(str(picture), "webp", crop=True))
+    mask, cutout, background, overlay = styled.names
+    assert (mask, cutout, overlay) == ("mask", "cutout webp crop", "overlay")
+    assert styled.file("cutout", "a") == "cutouts/a.webp"
+    assert str(picture) not in background, "a picture counts by its contents"
+    other = tmp_path / "other.png"
+    other.write_bytes(b"one")
+    assert Style(str(other), "webp", crop=True).name("background") == background
+    other = tmp_path / "third.png"
+    other.write_bytes(b"two")
+    assert Style(str(other), "webp", crop=True).name("background") != background
+    with pytest.raises(UsageError, match="cutout format 'gif'"):
+        Style(cutout_format="gif")
 
 
 def test_layout_of_clips(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +17,14 @@ from PIL import Image, ImageCms
 
 import unet_batch
 from tests.helpers.runs import files, segment
-from unet_batch.errors import ImageError, OutputError, UsageError
+from unet_batch.errors import EncodeError, ImageError, OutputError, UsageError
 from unet_batch.files.outputs import PICTURE_KINDS, OutputTree
 from unet_batch.inference import result as result_module
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.result import Result
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media.images.profiles import coded_profile
+from unet_batch.media.render import class_table
 from unet_batch.run.pictures import OutputRenderer
 from unet_batch.testing import FakeBackend, fake_spec
 
@@ -198,8 +199,11 @@ def test_of_several_classes_there_is_no_one_probability(photo: Path, tmp_path: P
         result = segmenter.predict(photo)
         assert set(np.unique(result.mask)) <= {0, 1, 2}
         assert result.overlay().shape == (64, 96, 3)
-        for kind in ("cutout", "prob", "prob16"):
+        for kind in ("prob", "prob16", "prob32"):
             with pytest.raises(UsageError, match="fake has 3 classes: ids, not one probability"):
+                result.save(tmp_path, (kind,))
+        for kind in ("cutout", "background", "blur", "pixelate"):
+            with pytest.raises(UsageError, match="none of the 3 classes of fake is a background"):
                 result.save(tmp_path, (kind,))
 
 
@@ -213,12 +217,19 @@ class TestSave:
             name = Path(path).relative_to(tmp_path / "saved")
             assert Path(path).read_bytes() == (tmp_path / "run" / name).read_bytes()
         assert files(tmp_path / "saved") == [
+            "backgrounds/photo.jpg",
+            "blurred/photo.jpg",
+            "contours/photo.jpg",
             "cutouts/photo.png",
             "geotiffs/photo.tif",
             "masks/photo.png",
             "overlays/photo.jpg",
+            "palettes/photo.png",
+            "pixelated/photo.jpg",
             "probs/photo.png",
             "probs16/photo.png",
+            "probs32/photo.tif",
+            "sheets/photo.jpg",
         ]
 
     def test_the_mask_alone_unless_more_is_asked_for(
@@ -328,7 +339,11 @@ def test_a_picture_wider_than_a_jpeg_keeps_its_mask_and_has_a_smaller_overlay(
         assert image.size == (65_500, 3)
     note = "its overlay is 3x65500 instead of 3x70000: a JPEG holds no longer side"
     assert result.notes_on(("mask", "overlay")) == (note,)
-    assert result.notes_on(("mask", "cutout")) == ()
+    assert result.notes_on(("mask", "cutout", "palette")) == ()
+    assert len(result.notes_on(("contour", "background", "blur", "pixelate"))) == 4
+    for kind in ("contour", "background", "blur", "pixelate"):
+        with Image.open(io.BytesIO(result.encode(kind))) as image:
+            assert image.size == (65_500, 3)
     renderer = OutputRenderer(OutputTree(str(tmp_path / "out"), ("mask", "overlay")), segmenter)
     assert result.prediction is not None
     assert renderer.render(result.prediction).notes == (note,)
@@ -342,6 +357,165 @@ def test_dir_shows_what_is_public_and_nothing_else() -> None:
     assert dir(unet_batch) == sorted(unet_batch.__all__)
     assert all(hasattr(unet_batch, name) for name in dir(unet_batch))
     assert unet_batch.Result is Result
+
+
+def several(answer: Callable[[np.ndarray], np.ndarray]) -> Segmenter:
+    """Of a background and two classes."""
+    spec = replace(fake_spec(classes=3), classes=class_table(["background", "car", "road"]))
+    return Segmenter(FakeBackend(spec, answer), workers=2)
+
+
+def thirds(batch: np.ndarray) -> np.ndarray:
+    """Background, car and road, a third of the picture each."""
+    ids = np.zeros(batch.shape[:3], np.uint8)
+    ids[:, :, 16:] = 1
+    ids[:, :, 32:] = 2
+    return ids
+
+
+def opened(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image)
+
+
+class TestKinds:
+    """What each kind shows."""
+
+    @pytest.fixture
+    def scene(self, tmp_path: Path) -> Path:
+        """Noise, its right half bright: that is the object."""
+        picture = np.random.default_rng(0).integers(0, 60, (64, 96, 3)).astype(np.uint8)
+        picture[:, 48:] += 190
+        path = tmp_path / "scene.png"
+        exif = Image.Exif()
+        exif[0x010F] = "Maker"
+        Image.fromarray(picture).save(path, exif=exif, dpi=(200, 200))
+        return path
+
+    def test_a_contour_tints_nothing(self, segmenter: Segmenter, scene: Path) -> None:
+        result, pixels = segmenter.predict(scene), np.asarray(Image.open(scene))
+        changed = (result.contour() != pixels).any(axis=2)
+        assert changed[:, 44:52].any(axis=1).all(), "the edge is drawn in every row"
+        assert not changed[:, :44].any()
+        assert not changed[:, 52:].any()
+
+    def test_a_sheet_shows_all_three(self, segmenter: Segmenter, scene: Path) -> None:
+        sheet, pixels = segmenter.predict(scene).sheet(), np.asarray(Image.open(scene))
+        assert sheet.shape == (64, 3 * 96 + 2 * 8, 3)
+        assert (sheet[:, :96] == pixels).all()
+        assert set(np.unique(sheet[:, 104:200])) == {0, 255}
+        assert (sheet[:, 208:] == segmenter.predict(scene).overlay()).all()
+        large = np.zeros((3000, 40, 3), np.uint8)
+        assert segmenter.predict(large).sheet().shape[0] == 720
+
+    def test_a_sheet_of_several_classes_has_their_colours(self, scene: Path) -> None:
+        with several(thirds) as segmenter:
+            result = segmenter.predict(scene)
+            middle = result.sheet()[:, 104:200]
+            assert {tuple(colour) for colour in middle[32]} == set(segmenter.spec.classes.colours)
+
+    def test_a_palette_has_ids_and_colours(self, segmenter: Segmenter, scene: Path) -> None:
+        with Image.open(io.BytesIO(segmenter.predict(scene).encode("palette"))) as image:
+            assert image.mode == "P"
+            assert image.getpalette()[:6] == [0, 0, 0, *segmenter.spec.classes.colours[0]]
+            assert np.array_equal(np.asarray(image), segmenter.predict(scene).mask // 255)
+        with several(thirds) as many:
+            result = many.predict(scene)
+            with Image.open(io.BytesIO(result.encode("palette"))) as image:
+                assert np.array_equal(np.asarray(image), result.mask)
+                colours = [component for colour in many.spec.classes.colours for component in colour]
+                assert image.getpalette()[:9] == colours
+
+    def test_the_probability_in_floats(self, segmenter: Segmenter, scene: Path) -> None:
+        result = segmenter.predict(scene)
+        values = tifffile.imread(io.BytesIO(result.encode("prob32")))
+        assert values.dtype == np.float32
+        assert np.abs(values * 255 - result.probability).max() <= 0.51
+        assert result.prediction is not None
+        missing = np.zeros((64, 96), np.bool_)
+        missing[:, 60:70] = True
+        frame = replace(result.prediction.frame, missing=missing)
+        holed = replace(result, prediction=replace(result.prediction, frame=frame))
+        assert np.array_equal(np.isnan(tifffile.imread(io.BytesIO(holed.encode("prob32")))), missing)
+
+    def test_the_object_before_another_background(self, segmenter: Segmenter, scene: Path) -> None:
+        result, pixels = segmenter.predict(scene), np.asarray(Image.open(scene))
+        for colour, rgb in (("white", (255, 255, 255)), ("#ff8000", (255, 128, 0))):
+            shown = result.styled(background=colour).on_background()
+            assert (shown[:, :40] == rgb).all()
+            assert (shown[:, 56:] == pixels[:, 56:]).all()
+        blurred = result.styled(background="blur").on_background()
+        assert np.ptp(blurred[10:-10, 10:30].astype(int)) < 30
+        with pytest.raises(UsageError, match="no colour, and no picture"):
+            result.styled(background="nowhere.png").on_background()
+
+    @pytest.mark.parametrize("how", ["blur", "pixelate"])
+    def test_what_is_hidden_is_hidden_in_the_file_and_nothing_tells_of_it(
+        self, segmenter: Segmenter, scene: Path, how: str
+    ) -> None:
+        result, pixels = segmenter.predict(scene), np.asarray(Image.open(scene), int)
+        shown = opened(result.encode(how)).astype(int)
+        inside, before = shown[8:-8, 60:90], pixels[8:-8, 60:90]
+        assert np.abs(np.diff(inside, axis=0)).mean() < np.abs(np.diff(before, axis=0)).mean() / 5
+        assert np.abs(shown[:, :20] - pixels[:, :20]).mean() < 12, "the rest is as it was"
+        with Image.open(io.BytesIO(result.encode(how))) as image:
+            assert not image.getexif()
+            assert image.info["dpi"] == (200, 200)
+        with Image.open(io.BytesIO(result.encode("contour"))) as image:
+            assert image.getexif()[0x010F] == "Maker"
+
+    def test_of_several_classes_the_object_is_all_but_the_background(self, scene: Path) -> None:
+        pixels = np.asarray(Image.open(scene))
+        with several(thirds) as segmenter:
+            result = segmenter.predict(scene)
+            assert np.array_equal(result.cutout()[..., 3] >= 128, result.mask > 0)
+            assert (result.on_background()[:, :24] == 255).all()
+            hidden = result.hidden("pixelate")
+            assert (hidden[:, 40:] != pixels[:, 40:]).any()
+        with several(lambda batch: np.zeros(batch.shape[:3], np.uint8)) as segmenter:
+            assert (segmenter.predict(scene).hidden("pixelate") == pixels).all()
+
+    @pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
+    def test_cutouts_in_every_format_and_cropped(
+        self, segmenter: Segmenter, scene: Path, tmp_path: Path, kind: str
+    ) -> None:
+        result = segmenter.predict(scene)
+        whole, cropped = (
+            opened(result.styled(cutout_format=kind, crop=crop).encode("cutout")) for crop in (False, True)
+        )
+        seen = result.cutout()[..., 3] > 0
+        left = int(np.flatnonzero(seen.any(axis=0))[0])
+        assert whole.shape[:2] == (64, 96)
+        assert cropped.shape[:2] == (64, 96 - left)
+        if kind == "jpeg":
+            assert (whole[:, :32] > 250).all(), "white, where others are transparent"
+        else:
+            assert np.array_equal(whole[..., 3], result.cutout()[..., 3])
+            alpha = cropped[..., 3] if cropped.shape[2] == 4 else 255  # all that is seen may be opaque
+            assert np.array_equal(result.cutout()[:, left:, 3], np.broadcast_to(alpha, cropped.shape[:2]))
+        [path] = result.styled(cutout_format=kind).save(tmp_path / "out", ("cutout",)).values()
+        assert Path(path).suffix == {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}[kind]
+
+    def test_where_nothing_is_seen_nothing_is_cropped(self, segmenter: Segmenter) -> None:
+        result = segmenter.predict(np.zeros((30, 40, 3), np.uint8)).styled(crop=True)
+        assert opened(result.encode("cutout")).shape == (30, 40, 4)
+        assert opened(result.encode("background")).shape == (30, 40, 3)
+
+    def test_a_webp_holds_no_side_beyond_16383(self, segmenter: Segmenter) -> None:
+        result = segmenter.predict(np.full((2, 16_384, 3), 255, np.uint8)).styled(cutout_format="webp")
+        with pytest.raises(EncodeError, match=r"2x16384.*too large for WebP") as info:
+            result.encode("cutout")
+        assert "PNG" in info.value.hint
+
+    def test_another_style_keeps_what_was_made(self, segmenter: Segmenter, scene: Path) -> None:
+        result = segmenter.predict(scene)
+        mask, cutout = result.mask, result.cutout()
+        other = result.styled(crop=True)
+        assert other.mask is mask
+        assert other.cutout() is cutout
+        assert (result.style.crop, other.style.crop) == (False, True)
+        with pytest.raises(UsageError, match="cutout format"):
+            result.styled(cutout_format="bmp")
 
 
 def test_files_are_the_same_in_whatever_order_they_are_encoded(segmenter: Segmenter, photo: Path) -> None:

@@ -101,6 +101,7 @@ def odd(tmp_path: Path) -> Path:
     [
         (1, ("mask", "overlay", "cutout", "prob", "prob16"), ViewOptions()),
         (1, ("mask", "geotiff"), ViewOptions()),
+        (1, ("contour", "sheet", "background", "blur", "pixelate", "palette", "prob32"), ViewOptions()),
         (3, ("mask", "overlay"), ViewOptions()),
         (1, ("mask", "overlay"), ViewOptions("tile", scale=0.7)),
         (1, ("mask", "prob16"), ViewOptions(refine=True)),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -40,6 +42,7 @@ SECTIONS = (
     "Engine",
     "Build",
     "Output",
+    "Clean-up",
     "Video",
     "Reliability",
     "Scale",
@@ -48,6 +51,7 @@ SECTIONS = (
 """Headings of options in `--help`, in this order."""
 
 
+_FIRST, _ALL = "", "all"  # of `--help`: the first screen, and everything
 _HYPHEN = "\u2011"  # which no line is broken at
 
 
@@ -61,11 +65,12 @@ class Option(click.Option):
 
     Args:
         section: one of `SECTIONS`; "" for commands with few options.
+        brief: what the first screen of help says of it; "" leaves it to its section.
     """
 
-    def __init__(self, *arguments: Any, section: str = "", **settings: Any) -> None:
+    def __init__(self, *arguments: Any, section: str = "", brief: str = "", **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.section = section
+        self.section, self.brief = section, brief
 
     def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
         """What stands in brackets: no ranges, which errors tell whoever leaves them."""
@@ -168,24 +173,118 @@ class Context(click.Context):
 
 
 class Command(click.Command):
-    """A command whose help shows its options in sections."""
+    """A command whose help shows its options in sections.
+
+    Where options have a `brief`, `--help` shows those on a screen, with the names of the others; `--help
+    SECTION` shows a section, `--help all` everything.
+    """
 
     context_class = Context
 
-    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options section by section; those without one come last."""
-        sections: dict[str, list[tuple[str, str]]] = {}
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """`--help`, which takes the name of a section."""
+        if self._help_option is None and (option := super().get_help_option(ctx)) is not None:
+            self._help_option = Option(
+                [*option.opts, "_help"],
+                metavar="[SECTION]",
+                type=Parsed(
+                    str, lambda typed: [name for name in self._topics(ctx) if name.startswith(typed)]
+                ),
+                is_flag=False,
+                flag_value=_FIRST,
+                is_eager=True,
+                expose_value=False,
+                callback=self._show_help,
+                help="Show help: of a section, or all.",
+            )
+        return self._help_option
+
+    def _show_help(self, context: click.Context, parameter: click.Parameter, topic: str | None) -> None:
+        if topic is None or context.resilient_parsing:
+            return
+        formatter, brief = context.make_formatter(), self._brief(context)
+        section = self._topics(context).get(topic.lower().rstrip(":"))
+        if section is not None:
+            self.format_usage(context, formatter)
+            self._write_sections(context, formatter, only=section)
+        elif brief and topic.lower() != _ALL:  # whatever else followed, such as a path
+            self._write_first_screen(context, formatter, brief)
+        else:
+            self.format_help(context, formatter)
+        click.echo(formatter.getvalue().rstrip("\n"), color=context.color)
+        context.exit()
+
+    def _topics(self, context: click.Context) -> dict[str, str]:
+        """Sections by the names that `--help` takes."""
+        return {section.lower(): section for section in self._sections(context) if section}
+
+    def _brief(self, context: click.Context) -> list[tuple[str, str]]:
+        """Names and meanings of the options on the first screen."""
+        records = []
+        for parameter in self.get_params(context):
+            if isinstance(parameter, Option) and parameter.brief:
+                record = parameter.get_help_record(context)
+                names = re.sub(r"\[.*\]$", "NAME", record[0]) if record is not None else ""
+                records += [(names, parameter.brief)] if names else []
+        return records
+
+    def _write_first_screen(
+        self, context: click.Context, formatter: click.HelpFormatter, brief: list[tuple[str, str]]
+    ) -> None:
+        """What it is for, examples, the options that most people need, and where the others are."""
+        self.format_usage(context, formatter)
+        text = inspect.cleandoc(self.help or "")
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text("\n\n".join(text.split("\n\n")[:2]))
+        with formatter.section("Options"):
+            formatter.write_dl(brief)
+        topics = []
+        for name, section in self._topics(context).items():
+            others = [
+                parameter.opts[-1]
+                for parameter in self.get_params(context)
+                if isinstance(parameter, Option) and parameter.section == section and not parameter.brief
+            ]
+            if others:
+                topics.append((f"--help {name}", _fitting(others, formatter.width - 24)))
+        with formatter.section("More options"):
+            formatter.write_dl([*topics, (f"--help {_ALL}", "everything")])
+
+    def _sections(self, context: click.Context) -> dict[str, list[tuple[str, str]]]:
+        """Names and meanings of the options by section, in order; those without one come last."""
+        found: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(context):
             record = parameter.get_help_record(context)
             if record is not None and isinstance(parameter, click.Option):
-                sections.setdefault(getattr(parameter, "section", ""), []).append(record)
-        rest = sections.pop("", [])
-        named = [(name, sections[name]) for name in SECTIONS if name in sections]
-        if named:
-            named[-1][1].extend(rest)
-        for heading, records in named or [("Options", rest)]:
-            with formatter.section(heading):
-                formatter.write_dl(records)
+                found.setdefault(getattr(parameter, "section", ""), []).append(record)
+        rest = found.pop("", [])
+        named = {name: found[name] for name in SECTIONS if name in found}
+        if not named:
+            return {"": rest}
+        named[next(reversed(named))].extend(rest)
+        return named
+
+    def _write_sections(
+        self, context: click.Context, formatter: click.HelpFormatter, only: str | None = None
+    ) -> None:
+        for heading, records in self._sections(context).items():
+            if only in (None, heading):
+                with formatter.section(heading or "Options"):
+                    formatter.write_dl(records)
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options section by section; those without one come last."""
+        self._write_sections(context, formatter)
+
+
+def _fitting(names: Sequence[str], width: int) -> str:
+    """As many names as a line holds."""
+    line = ", ".join(names)
+    while len(line) > width and len(names) > 1:
+        names = names[:-1]
+        line = ", ".join(names) + ", ..."
+    return line
 
 
 class Program(click.Group):

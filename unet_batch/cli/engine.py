@@ -92,12 +92,14 @@ build_options = Bundle(
         ["--batch"],
         metavar="MIN,BEST,MAX",
         type=Parsed(parse_batch),
+        brief="Pictures in one pass of the network.",
         help="Pictures in one pass: kernels are tuned for BEST. One number fixes all three.  [default: "
         "1,32,32; openvino takes them one by one]",
     ),
     _engine(
         ["--precision"],
         type=click.Choice(("int8", "fp16", "bf16", "fp32")),
+        brief="Precision: int8, fp16, bf16 or fp32.",
         help="Precision of the network's body; int8 takes --calibration-images.  [default: fp16; of a graph "
         "its own; openvino: bf16 where the CPU executes it, else fp32]",
     ),
@@ -119,6 +121,7 @@ build_options = Bundle(
         type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "openvino")),
         default="auto",
         show_default=True,
+        brief="What compiles: tensorrt, tensorrt-rtx or openvino.",
         help="What compiles. tensorrt needs the GPU that will run the engine, tensorrt-rtx builds anywhere, "
         "openvino builds for CPUs. auto takes the first that can, in this order.",
     ),
@@ -143,6 +146,7 @@ build_options = Bundle(
         ["--proof-images"],
         metavar="SOURCE",
         multiple=True,
+        brief="Pictures to prove the engine on: your own.",
         help="Pictures to compare with float32 on, up to 100: your own prove most.  [default: drawn scenes; "
         "of --calibration-images those held out]",
     ),
@@ -150,11 +154,17 @@ build_options = Bundle(
         ["--calibration-images"],
         metavar="SOURCE",
         multiple=True,
+        brief="Pictures that int8 is calibrated on.",
         help="Pictures that the ranges of int8 are taken from, up to 200, drawn at random; others of them "
         "are held out for the proof.  [default: drawn scenes, for bundled models only]",
     ),
-    _build(["--onnx-only"], is_flag=True, help="Write and prove the ONNX graph, and stop."),
-    _build(["--force"], is_flag=True, help="Build even if a fitting engine is there."),
+    _build(
+        ["--onnx-only"],
+        is_flag=True,
+        brief="Write the ONNX graph, and stop.",
+        help="Write and prove the ONNX graph, and stop.",
+    ),
+    _build(["--force"], is_flag=True, brief="Build anew.", help="Build even if a fitting engine is there."),
     engines_dir_option("Output"),
 )
 

@@ -78,12 +78,14 @@ def _parse_names(text: str) -> tuple[str, ...]:
     "split_file",
     section="Data",
     metavar="FILE",
+    brief="Judge only the images that this file names.",
     help="Judge only the images that this file names, one a line, such as those kept from training.",
 )
 @option(
     "--predictions",
     section="Data",
     metavar="DIR",
+    brief="Judge the masks in this folder, or of a run.",
     help="Judge the masks in this folder, or in the output of a run, instead of a model's.",
 )
 @option(
@@ -97,6 +99,7 @@ def _parse_names(text: str) -> tuple[str, ...]:
     "--objects",
     section="Data",
     is_flag=True,
+    brief="Judge objects, too, such as nuclei.",
     help="Judge objects, too: AP at IoU 0.5 to 0.95, PQ, and for cells between membranes V-Rand and V-Info.",
 )
 @network_options
@@ -105,12 +108,14 @@ def _parse_names(text: str) -> tuple[str, ...]:
     "--output",
     section="Output",
     metavar="DIR",
+    brief="Write the figures into this folder.",
     help="Write evaluation.json and pictures.csv (a row for each picture) into this folder.",
 )
 @option(
     "--sheet",
     section="Output",
     metavar="FILE",
+    brief="Write a JPEG of the worst pictures.",
     help="Write a JPEG of the worst pictures: image, truth, prediction, error.",
 )
 @option(

@@ -140,6 +140,7 @@ network_options = Bundle(
         metavar="FILE",
         multiple=True,
         shell_complete=complete_model,
+        brief=f"A model file, or {', '.join(BUNDLED)}.",
         help=f"A checkpoint (.safetensors), a graph (.onnx), or {', '.join(BUNDLED)}, which inspect lists. "
         f"Several, each with -m, are averaged.  [default: {DEFAULT}]",
     ),
@@ -147,6 +148,7 @@ network_options = Bundle(
         ["--threshold"],
         metavar="P",
         type=click.FloatRange(0, 1, min_open=True),
+        brief="Probability from which a pixel counts.",
         help="Probability from which a pixel counts.  [default: the model's, mostly 0.5]",
     ),
     _model(
@@ -160,6 +162,7 @@ network_options = Bundle(
         type=click.Choice(("letterbox", "stretch", "tile")),
         default="letterbox",
         show_default=True,
+        brief="tile: cut large pictures into tiles, for small things.",
         help="How a picture is shown to it: whole, whole and stretched, or in tiles of its size.",
     ),
     _view(
@@ -205,7 +208,12 @@ network_options = Bundle(
         help=f"What runs the network: {', '.join(BACKENDS)}. auto takes the first that can, in this order, "
         "on a CPU openvino before torch, and says why; the others never fall back.",
     ),
-    _model(["--device"], metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]"),
+    _model(
+        ["--device"],
+        metavar="NAME",
+        brief="cpu, cuda or mps.  [default: a GPU if there is one]",
+        help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]",
+    ),
     _model(["--require-gpu"], is_flag=True, help="Refuse to run on the CPU."),
     engines_dir_option("Model"),
     _scale(

@@ -12,15 +12,17 @@ import click
 
 from unet_batch.cli.command import Bundle, Option, Parsed, complete_path, option
 from unet_batch.errors import UsageError
-from unet_batch.files.outputs import KINDS
+from unet_batch.files.outputs import CUTOUT_FORMATS, KINDS, Style
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.datasets.dataset import Dataset
+    from unet_batch.media.cleanup import Cleanup
     from unet_batch.run.options import RunOptions, VideoOptions
 
 Size = tuple[int, int]
 
+_cleanup = functools.partial(Option, section="Clean-up")
 _data = functools.partial(Option, section="Data")
 _display = functools.partial(Option, section="Display")
 _output = functools.partial(Option, section="Output")
@@ -103,6 +105,9 @@ def make_run_options(
     max_errors: int | None,
     wait: bool,
     pages: str | None,
+    background: str,
+    cutout_format: str,
+    crop: bool,
     shard: str | None = None,
 ) -> RunOptions:
     """What the options of `run` mean, those of clips apart.
@@ -117,6 +122,7 @@ def make_run_options(
         sources,
         output,
         (*save, "overlay") if overlay and "overlay" not in save else save,
+        Style(background, cutout_format, crop),
         overwrite=overwrite,
         fail_fast=fail_fast,
         max_errors=max_errors,
@@ -135,11 +141,15 @@ run_options = Bundle(
     _output(
         ["-o", "--output"],
         metavar="DIR",
+        brief="Output folder.  [default: FOLDER-segmented]",
         help="Output folder, or s3://bucket/folder.  [default: FOLDER-segmented beside FOLDER; for all else "
         "segmented]",
     ),
     _output(
-        ["--overlay"], is_flag=True, help="Save overlays too: the photo with the mask tinted and outlined."
+        ["--overlay"],
+        is_flag=True,
+        brief="Save overlays too: the photo, the mask tinted.",
+        help="Save overlays too: the photo with the mask tinted and outlined.",
     ),
     _output(
         ["--save"],
@@ -147,15 +157,36 @@ run_options = Bundle(
         type=Parsed(parse_kinds, complete_kinds),
         default="mask",
         show_default=True,
+        brief="What to save: mask, overlay, cutout, blur, ...",
         help="What to save, with commas: " + ", ".join(KINDS) + ".",
     ),
+    _output(
+        ["--background"],
+        metavar="COLOUR|FILE|blur",
+        default="white",
+        show_default=True,
+        help="What is behind the object in background: a colour, a picture, or its own out of focus.",
+    ),
+    _output(
+        ["--cutout-format"],
+        type=click.Choice(tuple(CUTOUT_FORMATS)),
+        default="png",
+        show_default=True,
+        help="Format of cutouts; jpeg has white in place of transparency.",
+    ),
+    _output(["--crop"], is_flag=True, help="Cut cutout and background to what is seen of the object."),
     _output(
         ["--pages"],
         metavar="PAGES",
         help="Of pictures of several pages, such as TIFF stacks: all, 3 or 2:10, counted from 1; into "
         "stacks of the same shape.  [default: the first]",
     ),
-    _output(["--overwrite"], is_flag=True, help="Redo pictures that are done, also those of another model."),
+    _output(
+        ["--overwrite"],
+        is_flag=True,
+        brief="Redo pictures that are done.",
+        help="Redo pictures that are done, also those of another model.",
+    ),
     _reliability(
         ["--hash", "hash_sources"],
         is_flag=True,
@@ -172,6 +203,59 @@ run_options = Bundle(
     ),
     _reliability(["--wait"], is_flag=True, help="Wait for another run that writes to the same folder."),
     _scale(["--shard"], metavar="I/N", help="Do only part I of N; `slurm` takes both from the job array."),
+)
+
+
+# Clean-up ---------------------------------------------------------------------------------------------------
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """`car,person` -> ("car", "person"), none twice.
+
+    Raises:
+        ValueError: there is no name.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise ValueError(f"{text!r} names no class: names with commas expected, for example car,person")
+    return names
+
+
+def make_cleanup(
+    *, classes: tuple[str, ...] | None, min_area: str, fill_holes: str, largest: bool
+) -> Cleanup:
+    """What masks are cleaned of.
+
+    Raises:
+        UsageError: an area cannot be read.
+    """
+    from unet_batch.media.cleanup import Cleanup
+
+    return Cleanup(classes or (), min_area, fill_holes, largest)
+
+
+cleanup_options = Bundle(
+    "cleanup",
+    make_cleanup,
+    _cleanup(
+        ["--classes"],
+        metavar="NAMES",
+        type=Parsed(parse_names),
+        help="Keep these classes only, with commas; all else becomes background.",
+    ),
+    _cleanup(
+        ["--min-area"],
+        metavar="N|P%",
+        default="",
+        help="Drop what is smaller: so many pixels, or a share of the picture such as 0.1%.",
+    ),
+    _cleanup(
+        ["--fill-holes"],
+        metavar="N|P%|all",
+        default="",
+        help="Fill holes up to this area, or all of them.",
+    ),
+    _cleanup(["--largest"], is_flag=True, help="Keep only the largest component of each class."),
 )
 
 
@@ -227,7 +311,12 @@ video_options = Bundle(
         type=int,
         help="Quality of overlays, in the codec's own measure: 20 is the default of h264.",
     ),
-    _video(["--start"], metavar="TIME", help="Begin here: 90.5, 1:30 or 0:01:30.5; 2250f counts frames."),
+    _video(
+        ["--start"],
+        metavar="TIME",
+        brief="Begin a clip here: 90.5 or 1:30; --end likewise.",
+        help="Begin here: 90.5, 1:30 or 0:01:30.5; 2250f counts frames.",
+    ),
     _video(["--end"], metavar="TIME", help="End here, likewise."),
     _video(["--every"], metavar="N", type=click.IntRange(1), default=1, help="Take each Nth frame only."),
     _video(["--max-frames"], metavar="N", type=click.IntRange(1), help="Stop a clip after N frames."),
@@ -286,6 +375,7 @@ display_options = Bundle(
     _display(
         ["-v", "--verbose"],
         is_flag=True,
+        brief="Print a line for each picture.",
         help="Print a line for each picture, and at the end what each stage took.",
     ),
     _display(["--log-json"], metavar="FILE", help="Add a line of JSON for each event; - means stdout."),

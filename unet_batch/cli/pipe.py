@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from unet_batch.errors import OutputError, UsageError
@@ -59,6 +60,7 @@ def run_pipe(options: RunOptions, segmenter: Segmenter) -> None:
     """
     [source] = options.sources
     result = segmenter.predict(sys.stdin.buffer.read() if source == STANDARD else source)
+    result = result.styled(**asdict(options.style))
     if options.output != STANDARD:
         assert options.output is not None
         result.save(options.output, options.save, name=_NAME, overwrite=options.overwrite)

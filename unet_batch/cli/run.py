@@ -13,6 +13,7 @@ from unet_batch.cli.command import Command, option
 from unet_batch.cli.network_options import NetworkOptions, network_options
 from unet_batch.cli.options import (
     DisplayOptions,
+    cleanup_options,
     display_options,
     run_options,
     video_options,
@@ -25,6 +26,7 @@ from unet_batch.files.sources import check_names
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.inference.segmenter import Segmenter
+    from unet_batch.media.cleanup import Cleanup
     from unet_batch.run.options import RunOptions, VideoOptions
 
 _build_option = option(
@@ -58,15 +60,23 @@ _max_pixels_option = option(
 @run_options
 @network_options
 @_build_option
+@cleanup_options
 @video_options
 @_workers_option
 @_max_pixels_option
-@option("--dry-run", section="Reliability", is_flag=True, help="Say what would be done, and write nothing.")
+@option(
+    "--dry-run",
+    section="Reliability",
+    is_flag=True,
+    brief="Say what would be done, and write nothing.",
+    help="Say what would be done, and write nothing.",
+)
 @display_options
 def run(
     options: RunOptions,
     network: NetworkOptions,
     build: bool,
+    cleanup: Cleanup,
     video: VideoOptions,
     workers: int | None,
     max_pixels: int | None,
@@ -81,13 +91,12 @@ def run(
       unet-batch run car.jpg -o out --save mask,cutout
       unet-batch run "shoots/**/*.jpg" @more.txt -o out
       unet-batch run clip.mp4 --overlay --start 1:30 --end 2:00
-      unet-batch run ./photos --backend tensorrt --build
       unet-batch run s3://bucket/photos -o s3://bucket/masks
-      unet-batch run - -o - < car.jpg > mask.png
 
     SOURCE is a picture, a video, a folder (with all below it), a glob pattern in quotes, @list.txt with one
     path a line, a ZIP or tar archive, an address of these, s3://bucket/photos or https://host/car.jpg, - for
-    standard input, or a camera: webcam:0, rtsp://... Overlays of clips keep the sound.
+    standard input (run - -o - < car.jpg > mask.png), or a camera: webcam:0, rtsp://... Overlays of clips keep
+    the sound.
 
     Without -o, the results of a folder go to FOLDER-segmented beside it, those of anything else to the folder
     segmented, where all of it lies; in the current folder if that lies there, too.
@@ -100,7 +109,9 @@ def run(
     check_names([name for name in options.sources if name != STANDARD], live=naming.live_name)
     screen.loading(network.model)
     if piped:
-        with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
+        with _open_network(
+            screen, network, build, cleanup, workers, max_pixels, options.isolate
+        ) as segmenter:
             run_pipe(options, segmenter)
         return
     from unet_batch.cli.observer import RunObserver
@@ -112,7 +123,7 @@ def run(
     plan = prepare(replace(options, video=video))
     screen.sources(plan)
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
-    with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
+    with _open_network(screen, network, build, cleanup, workers, max_pixels, options.isolate) as segmenter:
         if dry_run:
             plan = resume(plan, recipe_of(segmenter, options.pages))
             screen.todo(plan)
@@ -144,6 +155,7 @@ def run(
 )
 @network_options
 @_build_option
+@cleanup_options
 @video_options
 @_workers_option
 @_max_pixels_option
@@ -153,6 +165,7 @@ def watch(
     settle: float,
     network: NetworkOptions,
     build: bool,
+    cleanup: Cleanup,
     video: VideoOptions,
     workers: int | None,
     max_pixels: int | None,
@@ -178,7 +191,7 @@ def watch(
     options = replace(options, video=video)
     plan = look(options)
     screen.output(plan)
-    with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
+    with _open_network(screen, network, build, cleanup, workers, max_pixels, options.isolate) as segmenter:
         screen.line("watching", *options.sources)
         with RunObserver(screen, display.log_json) as observer:
             observer.listen()
@@ -197,6 +210,7 @@ def _open_network(
     screen: Screen,
     network: NetworkOptions,
     build: bool,
+    cleanup: Cleanup,
     workers: int | None,
     max_pixels: int | None,
     isolate: bool,
@@ -217,6 +231,7 @@ def _open_network(
         isolate=isolate,
         view=network.view,
         channels=network.channels,
+        cleanup=cleanup,
     ) as segmenter:
         screen.model(segmenter)
         yield segmenter

@@ -72,6 +72,7 @@ def read_config(context: click.Context, option: click.Parameter, value: str | No
     "--output",
     metavar="FILE",
     required=True,
+    brief="Model to write: MODEL.safetensors.",
     help="Model to write: MODEL.safetensors.",
     section="Output",
 )
@@ -85,12 +86,14 @@ def read_config(context: click.Context, option: click.Parameter, value: str | No
 @option(
     "--resume",
     is_flag=True,
+    brief="Go on with an interrupted training.",
     help="Go on with an interrupted training, given the same options as before; begin where there is none.",
     section="Reliability",
 )
 @option(
     "--dry-run",
     is_flag=True,
+    brief="Print the plan, and write nothing.",
     help="Print the plan, with estimates of memory and time, and write nothing.",
     section="Reliability",
 )

@@ -103,6 +103,7 @@ training_options = Bundle(
     _model(
         ["--size"],
         metavar="HxW",
+        brief="Height and width of the network's input.",
         type=SIZE,
         help="Height and width of the network's input.  [default: the images' shape]",
     ),
@@ -123,6 +124,7 @@ training_options = Bundle(
         ["--encoder"],
         metavar="NAME",
         type=click.Choice(("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")),
+        brief="Begin with an encoder of ImageNet: efficientnet-lite0.",
         help="Build the U-Net on an encoder that knows ImageNet's photos: efficientnet-lite0, -lite1 or "
         "-lite2.  [default: none]",
     ),
@@ -135,6 +137,7 @@ training_options = Bundle(
         ["--init"],
         shell_complete=complete_checkpoint,
         metavar="MODEL",
+        brief="Start from a checkpoint, or from a bundled model.",
         help="Start from a checkpoint, or from a bundled model by its name.",
     ),
     _model(
@@ -156,6 +159,7 @@ training_options = Bundle(
         type=click.IntRange(1),
         default=40,
         show_default=True,
+        brief="Passes over the training images.  [default: 40]",
         help="Passes over the training images.",
     ),
     _schedule(
@@ -164,6 +168,7 @@ training_options = Bundle(
         type=click.IntRange(1),
         default=16,
         show_default=True,
+        brief="Images in a step.  [default: 16]",
         help="Images in a step, over all processes.",
     ),
     _schedule(
@@ -239,6 +244,7 @@ training_options = Bundle(
         type=click.Choice(("none", "light", "strong", "elastic")),
         default="light",
         show_default=True,
+        brief="Random changes: none, light, strong or elastic.",
         help="Augmentation: random zoom, rotation, shift, colour, blur and noise; elastic also deforms, for "
         "microscope slides.",
     ),
@@ -247,6 +253,7 @@ training_options = Bundle(
         type=click.Choice(("none", "horizontal", "any")),
         default="horizontal",
         show_default=True,
+        brief="Random flips: none, horizontal or any.",
         help="Random flips; any adds quarter turns, for slides and aerial photos.",
     ),
     _augmentation(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -29,6 +31,7 @@ class Kind:
         of: what it can be made of.
         needs_pixels: it is drawn from the picture's own pixels, which must then be kept at full size.
         needs_probability: it is drawn from a probability, which a model of several classes does not have.
+        of_object: it tells the object from the rest: of several classes, one has to be the background.
         for_viewing: of a clip, it is coded as asked for and has the sound; else it is lossless and silent.
     """
 
@@ -37,15 +40,23 @@ class Kind:
     of: tuple[Source, ...]
     needs_pixels: bool = False
     needs_probability: bool = False
+    of_object: bool = False
     for_viewing: bool = False
 
 
 KINDS: Mapping[str, Kind] = {
     "mask": Kind("masks", ".png", ("picture", "clip")),
     "overlay": Kind("overlays", ".jpg", ("picture", "clip"), needs_pixels=True, for_viewing=True),
-    "cutout": Kind("cutouts", ".png", ("picture",), needs_pixels=True, needs_probability=True),
+    "contour": Kind("contours", ".jpg", ("picture",), needs_pixels=True),
+    "sheet": Kind("sheets", ".jpg", ("picture",), needs_pixels=True),
+    "cutout": Kind("cutouts", ".png", ("picture",), needs_pixels=True, of_object=True),
+    "background": Kind("backgrounds", ".jpg", ("picture",), needs_pixels=True, of_object=True),
+    "blur": Kind("blurred", ".jpg", ("picture",), needs_pixels=True, of_object=True),
+    "pixelate": Kind("pixelated", ".jpg", ("picture",), needs_pixels=True, of_object=True),
+    "palette": Kind("palettes", ".png", ("picture",)),
     "prob": Kind("probs", ".png", ("picture",), needs_probability=True),
     "prob16": Kind("probs16", ".png", ("picture",), needs_probability=True),
+    "prob32": Kind("probs32", ".tif", ("picture",), needs_probability=True),
     "geotiff": Kind("geotiffs", ".tif", ("picture",)),
     "dicomseg": Kind("dicomsegs", ".dcm", ("picture",)),
     "frames": Kind("frames", "", ("clip",)),
@@ -58,6 +69,64 @@ TIMELINES = Kind("timelines", ".csv", ("clip",))
 """Comes with every clip, whatever else is saved."""
 UNFINISHED = "unfinished"
 """Folder of the parts of clips that are not done."""
+CUTOUT_FORMATS: Mapping[str, str] = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
+"""What cutouts of pictures can be, and the suffix of each."""
+BLUR = "blur"
+"""The background that is the picture's own, out of focus."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How outputs are drawn, where there is a choice.
+
+    Attributes:
+        background: of `background`, what is behind the object: a colour by its name or as #rrggbb, the path
+            of a picture, or "blur".
+        cutout_format: of `cutout`, a key of `CUTOUT_FORMATS`; JPEG has no transparency, but white.
+        crop: `cutout` and `background` of pictures are cut to what is seen of the object.
+
+    Raises:
+        UsageError: the format is unknown.
+    """
+
+    background: str = "white"
+    cutout_format: str = "png"
+    crop: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cutout_format not in CUTOUT_FORMATS:
+            raise UsageError(
+                f"cutout format {self.cutout_format!r}", hint=f"choose from {', '.join(CUTOUT_FORMATS)}"
+            )
+
+    def suffix(self, kind: str) -> str:
+        """Of the file that is made of a picture."""
+        return CUTOUT_FORMATS[self.cutout_format] if kind == "cutout" else KINDS[kind].suffix
+
+    def name(self, kind: str, *, of_clip: bool = False) -> str:
+        """A kind of output with what decides how it is drawn: equal names mean equal contents."""
+        words = [kind]
+        if kind == "cutout" and self.cutout_format != "png" and not of_clip:
+            words.append(self.cutout_format)
+        if kind == "background":
+            words.append(_identity(self.background))
+        if self.crop and kind in ("cutout", "background") and not of_clip:
+            words.append("crop")
+        return " ".join(words)
+
+
+PLAIN = Style()
+"""As it is where nobody asks for anything."""
+
+
+@functools.lru_cache(maxsize=4)
+def _identity(background: str) -> str:
+    """A background by its contents: of a file its checksum, else its name."""
+    try:
+        with open(background, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()[:16]
+    except (OSError, ValueError):
+        return background.lower()
 
 
 class OutputTree:
@@ -66,6 +135,7 @@ class OutputTree:
     Args:
         folder: the output folder, or its address; need not exist yet.
         kinds: which outputs are wanted, of `PICTURE_KINDS`.
+        style: how they are drawn.
 
     Attributes:
         name: the folder as people know it: its path or address.
@@ -76,7 +146,7 @@ class OutputTree:
         UsageError: a kind is unknown, or nothing can be written to an address.
     """
 
-    def __init__(self, folder: str, kinds: Sequence[str]) -> None:
+    def __init__(self, folder: str, kinds: Sequence[str], style: Style = PLAIN) -> None:
         unknown = [kind for kind in kinds if kind not in PICTURE_KINDS]
         if unknown:
             raise UsageError(
@@ -91,6 +161,12 @@ class OutputTree:
         self.folder = os.path.abspath(folder) if self.store is None else self.store.folder
         self.name = self.folder if self.store is None else self.store.url
         self.kinds = tuple(dict.fromkeys(kinds))
+        self.style = style
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The kinds as the manifest has them: with what decides how each is drawn."""
+        return tuple(map(self.style.name, self.kinds))
 
     @property
     def need_pixels(self) -> bool:
@@ -120,7 +196,7 @@ class OutputTree:
         steps = re.split(r"[/\\]" if os.name == "nt" else "/", key)
         if "\0" in key or os.path.splitdrive(key)[0] or not {"", os.curdir, os.pardir}.isdisjoint(steps):
             raise OutputError(f"{key!r} would lie outside the output folder {self.folder}")
-        return "/".join((KINDS[kind].folder, *steps)) + KINDS[kind].suffix
+        return "/".join((KINDS[kind].folder, *steps)) + self.style.suffix(kind)
 
     def prepare(self) -> None:
         """Make the output folder and write a byte into it, to fail before the work rather than after.

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
 from unet_batch.errors import OutputError, UnetBatchError, UsageError
 from unet_batch.files import remote
 from unet_batch.files.atomic import write_atomic
-from unet_batch.files.outputs import OutputTree
+from unet_batch.files.outputs import PLAIN, OutputTree, Style
 from unet_batch.inference import postprocess
-from unet_batch.media import geometry, images, render
+from unet_batch.inference.renderers import DRAWN, RENDERERS, check_object, class_ids_of, fit_jpeg
+from unet_batch.media import backdrop, geometry, images, render
+from unet_batch.media.cleanup import UNTOUCHED, Cleanup, ground, settle
+from unet_batch.media.legend import draw_legend
+from unet_batch.media.privacy import hide
 from unet_batch.media.refine import refine
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from unet_batch.types import ModelSpec, Pixels, Prediction, Size
+    from unet_batch.types import Colour, ModelSpec, Pixels, Prediction
 
 T = TypeVar("T")
+
+SHEET_HEIGHT = 720
+"""Rows of a sheet at most: it is there to be looked at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +45,8 @@ class Result:
         prediction: None if the picture failed.
         error: why it failed, else None.
         refine: move edges to those of the picture, whose pixels are kept then.
+        cleanup: what its mask is cleaned of, and so all that shows the mask; probabilities stay as they are.
+        style: how it is drawn, where there is a choice; `styled` gives another.
     """
 
     path: str
@@ -46,6 +55,22 @@ class Result:
     prediction: Prediction | None = field(repr=False)
     error: UnetBatchError | None = None
     refine: bool = field(default=False, repr=False)
+    cleanup: Cleanup = field(default=UNTOUCHED, repr=False)
+    style: Style = field(default=PLAIN, repr=False)
+
+    def styled(self, **changes: Any) -> Result:
+        """The same, drawn in another style: `result.styled(background="blur", crop=True).save("out", ...)`.
+
+        Args:
+            changes: of `files.outputs.Style`: `background`, `cutout_format`, `crop`.
+
+        Raises:
+            UsageError: there is no such style.
+        """
+        other = replace(self, style=replace(self.style, **changes))
+        fields = self.__dataclass_fields__
+        vars(other).update({name: value for name, value in vars(self).items() if name not in fields})
+        return other
 
     @property
     def mask(self) -> Pixels | None:
@@ -56,6 +81,14 @@ class Result:
         return self._once("mask", self._make_mask)
 
     def _make_mask(self) -> Pixels | None:
+        mask = self._raw_mask()
+        if mask is None or not self.cleanup.facts():
+            return mask
+        assert self.prediction is not None
+        return postprocess.blank(self.cleanup(mask, self.spec.classes), self.prediction.frame.missing)
+
+    def _raw_mask(self) -> Pixels | None:
+        """The mask before it is cleaned."""
         if self.prediction is None:
             return None
         map, frame = self.prediction.map, self.prediction.frame
@@ -113,43 +146,136 @@ class Result:
         return value
 
     def overlay(self) -> Pixels:
-        """Draw the classes over the picture: RGB uint8 (height, width, 3).
+        """Draw the classes over the picture: RGB uint8 (height, width, 3); several with a legend.
 
         Raises:
             UsageError: the picture failed, or its pixels were not kept.
         """
-        frame, pixels = self._done("overlay").frame, self._pixels("overlay")
-        assert self.mask is not None
-        drawn = render.overlay(pixels, self.mask, self.spec.classes)
+        return self._legend(self._over("overlay", 0.45))
+
+    def contour(self) -> Pixels:
+        """Draw the outlines of the classes alone over the picture: RGB uint8 (height, width, 3).
+
+        Raises:
+            UsageError: the picture failed, or its pixels were not kept.
+        """
+        return self._legend(self._over("contour", 0.0))
+
+    def sheet(self) -> Pixels:
+        """The picture, its mask in the colours of the classes, and its overlay, side by side.
+
+        Returns:
+            RGB uint8 (h, w, 3), h the picture's height, up to `SHEET_HEIGHT`.
+
+        Raises:
+            UsageError: the picture failed, or its pixels were not kept.
+        """
+        photo, drawn = self._pixels("sheet"), self._over("sheet", 0.45)
+        several = len(self.spec.classes.names) > 1
+        mask = self._coloured() if several else self._drawn_mask()
+        height = min(SHEET_HEIGHT, photo.shape[0])
+        parts = [render.side_by_side([part], height) for part in (photo, mask, drawn)]
+        return render.side_by_side([*parts[:2], self._legend(parts[2])], height)
+
+    def _over(self, what: str, tint: float) -> Pixels:
+        frame, pixels = self._done(what).frame, self._pixels(what)
+        drawn = render.overlay(pixels, self._drawn_mask(), self.spec.classes, tint)
         if frame.missing is not None:  # id 0 may be a class with a colour
             missing = geometry.resize_flags(frame.missing, frame.placement.source)
             drawn[missing] = pixels[missing]
         return drawn
 
-    def cutout(self) -> Pixels:
-        """Cut the class out of the picture: RGBA uint8 (height, width, 4), with a soft edge.
+    def _legend(self, drawn: Pixels) -> Pixels:
+        if len(self.spec.classes.names) == 1:
+            return drawn
+        present = np.flatnonzero(np.bincount(self._drawn_mask().reshape(-1)))
+        kept = self.cleanup.chosen(self.spec.classes)
+        return draw_legend(drawn, self.spec.classes, kept, frozenset(present.tolist()))
 
-        What is transparent in the picture is so in its cutout.
+    def _coloured(self) -> Pixels:
+        """Each pixel in the colour of its class: RGB uint8 (height, width, 3); of one class on black."""
+        colours = np.zeros((256, 3), np.uint8)
+        table = self._palette()
+        colours[: len(table)] = table
+        coloured: Pixels = colours[class_ids_of(self)]
+        return coloured
+
+    def _palette(self) -> tuple[Colour, ...]:
+        """The colours of the ids."""
+        colours = self.spec.classes.colours
+        return ((0, 0, 0), *colours) if self.spec.output == "probability" else colours
+
+    def cutout(self) -> Pixels:
+        """Cut the object out of the picture: RGBA uint8 (height, width, 4), with a soft edge.
+
+        What is transparent in the picture is so in its cutout. Of several classes the object is all that is
+        not background.
 
         Raises:
-            UsageError: the picture failed, its pixels were not kept, or the model has several classes.
+            UsageError: the picture failed, its pixels were not kept, or no class is the background.
         """
-        frame = self._one_class("cutout").frame
-        rgba = render.cutout(self._pixels("cutout"), self.probability, self.threshold, frame.alpha)
+        return self._once("_cutout", self._make_cutout)
+
+    def _make_cutout(self) -> Pixels:
+        frame = self._done("cutout").frame
+        rgba = render.cutout_by(self._pixels("cutout"), self._opacity("cutout"), frame.alpha)
         return postprocess.blank(rgba, frame.missing)
+
+    def _opacity(self, what: str) -> Pixels:
+        """How much of each pixel is the object: uint8 (height, width), 128 or more where the mask is set."""
+        if self.spec.output == "class_ids":
+            return render.soften(self._object(what))
+        alpha, raw = render.opacity_of(self.probability, self.threshold), self._raw_mask()
+        if raw is None or not self.cleanup.facts():
+            return alpha
+        return settle(alpha, raw, self._drawn_mask())
+
+    def _object(self, what: str) -> Pixels:
+        """Where the object is: uint8 (height, width), 0 or 255."""
+        mask = self._drawn_mask()
+        if self.spec.output == "probability":
+            return mask
+        check_object(self.spec, self.cleanup, what)
+        marked: Pixels = np.where(mask == ground(self.spec.classes), np.uint8(0), np.uint8(255))
+        return marked
+
+    def on_background(self) -> Pixels:
+        """The object before `style.background`: RGB uint8 (height, width, 3).
+
+        Raises:
+            UsageError: as for `cutout`; or the background is no colour, no picture and not "blur".
+        """
+        rgba = self.cutout()
+        return backdrop.before(
+            rgba, backdrop.behind(self.style.background, self._pixels("background"), rgba[..., 3])
+        )
+
+    def hidden(self, how: Literal["blur", "pixelate"]) -> Pixels:
+        """The picture with its object unrecognisable: RGB uint8 (height, width, 3); see `media.privacy`.
+
+        Raises:
+            UsageError: the picture failed, its pixels were not kept, or no class is the background.
+        """
+        return hide(self._pixels(how), self._object(how), how)
 
     def notes_on(self, kinds: Sequence[str]) -> tuple[str, ...]:
         """What people should know of how the picture was read, and of its outputs of some kinds."""
         prediction = self._done("notes")
         height, width = prediction.frame.placement.source
-        if "overlay" not in kinds or max(height, width) <= images.JPEG_SIDE:
-            return prediction.frame.notes
-        new = _fit_jpeg(height, width)
-        note = f"its overlay is {new[0]}x{new[1]} instead of {height}x{width}: a JPEG holds no longer side"
-        return (*prediction.frame.notes, note)
+        notes = prediction.frame.notes
+        if max(height, width) <= images.JPEG_SIDE:
+            return notes
+        new = fit_jpeg(height, width)
+        jpegs = (kind for kind in kinds if self.style.suffix(kind) == ".jpg" and kind != "sheet")
+        return notes + tuple(
+            f"its {kind} is {new[0]}x{new[1]} instead of {height}x{width}: a JPEG holds no longer side"
+            for kind in jpegs
+        )
 
     def draw(self, kind: str) -> NDArray[Any]:
-        """The pixels of a kind of output: uint8 or uint16 (height, width), or uint8 (height, width, 3 or 4).
+        """The pixels of a kind of output, not cropped.
+
+        uint8, uint16 or float32 (height, width), or uint8 (height, width, 3 or 4).
 
         Raises:
             UsageError: the picture failed, or there is no such output of it.
@@ -159,7 +285,7 @@ class Result:
     def encode(self, kind: str) -> bytes:
         """The contents of the file that `unet-batch run` saves of a kind of output.
 
-        An overlay is made smaller where it is too large for a JPEG.
+        What is too large for a JPEG is made smaller, the cutout apart.
 
         Raises:
             EncodeError: the format cannot hold a picture of this size.
@@ -195,7 +321,7 @@ class Result:
 
         Args:
             folder: the output folder; made where it is missing.
-            kinds: of "mask", "overlay", "cutout", "prob", "prob16", "geotiff", "dicomseg".
+            kinds: of `files.outputs.PICTURE_KINDS`: "mask", "overlay", "cutout", "blur", ...
             name: of the files; "" takes the name of the picture's own file.
             overwrite: replace files that hold something else.
 
@@ -215,7 +341,7 @@ class Result:
                 f"{os.fspath(folder)}: only `unet-batch run` writes to addresses",
                 hint="save it in a folder, or upload what encode() returns",
             )
-        tree = OutputTree(os.fspath(folder), kinds)
+        tree = OutputTree(os.fspath(folder), kinds, self.style)
         files = {kind: (tree.path(kind, key), self.encode(kind)) for kind in tree.kinds}
         for path, data in files.values():
             if not overwrite and os.path.lexists(path) and not _holds(path, data):
@@ -255,96 +381,6 @@ class Result:
                 hint="stream(pictures, keep_pixels=True), or predict(picture)",
             )
         return self._once("_visible", lambda: render.visible(pixels))
-
-
-def _mask(result: Result) -> bytes:
-    prediction = result._done("mask")
-    frame = prediction.frame
-    # Without the picture's pixels no overlay needs the mask, too: it is drawn where it is encoded
-    if "mask" in vars(result) or frame.pixels is not None or result.spec.output == "class_ids":
-        assert result.mask is not None
-        return images.encode_mask(result.mask)
-    canvas = images.mask_canvas(frame.placement.source)
-    mask = postprocess.mask_from_map(prediction.map, frame.placement, result.threshold, canvas)
-    return images.encode_mask(postprocess.blank(mask, frame.missing))
-
-
-def _probability16(result: Result) -> NDArray[np.uint16]:
-    prediction = result._one_class("prob16")
-    if result.refine:
-        values = result._refined.copy()
-    else:
-        values = postprocess.probability16(prediction.map, prediction.frame.placement)
-    return postprocess.blank(values, prediction.frame.missing)
-
-
-def _overlay(result: Result) -> bytes:
-    pixels = result.overlay()
-    size = _fit_jpeg(*pixels.shape[:2])
-    if size != pixels.shape[:2]:
-        pixels = render.shrink(pixels, size)
-    return images.encode_jpeg(pixels, metadata=result._done("overlay").frame.metadata)
-
-
-def _fit_jpeg(height: int, width: int) -> Size:
-    """The size of an overlay: the picture's own, or the largest of its shape that a JPEG holds."""
-    scale = min(1.0, images.JPEG_SIDE / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def _cutout(result: Result) -> bytes:
-    return images.encode_rgba(result.cutout(), result._done("cutout").frame.metadata)
-
-
-def _ids(result: Result) -> Pixels:
-    """Class ids: 1 for the only class."""
-    mask = result._drawn_mask()
-    return mask if result.spec.output == "class_ids" else mask // np.uint8(255)
-
-
-def _missing(result: Result) -> NDArray[np.bool_] | None:
-    """Where the picture has no value, at its own size: bool (height, width), or None."""
-    frame = result._done("missing").frame
-    return None if frame.missing is None else geometry.resize_flags(frame.missing, frame.placement.source)
-
-
-def _geotiff(result: Result) -> bytes:
-    metadata = result._done("geotiff").frame.metadata
-    return images.encode_geotiff(_ids(result), _missing(result), metadata)
-
-
-def _segment_ids(result: Result) -> Pixels:
-    """Class ids, NODATA where the picture has no value."""
-    missing = _missing(result)
-    return _ids(result) if missing is None else np.where(missing, np.uint8(images.NODATA), _ids(result))
-
-
-def _dicomseg(result: Result) -> bytes:
-    spec = result.spec
-    return images.encode_dicomseg(result.path, {0: _segment_ids(result)}, spec.classes, spec.name)
-
-
-RENDERERS: Mapping[str, Callable[[Result], bytes]] = {
-    "mask": _mask,
-    "overlay": _overlay,
-    "cutout": _cutout,
-    "prob": lambda result: images.encode_map(result.probability),
-    "prob16": lambda result: images.encode_map(_probability16(result)),
-    "geotiff": _geotiff,
-    "dicomseg": _dicomseg,
-}
-"""How each kind of `files.outputs.KINDS` that pictures have is made."""
-
-DRAWN: Mapping[str, Callable[[Result], NDArray[Any]]] = {
-    "mask": lambda result: result._drawn_mask(),
-    "overlay": Result.overlay,
-    "cutout": Result.cutout,
-    "prob": lambda result: result.probability,
-    "prob16": _probability16,
-    "geotiff": _ids,
-    "dicomseg": _segment_ids,
-}
-"""The same, as pixels."""
 
 
 def _holds(path: str, data: bytes) -> bool:

@@ -30,12 +30,14 @@ from unet_batch.errors import (
     VideoError,
 )
 from unet_batch.files import naming
+from unet_batch.files.outputs import PLAIN, Style
 from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.ensemble import Ensemble, check_members
 from unet_batch.inference.backends.select import Request, Step, select
 from unet_batch.inference.result import Result
-from unet_batch.inference.views import View, ViewOptions
+from unet_batch.inference.views import View, ViewOptions, choose_channels
 from unet_batch.media import images
+from unet_batch.media.cleanup import UNTOUCHED, Cleanup
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
 from unet_batch.types import Frame, HasItem, Item, ModelSpec, Prediction
@@ -85,10 +87,11 @@ class Segmenter:
             draws and writes its outputs there, too. See `processes` and `workers.py`.
         view: how the network sees pictures; None shows it the whole picture at its own aspect ratio.
         channels: bands of each picture that the network takes, from 1; None takes the model's own.
+        cleanup: what masks are cleaned of.
 
     Raises:
         UsageError: the threshold lies outside (0, 1], workers or max_pixels is below 1, the model takes
-            another number of channels, or its input does not allow the view.
+            another number of channels or has other classes, or its input does not allow the view.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Segmenter:
         isolate: bool = False,
         view: ViewOptions | None = None,
         channels: Channels | None = None,
+        cleanup: Cleanup = UNTOUCHED,
     ) -> None:
         self.backend = backend
         self.models: tuple[ModelFile, ...] = ()
@@ -122,6 +126,8 @@ class Segmenter:
             if max_pixels < 1:
                 raise UsageError(f"max_pixels {max_pixels}: 1 or more expected")
             self.channels = choose_channels(backend.spec, channels)
+            self.cleanup = cleanup
+            cleanup.check(backend.spec.classes, backend.spec.name)
             self.view = View(backend, view)
             if not backend.is_open:
                 backend.open()
@@ -155,6 +161,7 @@ class Segmenter:
             "threshold": self.threshold,
             **self.view.facts(),
             **({"channels": list(self.channels)} if self.channels else {}),
+            **({"cleanup": self.cleanup.facts()} if self.cleanup.facts() else {}),
         }
 
     def describe_model(self) -> dict[str, Any]:
@@ -237,10 +244,16 @@ class Segmenter:
                 else:
                     yield outcome
 
-    def result(self, prediction: Prediction) -> Result:
-        """What can be drawn from a prediction, and saved."""
+    def result(self, prediction: Prediction, style: Style = PLAIN) -> Result:
+        """What can be drawn from a prediction, and saved, in a style."""
         return Result(
-            prediction.item.path, self.spec, self.threshold, prediction, refine=self.view.options.refine
+            prediction.item.path,
+            self.spec,
+            self.threshold,
+            prediction,
+            refine=self.view.options.refine,
+            cleanup=self.cleanup,
+            style=style,
         )
 
     def _predict(self, picture: AnyPicture, *, keep_pixels: bool) -> Prediction:
@@ -323,6 +336,7 @@ class Segmenter:
             at_least=self._at_least(outputs.need_pixels),
             max_pixels=self.max_pixels,
             channels=self.channels,
+            cleanup=self.cleanup,
         )
 
     @contextmanager
@@ -377,6 +391,7 @@ def open_segmenter(
     isolate: bool = False,
     view: ViewOptions | None = None,
     channels: Channels | None = None,
+    cleanup: Cleanup = UNTOUCHED,
 ) -> Segmenter:
     """Open the best backend for a model and segment with it; see `select` and `Segmenter` for the arguments.
 
@@ -405,26 +420,10 @@ def open_segmenter(
             isolate=isolate,
             view=view,
             channels=channels,
+            cleanup=cleanup,
         )
         opened.pop_all()
     return segmenter
-
-
-def choose_channels(spec: ModelSpec, given: Channels | None) -> Channels | None:
-    """Which bands of a picture a model takes: the given ones, or its own; None for what a person sees.
-
-    Raises:
-        UsageError: it takes another number of them.
-    """
-    if given is None:
-        return spec.channels
-    wanted = ",".join(map(str, given))
-    if len(given) != spec.in_channels or min(given) < 1:
-        raise UsageError(
-            f"--channels {wanted}: {spec.name} takes {spec.in_channels} bands, counted from 1",
-            hint="name as many, in the order of its training",
-        )
-    return given
 
 
 def source_of(picture: AnyPicture) -> HasItem:

@@ -25,7 +25,7 @@ from unet_batch.media.tiling import OVERLAP, Mosaic, Tiling
 
 if TYPE_CHECKING:
     from unet_batch.inference.backends.base import Backend
-    from unet_batch.types import ModelSpec, Pixels, Placement, Size
+    from unet_batch.types import Channels, ModelSpec, Pixels, Placement, Size
 
 Fit = Literal["letterbox", "stretch", "tile"]
 Turns = Literal["none", "horizontal", "flips", "d4"]
@@ -430,3 +430,20 @@ def _bring(map: Pixels, at: Placement, to: Placement, spec: ModelSpec) -> Pixels
 def _turn_back(map: Pixels, quarter: int, mirror: bool) -> Pixels:
     upright: Pixels = np.rot90(map, -quarter)
     return upright[:, ::-1] if mirror else upright
+
+
+def choose_channels(spec: ModelSpec, given: Channels | None) -> Channels | None:
+    """Which bands of a picture a model takes: the given ones, or its own; None for what a person sees.
+
+    Raises:
+        UsageError: it takes another number of them.
+    """
+    if given is None:
+        return spec.channels
+    wanted = ",".join(map(str, given))
+    if len(given) != spec.in_channels or min(given) < 1:
+        raise UsageError(
+            f"--channels {wanted}: {spec.name} takes {spec.in_channels} bands, counted from 1",
+            hint="name as many, in the order of its training",
+        )
+    return given

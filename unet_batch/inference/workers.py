@@ -24,10 +24,11 @@ import numpy as np
 from unet_batch.errors import EncodeError, ImageError, UnetBatchError
 from unet_batch.files import remote
 from unet_batch.files.atomic import write_atomic
-from unet_batch.files.outputs import OutputTree
+from unet_batch.files.outputs import OutputTree, Style
 from unet_batch.inference.result import Result
 from unet_batch.inference.views import Placer
 from unet_batch.media import isolation
+from unet_batch.media.cleanup import UNTOUCHED, Cleanup
 from unet_batch.processes import TIMED_OUT, Died, Kept, Workers
 from unet_batch.types import ClassTable, Frame, Item, ModelSpec, Prediction
 
@@ -93,6 +94,7 @@ class PictureWorkers:
         at_least: as for `images.read`.
         max_pixels: as for `images.read`.
         channels: as for `images.read`.
+        cleanup: what masks are cleaned of.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class PictureWorkers:
         at_least: Size | None,
         max_pixels: int,
         channels: Channels | None = None,
+        cleanup: Cleanup = UNTOUCHED,
     ) -> None:
         self.workers, self.view, self.outputs = workers, view, outputs
         spec = asdict(view.backend.spec)
@@ -114,8 +117,10 @@ class PictureWorkers:
             "threshold": threshold,
             "folder": outputs.folder,
             "kinds": outputs.kinds,
+            "style": asdict(outputs.style),
             "placer": asdict(view.placer),
             "refine": view.options.refine,
+            "cleanup": asdict(cleanup),
             "range": str(view.options.range),
             "at_least": at_least,
             "max_pixels": max_pixels,
@@ -228,9 +233,10 @@ class _Setup:
         spec["classes"] = ClassTable(tuple(names), tuple(map(tuple, colours)))
         self.spec = ModelSpec(**spec)
         self.threshold: float = values["threshold"]
-        self.outputs = OutputTree(values["folder"], values["kinds"])
+        self.outputs = OutputTree(values["folder"], values["kinds"], Style(**values["style"]))
         self.place = Placer.parse(values["placer"])
         self.refine: bool = values["refine"]
+        self.cleanup = Cleanup(**values["cleanup"])
         self.needs_pixels = self.outputs.need_pixels or self.refine
         names = ("reader", "time_limit", "at_least", "max_pixels", "range", "channels")
         self._how = [values[name] for name in names]
@@ -281,7 +287,16 @@ def finish(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byte
     try:
         frame = _frame(setup, kept.pop(number, None), number, path, (height, width))
         map = np.frombuffer(data, np.uint8).reshape(frame.placement.network)
-        result = Result(path, setup.spec, setup.threshold, Prediction(frame, map), refine=setup.refine)
+        prediction, style = Prediction(frame, map), setup.outputs.style
+        result = Result(
+            path,
+            setup.spec,
+            setup.threshold,
+            prediction,
+            refine=setup.refine,
+            cleanup=setup.cleanup,
+            style=style,
+        )
         encoded = result.encode_all(setup.outputs.kinds)
         notes = result.notes_on(setup.outputs.kinds)
     except UnetBatchError:

@@ -143,9 +143,25 @@ def cutout(
         without what shines through of the background, and black where nothing shows: that makes the PNGs of
         car photos 34 to 52 % smaller, and their encoding 3 to 10 % faster.
     """
-    alpha = cv2.LUT(probability, _ramp(threshold))
+    return cutout_by(pixels, opacity_of(probability, threshold), opacity)
+
+
+def opacity_of(probability: Pixels, threshold: float) -> Pixels:
+    """How much of each pixel is the object, uint8 (h, w): the alpha of `cutout`."""
+    return cast("Pixels", cv2.LUT(probability, _ramp(threshold)))
+
+
+def soften(mask: Pixels) -> Pixels:
+    """How much of each pixel is the object: a mask, 0 or 255, with a soft edge, 128 or more inside."""
+    width = 2 * line_width(*mask.shape) + 1
+    soft = cv2.blur(mask, (width, width), borderType=cv2.BORDER_REPLICATE)
+    return np.where(mask, np.maximum(soft, 128), np.minimum(soft, 127)).astype(np.uint8)
+
+
+def cutout_by(pixels: Pixels, alpha: Pixels, opacity: Pixels | None = None) -> Pixels:
+    """Cut an object out of a picture, given how much of each pixel it is; else as `cutout`."""
     if opacity is None:
-        pixels = own_colours(pixels, cast("Pixels", alpha))
+        pixels = own_colours(pixels, alpha)
     else:
         alpha = ((alpha.astype(np.uint16) * opacity + 127) // 255).astype(np.uint8)
         pixels = _off_white(pixels, opacity)

@@ -485,9 +485,12 @@ class _ClipRun:
             confidence = f"{float(np.maximum(content, 255 - content).mean()) / 255:.4f}"
         else:
             names = self.classes.names
-            areas = list(np.bincount(mask.reshape(-1), minlength=len(names)) / mask.size)
+            areas = list(np.bincount(mask.reshape(-1), minlength=len(names))[: len(names)] / mask.size)
             regions = [content == id for id in range(len(names)) if id != self.classes.background]
             confidence = ""  # ids say nothing of it
+        if self.segmenter.cleanup.facts():  # of what is written, not of what the network said
+            ids = [255] if len(self.classes.names) == 1 else range(len(self.classes.names))
+            regions = [mask == id for id in ids if id != self.classes.background]
         components = sum(cv2.connectedComponents(region.astype(np.uint8))[0] - 1 for region in regions)
         shares = (f"{area:.6f}" for area in areas)
         return (at.index, at.pts, at.duration, f"{seconds:.6f}", *shares, components, confidence)

@@ -308,9 +308,10 @@ class _Run:
         task = _task(picture)
         self.manifest.check()
         done = self.workers.finish(picture)
-        files, kinds = self.plan.outputs, self.plan.outputs.kinds
+        files = self.plan.outputs
         outputs: dict[str, Files] = {
-            kind: ((files.file(kind, task.key), size),) for kind, size in zip(kinds, done.sizes, strict=True)
+            name: ((files.file(kind, task.key), size),)
+            for kind, name, size in zip(files.kinds, files.names, done.sizes, strict=True)
         }
         self.outcomes.record_done(task, task.identity, outputs)
         seconds = {"render": done.render_seconds, "write": done.write_seconds}
@@ -402,7 +403,8 @@ class _Run:
             if self.workers is not None:
                 notes += ("read in this process, not in one of its own",)
             files: dict[str, Files] = {
-                kind: ((work.file(kind, item.key), size),) for kind, size in result.outputs.items()
+                self.plan.outputs.style.name(kind): ((work.file(kind, item.key), size),)
+                for kind, size in result.outputs.items()
             }
             self.outcomes.record_done(item, task.identity, files)
             seconds = {"all": time.perf_counter() - task.since}

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from unet_batch.types import Pixels, Size
 
 MEMORY = 2**30
-"""Bytes of a picture's numbers and pixels from which it is read in bands, unless its outputs show it."""
+"""Bytes of a picture's numbers and pixels from which it is read in bands, unless an output needs all."""
 
 _WRITTEN_AT_ONCE = 2**22  # pixels of outputs
 
@@ -54,7 +54,8 @@ def giant_size(item: Item, segmenter: Segmenter, outputs: OutputTree) -> Size | 
     if found is None:
         return None
     size, memory = found
-    too_much = memory > MEMORY and not outputs.need_pixels
+    by_rows = set(outputs.kinds) <= set(_OUTPUTS) and not segmenter.cleanup.needs_whole
+    too_much = memory > MEMORY and by_rows
     return size if too_much or size[0] * size[1] > segmenter.max_pixels else None
 
 
@@ -211,6 +212,11 @@ class _GiantRun:
             )
         if segmenter.view.options.refine:
             raise ImageTooLarge(f"{what} edges are not moved to its own", hint="leave --refine out")
+        if segmenter.cleanup.needs_whole:
+            raise ImageTooLarge(
+                f"{what} nobody knows how large a component is in the end ({segmenter.cleanup})",
+                hint="leave --min-area, --fill-holes and --largest out, or raise --max-pixels",
+            )
         if wrong := [kind for kind in outputs.kinds if kind not in _OUTPUTS]:
             possible = [kind for kind in _OUTPUTS if self._is_possible(kind)]
             raise ImageTooLarge(
@@ -326,7 +332,12 @@ class _GiantRun:
                 continue
             blank = self._blank(len(rows))
             for kind, writer in self.writers.items():
-                made = rows if self.ids else _OUTPUTS[kind].make(rows, self.segmenter.threshold)
+                made: NDArray[Any]
+                if self.ids:
+                    ids = cast("Pixels", rows)
+                    made = self.segmenter.cleanup.only(ids, self.segmenter.spec.classes)
+                else:
+                    made = _OUTPUTS[kind].make(rows, self.segmenter.threshold)
                 empty = made.dtype.type(_OUTPUTS[kind].blank)
                 writer.write(made if blank is None else np.where(blank, empty, made))
             self.written += len(rows)

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from unet_batch.errors import UsageError
-from unet_batch.files.outputs import CLIP_KINDS, KINDS
+from unet_batch.files.outputs import CLIP_KINDS, KINDS, PLAIN, Style
 
 if TYPE_CHECKING:
     from unet_batch.run.shard import Shard
@@ -183,6 +183,7 @@ class RunOptions:
         sources: files, folders, patterns, lists, cameras.
         output: folder; None puts it beside the source.
         save: kinds of outputs, names of `files.outputs.KINDS`.
+        style: how they are drawn.
         overwrite: redo what is done, also what another model made.
         fail_fast: stop at the first item that fails.
         max_errors: stop once so many items have failed.
@@ -199,6 +200,7 @@ class RunOptions:
     sources: tuple[str, ...]
     output: str | None = None
     save: tuple[str, ...] = ("mask",)
+    style: Style = PLAIN
     overwrite: bool = False
     fail_fast: bool = False
     max_errors: int | None = None

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from unet_batch.errors import UsageError
 from unet_batch.files.outputs import KINDS, OutputTree
+from unet_batch.inference.renderers import check_object
 from unet_batch.inference.segmenter import Segmenter
-from unet_batch.media import images
+from unet_batch.media import backdrop, images
 from unet_batch.types import Item, Prediction
 
 
@@ -18,7 +19,7 @@ class EncodedOutputs:
 
     Attributes:
         item: whose they are.
-        files: (kind, file relative to the output folder, bytes).
+        files: (kind as the manifest has it, file relative to the output folder, bytes).
         seconds: that it took.
         notes: what people should know of them, and of how the picture was read.
     """
@@ -45,7 +46,12 @@ class OutputRenderer:
         self.needs_pixels = outputs.need_pixels
         if "dicomseg" in outputs.kinds:
             images.check_dicomseg()
+        if "background" in outputs.kinds:
+            backdrop.check(outputs.style.background)
         spec = segmenter.spec
+        for kind in outputs.kinds:
+            if KINDS[kind].of_object:
+                check_object(spec, segmenter.cleanup, kind)
         wrong = sorted(kind for kind in outputs.kinds if KINDS[kind].needs_probability)
         if wrong and spec.output == "class_ids":
             raise UsageError(
@@ -61,9 +67,9 @@ class OutputRenderer:
             EncodeError: one cannot be encoded; the message names the picture and the kind.
         """
         begun, item = time.perf_counter(), prediction.item
-        result = self.segmenter.result(prediction)
+        result = self.segmenter.result(prediction, self.outputs.style)
         files = tuple(
-            (kind, self.outputs.file(kind, item.key), data)
+            (self.outputs.style.name(kind), self.outputs.file(kind, item.key), data)
             for kind, data in result.encode_all(self.outputs.kinds)
         )
         notes = result.notes_on(self.outputs.kinds)

@@ -24,6 +24,7 @@ from unet_batch.files.roots import is_below, source_path
 from unet_batch.files.sources import Sources, collect
 from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images, video
+from unet_batch.media.cleanup import UNTOUCHED, Cleanup
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout
 from unet_batch.run.manifest import Manifest
@@ -81,8 +82,8 @@ class RunPlan:
     notes: tuple[str, ...] = ()
 
     def kinds(self, item: Item) -> tuple[str, ...]:
-        """What is wanted of an item, as the manifest names it; of clips the options are part of the name."""
-        return self.options.video.names(self.options.save) if item.is_clip else self.outputs.kinds
+        """What is wanted of an item, as the manifest names it: options that decide what it is are in it."""
+        return self.options.video.names(self.options.save) if item.is_clip else self.outputs.names
 
     def paths(self, item: Item) -> list[str]:
         """Where the outputs of an item go; for the frames of a clip their folder."""
@@ -134,7 +135,8 @@ def prepare(options: RunOptions, *, may_be_empty: bool = False) -> RunPlan:
     folder, notes = (exclude[0], ()) if exclude else _default_output(sources)
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise translate(NotADirectoryError(errno.ENOTDIR, ""), folder, 0)
-    outputs = OutputTree(folder, [kind for kind in options.save if kind in PICTURE_KINDS])
+    kinds = [kind for kind in options.save if kind in PICTURE_KINDS]
+    outputs = OutputTree(folder, kinds, options.style)
     shard = options.shard
     items = sources.items if shard is None else tuple(item for item in sources.items if shard.takes(item.key))
     return RunPlan(options, sources, outputs, items, items, notes=notes)
@@ -242,8 +244,8 @@ def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
 def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRecipe:
     """What decides the pixels: the model's sha256, a threshold if it has one, the network's size, our rules.
 
-    Of an ensemble those of all. And which pages and bands of a picture are taken, and how the network sees
-    them, where that is not as it always was.
+    Of an ensemble those of all. And which pages and bands of a picture are taken, how the network sees them,
+    and what masks are cleaned of, where that is not as it always was.
 
     A checkpoint and the graph exported from it are one model: either goes on with what the other began.
     Backend and precision are not in it. A backend is used only after its masks were proven equal to
@@ -259,7 +261,7 @@ def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRec
     ]
     chosen = segmenter.channels
     own = chosen == segmenter.spec.channels  # then the model says it
-    return _recipe(seen, threshold, pages, None if own else chosen)
+    return _recipe(seen, threshold, pages, None if own else chosen, segmenter.cleanup)
 
 
 def _recipe(
@@ -267,6 +269,7 @@ def _recipe(
     threshold: float | None,
     pages: PageRange | None = None,
     channels: Channels | None = None,
+    cleanup: Cleanup = UNTOUCHED,
 ) -> OutputRecipe:
     """The recipe of models, each with its sha256, name, input size and how it sees pictures."""
     facts: dict[str, Any] = {"threshold": threshold, "rules": RULES}
@@ -285,6 +288,9 @@ def _recipe(
     if channels is not None:
         facts["channels"] = list(channels)
         label += f", channels {','.join(map(str, channels))}"
+    if cleaned := cleanup.facts():
+        facts["cleanup"] = cleaned
+        label += f", {cleanup}"
     return OutputRecipe(facts, label)
 
 
@@ -458,7 +464,8 @@ def _find_adoptable(plan: RunPlan, recipe: OutputRecipe, listing: Listing) -> di
     for item in plan.items:
         if item.is_clip:
             continue
-        files = {kind: plan.outputs.file(kind, item.key) for kind in plan.outputs.kinds}
+        tree = plan.outputs
+        files = {name: tree.file(kind, item.key) for kind, name in zip(tree.kinds, tree.names, strict=True)}
         there: dict[str, Files] = {
             k: ((file, size),) for k, file in files.items() if (size := listing.size(file)) is not None
         }

@@ -16,7 +16,7 @@ from typing import Any
 
 from unet_batch.errors import ImageError
 from unet_batch.files.atomic import replacing, translate
-from unet_batch.files.outputs import KINDS, OutputTree
+from unet_batch.files.outputs import OutputTree
 from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter
 from unet_batch.media import images
 from unet_batch.pipeline import Pipeline, Stage
@@ -34,7 +34,7 @@ def file_of(outputs: OutputTree, kind: str, key: str) -> str:
     """Where a stack goes, relative to the output folder and `/`-separated."""
     if kind == "dicomseg":  # has frames of its own
         return outputs.file(kind, key)
-    return outputs.file(kind, key).removesuffix(KINDS[kind].suffix) + SUFFIX
+    return outputs.file(kind, key).removesuffix(outputs.style.suffix(kind)) + SUFFIX
 
 
 def look(item: Item, segmenter: Segmenter) -> images.Stack | None:
@@ -203,5 +203,5 @@ class _StackRun:
         return [_Page(page.number, each, page.dpi) for page, each in zip(pages, predictions, strict=True)]
 
     def draw(self, page: _Page) -> _Page:
-        result = self.segmenter.result(page.value)
+        result = self.segmenter.result(page.value, self.outputs.style)
         return _Page(page.number, {kind: result.draw(kind) for kind in self.outputs.kinds}, page.dpi)

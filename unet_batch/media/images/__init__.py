@@ -78,10 +78,13 @@ from unet_batch.media.images.encode import (
     encode_jpeg,
     encode_map,
     encode_mask,
+    encode_palette,
     encode_rgba,
+    encode_webp,
     mask_canvas,
 )
-from unet_batch.media.images.geotiff import NODATA, GeoTiffWriter, encode_geotiff
+from unet_batch.media.images.geotiff import NODATA, GeoTiffWriter, encode_floats, encode_geotiff
+from unet_batch.media.images.lettering import parse_colour
 from unet_batch.media.images.masks import StoredMask, read_ids
 from unet_batch.media.images.memory import from_memory
 from unet_batch.media.images.pages import Stack, StackWriter, look_at_pages, read_pages
@@ -105,11 +108,14 @@ __all__ = [
     "StoredMask",
     "check_dicomseg",
     "encode_dicomseg",
+    "encode_floats",
     "encode_geotiff",
     "encode_jpeg",
     "encode_map",
     "encode_mask",
+    "encode_palette",
     "encode_rgba",
+    "encode_webp",
     "from_memory",
     "is_supported",
     "is_unnamed_dicom",
@@ -119,6 +125,7 @@ __all__ = [
     "measure",
     "natural_channels",
     "orientation",
+    "parse_colour",
     "read",
     "read_bands",
     "read_bytes",

@@ -1,4 +1,4 @@
-"""Encode masks, maps, cutouts and overlays as PNG and JPEG.
+"""Encode masks, maps, cutouts and overlays as PNG, WebP and JPEG.
 
 Overlays and cutouts say that they are sRGB, and carry the metadata of their pictures; masks and maps hold
 numbers.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import struct
 import zlib
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import cv2
@@ -21,14 +22,17 @@ from unet_batch.media.scratch import scratch
 from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from unet_batch.types import Pixels, Size
+    from unet_batch.types import Colour, Pixels, Size
 
 JPEG_SIDE = 65500
 """Most pixels along a side of a JPEG: libjpeg's own limit; the format could hold 65535."""
+
+WEBP_SIDE = 16383
+"""The same of a WebP: what 14 bits hold."""
 
 _NO_METADATA = Metadata()
 _NO_FILTER, _UP = 0, 2  # of a PNG's rows
@@ -61,6 +65,42 @@ def encode_map(values: Pixels | NDArray[np.uint16]) -> bytes:
         EncodeError: another shape or type, or the encoder refused.
     """
     return _grey_png(_checked(values, np.uint16 if values.dtype == np.uint16 else np.uint8, 2), _UP)
+
+
+def encode_palette(ids: Pixels, colours: Sequence[Colour]) -> bytes:
+    """Encode class ids, uint8 (h, w), as a PNG whose palette has their colours: ids without one are black.
+
+    Raises:
+        EncodeError: another shape or type, or the encoder refused.
+    """
+    values = _checked(ids, np.uint8, 2)
+    entries = np.zeros((max(len(colours), int(values.max()) + 1), 3), np.uint8)
+    entries[: len(colours)] = colours
+    return _grey_png(values, _NO_FILTER, entries.tobytes())
+
+
+def encode_webp(rgba: Pixels, quality: int = 90, metadata: Metadata = _NO_METADATA) -> bytes:
+    """Encode uint8 (h, w, 4), RGBA in sRGB, as a WebP; its alpha is kept as it is.
+
+    Raises:
+        EncodeError: another shape or type, or a side above 16383 pixels.
+    """
+    from PIL import Image
+
+    pixels = _contiguous(rgba, 4)
+    if max(pixels.shape) > WEBP_SIDE:
+        raise EncodeError(
+            f"{pixels.shape[0]}x{pixels.shape[1]} (height x width) is too large for WebP: no side may "
+            f"exceed {WEBP_SIDE}",
+            hint="ask for PNG",
+        )
+    out = BytesIO()
+    more = {"exif": b"Exif\0\0" + metadata.exif} if metadata.exif else {}
+    try:
+        Image.fromarray(pixels).save(out, "WEBP", quality=quality, icc_profile=srgb_profile(), **more)
+    except (OSError, ValueError, MemoryError) as error:
+        raise EncodeError(f"cannot encode {pixels.shape[0]}x{pixels.shape[1]} as WebP: {error}") from error
+    return out.getvalue()
 
 
 def encode_rgba(rgba: Pixels, metadata: Metadata = _NO_METADATA) -> bytes:
@@ -140,8 +180,8 @@ def _rows(height: int, width: int) -> Pixels:
     return scratch("png", (height, 1 + width), np.uint8)
 
 
-def _grey_png(values: NDArray[Any], row_filter: int) -> bytes:
-    """Encode uint8 or uint16 (h, w) as a grey PNG with one filter for all rows, by zlib-ng.
+def _grey_png(values: NDArray[Any], row_filter: int, palette: bytes = b"") -> bytes:
+    """Encode uint8 or uint16 (h, w) as a PNG, grey or with a palette, one filter for all rows, by zlib-ng.
 
     Masks as networks make them are smaller without a filter, and a quarter faster from map to file; smooth
     maps need the row above taken off. zlib-ng at level 1 makes masks four times as large, at level 3 maps
@@ -149,7 +189,7 @@ def _grey_png(values: NDArray[Any], row_filter: int) -> bytes:
     in other bytes.
     """
     deflate = _zlib_ng()
-    if deflate is None or values.nbytes > _LARGEST:
+    if (deflate is None or values.nbytes > _LARGEST) and not palette:
         name = "UP" if row_filter == _UP else "NONE"
         return _png(np.ascontiguousarray(values), name, cv2.IMWRITE_PNG_STRATEGY_RLE)
     (height, width), size = values.shape, values.itemsize
@@ -162,13 +202,14 @@ def _grey_png(values: NDArray[Any], row_filter: int) -> bytes:
             np.subtract(stored[1:], stored[:-1], out=rows[1:, 1:])
         elif _place(stored) != _place(rows[:, 1:]):  # else it was drawn there: `mask_canvas`
             rows[:, 1:] = stored
-        pixels = deflate(rows, level=2)
+        pixels = zlib.compress(rows.data, 2) if deflate is None else deflate(rows, level=2)
     except (RuntimeError, MemoryError) as error:
         raise EncodeError(f"cannot encode {height}x{width} as PNG: {error}") from error
-    header = struct.pack(">IIBBBBB", width, height, 8 * size, 0, 0, 0, 0)
-    return b"".join(
-        (b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header), _chunk(b"IDAT", pixels), _chunk(b"IEND", b""))
-    )
+    header = struct.pack(">IIBBBBB", width, height, 8 * size, 3 if palette else 0, 0, 0, 0)
+    chunks = [_chunk(b"IHDR", header), _chunk(b"IDAT", pixels), _chunk(b"IEND", b"")]
+    if palette:
+        chunks.insert(1, _chunk(b"PLTE", palette))
+    return b"".join((b"\x89PNG\r\n\x1a\n", *chunks))
 
 
 def _place(array: NDArray[Any]) -> tuple[int, tuple[int, ...]]:

@@ -65,6 +65,28 @@ def encode_geotiff(ids: Pixels, missing: NDArray[np.bool_] | None, metadata: Met
     return out.getvalue()
 
 
+def encode_floats(values: NDArray[np.float32], metadata: Metadata) -> bytes:
+    """Encode a map of numbers, float32 (h, w), as such a TIFF; NaN is where there is none.
+
+    Raises:
+        EncodeError: it cannot be encoded.
+    """
+    from tifffile import imwrite
+
+    if values.dtype != np.float32 or values.ndim != 2 or not values.size:
+        raise EncodeError(
+            f"cannot encode {values.dtype} {values.shape}: needs float32 (h, w) and no side of 0"
+        )
+    options, out = write_options(metadata, with_nodata=False), BytesIO()
+    if np.isnan(values).any():
+        options["extratags"] = [*options["extratags"], (_GDAL_NODATA, _ASCII, None, "nan", True)]
+    try:
+        imwrite(out, values, **options, predictor=True)  # of floats, which deflate by a third more
+    except (ValueError, MemoryError) as error:
+        raise EncodeError(f"cannot encode {values.shape[0]}x{values.shape[1]} as TIFF: {error}") from error
+    return out.getvalue()
+
+
 def write_options(metadata: Metadata, *, with_nodata: bool) -> dict[str, Any]:
     """How tifffile is to write ids."""
     tags: list[tuple[int, int, int | None, Any, bool]] = []
