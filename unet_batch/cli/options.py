@@ -17,6 +17,7 @@ from unet_batch.files.outputs import KINDS
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.datasets.dataset import Dataset
+    from unet_batch.media.measure import Measuring
     from unet_batch.run.options import RunOptions, VideoOptions
 
 Size = tuple[int, int]
@@ -103,6 +104,7 @@ def make_run_options(
     max_errors: int | None,
     wait: bool,
     pages: str | None,
+    parquet: bool,
     shard: str | None = None,
 ) -> RunOptions:
     """What the options of `run` mean, those of clips apart.
@@ -125,6 +127,7 @@ def make_run_options(
         hash_sources=hash_sources,
         isolate=isolate,
         pages=None if pages is None else PageRange.parse(pages),
+        parquet=parquet,
     )
 
 
@@ -155,6 +158,11 @@ run_options = Bundle(
         help="Of pictures of several pages, such as TIFF stacks: all, 3 or 2:10, counted from 1; into "
         "stacks of the same shape.  [default: the first]",
     ),
+    _output(
+        ["--parquet"],
+        is_flag=True,
+        help="Write the tables of --save stats and objects as Parquet, too.",
+    ),
     _output(["--overwrite"], is_flag=True, help="Redo pictures that are done, also those of another model."),
     _reliability(
         ["--hash", "hash_sources"],
@@ -172,6 +180,38 @@ run_options = Bundle(
     ),
     _reliability(["--wait"], is_flag=True, help="Wait for another run that writes to the same folder."),
     _scale(["--shard"], metavar="I/N", help="Do only part I of N; `slurm` takes both from the job array."),
+)
+
+
+# Tables -----------------------------------------------------------------------------------------------------
+
+
+def make_measuring(*, pixel_size: str | None, watershed: int | None) -> Measuring:
+    """How masks are measured.
+
+    Raises:
+        UsageError: the size cannot be read, or scikit-image is not installed.
+    """
+    from unet_batch.media.measure import Measuring, PixelSize
+
+    return Measuring(None if pixel_size is None else PixelSize.parse(pixel_size), watershed)
+
+
+measuring_options = Bundle(
+    "measuring",
+    make_measuring,
+    _output(
+        ["--pixel-size"],
+        metavar="SIZE",
+        help="What a pixel measures, for tables: 0.5um, 0.25, or 0.5x0.25mm, height first.  [default: what "
+        "the picture's file says]",
+    ),
+    _output(
+        ["--watershed"],
+        metavar="PX",
+        type=click.IntRange(1),
+        help="Split objects that touch, for instances and tables, at seeds PX pixels apart or more.",
+    ),
 )
 
 

@@ -14,6 +14,7 @@ from unet_batch.cli.network_options import NetworkOptions, network_options
 from unet_batch.cli.options import (
     DisplayOptions,
     display_options,
+    measuring_options,
     run_options,
     video_options,
 )
@@ -25,6 +26,7 @@ from unet_batch.files.sources import check_names
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.inference.segmenter import Segmenter
+    from unet_batch.media.measure import Measuring
     from unet_batch.run.options import RunOptions, VideoOptions
 
 _build_option = option(
@@ -56,6 +58,7 @@ _max_pixels_option = option(
     "SIGTERM.",
 )
 @run_options
+@measuring_options
 @network_options
 @_build_option
 @video_options
@@ -65,6 +68,7 @@ _max_pixels_option = option(
 @display_options
 def run(
     options: RunOptions,
+    measuring: Measuring,
     network: NetworkOptions,
     build: bool,
     video: VideoOptions,
@@ -100,7 +104,9 @@ def run(
     check_names([name for name in options.sources if name != STANDARD], live=naming.live_name)
     screen.loading(network.model)
     if piped:
-        with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
+        with _open_network(
+            screen, network, build, workers, max_pixels, options.isolate, measuring
+        ) as segmenter:
             run_pipe(options, segmenter)
         return
     from unet_batch.cli.observer import RunObserver
@@ -112,7 +118,7 @@ def run(
     plan = prepare(replace(options, video=video))
     screen.sources(plan)
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
-    with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
+    with _open_network(screen, network, build, workers, max_pixels, options, measuring) as segmenter:
         if dry_run:
             plan = resume(plan, recipe_of(segmenter, options.pages))
             screen.todo(plan)
@@ -142,6 +148,7 @@ def run(
     show_default=True,
     help="Take a file once its size and time have been the same for so long.",
 )
+@measuring_options
 @network_options
 @_build_option
 @video_options
@@ -151,6 +158,7 @@ def run(
 def watch(
     options: RunOptions,
     settle: float,
+    measuring: Measuring,
     network: NetworkOptions,
     build: bool,
     video: VideoOptions,
@@ -178,7 +186,7 @@ def watch(
     options = replace(options, video=video)
     plan = look(options)
     screen.output(plan)
-    with _open_network(screen, network, build, workers, max_pixels, options.isolate) as segmenter:
+    with _open_network(screen, network, build, workers, max_pixels, options, measuring) as segmenter:
         screen.line("watching", *options.sources)
         with RunObserver(screen, display.log_json) as observer:
             observer.listen()
@@ -199,7 +207,8 @@ def _open_network(
     build: bool,
     workers: int | None,
     max_pixels: int | None,
-    isolate: bool,
+    options: RunOptions,
+    measuring: Measuring,
 ) -> Iterator[Segmenter]:
     """The model on the best backend, or several as one, presented on the screen."""
     from unet_batch.inference.segmenter import open_segmenter
@@ -214,9 +223,10 @@ def _open_network(
         threshold=network.threshold,
         workers=workers,
         max_pixels=max_pixels or MAX_PIXELS,
-        isolate=isolate,
+        isolate=options.isolate,
         view=network.view,
         channels=network.channels,
+        measuring=measuring,
     ) as segmenter:
         screen.model(segmenter)
         yield segmenter

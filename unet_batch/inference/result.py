@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from unet_batch.errors import OutputError, UnetBatchError, UsageError
-from unet_batch.files import remote
+from unet_batch.errors import EncodeError, OutputError, UnetBatchError, UsageError
+from unet_batch.files import remote, tables
 from unet_batch.files.atomic import write_atomic
 from unet_batch.files.outputs import OutputTree
-from unet_batch.inference import postprocess
-from unet_batch.media import geometry, images, render
+from unet_batch.files.tables import ClassStats, ObjectStats
+from unet_batch.inference import measuring, postprocess
+from unet_batch.media import geometry, images, measure, render
+from unet_batch.media.measure import Measuring
 from unet_batch.media.refine import refine
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class Result:
         prediction: None if the picture failed.
         error: why it failed, else None.
         refine: move edges to those of the picture, whose pixels are kept then.
+        measuring: how it is measured.
     """
 
     path: str
@@ -46,6 +49,7 @@ class Result:
     prediction: Prediction | None = field(repr=False)
     error: UnetBatchError | None = None
     refine: bool = field(default=False, repr=False)
+    measuring: Measuring = field(default=Measuring(), repr=False)
 
     @property
     def mask(self) -> Pixels | None:
@@ -138,6 +142,62 @@ class Result:
         rgba = render.cutout(self._pixels("cutout"), self.probability, self.threshold, frame.alpha)
         return postprocess.blank(rgba, frame.missing)
 
+    def stats(self) -> list[ClassStats]:
+        """How much of the picture each class takes: a row for each.
+
+        Raises:
+            UsageError: the picture failed.
+        """
+        prediction = self._done("stats")
+        ids, missing, objects = _ids(self), _missing(self), self._objects
+        return measuring.stats_of(self.spec, prediction, ids, missing, objects, self.measuring)
+
+    def objects(self) -> list[ObjectStats]:
+        """The components of the classes: a row for each, by class and from the top.
+
+        Raises:
+            UsageError: the picture failed, or its pixels were not kept.
+        """
+        prediction, pixels = self._done("objects"), self._pixels("objects")
+        probability = None if self.spec.output == "class_ids" else self.probability
+        return measuring.objects_of(self.spec, prediction, self._objects, pixels, probability, self.measuring)
+
+    @property
+    def instances(self) -> NDArray[np.uint16]:
+        """uint16 (height, width): 0 where there is no object, else the `id` that it has in `objects`.
+
+        Raises:
+            UsageError: the picture failed.
+            EncodeError: there are more objects than 16 bits can tell apart.
+        """
+        self._done("instances")
+        if (count := len(self._objects.classes)) > measure.MOST_OBJECTS:
+            raise EncodeError(
+                f"{count:,} objects: 16 bits tell {measure.MOST_OBJECTS:,} apart",
+                hint="--save objects lists them all; a higher --threshold may leave fewer",
+            )
+        return self._objects.labels.astype(np.uint16)
+
+    @property
+    def _objects(self) -> measure.Objects:
+        return self._once(
+            "_found_objects",
+            lambda: measuring.find_objects(self.spec, _ids(self), _missing(self), self.measuring),
+        )
+
+    def rows(self, kind: str, page: int | None = None) -> bytes:
+        """The contents of a table of the picture, `stats` or `objects`.
+
+        Args:
+            kind: the table.
+            page: that the picture is, of a file of several.
+
+        Raises:
+            UsageError: as for `stats` and `objects`.
+        """
+        rows: Sequence[ClassStats | ObjectStats] = self.stats() if kind == "stats" else self.objects()
+        return tables.as_csv(kind, rows if page is None else [replace(row, page=page) for row in rows])
+
     def notes_on(self, kinds: Sequence[str]) -> tuple[str, ...]:
         """What people should know of how the picture was read, and of its outputs of some kinds."""
         prediction = self._done("notes")
@@ -195,7 +255,8 @@ class Result:
 
         Args:
             folder: the output folder; made where it is missing.
-            kinds: of "mask", "overlay", "cutout", "prob", "prob16", "geotiff", "dicomseg".
+            kinds: of "mask", "overlay", "cutout", "prob", "prob16", "instances", "stats", "objects",
+                "geotiff", "dicomseg".
             name: of the files; "" takes the name of the picture's own file.
             overwrite: replace files that hold something else.
 
@@ -330,6 +391,9 @@ RENDERERS: Mapping[str, Callable[[Result], bytes]] = {
     "cutout": _cutout,
     "prob": lambda result: images.encode_map(result.probability),
     "prob16": lambda result: images.encode_map(_probability16(result)),
+    "instances": lambda result: images.encode_map(result.instances),
+    "stats": lambda result: result.rows("stats"),
+    "objects": lambda result: result.rows("objects"),
     "geotiff": _geotiff,
     "dicomseg": _dicomseg,
 }
@@ -341,10 +405,11 @@ DRAWN: Mapping[str, Callable[[Result], NDArray[Any]]] = {
     "cutout": Result.cutout,
     "prob": lambda result: result.probability,
     "prob16": _probability16,
+    "instances": lambda result: result.instances,
     "geotiff": _ids,
     "dicomseg": _segment_ids,
 }
-"""The same, as pixels."""
+"""The same, as pixels, of those that are pictures."""
 
 
 def _holds(path: str, data: bytes) -> bool:

@@ -36,6 +36,7 @@ from unet_batch.inference.backends.select import Request, Step, select
 from unet_batch.inference.result import Result
 from unet_batch.inference.views import View, ViewOptions
 from unet_batch.media import images
+from unet_batch.media.measure import Measuring
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
 from unet_batch.types import Frame, HasItem, Item, ModelSpec, Prediction
@@ -85,6 +86,7 @@ class Segmenter:
             draws and writes its outputs there, too. See `processes` and `workers.py`.
         view: how the network sees pictures; None shows it the whole picture at its own aspect ratio.
         channels: bands of each picture that the network takes, from 1; None takes the model's own.
+        measuring: how masks are measured, for tables.
 
     Raises:
         UsageError: the threshold lies outside (0, 1], workers or max_pixels is below 1, the model takes
@@ -103,8 +105,9 @@ class Segmenter:
         isolate: bool = False,
         view: ViewOptions | None = None,
         channels: Channels | None = None,
+        measuring: Measuring = Measuring(),  # noqa: B008 - it has no state
     ) -> None:
-        self.backend = backend
+        self.backend, self.measuring = backend, measuring
         self.models: tuple[ModelFile, ...] = ()
         if model is not None:
             self.models = tuple(model) if isinstance(model, Sequence) else (model,)
@@ -240,7 +243,12 @@ class Segmenter:
     def result(self, prediction: Prediction) -> Result:
         """What can be drawn from a prediction, and saved."""
         return Result(
-            prediction.item.path, self.spec, self.threshold, prediction, refine=self.view.options.refine
+            prediction.item.path,
+            self.spec,
+            self.threshold,
+            prediction,
+            refine=self.view.options.refine,
+            measuring=self.measuring,
         )
 
     def _predict(self, picture: AnyPicture, *, keep_pixels: bool) -> Prediction:
@@ -323,6 +331,7 @@ class Segmenter:
             at_least=self._at_least(outputs.need_pixels),
             max_pixels=self.max_pixels,
             channels=self.channels,
+            measuring=self.measuring,
         )
 
     @contextmanager
@@ -377,6 +386,7 @@ def open_segmenter(
     isolate: bool = False,
     view: ViewOptions | None = None,
     channels: Channels | None = None,
+    measuring: Measuring = Measuring(),  # noqa: B008 - it has no state
 ) -> Segmenter:
     """Open the best backend for a model and segment with it; see `select` and `Segmenter` for the arguments.
 
@@ -405,6 +415,7 @@ def open_segmenter(
             isolate=isolate,
             view=view,
             channels=channels,
+            measuring=measuring,
         )
         opened.pop_all()
     return segmenter

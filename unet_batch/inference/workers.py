@@ -28,6 +28,7 @@ from unet_batch.files.outputs import OutputTree
 from unet_batch.inference.result import Result
 from unet_batch.inference.views import Placer
 from unet_batch.media import isolation
+from unet_batch.media.measure import Measuring
 from unet_batch.processes import TIMED_OUT, Died, Kept, Workers
 from unet_batch.types import ClassTable, Frame, Item, ModelSpec, Prediction
 
@@ -93,6 +94,7 @@ class PictureWorkers:
         at_least: as for `images.read`.
         max_pixels: as for `images.read`.
         channels: as for `images.read`.
+        measuring: how masks are measured.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class PictureWorkers:
         at_least: Size | None,
         max_pixels: int,
         channels: Channels | None = None,
+        measuring: Measuring = Measuring(),  # noqa: B008 - it has no state
     ) -> None:
         self.workers, self.view, self.outputs = workers, view, outputs
         spec = asdict(view.backend.spec)
@@ -120,6 +123,7 @@ class PictureWorkers:
             "at_least": at_least,
             "max_pixels": max_pixels,
             "channels": channels,
+            "measuring": asdict(measuring),
             "reader": isolation.READER,
             "time_limit": isolation.TIME_LIMIT,
         }
@@ -231,6 +235,7 @@ class _Setup:
         self.outputs = OutputTree(values["folder"], values["kinds"])
         self.place = Placer.parse(values["placer"])
         self.refine: bool = values["refine"]
+        self.measuring = Measuring.restore(values["measuring"])
         self.needs_pixels = self.outputs.need_pixels or self.refine
         names = ("reader", "time_limit", "at_least", "max_pixels", "range", "channels")
         self._how = [values[name] for name in names]
@@ -266,7 +271,8 @@ def prepare(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byt
     frame, pixels = setup.decode(path)
     tensors = setup.place.show(pixels, frame.placement.source)
     weight = 0
-    if frame.pixels is not None or frame.missing is not None or frame.notes or frame.metadata.geo:
+    measured = frame.metadata.dpi and setup.outputs.are_measured
+    if frame.pixels is not None or frame.missing is not None or frame.notes or frame.metadata.geo or measured:
         arrays = (frame.pixels, frame.missing, frame.alpha)
         weight = 1 + sum(array.nbytes for array in arrays if array is not None)
         kept[number] = frame
@@ -281,7 +287,14 @@ def finish(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byte
     try:
         frame = _frame(setup, kept.pop(number, None), number, path, (height, width))
         map = np.frombuffer(data, np.uint8).reshape(frame.placement.network)
-        result = Result(path, setup.spec, setup.threshold, Prediction(frame, map), refine=setup.refine)
+        result = Result(
+            path,
+            setup.spec,
+            setup.threshold,
+            Prediction(frame, map),
+            refine=setup.refine,
+            measuring=setup.measuring,
+        )
         encoded = result.encode_all(setup.outputs.kinds)
         notes = result.notes_on(setup.outputs.kinds)
     except UnetBatchError:

@@ -37,10 +37,11 @@ from unet_batch.files.naming import shown
 from unet_batch.files.staging import UPLOADS
 from unet_batch.inference.segmenter import Segmenter, as_error, item_of
 from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
-from unet_batch.run import alone
+from unet_batch.run import alone, tables
 from unet_batch.run import clip as clips
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout, choose_encoder
+from unet_batch.run.manifest import manifest_bytes
 from unet_batch.run.observe import Observer, Stop
 from unet_batch.run.outcomes import Outcomes, is_passing
 from unet_batch.run.pictures import EncodedOutputs, OutputRenderer
@@ -62,6 +63,8 @@ def execute(
     segmenter: Segmenter,
     observer: Observer = Observer(),  # noqa: B008 - it has no state
     stop: Stop | None = None,
+    *,
+    join_tables: bool = True,
 ) -> RunReport:
     """Segment what is left of the plan.
 
@@ -70,6 +73,7 @@ def execute(
         segmenter: open.
         observer: hears what happens.
         stop: ends the run when it is called.
+        join_tables: bring the tables of the folder up to date, if it has any.
 
     Returns:
         The report, which also stands in `OUT/run.json`. After Ctrl-C or `stop` its status is `interrupted`:
@@ -96,7 +100,9 @@ def execute(
             plan = dataclasses.replace(plan, notes=(*plan.notes, note))
         plan.outputs.clean_leftovers()
         observer.start(plan)
-        return _Run(plan, segmenter, recipe, renderer, observer, stop or Stop()).carry_out()
+        run = _Run(plan, segmenter, recipe, renderer, observer, stop or Stop())
+        run.joins_tables = join_tables and not plan.part  # those of shards are joined when they are merged
+        return run.carry_out()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +148,7 @@ class _Run:
         self.stages: dict[str, StageStats] = {}
         self.backlog = reports.Backlog()
         self.alone: list[tuple[Item, alone.Work]] = []  # pictures that come behind the others
+        self.joins_tables = True
 
         # A run of everything that comes later finds that shards have been here.
         if plan.part and not os.path.exists(os.path.join(self.folder, run_name(""))):
@@ -171,6 +178,8 @@ class _Run:
                 report.status = "failures" if report.failed else "done"
             if self.stop.reason and report.left:
                 report.status, report.signal = "interrupted", self.stop.reason
+            elif self.joins_tables:
+                self._join_tables()
         except KeyboardInterrupt:
             report.status = "interrupted"
         except (OutputError, SourceError) as error:
@@ -208,6 +217,20 @@ class _Run:
         self.outcomes.tell(
             "end", status=report.status, done=report.done, failed=report.failed, left=report.left
         )
+
+    def _join_tables(self) -> None:
+        options, report = self.plan.options, self.report
+        if self.manifest.is_as_read:  # all that was added says nothing of items
+            report.tables = tables.carry_over(report.tables, self.manifest)
+        report.tables = tables.write_tables(
+            self.folder,
+            options.save,
+            report.tables,
+            manifest_bytes(self.folder),
+            parquet=options.parquet,
+            store=self.plan.outputs.store,
+        )
+        report.notes = (*report.notes, *tables.notes_on(report.tables))
 
     def _write_report(self) -> None:
         write_json(os.path.join(self.folder, run_name(self.plan.part)), self.report.as_dict())
@@ -484,6 +507,8 @@ def _new_report(plan: RunPlan, segmenter: Segmenter) -> RunReport:
         overwrite=plan.options.overwrite,
         states=plan.states,
         notes=plan.notes,
+        parquet=plan.options.parquet,
+        tables=tables.known_of(plan.outputs.folder),
         versions=reports.versions(),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )

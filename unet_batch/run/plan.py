@@ -24,6 +24,7 @@ from unet_batch.files.roots import is_below, source_path
 from unet_batch.files.sources import Sources, collect
 from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images, video
+from unet_batch.media.measure import Measuring
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout
 from unet_batch.run.manifest import Manifest
@@ -242,8 +243,8 @@ def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
 def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRecipe:
     """What decides the pixels: the model's sha256, a threshold if it has one, the network's size, our rules.
 
-    Of an ensemble those of all. And which pages and bands of a picture are taken, and how the network sees
-    them, where that is not as it always was.
+    Of an ensemble those of all. And which pages and bands of a picture are taken, how the network sees them,
+    and how masks are measured, where that is not as it always was.
 
     A checkpoint and the graph exported from it are one model: either goes on with what the other began.
     Backend and precision are not in it. A backend is used only after its masks were proven equal to
@@ -259,7 +260,7 @@ def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRec
     ]
     chosen = segmenter.channels
     own = chosen == segmenter.spec.channels  # then the model says it
-    return _recipe(seen, threshold, pages, None if own else chosen)
+    return _recipe(seen, threshold, pages, None if own else chosen, segmenter.measuring)
 
 
 def _recipe(
@@ -267,6 +268,7 @@ def _recipe(
     threshold: float | None,
     pages: PageRange | None = None,
     channels: Channels | None = None,
+    measuring: Measuring = Measuring(),  # noqa: B008 - it has no state
 ) -> OutputRecipe:
     """The recipe of models, each with its sha256, name, input size and how it sees pictures."""
     facts: dict[str, Any] = {"threshold": threshold, "rules": RULES}
@@ -285,6 +287,8 @@ def _recipe(
     if channels is not None:
         facts["channels"] = list(channels)
         label += f", channels {','.join(map(str, channels))}"
+    facts |= measuring.facts()
+    label += f", {measuring}" if str(measuring) else ""
     return OutputRecipe(facts, label)
 
 
