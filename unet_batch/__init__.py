@@ -66,6 +66,8 @@ def load(
     refine: bool = False,
     value_range: str | None = None,
     channels: tuple[int, ...] | None = None,
+    pixel_size: str | None = None,
+    watershed: int | None = None,
 ) -> Segmenter:
     """Load a model, ready to segment.
 
@@ -95,6 +97,9 @@ def load(
             numbers such as "0,4095"; None takes that of the model's training, or "auto".
         channels: bands of each picture to take, counted from 1, in the network's order; None takes the
             model's own.
+        pixel_size: what a pixel measures, "0.5um", "0.25" or "0.5x0.25mm" (height x width), for areas in
+            tables; None takes what each picture's file says.
+        watershed: split objects that touch, at seeds so many pixels apart or more; None leaves them whole.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -106,8 +111,10 @@ def load(
     from unet_batch.inference.segmenter import open_segmenter
     from unet_batch.inference.views import ViewOptions
     from unet_batch.media.images import MAX_PIXELS
+    from unet_batch.media.measure import Measuring, PixelSize
     from unet_batch.model import zoo
 
+    size_of_pixel = None if pixel_size is None else PixelSize.parse(pixel_size)
     names = [model] if model is None or isinstance(model, str) else model
     files = [source.identify(zoo.resolve(name)) for name in names]
     return open_segmenter(
@@ -118,6 +125,7 @@ def load(
         isolate=isolate,
         view=ViewOptions(fit, overlap, scale, tta, refine, value_range),
         channels=channels,
+        measuring=Measuring(size_of_pixel, watershed),
     )
 
 

@@ -104,9 +104,7 @@ def run(
     check_names([name for name in options.sources if name != STANDARD], live=naming.live_name)
     screen.loading(network.model)
     if piped:
-        with _open_network(
-            screen, network, build, workers, max_pixels, options.isolate, measuring
-        ) as segmenter:
+        with _open_network(screen, network, build, workers, max_pixels, options, measuring) as segmenter:
             run_pipe(options, segmenter)
         return
     from unet_batch.cli.observer import RunObserver

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unet_batch.files.tables import ClassStats, ObjectStats
+from unet_batch.inference import postprocess
 from unet_batch.media import geometry, measure
 
 if TYPE_CHECKING:
@@ -49,31 +51,37 @@ def stats_of(
 ) -> list[ClassStats]:
     """How much of a picture each class takes; see `find_objects` for the arguments."""
     frame, known = prediction.frame, np.ones(ids.shape, np.bool_) if missing is None else ~missing
-    total = max(1, np.count_nonzero(known))
-    sure: tuple[float | None, ...] = (None, None, None)
+    total = max(1, int(np.count_nonzero(known)))
+    confidence = entropy = unsure = None
     if spec.output == "probability":
         content = geometry.content_of(prediction.map, frame.placement)
         if frame.missing is not None:
             content = content[~geometry.resize_flags(frame.missing, (content.shape[0], content.shape[1]))]
-        sure = measure.certainty(content) if content.size else sure
+        if content.size:
+            confidence, entropy, unsure = measure.certainty(content)
     pixel = measuring.pixel_size or measure.PixelSize.of(frame.metadata)
     rows = []
     for id, name in class_ids(spec).items():
         where = (ids == id) & known
-        pixels, box = np.count_nonzero(where), measure.box_of(where)
-        components = None if id == _background(spec) else np.count_nonzero(objects.classes == id)
+        pixels = int(np.count_nonzero(where))
+        left, top, width, height = measure.box_of(where) if pixels else (None, None, None, None)
         rows.append(
             ClassStats(
-                None,
-                name,
-                pixels,
-                pixels / total,
-                *(box or (None, None, None, None)),
-                components,
-                *sure,
-                frame.unlike,
-                None if pixel is None else pixels * pixel.area,
-                "" if pixel is None else pixel.unit,
+                page=None,
+                name=name,
+                pixels=pixels,
+                share=pixels / total,
+                left=left,
+                top=top,
+                width=width,
+                height=height,
+                components=None if id == _background(spec) else int(np.count_nonzero(objects.classes == id)),
+                confidence=confidence,
+                entropy=entropy,
+                unsure=unsure,
+                unlike=frame.unlike,
+                area=None if pixel is None else pixels * pixel.area,
+                unit="" if pixel is None else pixel.unit,
             )
         )
     return rows
@@ -100,26 +108,65 @@ def objects_of(
     names, count = class_ids(spec), len(objects.classes)
     found = measure.measure_regions(objects.labels)
     intensity = measure.mean_of(objects.labels, measure.brightness(pixels), count)
-    confidence = [None] * count
+    sure: list[float | None] = [None] * count
     if probability is not None:
-        confidence = (measure.mean_of(objects.labels, probability, count) / 255).tolist()
+        sure = list(measure.mean_of(objects.labels, probability, count) / 255)
     pixel = measuring.pixel_size or measure.PixelSize.of(prediction.frame.metadata)
-    areas = [None] * count if pixel is None else (found.pixels * pixel.area).tolist()
-    columns = zip(
-        range(1, count + 1),
-        (names[id] for id in objects.classes.tolist()),
-        found.pixels.tolist(),
-        *found.boxes.T.tolist(),
-        *found.centroids.T.tolist(),
-        found.perimeters.tolist(),
-        np.degrees(found.orientations).tolist(),
-        *found.axes.T.tolist(),
-        intensity.tolist(),
-        confidence,
-        areas,
-        strict=True,
-    )
-    return [ObjectStats(None, *row, "" if pixel is None else pixel.unit) for row in columns]
+    return [
+        ObjectStats(
+            page=None,
+            id=at + 1,
+            name=names[int(objects.classes[at])],
+            pixels=int(found.pixels[at]),
+            left=int(found.boxes[at, 0]),
+            top=int(found.boxes[at, 1]),
+            width=int(found.boxes[at, 2]),
+            height=int(found.boxes[at, 3]),
+            x=float(found.centroids[at, 0]),
+            y=float(found.centroids[at, 1]),
+            perimeter=float(found.perimeters[at]),
+            orientation=math.degrees(found.orientations[at]),
+            major_axis=float(found.axes[at, 0]),
+            minor_axis=float(found.axes[at, 1]),
+            intensity=float(intensity[at]),
+            confidence=sure[at],
+            area=None if pixel is None else int(found.pixels[at]) * pixel.area,
+            unit="" if pixel is None else pixel.unit,
+        )
+        for at in range(count)
+    ]
+
+
+def frame_columns(spec: ModelSpec) -> tuple[str, ...]:
+    """Names of what `frame_cells` gives."""
+    areas = (f"area_{name}" for name in spec.classes.names)
+    return (*areas, "components", "confidence", "entropy", "unsure", "unlike")
+
+
+def frame_cells(
+    spec: ModelSpec, prediction: Prediction, mask: Pixels, threshold: float
+) -> tuple[str | int, ...]:
+    """A frame of a clip in figures: how much each class covers, in how many regions of the map, how sure.
+
+    Args:
+        spec: of the model.
+        prediction: of the frame.
+        mask: uint8 (height, width) at the frame's own size.
+        threshold: probability from which a pixel counts.
+    """
+    content = geometry.content_of(prediction.map, prediction.frame.placement)
+    if spec.output == "probability":
+        areas = [np.count_nonzero(mask) / mask.size]
+        regions = [np.greater_equal(content, postprocess.cut(threshold))]
+        sure = [f"{value:.4f}" for value in measure.certainty(content)]
+    else:
+        count = len(spec.classes.names)
+        areas = list(np.bincount(mask.reshape(-1), minlength=count) / mask.size)
+        regions = [content == id for id in range(count) if id != spec.classes.background]
+        sure = [""] * 3  # ids say nothing of it
+    components = sum(measure.count_components(region) for region in regions)
+    unlike = prediction.frame.unlike
+    return (*(f"{area:.6f}" for area in areas), components, *sure, "" if unlike is None else f"{unlike:.3f}")
 
 
 def _background(spec: ModelSpec) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -171,12 +171,12 @@ def find_objects(ids: Pixels, classes: Sequence[int], watershed: int | None = No
     """
     labels, found = np.zeros(ids.shape, np.int32), list[int]()
     for id in classes:
-        where = cv2.compare(ids, id, cv2.CMP_EQ) if ids.size > 4 else np.where(ids == id, np.uint8(255), 0)
-        left, top, width, height = cv2.boundingRect(where.astype(np.uint8))
+        where = (ids == id).view(np.uint8)
+        left, top, width, height = cv2.boundingRect(where)
         if not width:
             continue
         box = slice(top, top + height), slice(left, left + width)
-        part = np.ascontiguousarray(where[box]).astype(np.uint8)
+        part = np.ascontiguousarray(where[box])
         count, own = cv2.connectedComponents(part, connectivity=8, ltype=cv2.CV_32S)
         own, count = _split(part, own.astype(np.int32), count - 1, watershed)
         np.add(own, len(found), out=labels[box], where=own > 0)
@@ -250,7 +250,7 @@ def measure_regions(labels: Labels) -> Regions:
     sum_x = lengths * across + one
 
     def total(values: NDArray[np.int64]) -> Floats:
-        return np.bincount(numbers, values)
+        return np.bincount(numbers, values).astype(np.float64)
 
     pixels = total(lengths)
     x, y = total(sum_x) / pixels, total(lengths * down) / pixels
@@ -299,14 +299,14 @@ def _perimeters(labels: Labels, count: int) -> Floats:
     edge = np.zeros(around.shape, np.bool_)
     np.greater(labels, 0, out=edge[1:-1, 1:-1])
     edge[1:-1, 1:-1] &= ~inner
-    edge, around = edge.reshape(-1), around.reshape(-1)
-    places = np.flatnonzero(edge)
-    numbers, value = around[places], np.ones(len(places), np.intp)
+    is_edge, all_numbers = edge.reshape(-1), around.reshape(-1)
+    places = np.flatnonzero(is_edge)
+    numbers, value = all_numbers[places], np.ones(len(places), np.intp)
     for weight, shifts in ((2, beside), (10, corners)):
         for shift in shifts:
             other = places + shift
-            value += weight * (edge[other] & (around[other] == numbers))
-    return np.bincount(numbers - 1, _LENGTHS[value], count)
+            value += weight * (is_edge[other] & (all_numbers[other] == numbers))
+    return np.bincount(numbers - 1, _LENGTHS[value], count).astype(np.float64)
 
 
 def mean_of(labels: Labels, values: Pixels, count: int) -> Floats:
@@ -317,7 +317,7 @@ def mean_of(labels: Labels, values: Pixels, count: int) -> Floats:
     sums = np.add.reduceat(values.reshape(-1), starts, dtype=np.int64)
     inside = numbers > 0
     total = np.bincount(numbers[inside] - 1, sums[inside], count)
-    return cast("Floats", total / np.bincount(numbers[inside] - 1, lengths[inside], count))
+    return (total / np.bincount(numbers[inside] - 1, lengths[inside], count)).astype(np.float64)
 
 
 _P = np.arange(256) / 255
@@ -336,12 +336,17 @@ def certainty(map: Pixels) -> tuple[float, float, float]:
     return float(shares @ _CONFIDENCE), float(shares @ _ENTROPY), float(shares @ _IS_UNSURE)
 
 
-def box_of(where: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
-    """The box around what is True: left, top, width, height in pixels; None where nothing is."""
+def box_of(where: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """The box around what is True, of a pixel at least: left, top, width, height in pixels."""
     left, top, width, height = cv2.boundingRect(where.view(np.uint8))
-    return (left, top, width, height) if width else None
+    return left, top, width, height
 
 
 def brightness(pixels: Pixels) -> Pixels:
     """What a person sees of RGB (height, width, 3) without its colours: uint8 (height, width)."""
     return geometry.luminance(pixels)[..., 0]
+
+
+def count_components(where: NDArray[np.bool_]) -> int:
+    """How many pieces the True pixels are, bool (height, width)."""
+    return int(cv2.connectedComponents(where.view(np.uint8))[0]) - 1

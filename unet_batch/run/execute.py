@@ -41,7 +41,6 @@ from unet_batch.run import alone, tables
 from unet_batch.run import clip as clips
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout, choose_encoder
-from unet_batch.run.manifest import manifest_bytes
 from unet_batch.run.observe import Observer, Stop
 from unet_batch.run.outcomes import Outcomes, is_passing
 from unet_batch.run.pictures import EncodedOutputs, OutputRenderer
@@ -100,9 +99,8 @@ def execute(
             plan = dataclasses.replace(plan, notes=(*plan.notes, note))
         plan.outputs.clean_leftovers()
         observer.start(plan)
-        run = _Run(plan, segmenter, recipe, renderer, observer, stop or Stop())
-        run.joins_tables = join_tables and not plan.part  # those of shards are joined when they are merged
-        return run.carry_out()
+        joins = join_tables and not plan.part  # those of shards are joined when they are merged
+        return _Run(plan, segmenter, recipe, renderer, observer, stop or Stop(), joins).carry_out()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +136,17 @@ class _Run:
         renderer: OutputRenderer,
         observer: Observer,
         stop: Stop,
+        joins_tables: bool,
     ) -> None:
         assert plan.manifest is not None, "not resumed"
         self.plan, self.segmenter, self.recipe, self.renderer = plan, segmenter, recipe, renderer
         self.manifest, self.observer, self.stop = plan.manifest, observer, stop
-        self.folder = plan.outputs.folder
+        self.folder, self.joins_tables = plan.outputs.folder, joins_tables
         self.workers = segmenter.picture_workers(plan.outputs)
         self.report = _new_report(plan, segmenter)
         self.stages: dict[str, StageStats] = {}
         self.backlog = reports.Backlog()
         self.alone: list[tuple[Item, alone.Work]] = []  # pictures that come behind the others
-        self.joins_tables = True
 
         # A run of everything that comes later finds that shards have been here.
         if plan.part and not os.path.exists(os.path.join(self.folder, run_name(""))):
@@ -179,7 +177,7 @@ class _Run:
             if self.stop.reason and report.left:
                 report.status, report.signal = "interrupted", self.stop.reason
             elif self.joins_tables:
-                self._join_tables()
+                tables.finish_tables(self.plan, report, self.manifest)
         except KeyboardInterrupt:
             report.status = "interrupted"
         except (OutputError, SourceError) as error:
@@ -217,20 +215,6 @@ class _Run:
         self.outcomes.tell(
             "end", status=report.status, done=report.done, failed=report.failed, left=report.left
         )
-
-    def _join_tables(self) -> None:
-        options, report = self.plan.options, self.report
-        if self.manifest.is_as_read:  # all that was added says nothing of items
-            report.tables = tables.carry_over(report.tables, self.manifest)
-        report.tables = tables.write_tables(
-            self.folder,
-            options.save,
-            report.tables,
-            manifest_bytes(self.folder),
-            parquet=options.parquet,
-            store=self.plan.outputs.store,
-        )
-        report.notes = (*report.notes, *tables.notes_on(report.tables))
 
     def _write_report(self) -> None:
         write_json(os.path.join(self.folder, run_name(self.plan.part)), self.report.as_dict())

@@ -19,17 +19,18 @@ from unet_batch.files.naming import shown
 from unet_batch.files.roots import source_path
 from unet_batch.files.tables import TABLES, join, to_parquet
 from unet_batch.run.manifest import Manifest, manifest_bytes, read_in_order
-from unet_batch.run.report import load_report, run_name
+from unet_batch.run.report import RunReport, load_report, run_name
 
 if TYPE_CHECKING:
     from unet_batch.files.staging import RemoteFolder
+    from unet_batch.run.plan import RunPlan
     from unet_batch.run.records import Record
 
 _AT_ONCE = 256  # tables that are asked of a server
 
 Known = Mapping[str, Mapping[str, Any]]
-"""Of each table that a run has written: its files, rows and pictures, how many pictures' own were damaged, the
-bytes of the manifest that it is of, and the seconds that it took."""
+"""Of each table that a run has written: its files, rows and pictures, how many pictures' own were damaged,
+the bytes of the manifest that it is of, and the seconds that it took."""
 
 
 def write_tables(
@@ -91,19 +92,27 @@ def write_tables(
     return found
 
 
+def finish_tables(plan: RunPlan, report: RunReport, manifest: Manifest) -> None:
+    """Bring the tables of a folder up to date when a run has ended, and put into its report what they are.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
+    folder, known, now = manifest.folder, report.tables, manifest_bytes(manifest.folder)
+    if manifest.is_as_read:  # what the manifest has gained says nothing of items
+        known = {
+            kind: {**facts, "manifest": now} if facts.get("manifest") == manifest.bytes else facts
+            for kind, facts in known.items()
+        }
+    options, store = plan.options, plan.outputs.store
+    report.tables = write_tables(folder, options.save, known, now, parquet=options.parquet, store=store)
+    report.notes = (*report.notes, *notes_on(report.tables))
+
+
 def known_of(folder: str) -> Known:
     """What the run before has written of tables."""
     found = (load_report(os.path.join(folder, run_name(""))) or {}).get("tables")
     return found if isinstance(found, dict) and all(isinstance(each, dict) for each in found.values()) else {}
-
-
-def carry_over(known: Known, manifest: Manifest) -> Known:
-    """The same for a manifest that has grown by nothing that is of an item since it was read."""
-    now = manifest_bytes(manifest.folder)
-    return {
-        kind: {**facts, "manifest": now} if facts.get("manifest") == manifest.bytes else facts
-        for kind, facts in known.items()
-    }
 
 
 def notes_on(tables: Known) -> Iterator[str]:
