@@ -215,10 +215,13 @@ class TestSave:
         assert files(tmp_path / "saved") == [
             "cutouts/photo.png",
             "geotiffs/photo.tif",
+            "instances/photo.png",
             "masks/photo.png",
+            "objects/photo.csv",
             "overlays/photo.jpg",
             "probs/photo.png",
             "probs16/photo.png",
+            "stats/photo.csv",
         ]
 
     def test_the_mask_alone_unless_more_is_asked_for(

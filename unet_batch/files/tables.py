@@ -204,12 +204,12 @@ def _records(data: bytes) -> Iterator[bytes]:
 
 def check_parquet() -> None:
     """Raise UsageError if nothing can write Parquet."""
-    from importlib.util import find_spec
-
-    if find_spec("pyarrow") is None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
         raise UsageError(
             "--parquet needs pyarrow, which is not installed", hint="pip install 'unet-batch[parquet]'"
-        )
+        ) from error
 
 
 def to_parquet(path: str, source: str, kind: str) -> None:

@@ -119,13 +119,13 @@ class Measuring:
             return
         if self.watershed < 1:
             raise UsageError(f"watershed {self.watershed}: seeds are 1 pixel apart or more")
-        from importlib.util import find_spec
-
-        if find_spec("skimage") is None:
+        try:
+            import skimage  # noqa: F401
+        except ImportError as error:
             raise UsageError(
                 "the watershed needs scikit-image, which is not installed",
                 hint="pip install 'unet-batch[objects]'",
-            )
+            ) from error
 
     @classmethod
     def restore(cls, values: Mapping[str, Any]) -> Measuring:

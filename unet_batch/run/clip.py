@@ -211,7 +211,7 @@ class _ClipRun:
         self.videos = tuple(kind for kind in layout.kinds if kind != "frames")
         self.smoother = Smoother(options.smooth, len(self.classes.names)) if options.smooth else None
         self.columns = ("frame", "pts", "duration", "seconds", *frame_columns(segmenter.spec))
-        fingerprint = f"{fingerprint}, {options.part_frames}, {','.join(self.columns)}"
+        fingerprint = f"{fingerprint}, {options.part_frames}"
         folder = layout.unfinished(item.key)
         self.journal = Journal(folder, fingerprint, stateful=self.smoother is not None)
         if self.smoother is not None:
@@ -440,7 +440,10 @@ class _ClipRun:
                 )
             result.files[kind] = [path]
         path, heading = self.layout.path("timeline", key), as_csv([self.columns])
-        write_atomic(path, b"".join(line.encode() for line in chain([heading], journal.lines())))
+        # Parts that an earlier release has begun have fewer columns
+        cells = len(self.columns)
+        lines = (f"{line[:-1]}{',' * (cells - 1 - line.count(','))}\n" for line in journal.lines())
+        write_atomic(path, b"".join(line.encode() for line in chain([heading], lines)))
         result.files["timeline"] = [path]
         if "frames" in self.layout.kinds:
             result.files["frames"] = [self.frame_file(index) for index in indices]
