@@ -18,9 +18,11 @@ from unet_batch.files import tables as table_files
 from unet_batch.files.tables import ClassStats
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media.measure import Measuring, PixelSize
+from unet_batch.run.execute import execute
 from unet_batch.run.manifest import Manifest, manifest_bytes, read_in_order
 from unet_batch.run.merge import merge
-from unet_batch.run.options import PageRange
+from unet_batch.run.options import PageRange, RunOptions
+from unet_batch.run.plan import prepare
 from unet_batch.run.records import Identity, OutputRecipe, Record
 from unet_batch.run.shard import Shard
 from unet_batch.run.tables import write_tables
@@ -165,12 +167,7 @@ def test_pages_of_a_stack_have_their_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("isolate", [False, True])
 def test_areas_in_units(tmp_path: Path, isolate: bool) -> None:
     write(tmp_path / "scan.png", half_bright(), dpi=(254, 254))
-    (tmp_path / "more").mkdir()
     for name, measuring in (("own", Measuring()), ("given", Measuring(PixelSize(0.5, 2, "um")))):
-        from unet_batch.run.execute import execute
-        from unet_batch.run.options import RunOptions
-        from unet_batch.run.plan import prepare
-
         plan = prepare(RunOptions((str(tmp_path / "scan.png"),), str(tmp_path / name), save=("stats",)))
         with Segmenter(FakeBackend(), workers=1, measuring=measuring, isolate=isolate) as segmenter:
             assert execute(plan, segmenter).done == 1

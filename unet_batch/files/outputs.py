@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 from unet_batch.errors import OutputError, UsageError
 from unet_batch.files import remote
 from unet_batch.files.atomic import clean_leftovers, open_temporary, scan, translate
-from unet_batch.files.tables import TABLES
 
 if TYPE_CHECKING:
     from unet_batch.files.staging import RemoteFolder
@@ -48,7 +47,8 @@ KINDS: Mapping[str, Kind] = {
     "prob": Kind("probs", ".png", ("picture",), needs_probability=True),
     "prob16": Kind("probs16", ".png", ("picture",), needs_probability=True),
     "instances": Kind("instances", ".png", ("picture",)),
-    "stats": Kind("stats", ".csv", ("picture",)),
+    # What a pixel measures is known where the file is read in full
+    "stats": Kind("stats", ".csv", ("picture",), needs_pixels=True),
     "objects": Kind("objects", ".csv", ("picture",), needs_pixels=True),
     "geotiff": Kind("geotiffs", ".tif", ("picture",)),
     "dicomseg": Kind("dicomsegs", ".dcm", ("picture",)),
@@ -100,11 +100,6 @@ class OutputTree:
     def need_pixels(self) -> bool:
         """Whether any of them is drawn from the picture's own pixels."""
         return any(KINDS[kind].needs_pixels for kind in self.kinds)
-
-    @property
-    def are_measured(self) -> bool:
-        """Whether any of them is a table."""
-        return not TABLES.keys().isdisjoint(self.kinds)
 
     def path(self, kind: str, key: str) -> str:
         """Say where an output goes.

@@ -120,10 +120,13 @@ def _cell(value: Any) -> str:
 
 
 def _lines(rows: Iterable[Sequence[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    lines = io.StringIO()
+    for row in rows:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\r\n").writerow(row)  # which both are quoted then
+        lines.write(text.getvalue()[:-2] + "\n")
     # Names of files may hold bytes that are no text
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    return lines.getvalue().encode("utf-8", "backslashreplace")
 
 
 class TableWriter:

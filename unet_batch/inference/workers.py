@@ -271,8 +271,7 @@ def prepare(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byt
     frame, pixels = setup.decode(path)
     tensors = setup.place.show(pixels, frame.placement.source)
     weight = 0
-    measured = frame.metadata.dpi and setup.outputs.are_measured
-    if frame.pixels is not None or frame.missing is not None or frame.notes or frame.metadata.geo or measured:
+    if frame.pixels is not None or frame.missing is not None or frame.notes or frame.metadata.geo:
         arrays = (frame.pixels, frame.missing, frame.alpha)
         weight = 1 + sum(array.nbytes for array in arrays if array is not None)
         kept[number] = frame
