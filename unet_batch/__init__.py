@@ -70,6 +70,8 @@ def load(
     value_range: str | None = None,
     channels: tuple[int, ...] | None = None,
     cleanup: Cleanup | None = None,
+    pixel_size: str | None = None,
+    watershed: int | None = None,
 ) -> Segmenter:
     """Load a model, ready to segment.
 
@@ -101,6 +103,9 @@ def load(
             model's own.
         cleanup: what masks are cleaned of: `Cleanup(classes=("car",), min_area="0.1%", fill_holes="all",
             largest=True)`.
+        pixel_size: what a pixel measures, "0.5um", "0.25" or "0.5x0.25mm" (height x width), for areas in
+            tables; None takes what each picture's file says.
+        watershed: split objects that touch, at seeds so many pixels apart or more; None leaves them whole.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -113,8 +118,10 @@ def load(
     from unet_batch.inference.views import ViewOptions
     from unet_batch.media.cleanup import Cleanup
     from unet_batch.media.images import MAX_PIXELS
+    from unet_batch.media.measure import Measuring, PixelSize
     from unet_batch.model import zoo
 
+    size_of_pixel = None if pixel_size is None else PixelSize.parse(pixel_size)
     names = [model] if model is None or isinstance(model, str) else model
     files = [source.identify(zoo.resolve(name)) for name in names]
     return open_segmenter(
@@ -126,6 +133,7 @@ def load(
         view=ViewOptions(fit, overlap, scale, tta, refine, value_range),
         channels=channels,
         cleanup=cleanup or Cleanup(),
+        measuring=Measuring(size_of_pixel, watershed),
     )
 
 

@@ -129,6 +129,8 @@ class Frame:
             or no output needs the pixels.
         metadata: of the file, for outputs.
         notes: what people should know of how it was read, e.g. that it is the first of several pages.
+        unlike: how far it is from what the model learned from, 1 being the limit of what is like that; None
+            where the model does not know.
     """
 
     item: Item
@@ -139,6 +141,7 @@ class Frame:
     alpha: Pixels | None = None
     metadata: Metadata = field(default_factory=Metadata)
     notes: tuple[str, ...] = ()
+    unlike: float | None = None
 
     @property
     def network_input(self) -> Pixels:

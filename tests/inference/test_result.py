@@ -222,7 +222,9 @@ class TestSave:
             "contours/photo.jpg",
             "cutouts/photo.png",
             "geotiffs/photo.tif",
+            "instances/photo.png",
             "masks/photo.png",
+            "objects/photo.csv",
             "overlays/photo.jpg",
             "palettes/photo.png",
             "pixelated/photo.jpg",
@@ -230,6 +232,7 @@ class TestSave:
             "probs16/photo.png",
             "probs32/photo.tif",
             "sheets/photo.jpg",
+            "stats/photo.csv",
         ]
 
     def test_the_mask_alone_unless_more_is_asked_for(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.datasets.dataset import Dataset
     from unet_batch.media.cleanup import Cleanup
+    from unet_batch.media.measure import Measuring
     from unet_batch.run.options import RunOptions, VideoOptions
 
 Size = tuple[int, int]
@@ -108,6 +109,7 @@ def make_run_options(
     background: str,
     cutout_format: str,
     crop: bool,
+    parquet: bool,
     shard: str | None = None,
 ) -> RunOptions:
     """What the options of `run` mean, those of clips apart.
@@ -131,6 +133,7 @@ def make_run_options(
         hash_sources=hash_sources,
         isolate=isolate,
         pages=None if pages is None else PageRange.parse(pages),
+        parquet=parquet,
     )
 
 
@@ -180,6 +183,11 @@ run_options = Bundle(
         metavar="PAGES",
         help="Of pictures of several pages, such as TIFF stacks: all, 3 or 2:10, counted from 1; into "
         "stacks of the same shape.  [default: the first]",
+    ),
+    _output(
+        ["--parquet"],
+        is_flag=True,
+        help="Write the tables of --save stats and objects as Parquet, too.",
     ),
     _output(
         ["--overwrite"],
@@ -256,6 +264,38 @@ cleanup_options = Bundle(
         help="Fill holes up to this area, or all of them.",
     ),
     _cleanup(["--largest"], is_flag=True, help="Keep only the largest component of each class."),
+)
+
+
+# Tables -----------------------------------------------------------------------------------------------------
+
+
+def make_measuring(*, pixel_size: str | None, watershed: int | None) -> Measuring:
+    """How masks are measured.
+
+    Raises:
+        UsageError: the size cannot be read, or scikit-image is not installed.
+    """
+    from unet_batch.media.measure import Measuring, PixelSize
+
+    return Measuring(None if pixel_size is None else PixelSize.parse(pixel_size), watershed)
+
+
+measuring_options = Bundle(
+    "measuring",
+    make_measuring,
+    _output(
+        ["--pixel-size"],
+        metavar="SIZE",
+        help="What a pixel measures, for tables: 0.5um, 0.25, or 0.5x0.25mm, height first.  [default: what "
+        "the picture's file says]",
+    ),
+    _output(
+        ["--watershed"],
+        metavar="PX",
+        type=click.IntRange(1),
+        help="Split objects that touch, for instances and tables, at seeds PX pixels apart or more.",
+    ),
 )
 
 

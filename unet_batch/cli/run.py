@@ -15,6 +15,7 @@ from unet_batch.cli.options import (
     DisplayOptions,
     cleanup_options,
     display_options,
+    measuring_options,
     run_options,
     video_options,
 )
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.inference.segmenter import Segmenter
     from unet_batch.media.cleanup import Cleanup
+    from unet_batch.media.measure import Measuring
     from unet_batch.run.options import RunOptions, VideoOptions
 
 _build_option = option(
@@ -58,6 +60,7 @@ _max_pixels_option = option(
     "SIGTERM.",
 )
 @run_options
+@measuring_options
 @network_options
 @_build_option
 @cleanup_options
@@ -74,6 +77,7 @@ _max_pixels_option = option(
 @display_options
 def run(
     options: RunOptions,
+    measuring: Measuring,
     network: NetworkOptions,
     build: bool,
     cleanup: Cleanup,
@@ -110,7 +114,7 @@ def run(
     screen.loading(network.model)
     if piped:
         with _open_network(
-            screen, network, build, cleanup, workers, max_pixels, options.isolate
+            screen, network, build, cleanup, workers, max_pixels, options, measuring
         ) as segmenter:
             run_pipe(options, segmenter)
         return
@@ -123,7 +127,7 @@ def run(
     plan = prepare(replace(options, video=video))
     screen.sources(plan)
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
-    with _open_network(screen, network, build, cleanup, workers, max_pixels, options.isolate) as segmenter:
+    with _open_network(screen, network, build, cleanup, workers, max_pixels, options, measuring) as segmenter:
         if dry_run:
             plan = resume(plan, recipe_of(segmenter, options.pages))
             screen.todo(plan)
@@ -153,6 +157,7 @@ def run(
     show_default=True,
     help="Take a file once its size and time have been the same for so long.",
 )
+@measuring_options
 @network_options
 @_build_option
 @cleanup_options
@@ -163,6 +168,7 @@ def run(
 def watch(
     options: RunOptions,
     settle: float,
+    measuring: Measuring,
     network: NetworkOptions,
     build: bool,
     cleanup: Cleanup,
@@ -191,7 +197,7 @@ def watch(
     options = replace(options, video=video)
     plan = look(options)
     screen.output(plan)
-    with _open_network(screen, network, build, cleanup, workers, max_pixels, options.isolate) as segmenter:
+    with _open_network(screen, network, build, cleanup, workers, max_pixels, options, measuring) as segmenter:
         screen.line("watching", *options.sources)
         with RunObserver(screen, display.log_json) as observer:
             observer.listen()
@@ -213,7 +219,8 @@ def _open_network(
     cleanup: Cleanup,
     workers: int | None,
     max_pixels: int | None,
-    isolate: bool,
+    options: RunOptions,
+    measuring: Measuring,
 ) -> Iterator[Segmenter]:
     """The model on the best backend, or several as one, presented on the screen."""
     from unet_batch.inference.segmenter import open_segmenter
@@ -228,10 +235,11 @@ def _open_network(
         threshold=network.threshold,
         workers=workers,
         max_pixels=max_pixels or MAX_PIXELS,
-        isolate=isolate,
+        isolate=options.isolate,
         view=network.view,
         channels=network.channels,
         cleanup=cleanup,
+        measuring=measuring,
     ) as segmenter:
         screen.model(segmenter)
         yield segmenter

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -30,7 +31,16 @@ def print_summary(screen: Screen, report: RunReport) -> None:
             screen.out.print(Text(f"if nothing ever waited: {floor(report)}", style="dim"))
         if report.encoder:
             screen.line("encoder", f"{report.encoder['name']} ({report.encoder['reason']})")
+    for line in map(table_line, report.tables, report.tables.values()):
+        screen.line("table", *line)
     screen.print_wrapped(closing(report))
+
+
+def table_line(kind: str, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """`stats.csv, stats.parquet`, `24 rows of 12 pictures`."""
+    rows, pictures = facts["rows"], facts["pictures"]
+    counted = f"{rows:,} {plural(rows, 'row')} of {pictures:,} {plural(pictures, 'picture')}"
+    return ", ".join(facts["files"]), counted
 
 
 def counts(report: RunReport) -> Text:

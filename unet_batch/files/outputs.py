@@ -57,6 +57,10 @@ KINDS: Mapping[str, Kind] = {
     "prob": Kind("probs", ".png", ("picture",), needs_probability=True),
     "prob16": Kind("probs16", ".png", ("picture",), needs_probability=True),
     "prob32": Kind("probs32", ".tif", ("picture",), needs_probability=True),
+    "instances": Kind("instances", ".png", ("picture",)),
+    # What a pixel measures is known where the file is read in full
+    "stats": Kind("stats", ".csv", ("picture",), needs_pixels=True),
+    "objects": Kind("objects", ".csv", ("picture",), needs_pixels=True),
     "geotiff": Kind("geotiffs", ".tif", ("picture",)),
     "dicomseg": Kind("dicomsegs", ".dcm", ("picture",)),
     "frames": Kind("frames", "", ("clip",)),

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from unet_batch.errors import FolderInUse, OutputError, UsageError
 from unet_batch.files import remote
@@ -90,6 +90,26 @@ class RemoteFolder:
         """The last bytes of an output."""
         data: bytes = self._ask(lambda system, url: system.cat_file(f"{url}/{file}", start=-count))
         return data
+
+    def contents(self, files: Sequence[str]) -> list[bytes | None]:
+        """Contents of outputs; None of one that is not there."""
+
+        def read(file: str) -> bytes | None:
+            with contextlib.suppress(OutputError):
+                return self._ask(lambda system, url: cast("bytes", system.cat_file(f"{url}/{file}")))
+            return None
+
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            return list(pool.map(read, files))
+
+    def names(self) -> set[str]:
+        """Names of the files just below the address."""
+        return set(self._names(""))
+
+    def discard(self, files: Sequence[str]) -> None:
+        """Remove outputs there, if they are."""
+        for file in files:
+            self._remove([file])
 
     def upload(self, files: Sequence[str]) -> None:
         """Upload outputs, their paths relative and `/`-separated, and remove them here."""

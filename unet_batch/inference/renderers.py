@@ -115,7 +115,7 @@ def class_ids_of(result: Result) -> Pixels:
     return mask if result.spec.output == "class_ids" else mask // np.uint8(255)
 
 
-def _missing(result: Result) -> NDArray[np.bool_] | None:
+def missing_of(result: Result) -> NDArray[np.bool_] | None:
     """Where the picture has no value, at its own size: bool (height, width), or None."""
     frame = result._done("missing").frame
     return None if frame.missing is None else geometry.resize_flags(frame.missing, frame.placement.source)
@@ -123,12 +123,12 @@ def _missing(result: Result) -> NDArray[np.bool_] | None:
 
 def _geotiff(result: Result) -> bytes:
     metadata = result._done("geotiff").frame.metadata
-    return images.encode_geotiff(class_ids_of(result), _missing(result), metadata)
+    return images.encode_geotiff(class_ids_of(result), missing_of(result), metadata)
 
 
 def _segment_ids(result: Result) -> Pixels:
     """Class ids, NODATA where the picture has no value."""
-    missing = _missing(result)
+    missing = missing_of(result)
     return (
         class_ids_of(result)
         if missing is None
@@ -154,6 +154,9 @@ RENDERERS: Mapping[str, Callable[[Result], bytes]] = {
     "prob": lambda result: images.encode_map(result.probability),
     "prob16": lambda result: images.encode_map(_probability16(result)),
     "prob32": lambda result: images.encode_floats(_probability32(result), result._done("").frame.metadata),
+    "instances": lambda result: images.encode_map(result.instances),
+    "stats": lambda result: result.rows("stats"),
+    "objects": lambda result: result.rows("objects"),
     "geotiff": _geotiff,
     "dicomseg": _dicomseg,
 }
@@ -172,7 +175,8 @@ DRAWN: Mapping[str, Callable[[Result], NDArray[Any]]] = {
     "prob": lambda result: result.probability,
     "prob16": _probability16,
     "prob32": _probability32,
+    "instances": lambda result: result.instances,
     "geotiff": class_ids_of,
     "dicomseg": _segment_ids,
 }
-"""The same, as pixels."""
+"""The same, as pixels, of those that are pictures."""

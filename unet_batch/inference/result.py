@@ -9,15 +9,24 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from unet_batch.errors import OutputError, UnetBatchError, UsageError
-from unet_batch.files import remote
+from unet_batch.errors import EncodeError, OutputError, UnetBatchError, UsageError
+from unet_batch.files import remote, tables
 from unet_batch.files.atomic import write_atomic
 from unet_batch.files.outputs import PLAIN, OutputTree, Style
-from unet_batch.inference import postprocess
-from unet_batch.inference.renderers import DRAWN, RENDERERS, check_object, class_ids_of, fit_jpeg
-from unet_batch.media import backdrop, geometry, images, render
+from unet_batch.files.tables import ClassStats, ObjectStats
+from unet_batch.inference import measuring, postprocess
+from unet_batch.inference.renderers import (
+    DRAWN,
+    RENDERERS,
+    check_object,
+    class_ids_of,
+    fit_jpeg,
+    missing_of,
+)
+from unet_batch.media import backdrop, geometry, images, measure, render
 from unet_batch.media.cleanup import UNTOUCHED, Cleanup, ground, settle
 from unet_batch.media.legend import draw_legend
+from unet_batch.media.measure import Measuring
 from unet_batch.media.privacy import hide
 from unet_batch.media.refine import refine
 
@@ -47,6 +56,7 @@ class Result:
         refine: move edges to those of the picture, whose pixels are kept then.
         cleanup: what its mask is cleaned of, and so all that shows the mask; probabilities stay as they are.
         style: how it is drawn, where there is a choice; `styled` gives another.
+        measuring: how it is measured.
     """
 
     path: str
@@ -57,6 +67,7 @@ class Result:
     refine: bool = field(default=False, repr=False)
     cleanup: Cleanup = field(default=UNTOUCHED, repr=False)
     style: Style = field(default=PLAIN, repr=False)
+    measuring: Measuring = field(default=Measuring(), repr=False)
 
     def styled(self, **changes: Any) -> Result:
         """The same, drawn in another style: `result.styled(background="blur", crop=True).save("out", ...)`.
@@ -258,6 +269,62 @@ class Result:
         """
         return hide(self._pixels(how), self._object(how), how)
 
+    def stats(self) -> list[ClassStats]:
+        """How much of the picture each class takes: a row for each.
+
+        Raises:
+            UsageError: the picture failed.
+        """
+        prediction = self._done("stats")
+        ids, missing, objects = class_ids_of(self), missing_of(self), self._objects
+        return measuring.stats_of(self.spec, prediction, ids, missing, objects, self.measuring)
+
+    def objects(self) -> list[ObjectStats]:
+        """The components of the classes: a row for each, by class and from the top.
+
+        Raises:
+            UsageError: the picture failed, or its pixels were not kept.
+        """
+        prediction, pixels = self._done("objects"), self._pixels("objects")
+        probability = None if self.spec.output == "class_ids" else self.probability
+        return measuring.objects_of(self.spec, prediction, self._objects, pixels, probability, self.measuring)
+
+    @property
+    def instances(self) -> NDArray[np.uint16]:
+        """uint16 (height, width): 0 where there is no object, else the `id` that it has in `objects`.
+
+        Raises:
+            UsageError: the picture failed.
+            EncodeError: there are more objects than 16 bits can tell apart.
+        """
+        self._done("instances")
+        if (count := len(self._objects.classes)) > measure.MOST_OBJECTS:
+            raise EncodeError(
+                f"{count:,} objects: 16 bits tell {measure.MOST_OBJECTS:,} apart",
+                hint="--save objects lists them all; a higher --threshold may leave fewer",
+            )
+        return self._objects.labels.astype(np.uint16)
+
+    @property
+    def _objects(self) -> measure.Objects:
+        return self._once(
+            "_found_objects",
+            lambda: measuring.find_objects(self.spec, class_ids_of(self), missing_of(self), self.measuring),
+        )
+
+    def rows(self, kind: str, page: int | None = None) -> bytes:
+        """The contents of a table of the picture, `stats` or `objects`.
+
+        Args:
+            kind: the table.
+            page: that the picture is, of a file of several.
+
+        Raises:
+            UsageError: as for `stats` and `objects`.
+        """
+        rows: Sequence[ClassStats | ObjectStats] = self.stats() if kind == "stats" else self.objects()
+        return tables.as_csv(kind, rows if page is None else [replace(row, page=page) for row in rows])
+
     def notes_on(self, kinds: Sequence[str]) -> tuple[str, ...]:
         """What people should know of how the picture was read, and of its outputs of some kinds."""
         prediction = self._done("notes")
@@ -321,7 +388,7 @@ class Result:
 
         Args:
             folder: the output folder; made where it is missing.
-            kinds: of `files.outputs.PICTURE_KINDS`: "mask", "overlay", "cutout", "blur", ...
+            kinds: of `files.outputs.PICTURE_KINDS`: "mask", "overlay", "cutout", "stats", ...
             name: of the files; "" takes the name of the picture's own file.
             overwrite: replace files that hold something else.
 

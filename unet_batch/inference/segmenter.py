@@ -38,6 +38,7 @@ from unet_batch.inference.result import Result
 from unet_batch.inference.views import View, ViewOptions, choose_channels
 from unet_batch.media import images
 from unet_batch.media.cleanup import UNTOUCHED, Cleanup
+from unet_batch.media.measure import Measuring
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Failed, Pipeline, Stage, cpu_count
 from unet_batch.types import Frame, HasItem, Item, ModelSpec, Prediction
@@ -88,6 +89,7 @@ class Segmenter:
         view: how the network sees pictures; None shows it the whole picture at its own aspect ratio.
         channels: bands of each picture that the network takes, from 1; None takes the model's own.
         cleanup: what masks are cleaned of.
+        measuring: how masks are measured, for tables.
 
     Raises:
         UsageError: the threshold lies outside (0, 1], workers or max_pixels is below 1, the model takes
@@ -107,8 +109,9 @@ class Segmenter:
         view: ViewOptions | None = None,
         channels: Channels | None = None,
         cleanup: Cleanup = UNTOUCHED,
+        measuring: Measuring = Measuring(),  # noqa: B008 - it has no state
     ) -> None:
-        self.backend = backend
+        self.backend, self.measuring = backend, measuring
         self.models: tuple[ModelFile, ...] = ()
         if model is not None:
             self.models = tuple(model) if isinstance(model, Sequence) else (model,)
@@ -254,6 +257,7 @@ class Segmenter:
             refine=self.view.options.refine,
             cleanup=self.cleanup,
             style=style,
+            measuring=self.measuring,
         )
 
     def _predict(self, picture: AnyPicture, *, keep_pixels: bool) -> Prediction:
@@ -337,6 +341,7 @@ class Segmenter:
             max_pixels=self.max_pixels,
             channels=self.channels,
             cleanup=self.cleanup,
+            measuring=self.measuring,
         )
 
     @contextmanager
@@ -392,6 +397,7 @@ def open_segmenter(
     view: ViewOptions | None = None,
     channels: Channels | None = None,
     cleanup: Cleanup = UNTOUCHED,
+    measuring: Measuring = Measuring(),  # noqa: B008 - it has no state
 ) -> Segmenter:
     """Open the best backend for a model and segment with it; see `select` and `Segmenter` for the arguments.
 
@@ -421,6 +427,7 @@ def open_segmenter(
             view=view,
             channels=channels,
             cleanup=cleanup,
+            measuring=measuring,
         )
         opened.pop_all()
     return segmenter

@@ -29,6 +29,7 @@ from unet_batch.inference.result import Result
 from unet_batch.inference.views import Placer
 from unet_batch.media import isolation
 from unet_batch.media.cleanup import UNTOUCHED, Cleanup
+from unet_batch.media.measure import Measuring
 from unet_batch.processes import TIMED_OUT, Died, Kept, Workers
 from unet_batch.types import ClassTable, Frame, Item, ModelSpec, Prediction
 
@@ -95,6 +96,7 @@ class PictureWorkers:
         max_pixels: as for `images.read`.
         channels: as for `images.read`.
         cleanup: what masks are cleaned of.
+        measuring: how masks are measured.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class PictureWorkers:
         max_pixels: int,
         channels: Channels | None = None,
         cleanup: Cleanup = UNTOUCHED,
+        measuring: Measuring = Measuring(),  # noqa: B008 - it has no state
     ) -> None:
         self.workers, self.view, self.outputs = workers, view, outputs
         spec = asdict(view.backend.spec)
@@ -125,6 +128,7 @@ class PictureWorkers:
             "at_least": at_least,
             "max_pixels": max_pixels,
             "channels": channels,
+            "measuring": asdict(measuring),
             "reader": isolation.READER,
             "time_limit": isolation.TIME_LIMIT,
         }
@@ -237,6 +241,7 @@ class _Setup:
         self.place = Placer.parse(values["placer"])
         self.refine: bool = values["refine"]
         self.cleanup = Cleanup(**values["cleanup"])
+        self.measuring = Measuring.restore(values["measuring"])
         self.needs_pixels = self.outputs.need_pixels or self.refine
         names = ("reader", "time_limit", "at_least", "max_pixels", "range", "channels")
         self._how = [values[name] for name in names]
@@ -296,6 +301,7 @@ def finish(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byte
             refine=setup.refine,
             cleanup=setup.cleanup,
             style=style,
+            measuring=setup.measuring,
         )
         encoded = result.encode_all(setup.outputs.kinds)
         notes = result.notes_on(setup.outputs.kinds)

@@ -96,7 +96,11 @@ class Decoders:
             tuple(answer["size"]),
             missing=None if missing is None else missing.view(np.bool_),
             alpha=arrays.get("alpha"),
-            metadata=Metadata(base64.b64decode(answer["exif"]), (dpi[0], dpi[1]) if dpi else None),
+            metadata=Metadata(
+                base64.b64decode(answer["exif"]),
+                (dpi[0], dpi[1]) if dpi else None,
+                tuple((tag, value) for tag, value in answer["geo"]),
+            ),
             notes=tuple(answer["notes"]),
         )
 
@@ -141,6 +145,7 @@ def decode(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byte
         "size": picture.size,
         "exif": base64.b64encode(picture.metadata.exif).decode("ascii"),
         "dpi": picture.metadata.dpi,
+        "geo": picture.metadata.geo,
         "notes": picture.notes,
     }
     return json.dumps(answer).encode(), list(arrays.values())

@@ -27,17 +27,14 @@ from functools import partial
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
-import cv2
-import numpy as np
-
 from unet_batch.errors import UsageError, VideoError
 from unet_batch.files import naming
 from unet_batch.files.atomic import make_folder, replacing, write_atomic
 from unet_batch.files.outputs import KINDS
-from unet_batch.inference import postprocess
+from unet_batch.inference.measuring import frame_cells, frame_columns
 from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter
 from unet_batch.inference.smoothing import Smoother
-from unet_batch.media import geometry, images, render, video
+from unet_batch.media import images, render, video
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Pipeline, Stage, StageStats
 from unet_batch.run.journal import Journal, as_csv
@@ -213,6 +210,7 @@ class _ClipRun:
         self.clip, self.classes = reader.clip, segmenter.spec.classes
         self.videos = tuple(kind for kind in layout.kinds if kind != "frames")
         self.smoother = Smoother(options.smooth, len(self.classes.names)) if options.smooth else None
+        self.columns = ("frame", "pts", "duration", "seconds", *frame_columns(segmenter.spec))
         fingerprint = f"{fingerprint}, {options.part_frames}"
         folder = layout.unfinished(item.key)
         self.journal = Journal(folder, fingerprint, stateful=self.smoother is not None)
@@ -441,10 +439,11 @@ class _ClipRun:
                     span=(times[0][0], sum(times[-1])) if cut else None,
                 )
             result.files[kind] = [path]
-        header = ("frame", "pts", "duration", "seconds", *(f"area_{name}" for name in self.classes.names))
-        path = self.layout.path("timeline", key)
-        heading = as_csv([(*header, "components", "confidence")])
-        write_atomic(path, b"".join(line.encode() for line in chain([heading], journal.lines())))
+        path, heading = self.layout.path("timeline", key), as_csv([self.columns])
+        # Parts that an earlier release has begun have fewer columns
+        cells = len(self.columns)
+        lines = (f"{line[:-1]}{',' * (cells - 1 - line.count(','))}\n" for line in journal.lines())
+        write_atomic(path, b"".join(line.encode() for line in chain([heading], lines)))
         result.files["timeline"] = [path]
         if "frames" in self.layout.kinds:
             result.files["frames"] = [self.frame_file(index) for index in indices]
@@ -478,22 +477,9 @@ class _ClipRun:
     def measure(self, at: ClipFrame, prediction: Prediction, mask: Pixels) -> tuple[Any, ...]:
         """A line of the timeline: when, how much each class covers, in how many regions, how sure."""
         seconds = float(self.seconds(at) - self.clip.origin)
-        content = geometry.content_of(prediction.map, prediction.frame.placement)
-        if self.segmenter.spec.output == "probability":
-            areas = [cv2.countNonZero(mask) / mask.size]
-            regions = [np.greater_equal(content, postprocess.cut(self.segmenter.threshold))]
-            confidence = f"{float(np.maximum(content, 255 - content).mean()) / 255:.4f}"
-        else:
-            names = self.classes.names
-            areas = list(np.bincount(mask.reshape(-1), minlength=len(names))[: len(names)] / mask.size)
-            regions = [content == id for id in range(len(names)) if id != self.classes.background]
-            confidence = ""  # ids say nothing of it
-        if self.segmenter.cleanup.facts():  # of what is written, not of what the network said
-            ids = [255] if len(self.classes.names) == 1 else range(len(self.classes.names))
-            regions = [mask == id for id in ids if id != self.classes.background]
-        components = sum(cv2.connectedComponents(region.astype(np.uint8))[0] - 1 for region in regions)
-        shares = (f"{area:.6f}" for area in areas)
-        return (at.index, at.pts, at.duration, f"{seconds:.6f}", *shares, components, confidence)
+        cleaned = bool(self.segmenter.cleanup.facts())
+        cells = frame_cells(self.segmenter.spec, prediction, mask, self.segmenter.threshold, cleaned=cleaned)
+        return (at.index, at.pts, at.duration, f"{seconds:.6f}", *cells)
 
 
 def _ticks(position: Position | None, clip: video.Clip) -> int | None:

@@ -37,7 +37,7 @@ from unet_batch.files.naming import shown
 from unet_batch.files.staging import UPLOADS
 from unet_batch.inference.segmenter import Segmenter, as_error, item_of
 from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
-from unet_batch.run import alone
+from unet_batch.run import alone, tables
 from unet_batch.run import clip as clips
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout, choose_encoder
@@ -62,6 +62,8 @@ def execute(
     segmenter: Segmenter,
     observer: Observer = Observer(),  # noqa: B008 - it has no state
     stop: Stop | None = None,
+    *,
+    join_tables: bool = True,
 ) -> RunReport:
     """Segment what is left of the plan.
 
@@ -70,6 +72,7 @@ def execute(
         segmenter: open.
         observer: hears what happens.
         stop: ends the run when it is called.
+        join_tables: bring the tables of the folder up to date, if it has any.
 
     Returns:
         The report, which also stands in `OUT/run.json`. After Ctrl-C or `stop` its status is `interrupted`:
@@ -96,7 +99,8 @@ def execute(
             plan = dataclasses.replace(plan, notes=(*plan.notes, note))
         plan.outputs.clean_leftovers()
         observer.start(plan)
-        return _Run(plan, segmenter, recipe, renderer, observer, stop or Stop()).carry_out()
+        joins = join_tables and not plan.part  # those of shards are joined when they are merged
+        return _Run(plan, segmenter, recipe, renderer, observer, stop or Stop(), joins).carry_out()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +136,12 @@ class _Run:
         renderer: OutputRenderer,
         observer: Observer,
         stop: Stop,
+        joins_tables: bool,
     ) -> None:
         assert plan.manifest is not None, "not resumed"
         self.plan, self.segmenter, self.recipe, self.renderer = plan, segmenter, recipe, renderer
         self.manifest, self.observer, self.stop = plan.manifest, observer, stop
-        self.folder = plan.outputs.folder
+        self.folder, self.joins_tables = plan.outputs.folder, joins_tables
         self.workers = segmenter.picture_workers(plan.outputs)
         self.report = _new_report(plan, segmenter)
         self.stages: dict[str, StageStats] = {}
@@ -171,6 +176,8 @@ class _Run:
                 report.status = "failures" if report.failed else "done"
             if self.stop.reason and report.left:
                 report.status, report.signal = "interrupted", self.stop.reason
+            elif self.joins_tables:
+                tables.finish_tables(self.plan, report, self.manifest)
         except KeyboardInterrupt:
             report.status = "interrupted"
         except (OutputError, SourceError) as error:
@@ -486,6 +493,8 @@ def _new_report(plan: RunPlan, segmenter: Segmenter) -> RunReport:
         overwrite=plan.options.overwrite,
         states=plan.states,
         notes=plan.notes,
+        parquet=plan.options.parquet,
+        tables=tables.known_of(plan.outputs.folder),
         versions=reports.versions(),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )

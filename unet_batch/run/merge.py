@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from unet_batch.errors import ManifestError, UsageError
 from unet_batch.files import archives, remote
@@ -14,9 +15,13 @@ from unet_batch.files.atomic import remove, write_atomic, write_json
 from unet_batch.files.locks import claim
 from unet_batch.files.roots import source_path
 from unet_batch.run import report as reports
+from unet_batch.run import tables
 from unet_batch.run.manifest import Manifest, shard_parts
 from unet_batch.run.report import RunReport, errors_name, run_name
 from unet_batch.types import Failure
+
+if TYPE_CHECKING:
+    from unet_batch.files.staging import RemoteFolder
 
 
 def merge(folder: str) -> RunReport:
@@ -41,11 +46,12 @@ def merge(folder: str) -> RunReport:
     store = RemoteFolder(remote.normalize(folder))
     with store.session():
         store.fetch()
-        return _merge(store.folder, store.url)
+        return _merge(store.folder, store)
 
 
-def _merge(folder: str, name: str = "") -> RunReport:
-    """Merge in a folder, which stands for the address `name` if there is one."""
+def _merge(folder: str, store: RemoteFolder | None = None) -> RunReport:
+    """Merge in a folder, which stands for an address if there is a `store`."""
+    name = "" if store is None else store.url
     if not shard_parts(folder):
         raise UsageError(
             f"{name or folder} holds no manifests of shards",
@@ -61,6 +67,15 @@ def _merge(folder: str, name: str = "") -> RunReport:
         if merged is not None:
             report, failures = merged
             report.output, errors = name or folder, os.path.join(folder, errors_name(""))
+            report.tables = tables.write_tables(
+                folder,
+                report.save,
+                tables.known_of(folder),
+                os.path.getsize(manifest.path),
+                parquet=report.parquet,
+                store=store,
+            )
+            report.notes = (*report.notes, *tables.notes_on(report.tables))
             if failures:
                 lines = "".join(json.dumps(dataclasses.asdict(failure)) + "\n" for failure in failures)
                 write_atomic(errors, lines.encode("ascii"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from unet_batch.errors import UsageError
 from unet_batch.files.outputs import CLIP_KINDS, KINDS, PLAIN, Style
+from unet_batch.files.tables import TABLES, check_parquet
 
 if TYPE_CHECKING:
     from unet_batch.run.shard import Shard
@@ -192,9 +193,13 @@ class RunOptions:
         hash_sources: record the contents of sources, so that a touched one is not redone.
         isolate: decoders are isolated: what crashed one in an earlier run is tried again.
         pages: of pictures of several; None takes the first.
+        parquet: write the tables of the run as Parquet, too.
         video: of clips.
         retry_pauses: seconds before each further try of what a disk or network failed to read.
         progress_seconds: between two events of progress.
+
+    Raises:
+        UsageError: Parquet is wanted of no table, or pyarrow is not installed.
     """
 
     sources: tuple[str, ...]
@@ -209,6 +214,15 @@ class RunOptions:
     hash_sources: bool = False
     isolate: bool = False
     pages: PageRange | None = None
+    parquet: bool = False
     video: VideoOptions = field(default_factory=VideoOptions)
     retry_pauses: tuple[float, ...] = RETRY_PAUSES
     progress_seconds: float = PROGRESS_SECONDS
+
+    def __post_init__(self) -> None:
+        if self.parquet:
+            if TABLES.keys().isdisjoint(self.save):
+                raise UsageError(
+                    f"--parquet: no table is saved: {','.join(self.save)}", hint="add --save stats or objects"
+                )
+            check_parquet()

@@ -25,6 +25,7 @@ from unet_batch.files.sources import Sources, collect
 from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images, video
 from unet_batch.media.cleanup import UNTOUCHED, Cleanup
+from unet_batch.media.measure import Measuring
 from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout
 from unet_batch.run.manifest import Manifest
@@ -245,7 +246,7 @@ def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRec
     """What decides the pixels: the model's sha256, a threshold if it has one, the network's size, our rules.
 
     Of an ensemble those of all. And which pages and bands of a picture are taken, how the network sees them,
-    and what masks are cleaned of, where that is not as it always was.
+    what masks are cleaned of, and how they are measured, where that is not as it always was.
 
     A checkpoint and the graph exported from it are one model: either goes on with what the other began.
     Backend and precision are not in it. A backend is used only after its masks were proven equal to
@@ -259,9 +260,9 @@ def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRec
         (sha256, sight.backend.spec.name, sight.backend.input_size, sight.options)
         for sha256, sight in zip(hashes, sights, strict=True)
     ]
-    chosen = segmenter.channels
-    own = chosen == segmenter.spec.channels  # then the model says it
-    return _recipe(seen, threshold, pages, None if own else chosen, segmenter.cleanup)
+    own = segmenter.channels == segmenter.spec.channels  # then the model says it
+    channels = None if own else segmenter.channels
+    return _recipe(seen, threshold, pages, channels, segmenter.cleanup, segmenter.measuring)
 
 
 def _recipe(
@@ -270,6 +271,7 @@ def _recipe(
     pages: PageRange | None = None,
     channels: Channels | None = None,
     cleanup: Cleanup = UNTOUCHED,
+    measuring: Measuring = Measuring(),  # noqa: B008 - it has no state
 ) -> OutputRecipe:
     """The recipe of models, each with its sha256, name, input size and how it sees pictures."""
     facts: dict[str, Any] = {"threshold": threshold, "rules": RULES}
@@ -291,6 +293,8 @@ def _recipe(
     if cleaned := cleanup.facts():
         facts["cleanup"] = cleaned
         label += f", {cleanup}"
+    facts |= measuring.facts()
+    label += f", {measuring}" if str(measuring) else ""
     return OutputRecipe(facts, label)
 
 

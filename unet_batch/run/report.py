@@ -120,6 +120,9 @@ class RunReport:
         notes: what people should know: a sentence each.
         file_notes: what they should know of how pictures were read that were segmented now, those of clips
             apart.
+        tables: of each table of the folder its files, rows and pictures, and the manifest that it is of.
+        parquet: tables were wanted as Parquet, too.
+        unlike: pictures, segmented now, that are unlike what the model learned from.
     """
 
     unet_batch: str
@@ -151,6 +154,9 @@ class RunReport:
     failures: list[Failure] = field(default_factory=list)
     notes: Sequence[str] = ()
     file_notes: list[FileNote] = field(default_factory=list)
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    parquet: bool = False
+    unlike: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     started: str = ""
 
@@ -257,6 +263,8 @@ def merge_reports(
         stages=list(stages.values()),
         failures=list(failures[:LISTED_FAILURES]),
         file_notes=list(notes.values()),
+        parquet=any(each.get("parquet") for each in reports),
+        unlike=sum(each.get("unlike", 0) for each in reports),
         started=min(each["started"] for each in reports),
     )
     report.bottleneck = bottleneck(report.stages).name if report.stages else ""

@@ -17,6 +17,7 @@ from typing import Any
 from unet_batch.errors import ImageError
 from unet_batch.files.atomic import replacing, translate
 from unet_batch.files.outputs import OutputTree
+from unet_batch.files.tables import TABLES, TableWriter
 from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter
 from unet_batch.media import images
 from unet_batch.pipeline import Pipeline, Stage
@@ -27,12 +28,12 @@ from unet_batch.types import Frame, Item, Prediction
 
 SUFFIX = ".tif"
 
-_Writer = images.StackWriter | images.SegmentationWriter
+_Writer = images.StackWriter | images.SegmentationWriter | TableWriter
 
 
 def file_of(outputs: OutputTree, kind: str, key: str) -> str:
     """Where a stack goes, relative to the output folder and `/`-separated."""
-    if kind == "dicomseg":  # has frames of its own
+    if kind == "dicomseg" or kind in TABLES:  # has frames of its own, or rows
         return outputs.file(kind, key)
     return outputs.file(kind, key).removesuffix(outputs.style.suffix(kind)) + SUFFIX
 
@@ -80,7 +81,7 @@ class _Page:
 
     Attributes:
         number: counted from 1.
-        value: a picture, a frame, a prediction, or the pixels of each kind of output.
+        value: a picture, a frame, a prediction, or the pixels, or table, of each kind of output.
         dpi: of the page.
     """
 
@@ -93,7 +94,7 @@ class _Page:
         """Bytes of pixels it holds."""
         value = self.value
         if isinstance(value, dict):
-            return sum(pixels.nbytes for pixels in value.values())
+            return sum(memoryview(pixels).nbytes for pixels in value.values())
         more = 0
         if isinstance(value, Prediction):
             more, value = value.map.nbytes, value.frame
@@ -151,13 +152,14 @@ class _StackRun:
     def take(self, page: _Page) -> int:
         """Write a page of each kind, the first one into a new file; returns how many are written."""
         for kind, pixels in page.value.items():
+            size = memoryview(pixels).nbytes
             try:
                 if kind not in self.files:
-                    self.files[kind] = writer = self.open_writer(kind, pixels.nbytes)
+                    self.files[kind] = writer = self.open_writer(kind, size)
                     self.writers.enter_context(writer)
                 self.files[kind].write(pixels, page.dpi)
             except OSError as error:
-                raise translate(error, self.temporary[kind], pixels.nbytes) from error
+                raise translate(error, self.temporary[kind], size) from error
         self.written += 1
         return self.written
 
@@ -169,6 +171,8 @@ class _StackRun:
     def open_writer(self, kind: str, page: int) -> _Writer:
         """Open the file of a kind of output, given the bytes of a page."""
         path, spec = self.temporary[kind], self.segmenter.spec
+        if kind in TABLES:
+            return TableWriter(path, kind)
         if kind == "dicomseg":
             return images.SegmentationWriter(
                 path, self.item.path, self.pages.first - 1, spec.classes, spec.name
@@ -204,4 +208,8 @@ class _StackRun:
 
     def draw(self, page: _Page) -> _Page:
         result = self.segmenter.result(page.value, self.outputs.style)
-        return _Page(page.number, {kind: result.draw(kind) for kind in self.outputs.kinds}, page.dpi)
+        drawn = {
+            kind: result.rows(kind, page.number) if kind in TABLES else result.draw(kind)
+            for kind in self.outputs.kinds
+        }
+        return _Page(page.number, drawn, page.dpi)

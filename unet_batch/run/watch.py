@@ -49,6 +49,28 @@ class Watched:
         self.batches += bool(report.done + report.failed)
 
 
+class _Joining:
+    """When the tables of the folder are brought up to date: as long as that takes a small share of the time.
+
+    Attributes:
+        is_left: they lack what came last.
+    """
+
+    def __init__(self) -> None:
+        self.is_left, self._next = False, 0.0
+
+    def is_due(self) -> bool:
+        """Whether it is time."""
+        return time.monotonic() >= self._next
+
+    def add(self, report: RunReport, *, joined: bool) -> None:
+        """Take note of what a run has done, and whether it has joined them."""
+        if joined:
+            seconds = sum(facts.get("seconds", 0.0) for facts in report.tables.values())
+            self._next = time.monotonic() + seconds / _SHARE
+        self.is_left = not joined and (self.is_left or report.done > 0)
+
+
 class Arrivals:
     """Tells which files have come to rest and were not handed out as they are now.
 
@@ -111,6 +133,7 @@ def watch(
     """
     stop = stop or Stop()
     total, arrivals = Watched(), Arrivals(settle)
+    joining = _Joining()
     begun, plan = time.monotonic(), look(options)
     options = replace(options, output=plan.outputs.name)  # of all batches
     while not stop.reason:
@@ -119,10 +142,14 @@ def watch(
         for batch in _batches(ready):
             if not stop.reason:
                 part = replace(plan, items=batch, todo=batch)
-                report = execute(part, segmenter, observer, stop)
+                joined = joining.is_due()
+                report = execute(part, segmenter, observer, stop, join_tables=joined)
+                joining.add(report, joined=joined and report.status in ("done", "failures"))
                 total.add(report)
                 if report.done + report.failed:
                     observer.batch(report)
+        if joining.is_left and (joining.is_due() or stop.reason):
+            joining.add(execute(replace(plan, items=(), todo=()), segmenter, stop=stop), joined=True)
         stop.sleep(max(poll, took / _SHARE))
         begun, plan = time.monotonic(), _look_again(options, plan)
     return total
