@@ -76,7 +76,7 @@ def trace(mask: Mask, *, simple: bool = False) -> list[Outline]:
     ]
 
 
-def thread(mask: Mask, *, ends: Literal["corners", "centres"] = "corners") -> list[tuple[int, Ring]]:
+def thread(mask: Mask, *, ends: Literal["corners", "centres"] = "corners") -> list[Ring]:
     """The outlines of a mask's objects, each a single ring, holes joined by cuts.
 
     Args:
@@ -86,14 +86,14 @@ def thread(mask: Mask, *, ends: Literal["corners", "centres"] = "corners") -> li
             three equal points.
 
     Returns:
-        The number of each object from 1, and its ring (n, 2), x and y: int64, or float64 for centres.
+        The ring of each object, (n, 2), x and y: int64, or float64 for centres.
     """
     starts = _run_starts(mask)
-    found: list[tuple[int, Ring]] = []
+    found: list[Ring] = []
     for outline in trace(mask):
         rings = [outline.outer, *outline.holes]
         moved = [_inset(ring, mask) for ring in rings] if ends == "centres" else rings
-        found.append((outline.object, _thread(rings, moved, starts, ends == "centres")))
+        found.append(_thread(rings, moved, starts, ends == "centres"))
     return found
 
 

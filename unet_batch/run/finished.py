@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from types import MappingProxyType
@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unet_batch.errors import ManifestError, UsageError
 from unet_batch.files import archives, remote
+from unet_batch.files.patterns import MAGIC, Pattern
 from unet_batch.files.roots import source_path
+from unet_batch.files.sources import read_list
 from unet_batch.run import report as reports
 from unet_batch.run.manifest import Manifest, manifest_names, parse_line
 from unet_batch.run.records import Record
@@ -53,12 +55,56 @@ class FinishedItem(NamedTuple):
         files: path or address by kind of output (`files.outputs.KINDS`, "timeline" of a clip); where a kind
             has many files, as the frames of a clip, the folder they lie in.
         is_clip: it is a video.
+        name: the source's name below the folder that its run was given, `/`-separated.
     """
 
     key: str
     source: str
     files: Mapping[str, str] = MappingProxyType({})
     is_clip: bool = False
+    name: str = ""
+
+
+class Selection:
+    """Some of the items, by the paths of their sources; the sources themselves need not exist any more.
+
+    Args:
+        names: of files, folders with all below, patterns, and `@lists` of them, as `run` takes them; none
+            for every item.
+
+    Attributes:
+        names: what was named, absolute, patterns apart.
+
+    Raises:
+        SourceError: a list cannot be read.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        entries = [
+            entry for name in names for entry in (read_list(name[1:]) if name.startswith("@") else [name])
+        ]
+        entries = [remote.normalize(name) if remote.is_remote(name) else os.path.abspath(name) for name in entries]
+        is_pattern = {name for name in entries if MAGIC.search(name) and not archives.exists(name)}
+        self.names = frozenset(entries) - is_pattern
+        self._patterns = [Pattern(_steps(name)) for name in is_pattern]
+        self._used: set[str] = set()
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """The names that took no item by now."""
+        return self.names - self._used
+
+    def takes(self, source: str) -> bool:
+        """Whether an item of this source is one of them."""
+        if not self.names and not self._patterns:
+            return True
+        place, above = source, ""
+        while place and place != above:
+            if place in self.names:
+                self._used.add(place)
+                return True
+            place, above = place.rpartition("/")[0] if remote.is_remote(place) else os.path.dirname(place), place
+        return any(pattern.matches(_steps(source)) for pattern in self._patterns)
 
 
 class FinishedRun:
@@ -189,7 +235,7 @@ class FinishedRun:
                 first = outputs[0][0]
                 files[name] = self.path(first if len(outputs) == 1 else first.rpartition("/")[0])
         source = record.identity.source if record.identity is not None else ""
-        return FinishedItem(record.key, source_path(record.root, source), files, is_clip)
+        return FinishedItem(record.key, source_path(record.root, source), files, is_clip, source)
 
     def _read(self, part: int, path: str) -> None:
         """Take in a manifest."""
@@ -233,6 +279,10 @@ class FinishedRun:
             data = json.load(file)
             return data if isinstance(data, dict) else None
         return None
+
+
+def _steps(path: str) -> list[str]:
+    return [step for step in path.replace(os.sep, "/").split("/") if step]
 
 
 def _record(line: bytes) -> Record | None:
