@@ -246,12 +246,12 @@ def staged(lines: Lines) -> Iterator[Callable[[str, float], None]]:
 
 
 @contextmanager
-def drawing(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar for `sample`; silent without a terminal."""
+def drawing(total: int, *, quiet: bool, what: str = "drawing") -> Iterator[Callable[[int], None]]:
+    """A bar for what goes through so many pictures; silent without a terminal."""
     with Progress(
         console=console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True
     ) as bar:
-        task = bar.add_task("drawing", total=total)
+        task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
 
 

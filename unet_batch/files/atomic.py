@@ -211,7 +211,7 @@ def clean_leftovers(folder: str) -> int:
     for entry in entries:
         with contextlib.suppress(OSError):
             if (name := _TEMPORARY.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
-                dead = name[1] == host_id() and not _is_alive(int(name[2]))
+                dead = name[1] == host_id() and not is_alive(int(name[2]))
                 if dead or time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY:
                     os.unlink(entry.path)
                     removed += 1
@@ -282,7 +282,8 @@ def host_id() -> str:
     return hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine lives, as far as can be told."""
     if os.name == "nt":
         return True  # asking would end the process; age decides
     try:

@@ -148,6 +148,33 @@ def collect(
     )
 
 
+def read_list(name: str, cwd: str = "") -> list[str]:
+    """The paths in a list, absolute; relative ones start at the list's folder.
+
+    Raises:
+        SourceError: it cannot be read, or names nothing.
+    """
+    cwd = cwd or os.getcwd()
+    path = _absolute(name, cwd)
+    hint = "a file whose name begins with @ is written ./@name"
+    # A pipe, as of a shell's @<(find ...), has no folder that its lines could be relative to.
+    folder = os.path.dirname(path) if os.path.isfile(path) or remote.is_remote(path) else cwd
+    try:
+        with archives.open_file(path) as file:
+            raw = file.read()
+    except (OSError, ValueError) as error:
+        raise SourceError(f"the list {name} cannot be read: {_reason(error)}", hint=hint) from error
+    if b"\0" in raw:
+        raise SourceError(
+            f"the list {name} is not UTF-8 text", hint="save it as UTF-8, one file name per line"
+        )
+    lines = [line.removesuffix("\r") for line in raw.decode("utf-8-sig", "surrogateescape").split("\n")]
+    entries = [_absolute(line, folder) for line in lines if line.strip() and not line.startswith("#")]
+    if not entries:
+        raise SourceError(f"the list {name} names no files", hint=hint)
+    return entries
+
+
 class _Search:
     """What was found so far; see `Sources` for the meaning of its attributes."""
 
@@ -305,23 +332,7 @@ class _Search:
         return [*self.excluded_addresses, *map(os.path.dirname, marked)]
 
     def add_list(self, name: str) -> None:
-        path = _absolute(name, self.cwd)
-        hint = "a file whose name begins with @ is written ./@name"
-        # A pipe, as of a shell's @<(find ...), has no folder that its lines could be relative to.
-        folder = os.path.dirname(path) if os.path.isfile(path) or remote.is_remote(path) else self.cwd
-        try:
-            with archives.open_file(path) as file:
-                raw = file.read()
-        except (OSError, ValueError) as error:
-            raise SourceError(f"the list {name} cannot be read: {_reason(error)}", hint=hint) from error
-        if b"\0" in raw:
-            raise SourceError(
-                f"the list {name} is not UTF-8 text", hint="save it as UTF-8, one file name per line"
-            )
-        lines = [line.removesuffix("\r") for line in raw.decode("utf-8-sig", "surrogateescape").split("\n")]
-        entries = [_absolute(line, folder) for line in lines if line.strip() and not line.startswith("#")]
-        if not entries:
-            raise SourceError(f"the list {name} names no files", hint=hint)
+        entries = read_list(name, self.cwd)
         for entry in entries:
             # An address is not asked for what it is: that would take a request for each line. A missing file
             # is taken as well: decoding reports it by its name.
