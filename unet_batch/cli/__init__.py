@@ -13,6 +13,7 @@ from unet_batch.cli.evaluate import evaluate
 from unet_batch.cli.import_graph import import_graph
 from unet_batch.cli.import_weights import import_weights
 from unet_batch.cli.merge import merge
+from unet_batch.cli.report import report
 from unet_batch.cli.run import run, watch
 from unet_batch.cli.sample import sample
 from unet_batch.cli.train import train
@@ -43,6 +44,7 @@ for command in (
     run,
     watch,
     merge,
+    report,
     sample,
     doctor,
     train,

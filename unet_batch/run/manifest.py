@@ -79,10 +79,9 @@ class Manifest:
         self._torn = False  # the file does not end with a line feed
         self._synced = 0.0
         self.is_new = True
-        others = sorted(
-            name for name in _names(folder) if _FILE.fullmatch(name) and name != os.path.basename(self.path)
-        )
-        for name in (*others, os.path.basename(self.path)):
+        own = os.path.basename(self.path)
+        others = [name for name in manifest_names(folder) if name != own]
+        for name in (*others, own):
             written = self._read(os.path.join(folder, name))
             # The other shards of this run write only what is theirs.
             sibling = bool(part) and name in others and name.endswith(f"-of-{part.rpartition('-')[2]}.jsonl")
@@ -316,7 +315,7 @@ class Manifest:
     def _read_line(self, path: str, line: bytes, found: dict[str, Record]) -> None:
         if not line:
             return
-        values = _parse(line)
+        values = parse_line(line)
         if values is not None and isinstance(version := values.get("v"), int) and version > VERSION:
             raise ManifestError(
                 f"{path}: written by a newer version of unet-batch (manifest version {version}, this one "
@@ -329,6 +328,11 @@ class Manifest:
             found[record.key] = record
         else:
             self.damaged += 1
+
+
+def manifest_names(folder: str) -> list[str]:
+    """The manifests in a folder, those of shards first."""
+    return sorted(name for name in _names(folder) if _FILE.fullmatch(name))
 
 
 def shard_parts(folder: str) -> list[str]:
@@ -356,7 +360,8 @@ def _now() -> float:
     return round(time.time(), 3)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The values of a line of a manifest; None of one that is damaged."""
     try:
         values = json.loads(line.decode("ascii"))
     except (ValueError, RecursionError):
