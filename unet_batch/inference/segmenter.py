@@ -163,8 +163,9 @@ class Segmenter:
         if len(models) < 2:
             return models[0] if models else {}
         spec = self.spec
-        classes = list(spec.classes.names)
-        return {"name": spec.name, "classes": classes, "terms": spec.terms, "members": models}
+        classes, colours = list(spec.classes.names), [list(colour) for colour in spec.classes.colours]
+        names = {"name": spec.name, "classes": classes, "colours": colours}
+        return {**names, "terms": spec.terms, "members": models}
 
     def close(self) -> None:
         """Close the backend, and end the worker processes if there are any."""

@@ -70,6 +70,7 @@ class ModelFile:
             "widths": list(self.spec.widths),
             "input_size": [height, width],
             "classes": list(self.spec.classes.names),
+            "colours": [list(colour) for colour in self.spec.classes.colours],
             "terms": self.spec.terms,
         }
 

@@ -243,5 +243,3 @@ def _record(line: bytes) -> Record | None:
 def _order(key: str) -> bytes:
     """A key as bytes that sort as its components do."""
     return key.replace("/", "\0").encode("utf-8", "surrogatepass")
-
-
