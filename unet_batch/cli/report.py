@@ -60,5 +60,7 @@ def suspicions(made: Report) -> str:
     from unet_batch.review.suspicion import REASONS
 
     return ", ".join(
-        f"{made.suspicious[reason.name]:,} {reason.label}" for reason in REASONS if made.suspicious[reason.name]
+        f"{made.suspicious[reason.name]:,} {reason.label}"
+        for reason in REASONS
+        if made.suspicious[reason.name]
     )

@@ -11,17 +11,15 @@ if TYPE_CHECKING:
 
 def describe_columns(classes: ClassTable) -> list[dict[str, str]]:
     """The columns of the page's table: `name` in values, `label`, `kind` (share or number), `help`."""
-    columns = [
-        _column("share", "marked", "share", "share of the picture that is marked"),
-        _column("largest", "largest class", "share", "share of the class that covers most"),
-    ]
+    columns = []
+    if len(classes.names) == 1 or classes.background is not None:
+        columns.append(_column("share", "marked", "share", "share of the picture that is marked"))
     if len(classes.names) > 1:
         drawn = [name for id, name in enumerate(classes.names) if id != classes.background]
+        columns.append(_column("largest", "largest class", "share", "share of the class that covers most"))
         columns += [
             _column(f"share {name}", name, "share", f"share of the picture that is {name}") for name in drawn
         ]
-        if classes.background is None:
-            columns = columns[1:]
     return [
         *columns,
         _column("components", "pieces", "number", "connected regions of the mask"),
@@ -75,7 +73,9 @@ def _counts(report: Mapping[str, Any]) -> str:
         "frames": "frames",
     }
     return " · ".join(
-        f"{report[name]:,} {word}" for name, word in words.items() if isinstance(report.get(name), int) and report[name]
+        f"{report[name]:,} {word}"
+        for name, word in words.items()
+        if isinstance(report.get(name), int) and report[name]
     )
 
 
@@ -95,8 +95,7 @@ def _model(model: Mapping[str, Any]) -> str:
         parts.append("classes: " + ", ".join(map(str, classes)))
     if sha256 := model.get("sha256"):
         parts.append(f"sha256 {str(sha256)[:16]}")
-    for member in model.get("members") or ():
-        parts.append(_model(_mapping(member)))
+    parts += [_model(_mapping(member)) for member in model.get("members") or ()]
     return " · ".join(part for part in parts if part)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import hashlib
 import json
@@ -23,12 +22,14 @@ from unet_batch.review.packs import Entry, Task, Thumbnails
 from unet_batch.review.thumbnails import BOX, GONE, Look, digest, regions, shares
 
 if TYPE_CHECKING:
-    from unet_batch.types import Pixels
+    from unet_batch.types import Pixels, Size
 
 FRAMES = 12
 """Frames that are shown of a clip."""
 POINTS = 600
 """Points of a line of its plot at most: each is the mean over as many frames."""
+LARGE = (360, 480)
+"""Height and width that these fit into. Browsers play few of the formats that a clip may have."""
 _ROUNDING = 0.002  # seconds: Matroska's times are milliseconds
 
 Row = dict[str, str]
@@ -47,39 +48,40 @@ def look_at_clip(task: Task, look: Look, folder: str) -> tuple[Entry, Thumbnails
     """
     entry = Entry(task.key, task.source, task.files, task.stamp, is_clip=True)
     entry.clip = hashlib.sha256(task.key.encode()).hexdigest()[:16]
-    timeline, chosen = read_timeline(look.path(task.files["timeline"])) if "timeline" in task.files else ({}, [])
-    frames = [Thumbnails(b"", b"") for _ in chosen]
+    path = look.path(task.files["timeline"]) if "timeline" in task.files else ""
+    timeline, chosen = read_timeline(path)
+    readable = not naming.is_live(task.source) and not archives.archive_of(task.source)
+    if not (readable and archives.exists(task.source)):
+        readable, entry.note = False, GONE
+        entry.lacks = "" if naming.is_live(task.source) else "source"
+    frames, poster = [], Thumbnails(b"", b"")
     try:
-        photos = _photos(task, chosen, entry)
-        masks = _masks(look.path(task.files["mask"]), chosen, look) if "mask" in task.files else []
-        sizes: list[tuple[int, int]] = []
-        for number in range(len(chosen)):
-            photo, mask = photos.get(number), masks[number] if number < len(masks) else None
-            frames[number] = Thumbnails(
-                b"" if photo is None else thumbnails.encode_photo_thumbnail(photo, _fit(photo)),
-                b"" if mask is None else thumbnails.encode_mask_thumbnail(mask, _fit(mask), look.classes),
-            )
-            sizes += [(each.shape[0], each.shape[1]) for each in (mask, photo) if each is not None]
-        if sizes:
-            entry.values |= {"height": sizes[0][0], "width": sizes[0][1]}
+        for number, row in enumerate(chosen):
+            photo = _photo(task.source, row) if readable else None
+            mask = _mask(look.path(task.files["mask"]), row, look) if "mask" in task.files else None
+            frames.append(_encode(photo, mask, LARGE, look))
+            if number == len(chosen) // 2:
+                poster = _encode(photo, mask, BOX, look)
+            shown = mask if mask is not None else photo
+            if shown is not None:
+                entry.values |= {"height": shown.shape[0], "width": shown.shape[1]}
     except (ItemError, OSError) as error:
         entry.note = entry.note or str(error)
     finally:
         remote.release(task.source)
-    areas = {name: _mean(timeline.get(f"area_{name}")) for name in look.classes.names}
     if timeline:
+        areas = {name: _mean(timeline.get(f"area_{name}")) for name in look.classes.names}
         entry.values |= shares({name: area for name, area in areas.items() if area is not None}, look.classes)
         entry.values |= {name: _mean(timeline.get(name)) for name in ("components", "confidence")}
-    values = {
-        "columns": timeline,
-        "frames": [
-            {"seconds": float(row["seconds"]), "index": int(row["frame"]), "thumbnails": json.loads(frame.line())}
-            for row, frame in zip(chosen, frames, strict=True)
-        ],
-    }
-    path = os.path.join(folder, entry.clip + ".js")
-    write_atomic(path, f'unetReport.clip("{entry.clip}",{json.dumps(values)})\n'.encode("ascii"))
-    poster = frames[len(frames) // 2] if frames else Thumbnails(b"", b"")
+    strip = [
+        {"seconds": float(row["seconds"]), "index": int(row["frame"]), "thumbnails": json.loads(frame.line())}
+        for row, frame in zip(chosen, frames, strict=False)
+    ]
+    values = json.dumps({"columns": timeline, "frames": strip})
+    write_atomic(
+        os.path.join(folder, entry.clip + ".js"),
+        f'unetReport.clip("{entry.clip}",{values})\n'.encode("ascii"),
+    )
     entry.digest = digest(b"".join(frame.mask for frame in frames))
     return entry, poster
 
@@ -101,7 +103,11 @@ def read_timeline(path: str) -> tuple[dict[str, list[float | None]], list[Row]]:
         chosen = [row for index, row in enumerate(_rows(path)) if index in places]
         first = next(_rows(path))
         chosen = [row | {"after": str(float(row["seconds"]) - float(first["seconds"]))} for row in chosen]
-        names = [name for name in first if name in ("seconds", "components", "confidence") or name.startswith("area_")]
+        names = [
+            name
+            for name in first
+            if name in ("seconds", "components", "confidence") or name.startswith("area_")
+        ]
         columns: dict[str, list[float | None]] = {name: [] for name in names}
         rows = _rows(path)
         while batch := list(islice(rows, per_point)):
@@ -118,40 +124,31 @@ def _rows(path: str) -> Iterator[Row]:
         yield from csv.DictReader(file)
 
 
-def _photos(task: Task, chosen: list[Row], entry: Entry) -> dict[int, Pixels]:
-    """Frames of the source by their place among those chosen, as far as it is there and decodes."""
-    found: dict[int, Pixels] = {}
-    if naming.is_live(task.source) or not archives.exists(task.source) or archives.archive_of(task.source):
-        entry.lacks, entry.note = "" if naming.is_live(task.source) else "source", GONE
-        return found
-    try:
-        for number, row in enumerate(chosen):
-            with video.Reader(task.source) as reader:
-                for decoded in reader.frames(start=int(row["pts"])):
-                    found[number] = reader.rgb(decoded)
-                    break
-    except ItemError as error:
-        entry.note = str(error)
-    return found
+def _photo(path: str, row: Row) -> Pixels | None:
+    """A frame of the source; None where the file ends before."""
+    with video.Reader(path) as reader:
+        return next((reader.rgb(decoded) for decoded in reader.frames(start=int(row["pts"]))), None)
 
 
-def _masks(path: str, chosen: list[Row], look: Look) -> list[Pixels | None]:
-    """The masks of the frames chosen; None where the file ends before."""
-    found: list[Pixels | None] = []
-    for row in chosen:
-        with video.Reader(path) as reader:
-            clip, mask = reader.clip, None
-            tick = (clip.start + Fraction(max(0.0, float(row["after"]) - _ROUNDING))) / clip.time_base
-            for decoded in reader.frames(start=int(tick)):
-                stored: Any = decoded.frame.to_ndarray()  # grey: no conversion that could touch an id
-                mask = regions(np.asarray(stored), look.classes)
-                break
-            found.append(mask)
-    return found
+def _mask(path: str, row: Row, look: Look) -> Pixels | None:
+    """The mask of a frame; None where the file ends before."""
+    with video.Reader(path) as reader:
+        seconds = Fraction(max(0.0, float(row["after"]) - _ROUNDING))
+        tick = int((reader.clip.start + seconds) / reader.clip.time_base)
+        for decoded in reader.frames(start=tick):
+            stored: Any = decoded.frame.to_ndarray()  # grey: no conversion that could touch an id
+            return regions(np.asarray(stored), look.classes)
+    return None
 
 
-def _fit(pixels: Pixels) -> tuple[int, int]:
-    return thumbnails.fit((pixels.shape[0], pixels.shape[1]), BOX)
+def _encode(photo: Pixels | None, mask: Pixels | None, box: Size, look: Look) -> Thumbnails:
+    def fit(pixels: Pixels) -> Size:
+        return thumbnails.fit((pixels.shape[0], pixels.shape[1]), box)
+
+    return Thumbnails(
+        b"" if photo is None else thumbnails.encode_photo_thumbnail(photo, fit(photo)),
+        b"" if mask is None else thumbnails.encode_mask_thumbnail(mask, fit(mask), look.classes),
+    )
 
 
 def _mean(values: list[float | None] | None) -> float | None:

@@ -1,7 +1,7 @@
 """Packs of thumbnails: a hundred items a file, kept while their items stay as they are.
 
     report/packs/NAME.js       the thumbnails of a pack, one item a line, for the page
-    report/packs/NAME.json     what is known of its items, for the next report: written last, so that it vouches
+    report/packs/NAME.json     what is known of its items, for the next report: written last, and so vouches
 
 Packs part the items in the order of their keys. A report goes through both in that order: a pack whose items
 are all unchanged stays; of one that has changed, what is unchanged is taken over; so a report that was killed

@@ -89,7 +89,8 @@ def write_report(
     """
     if remote.is_remote(folder):
         raise UsageError(
-            f"{folder}: a page opens from a disk only", hint="copy the folder to this machine, then name the copy"
+            f"{folder}: a page opens from a disk only",
+            hint="copy the folder to this machine, then name the copy",
         )
     with FinishedRun(folder) as run:
         below = os.path.join(run.folder, FOLDER)
@@ -172,7 +173,11 @@ class _Writer:
             lines: dict[str, str] = {}
             if entries:
                 lines = dict(zip(known, self.packs.lines(old), strict=False))
-            todo = [task for task, entry in zip(tasks, fresh, strict=True) if entry is None or task.key not in lines]
+            todo = [
+                task
+                for task, entry in zip(tasks, fresh, strict=True)
+                if entry is None or task.key not in lines
+            ]
             made = {entry.key: (entry, thumbnails.line()) for entry, thumbnails in self._make(todo)}
             kept = {entry.key: (entry, lines.get(entry.key, "")) for entry in entries}
             both = [made.get(task.key) or kept[task.key] for task in tasks]
@@ -235,7 +240,10 @@ class _Writer:
                 "reasons": _same(list(bits[span])),
                 "columns": columns,
                 "digests": [entry.digest for entry in entries],
-                "files": {kind: _same([self._file(entry, kind) for entry in entries]) for kind in ("mask", "overlay")},
+                "files": {
+                    kind: _same([self._file(entry, kind) for entry in entries])
+                    for kind in ("mask", "overlay")
+                },
                 "clips": _same([entry.clip for entry in entries]),
                 "notes": _same([entry.note for entry in entries]),
             }
@@ -273,7 +281,11 @@ class _Writer:
 
     def _classes(self, classes: ClassTable) -> list[dict[str, Any]]:
         return [
-            {"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colour), "ground": id == classes.background}
+            {
+                "name": name,
+                "colour": "#{:02x}{:02x}{:02x}".format(*colour),
+                "ground": id == classes.background,
+            }
             for id, (name, colour) in enumerate(zip(classes.names, classes.colours, strict=True))
         ]
 
@@ -292,11 +304,16 @@ class _Writer:
         return count
 
     def _write_lines(self, name: str, lines: Iterable[str]) -> None:
-        with replacing(os.path.join(self.folder, name)) as temporary, open(temporary, "w", encoding="ascii") as file:
+        with (
+            replacing(os.path.join(self.folder, name)) as temporary,
+            open(temporary, "w", encoding="ascii") as file,
+        ):
             file.writelines(lines)
 
     def _write_call(self, name: str, function: str, value: Any) -> None:
-        write_atomic(os.path.join(self.folder, name), f"unetReport.{function}({_json(value)})\n".encode("ascii"))
+        write_atomic(
+            os.path.join(self.folder, name), f"unetReport.{function}({_json(value)})\n".encode("ascii")
+        )
 
     def _write_page(self, facts: dict[str, Any]) -> None:
         parts = resources.files("unet_batch.review") / "page"

@@ -92,7 +92,7 @@ def judge(figures: Figures) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
 
     Args:
         figures: of `share` (of what is marked), `share NAME` of each of several classes, `largest` (that of
-            the class that covers most), `components`, `confidence` and `unlike`, as far as they are known.
+            the one that covers most), `components`, `confidence` and `unlike`, as far as they are known.
 
     Returns:
         Bits of `REASONS`, uint8 (count,), the first reason is 1; and their weight, float32 (count,): 0 where
@@ -109,7 +109,8 @@ def judge(figures: Figures) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     def is_rare(found: NDArray[np.bool_]) -> bool:
         return bool(found.any() and found.mean() <= MANY)
 
-    empty, full = figures.column("share") == 0, figures.column("largest") >= FULL
+    empty = figures.column("share") == 0
+    full = np.fmax(figures.column("share"), figures.column("largest")) >= FULL
     for name, found in (("empty", empty), ("full", full)):
         if is_rare(found):
             add(name, found, 3.0)

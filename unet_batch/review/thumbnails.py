@@ -6,7 +6,7 @@ import csv
 import hashlib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
@@ -53,8 +53,8 @@ class Look:
 def look_at_picture(task: Task, look: Look) -> tuple[Entry, Thumbnails]:
     """Make the thumbnails of a picture, and find its figures.
 
-    The figures are those of its table (`stats`) where there is one; else the area is measured on the mask, and
-    pieces are counted on the mask shrunk to 512 pixels.
+    The figures are those of its table (`stats`) where there is one; else the area is measured on the mask,
+    and pieces are counted on the mask shrunk to 512 pixels.
     """
     entry = Entry(task.key, task.source, task.files, task.stamp)
     photo = mask = b""
@@ -95,8 +95,8 @@ def _source_pixels(task: Task, look: Look, entry: Entry) -> Pixels | None:
 def regions(values: Pixels, classes: ClassTable) -> Pixels:
     """Stored numbers as masks are inside: 0 and 255 for one class, ids for several."""
     if len(classes.names) == 1:
-        return np.where(values > 0, np.uint8(255), np.uint8(0))
-    return np.minimum(values, 255).astype(np.uint8, copy=False)
+        return (values > 0).astype(np.uint8) * np.uint8(255)
+    return np.minimum(values, 255).astype(np.uint8)
 
 
 def measure(mask: Pixels, classes: ClassTable) -> dict[str, float | None]:
@@ -108,14 +108,15 @@ def measure(mask: Pixels, classes: ClassTable) -> dict[str, float | None]:
 
     Returns:
         `height` and `width` in pixels; `share` of the picture that is marked (of several classes: that is no
-        background, where one is), `share NAME` of each of several classes, `largest` of these; `components`
-        of all classes, 8-connected, on a mask of 512 pixels at most.
+        background, where there is one); `share NAME` of each of several classes, `largest` of these;
+        `components` of all classes, 8-connected, on a mask of 512 pixels at most.
     """
     values: dict[str, float | None] = {"height": mask.shape[0], "width": mask.shape[1]}
-    small = cv2.resize(mask, thumbnails.fit(_size(mask), _COUNTED)[::-1], interpolation=cv2.INTER_NEAREST)
+    width_and_height = thumbnails.fit(_size(mask), _COUNTED)[::-1]
+    small = cast("Pixels", cv2.resize(mask, width_and_height, interpolation=cv2.INTER_NEAREST))
     if len(classes.names) == 1:
         share = cv2.countNonZero(mask) / mask.size
-        return values | {"share": share, "largest": share, "components": _pieces(small)}
+        return values | {"share": share, "components": _pieces(small)}
     counts = np.bincount(mask.reshape(-1), minlength=len(classes.names))[: len(classes.names)] / mask.size
     named = {name: float(share) for name, share in zip(classes.names, counts, strict=True)}
     drawn = [id for id in range(len(classes.names)) if id != classes.background]
@@ -127,8 +128,7 @@ def measure(mask: Pixels, classes: ClassTable) -> dict[str, float | None]:
 def shares(areas: Mapping[str, float], classes: ClassTable) -> dict[str, float | None]:
     """Those columns of `measure` that are areas, given the share of each class."""
     if len(classes.names) == 1:
-        share = areas.get(classes.names[0])
-        return {"share": share, "largest": share}
+        return {"share": areas.get(classes.names[0])}
     drawn = [name for id, name in enumerate(classes.names) if id != classes.background]
     found: dict[str, float | None] = {f"share {name}": areas.get(name, 0.0) for name in drawn}
     if classes.background is not None:
@@ -156,7 +156,11 @@ def read_stats(path: str, classes: ClassTable) -> dict[str, float | None]:
     if components:
         found["components"] = sum(components)
     for name in ("confidence", "entropy", "unsure"):
-        known = [(value, areas.get(row["class"], 0.0)) for row in drawn if (value := _number(row, name)) is not None]
+        known = [
+            (value, areas.get(row["class"], 0.0))
+            for row in drawn
+            if (value := _number(row, name)) is not None
+        ]
         total = sum(area for _, area in known)
         if len(known) == 1:
             found[name] = known[0][0]

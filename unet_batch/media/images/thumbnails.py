@@ -32,8 +32,8 @@ def encode_photo_thumbnail(pixels: Pixels, size: Size) -> bytes:
 def encode_mask_thumbnail(mask: Pixels, size: Size, classes: ClassTable) -> bytes:
     """Shrink a mask to `size`, and encode it as a PNG in the colours of its classes.
 
-    Of one class the edge is soft, and an object of a single pixel still shows; of several the ids are those in
-    the middle of each pixel, and the background is clear.
+    Of one class the edge is soft, and an object of a single pixel still shows; of several the ids are those
+    in the middle of each pixel, and the background is clear.
 
     Args:
         mask: uint8 (h, w): 0 or 255 for a table of one class, ids for several.

@@ -410,14 +410,14 @@ const drawBars = () => histograms.forEach(draw => draw());
 
 // The grid: only the rows in view, and that of the active item, are in the document --------------------------
 
-let perRow = 1, rowHeight = 1, cellWidth = 1;
+let perRow = 1, rowHeight = 1, cellWidth = 1, shape = .75;  // height of a frame over its width
 const rows = new Map(), cells = new Map();  // rows by number; cells by item
 
 function layOut() {
   const width = $("grid").clientWidth - (innerWidth < 560 ? 8 : 16);
   perRow = Math.max(1, Math.floor(width / Number($("size").value)));
   cellWidth = width / perRow;
-  rowHeight = Math.round((cellWidth - 12) * .75) + 8 + 40;
+  rowHeight = Math.round((cellWidth - 12) * shape) + 8 + 40;
   const total = Math.ceil(order.length / perRow);
   $("rows").style.height = `${total * rowHeight + 16}px`;
   $("grid").setAttribute("aria-rowcount", total);
@@ -463,7 +463,7 @@ function makeCell(place) {
   const item = order[place];
   const frame = make("div", {className: "frame"}, make("img", {className: "photo", alt: "", draggable: false}),
     make("img", {className: "mask", alt: "", draggable: false}));
-  frame.style.height = `${Math.round((cellWidth - 12) * .75)}px`;
+  frame.style.height = `${Math.round((cellWidth - 12) * shape)}px`;
   if (of(item, "clips")) frame.append(make("span", {className: "clip-sign"}, "clip"));
   frame.querySelectorAll("img").forEach(image => image.setAttribute("data-none", ""));
   const cell = make("div", {className: "cell", role: "gridcell", "aria-colindex": place % perRow + 1}, frame,
@@ -529,6 +529,7 @@ let scale = 1, left = 0, top = 0;
 function openZoom() {
   if (!order.length) return;
   if (!$("zoom").open) $("zoom").showModal();
+  $("zoom-name").focus();
   drawZoom();
 }
 
@@ -843,8 +844,15 @@ function setDirection(down) {
   $("direction").title = down ? "largest first" : "smallest first";
 }
 
+function usualShape() {  // that of most pictures, between square and 16:9
+  const heights = columns.get("height"), widths = columns.get("width");
+  const shapes = heights.map((height, item) => height / widths[item]).filter(value => value > 0).sort();
+  return shapes.length ? Math.max(.56, Math.min(1, shapes[shapes.length >> 1])) : .75;
+}
+
 function start() {
   unpack();
+  shape = usualShape();
   marks = new Uint8Array(count);
   let stale = 0;
   try {
