@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from unet_batch.cli.command import Command, complete_path
+from unet_batch.cli.pipe import STANDARD
+from unet_batch.errors import UsageError
+from unet_batch.files import remote
+from unet_batch.files.outputs import KINDS
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.review.report import Report
+    from unet_batch.run.options import RunOptions
 
 
 @click.command(cls=Command, short_help="Make a page to look through what a run has made.")
@@ -35,6 +41,25 @@ def report(output: str, wait: bool, quiet: bool) -> None:
     from unet_batch.cli.screen import Screen
 
     print_report(Screen(quiet=quiet, verbose=False, to_stderr=False), output, wait=wait)
+
+
+def with_report(options: RunOptions) -> RunOptions:
+    """What a run is to do whose page is made at its end: what the page shows is saved, too.
+
+    Raises:
+        UsageError: the page could not be made, or not of everything.
+    """
+    if options.shard is not None:
+        raise UsageError(
+            "--report with --shard: a shard does not see what the others do",
+            hint="unet-batch report OUT, once all are done",
+        )
+    if options.output is not None and (options.output == STANDARD or remote.is_remote(options.output)):
+        raise UsageError(
+            f"--report: a page opens from a disk, and not from {options.output}", hint="give a folder with -o"
+        )
+    shown = [kind for kind in ("mask", "stats") if kind in KINDS]
+    return replace(options, save=tuple(dict.fromkeys((*options.save, *shown))))
 
 
 def print_report(screen: Screen, output: str, *, wait: bool = False) -> None:

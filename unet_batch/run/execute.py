@@ -486,4 +486,5 @@ def _new_report(plan: RunPlan, segmenter: Segmenter) -> RunReport:
         notes=plan.notes,
         versions=reports.versions(),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        command=plan.options.command,
     )

@@ -194,6 +194,7 @@ class RunOptions:
         video: of clips.
         retry_pauses: seconds before each further try of what a disk or network failed to read.
         progress_seconds: between two events of progress.
+        command: what a person typed, for the report.
     """
 
     sources: tuple[str, ...]
@@ -210,3 +211,4 @@ class RunOptions:
     video: VideoOptions = field(default_factory=VideoOptions)
     retry_pauses: tuple[float, ...] = RETRY_PAUSES
     progress_seconds: float = PROGRESS_SECONDS
+    command: str = ""

@@ -118,6 +118,7 @@ class RunReport:
             most.
         failures: the first hundred; all of them stand in `OUT/errors.jsonl`.
         notes: what people should know: a sentence each.
+        command: what a person typed, passwords left out.
         file_notes: what they should know of how pictures were read that were segmented now, those of clips
             apart.
     """
@@ -153,6 +154,7 @@ class RunReport:
     file_notes: list[FileNote] = field(default_factory=list)
     versions: Mapping[str, str] = field(default_factory=dict)
     started: str = ""
+    command: str = ""
 
     @property
     def images_per_second(self) -> float:
@@ -258,6 +260,7 @@ def merge_reports(
         failures=list(failures[:LISTED_FAILURES]),
         file_notes=list(notes.values()),
         started=min(each["started"] for each in reports),
+        command=first.get("command", ""),
     )
     report.bottleneck = bottleneck(report.stages).name if report.stages else ""
     return report

@@ -485,7 +485,6 @@ function paintCell(cell) {
   cell.querySelector(".detail").textContent = [value, why].filter(Boolean).join(" · ") || (known("share") ? `${show("share", columns.get("share")[item])} marked` : "");
   cell.setAttribute("aria-selected", String(place === active));
   cell.tabIndex = place === active ? 0 : -1;
-  cell.setAttribute("aria-label", [keyOf(item), of(item, "clips") ? "clip" : "", value, why && `suspicious: ${why}`, name && `marked ${name}`].filter(Boolean).join(", "));
 }
 
 function paintThumbnail(cell) {
