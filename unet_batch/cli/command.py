@@ -7,6 +7,7 @@ import inspect
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from click.shell_completion import CompletionItem
 
 from unet_batch.cli.text import arguments_with_spaces, columns, printable, wrap
 from unet_batch.errors import UnetBatchError
+from unet_batch.files import naming
 
 if TYPE_CHECKING:
     from click.types import OptionHelpExtra
@@ -172,6 +174,15 @@ class Context(click.Context):
     formatter_class = Formatter
 
 
+_WORDS = "unet_batch.words"
+
+
+def command_line() -> str:
+    """The command that runs, as a shell would take it; addresses without their secrets."""
+    context = click.get_current_context()
+    return shlex.join([*context.command_path.split(), *map(naming.shown, context.meta.get(_WORDS, ()))])
+
+
 class Command(click.Command):
     """A command whose help shows its options in sections.
 
@@ -180,6 +191,11 @@ class Command(click.Command):
     """
 
     context_class = Context
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Remember the words before they are taken apart, for `command_line`."""
+        ctx.meta[_WORDS] = tuple(args)
+        return super().parse_args(ctx, args)
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         """`--help`, which takes the name of a section."""

@@ -256,6 +256,16 @@ def drawing(total: int, *, quiet: bool, what: str = "drawing") -> Iterator[Calla
 
 
 @contextmanager
+def counting(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar that is told how many of how many are done; silent without a terminal."""
+    with Progress(
+        console=console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
 def training(
     lines: Lines, plan: TrainingPlan
 ) -> Iterator[tuple[Callable[[StepReport], None], Callable[[Sequence[dict[str, Any]]], None]]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unet_batch.cli.command import Command, option
+from unet_batch.cli.command import Command, command_line, option
 from unet_batch.cli.network_options import NetworkOptions, network_options
 from unet_batch.cli.options import (
     DisplayOptions,
@@ -68,6 +68,12 @@ _max_pixels_option = option(
 @_workers_option
 @_max_pixels_option
 @option(
+    "--report",
+    section="Output",
+    is_flag=True,
+    help="Make a page to look through the results, OUT/report.html, as `report` does.",
+)
+@option(
     "--dry-run",
     section="Reliability",
     is_flag=True,
@@ -84,6 +90,7 @@ def run(
     video: VideoOptions,
     workers: int | None,
     max_pixels: int | None,
+    report: bool,
     dry_run: bool,
     display: DisplayOptions,
 ) -> None:
@@ -109,6 +116,10 @@ def run(
     """
     if piped := is_piped(options):
         check_pipe(options, as_json=display.as_json or display.log_json == STANDARD)
+    if report:
+        from unet_batch.cli.report import with_report
+
+        options = with_report(options)
     screen = display.screen(to_stderr=piped)
     check_names([name for name in options.sources if name != STANDARD], live=naming.live_name)
     screen.loading(network.model)
@@ -124,7 +135,7 @@ def run(
     from unet_batch.run.execute import execute
     from unet_batch.run.plan import prepare, recipe_of, resume
 
-    plan = prepare(replace(options, video=video))
+    plan = prepare(replace(options, video=video, command=command_line()))
     screen.sources(plan)
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
     with _open_network(screen, network, build, cleanup, workers, max_pixels, options, measuring) as segmenter:
@@ -134,11 +145,15 @@ def run(
             screen.dry_run(plan)
             return
         with RunObserver(screen, display.log_json) as observer:
-            report = execute(plan, segmenter, observer, observer.stop)
-    print_summary(screen, report)
+            done = execute(plan, segmenter, observer, observer.stop)
+    print_summary(screen, done)
+    if report and done.status in ("done", "failures"):
+        from unet_batch.cli.report import print_report
+
+        print_report(screen, plan.outputs.folder)
     if display.as_json:
-        print_json(report.as_dict())
-    raise SystemExit(report.exit_code)
+        print_json(done.as_dict())
+    raise SystemExit(done.exit_code)
 
 
 @click.command(

@@ -497,4 +497,5 @@ def _new_report(plan: RunPlan, segmenter: Segmenter) -> RunReport:
         tables=tables.known_of(plan.outputs.folder),
         versions=reports.versions(),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        command=plan.options.command,
     )

@@ -367,7 +367,7 @@ def read_in_order(folder: str) -> Iterator[Record]:
                 raise ManifestError(f"{name} cannot be read: {error.strerror or error}") from error
         for number, start in places.execute("select file, start from place order by key"):
             files[number].seek(start)
-            values = _parse(files[number].readline().strip(b"\0\n"))
+            values = parse_line(files[number].readline().strip(b"\0\n"))
             if (
                 values is not None
                 and (record := Record.parse(values)) is not None
@@ -386,7 +386,7 @@ _PLACE = (
 def _places(file: BinaryIO, number: int) -> Iterator[tuple[bytes, float, int, int]]:
     start = 0
     for line in file:
-        values = _parse(line.strip(b"\0\n"))
+        values = parse_line(line.strip(b"\0\n"))
         if values is not None and "made_with" not in values and (record := Record.parse(values)) is not None:
             yield _sorted_as(record.key), record.at, number, start
         start += len(line)
@@ -395,6 +395,8 @@ def _places(file: BinaryIO, number: int) -> Iterator[tuple[bytes, float, int, in
 def _sorted_as(key: str) -> bytes:
     """Bytes that sort as the steps of a key do."""
     return key.replace("/", "\0").encode("utf-8", "surrogatepass")
+
+
 def manifest_names(folder: str) -> list[str]:
     """The manifests in a folder, those of shards first."""
     return sorted(name for name in _names(folder) if _FILE.fullmatch(name))

@@ -197,6 +197,7 @@ class RunOptions:
         video: of clips.
         retry_pauses: seconds before each further try of what a disk or network failed to read.
         progress_seconds: between two events of progress.
+        command: what a person typed, for the report.
 
     Raises:
         UsageError: Parquet is wanted of no table, or pyarrow is not installed.
@@ -218,6 +219,7 @@ class RunOptions:
     video: VideoOptions = field(default_factory=VideoOptions)
     retry_pauses: tuple[float, ...] = RETRY_PAUSES
     progress_seconds: float = PROGRESS_SECONDS
+    command: str = ""
 
     def __post_init__(self) -> None:
         if self.parquet:

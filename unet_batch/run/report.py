@@ -118,6 +118,7 @@ class RunReport:
             most.
         failures: the first hundred; all of them stand in `OUT/errors.jsonl`.
         notes: what people should know: a sentence each.
+        command: what a person typed, passwords left out.
         file_notes: what they should know of how pictures were read that were segmented now, those of clips
             apart.
         tables: of each table of the folder its files, rows and pictures, and the manifest that it is of.
@@ -159,6 +160,7 @@ class RunReport:
     unlike: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     started: str = ""
+    command: str = ""
 
     @property
     def images_per_second(self) -> float:
@@ -266,6 +268,7 @@ def merge_reports(
         parquet=any(each.get("parquet") for each in reports),
         unlike=sum(each.get("unlike", 0) for each in reports),
         started=min(each["started"] for each in reports),
+        command=first.get("command", ""),
     )
     report.bottleneck = bottleneck(report.stages).name if report.stages else ""
     return report
