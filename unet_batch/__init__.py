@@ -78,8 +78,7 @@ def load(
     Args:
         model: path of a checkpoint (`.safetensors`) or of a graph (`.onnx`), or the name of a bundled model;
             None takes the bundled default. Of several the maps are averaged.
-        backend: `auto`, `tensorrt`, `tensorrt-rtx`, `torch`, `openvino` or `onnxruntime`; only `auto` falls
-            back.
+        backend: `tensorrt`, `tensorrt-rtx`, `torch`, `openvino`, `onnxruntime`; `auto`, which may fall back.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; None chooses.
         threshold: probability from which a pixel counts as the class; None takes the model's own.
         batch_size: most pictures for one call of the network; None lets the backend choose.
@@ -89,22 +88,18 @@ def load(
         require_gpu: refuse to run on the CPU.
         max_pixels: refuse pictures with more; None takes 200 megapixels.
         isolate: decode files in processes of their own, so that one that crashes its decoder fails alone.
-        fit: how a picture is shown to the network: whole ("letterbox"), whole and stretched, or in tiles of
-            its input's size.
+        fit: how pictures are shown to the network: whole ("letterbox"), stretched, or in tiles of its size.
         overlap: share of a tile's side that it has in common with the next, 0 to 0.9.
-        scale: size at which pictures are cut into tiles, as a share of their own; None takes that of the
-            model's training, or 1.
+        scale: size at which pictures are cut into tiles, a share of their own; None takes the training's.
         tta: average over the mirror image too ("horizontal"), over all four flips, or over these and quarter
             turns ("d4").
         refine: move the edges of masks to those of the picture; of one class.
         value_range: which values of a picture are black and white: "auto", "dtype", "percentile", or two
             numbers such as "0,4095"; None takes that of the model's training, or "auto".
-        channels: bands of each picture to take, counted from 1, in the network's order; None takes the
-            model's own.
-        cleanup: what masks are cleaned of: `Cleanup(classes=("car",), min_area="0.1%", fill_holes="all",
-            largest=True)`.
-        pixel_size: what a pixel measures, "0.5um", "0.25" or "0.5x0.25mm" (height x width), for areas in
-            tables; None takes what each picture's file says.
+        channels: bands of each picture, counted from 1, in the network's order; None takes the model's own.
+        cleanup: what masks are cleaned of: `Cleanup(min_area="0.1%", fill_holes="all", largest=True)`.
+        pixel_size: what a pixel measures, for tables: "0.5um", "0.5x0.25mm" (height x width); None takes what
+            each picture's file says.
         watershed: split objects that touch, at seeds so many pixels apart or more; None leaves them whole.
 
     Raises:
@@ -121,7 +116,6 @@ def load(
     from unet_batch.media.measure import Measuring, PixelSize
     from unet_batch.model import zoo
 
-    size_of_pixel = None if pixel_size is None else PixelSize.parse(pixel_size)
     names = [model] if model is None or isinstance(model, str) else model
     files = [source.identify(zoo.resolve(name)) for name in names]
     return open_segmenter(
@@ -133,7 +127,7 @@ def load(
         view=ViewOptions(fit, overlap, scale, tta, refine, value_range),
         channels=channels,
         cleanup=cleanup or Cleanup(),
-        measuring=Measuring(size_of_pixel, watershed),
+        measuring=Measuring(PixelSize.parse(pixel_size) if pixel_size else None, watershed),
     )
 
 

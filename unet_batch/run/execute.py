@@ -39,14 +39,13 @@ from unet_batch.inference.segmenter import Segmenter, as_error, item_of
 from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
 from unet_batch.run import alone, tables
 from unet_batch.run import clip as clips
-from unet_batch.run import report as reports
 from unet_batch.run.layout import ClipLayout, choose_encoder
 from unet_batch.run.observe import Observer, Stop
 from unet_batch.run.outcomes import Outcomes, is_passing
 from unet_batch.run.pictures import EncodedOutputs, OutputRenderer
 from unet_batch.run.plan import RunPlan, recipe_of, resume
 from unet_batch.run.records import Files, Identity, OutputRecipe
-from unet_batch.run.report import RunReport, run_name
+from unet_batch.run.report import Backlog, RunReport, add_stats, run_name, versions
 from unet_batch.types import HasItem, Item
 from unet_batch.version import __version__
 
@@ -99,8 +98,7 @@ def execute(
             plan = dataclasses.replace(plan, notes=(*plan.notes, note))
         plan.outputs.clean_leftovers()
         observer.start(plan)
-        joins = join_tables and not plan.part  # those of shards are joined when they are merged
-        return _Run(plan, segmenter, recipe, renderer, observer, stop or Stop(), joins).carry_out()
+        return _Run(plan, segmenter, recipe, renderer, observer, stop or Stop(), join_tables).carry_out()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +139,18 @@ class _Run:
         assert plan.manifest is not None, "not resumed"
         self.plan, self.segmenter, self.recipe, self.renderer = plan, segmenter, recipe, renderer
         self.manifest, self.observer, self.stop = plan.manifest, observer, stop
-        self.folder, self.joins_tables = plan.outputs.folder, joins_tables
+        self.folder = plan.outputs.folder
+        self.joins_tables = joins_tables and not plan.part  # those of shards: when these are merged
         self.workers = segmenter.picture_workers(plan.outputs)
         self.report = _new_report(plan, segmenter)
         self.stages: dict[str, StageStats] = {}
-        self.backlog = reports.Backlog()
+        self.backlog = Backlog()
         self.alone: list[tuple[Item, alone.Work]] = []  # pictures that come behind the others
 
         # A run of everything that comes later finds that shards have been here.
-        if plan.part and not os.path.exists(os.path.join(self.folder, run_name(""))):
-            marker = {"unet_batch": __version__, "status": "sharded"}
-            write_json(os.path.join(self.folder, run_name("")), marker)
+        whole = os.path.join(self.folder, run_name(""))
+        if plan.part and not os.path.exists(whole):
+            write_json(whole, {"unet_batch": __version__, "status": "sharded"})
         maker = f"{segmenter.backend.name} {segmenter.backend.precision}"
         self.outcomes = Outcomes(plan, self.manifest, recipe.digest, maker, self.report, observer)
 
@@ -233,7 +232,7 @@ class _Run:
     def _add_stages(self, stats: Iterable[StageStats]) -> None:
         for stage in stats:
             total = self.stages.setdefault(stage.name, StageStats(stage.name, stage.workers))
-            reports.add_stats(total, stage)
+            add_stats(total, stage)
 
     def _segment(self) -> None:
         """The pictures, then those that memory does not hold, then the clips, both one at a time."""
@@ -495,7 +494,7 @@ def _new_report(plan: RunPlan, segmenter: Segmenter) -> RunReport:
         notes=plan.notes,
         parquet=plan.options.parquet,
         tables=tables.known_of(plan.outputs.folder),
-        versions=reports.versions(),
+        versions=versions(),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         command=plan.options.command,
     )
