@@ -138,7 +138,6 @@ class TestNetworks:
         assert 0.02 < (maps > 127).mean() < 0.98
 
     @pytest.mark.slow
-    @pytest.mark.timeout(300)
     def test_a_hundred_real_photos(self, data: Path, tmp_path: Path) -> None:
         """ONNX Runtime against PyTorch in float32; the numbers are in the sidecar.
 

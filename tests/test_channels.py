@@ -29,7 +29,6 @@ from unet_batch.training.options import Options
 from unet_batch.training.plan import TrainingPlan, make_plan
 from unet_batch.types import ModelSpec
 
-pytestmark = pytest.mark.timeout(120)
 SIZE = (32, 32)
 
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from unet_batch import pipeline
 from unet_batch.pipeline import Failed, Pipeline, PipelineError, Stage, StageStats, bottleneck
 
-pytestmark = [pytest.mark.timeout(20), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 class WorkError(Exception):
@@ -703,7 +703,6 @@ def slowly(value: int) -> int:
     return value
 
 
-@pytest.mark.timeout(20)
 def test_a_batch_waits_for_what_is_on_its_way() -> None:
     """Its values come one after the other, to three workers, all of which wait."""
     calls, pipeline = gathering(3, slowly)
@@ -712,7 +711,6 @@ def test_a_batch_waits_for_what_is_on_its_way() -> None:
     assert calls == [[0], [1, 2, 3]]
 
 
-@pytest.mark.timeout(20)
 def test_a_batch_does_not_wait_for_what_will_not_come() -> None:
     """Neither at the end of the source, nor for values that failed before."""
 
@@ -727,7 +725,6 @@ def test_a_batch_does_not_wait_for_what_will_not_come() -> None:
     assert calls == [[0], [2, 3]]
 
 
-@pytest.mark.timeout(20)
 def test_what_ends_a_run_ends_the_wait_of_a_batch() -> None:
     def decode(value: int) -> int:
         if value == 2:
@@ -741,7 +738,6 @@ def test_what_ends_a_run_ends_the_wait_of_a_batch() -> None:
     assert calls == [[0]]
 
 
-@pytest.mark.timeout(20)
 def test_a_batch_waits_no_longer_than_the_last_one_took() -> None:
     release = threading.Event()
     calls: list[list[int]] = []
@@ -762,7 +758,6 @@ def test_a_batch_waits_no_longer_than_the_last_one_took() -> None:
     assert calls[-1] == [2]
 
 
-@pytest.mark.timeout(20)
 def test_after_a_slow_batch_it_does_not_wait_as_long_again() -> None:
     """The last batch took a minute, and 2 is on its way for four seconds: 1 goes ahead."""
 

@@ -387,7 +387,6 @@ class TestRun:
         assert process.returncode == 0
 
     @pytest.mark.slow
-    @pytest.mark.timeout(300)
     @needs_posix
     def test_killed_at_random_moments(self, photos: Path, tiny: str, tmp_path: Path) -> None:
         """The real command with a real network; `tests/run/test_resume.py` does it fifty times with a fake

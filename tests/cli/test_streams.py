@@ -19,7 +19,7 @@ from tests.helpers.tiny import tiny_model, tiny_spec
 from unet_batch.cli import main
 from unet_batch.model import checkpoint
 
-pytestmark = [pytest.mark.timeout(120), needs_posix]
+pytestmark = needs_posix
 
 COMMANDS = [
     "--help",

@@ -22,7 +22,6 @@ from unet_batch.media import images
 
 pytest.importorskip("aiohttp")
 fsspec = pytest.importorskip("fsspec")
-pytestmark = pytest.mark.timeout(60)
 # The loop of fsspec, of aiohttp: https://github.com/aio-libs/aiohttp/issues/5426
 quiet = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

@@ -28,7 +28,7 @@ from unet_batch.media.render import class_table
 from unet_batch.run.pictures import OutputRenderer
 from unet_batch.testing import FakeBackend, fake_spec
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from unet_batch.model import checkpoint
 from unet_batch.testing import FakeBackend, fake_spec
 from unet_batch.types import Item, Prediction
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 
@@ -21,7 +20,6 @@ def imported(code: str, *arguments: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.timeout(120)
 def test_a_run_over_pictures_loads_no_video_no_onnx_and_no_training(tmp_path: Path) -> None:
     photo, out = tmp_path / "photo.png", tmp_path / "out"
     Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(photo)

@@ -25,7 +25,6 @@ from unet_batch.media import images, isolation
 from unet_batch.processes import Workers, process
 
 pytestmark = [
-    pytest.mark.timeout(60),
     pytest.mark.usefixtures("no_thread_is_left", "no_process_is_left"),
     pytest.mark.skipif(os.name != "posix", reason="sends signals"),
 ]

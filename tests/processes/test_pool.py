@@ -18,7 +18,6 @@ from unet_batch.errors import ImageTooLarge
 from unet_batch.processes import Died, Kept, Workers
 
 pytestmark = [
-    pytest.mark.timeout(60),
     pytest.mark.usefixtures("no_thread_is_left"),
     pytest.mark.skipif(os.name != "posix", reason="sends signals"),
 ]

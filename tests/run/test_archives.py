@@ -19,7 +19,7 @@ from unet_batch.run.plan import prepare
 from unet_batch.run.shard import Shard
 from unet_batch.testing import FakeBackend
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 def noise(seed: int) -> np.ndarray:

@@ -52,7 +52,7 @@ from unet_batch.run.options import Position, VideoOptions
 from unet_batch.testing import FakeBackend, fake_spec
 from unet_batch.types import Item
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 MILLISECOND = Fraction(1, 1000)
 LOSSLESS = {"qp": "0", "crf": "0"}
@@ -276,7 +276,7 @@ DATA = (
     "testsrc2_odd_height_and_width_444.mp4",
     "transparent.webm",
     *(
-        pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(240)])
+        pytest.param(name, marks=pytest.mark.slow)
         for name in ("car-detection.mp4", "goldeneye-vfr-drop3.mp4", "solidWhiteRight.mp4")
     ),
 )
@@ -830,7 +830,6 @@ def test_a_clip_does_not_touch_the_parts_of_one_below_it(tmp_path: Path, long_cl
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @needs_posix
 def test_a_killed_run_leaves_what_plays_and_ends_equal(tmp_path: Path) -> None:
     path = Footage(frames=600, size=(64, 128), sounds=(Sound(end=Fraction(24)),)).make(tmp_path)
@@ -1049,7 +1048,6 @@ def test_the_first_interrupt_leaves_whole_parts(tmp_path: Path, long_clip: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("frames", "smooth"), [(9_000, 0.0), (5_000, 0.3)])
 def test_memory_stays_flat(tmp_path: Path, frames: int, smooth: float) -> None:
     """Two hours at 30 frames a second are 216,000 frames: 300 bytes kept of each would be 65 MB.

@@ -35,7 +35,7 @@ from unet_batch.run.plan import prepare
 from unet_batch.testing import FakeBackend, fake_spec
 from unet_batch.types import Item
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 TILES = ViewOptions(fit="tile")
 TILE = (32, 48)

@@ -33,7 +33,6 @@ from unet_batch.run.report import RunReport
 from unet_batch.testing import FakeBackend, fake_spec
 
 pytestmark = [
-    pytest.mark.timeout(90),
     pytest.mark.usefixtures("no_thread_is_left"),
     pytest.mark.skipif(os.name != "posix", reason="sends signals"),
 ]

@@ -38,7 +38,7 @@ from unet_batch.run.report import LISTED_EXAMPLES, NOTE_KINDS, FileNote, RunRepo
 from unet_batch.run.shard import Shard
 from unet_batch.testing import FakeBackend
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 def listed(out: Path, name: str = "errors.jsonl") -> list[str]:

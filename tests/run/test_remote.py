@@ -43,7 +43,6 @@ from unet_batch.types import Item
 pytest.importorskip("s3fs")
 moto = pytest.importorskip("moto.server")
 pytestmark = [
-    pytest.mark.timeout(120),
     pytest.mark.xdist_group("s3"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

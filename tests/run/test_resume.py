@@ -52,7 +52,7 @@ from unet_batch.run.report import RunReport
 from unet_batch.run.shard import Shard
 from unet_batch.testing import FakeBackend, fake_spec
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 FAKE = fake_file()
 
@@ -851,7 +851,6 @@ def start(folder: Path, out: Path, **options: Any) -> Forked:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @needs_posix
 def test_killed_at_fifty_random_moments_over_500_photos(tmp_path: Path) -> None:
     folder, out = many(tmp_path / "photos", 500), tmp_path / "out"
@@ -926,7 +925,6 @@ CORRUPT: dict[str, tuple[bytes | None, str]] = {  # what the file holds, and wha
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @needs_pipes
 def test_ten_thousand_files_of_which_five_hundred_are_corrupt(tmp_path: Path) -> None:
     folder, out = tmp_path / "photos", tmp_path / "out"

@@ -27,7 +27,7 @@ from unet_batch.run.options import RunOptions
 from unet_batch.run.plan import prepare
 from unet_batch.testing import FakeBackend, fake_spec
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.fixture
@@ -257,7 +257,6 @@ def test_an_error_nobody_foresaw_is_one_items_own(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_memory_stays_flat(tmp_path: Path) -> None:
     """A thousand pictures hold no more than three hundred did; `scripts/bench_memory.py` does it with real
     ones.

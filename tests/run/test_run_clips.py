@@ -31,7 +31,7 @@ from unet_batch.run.shard import Shard
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item, Prediction
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from unet_batch.run.options import PageRange, RunOptions
 from unet_batch.run.plan import prepare
 from unet_batch.testing import FakeBackend, fake_spec
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 ALL = PageRange()
 
 

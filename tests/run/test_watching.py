@@ -31,7 +31,7 @@ from unet_batch.run.watch import Arrivals, Watched, look, watch
 from unet_batch.testing import FakeBackend
 from unet_batch.types import Item
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @contextmanager

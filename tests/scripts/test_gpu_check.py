@@ -36,7 +36,6 @@ from unet_batch.model.architectures import build_network
 from unet_batch.testing import FakeBackend, HostMemory, fake_spec
 from unet_batch.types import ModelSpec
 
-pytestmark = pytest.mark.timeout(60)
 SHAPE = (32, 48, 3)
 H200 = gpu.Driver((13, 0), (gpu.Gpu(0, "NVIDIA H200", (9, 0), 150_000_000_000),))
 H100 = gpu.Driver((13, 0), (gpu.Gpu(0, "NVIDIA H100 80GB HBM3", (9, 0), 80_000_000_000),))
@@ -185,7 +184,6 @@ def test_a_dry_run_says_of_each_section_whether_all_is_there_but_the_gpu(
     assert (status, lines["broken"]) == (1, "failed: NameError: rounds, 1.0 s")
 
 
-@pytest.mark.timeout(120)
 def test_a_dry_run_goes_through_real_sections_on_a_cpu(capfd: pytest.CaptureFixture[str]) -> None:
     names = ("photos", "photo decoding", "out of memory tensorrt-rtx")
     only = [part for name in names for part in ("--only", name)]

@@ -16,8 +16,6 @@ from unet_batch.errors import BackendError, VideoError
 from unet_batch.media import video
 from unet_batch.testing import FakeBackend, fake_spec
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def nothing() -> None:
     """A `save`."""

@@ -21,7 +21,6 @@ from unet_batch.errors import BackendError
 from unet_batch.inference.backends import tensorrt
 from unet_batch.testing import HostMemory, fake_spec
 
-pytestmark = pytest.mark.timeout(60)
 SHAPE = (32, 48, 3)
 HERE = "NVIDIA H200"
 LIBRARY: Any = SimpleNamespace(name="tensorrt", version="8.6.0", strongly_typed=False, lends_memory=False)

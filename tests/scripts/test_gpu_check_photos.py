@@ -18,8 +18,6 @@ from unet_batch.inference.backends.torch import TorchBackend
 from unet_batch.media import images
 from unet_batch.testing import FakeBackend
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def nothing() -> None:
     """A `save`."""

@@ -15,7 +15,6 @@ from tests.helpers.processes import run_together
 from unet_batch.errors import TrainingError, UnetBatchError
 from unet_batch.training import loop
 
-pytestmark = pytest.mark.timeout(60)
 TINY: dict[str, Any] = {"device": "cpu", "size": [32, 48], "widths": [4, 8], "batch_size": 4}
 
 
@@ -146,7 +145,6 @@ def test_a_process_that_fails_is_quoted() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_killed_and_resumed_by_the_command_line(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that is killed is a fresh interpreter, which is where a GPU's process begins."""
 
@@ -164,7 +162,6 @@ def test_killed_and_resumed_by_the_command_line(folder: str, monkeypatch: pytest
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("shared", [False, True], ids=["each a device", "sharing one"])
 def test_two_processes_are_compared_with_one(
     folder: str, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

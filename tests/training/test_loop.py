@@ -449,7 +449,6 @@ class TestResume:
 
     @needs_posix
     @pytest.mark.slow
-    @pytest.mark.timeout(420)
     @pytest.mark.parametrize(
         ("network", "epochs", "wanted"),
         [("--widths 4,8", 20, 10), ("--encoder efficientnet-lite0 --widths 4,4,4,4 --size 32x64", 5, 3)],
@@ -508,7 +507,6 @@ class TestResume:
 class TestSeveralProcesses:
     @needs_posix
     @pytest.mark.slow
-    @pytest.mark.timeout(300)
     def test_two_reach_the_loss_of_one_and_resume_to_the_bit(self, shapes: Path, tmp_path: Path) -> None:
         """BatchNorm sees half a batch in each of two processes on a CPU, so the curves agree closely, not
         exactly.

@@ -26,7 +26,6 @@ from unet_batch.inference.backends.cuda_driver import CudaBindingsMemory, PyCuda
 from unet_batch.inference.backends.cuda_memory import CudaMemory, TorchMemory, is_out_of_memory, open_memory
 from unet_batch.testing import HostMemory
 
-pytestmark = pytest.mark.timeout(60)
 GPU = gpu.Driver((13, 0), (gpu.Gpu(0, "NVIDIA H200", (9, 0), 150_000_000_000),))
 
 

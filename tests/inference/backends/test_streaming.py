@@ -23,7 +23,7 @@ from unet_batch.inference.backends.streaming import PicturePool, StreamingExecut
 from unet_batch.pipeline import cpu_count
 from unet_batch.testing import HostMemory
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 BYTES = int(np.prod(SHAPE))
 
 

@@ -15,7 +15,7 @@ from unet_batch.errors import BackendError, DeviceOutOfMemory
 from unet_batch.inference.backends.streaming import StreamingExecutor
 from unet_batch.testing import HostMemory, fake_spec
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 MEMORY = ["host", "device", "stream", "event", "free", "upload", "download", "record", "wait", "synchronize"]
 GRAPHS = ["capture", "launch"]
 PROGRAM = ["prepare", "enqueue", "close"]

@@ -23,7 +23,7 @@ from unet_batch.inference.backends.torch import Program, TorchBackend
 from unet_batch.model.graph import Graph
 from unet_batch.testing import HostMemory
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.fixture(autouse=True)

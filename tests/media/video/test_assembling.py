@@ -17,7 +17,7 @@ from tests.helpers.systems import needs_full_device
 from unet_batch.errors import OutputError, VideoError
 from unet_batch.media.video import CODECS, Reader, assemble
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 def test_the_index_comes_first(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.helpers.footage import Footage, Sound, look_at
 from unet_batch.media.video import CODECS, Reader, assembling, rehearse
 from unet_batch.media.video.carrying import shift_timecode
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 NTSC = Fraction(30000, 1001)
 MADE_ANEW = "was coded anew as AAC: not every player knows it in MP4"

@@ -18,7 +18,7 @@ from tests.helpers.clips import (
 from tests.helpers.footage import Footage
 from unet_batch.media.video import CODECS, ColorInfo, Reader
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 KR_KB = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}

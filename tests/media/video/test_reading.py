@@ -29,7 +29,7 @@ from tests.helpers.footage import TURNS, Footage, Sound, only_sound, scene, spoi
 from unet_batch.errors import VideoError
 from unet_batch.media.video import Reader, reading
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.mark.parametrize("turn", TURNS)

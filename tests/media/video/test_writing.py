@@ -31,7 +31,7 @@ from unet_batch.errors import OutputError, VideoError
 from unet_batch.media import video
 from unet_batch.media.video import CODECS, MASKS, Reader, Writer, assemble
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 QUICK = {"h264": 30, "vp9": 50}
 
@@ -221,7 +221,6 @@ def in_a_browser(path: str, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
 @pytest.mark.parametrize("turn", ["upright", "turned 90", "mirrored", "transposed"])
 def test_what_is_written_plays_in_a_browser_as_the_source_does(tmp_path: Path, turn: str) -> None:
     """The browser has its own opinion of what turned and mirrored mean: it sees the source as we do."""
