@@ -64,7 +64,7 @@ KINDS: Mapping[str, Kind] = {
     "dicomseg": Kind("dicomsegs", ".dcm", ("picture",)),
     "frames": Kind("frames", "", ("clip",)),
 }
-"""All that `--save` knows. A new kind is a row here and a renderer in `inference/result.py`."""
+"""All that `--save` knows. A new kind is a row here and a renderer in `inference/renderers.py`."""
 
 PICTURE_KINDS = tuple(name for name, kind in KINDS.items() if "picture" in kind.of)
 CLIP_KINDS = tuple(name for name, kind in KINDS.items() if "clip" in kind.of)
