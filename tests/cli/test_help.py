@@ -46,7 +46,7 @@ class TestHelp:
         assert re.match(r"  Examples?:\n    unet-batch ", first)
 
     def test_sections(self) -> None:
-        sections = ["Model", "View", "Output", "Video", "Reliability", "Scale", "Display"]
+        sections = ["Model", "View", "Output", "Clean-up", "Video", "Reliability", "Scale", "Display"]
         assert headings(help_of("run")) == sections
         assert headings(help_of("watch")) == sections
         assert headings(help_of("evaluate")) == ["Data", "Model", "View", "Output", "Scale", "Display"]

@@ -173,3 +173,9 @@ def test_pixels_without_a_value_are_nothing_and_fill_no_hole(tmp_path: Path) -> 
     found = read(tmp_path / "out/masks/a.png")
     assert not found[20:30, 20:30].any()
     assert found[40:].all()
+
+
+def test_a_threshold_without_a_probability_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"threshold 0\.4: fake gives ids of classes, no probability"):
+        Segmenter(several(), threshold=0.4)
+    Segmenter(one(), threshold=0.4).close()

@@ -342,14 +342,14 @@ video_options = Bundle(
         type=click.Choice(("h264", "h264_nvenc", "h265", "vp9", "ffv1", "prores")),
         default="h264",
         show_default=True,
-        help="Codec of overlays. h264 takes the GPU's encoder where there is one; masks are always FFV1, "
-        "which is lossless.",
+        help="Codec of overlays and the like. h264 takes the GPU's encoder where there is one; masks are "
+        "always FFV1, which is lossless, and cutouts ProRes 4444, or with vp9 VP9 in WebM.",
     ),
     _video(
         ["--quality"],
         metavar="N",
         type=int,
-        help="Quality of overlays, in the codec's own measure: 20 is the default of h264.",
+        help="Quality of overlays and the like, in the codec's own measure: 20 is the default of h264.",
     ),
     _video(
         ["--start"],

@@ -32,7 +32,8 @@ class Kind:
         needs_pixels: it is drawn from the picture's own pixels, which must then be kept at full size.
         needs_probability: it is drawn from a probability, which a model of several classes does not have.
         of_object: it tells the object from the rest: of several classes, one has to be the background.
-        for_viewing: of a clip, it is coded as asked for and has the sound; else it is lossless and silent.
+        for_viewing: of a clip, it is coded as asked for and has the sound; else it is lossless and silent. A
+            cutout has a codec that knows opacity.
     """
 
     folder: str
@@ -44,15 +45,17 @@ class Kind:
     for_viewing: bool = False
 
 
+_SHOWN: Mapping[str, bool] = {"needs_pixels": True, "for_viewing": True}
+
 KINDS: Mapping[str, Kind] = {
     "mask": Kind("masks", ".png", ("picture", "clip")),
-    "overlay": Kind("overlays", ".jpg", ("picture", "clip"), needs_pixels=True, for_viewing=True),
-    "contour": Kind("contours", ".jpg", ("picture",), needs_pixels=True),
+    "overlay": Kind("overlays", ".jpg", ("picture", "clip"), **_SHOWN),
+    "contour": Kind("contours", ".jpg", ("picture", "clip"), **_SHOWN),
     "sheet": Kind("sheets", ".jpg", ("picture",), needs_pixels=True),
-    "cutout": Kind("cutouts", ".png", ("picture",), needs_pixels=True, of_object=True),
-    "background": Kind("backgrounds", ".jpg", ("picture",), needs_pixels=True, of_object=True),
-    "blur": Kind("blurred", ".jpg", ("picture",), needs_pixels=True, of_object=True),
-    "pixelate": Kind("pixelated", ".jpg", ("picture",), needs_pixels=True, of_object=True),
+    "cutout": Kind("cutouts", ".png", ("picture", "clip"), **_SHOWN, of_object=True),
+    "background": Kind("backgrounds", ".jpg", ("picture", "clip"), **_SHOWN, of_object=True),
+    "blur": Kind("blurred", ".jpg", ("picture", "clip"), **_SHOWN, of_object=True),
+    "pixelate": Kind("pixelated", ".jpg", ("picture", "clip"), **_SHOWN, of_object=True),
     "palette": Kind("palettes", ".png", ("picture",)),
     "prob": Kind("probs", ".png", ("picture",), needs_probability=True),
     "prob16": Kind("probs16", ".png", ("picture",), needs_probability=True),
@@ -65,7 +68,7 @@ KINDS: Mapping[str, Kind] = {
     "dicomseg": Kind("dicomsegs", ".dcm", ("picture",)),
     "frames": Kind("frames", "", ("clip",)),
 }
-"""All that `--save` knows. A new kind is a row here and a renderer in `inference/result.py`."""
+"""All that `--save` knows. A new kind is a row here and a renderer in `inference/renderers.py`."""
 
 PICTURE_KINDS = tuple(name for name, kind in KINDS.items() if "picture" in kind.of)
 CLIP_KINDS = tuple(name for name, kind in KINDS.items() if "clip" in kind.of)

@@ -92,8 +92,9 @@ class Segmenter:
         measuring: how masks are measured, for tables.
 
     Raises:
-        UsageError: the threshold lies outside (0, 1], workers or max_pixels is below 1, the model takes
-            another number of channels or has other classes, or its input does not allow the view.
+        UsageError: the threshold lies outside (0, 1] or there is no probability, workers or max_pixels is
+            below 1, the model takes another number of channels or has other classes, or its input does not
+            allow the view.
     """
 
     def __init__(
@@ -124,6 +125,11 @@ class Segmenter:
         try:
             if not 0 < self.threshold <= 1:
                 raise UsageError(f"threshold {self.threshold}: above 0 and up to 1 expected")
+            if threshold is not None and backend.spec.output == "class_ids":
+                raise UsageError(
+                    f"threshold {threshold:g}: {backend.spec.name} gives ids of classes, no probability",
+                    hint="leave the threshold out",
+                )
             if self.workers < 1:
                 raise UsageError(f"workers {workers}: 1 or more expected")
             if max_pixels < 1:

@@ -34,7 +34,7 @@ from unet_batch.files.outputs import KINDS
 from unet_batch.inference.measuring import frame_cells, frame_columns
 from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter
 from unet_batch.inference.smoothing import Smoother
-from unet_batch.media import images, render, video
+from unet_batch.media import images, video
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Pipeline, Stage, StageStats
 from unet_batch.run.journal import Journal, as_csv
@@ -286,8 +286,7 @@ class _ClipRun:
     def rehearse(self) -> None:
         """Encode a frame and assemble it, so that what would fail in the end fails now."""
         for kind in self.videos:
-            sound = KINDS[kind].for_viewing
-            quality = self.options.quality if sound else None
+            sound, quality = KINDS[kind].for_viewing, self.layout.quality_of(kind, self.options.quality)
             make_folder(self.journal.folder)
             path = os.path.join(self.journal.folder, f"rehearsal-{kind}")
             video.rehearse(path, self.layout.codec_of(kind), self.clip, sound=sound, quality=quality)
@@ -323,9 +322,8 @@ class _ClipRun:
 
     def convert(self, value: _Decoded) -> _Converted:
         pixels = self.reader.rgb(value.decoded)
-        keep_pixels = any(KINDS[kind].needs_pixels for kind in self.videos)
-        frame = self.segmenter.frame(self.item, pixels, self.clip.size, keep_pixels=keep_pixels)
-        return _Converted(value.at, frame)
+        keep = any(KINDS[kind].needs_pixels for kind in self.videos)
+        return _Converted(value.at, self.segmenter.frame(self.item, pixels, self.clip.size, keep_pixels=keep))
 
     def infer(self, values: Sequence[_Converted]) -> list[_Predicted]:
         predictions = self.segmenter.infer([value.frame for value in values])
@@ -350,15 +348,15 @@ class _ClipRun:
 
     def render(self, value: _Predicted) -> _Rendered:
         at, prediction = value.at, value.prediction
-        mask = self.segmenter.mask(prediction)
+        result = self.segmenter.result(prediction, self.layout.style)
+        mask = result.draw("mask")
         outputs = {}
         for kind in self.videos:
-            pixels = mask
-            if kind == "overlay":
-                pixels = render.overlay(prediction.frame.source_pixels, mask, self.classes)
             codec = self.layout.codec_of(kind)
             color = video.output_color(self.clip, codec)
-            outputs[kind] = video.make_frame(pixels, video.pixel_format(codec, self.clip.size), color)
+            outputs[kind] = video.make_frame(
+                result.draw(kind), video.pixel_format(codec, self.clip.size), color
+            )
         if "frames" in self.layout.kinds:
             write_atomic(self.frame_file(at.index), images.encode_mask(mask))
         return _Rendered(at, outputs, self.measure(at, prediction, mask), value.state)
@@ -368,9 +366,8 @@ class _ClipRun:
         writer = self.writers.get(kind)
         if writer is None:
             make_folder(self.journal.folder)
-            codec = self.layout.codec_of(kind)
+            codec, quality = self.layout.codec_of(kind), self.layout.quality_of(kind, self.options.quality)
             path = self.journal.file(kind, at.part, codec.suffix)
-            quality = self.options.quality if KINDS[kind].for_viewing else None
             writer = self.writers[kind] = video.Writer(path, codec, self.clip, quality=quality)
         writer.write(outputs.pop(kind), at.pts)
         if at.last:

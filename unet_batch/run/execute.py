@@ -238,9 +238,9 @@ class _Run:
         """The pictures, then those that memory does not hold, then the clips, both one at a time."""
         moving = [item for item in self.plan.todo if item.is_clip]
         if moving:  # before the pictures: an encoder that does not work is not to be found out in the morning
-            codec, reason = choose_encoder(self.plan.options.video.codec)
+            codec, reason = choose_encoder(self.plan.options.video.codec, self.plan.options.save)
             self.report.encoder = {"name": codec.encoder, "reason": reason}
-            layout = ClipLayout(self.folder, self.plan.options.save, codec)
+            layout = ClipLayout(self.folder, self.plan.options.save, codec, self.plan.options.style)
         self._segment_pictures([item for item in self.plan.todo if not item.is_clip])
         for item, work in self.alone:
             self._segment_alone(item, work)

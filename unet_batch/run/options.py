@@ -91,7 +91,7 @@ class VideoOptions:
     part_frames: int = PART_FRAMES
     part_seconds: float = PART_SECONDS
 
-    def names(self, kinds: Sequence[str]) -> tuple[str, ...]:
+    def names(self, kinds: Sequence[str], style: Style = PLAIN) -> tuple[str, ...]:
         """Name the outputs of a clip so that equal names mean equal contents: the timeline, then `kinds`."""
         facts = {"start": str(self.start)} if self.start is not None else {}
         facts |= {"end": str(self.end)} if self.end is not None else {}
@@ -101,8 +101,9 @@ class VideoOptions:
         read = "".join(f" {name}={value}" for name, value in facts.items())
         how = f" {self.codec}" + (f" quality={self.quality}" if self.quality is not None else "")
         coded = {kind: how for kind in CLIP_KINDS if KINDS[kind].for_viewing}
-        wanted = ("timeline", *(kind for kind in CLIP_KINDS if kind in kinds))
-        return tuple("clip " + kind + coded.get(kind, "") + read for kind in wanted)
+        wanted = [kind for kind in CLIP_KINDS if kind in kinds]
+        named = [style.name(kind, of_clip=True) + coded.get(kind, "") for kind in wanted]
+        return tuple(f"clip {name}{read}" for name in ("timeline", *named))
 
     def frames_of(self, frames: int | None, rate: Fraction | None) -> int | None:
         """How many frames are taken of a clip of so many, at `rate` a second: a guess, None if unknown."""

@@ -84,7 +84,8 @@ class RunPlan:
 
     def kinds(self, item: Item) -> tuple[str, ...]:
         """What is wanted of an item, as the manifest names it: options that decide what it is are in it."""
-        return self.options.video.names(self.options.save) if item.is_clip else self.outputs.names
+        options = self.options
+        return options.video.names(options.save, options.style) if item.is_clip else self.outputs.names
 
     def paths(self, item: Item) -> list[str]:
         """Where the outputs of an item go; for the frames of a clip their folder."""

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
+MATROSKA = (".mkv", ".webm")
+"""Suffixes of its files; WebM is Matroska with fewer codecs."""
 # Of the source, for a trial: some seconds of sound. 200 packets of ProRes 4K would be a gigabyte.
 _TRIED = 200
 _TRIED_BYTES = 32 << 20
@@ -108,8 +110,9 @@ def rehearse(path: str, codec: Codec, clip: Clip, *, sound: bool, quality: int |
     first = round(clip.start / clip.time_base)
     try:
         with Writer(part, codec, clip, quality=quality) as writer:
-            shape = clip.size if writer.format == "gray" else (*clip.size, 3)
-            writer.write(make_frame(np.full(shape, 128, np.uint8), writer.format, writer.color), first)
+            channels = () if writer.format == "gray" else (4,) if writer.format.startswith("yuva") else (3,)
+            grey = np.full((*clip.size, *channels), 128, np.uint8)
+            writer.write(make_frame(grey, writer.format, writer.color), first)
         assembly = _Assembly([part], [(first, 1)], clip, sound=sound)
         with translate_errors(whole):
             return assembly.write(whole, assembly.plan(whole, _TRIED), packets=_TRIED)
@@ -198,6 +201,8 @@ class _Assembly:
             try:
                 video = out.add_stream_from_template(first.streams.video[0])
                 _describe_video(video, self.clip)
+                if alpha := first.streams.video[0].metadata.get("alpha_mode"):  # else nobody looks for it
+                    video.metadata["alpha_mode"] = alpha
                 streams: list[_Timed] = [islice(self._video_packets(video), frames)]
                 if source is not None:
                     self._add_tags(source, out, video, plan)
@@ -221,7 +226,7 @@ class _Assembly:
     def _shortcomings(self) -> list[str]:
         """What no plan could help."""
         notes, clip = [], self.clip
-        if self.suffix == ".mkv" and self.sound and clip.aspect != 1:
+        if self.suffix in MATROSKA and self.sound and clip.aspect != 1:
             notes.append(
                 f"pixels are {clip.aspect} times as wide as high: Matroska files of this program do not say "
                 f"so"
@@ -309,7 +314,7 @@ class _Assembly:
                 continue
             _shift(packet, self.begin)
             at = cast("int", packet.dts)
-            if at < 0 and self.suffix == ".mkv":
+            if at < 0 and self.suffix in MATROSKA:
                 continue
             if at <= latest.get(index, at - 1):
                 note = f"{stream_name(packet.stream)}: packets that go back in time were left out"

@@ -42,9 +42,13 @@ _PLAYED = {
     ),
 }
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+_OPUS_RATE = 48000
 _AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 _GAP = Fraction(1, 20)  # seconds; less is the jitter of a container
 # What FFmpeg itself takes so many channels for
+_AAC = "aac", "AAC"
+_SOUND = {".webm": ("libopus", "Opus")}
+"""What sound that is coded anew is coded in, by the file: FFmpeg's name and people's; elsewhere AAC."""
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 
 
@@ -82,6 +86,7 @@ def ways_of(source: InputContainer, shown: Stream, suffix: str, *, sound: bool) 
 
 def _ways_of_stream(stream: Stream, suffix: str) -> list[Way]:
     name, form = stream_name(stream), {".mp4": "MP4", ".mov": "QuickTime"}.get(suffix, "Matroska")
+    codec = _SOUND.get(suffix, _AAC)[1]
     leave = Way(LEAVE, f"{name} was left out: the container does not hold it")
     if stream.type == "video":
         if stream.disposition & av.stream.Disposition.attached_pic:
@@ -97,7 +102,7 @@ def _ways_of_stream(stream: Stream, suffix: str) -> list[Way]:
         taken = f"its {channels} channels have no names: "
         taken += f"taken for {_LAYOUTS[channels]}" if channels in _LAYOUTS else "the first two are kept"
     and_taken = f"; {taken}" if taken else ""
-    anew = f"{name} was coded anew as AAC: "
+    anew = f"{name} was coded anew as {codec}: "
     refused = Way(ENCODE, anew + "the container does not hold it" + and_taken)
     if suffix in _PLAYED and stream.codec_context.codec.canonical_name not in _PLAYED[suffix]:
         return [Way(ENCODE, anew + f"not every player knows it in {form}" + and_taken), leave]
@@ -191,13 +196,13 @@ class Track:
     """A stream of the output that is carried over; `encoder` if it is encoded anew."""
 
     stream: Any
-    encoder: AacEncoder | None = None
+    encoder: SoundEncoder | None = None
 
 
 def add_track(out: OutputContainer, stream: Stream, way: Way) -> Track:
     """Add a stream to `out` that takes what `stream` holds. Raises what PyAV raises if it cannot be."""
     if way.how == ENCODE:
-        encoder = AacEncoder(out, cast("AudioStream", stream))
+        encoder = SoundEncoder(out, cast("AudioStream", stream))
         track = Track(encoder.stream, encoder)
     else:
         track = Track(out.add_stream_from_template(stream))
@@ -210,8 +215,8 @@ def add_track(out: OutputContainer, stream: Stream, way: Way) -> Track:
     return track
 
 
-class AacEncoder:
-    """Decodes packets of sound and encodes them as AAC.
+class SoundEncoder:
+    """Decodes packets of sound and encodes them as AAC; for WebM as Opus.
 
     Args:
         out: gets another stream, `stream`.
@@ -224,7 +229,10 @@ class AacEncoder:
             context.layout = _LAYOUTS[context.channels]
         rate = min(_AAC_RATES, key=lambda rate: (abs(rate - context.sample_rate), rate))
         layout = _AAC_LAYOUTS.get(context.channels, "stereo")
-        self.stream: Any = out.add_stream("aac", rate=rate, layout=layout)
+        codec = _AAC[0]
+        if out.format.name == "webm":
+            codec, rate, layout = "libopus", _OPUS_RATE, "mono" if context.channels == 1 else "stereo"
+        self.stream: Any = out.add_stream(codec, rate=rate, layout=layout)
         self.stream.codec_context.open()
         self._rate, self._layout = rate, layout
         self._resampler: Any = None

@@ -77,6 +77,15 @@ CODECS: Mapping[str, Codec] = {
     "ffv1": Codec("ffv1", ".mkv", ("yuv444p", "yuv444p"), options={"level": "3", "g": "1", "slicecrc": "1"}),
     "prores": Codec("prores_ks", ".mov", ("yuv422p10le", "yuv444p10le"), ("profile", 3, 0, 5), limited=True),
 }
+_VP9_ALPHA = {**CODECS["vp9"].options, "auto-alt-ref": "0"}  # without which it refuses opacity
+ALPHA: Mapping[str, Codec] = {
+    "libvpx-vp9": Codec("libvpx-vp9", ".webm", ("yuva420p", "yuva420p"), CODECS["vp9"].quality, _VP9_ALPHA),
+    "ffv1": Codec("ffv1", ".mkv", ("yuva444p", "yuva444p"), options=CODECS["ffv1"].options),
+    "prores_ks": Codec(
+        "prores_ks", ".mov", ("yuva444p10le", "yuva444p10le"), options={"profile": "4444"}, limited=True
+    ),
+}
+"""Codecs that know opacity, by their encoders: VP9 in WebM for browsers, ProRes 4444 for editors."""
 MASKS = Codec("ffv1", ".mkv", ("gray", "gray"), options=CODECS["ffv1"].options)
 """Masks are lossless: FFV1 in Matroska, 8-bit grey."""
 
@@ -297,6 +306,11 @@ def new_clip(size: Size, rate: Fraction) -> Clip:
     return Clip(
         "", size, rate, 1 / (1000 * rate), Fraction(0), None, None, Fraction(1), as_stored, color, "", 8, ()
     )
+
+
+def alpha_codec(codec: Codec) -> Codec:
+    """What codes what is partly transparent, beside another codec: ProRes 4444 if that knows no opacity."""
+    return ALPHA.get(codec.encoder, ALPHA["prores_ks"])
 
 
 def pixel_format(codec: Codec, size: Size) -> str:

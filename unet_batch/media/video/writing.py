@@ -183,12 +183,16 @@ def encoder_problem(codec: Codec) -> str:
 
 
 def make_frame(pixels: Pixels, format: str, color: ColorInfo) -> VideoFrame:
-    """Convert RGB uint8 (h, w, 3) or grey uint8 (h, w) to a frame of a pixel format; releases the GIL."""
+    """Convert RGB (h, w, 3), RGBA (h, w, 4) or grey (h, w), uint8, to a frame of a pixel format.
+
+    Releases the GIL.
+    """
     if pixels.ndim == 2:
         grey = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "gray")
         grey.color_range = FULL
         return grey
-    rgb = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), "rgb24")
+    order = "rgba" if pixels.shape[2] == 4 else "rgb24"
+    rgb = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), order)
     # Of no meaning for RGB, but handed on to the result: PyAV 17 takes no BT.2020 from `dst_colorspace`
     rgb.colorspace = SWS[color.matrix]
     frame = reformatter().reformat(
@@ -205,7 +209,7 @@ def make_frame(pixels: Pixels, format: str, color: ColorInfo) -> VideoFrame:
     return frame
 
 
-_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 
 
 def open_output(path: str, options: Mapping[str, str], suffix: str = "") -> OutputContainer:
