@@ -124,7 +124,9 @@ def unpack(data: list[int]) -> np.ndarray:
         is_run = take(1)
         length = take(sizes[take(2)]) + 1
         assert length <= left
-        values.append(np.full(length, take(word)) if is_run else np.array([take(word) for _ in range(length)]))
+        values.append(
+            np.full(length, take(word)) if is_run else np.array([take(word) for _ in range(length)])
+        )
     return np.concatenate(values)
 
 

@@ -33,7 +33,8 @@ def there_and_back(way: tuple[str, bool], pictures: dict[str, np.ndarray], folde
         writer.add(picture, writer.encode(picture))
     writer.finish()
     return {
-        key: READERS[name](folder, f"{key}.png", list(table.names), ids.shape) for key, ids in pictures.items()
+        key: READERS[name](folder, f"{key}.png", list(table.names), ids.shape)
+        for key, ids in pictures.items()
     }
 
 
@@ -90,7 +91,9 @@ def test_awkward_masks_come_back_to_the_pixel(way: tuple[str, bool], tmp_path: P
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way[0]}{'-polygons' * way[1]}")
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(ids=arrays.arrays(np.uint8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.integers(0, 2)))
+@given(
+    ids=arrays.arrays(np.uint8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.integers(0, 2))
+)
 def test_any_mask_comes_back_to_the_pixel(way: tuple[str, bool], tmp_path: Path, ids: np.ndarray) -> None:
     check(way, {"any": ids}, tmp_path)
 

@@ -92,7 +92,9 @@ def labels(
         lines.warn(f"{report.missing:,} of the run's items are not done", "run again: it does what is left")
     if report.unselected:
         count, first = len(report.unselected), report.unselected[0]
-        lines.warn(f"{count:,} {plural(count, 'name')} took no picture, such as {first}", "see to their spelling")
+        lines.warn(
+            f"{count:,} {plural(count, 'name')} took no picture, such as {first}", "see to their spelling"
+        )
     if report.others:
         lines.line("", f"{report.others:,} clips and stacks of pages are left out: {form} knows none")
     lines.line("labels", f"{report.pictures:,} {plural(report.pictures, 'picture')}", shown(report.folder))

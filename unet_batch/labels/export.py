@@ -161,7 +161,9 @@ def _write(
                 error, item = result.error, result.value
                 assert isinstance(error, ItemError)
                 report.failed += 1
-                failure = Failure(shown(item.source), "label", type(error).__name__, error.message, error.hint)
+                failure = Failure(
+                    shown(item.source), "label", type(error).__name__, error.message, error.hint
+                )
                 report.failures += [failure] if report.failed <= LISTED_FAILURES else []
             else:
                 writer.add(*result)
@@ -255,4 +257,3 @@ def _clean(above: str) -> None:
             found = _TEMPORARY.fullmatch(name)
             if found and found[1] == host_id() and not is_alive(int(found[2])):
                 shutil.rmtree(os.path.join(above, name), ignore_errors=True)
-

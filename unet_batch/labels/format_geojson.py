@@ -39,7 +39,9 @@ class GeoJsonFormat(LabelFormat):
         for category, mask in picture.masks():
             parts: dict[int, list[list[Any]]] = {}
             for part in polygons.trace(mask, simple=True):
-                rings = [polygons.simplify(ring, self.settings.simplify) for ring in (part.outer, *part.holes)]
+                rings = [
+                    polygons.simplify(ring, self.settings.simplify) for ring in (part.outer, *part.holes)
+                ]
                 parts.setdefault(part.object, []).append(
                     [_close(ring, place, outer=number == 0) for number, ring in enumerate(rings)]
                 )

@@ -119,7 +119,11 @@ def pack(mask: NDArray[np.bool_]) -> list[int]:
     full = np.full(len(values), _LONGEST)
     last = np.cumsum(pieces)[pieces > 0] - 1
     full[last] = (lengths - (pieces - 1) * _LONGEST)[pieces > 0]
-    head = np.array([mask.size * _CHANNELS]), np.array([_WORD - 1]), *(np.array([size - 1]) for size in _SIZES)
+    head = (
+        np.array([mask.size * _CHANNELS]),
+        np.array([_WORD - 1]),
+        *(np.array([size - 1]) for size in _SIZES),
+    )
     bits = [_bits(part, wide).ravel() for part, wide in zip(head, (32, 5, 4, 4, 4, 4), strict=True)]
     longest = np.full(len(values), len(_SIZES) - 1)
     columns = ((np.ones_like(longest), 1), (longest, 2), (full - 1, _SIZES[-1]), (values, _WORD))

@@ -58,7 +58,9 @@ def read_georeference(path: str) -> Georeference | None:
     if keys.get(_RASTER_TYPE) == _POINT:  # coordinates are of centres of pixels
         matrix[:, 2] -= matrix[:, :2].sum(1) / 2
     geographic = code == _WGS84 and not keys.get(_PROJECTED)
-    return Georeference("urn:ogc:def:crs:OGC:1.3:CRS84" if geographic else f"urn:ogc:def:crs:EPSG::{code}", matrix)
+    return Georeference(
+        "urn:ogc:def:crs:OGC:1.3:CRS84" if geographic else f"urn:ogc:def:crs:EPSG::{code}", matrix
+    )
 
 
 def _matrix(tags: dict[int, Any]) -> NDArray[np.float64] | None:

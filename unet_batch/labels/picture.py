@@ -143,4 +143,3 @@ def split_runs(mask: NDArray[np.bool_], *, by_columns: bool = False) -> list[int
     ends = np.concatenate([changes, [line.size]])
     lengths = np.diff(ends, prepend=0).tolist()
     return [0, *lengths] if line.size and line[0] else lengths
-

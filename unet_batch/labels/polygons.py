@@ -71,9 +71,7 @@ def trace(mask: Mask, *, simple: bool = False) -> list[Outline]:
             outers[part] = owner, loop
         else:
             holes.setdefault(part, []).append(loop)
-    return [
-        Outline(owner, outer, tuple(holes.get(part, ()))) for part, (owner, outer) in outers.items()
-    ]
+    return [Outline(owner, outer, tuple(holes.get(part, ()))) for part, (owner, outer) in outers.items()]
 
 
 def thread(mask: Mask, *, ends: Literal["corners", "centres"] = "corners") -> list[Ring]:
@@ -213,7 +211,9 @@ def _thread(rings: Sequence[Ring], moved: Sequence[Ring], starts: NDArray[np.int
     per = 2 if centres else 1  # points a vertex
     half = 0.5 if centres else 0.0
     # The vertical edges that have the object at their right: where cuts from holes may end.
-    ring_of, edge_of, left, top = (np.concatenate(parts) for parts in zip(*map(_rising, rings, range(len(rings)))))
+    ring_of, edge_of, left, top = (
+        np.concatenate(parts) for parts in zip(*map(_rising, rings, range(len(rings))))
+    )
     order = np.lexsort((top, left))
     left, top = left[order], top[order]
     span = int(top.max()) + 2

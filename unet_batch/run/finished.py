@@ -83,7 +83,9 @@ class Selection:
         entries = [
             entry for name in names for entry in (read_list(name[1:]) if name.startswith("@") else [name])
         ]
-        entries = [remote.normalize(name) if remote.is_remote(name) else os.path.abspath(name) for name in entries]
+        entries = [
+            remote.normalize(name) if remote.is_remote(name) else os.path.abspath(name) for name in entries
+        ]
         is_pattern = {name for name in entries if MAGIC.search(name) and not archives.exists(name)}
         self.names = frozenset(entries) - is_pattern
         self._patterns = [Pattern(_steps(name)) for name in is_pattern]
@@ -103,7 +105,10 @@ class Selection:
             if place in self.names:
                 self._used.add(place)
                 return True
-            place, above = place.rpartition("/")[0] if remote.is_remote(place) else os.path.dirname(place), place
+            place, above = (
+                place.rpartition("/")[0] if remote.is_remote(place) else os.path.dirname(place),
+                place,
+            )
         return any(pattern.matches(_steps(source)) for pattern in self._patterns)
 
 
