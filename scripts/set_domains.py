@@ -4,7 +4,7 @@
 
 The pictures are those of `scripts/train_models.py`, without those that show no car; the limit is taken from
 those that judged the recipes: four cars of the studio and every tenth street photo, and of `classic`, which
-had no others, every second photo of the cars kept out. With `--judge` nothing is written, but printed how many
+had no others, every second photo of the cars kept out. With `--judge` nothing is written: it prints how many
 pictures of each kind are beyond the limit. A file that says the same already is left alone; any other gets
 another sha256, so runs with it begin anew and its engines are built again.
 """
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from scripts import carvana
+from scripts.set_terms import with_values
 from scripts.training_sets import LAST, cars_anywhere
 from unet_batch.datasets.find import find_dataset
 from unet_batch.files.atomic import write_atomic
@@ -28,18 +28,7 @@ from unet_batch.model import checkpoint, zoo
 from unet_batch.types import Domain, Size
 
 
-def with_domain(data: bytes, seen: Domain) -> bytes:
-    """A checkpoint's bytes with another domain: only its header changes, from whose end tensors are counted."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    spec = json.loads(header["__metadata__"]["spec"])
-    header["__metadata__"]["spec"] = json.dumps({**spec, "domain": asdict(seen)}, sort_keys=True)
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # so that tensors stay aligned
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-
-def seen_by_classic(work: Path, data: Path, size: Size) -> Domain | None:
+def seen_by_classic(_: Path, data: Path, size: Size) -> Domain | None:
     """Cars in one studio."""
     training, held_out = carvana.split(carvana.photos(data))
     trained, limits = ([describe(photo.image, size) for photo in part] for part in (training, held_out[::2]))
@@ -72,7 +61,7 @@ def describe(path: Path, size: Size) -> domain.Figures:
     return domain.describe(geometry.content_of(tensor, placement))
 
 
-def kinds(work: Path, data: Path) -> dict[str, list[Path]]:
+def kinds(data: Path) -> dict[str, list[Path]]:
     """Pictures of each kind that no bundled model has learned from."""
     _, held_out = carvana.split(carvana.photos(data))
     streets = sorted((data / "cars_wild" / "images").iterdir())
@@ -98,7 +87,7 @@ def main() -> None:
     parser.add_argument("--judge", action="store_true", help="print how many pictures are beyond the limits")
     options = parser.parse_args()
     if options.judge:
-        judge(kinds(options.work, options.data))
+        judge(kinds(options.data))
         return
     for name in zoo.BUNDLED:
         path = Path(zoo.resolve(name))
@@ -107,7 +96,7 @@ def main() -> None:
         seen = find(options.work, options.data, size)
         assert seen is not None
         before = path.read_bytes()
-        after = with_domain(before, seen)
+        after = with_values(before, domain=asdict(seen))
         if after != before:
             write_atomic(str(path), after)
         shas = (hashlib.sha256(data).hexdigest()[:12] for data in (before, after))

@@ -48,13 +48,18 @@ def describe(content: Pixels) -> Figures:
     """
     if content.shape[2] == 1:
         content = np.repeat(content, 3, 2)
+    while min(content.shape[:2]) >= 2 * _SIDE:  # halves are quick: of 448x672, 0.5 ms for 2.0
+        height, width = content.shape[0] // 2, content.shape[1] // 2
+        even = content[: 2 * height, : 2 * width]
+        content = cast("Pixels", cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA))
     small = cv2.resize(content, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     planes = cast("NDArray[np.float32]", cv2.transform(small, _OPPONENT))
     light = np.ascontiguousarray(planes[..., 0])
     cells = _by_cell(planes)
     spread = np.sqrt(np.maximum(_by_cell(light * light)[:, 0] - cells[:, 0] ** 2, 0))
     spread = np.log(spread + 0.01)
-    colour = small.max(2) - small.min(2)
+    red, green, blue = cv2.split(small)
+    colour = cv2.max(cv2.max(red, green), blue) - cv2.min(cv2.min(red, green), blue)
     detail, directions = list[float](), np.zeros(_DIRECTIONS)
     for scale in range(3):
         across, down = light[:-1, 1:] - light[:-1, :-1], light[1:, :-1] - light[:-1, :-1]
@@ -64,7 +69,8 @@ def describe(content: Pixels) -> Figures:
             bins = (angle.reshape(-1) * (_DIRECTIONS / math.pi)).astype(np.intp) % _DIRECTIONS
             found = np.bincount(bins, strength.reshape(-1), _DIRECTIONS)
             directions = np.sqrt(found / (found.sum() + 1e-6))
-        light = cv2.resize(light, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        half = _SIDE >> (scale + 1)
+        light = cast("NDArray[np.float32]", cv2.resize(light, (half, half), interpolation=cv2.INTER_AREA))
     return np.concatenate(
         [
             cells.mean(0),

@@ -149,11 +149,18 @@ def watch(
                 total.add(report)
                 if report.done + report.failed:
                     observer.batch(report)
-        if joining.is_left and (joining.is_due() or stop.reason):
-            joining.add(execute(replace(plan, items=(), todo=()), segmenter, stop=stop), joined=True)
+        if joining.is_left and joining.is_due():
+            joining.add(_join(plan, segmenter), joined=True)
         stop.sleep(max(poll, took / _SHARE))
         begun, plan = time.monotonic(), _look_again(options, plan)
+    if joining.is_left:
+        _join(plan, segmenter)
     return total
+
+
+def _join(plan: RunPlan, segmenter: Segmenter) -> RunReport:
+    """Bring the tables of the folder up to date: a run of nothing does."""
+    return execute(replace(plan, items=(), todo=()), segmenter)
 
 
 def look(options: RunOptions) -> RunPlan:
