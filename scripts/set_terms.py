@@ -12,17 +12,26 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from unet_batch.files.atomic import write_atomic
 from unet_batch.model import zoo
 
 
 def with_terms(data: bytes, terms: str) -> bytes:
-    """A checkpoint's bytes with other terms: only its header changes, from whose end tensors are counted."""
+    """A checkpoint's bytes with other terms."""
+    return with_values(data, terms=terms)
+
+
+def with_values(data: bytes, **values: Any) -> bytes:
+    """A checkpoint's bytes with other values in its spec: of them only the header changes.
+
+    Tensors are counted from its end.
+    """
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     spec = json.loads(header["__metadata__"]["spec"])
-    header["__metadata__"]["spec"] = json.dumps({**spec, "terms": terms}, sort_keys=True)
+    header["__metadata__"]["spec"] = json.dumps({**spec, **values}, sort_keys=True)
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # so that tensors stay aligned
     return len(text).to_bytes(8, "little") + text + data[8 + length :]

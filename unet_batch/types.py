@@ -215,6 +215,24 @@ class ClassTable:
 
 
 @dataclass(frozen=True)
+class Domain:
+    """What a model has seen: the figures of its training pictures as a Gaussian, see `media.domain`.
+
+    Attributes:
+        mean: of each figure.
+        whitening: lower triangle, row by row, of the matrix that gives all of them one spread.
+        limit: the distance from the mean, in the root mean square of the spreads, that most pictures keep.
+        pictures, validated: that it was learned from, and that the limit was taken from.
+    """
+
+    mean: tuple[float, ...]
+    whitening: tuple[tuple[float, ...], ...]
+    limit: float
+    pictures: int
+    validated: int
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """All that is needed to run a model, apart from its weights.
 
@@ -233,6 +251,7 @@ class ModelSpec:
             a graph that came from elsewhere, of which there is no PyTorch network.
         encoder: a key of `model.efficientnet.VARIANTS`; "" for all but an "encoder-unet".
         terms: under which it may be used, and the data they come from, on one line; "" where nobody said.
+        domain: what it has seen; None where nobody knows. It decides no mask: models are equal without it.
     """
 
     name: str
@@ -248,6 +267,7 @@ class ModelSpec:
     architecture: Literal["unet", "encoder-unet", "onnx"] = "unet"
     encoder: str = ""
     terms: str = ""
+    domain: Domain | None = field(default=None, compare=False, repr=False)
 
     @property
     def network(self) -> str:

@@ -561,3 +561,18 @@ def test_a_copy_that_ends_early_is_no_picture_but_worth_another_try(
     monkeypatch.setattr(system, "get_file", get_file)
     report = segment(photos, output=str(tmp_path / "out"), retry_pauses=(0.0,))
     assert (report.done, report.retried) == (7, 3)
+
+
+def test_the_table_of_a_run_is_made_of_what_is_in_the_bucket(photos: str, bucket: str) -> None:
+    out = f"{bucket}/out"
+    report = segment(photos, output=out, save=("stats",))
+    table = stored(out)["stats.csv"]
+    keys = [line.split(",")[1] for line in table.decode().splitlines()]
+    assert keys == ["key", *(f"sub/{number}" for number in range(7))]
+    assert report.tables["stats"]["rows"] == 7
+    put(f"{out}/stats.csv", b"as it was")
+    assert segment(photos, output=out, save=("stats",)).done == 0
+    assert stored(out)["stats.csv"] == b"as it was", "nothing was new, nothing was written"
+    put(f"{photos}/more.png", png(9))
+    segment(photos, output=out, save=("stats",))
+    assert stored(out)["stats.csv"].decode().splitlines()[1].split(",")[1] == "more"

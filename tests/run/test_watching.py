@@ -24,6 +24,7 @@ from tests.helpers.runs import half_bright, write
 from tests.helpers.systems import needs_posix
 from unet_batch.errors import SourceError
 from unet_batch.inference.segmenter import Segmenter
+from unet_batch.run import watch as watch_module
 from unet_batch.run.observe import Stop
 from unet_batch.run.options import RunOptions
 from unet_batch.run.report import RunReport
@@ -261,3 +262,20 @@ def test_the_command_ends_well_on_ctrl_c(tmp_path: Path, tiny: str) -> None:
     assert "1 done" in output
     assert re.search(rf"^output    {re.escape(str(tmp_path))}.out · mask$", output, re.MULTILINE), output
     assert "Traceback" not in output
+
+
+def test_tables_are_true_when_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "_JOINING_SHARE", 1e-9)  # after the first time it would be too much
+    folder, out = tmp_path / "incoming", tmp_path / "out"
+    write(folder / "a.png", half_bright())
+
+    def rows() -> int:
+        return len((out / "stats.csv").read_text().splitlines()) - 1
+
+    with watching(folder, save=("mask", "stats")) as batches:
+        until(lambda: len(batches) == 1)
+        assert rows() == 1
+        write(folder / "b.png", half_bright())
+        until(lambda: len(batches) == 2)
+        assert rows() == 1
+    assert rows() == 2

@@ -36,7 +36,7 @@ from unet_batch.inference.backends.ensemble import Ensemble, check_members
 from unet_batch.inference.backends.select import Request, Step, select
 from unet_batch.inference.result import Result
 from unet_batch.inference.views import View, ViewOptions, choose_channels
-from unet_batch.media import images
+from unet_batch.media import domain, images
 from unet_batch.media.cleanup import UNTOUCHED, Cleanup
 from unet_batch.media.measure import Measuring
 from unet_batch.media.threads import single_threaded_cv2
@@ -298,7 +298,7 @@ class Segmenter:
             missing=picture.missing,
             alpha=picture.alpha if frame.pixels is not None else None,
             metadata=picture.metadata,
-            notes=picture.notes,
+            notes=picture.notes + domain.notes_on(frame.unlike),
         )
 
     def _at_least(self, keep_pixels: bool) -> Size | None:
@@ -308,8 +308,9 @@ class Segmenter:
     def frame(self, item: Item, pixels: Pixels, size: Size, *, keep_pixels: bool = False) -> Frame:
         """Place a picture of `size`, or a smaller version of it, into what the network is shown."""
         tensors = self.view.placer.show(pixels, size, self.view.buffers(size))
-        kept = pixels if keep_pixels or self.view.options.refine else None
-        return Frame(item, self.view.place(size), tensors, kept)
+        kept, placement = pixels if keep_pixels or self.view.options.refine else None, self.view.place(size)
+        unlike = domain.unlike(self.view.domains, tensors, placement)
+        return Frame(item, placement, tensors, kept, unlike=unlike)
 
     def infer(self, frames: Sequence[Frame]) -> list[Prediction]:
         """Run the network on a batch of frames, and let go of what it saw."""

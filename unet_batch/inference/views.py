@@ -123,6 +123,7 @@ class View:
     Attributes:
         options: the same, with the range that was taken where none was chosen.
         members: how each member of an ensemble sees pictures; one, where it is none.
+        domains: what each of them has seen, if all of them say so.
         placer: `place`, and what goes with it, without the backend: for other processes, too.
 
     Raises:
@@ -150,6 +151,10 @@ class View:
         alike = all(sight.placer == first.placer for sight in others)
         self._sights = (Sight(backend, first.options),) if alike else self.members  # one batch for all
         self.placer = Placer(tuple(sight.placer for sight in self._sights))
+        domains = [member.spec.domain for member in backend.members]
+        self.domains = tuple(each for each in domains if each is not None)
+        if len(self.domains) < len(domains):
+            self.domains = ()
 
     def facts(self) -> dict[str, Any]:
         """What of it decides pixels, as `ViewOptions.facts`; scales that differ between members in a list."""
@@ -399,6 +404,23 @@ class _Filling:
         rows = self.mosaic.add(tile)
         self.map[self._row : self._row + len(rows)] = rows
         self._row += len(rows)
+
+
+def choose_channels(spec: ModelSpec, given: Channels | None) -> Channels | None:
+    """Which bands of a picture a model takes: the given ones, or its own; None for what a person sees.
+
+    Raises:
+        UsageError: it takes another number of them.
+    """
+    if given is None:
+        return spec.channels
+    wanted = ",".join(map(str, given))
+    if len(given) != spec.in_channels or min(given) < 1:
+        raise UsageError(
+            f"--channels {wanted}: {spec.name} takes {spec.in_channels} bands, counted from 1",
+            hint="name as many, in the order of its training",
+        )
+    return given
 
 
 def trained_scale(spec: ModelSpec) -> tuple[float, str]:

@@ -12,10 +12,11 @@ map goes back (38 kB). Where the worker that kept a picture has died, another on
 from __future__ import annotations
 
 import json
+import math
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,11 +28,11 @@ from unet_batch.files.atomic import write_atomic
 from unet_batch.files.outputs import OutputTree, Style
 from unet_batch.inference.result import Result
 from unet_batch.inference.views import Placer
-from unet_batch.media import isolation
+from unet_batch.media import domain, isolation
 from unet_batch.media.cleanup import UNTOUCHED, Cleanup
 from unet_batch.media.measure import Measuring
 from unet_batch.processes import TIMED_OUT, Died, Kept, Workers
-from unet_batch.types import ClassTable, Frame, Item, ModelSpec, Prediction
+from unet_batch.types import ClassTable, Domain, Frame, Item, ModelSpec, Prediction
 
 if TYPE_CHECKING:
     from unet_batch.inference.views import View
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 _PREPARE, _FINISH = f"{__name__}:prepare", f"{__name__}:finish"
 FUNCTIONS = (isolation.DECODE, _PREPARE, _FINISH)
 """What workers must be able to do."""
-_PREPARED = struct.Struct("<IIQ")  # height and width of the picture, bytes that are kept of it
+# Height and width of the picture, bytes that are kept of it, how far it is from what the model has seen
+_PREPARED = struct.Struct("<IIQd")
 _FINISHED = struct.Struct(
     "<dd"
 )  # seconds of drawing, of writing; the sizes of the files and the notes follow
@@ -58,14 +60,22 @@ class Prepared:
         size: (height, width) of the picture.
         kept: what the worker keeps of it; None where its outputs need nothing but the map.
         weight: bytes of what is kept.
+        unlike: as of a `Frame`.
     """
 
-    __slots__ = ("item", "kept", "map", "size", "tensors", "weight")
+    __slots__ = ("item", "kept", "map", "size", "tensors", "unlike", "weight")
 
     def __init__(
-        self, item: Item, tensors: tuple[Pixels, ...], size: Size, kept: Kept | None, weight: int
+        self,
+        item: Item,
+        tensors: tuple[Pixels, ...],
+        size: Size,
+        kept: Kept | None,
+        weight: int,
+        unlike: float | None,
     ) -> None:
         self.item, self.tensors, self.size, self.kept, self.weight = item, tensors, size, kept, weight
+        self.unlike = unlike
         self.map: Pixels | None = None
 
     @property
@@ -114,7 +124,7 @@ class PictureWorkers:
     ) -> None:
         self.workers, self.view, self.outputs = workers, view, outputs
         spec = asdict(view.backend.spec)
-        del spec["training"]
+        del spec["training"], spec["domain"]
         setup = {
             "spec": spec,
             "threshold": threshold,
@@ -129,6 +139,7 @@ class PictureWorkers:
             "max_pixels": max_pixels,
             "channels": channels,
             "measuring": asdict(measuring),
+            "domains": [asdict(domain) for domain in view.domains],
             "reader": isolation.READER,
             "time_limit": isolation.TIME_LIMIT,
         }
@@ -147,7 +158,7 @@ class PictureWorkers:
 
         def receive(head: bytes) -> tuple[memoryview, ...]:
             nonlocal tensors
-            height, width, _ = _PREPARED.unpack(head)
+            height, width, *_ = _PREPARED.unpack(head)
             tensors = self.view.buffers((height, width))
             return tuple(tensor.data.cast("B") for tensor in tensors)
 
@@ -163,9 +174,9 @@ class PictureWorkers:
             raise isolation.crash_error(item.path, death, isolation.TIME_LIMIT) from None
         except OSError as error:
             raise isolation.no_space_error(item.path, error) from error
-        height, width, weight = _PREPARED.unpack(answer.head)
+        height, width, weight, unlike = _PREPARED.unpack(answer.head)
         kept = Kept(answer.worker, number) if weight else None
-        return Prepared(item, tensors, (height, width), kept, weight)
+        return Prepared(item, tensors, (height, width), kept, weight, None if math.isnan(unlike) else unlike)
 
     def infer(self, pictures: Sequence[Prepared]) -> Sequence[Prepared]:
         """Run the network on a batch; its input is let go."""
@@ -191,7 +202,8 @@ class PictureWorkers:
         copy = item.path, remote.local_path(item.path)
         assert picture.map is not None, "the network has not seen it"
         number = 0 if kept is None else kept.number
-        request = self._setup + json.dumps([number, copy, item.key, *picture.size]).encode()
+        values = [number, copy, item.key, *picture.size, picture.unlike]
+        request = self._setup + json.dumps(values).encode()
         try:
             answer = self.workers.ask(
                 _FINISH, request, (np.ascontiguousarray(picture.map).data,), kept=kept
@@ -242,6 +254,7 @@ class _Setup:
         self.refine: bool = values["refine"]
         self.cleanup = Cleanup(**values["cleanup"])
         self.measuring = Measuring.restore(values["measuring"])
+        self.domains = tuple(Domain(**domain) for domain in values["domains"])
         self.needs_pixels = self.outputs.need_pixels or self.refine
         names = ("reader", "time_limit", "at_least", "max_pixels", "range", "channels")
         self._how = [values[name] for name in names]
@@ -281,16 +294,19 @@ def prepare(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[byt
         arrays = (frame.pixels, frame.missing, frame.alpha)
         weight = 1 + sum(array.nbytes for array in arrays if array is not None)
         kept[number] = frame
-    return _PREPARED.pack(*frame.placement.source, weight), list(tensors)
+    unlike = domain.unlike(setup.domains, tensors, frame.placement)
+    far = math.nan if unlike is None else unlike
+    return _PREPARED.pack(*frame.placement.source, weight, far), list(tensors)
 
 
 def finish(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[bytes, list[Pixels]]:
     """Draw, encode and write all outputs of a picture, given its map."""
     begun = time.perf_counter()
-    setup, (number, (path, copy), key, height, width) = _read_request(request)
+    setup, (number, (path, copy), key, height, width, unlike) = _read_request(request)
     remote.adopt(path, copy)
     try:
         frame = _frame(setup, kept.pop(number, None), number, path, (height, width))
+        frame = replace(frame, notes=frame.notes + domain.notes_on(unlike), unlike=unlike)
         map = np.frombuffer(data, np.uint8).reshape(frame.placement.network)
         prediction, style = Prediction(frame, map), setup.outputs.style
         result = Result(

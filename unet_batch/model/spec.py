@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from unet_batch.errors import CheckpointError
-from unet_batch.types import ClassTable, ModelSpec
+from unet_batch.types import ClassTable, Domain, ModelSpec
 
 MAX_LEVELS = 8
 MAX_WIDTH = 4096
 MAX_SIDE = 16384
 MAX_CHANNELS = 64
+MAX_FIGURES = 256
 MAX_BAND = 65535  # as many as a TIFF can hold
 ENCODERS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 DECODER_LEVELS = 4
@@ -28,7 +29,10 @@ MAX_CLASSES = 255  # ids are uint8, and the last one stays free for "void"
 
 def dumps(spec: ModelSpec) -> str:
     """The spec as JSON text; `loads(dumps(spec)) == spec`."""
-    return json.dumps(dataclasses.asdict(spec), sort_keys=True, allow_nan=False)
+    values = dataclasses.asdict(spec)
+    if spec.domain is None:
+        del values["domain"]
+    return json.dumps(values, sort_keys=True, allow_nan=False)
 
 
 def loads(text: str) -> ModelSpec:
@@ -121,6 +125,7 @@ def _from_dict(data: Mapping[str, Any]) -> ModelSpec:
         architecture=architecture,
         encoder=encoder,
         terms=_terms(data),
+        domain=_domain(data),
     )
 
 
@@ -143,6 +148,21 @@ def _network(data: Mapping[str, Any], levels: int) -> tuple[Literal["unet", "enc
     if levels != DECODER_LEVELS:
         raise ValueError(f"widths: {DECODER_LEVELS} levels of the decoder expected, got {levels}")
     return "encoder-unet", encoder
+
+
+def _domain(data: Mapping[str, Any]) -> Domain | None:
+    """What it has seen, which files before 0.3.0 do not say."""
+    if (found := data.get("domain")) is None:
+        return None
+    mean = tuple(_number(value, "domain") for value in found["mean"])
+    whitening = tuple(tuple(_number(value, "domain") for value in row) for row in found["whitening"])
+    if len(mean) > MAX_FIGURES or [len(row) for row in whitening] != list(range(1, len(mean) + 1)):
+        raise ValueError(f"domain: a lower triangle of {len(mean)} rows expected")
+    limit = _number(found["limit"], "domain")
+    if limit <= 0:
+        raise ValueError(f"domain: a limit above 0 expected, got {limit}")
+    pictures, validated = (_integer(found[key], "domain", 0, 2**53) for key in ("pictures", "validated"))
+    return Domain(mean, whitening, limit, pictures, validated)
 
 
 def _terms(data: Mapping[str, Any]) -> str:

@@ -35,6 +35,7 @@ from unet_batch.inference.measuring import frame_cells, frame_columns
 from unet_batch.inference.segmenter import PIXEL_BUDGET, Segmenter
 from unet_batch.inference.smoothing import Smoother
 from unet_batch.media import images, video
+from unet_batch.media.domain import UNLIKE
 from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Pipeline, Stage, StageStats
 from unet_batch.run.journal import Journal, as_csv
@@ -439,6 +440,9 @@ class _ClipRun:
         path, heading = self.layout.path("timeline", key), as_csv([self.columns])
         # Parts that an earlier release has begun have fewer columns
         cells = len(self.columns)
+        far = sum(_is_unlike(line) for line in journal.lines())
+        if far:
+            result.notes.append(f"{far:,} frames {UNLIKE}")
         lines = (f"{line[:-1]}{',' * (cells - 1 - line.count(','))}\n" for line in journal.lines())
         write_atomic(path, b"".join(line.encode() for line in chain([heading], lines)))
         result.files["timeline"] = [path]
@@ -477,6 +481,12 @@ class _ClipRun:
         cleaned = bool(self.segmenter.cleanup.facts())
         cells = frame_cells(self.segmenter.spec, prediction, mask, self.segmenter.threshold, cleaned=cleaned)
         return (at.index, at.pts, at.duration, f"{seconds:.6f}", *cells)
+
+
+def _is_unlike(line: str) -> bool:
+    """Whether a line of a timeline, whose last cell says so, is of a frame beyond the limit."""
+    last = line.rstrip("\n").rpartition(",")[2]
+    return bool(last) and float(last) > 1
 
 
 def _ticks(position: Position | None, clip: video.Clip) -> int | None:

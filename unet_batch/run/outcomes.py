@@ -14,6 +14,7 @@ from unet_batch.files import archives
 from unet_batch.files.atomic import LineLog
 from unet_batch.files.naming import shown
 from unet_batch.inference.segmenter import BROKEN_DEVICE
+from unet_batch.media.domain import UNLIKE
 from unet_batch.run.manifest import Manifest
 from unet_batch.run.observe import Observer
 from unet_batch.run.plan import RunPlan
@@ -114,6 +115,7 @@ class Outcomes:
         self.report.done += 1
         self.inference_failures = 0
         self.failures.settle(path)
+        self.report.unlike += UNLIKE in notes
         for note in notes:
             add_note(self._notes, note, (path,))
         if self._tells:

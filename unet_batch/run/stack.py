@@ -193,13 +193,13 @@ class _StackRun:
             )
         ) as pages:
             for number, picture in enumerate(pages, self.pages.first):
-                self.notes += [note for note in picture.notes if note not in self.notes]
                 yield _Page(number, picture, picture.metadata.dpi)
 
     # The stages.
 
     def place(self, page: _Page) -> _Page:
         frame = self.segmenter.frame_of(self.item, page.value, keep_pixels=self.outputs.need_pixels)
+        self.notes += [note for note in frame.notes if note not in self.notes]
         return _Page(page.number, frame, page.dpi)
 
     def infer(self, pages: Sequence[_Page]) -> list[_Page]:

@@ -30,6 +30,7 @@ SETTLE = 3.0
 POLL = 1.0
 """Seconds between two looks; more where a look itself takes long."""
 _SHARE = 0.1  # of a processor that looking may take
+_JOINING_SHARE = 0.1  # and joining tables
 
 
 @dataclass
@@ -67,7 +68,7 @@ class _Joining:
         """Take note of what a run has done, and whether it has joined them."""
         if joined:
             seconds = sum(facts.get("seconds", 0.0) for facts in report.tables.values())
-            self._next = time.monotonic() + seconds / _SHARE
+            self._next = time.monotonic() + seconds / _JOINING_SHARE
         self.is_left = not joined and (self.is_left or report.done > 0)
 
 
@@ -148,11 +149,18 @@ def watch(
                 total.add(report)
                 if report.done + report.failed:
                     observer.batch(report)
-        if joining.is_left and (joining.is_due() or stop.reason):
-            joining.add(execute(replace(plan, items=(), todo=()), segmenter, stop=stop), joined=True)
+        if joining.is_left and joining.is_due():
+            joining.add(_join(plan, segmenter), joined=True)
         stop.sleep(max(poll, took / _SHARE))
         begun, plan = time.monotonic(), _look_again(options, plan)
+    if joining.is_left:
+        _join(plan, segmenter)
     return total
+
+
+def _join(plan: RunPlan, segmenter: Segmenter) -> RunReport:
+    """Bring the tables of the folder up to date: a run of nothing does."""
+    return execute(replace(plan, items=(), todo=()), segmenter)
 
 
 def look(options: RunOptions) -> RunPlan:

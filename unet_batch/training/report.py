@@ -40,6 +40,7 @@ from unet_batch.model import checkpoint
 from unet_batch.training.loop import Outcome, kept_epoch, monitored_metric
 from unet_batch.training.plan import TrainingPlan
 from unet_batch.training.ranks import Ranks
+from unet_batch.training.seen import domain_of
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
@@ -231,7 +232,11 @@ def finish(
         write_atomic(os.path.join(plan.folder, "sheet.jpg"), comparison_sheet(rows, plan.dataset.classes))
     facts = _training_facts(plan, outcome, found, backend)
     loaded = checkpoint.load(plan.output)
-    checkpoint.save(plan.output, loaded.model, dataclasses.replace(loaded.spec, training=facts))
+    progress("looking at what was learned from", 1.0)
+    size, how = plan.spec.input_size, (plan.options.range, plan.spec.in_channels)
+    seen = domain_of(plan.dataset, plan.train, plan.val, size, *how)
+    spec = dataclasses.replace(loaded.spec, training=facts, domain=seen)
+    checkpoint.save(plan.output, loaded.model, spec)
     write_json(os.path.join(plan.folder, "results.json"), {**facts, "evaluation": found.as_dict()})
     write_atomic(plan.card, model_card(plan, outcome, found, bool(rows)).encode())
     return found
