@@ -452,20 +452,3 @@ def _bring(map: Pixels, at: Placement, to: Placement, spec: ModelSpec) -> Pixels
 def _turn_back(map: Pixels, quarter: int, mirror: bool) -> Pixels:
     upright: Pixels = np.rot90(map, -quarter)
     return upright[:, ::-1] if mirror else upright
-
-
-def choose_channels(spec: ModelSpec, given: Channels | None) -> Channels | None:
-    """Which bands of a picture a model takes: the given ones, or its own; None for what a person sees.
-
-    Raises:
-        UsageError: it takes another number of them.
-    """
-    if given is None:
-        return spec.channels
-    wanted = ",".join(map(str, given))
-    if len(given) != spec.in_channels or min(given) < 1:
-        raise UsageError(
-            f"--channels {wanted}: {spec.name} takes {spec.in_channels} bands, counted from 1",
-            hint="name as many, in the order of its training",
-        )
-    return given

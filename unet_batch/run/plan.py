@@ -261,8 +261,7 @@ def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRec
         (sha256, sight.backend.spec.name, sight.backend.input_size, sight.options)
         for sha256, sight in zip(hashes, sights, strict=True)
     ]
-    own = segmenter.channels == segmenter.spec.channels  # then the model says it
-    channels = None if own else segmenter.channels
+    channels = None if segmenter.channels == segmenter.spec.channels else segmenter.channels
     return _recipe(seen, threshold, pages, channels, segmenter.cleanup, segmenter.measuring)
 
 
