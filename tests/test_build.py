@@ -24,6 +24,7 @@ from tests.helpers.builds import build_and_die, build_and_die_late, build_and_sa
 from tests.helpers.engines import confident, harm, overflowing, remember_exports
 from tests.helpers.processes import Forked
 from tests.helpers.systems import needs_permissions, needs_posix
+from tests.helpers.waiting import PATIENCE
 from unet_batch import gpu
 from unet_batch.build import BuildOptions, Built, build_engine, builders
 from unet_batch.cli import main
@@ -588,7 +589,9 @@ class TestCache:
                 time.sleep(0.005)
         finally:
             go_on.touch()
-        assert [process.wait(100) for process in processes] == [0, 0], (tmp_path / "errors.txt").read_text()
+        assert [process.wait(PATIENCE) for process in processes] == [0, 0], (
+            tmp_path / "errors.txt"
+        ).read_text()
         lines = [file.read_text().split() for file in said]
         assert sorted(words[-1] for words in lines) == ["built", "found"]
         assert sum("waiting" in words for words in lines) == 1
@@ -597,7 +600,7 @@ class TestCache:
     def test_killed_while_building(self, small: str, tmp_path: Path) -> None:
         tmp_path.joinpath(".ub-00000000-1-00000000.part").write_bytes(b"half a plan")
         os.utime(tmp_path / ".ub-00000000-1-00000000.part", (0, 0))
-        assert start(small, tmp_path, build_and_die).wait(100) == -signal.SIGKILL
+        assert start(small, tmp_path, build_and_die).wait(PATIENCE) == -signal.SIGKILL
         assert not list(tmp_path.glob("*.json")), "nothing that a later run trusts"
         assert list(tmp_path.glob("*.onnx")), "it was killed after the export"
         assert not build_engine(options(small, tmp_path)).was_there
@@ -606,7 +609,7 @@ class TestCache:
     @needs_posix
     def test_killed_between_the_plan_and_its_sidecar(self, small: str, built: Built, tmp_path: Path) -> None:
         path = copied(built, tmp_path)
-        assert start(small, tmp_path, build_and_die_late).wait(100) == -signal.SIGKILL
+        assert start(small, tmp_path, build_and_die_late).wait(PATIENCE) == -signal.SIGKILL
         with pytest.raises(BackendUnavailable, match="not the plan that was built"):
             store.load(path).read_plan()
 

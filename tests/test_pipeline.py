@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.waiting import PATIENCE, until
 from unet_batch import pipeline
 from unet_batch.pipeline import Failed, Pipeline, PipelineError, Stage, StageStats, bottleneck
 
@@ -58,13 +59,6 @@ def raise_at(bad: int, error: BaseException, results: Iterator[Any]) -> None:
 
 def notes(error: BaseException) -> str:
     return "\n".join(getattr(error, "__notes__", []))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.001)
 
 
 class Flight:
@@ -382,7 +376,7 @@ def interrupted(run: str, delay: float) -> tuple[int, str, str]:
             assert child.stdout.readline() == "ready\n"
             time.sleep(0.05)
             child.send_signal(signal.SIGINT)
-            out, err = child.communicate(timeout=15)
+            out, err = child.communicate(timeout=PATIENCE)
         finally:
             child.kill()
     return child.returncode, out, err
@@ -429,7 +423,7 @@ def test_ctrl_c_while_the_consumer_waits() -> None:
     gate = threading.Event()
 
     def work(value: int) -> int:
-        assert gate.wait(10)
+        assert gate.wait(PATIENCE)
         return value
 
     main = threading.main_thread().ident
@@ -625,7 +619,7 @@ def test_only_the_culprit_of_a_batch_fails() -> None:
         return value
 
     def some(values: list[int]) -> list[int]:
-        assert full.wait(10)
+        assert full.wait(PATIENCE)
         calls.append(list(values))
         for value in values:
             if value in (2, 5):
@@ -678,19 +672,24 @@ def test_wrong_number_of_results(answer: Any) -> None:
 def gathering(batch: int, decode: Any, *, count: int = 4) -> tuple[list[list[int]], Pipeline[int, Any]]:
     """A pipeline whose last batch, of the value 0, is made to have taken a minute; and all its batches."""
     calls: list[list[int]] = []
-    first = threading.Event()
+    first, last = threading.Event(), threading.Event()
 
     def source() -> Iterator[int]:
         yield 0
-        assert first.wait(10)
+        assert first.wait(PATIENCE)
         yield from range(1, count)
+        last.set()
+
+    def after_all_are_read(value: int) -> int:
+        assert value == 0 or last.wait(PATIENCE)  # nobody waits for what is not known yet
+        return cast("int", decode(value))
 
     def some(values: list[int]) -> list[int]:
         calls.append(list(values))
         return values
 
     stages = [
-        Stage("decode", decode, isolate=is_work_error),
+        Stage("decode", after_all_are_read, isolate=is_work_error),
         Stage("some", some, workers=3, batch=batch, isolate=is_work_error),
         Stage("last", lambda value: (pipeline._lasted.__setitem__(1, 60.0), first.set(), value)[-1]),
     ]
@@ -698,11 +697,18 @@ def gathering(batch: int, decode: Any, *, count: int = 4) -> tuple[list[list[int
     return calls, pipeline
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch waits for as long as the last one took, a minute: what is on its way may be slow to come."""
+    monkeypatch.setattr("unet_batch.pipeline._LONGEST_WAIT", PATIENCE)
+
+
 def slowly(value: int) -> int:
     time.sleep(0.05)
     return value
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_batch_waits_for_what_is_on_its_way() -> None:
     """Its values come one after the other, to three workers, all of which wait."""
     calls, pipeline = gathering(3, slowly)
@@ -711,6 +717,7 @@ def test_a_batch_waits_for_what_is_on_its_way() -> None:
     assert calls == [[0], [1, 2, 3]]
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_batch_does_not_wait_for_what_will_not_come() -> None:
     """Neither at the end of the source, nor for values that failed before."""
 
@@ -725,6 +732,7 @@ def test_a_batch_does_not_wait_for_what_will_not_come() -> None:
     assert calls == [[0], [2, 3]]
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_ends_a_run_ends_the_wait_of_a_batch() -> None:
     def decode(value: int) -> int:
         if value == 2:
@@ -744,7 +752,7 @@ def test_a_batch_waits_no_longer_than_the_last_one_took() -> None:
 
     def decode(value: int) -> int:
         if value == 2:
-            assert release.wait(10)
+            assert release.wait(PATIENCE)
         return value
 
     def some(values: list[int]) -> list[int]:
@@ -759,10 +767,11 @@ def test_a_batch_waits_no_longer_than_the_last_one_took() -> None:
 
 
 def test_after_a_slow_batch_it_does_not_wait_as_long_again() -> None:
-    """The last batch took a minute, and 2 is on its way for four seconds: 1 goes ahead."""
+    """The last batch took a minute, and 2 comes once 1 has gone ahead."""
 
     def decode(value: int) -> int:
-        time.sleep(4.0 if value == 2 else 0)
+        if value == 2:
+            until(lambda: [1] in calls)
         return value
 
     calls, pipeline = gathering(3, decode, count=3)
@@ -777,7 +786,7 @@ def test_batches_take_what_waits_and_no_more() -> None:
 
     def some(values: list[int]) -> list[int]:
         if not sizes:
-            assert gate.wait(10)
+            assert gate.wait(PATIENCE)
         sizes.append(len(values))
         return values
 
@@ -875,7 +884,7 @@ def test_idle_threads_hold_no_values() -> None:
             made.append(weakref.ref(value))
             yield value
             del value
-        assert release.wait(10)
+        assert release.wait(PATIENCE)
 
     stages = [
         Stage("a", same, workers=2),

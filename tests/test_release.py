@@ -21,6 +21,7 @@ import ruamel.yaml
 from PIL import Image
 
 from tests.conftest import ROOT
+from tests.helpers.waiting import PATIENCE
 from unet_batch.version import __version__
 
 
@@ -37,7 +38,7 @@ def command(*arguments: str | Path, cwd: Path, **environment: str) -> str:
         env={**clean, **environment},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done.stdout

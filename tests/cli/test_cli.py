@@ -25,6 +25,7 @@ from tests.helpers.command import unet_batch
 from tests.helpers.processes import Forked, command_line, in_the_background
 from tests.helpers.systems import needs_full_device, needs_posix
 from tests.helpers.tiny import tiny_model, tiny_spec
+from tests.helpers.waiting import PATIENCE
 from unet_batch.cli import main
 from unet_batch.cli.text import clock, left_out, plural, printable, shown, some
 from unet_batch.model import checkpoint
@@ -294,7 +295,7 @@ class TestRun:
             "-v",
         ]
         environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
         assert (done.returncode, done.stderr) == (0, "")
         assert "Stra\\xdfe \\u2600.jpg" in done.stdout
         assert (tmp_path / "out/masks/Straße ☀.png").is_file()
@@ -346,7 +347,7 @@ class TestRun:
     ) -> None:
         with started(many(photos, tmp_path, 3000), tmp_path / "out", tiny) as process:
             process.send_signal(number)
-            stdout, stderr = process.communicate(timeout=30)
+            stdout, stderr = process.communicate(timeout=PATIENCE)
         assert process.returncode == code
         assert "Traceback" not in stderr
         assert "what has begun is finished; again to quit now" in stderr
@@ -366,7 +367,7 @@ class TestRun:
             process.send_signal(signal.SIGINT)
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGCONT)
-            _, stderr = process.communicate(timeout=30)
+            _, stderr = process.communicate(timeout=PATIENCE)
         assert process.returncode in (130, 143)
         assert "Traceback" not in stderr
         assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "running"
@@ -383,7 +384,7 @@ class TestRun:
         folder = many(photos, tmp_path, 100)
         with started(folder, tmp_path / "out", tiny, in_the_background) as process:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
 
     @pytest.mark.slow
@@ -472,7 +473,7 @@ class TestRun:
         command = f"{sys.executable} -m unet_batch run {photos} -o {tmp_path / 'two'} -m {tiny} --log-json -"
         command += " | head -n 1; exit ${PIPESTATUS[0]}"
         done = subprocess.run(
-            ["bash", "-c", command], capture_output=True, text=True, timeout=100, check=False
+            ["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE, check=False
         )
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "two/masks/scene_0002.png").exists()

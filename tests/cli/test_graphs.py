@@ -22,6 +22,7 @@ from tests.helpers.command import unet_batch
 from tests.helpers.graphs import openvino_engine, photos, saved_checkpoint, saved_graph
 from tests.helpers.processes import Forked, command_line
 from tests.helpers.systems import needs_posix
+from tests.helpers.waiting import PATIENCE, until
 from unet_batch.cli import main
 from unet_batch.engine import onnx_model, source
 from unet_batch.errors import BackendUnavailable, CheckpointError
@@ -183,14 +184,9 @@ class TestRun:
             command_line, "watch", str(folder), "-o", str(out), "-m", saved_graph(), "--settle", "0", *ON_CPU
         )
         try:
-            end = time.monotonic() + 60
-            while len(list((out / "masks").glob("*.png"))) < 2:
-                time.sleep(0.05)
-                assert time.monotonic() < end
+            until(lambda: len(list((out / "masks").glob("*.png"))) == 2)
             process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 0
-        except subprocess.TimeoutExpired:
-            pytest.fail("it does not end")
+            assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
             process.wait()

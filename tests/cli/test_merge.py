@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from tests.helpers.command import unet_batch
 from tests.helpers.processes import Forked, command_line
+from tests.helpers.waiting import PATIENCE
 from unet_batch.cli import main
 
 
@@ -32,7 +33,7 @@ def test_a_job_array_and_its_merge(
         tasks.append(Forked(command_line, *command, output=tmp_path / f"{task}.txt"))
     monkeypatch.undo()
     for number, started in enumerate(tasks, 1):
-        stdout, _ = started.communicate(timeout=100)
+        stdout, _ = started.communicate(timeout=PATIENCE)
         assert started.returncode == 0
         assert f"shard {number}/2: " in stdout
         assert f"Shard {number}/2 is done: nothing failed." in stdout

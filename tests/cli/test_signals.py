@@ -10,6 +10,7 @@ import threading
 
 import pytest
 
+from tests.helpers.waiting import PATIENCE
 from unet_batch.cli.signals import finish_first
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals between processes")
@@ -27,7 +28,7 @@ with finish_first(names.append, "finishing", again=(signal.SIGINT,)):
 
 def run(*names: str, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", SCRIPT, *names]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, **options)  # type: ignore[call-overload,no-any-return]
 
 
 def test_the_first_is_only_noted() -> None:
@@ -40,7 +41,10 @@ def test_live_bars_do_not_cover_the_notice() -> None:
     pty = pytest.importorskip("pty")
     main, terminal = pty.openpty()
     subprocess.run(
-        [sys.executable, "-c", SCRIPT, "SIGTERM"], stdout=subprocess.DEVNULL, stderr=terminal, timeout=60
+        [sys.executable, "-c", SCRIPT, "SIGTERM"],
+        stdout=subprocess.DEVNULL,
+        stderr=terminal,
+        timeout=PATIENCE,
     )
     assert os.read(main, 100).replace(b"\r", b"") == b"\nfinishing\n\n"
     os.close(main)

@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 from tests.helpers.processes import Forked, command_line, with_nothing_installed, without_reader
 from tests.helpers.systems import needs_full_device, needs_posix
 from tests.helpers.tiny import tiny_model, tiny_spec
+from tests.helpers.waiting import PATIENCE
 from unet_batch.cli import main
 from unet_batch.model import checkpoint
 
@@ -68,12 +69,12 @@ def outcome(folder: Path, words: str, program: Callable[..., None], stdout: Path
     if words.startswith("merge"):
         for shard in ("1/2", "2/2"):
             arguments = ["run", "photos", "-o", "shards", "-m", "tiny.safetensors", "--shard", shard]
-            assert Forked(command_line, *arguments, cwd=folder).wait(100) == 0
+            assert Forked(command_line, *arguments, cwd=folder).wait(PATIENCE) == 0
     errors = folder / "errors.txt"
     command = (with_nothing_installed, program, *words.split())
     process = Forked(*command, output=stdout, errors=errors, cwd=folder)
     try:
-        code = process.wait(100)
+        code = process.wait(PATIENCE)
     finally:
         process.kill()
     assert code is not None
@@ -132,7 +133,7 @@ def test_nothing_can_be_said_at_all(here: Path) -> None:
         cwd=here,
     )
     (here / "bad.png").write_bytes(b"")
-    assert process.wait(100) == 1, "a picture failed: that is what the exit code tells"
+    assert process.wait(PATIENCE) == 1, "a picture failed: that is what the exit code tells"
     assert json.loads((here / "new/out/run.json").read_text())["done"] == 4
 
 
@@ -140,7 +141,7 @@ def test_streams_that_are_closed(here: Path) -> None:
     """As some schedulers start a job: `unet-batch ... >&- 2>&-`."""
     command = f"{sys.executable} -m unet_batch sample new/more --photos 1 --size 64x96 >&- 2>&-"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["sh", "-c", command], cwd=here, env=environment, timeout=100, check=False)
+    done = subprocess.run(["sh", "-c", command], cwd=here, env=environment, timeout=PATIENCE, check=False)
     assert done.returncode == 0
     assert list((here / "new/more").rglob("*.jpg"))
 
@@ -162,7 +163,7 @@ def test_no_file_gets_what_libraries_print_where_streams_are_closed(here: Path, 
     command = f"{sys.executable} opens.py file {closed}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        ["sh", "-c", command], cwd=here, env=environment, timeout=100, check=False, capture_output=True
+        ["sh", "-c", command], cwd=here, env=environment, timeout=PATIENCE, check=False, capture_output=True
     )
     assert done.returncode == 0
     assert int((here / "file").read_text()) > 2

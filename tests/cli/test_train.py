@@ -23,6 +23,7 @@ from tests.helpers import processes
 from tests.helpers.datasets import write_shapes
 from tests.helpers.systems import needs_posix
 from tests.helpers.tiny import tiny_model, tiny_spec
+from tests.helpers.waiting import PATIENCE
 from unet_batch.cli import main
 from unet_batch.model import checkpoint
 from unet_batch.types import ClassTable
@@ -327,7 +328,7 @@ def test_a_signal_saves_the_state_and_says_how_to_go_on(
             while lines() <= before and process.poll() is None:
                 time.sleep(0.02)
             process.send_signal(number)
-            said = process.communicate(timeout=60)[1]
+            said = process.communicate(timeout=PATIENCE)[1]
         finally:
             process.kill()
         assert process.returncode == 130, said

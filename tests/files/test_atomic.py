@@ -16,6 +16,7 @@ import pytest
 
 from tests.helpers.disk import fail_with, names
 from tests.helpers.systems import needs_full_device, needs_permissions, needs_posix
+from tests.helpers.waiting import PATIENCE
 from unet_batch.errors import OutputError
 from unet_batch.files import atomic, sources
 from unet_batch.files.atomic import LineLog, write_atomic, write_json
@@ -92,7 +93,9 @@ def test_a_killed_process_leaves_no_half_file_and_its_leftovers_go(tmp_path: Pat
         "atomic.write_atomic(sys.argv[1] + '/masks/a/b.png', b'half')"
     )
     root = str(Path(atomic.__file__).parents[2])
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=root, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=root, timeout=PATIENCE, check=False
+    )
     assert done.returncode == 9
     (left,) = names(tmp_path / "masks/a")
     assert atomic._TEMPORARY.fullmatch(left)

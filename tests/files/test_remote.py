@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.servers import FolderServer, keep_home, serve
+from tests.helpers.waiting import PATIENCE
 from unet_batch.errors import SourceError, UsageError
 from unet_batch.files import archives, naming, remote, roots
 from unet_batch.files.sources import Sources, collect
@@ -266,6 +267,6 @@ def test_without_addresses_fsspec_is_not_imported(tmp_path: Path) -> None:
         "print([name for name in sys.modules if name.partition('.')[0] in ('fsspec', 's3fs', 'aiohttp')])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     assert done.stdout.strip() == "[]"

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.systems import needs_any_name, needs_links, needs_permissions, needs_pipes, needs_posix
+from tests.helpers.waiting import PATIENCE
 from unet_batch.errors import SourceError
 from unet_batch.files import roots, sources
 from unet_batch.files.atomic import write_atomic, write_json
@@ -264,7 +265,7 @@ def test_a_pipe_called_run_json_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.json")
     thread = threading.Thread(target=find, args=(tmp_path,), daemon=True)
     thread.start()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 

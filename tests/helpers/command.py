@@ -11,21 +11,22 @@ from pathlib import Path
 
 from tests.helpers.processes import Forked, command_line
 from tests.helpers.shared import once
+from tests.helpers.waiting import PATIENCE
 
 
 def unet_batch(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, for 100 seconds at most."""
+    """Run a command to its end, for as long as `PATIENCE` lasts."""
     words = list(map(str, arguments))
     if os.name == "nt":
         command = [sys.executable, "-m", "unet_batch", *words]
-        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=100)
+        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=PATIENCE)
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder, "output"), Path(folder, "errors")
         process = Forked(command_line, *words, output=output, errors=errors, cwd=cwd)
-        code = process.wait(100)
+        code = process.wait(PATIENCE)
         if code is None:
             process.kill()
-            raise subprocess.TimeoutExpired(words, 100)
+            raise subprocess.TimeoutExpired(words, PATIENCE)
         return subprocess.CompletedProcess(words, code, output.read_text(), errors.read_text())
 
 
@@ -37,7 +38,7 @@ def doctor_of_this_machine() -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "unet_batch", "doctor", "--json"]
 
     def make(path: Path) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         path.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
 
     return subprocess.CompletedProcess(command, *json.loads(once("doctor.json", make).read_text()))

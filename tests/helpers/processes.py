@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from tests.helpers.waiting import PATIENCE
 
 PRELOADED = (
     "tests.helpers.runs",
@@ -140,9 +144,7 @@ def run_together(folder: Path, *arguments: str) -> list[str]:
     Returns:
         What each of them printed.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     errors, outputs = folder / "errors.txt", [folder / f"printed-{rank}.txt" for rank in range(2)]
     for path in outputs:
         path.unlink(missing_ok=True)
@@ -151,11 +153,20 @@ def run_together(folder: Path, *arguments: str) -> list[str]:
         for rank, output in enumerate(outputs)
     ]
     try:
-        assert [process.wait(100) for process in processes] == [0, 0], errors.read_text()
+        assert [process.wait(PATIENCE) for process in processes] == [0, 0], errors.read_text()
     finally:  # one whose partner has died waits for it
         for process in processes:
             process.kill()
     return [output.read_text() for output in outputs]
+
+
+def _free_port() -> int:
+    """A port that is free, and none of those that the system gives to connections."""
+    while True:
+        port = random.Random(os.urandom(8)).randrange(15_000, 30_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def one_of_two(rank: int, port: int, *arguments: str) -> None:

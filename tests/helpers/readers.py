@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any
 
+from tests.helpers.waiting import until
 from unet_batch.errors import ImageError
 from unet_batch.media import images
 
@@ -39,6 +40,12 @@ def obey(path: str, **options: Any) -> images.Picture:
     elif command == "hang":
         while True:
             pass
+    elif command == "interrupt":
+        os.kill(os.getppid(), signal.SIGINT)
+        time.sleep(600)
+    elif command == "wait":
+        until(lambda: os.path.exists(f"{path}.go on"))
+        raise ImageError(f"{path}: waited")
     elif command == "sleep":
         time.sleep(float(argument))
         raise ImageError(f"{path}: {os.getpid()}")

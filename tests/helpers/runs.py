@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from tests.helpers.models import fake_file
 from tests.helpers.observers import observing
+from tests.helpers.waiting import PATIENCE, until
 from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.inference.views import ViewOptions
@@ -72,10 +72,9 @@ def kill_and_resume(source: Path, out: Path, options: dict[str, Any]) -> None:
     """Kill a run once it has written a mask, and let another one do what is left."""
     from tests.helpers.processes import Forked
 
-    child, deadline = Forked(segment_folder, str(source), str(out), options), time.monotonic() + 60
-    while not any((out / "masks").rglob("[!.]*.*")) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    child = Forked(segment_folder, str(source), str(out), options)
+    until(lambda: any((out / "masks").rglob("[!.]*.*")))
     child.kill()
     child.wait()
     child = Forked(segment_folder, str(source), str(out), options)
-    assert child.wait(60) == 0
+    assert child.wait(PATIENCE) == 0

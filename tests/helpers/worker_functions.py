@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from typing import Any
 
+from tests.helpers.waiting import until
 from unet_batch.errors import ImageTooLarge
 
 
@@ -16,8 +16,10 @@ def echo(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[bytes,
 
 
 def pid(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[bytes, list[bytes]]:
-    """Tell which process this is, after so many seconds."""
-    time.sleep(float(request or b"0"))
+    """Tell which process this is; asked with a path, make PATH.asked and wait until there is PATH."""
+    if request:
+        os.close(os.open(request + b".asked", os.O_CREAT))
+        until(lambda: os.path.exists(request))
     return b"%d" % os.getpid(), []
 
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageCms
 
 import unet_batch
 from tests.helpers.runs import files, segment
+from tests.helpers.waiting import PATIENCE
 from unet_batch.errors import EncodeError, ImageError, OutputError, UsageError
 from unet_batch.files.outputs import PICTURE_KINDS, OutputTree
 from unet_batch.inference import result as result_module
@@ -140,7 +141,7 @@ def test_threads_make_masks_at_the_same_time(
     segmenter: Segmenter, photo: Path, monkeypatch: pytest.MonkeyPatch, value: str, maker: str
 ) -> None:
     results = [segmenter.predict(photo) for _ in range(2)]
-    real, both = getattr(result_module.postprocess, maker), threading.Barrier(2, timeout=10)
+    real, both = getattr(result_module.postprocess, maker), threading.Barrier(2, timeout=PATIENCE)
 
     def meeting(*arguments: object) -> object:
         both.wait()  # breaks unless the other thread comes meanwhile

@@ -6,7 +6,6 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.helpers.waiting import PATIENCE, until
 from unet_batch.errors import ImageTooLarge
 from unet_batch.processes import Died, Kept, Workers
 
@@ -102,7 +102,7 @@ os.write(report, head + found)
 def test_an_owner_that_has_closed_its_standard_streams_has_workers(closed: str) -> None:
     command = [sys.executable, "-c", CLOSED, closed, ECHO]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=30, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE, check=False)
     assert done.stdout == b"headabc"
 
 
@@ -140,18 +140,19 @@ def test_nothing_is_kept_of_a_request_that_fails() -> None:
         assert workers.ask(LOOK, b"", kept=kept).head == repr([(1, b"def")]).encode()
 
 
-def test_who_asks_for_a_busy_worker_waits_for_it_and_others_take_the_next() -> None:
+def test_who_asks_for_a_busy_worker_waits_for_it_and_others_take_the_next(tmp_path: Path) -> None:
+    go_on = tmp_path / "go on"
     with Workers(2, [PID, KEEP]) as workers, ThreadPoolExecutor(3) as pool:
         first = workers.ask(KEEP, b"7", [b""]).worker
         kept = Kept(first, 7)
         home = workers.ask(PID, b"", kept=kept).head
-        slow = pool.submit(workers.ask, PID, b"1", kept=kept)
-        while first in workers._idle:
-            time.sleep(0.01)
+        slow = pool.submit(workers.ask, PID, os.fsencode(go_on), kept=kept)
+        until(lambda: first not in workers._idle)
         wanting = pool.submit(workers.ask, PID, b"", kept=kept)
         anyone = pool.submit(workers.ask, PID, b"")
-        assert anyone.result(30).head != home
-        assert (slow.result(30).head, wanting.result(30).head) == (home, home)
+        assert anyone.result(PATIENCE).head != home
+        go_on.touch()
+        assert (slow.result(PATIENCE).head, wanting.result(PATIENCE).head) == (home, home)
 
 
 def test_what_a_dead_worker_kept_is_asked_of_another(tmp_path: Path) -> None:
@@ -159,24 +160,20 @@ def test_what_a_dead_worker_kept_is_asked_of_another(tmp_path: Path) -> None:
         worker = workers.ask(KEEP, b"3", [b"abc"]).worker
         kept = Kept(worker, 3)
         pid = int(workers.ask(PID, b"", kept=kept).head)
-        slow = pool.submit(workers.ask, PID, b"30", kept=kept)
-        while workers._idle:
-            time.sleep(0.01)
+        slow = pool.submit(workers.ask, PID, os.fsencode(tmp_path / "never"), kept=kept)
+        asked = tmp_path / "never.asked"
+        until(asked.exists)
         looking = pool.submit(workers.ask, LOOK, b"", kept=kept)
-        while not workers._waiting:
-            time.sleep(0.01)
-        slow_process = psutil.Process(pid)
-        slow_process.kill()
-        while workers.deaths == 0:
-            time.sleep(0.01)
-        # The second try of what was asked first sleeps, too: end it, so that the other's turn comes.
-        while not (children := [child for child in serving() if child.pid != pid]):
-            time.sleep(0.01)
-        time.sleep(0.5)
-        children[0].kill()
+        until(lambda: workers._waiting)
+        asked.unlink()
+        psutil.Process(pid).kill()
+        # The second try of what was asked first waits, too: end it, so that the other's turn comes.
+        until(asked.exists)
+        [child] = [child for child in serving() if child.pid != pid]
+        child.kill()
         with pytest.raises(Died):
-            slow.result(30)
-        assert looking.result(30).head == b"[]"
+            slow.result(PATIENCE)
+        assert looking.result(PATIENCE).head == b"[]"
 
 
 def test_a_worker_that_was_killed_costs_time_and_the_second_one_is_the_end_of_it(tmp_path: Path) -> None:
@@ -190,19 +187,19 @@ def test_a_worker_that_was_killed_costs_time_and_the_second_one_is_the_end_of_it
         assert workers.ask(DIE_ONCE, os.fsencode(tmp_path / "died")).head == b"alive"
 
 
-def test_nobody_waits_for_ever_when_all_is_closed() -> None:
+def test_nobody_waits_for_ever_when_all_is_closed(tmp_path: Path) -> None:
+    go_on = tmp_path / "go on"
     workers = Workers(1, [PID])
     with ThreadPoolExecutor(3) as pool:
         worker = workers.ask(PID, b"").worker
-        working = pool.submit(workers.ask, PID, b"0.5")
-        while workers._idle:
-            time.sleep(0.01)
+        working = pool.submit(workers.ask, PID, os.fsencode(go_on))
+        until(lambda: not workers._idle)
         waiting = [pool.submit(workers.ask, PID, b"", kept=kept) for kept in (None, Kept(worker, 1))]
-        while len(workers._waiting) < 2:
-            time.sleep(0.01)
+        until(lambda: len(workers._waiting) == 2)
         workers.close()
         for each in waiting:
             with pytest.raises(RuntimeError, match="closed"):
-                each.result(30)
-        assert int(working.result(30).head)
+                each.result(PATIENCE)
+        go_on.touch()
+        assert int(working.result(PATIENCE).head)
     assert not serving()

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tests.helpers.observers import observing
 from tests.helpers.processes import Forked
 from tests.helpers.runs import files, half_bright, read, segment, write
+from tests.helpers.waiting import PATIENCE, until
 from unet_batch.errors import BackendError, OutputError
 from unet_batch.files.outputs import OutputTree
 from unet_batch.inference.backends.ensemble import Ensemble
@@ -351,12 +352,9 @@ def segment_slowly(folder: str, out: str) -> None:
 def test_what_a_killed_run_leaves_is_cleaned_and_it_begins_anew(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = Forked(segment_slowly, str(folder), str(out))
-    until = time.monotonic() + 60
-    while not (parts := list((out / "masks").glob(".ub-*.part"))) and time.monotonic() < until:
-        time.sleep(0.01)
+    until(lambda: any((out / "masks").glob(".ub-*.part")))
     process.kill()
-    process.wait(30)
-    assert parts
+    process.wait(PATIENCE)
     assert not (out / "masks/a.png").exists()
     report, _ = segment(folder, output=out, view=TILES, backend=fake())
     assert report.status == "done"

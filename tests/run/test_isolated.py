@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import tifffile
 from PIL import Image
 
 from tests.helpers.runs import files, half_bright, segment, write
+from tests.helpers.waiting import until
 from unet_batch.errors import BackendError, OutputError, RunError
 from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.backends.ensemble import Ensemble
@@ -319,10 +319,7 @@ def test_workers_end_with_a_run_that_is_killed_and_the_next_one_goes_on(photos: 
         workers = psutil.Process(owner.pid).children()
         owner.kill()
     assert len(workers) == 2
-    deadline = time.monotonic() + 10
-    while any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in workers))
     report = run(photos, out)
     assert (report.failed, report.left) == (0, 0)
     assert report.skipped + report.done > 0

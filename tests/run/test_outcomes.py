@@ -24,6 +24,7 @@ from tests.helpers.observers import observing
 from tests.helpers.processes import Forked
 from tests.helpers.runs import half_bright, segment, segment_folder, write
 from tests.helpers.systems import needs_links, needs_posix
+from tests.helpers.waiting import PATIENCE
 from unet_batch.cli import main
 from unet_batch.cli.summary import closing
 from unet_batch.files.atomic import LineLog
@@ -118,7 +119,7 @@ def test_a_run_that_is_killed_keeps_what_was_known(photos: Path, tmp_path: Path)
             assert process.poll() is None
     finally:
         process.kill()
-        process.wait(30)
+        process.wait(PATIENCE)
     assert set(listed(out)) == {"bad.png", "worse.png"}
     report = run()
     assert (report.failed, report.failed_before) == (2, 0)

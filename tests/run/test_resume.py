@@ -32,6 +32,7 @@ from tests.helpers.observers import observing
 from tests.helpers.processes import Forked
 from tests.helpers.runs import files, half_bright, read, segment_folder, write
 from tests.helpers.systems import needs_pipes, needs_posix
+from tests.helpers.waiting import PATIENCE
 from unet_batch.errors import FolderInUse, ImageError, ManifestError, OutputError, SourceError, UsageError
 from unet_batch.files import atomic, locks
 from unet_batch.files.locks import claim
@@ -635,11 +636,11 @@ def test_the_second_waits(photos: Path, tmp_path: Path) -> None:
     def hold() -> None:
         with claim(str(out)):
             ready.set()
-            holding.wait(20)
+            holding.wait(PATIENCE)
 
     other = threading.Thread(target=hold)
     other.start()
-    ready.wait(20)
+    ready.wait(PATIENCE)
     plan = prepare(RunOptions((str(photos),), str(out), wait=True))
 
     def on_wait(owner: str) -> None:
@@ -658,7 +659,7 @@ def test_a_killed_owner_holds_nothing(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     program = "import os, sys; from unet_batch.files.locks import claim\nwith claim(sys.argv[1]): os._exit(9)"
-    subprocess.run([sys.executable, "-c", program, str(out)], cwd=ROOT, check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", program, str(out)], cwd=ROOT, check=False, timeout=PATIENCE)
     assert (out / ".run.owner").exists()
     assert run(photos, out).done == 4
 
@@ -678,7 +679,7 @@ def test_two_that_start_together_do_everything_once(tmp_path: Path) -> None:
     folder, out = many(tmp_path / "photos", 60), tmp_path / "out"
     processes = [start(folder, out, wait=True) for _ in range(2)]
     for process in processes:
-        assert process.wait(50) == 0
+        assert process.wait(PATIENCE) == 0
     assert set(done_lines(out).values()) == {1}
     assert len(done_lines(out)) == 60
 
@@ -735,7 +736,7 @@ def test_an_output_folder_of_shards_is_never_a_source(tmp_path: Path) -> None:
 def test_shards_side_by_side(tmp_path: Path) -> None:
     folder, out = many(tmp_path / "photos", 120), tmp_path / "out"
     processes = [start(folder, out, shard=Shard(number, 4)) for number in range(1, 5)]
-    assert [process.wait(55) for process in processes] == [0] * 4
+    assert [process.wait(PATIENCE) for process in processes] == [0] * 4
     assert len(done_lines(out)) == 120
     assert set(done_lines(out).values()) == {1}
     run(folder, tmp_path / "whole")
@@ -867,7 +868,7 @@ def test_killed_at_fifty_random_moments_over_500_photos(tmp_path: Path) -> None:
                     time.sleep(0.001)
                 time.sleep(choose.uniform(0, 0.004))
                 process.send_signal(signal.SIGKILL)
-            code = process.wait(100)
+            code = process.wait(PATIENCE)
         finally:
             process.kill()
             process.wait()

@@ -26,6 +26,7 @@ from tests.conftest import ROOT
 from tests.helpers.host import Brightness, HostBackend, brightness
 from tests.helpers.systems import needs_linux
 from tests.helpers.tiny import encoder_spec
+from tests.helpers.waiting import until
 from unet_batch import gpu
 from unet_batch.build import BuildOptions
 from unet_batch.engine import onnx_model, store
@@ -481,10 +482,7 @@ def test_a_section_that_hangs_is_killed_with_all_it_started(section: Any, tmp_pa
     assert time.perf_counter() - begun < 30
     assert (found["status"], found["data"]) == ("timeout", {"half": 1})
     pid = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 10
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive(pid)
+    until(lambda: not alive(pid))
 
 
 def alive(pid: int) -> bool:

@@ -22,6 +22,7 @@ from tests.conftest import ROOT
 from tests.helpers.datasets import write_shapes
 from tests.helpers.processes import Forked, one_thread, run_together
 from tests.helpers.systems import needs_posix
+from tests.helpers.waiting import PATIENCE
 from unet_batch.datasets.find import find_dataset
 from unet_batch.datasets.join import join
 from unet_batch.errors import ImageError, OutputError, TrainingError, UnetBatchError
@@ -548,7 +549,7 @@ class TestSeveralProcesses:
             while process.poll() is None and not (written.exists() and written.stat().st_size):
                 time.sleep(0.005)
             process.send_signal(signal.SIGTERM)  # as a batch system does before it takes the machine away
-            _, errors = process.communicate(timeout=100)
+            _, errors = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
         assert process.returncode != 0, errors

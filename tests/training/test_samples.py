@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.datasets import mask, photo
+from tests.helpers.waiting import PATIENCE
 from unet_batch.datasets.dataset import Dataset
 from unet_batch.datasets.encoding import VOID
 from unet_batch.datasets.find import find_dataset
@@ -111,7 +112,7 @@ class TestMemory:
         start = threading.Barrier(8)
 
         def work(seed: int) -> bool:
-            start.wait(10)
+            start.wait(PATIENCE)
             order = random.Random(seed).sample(range(len(shared)), len(shared)) * 2
             return all(equal(shared[number], truth[number]) for number in order)
 

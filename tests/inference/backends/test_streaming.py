@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.host import SHAPE, Brightness, HostBackend, brightness, fail, pictures
+from tests.helpers.waiting import PATIENCE
 from unet_batch.errors import BackendError, DeviceOutOfMemory
 from unet_batch.inference.backends import streaming
 from unet_batch.inference.backends.cuda_memory import Resource
@@ -134,7 +135,7 @@ def test_two_executors_share_a_memory() -> None:
 
 def test_slots_are_used_at_once() -> None:
     """Three batches are on the GPU before the first one is waited for; a fourth thread waits for a slot."""
-    meeting = threading.Barrier(3, timeout=10)
+    meeting = threading.Barrier(3, timeout=PATIENCE)
 
     class Meeting(HostMemory):
         open = False
@@ -159,11 +160,11 @@ def test_steps_of_different_batches_overlap() -> None:
 
         def hold(batch: int) -> None:
             entered.set()
-            go_on.wait(10)
+            go_on.wait(PATIENCE)
 
         bench.program.fails = hold
         first = pool.submit(bench.is_right, 3)
-        assert entered.wait(10)
+        assert entered.wait(PATIENCE)
         bench.program.fails = lambda batch: None
         second = pool.submit(bench.is_right, 3, 1)
         # Uploads of three pictures and a mark, twice; the first batch's wait, and its work
@@ -450,12 +451,12 @@ class TestClose:
 
             def hold(batch: int) -> None:
                 running.set()
-                finish.wait(10)
+                finish.wait(PATIENCE)
 
             bench.program.fails = hold
             with ThreadPoolExecutor(4) as pool:
                 first = pool.submit(bench.is_right, 2)
-                assert running.wait(10)
+                assert running.wait(PATIENCE)
                 waiting = [pool.submit(bench.is_right, 2) for _ in range(2)]
                 closing = pool.submit(bench.executor.close)
                 while not bench.executor._closed:
@@ -655,7 +656,7 @@ class TestBackend:
         assert not backend.memory.alive
 
     def test_threads_that_fail_together_halve_once(self) -> None:
-        meeting = threading.Barrier(3, timeout=10)
+        meeting = threading.Barrier(3, timeout=PATIENCE)
         with HostBackend(batch_size=8) as backend:
             tried = threading.local()
             run = backend._infer

@@ -22,6 +22,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from tests.helpers.formats import chunk, encoded, grey, png, read_bytes, tiff
+from tests.helpers.waiting import PATIENCE
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.media import images
 
@@ -163,7 +164,7 @@ with open("/proc/self/status") as status:
 print(json.dumps([failed, peak]))
 """
     command = [sys.executable, "-W", "error", "-c", script, str(odd)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE, check=False)
     assert done.stderr == ""
     failed, peak = json.loads(done.stdout)
     # 1: LIST.tsv

@@ -27,6 +27,7 @@ from tests.helpers.clips import (
 )
 from tests.helpers.footage import Footage, Sound, look_at, scene
 from tests.helpers.systems import needs_full_device
+from tests.helpers.waiting import PATIENCE
 from unet_batch.errors import OutputError, VideoError
 from unet_batch.media import video
 from unet_batch.media.video import CODECS, MASKS, Reader, Writer, assemble
@@ -212,7 +213,7 @@ def in_a_browser(path: str, folder: Path) -> dict[str, Any]:
             stderr=subprocess.DEVNULL,
         ) as child:
             try:
-                found: dict[str, Any] = json.loads(answers.get(timeout=80))
+                found: dict[str, Any] = json.loads(answers.get(timeout=PATIENCE))
             finally:
                 child.kill()
                 server.shutdown()
