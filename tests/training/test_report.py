@@ -78,7 +78,10 @@ def test_a_model_of_12_bit_images_is_judged_and_run_in_the_range_of_its_training
     outcome = loop.train(plan)
     found = report.finish(plan, outcome)
     assert found.photo.mean("dice", per_picture=True) > 0.85
-    assert checkpoint.identify(plan.output).spec.training["range"] == "percentile"
+    spec = checkpoint.identify(plan.output).spec
+    assert spec.training["range"] == "percentile"
+    assert spec.domain is not None
+    assert (spec.domain.pictures, spec.domain.validated) == (len(plan.train), len(plan.val))
     image = str(folder / "images" / "set00_0.png")
     with unet_batch.load(plan.output, backend="torch", device="cpu") as segmenter:
         mask = segmenter(image)
