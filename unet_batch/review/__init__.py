@@ -1,0 +1,1 @@
+"""Look through what a run has made, before it is believed."""
