@@ -131,7 +131,8 @@ def _loops(mask: Mask, *, simple: bool) -> list[Ring]:
     for start in range(len(corner)):
         if seen[start]:
             continue
-        path, node = [], start
+        path: list[int] = []
+        node = start
         while True:
             other = node ^ 1
             path += (node, other)

@@ -46,8 +46,8 @@ def pick(
 ) -> tuple[Picked, ...]:
     """Choose pictures, the most unsure first.
 
-    The ten times as many that the network was least sure of are candidates; of these each next one is that
-    which differs most from all before it (k-center, greedy), by thumbnails.
+    The ten times as many that the network was least sure of are candidates. Of these each next one is that
+    with the largest product of how unsure it is and how far its thumbnail is from all before it.
 
     Args:
         run: whose pictures.
@@ -77,7 +77,8 @@ def pick(
             hint="models of several classes have no probabilities",
         )
     candidates = [Picked(item, share) for share, _, item in sorted(best, reverse=True)]
-    chosen = _spread([_describe(each.item) for each in candidates], count)
+    weights = np.array([each.unsure for each in candidates])
+    chosen = _spread([_describe(each.item) for each in candidates], weights, count)
     return tuple(candidates[place] for place in sorted(chosen))
 
 
@@ -124,19 +125,20 @@ def _describe(item: FinishedItem) -> NDArray[np.float32]:
         with suppress(ImageError):
             pixels = images.read(path, at_least=(_SIDE * 4, _SIDE * 4)).pixels[..., :3]
             small = cv2.resize(pixels, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-            return small.reshape(-1).astype(np.float32) / np.float32(255)
+            thumbnail: NDArray[np.float32] = small.reshape(-1).astype(np.float32) / np.float32(255)
+            return thumbnail
     return np.zeros(_SIDE * _SIDE * 3, np.float32)
 
 
-def _spread(points: Sequence[NDArray[np.float32]], count: int) -> list[int]:
-    """Places of points far from each other, the first one first (Gonzalez, 1985)."""
+def _spread(points: Sequence[NDArray[np.float32]], weights: NDArray[np.float64], count: int) -> list[int]:
+    """Places of points that are far from each other, by weight: k-center, greedy (Gonzalez, 1985)."""
     every = np.stack(points)
     chosen = [0]
     nearest = np.linalg.norm(every - every[0], axis=1)
-    nearest[0] = -1.0
     while len(chosen) < min(count, len(points)):
-        place = int(nearest.argmax())
+        score = nearest * weights
+        score[chosen] = -1.0
+        place = int(score.argmax())
         chosen.append(place)
         nearest = np.minimum(nearest, np.linalg.norm(every - every[place], axis=1))
-        nearest[place] = -1.0
     return chosen
