@@ -19,7 +19,7 @@ else:
     import tomli as tomllib
 
 FLAT_MODULES = 9
-LAYERS = 11
+LAYERS = 10
 MODULE_LINES = 500
 FUNCTION_LINES = 80
 

@@ -35,7 +35,7 @@ def read_coco(folder: Path, file: str, classes: list[str], size: tuple[int, int]
 
 
 def read_yolo(folder: Path, file: str, classes: list[str], size: tuple[int, int]) -> Masks:
-    """Lines of a class and shares; outlines are cut to whole pixels and painted, as YOLO's own loader does."""
+    """Lines of a class and shares; outlines are cut to whole pixels and painted, as YOLO's loader does."""
     masks = {name: np.zeros(size, np.uint8) for name in classes}
     for line in (folder / "labels" / f"{Path(file).with_suffix('')}.txt").read_text().splitlines():
         category, *shares = line.split()

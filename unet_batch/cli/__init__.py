@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from unet_batch.cli.audit import audit
 from unet_batch.cli.bench import bench
 from unet_batch.cli.check_data import check_data
 from unet_batch.cli.command import Program
+from unet_batch.cli.diff import diff
 from unet_batch.cli.doctor import doctor
 from unet_batch.cli.engine import build_engine, inspect
 from unet_batch.cli.evaluate import evaluate
@@ -15,6 +17,7 @@ from unet_batch.cli.import_weights import import_weights
 from unet_batch.cli.labels import labels
 from unet_batch.cli.merge import merge
 from unet_batch.cli.report import report
+from unet_batch.cli.pick import pick
 from unet_batch.cli.run import run, watch
 from unet_batch.cli.sample import sample
 from unet_batch.cli.train import train
@@ -47,6 +50,9 @@ for command in (
     merge,
     labels,
     report,
+    pick,
+    audit,
+    diff,
     sample,
     doctor,
     train,

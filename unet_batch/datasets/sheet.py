@@ -123,14 +123,17 @@ class Comparison:
     found: Pixels
 
 
-def comparison_sheet(rows: Sequence[Comparison], classes: ClassTable) -> bytes:
+def comparison_sheet(
+    rows: Sequence[Comparison], classes: ClassTable, sides: tuple[str, str] | None = None
+) -> bytes:
     """Draw picture, truth, prediction and error of each row, as a JPEG.
 
     Args:
         rows: at least one; 100 make a sheet of some 30,000 lines, and a JPEG holds 65,535.
         classes: of one name: ids are 0 and 1.
+        sides: what truth and prediction are called where neither is more true than the other.
     """
-    titles = ("picture", "truth", "prediction", "error")
+    titles = ("picture", *(sides or ("truth", "prediction")), "difference" if sides else "error")
     drawn = [_draw_panels(row, classes) for row in rows]
     width = max(panels[0].shape[1] for panels in drawn)
     full = len(titles) * (width + _BETWEEN) - _BETWEEN
@@ -141,7 +144,7 @@ def comparison_sheet(rows: Sequence[Comparison], classes: ClassTable) -> bytes:
             _draw_text_line([(_shorten(row.key, 60), None, _GREY), (row.caption, None, _INK)], full),
         ]
     lines.append(np.full((_GAP, full, 3), 255, np.uint8))
-    lines += _draw_legend(rows, classes, full)
+    lines += _draw_legend(rows, classes, full, sides)
     sheet = np.pad(np.vstack(lines), ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)
     return images.encode_jpeg(sheet)
 
@@ -237,12 +240,17 @@ def _background_id(classes: ClassTable) -> int:
     return VOID if classes.background is None else classes.background
 
 
-def _draw_legend(rows: Sequence[Comparison], classes: ClassTable, width: int) -> list[Pixels]:
+def _draw_legend(
+    rows: Sequence[Comparison], classes: ClassTable, width: int, sides: tuple[str, str] | None
+) -> list[Pixels]:
     """Draw the lines that say what the colours mean, of those that can occur."""
     ground, several = _background_id(classes), len(classes.names) > 1
-    entries: list[tuple[str, Colour | None, Colour]] = [("error:", None, _INK)]
+    what, missed, invented = "error:", "missed", "invented"
+    if sides:
+        what, missed, invented = "difference:", f"in {sides[0]} only", f"in {sides[1]} only"
+    entries: list[tuple[str, Colour | None, Colour]] = [(what, None, _INK)]
     if ground != VOID:
-        entries += [("missed", _MISSED, _INK), ("invented", _INVENTED, _INK)]
+        entries += [(missed, _MISSED, _INK), (invented, _INVENTED, _INK)]
     if several:
         entries.append(("another class", _CONFUSED, _INK))
     if any((row.truth == VOID).any() for row in rows):

@@ -156,6 +156,7 @@ def _write(
     stage: Stage[Any, Any] = Stage("label", work, workers, isolate=lambda error: isinstance(error, ItemError))
     results: Pipeline[FinishedItem, Any]
     with Pipeline(wanted(), [stage], in_flight=_AHEAD, describe=lambda item: item.key) as results:
+        result: Any
         for number, result in enumerate(results, 1):
             if isinstance(result, Failed):
                 error, item = result.error, result.value

@@ -28,7 +28,7 @@ class LabelmeFormat(LabelFormat):
         """Its file."""
         height, width = picture.size
         shapes = self._outlines(picture) if self.settings.polygons else self._masks(picture)
-        content = {
+        content: dict[str, Any] = {
             "version": _VERSION,
             "flags": {},
             "shapes": shapes,

@@ -131,7 +131,8 @@ def _loops(mask: Mask, *, simple: bool) -> list[Ring]:
     for start in range(len(corner)):
         if seen[start]:
             continue
-        path, node = [], start
+        path: list[int] = []
+        node = start
         while True:
             other = node ^ 1
             path += (node, other)
@@ -140,8 +141,8 @@ def _loops(mask: Mask, *, simple: bool) -> list[Ring]:
                 break
         if not kind[start] & 8:  # what is below its highest edge is not in the mask
             path = [path[0], *path[:0:-1]]
-        for piece in _split(path, places) if simple and twice.any() else [path]:
-            loops.append(points[piece])
+        pieces = _split(path, places) if simple and twice.any() else [path]
+        loops += [points[piece] for piece in pieces]
     return loops
 
 
@@ -212,7 +213,7 @@ def _thread(rings: Sequence[Ring], moved: Sequence[Ring], starts: NDArray[np.int
     half = 0.5 if centres else 0.0
     # The vertical edges that have the object at their right: where cuts from holes may end.
     ring_of, edge_of, left, top = (
-        np.concatenate(parts) for parts in zip(*map(_rising, rings, range(len(rings))))
+        np.concatenate(parts) for parts in zip(*map(_rising, rings, range(len(rings))), strict=True)
     )
     order = np.lexsort((top, left))
     left, top = left[order], top[order]

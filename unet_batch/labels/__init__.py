@@ -1,0 +1,1 @@
+"""The masks of a run as the labels that annotation tools import."""
