@@ -16,8 +16,8 @@ from unet_batch.cli.import_graph import import_graph
 from unet_batch.cli.import_weights import import_weights
 from unet_batch.cli.labels import labels
 from unet_batch.cli.merge import merge
-from unet_batch.cli.report import report
 from unet_batch.cli.pick import pick
+from unet_batch.cli.report import report
 from unet_batch.cli.run import run, watch
 from unet_batch.cli.sample import sample
 from unet_batch.cli.train import train

@@ -68,7 +68,7 @@ def labels(
     from unet_batch.cli.screen import Lines
     from unet_batch.cli.text import plural, shown
     from unet_batch.labels.base import LabelSettings
-    from unet_batch.labels.export import export
+    from unet_batch.review.labels import export
     from unet_batch.run.finished import FinishedRun
 
     lines = Lines(quiet=quiet, to_stderr=False)
