@@ -94,10 +94,10 @@ def _source_pixels(task: Task, look: Look, entry: Entry) -> Pixels | None:
 
 def regions(values: Pixels, classes: ClassTable) -> Pixels:
     """Stored numbers as masks are inside: 0 and 255 for one class, ids for several."""
-    numbers = np.asarray(values)
     if len(classes.names) == 1:
-        return np.where(numbers > 0, np.uint8(255), np.uint8(0))
-    return np.minimum(numbers, 255).astype(np.uint8)
+        return np.where(values > 0, np.uint8(255), np.uint8(0))
+    capped: Pixels = np.minimum(values, 255).astype(np.uint8)
+    return capped
 
 
 def measure(mask: Pixels, classes: ClassTable) -> dict[str, float | None]:
