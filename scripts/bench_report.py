@@ -85,9 +85,9 @@ def make_run(folder: Path, count: int, drawn: int = DRAWN, *, stats: bool = True
             source = photos / f"{key}.jpg"
             _link(scenes / f"{number % drawn}.jpg", source)
             files = {}
-            for kind, (place, suffix) in kinds.items():
-                _link(scenes / f"{number % drawn}{suffix}", out / place / f"{key}{suffix}")
-                files[kind] = ((f"{place}/{key}{suffix}", 1),)
+            for kind, (below, suffix) in kinds.items():
+                _link(scenes / f"{number % drawn}{suffix}", out / below / f"{key}{suffix}")
+                files[kind] = ((f"{below}/{key}{suffix}", 1),)
             identity = Identity.of(str(source), f"{key}.jpg")
             records.append(Record(key, "done", identity, recipe.digest, files, "fake", str(photos)))
         manifest.record(*records)

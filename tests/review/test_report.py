@@ -14,7 +14,7 @@ import pytest
 from scripts.bench_report import make_run
 from tests.helpers.models import fake_file
 from tests.helpers.runs import half_bright, write
-from unet_batch.errors import FolderInUse, OutputError, UsageError
+from unet_batch.errors import FolderInUse, ImageError, OutputError, UsageError
 from unet_batch.files.locks import claim
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media.images.thumbnails import encode_mask_thumbnail, fit
@@ -201,6 +201,11 @@ def test_areas_and_pieces_are_measured_on_masks() -> None:
     assert (found["share tree"], found["share car"], found["largest"]) == (300 / 3200, 0, 300 / 3200)
     assert "share" not in measure(ids, class_table(["sky", "car", "tree"]))
     assert regions(np.array([[0, 1, 255]], np.uint8), ONE).tolist() == [[0, 255, 255]]
+    coloured = np.zeros((4, 6, 3), np.uint8)  # a mask that an editor has saved as RGB
+    coloured[0, 0, 1] = 9
+    assert regions(coloured, ONE).sum() == 255
+    with pytest.raises(ImageError, match="colours"):
+        regions(coloured, class_table(["background", "car"]))
 
 
 @pytest.mark.parametrize("count", [1, 3, 15, 16, 200])

@@ -28,7 +28,7 @@ def report(output: str, wait: bool, quiet: bool) -> None:
 
     \b
     Examples:
-      unet-batch run ./photos -o out --save mask,stats
+      unet-batch run ./photos -o out --report
       unet-batch report out
       unet-batch run @bad.txt -o again -m fine
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import cv2
 import numpy as np
 
-from unet_batch.errors import ItemError
+from unet_batch.errors import ImageError, ItemError
 from unet_batch.files import archives, remote
 from unet_batch.media import images
 from unet_batch.media.images import thumbnails
@@ -93,11 +93,17 @@ def _source_pixels(task: Task, look: Look, entry: Entry) -> Pixels | None:
 
 
 def regions(values: Pixels, classes: ClassTable) -> Pixels:
-    """Stored numbers as masks are inside: 0 and 255 for one class, ids for several."""
-    numbers = np.asarray(values)
+    """Stored numbers as masks are inside: 0 and 255 for one class, ids for several.
+
+    Raises:
+        ImageError: somebody has saved ids as colours.
+    """
     if len(classes.names) == 1:
-        return np.where(numbers > 0, np.uint8(255), np.uint8(0))
-    return np.minimum(numbers, 255).astype(np.uint8)
+        plane = values if values.ndim == 2 else values.max(axis=2)
+        return cast("Pixels", np.where(plane > 0, np.uint8(255), np.uint8(0)))
+    if values.ndim != 2:
+        raise ImageError("its mask holds colours, where ids are expected", hint="save it as 8-bit grey")
+    return cast("Pixels", np.minimum(values, 255).astype(np.uint8))
 
 
 def measure(mask: Pixels, classes: ClassTable) -> dict[str, float | None]:

@@ -563,12 +563,23 @@ function drawFull(item, source) {
     paint(image, small()[place], kind);
     $("zoom-note").textContent ||= what;
   };
-  photo.onerror = () => fall(photo, 0, "jpeg", "A browser cannot show this photo at full size: this is its thumbnail.");
+  photo.onerror = () => {
+    const overlay = fileOf(item, "overlay");
+    if (overlay === null || photo.getAttribute("src") === overlay) {
+      fall(photo, 0, "jpeg", "A browser cannot show this photo at full size: this is its thumbnail.");
+      return;
+    }
+    mask.onerror = null;
+    paint(mask, "", "png");
+    photo.removeAttribute("data-none");
+    photo.src = overlay;
+    $("zoom-note").textContent ||= "A browser cannot show this photo: this is its overlay.";
+  };
   mask.onerror = () => fall(mask, 1, "png", "A browser cannot show this mask at full size: this is its thumbnail.");
   photo.style.filter = "";
-  if (source.url === null) photo.onerror(); else { photo.removeAttribute("data-none"); photo.src = source.url; }
   mask.style.filter = "url(#tint)";
   if (file === null || !file.endsWith(".png")) mask.onerror(); else { mask.removeAttribute("data-none"); mask.src = file; }
+  if (source.url === null) photo.onerror(); else { photo.removeAttribute("data-none"); photo.src = source.url; }
   const next = order[active + 1];
   if (next !== undefined && !of(next, "clips")) {  // so that it is there when it is wanted
     if (sourceOf(next).url !== null) new Image().src = sourceOf(next).url;
@@ -625,6 +636,7 @@ function buildTint() {  // grey levels of a mask's file to colours, as `report/p
   const svg = facts.ids
     ? `<feComponentTransfer in="SourceGraphic" result="c"><feFuncR type="discrete" tableValues="${table(levels[0])}"/><feFuncG type="discrete" tableValues="${table(levels[1])}"/><feFuncB type="discrete" tableValues="${table(levels[2])}"/></feComponentTransfer><feComponentTransfer in="SourceGraphic"><feFuncR type="discrete" tableValues="${table(facts.classes.map(each => each.ground ? 0 : 1))}"/></feComponentTransfer><feColorMatrix values="0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1 0 0 0 0" result="a"/><feComposite in="c" in2="a" operator="in"/>`
     : `<feColorMatrix values="${levels.map(level => `0 0 0 0 ${level[0]}`).join(" ")} 1 0 0 0 0"/>`;
+  $("full-mask").style.imageRendering = facts.ids ? "pixelated" : "";  // between two ids lies a third class
   $("filter-defs").innerHTML = `<filter id="tint" color-interpolation-filters="sRGB" x="0" y="0" width="1" height="1">${svg}</filter>`;
 }
 
@@ -759,11 +771,11 @@ function listenToGrid() {
   grid.addEventListener("click", event => {
     const cell = event.target.closest(".cell");
     if (!cell) return;
-    const again = cell.place === active && event.detail > 0 && document.activeElement === cell;
     setActive(cell.place);
     if (again || matchMedia("(pointer: coarse)").matches) openZoom();
   });
-  grid.addEventListener("mousedown", event => { if (event.target.closest(".cell")?.place !== active) document.activeElement?.blur?.(); });
+  let again = false;  // it had the focus before it was clicked
+  grid.addEventListener("pointerdown", event => { again = event.target.closest(".cell") === document.activeElement; });
   let size = "";
   new ResizeObserver(() => {
     const now = `${grid.clientWidth} ${grid.clientHeight}`;
