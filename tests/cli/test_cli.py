@@ -158,6 +158,7 @@ class TestRun:
         assert report["model"] == {
             "name": "tiny + wide",
             "classes": ["class0"],
+            "colours": [[0, 80, 200]],
             "terms": "wide: for a test",
             "members": members,
         }

@@ -55,6 +55,7 @@ def test_layout_of_clips(tmp_path: Path) -> None:
     tree = ClipTree(str(tmp_path), ["frames", "prob", "mask", "overlay"], {"mask": ".mkv", "overlay": ".mov"})
     assert tree.kinds == ("mask", "overlay", "frames")
     pictures = {"sheet", "palette", "prob", "prob16", "prob32", "geotiff", "dicomseg"}
+    pictures |= {"instances", "stats", "objects"}
     assert set(CLIP_KINDS) == set(KINDS) - pictures
     assert [os.path.relpath(tree.path(kind, "lot/a.b"), tmp_path) for kind in (*tree.kinds, "timeline")] == [
         "masks/lot/a.b.mkv",

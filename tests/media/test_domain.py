@@ -50,13 +50,13 @@ def test_pictures_of_the_same_kind_are_within_and_others_beyond() -> None:
     assert all(domain.distance(known, domain.describe(grainy(seed))) > 1.5 for seed in range(20))
 
 
-def test_the_limit_holds_all_but_one_of_a_hundred() -> None:
+def test_the_limit_holds_all_but_two_of_a_hundred() -> None:
     trained = [domain.describe(soft(seed)) for seed in range(60)]
     validated = [domain.describe(soft(seed)) for seed in range(1000, 1200)]
     found = domain.learn(trained, validated)
     assert found is not None
     assert (found.pictures, found.validated) == (60, 200)
-    assert sum(domain.distance(found, each) > 1 + 1e-4 for each in validated) <= 2
+    assert sum(domain.distance(found, each) > 1 + 1e-4 for each in validated) <= 4
 
 
 def test_the_size_of_the_network_hardly_matters() -> None:

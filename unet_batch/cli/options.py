@@ -229,22 +229,30 @@ def parse_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def make_cleanup(
-    *, classes: tuple[str, ...] | None, min_area: str, fill_holes: str, largest: bool
-) -> Cleanup:
-    """What masks are cleaned of.
+@dataclass(frozen=True)
+class CleanupOptions:
+    """What masks are to be cleaned of; each as `media.cleanup.Cleanup` has it."""
 
-    Raises:
-        UsageError: an area cannot be read.
-    """
-    from unet_batch.media.cleanup import Cleanup
+    classes: tuple[str, ...] | None
+    min_area: str
+    fill_holes: str
+    largest: bool
 
-    return Cleanup(classes or (), min_area, fill_holes, largest)
+    @property
+    def cleanup(self) -> Cleanup:
+        """What they mean.
+
+        Raises:
+            UsageError: an area cannot be read.
+        """
+        from unet_batch.media.cleanup import Cleanup
+
+        return Cleanup(self.classes or (), self.min_area, self.fill_holes, self.largest)
 
 
 cleanup_options = Bundle(
-    "cleanup",
-    make_cleanup,
+    "cleaning",
+    CleanupOptions,
     _cleanup(
         ["--classes"],
         metavar="NAMES",
@@ -270,20 +278,28 @@ cleanup_options = Bundle(
 # Tables -----------------------------------------------------------------------------------------------------
 
 
-def make_measuring(*, pixel_size: str | None, watershed: int | None) -> Measuring:
-    """How masks are measured.
+@dataclass(frozen=True)
+class MeasuringOptions:
+    """How masks are to be measured; each as `media.measure.Measuring` has it."""
 
-    Raises:
-        UsageError: the size cannot be read, or scikit-image is not installed.
-    """
-    from unet_batch.media.measure import Measuring, PixelSize
+    pixel_size: str | None
+    watershed: int | None
 
-    return Measuring(None if pixel_size is None else PixelSize.parse(pixel_size), watershed)
+    @property
+    def measuring(self) -> Measuring:
+        """What they mean.
+
+        Raises:
+            UsageError: the size cannot be read, or scikit-image is not installed.
+        """
+        from unet_batch.media.measure import Measuring, PixelSize
+
+        return Measuring(PixelSize.parse(self.pixel_size) if self.pixel_size else None, self.watershed)
 
 
 measuring_options = Bundle(
-    "measuring",
-    make_measuring,
+    "tables",
+    MeasuringOptions,
     _output(
         ["--pixel-size"],
         metavar="SIZE",

@@ -12,7 +12,9 @@ import click
 from unet_batch.cli.command import Command, command_line, option
 from unet_batch.cli.network_options import NetworkOptions, network_options
 from unet_batch.cli.options import (
+    CleanupOptions,
     DisplayOptions,
+    MeasuringOptions,
     cleanup_options,
     display_options,
     measuring_options,
@@ -27,8 +29,6 @@ from unet_batch.files.sources import check_names
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.inference.segmenter import Segmenter
-    from unet_batch.media.cleanup import Cleanup
-    from unet_batch.media.measure import Measuring
     from unet_batch.run.options import RunOptions, VideoOptions
 
 _build_option = option(
@@ -83,10 +83,10 @@ _max_pixels_option = option(
 @display_options
 def run(
     options: RunOptions,
-    measuring: Measuring,
+    tables: MeasuringOptions,
     network: NetworkOptions,
     build: bool,
-    cleanup: Cleanup,
+    cleaning: CleanupOptions,
     video: VideoOptions,
     workers: int | None,
     max_pixels: int | None,
@@ -125,7 +125,7 @@ def run(
     screen.loading(network.model)
     if piped:
         with _open_network(
-            screen, network, build, cleanup, workers, max_pixels, options, measuring
+            screen, network, build, cleaning, workers, max_pixels, options, tables
         ) as segmenter:
             run_pipe(options, segmenter)
         return
@@ -138,7 +138,7 @@ def run(
     plan = prepare(replace(options, video=video, command=command_line()))
     screen.sources(plan)
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
-    with _open_network(screen, network, build, cleanup, workers, max_pixels, options, measuring) as segmenter:
+    with _open_network(screen, network, build, cleaning, workers, max_pixels, options, tables) as segmenter:
         if dry_run:
             plan = resume(plan, recipe_of(segmenter, options.pages))
             screen.todo(plan)
@@ -183,10 +183,10 @@ def run(
 def watch(
     options: RunOptions,
     settle: float,
-    measuring: Measuring,
+    tables: MeasuringOptions,
     network: NetworkOptions,
     build: bool,
-    cleanup: Cleanup,
+    cleaning: CleanupOptions,
     video: VideoOptions,
     workers: int | None,
     max_pixels: int | None,
@@ -212,7 +212,7 @@ def watch(
     options = replace(options, video=video)
     plan = look(options)
     screen.output(plan)
-    with _open_network(screen, network, build, cleanup, workers, max_pixels, options, measuring) as segmenter:
+    with _open_network(screen, network, build, cleaning, workers, max_pixels, options, tables) as segmenter:
         screen.line("watching", *options.sources)
         with RunObserver(screen, display.log_json) as observer:
             observer.listen()
@@ -231,11 +231,11 @@ def _open_network(
     screen: Screen,
     network: NetworkOptions,
     build: bool,
-    cleanup: Cleanup,
+    cleaning: CleanupOptions,
     workers: int | None,
     max_pixels: int | None,
     options: RunOptions,
-    measuring: Measuring,
+    tables: MeasuringOptions,
 ) -> Iterator[Segmenter]:
     """The model on the best backend, or several as one, presented on the screen."""
     from unet_batch.inference.segmenter import open_segmenter
@@ -253,8 +253,8 @@ def _open_network(
         isolate=options.isolate,
         view=network.view,
         channels=network.channels,
-        cleanup=cleanup,
-        measuring=measuring,
+        cleanup=cleaning.cleanup,
+        measuring=tables.measuring,
     ) as segmenter:
         screen.model(segmenter)
         yield segmenter

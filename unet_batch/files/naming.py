@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
-SUFFIXES = (".png", ".jpg", ".tif", ".dcm", ".webp")  # what outputs add to a key
+SUFFIXES = (".png", ".jpg", ".tif", ".dcm", ".webp", ".csv")  # what outputs add to a key
 LONGEST = 235  # bytes of a key's component; file systems allow 255, and outputs add a suffix
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 

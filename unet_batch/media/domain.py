@@ -29,7 +29,7 @@ UNLIKE = "unlike what the model learned from"
 """The note of a picture beyond the limit."""
 LEAST = 20
 """Training pictures without which nothing is said."""
-WITHIN = 0.99
+WITHIN = 0.98
 """Share of the validation pictures that is within the limit."""
 
 _SIDE, _CELLS, _DIRECTIONS = 64, 4, 6
