@@ -97,8 +97,7 @@ def load(
             numbers such as "0,4095"; None takes that of the model's training, or "auto".
         channels: bands of each picture to take, counted from 1, in the network's order; None takes the
             model's own.
-        pixel_size: what a pixel measures, "0.5um", "0.25" or "0.5x0.25mm" (height x width), for areas in
-            tables; None takes what each picture's file says.
+        pixel_size: for areas in tables, "0.5um" or "0.5x0.25mm" (height x width); None takes the file's.
         watershed: split objects that touch, at seeds so many pixels apart or more; None leaves them whole.
 
     Raises:
@@ -114,7 +113,7 @@ def load(
     from unet_batch.media.measure import Measuring, PixelSize
     from unet_batch.model import zoo
 
-    size_of_pixel = None if pixel_size is None else PixelSize.parse(pixel_size)
+    pixel = None if pixel_size is None else PixelSize.parse(pixel_size)
     names = [model] if model is None or isinstance(model, str) else model
     files = [source.identify(zoo.resolve(name)) for name in names]
     return open_segmenter(
@@ -125,7 +124,7 @@ def load(
         isolate=isolate,
         view=ViewOptions(fit, overlap, scale, tta, refine, value_range),
         channels=channels,
-        measuring=Measuring(size_of_pixel, watershed),
+        measuring=Measuring(pixel, watershed),
     )
 
 
