@@ -89,7 +89,8 @@ def test_every_package_of_an_extra_is_used_by_the_package() -> None:
         assert packages or "unet-batch[" in requirements, extra
         for package in packages:
             # The encoders' are found by the encoder's name, see `find_weights`
-            module = package.removesuffix("-pytorch-model").replace("-", "[-._]")
+            module = package.removesuffix("-pytorch-model").replace("scikit-image", "skimage")
+            module = module.replace("-", "[-._]")
             used = re.search(rf"""(import |from |[."']){module}\b""", code)
             assert used, f"the extra {extra} installs {package}, which nothing imports"
 

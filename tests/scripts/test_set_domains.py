@@ -8,8 +8,10 @@ from pathlib import Path
 from safetensors.numpy import load as load_tensors
 
 from scripts.set_terms import with_values
-from tests.model.test_spec import SEEN
 from unet_batch.model import checkpoint
+from unet_batch.types import Domain
+
+SEEN = Domain((0.5, -1.25), ((1.5,), (0.25, 3.0)), 1.2, 40, 8)
 
 
 def test_only_the_header_changes(tiny: str) -> None:
