@@ -59,19 +59,21 @@ def accuracies(kind: str, random: np.random.Generator) -> tuple[np.ndarray, np.n
         dice = np.where(random.random(count) < 0.3, random.beta(5, 5, count), random.beta(40, 1, count))
     else:  # good and bad
         dice = (random.random(count) < 0.9).astype(float)
+    if kind == "blind":  # Student's t covers the truth in 84 of 100 of these
+        return accuracies("some fail", random)[0], random.random(count)
     return dice, 1 - dice + random.normal(0, 0.3, count)  # unsureness tells a little
 
 
-@pytest.mark.parametrize("kind", ["fine", "some fail", "two kinds", "marks"])
+@pytest.mark.parametrize("kind", ["fine", "some fail", "two kinds", "marks", "blind"])
 def test_the_interval_covers_the_truth(kind: str) -> None:
     covered = 0
     for seed in range(100):
         random = np.random.default_rng(seed)
         dice, unsure = accuracies(kind, random)
         drawn = dice[strata(unsure.tolist(), 40, random)]
-        low, high = mean_interval(float(drawn.mean()), len(drawn), len(dice))
+        low, high = mean_interval(drawn.tolist(), len(dice))
         covered += bool(low <= dice.mean() <= high)
-        assert high - low < 0.45
+        assert high - low < 0.35
     assert covered >= 93
 
 
@@ -88,9 +90,11 @@ def test_one_of_each_stratum_is_drawn(count: int, total: int, seed: int) -> None
     )
 
 
-@given(st.floats(0, 1), st.integers(1, 200), st.integers(0, 200))
-def test_an_interval_holds_its_mean_and_is_exact_of_all(mean: float, drawn: int, more: int) -> None:
-    low, high = mean_interval(mean, drawn, drawn + more)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.integers(0, 200))
+@settings(deadline=None, max_examples=50)
+def test_an_interval_holds_its_mean_and_is_exact_of_all(values: list[float], more: int) -> None:
+    low, high = mean_interval(values, len(values) + more)
+    mean = float(np.mean(values))
     assert 0 <= low <= mean + 1e-9
     assert mean - 1e-9 <= high <= 1 + 1e-9
     if not more:

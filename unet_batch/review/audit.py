@@ -302,8 +302,7 @@ def _read_marks(path: str, keys: Sequence[str]) -> dict[str, bool]:
 def _figure(values: Sequence[float], total: int) -> tuple[float, float, float] | None:
     if not values:
         return None
-    mean = float(np.mean(values))
-    return mean, *mean_interval(mean, len(values), total)
+    return float(np.mean(values)), *mean_interval(values, total)
 
 
 def _check_free(folder: str) -> None:
