@@ -177,18 +177,19 @@ def test_a_table_of_figures_goes_before_what_the_mask_tells(tmp_path: Path) -> N
         assert item[name] == pytest.approx(float(row[name]), rel=1e-5)
 
 
-def test_figures_of_several_classes_are_weighted_by_their_areas(tmp_path: Path) -> None:
+def test_figures_of_several_classes_and_pages_become_one(tmp_path: Path) -> None:
     classes = class_table(["background", "car", "tree"])
     path = tmp_path / "stats.csv"
     path.write_text(
-        "class,share,components,confidence,unlike\n"
-        "background,0.5,,0.9,0.3\ncar,0.4,2,0.8,0.3\ntree,0.1,3,0.3,0.3\n"
+        "page,class,share,components,confidence,unlike\n"
+        "1,background,0.5,,,0.3\n1,car,0.4,2,0.8,0.3\n1,tree,0.1,3,,0.3\n"
+        "2,background,0.7,,,1.3\n2,car,0.2,1,0.6,1.3\n2,tree,0.1,0,,1.3\n"
     )
     found = read_stats(str(path), classes)
-    assert found["share"] == pytest.approx(0.5)
-    assert found["largest"] == 0.4
-    assert (found["share car"], found["share tree"], found["components"]) == (0.4, 0.1, 5)
-    assert found["confidence"] == pytest.approx((0.8 * 0.4 + 0.3 * 0.1) / 0.5)
+    assert found == pytest.approx(
+        {"share": 0.4, "share car": 0.3, "share tree": 0.1, "largest": 0.3, "components": 6}
+        | {"confidence": 0.7, "unlike": 1.3}
+    )
     assert read_stats(str(tmp_path / "absent.csv"), classes) == {}
 
 

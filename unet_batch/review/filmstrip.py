@@ -30,6 +30,7 @@ POINTS = 600
 """Points of a line of its plot at most: each is the mean over as many frames."""
 LARGE = (360, 480)
 """Height and width that these fit into. Browsers play few of the formats that a clip may have."""
+_FIGURES = ("components", "confidence", "entropy", "unsure", "unlike")  # columns of a timeline, beside areas
 _ROUNDING = 0.002  # seconds: Matroska's times are milliseconds
 
 Row = dict[str, str]
@@ -72,7 +73,7 @@ def look_at_clip(task: Task, look: Look, folder: str) -> tuple[Entry, Thumbnails
     if timeline:
         areas = {name: _mean(timeline.get(f"area_{name}")) for name in look.classes.names}
         entry.values |= shares({name: area for name, area in areas.items() if area is not None}, look.classes)
-        entry.values |= {name: _mean(timeline.get(name)) for name in ("components", "confidence")}
+        entry.values |= {name: _mean(timeline.get(name)) for name in _FIGURES}
     strip = [
         {"seconds": float(row["seconds"]), "index": int(row["frame"]), "thumbnails": json.loads(frame.line())}
         for row, frame in zip(chosen, frames, strict=False)
@@ -90,9 +91,8 @@ def read_timeline(path: str) -> tuple[dict[str, list[float | None]], list[Row]]:
     """Read the timeline of a clip, a row at a time: two hours have 200,000.
 
     Returns:
-        Its columns `seconds`, `area_NAME`, `components` and `confidence` as means over equal runs of frames,
-        None where nothing is known; and the rows of FRAMES frames, evenly spread. Both empty where the file
-        cannot be read.
+        Its columns, of when and of figures, as means over equal runs of frames, None where nothing is known;
+        and the rows of FRAMES frames, evenly spread. Both empty where the file cannot be read.
     """
     try:
         count = sum(1 for _ in _rows(path))
@@ -103,11 +103,7 @@ def read_timeline(path: str) -> tuple[dict[str, list[float | None]], list[Row]]:
         chosen = [row for index, row in enumerate(_rows(path)) if index in places]
         first = next(_rows(path))
         chosen = [row | {"after": str(float(row["seconds"]) - float(first["seconds"]))} for row in chosen]
-        names = [
-            name
-            for name in first
-            if name in ("seconds", "components", "confidence") or name.startswith("area_")
-        ]
+        names = [name for name in first if name in ("seconds", *_FIGURES) or name.startswith("area_")]
         columns: dict[str, list[float | None]] = {name: [] for name in names}
         rows = _rows(path)
         while batch := list(islice(rows, per_point)):

@@ -18,7 +18,7 @@ from unet_batch.media.images import thumbnails
 from unet_batch.review.packs import Entry, Task, Thumbnails
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from unet_batch.types import ClassTable, Pixels
 
@@ -145,42 +145,28 @@ def shares(areas: Mapping[str, float], classes: ClassTable) -> dict[str, float |
 
 
 def read_stats(path: str, classes: ClassTable) -> dict[str, float | None]:
-    """The figures in the table of a picture: a row a class; {} where it cannot be read.
-
-    Confidence, entropy and unsure pixels of several classes are weighted by their areas.
-    """
+    """The figures in the table of a picture: a row a class, for each page; {} if it is damaged."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error):
         return {}
-    found: dict[str, float | None] = {}
-    areas = {row["class"]: area for row in rows if (area := _number(row, "share")) is not None}
-    if areas and set(areas) <= set(classes.names):
-        found |= shares(areas, classes)
-    drawn = [row for row in rows if row.get("class") in _drawn(classes)]
-    components = [count for row in drawn if (count := _number(row, "components")) is not None]
-    if components:
+
+    def known(name: str, among: Sequence[str]) -> list[float]:
+        found = (_number(row, name) for row in rows if row.get("class") in among)
+        return [value for value in found if value is not None]
+
+    areas = {name: sum(each) / len(each) for name in classes.names if (each := known("share", [name]))}
+    found: dict[str, float | None] = shares(areas, classes) if areas else {}
+    drawn = [name for id, name in enumerate(classes.names) if id != classes.background]
+    if components := known("components", drawn):
         found["components"] = sum(components)
     for name in ("confidence", "entropy", "unsure"):
-        known = [
-            (value, areas.get(row["class"], 0.0))
-            for row in drawn
-            if (value := _number(row, name)) is not None
-        ]
-        total = sum(area for _, area in known)
-        if len(known) == 1:
-            found[name] = known[0][0]
-        elif total:
-            found[name] = sum(value * area for value, area in known) / total
-    unlike = [value for row in rows if (value := _number(row, "unlike")) is not None]
-    if unlike:
+        if values := known(name, drawn):
+            found[name] = sum(values) / len(values)
+    if unlike := known("unlike", classes.names):
         found["unlike"] = max(unlike)
     return found
-
-
-def _drawn(classes: ClassTable) -> set[str]:
-    return {name for id, name in enumerate(classes.names) if id != classes.background}
 
 
 def _number(row: Mapping[str, str | None], name: str) -> float | None:
