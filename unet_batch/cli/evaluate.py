@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from unet_batch.cli.command import Command, Parsed, complete_path, option
+from unet_batch.cli.mask_options import parse_names
 from unet_batch.cli.network_options import NetworkOptions, network_options
 from unet_batch.cli.options import (
     DatasetOptions,
@@ -53,18 +54,6 @@ _OBJECT_COLUMNS = (
 )
 
 
-def _parse_names(text: str) -> tuple[str, ...]:
-    """`road, car` -> ("road", "car").
-
-    Raises:
-        ValueError: there is no name.
-    """
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not names:
-        raise ValueError(f"{text!r} names no class: names with commas, for example road,car")
-    return names
-
-
 @click.command(
     cls=Command,
     short_help="Say how good a model, or predicted masks, are.",
@@ -92,7 +81,7 @@ def _parse_names(text: str) -> tuple[str, ...]:
     "--classes",
     section="Data",
     metavar="NAMES",
-    type=Parsed(_parse_names),
+    type=Parsed(parse_names),
     help="Judge these classes, with commas; means are over them.  [default: all, without void]",
 )
 @option(

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 import click
 
 from unet_batch.cli.command import Command, command_line, option
-from unet_batch.cli.network_options import NetworkOptions, network_options
-from unet_batch.cli.options import (
+from unet_batch.cli.mask_options import (
     CleanupOptions,
-    DisplayOptions,
     MeasuringOptions,
     cleanup_options,
-    display_options,
     measuring_options,
+)
+from unet_batch.cli.network_options import NetworkOptions, network_options
+from unet_batch.cli.options import (
+    DisplayOptions,
+    display_options,
     run_options,
     video_options,
 )
