@@ -31,6 +31,7 @@ from unet_batch.files import archives, remote
 from unet_batch.files.atomic import clean_leftovers, make_folder, remove, replacing, scan, write_atomic
 from unet_batch.files.locks import claim
 from unet_batch.files.outputs import KINDS
+from unet_batch.media.threads import single_threaded_cv2
 from unet_batch.pipeline import Pipeline, Stage, cpu_count
 from unet_batch.review.facts import describe_columns, describe_run
 from unet_batch.review.filmstrip import look_at_clip
@@ -211,7 +212,7 @@ class _Writer:
         workers = min(len(tasks), cpu_count())
         stages = [Stage("look", self._look_at, workers)]
         ahead = remote.read_ahead(tasks, lambda task: task.source)
-        with Pipeline[Task, Made](ahead, stages, in_flight=2 * workers) as results:
+        with single_threaded_cv2(), Pipeline[Task, Made](ahead, stages, in_flight=2 * workers) as results:
             yield from results
 
     def _look_at(self, task: Task) -> Made:
