@@ -19,7 +19,7 @@ from unet_batch.datasets.find import find_dataset
 from unet_batch.errors import OutputError, UsageError
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.labels.base import LabelSettings
-from unet_batch.review.labels import FORMATS, export
+from unet_batch.labels.export import FORMATS, export
 from unet_batch.run.execute import execute
 from unet_batch.run.finished import FinishedRun
 from unet_batch.run.options import RunOptions

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as arrays
 from tests.labels.readers import READERS, unpack
 from unet_batch.labels.base import LabelSettings
 from unet_batch.labels.format_labelstudio import pack
-from unet_batch.labels.picture import LabelledPicture, LabelTable
-from unet_batch.review.labels import FORMATS
+from unet_batch.labels.picture import LabelledPicture
+from unet_batch.run.masks import LabelTable
 from unet_batch.types import ClassTable
 
 CLASSES = ClassTable(("background", "car", "a <tree> & 'b'"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)))

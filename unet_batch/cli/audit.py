@@ -21,14 +21,22 @@ if TYPE_CHECKING:
 @option(
     "-n",
     "--count",
+    section="Output",
     metavar="N",
     type=click.IntRange(2, 10_000),
     default=40,
     show_default=True,
     help="How many items to draw.",
 )
-@option("--seed", metavar="N", type=click.IntRange(0), default=0, help="Of the draw.  [default: 0]")
-@option("-o", "--output", "where", metavar="FOLDER", help="Where to.  [default: OUT-audit]")
+@option(
+    "--seed",
+    section="Output",
+    metavar="N",
+    type=click.IntRange(0),
+    default=0,
+    help="Of the draw.  [default: 0]",
+)
+@option("-o", "--output", "where", section="Output", metavar="FOLDER", help="Where to.  [default: OUT-audit]")
 @json_option
 def audit(output: str, count: int, seed: int, where: str | None, as_json: bool) -> None:
     """Draw items of the run in OUT for you to look at; called again, say what your answers tell of all.
@@ -41,8 +49,8 @@ def audit(output: str, count: int, seed: int, where: str | None, as_json: bool) 
       unet-batch audit out          # says how good the run is
 
     The items are drawn from strata of how sure the network was, so that easy and hard ones are in it as they
-    are in the run. No true masks of the run are needed. The interval holds whatever the accuracies are: it is
-    as wide as forty items leave it, and halving it takes four times as many.
+    are in the run. No true masks of the run are needed. The interval holds whatever the accuracies are: the
+    more items, the narrower.
     """
     from unet_batch.cli.progress import drawing
     from unet_batch.cli.screen import Lines, print_json

@@ -26,12 +26,23 @@ _SHOWN = 5
 )
 @click.argument("a", metavar="A", shell_complete=complete_path)
 @click.argument("b", metavar="B", shell_complete=complete_path)
-@option("--truth", metavar="FOLDER", help="True masks, called like the pictures: which of both is better.")
-@option("--csv", "table", metavar="FILE", help="Write a row a picture, the worst first.")
-@option("--sheet", metavar="FILE", help="Write a JPEG of the worst: photo, A, B, where they differ.")
+@option(
+    "--truth",
+    section="Output",
+    metavar="FOLDER",
+    help="True masks, called like the pictures: which of both is better.",
+)
+@option("--csv", "table", section="Output", metavar="FILE", help="Write a row a picture, the worst first.")
+@option(
+    "--sheet",
+    section="Output",
+    metavar="FILE",
+    help="Write a JPEG of the worst: photo, A, B, where they differ.",
+)
 @option(
     "-n",
     "--count",
+    section="Output",
     metavar="N",
     type=click.IntRange(1, 100),
     default=12,

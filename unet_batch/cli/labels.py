@@ -14,7 +14,7 @@ _FORMATS = ("coco", "yolo", "labelstudio", "cvat", "labelme", "geojson")  # of l
 @click.command(
     cls=Command,
     short_help="Write the masks of a run as labels for an annotation tool.",
-    epilog="Exit codes: 0 all pictures are labelled, 1 some are not, 2 nothing was written.",
+    epilog="Exit codes: 0 all pictures are labelled, 1 some could not be, 2 nothing was written.",
 )
 @click.argument("output", metavar="OUT", shell_complete=complete_path)
 @click.argument("sources", metavar="[SOURCE]...", nargs=-1, shell_complete=complete_path)
@@ -68,7 +68,7 @@ def labels(
     from unet_batch.cli.screen import Lines
     from unet_batch.cli.text import plural, shown
     from unet_batch.labels.base import LabelSettings
-    from unet_batch.review.labels import export
+    from unet_batch.labels.export import export
     from unet_batch.run.finished import FinishedRun
 
     lines = Lines(quiet=quiet, to_stderr=False)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from unet_batch.labels.picture import LabelledPicture, LabelTable
+    from unet_batch.labels.picture import LabelledPicture
+    from unet_batch.run.masks import LabelTable
 
 
 @dataclass(frozen=True)

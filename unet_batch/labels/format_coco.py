@@ -14,7 +14,8 @@ from unet_batch.labels.base import LabelFormat, LabelSettings, TextFile, compact
 from unet_batch.labels.picture import split_runs
 
 if TYPE_CHECKING:
-    from unet_batch.labels.picture import LabelledPicture, LabelTable
+    from unet_batch.labels.picture import LabelledPicture
+    from unet_batch.run.masks import LabelTable
 
 
 class CocoFormat(LabelFormat):

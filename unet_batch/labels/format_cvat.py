@@ -9,7 +9,8 @@ from unet_batch.labels.base import LabelFormat, LabelSettings, TextFile, numbers
 from unet_batch.labels.picture import split_runs
 
 if TYPE_CHECKING:
-    from unet_batch.labels.picture import LabelledPicture, LabelTable
+    from unet_batch.labels.picture import LabelledPicture
+    from unet_batch.run.masks import LabelTable
 
 
 class CvatFormat(LabelFormat):

@@ -18,7 +18,8 @@ from unet_batch.labels.picture import split_runs
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from unet_batch.labels.picture import LabelledPicture, LabelTable
+    from unet_batch.labels.picture import LabelledPicture
+    from unet_batch.run.masks import LabelTable
 
 _WORD, _SIZES = 8, (3, 4, 8, 16)  # bits of a value, and of the four kinds of run lengths
 _LONGEST = 1 << _SIZES[-1]

@@ -24,10 +24,10 @@ from unet_batch.errors import ImageError, UsageError
 from unet_batch.evaluation import metrics
 from unet_batch.files import archives, remote
 from unet_batch.files.atomic import make_folder, translate, write_atomic, write_json
-from unet_batch.labels.picture import LabelTable, read_ids
 from unet_batch.media import images, render
 from unet_batch.review.certainty import can_tell, unsure_share
 from unet_batch.review.interval import mean_interval
+from unet_batch.run.masks import LabelTable, read_ids
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from unet_batch.evaluation import metrics
 from unet_batch.evaluation.classes import match_classes
 from unet_batch.evaluation.predictions import find_masks
 from unet_batch.files.atomic import write_atomic
-from unet_batch.labels.picture import LabelTable, read_ids
 from unet_batch.media import images
 from unet_batch.run.finished import FinishedRun
 from unet_batch.run.manifest import Manifest
+from unet_batch.run.masks import LabelTable, read_ids
 from unet_batch.types import ClassTable
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_STEPS = 4000  # of the grid of means that are tried
+_STEPS = 1000  # of the grid of means that are tried
 _BOLDNESS = 0.95  # no bet may lose more than this share of what there is
 
 
@@ -20,15 +20,15 @@ def mean_interval(values: Sequence[float], total: int, confidence: float = 0.95)
     By betting (Waudby-Smith and Ramdas, JRSS B 2024): against each mean that all could have, one value after
     the other, money is laid on the values being above, or below; a mean at which it would grow beyond
     2 / (1 - confidence) is not the true one. It assumes nothing of how the values are spread, and uses that
-    they are alike where they are. Student's t and the bootstrap are narrower, and wrong where a few values are
-    much worse than the rest: a draw that holds none of those knows nothing of them.
+    they are alike where they are. Student's t and the bootstrap are narrower, and wrong where a few values
+    are much worse than the rest: a draw that holds none of those knows nothing of them.
 
     Args:
-        values: those drawn, at least one; their order does not matter.
+        values: those drawn, at least one, in an order that knows nothing of them.
         total: of how many they were drawn.
         confidence: that the bounds hold the mean of all.
     """
-    drawn = np.random.default_rng(0).permutation(np.sort(np.asarray(values, np.float64)))
+    drawn = np.random.default_rng(0).permutation(np.asarray(values, np.float64))
     count = len(drawn)
     seen = np.arange(1, count + 1)
     means = (0.5 + np.cumsum(drawn)) / (seen + 1)

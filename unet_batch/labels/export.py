@@ -27,9 +27,10 @@ from unet_batch.labels.format_geojson import GeoJsonFormat
 from unet_batch.labels.format_labelme import LabelmeFormat
 from unet_batch.labels.format_labelstudio import LabelStudioFormat
 from unet_batch.labels.format_yolo import YoloFormat
-from unet_batch.labels.picture import LabelledPicture, LabelTable, read_ids
+from unet_batch.labels.picture import LabelledPicture
 from unet_batch.pipeline import Failed, Pipeline, Stage
 from unet_batch.run.finished import FinishedItem, FinishedRun, Selection
+from unet_batch.run.masks import LabelTable, read_ids
 from unet_batch.run.report import LISTED_FAILURES
 from unet_batch.types import Failure
 from unet_batch.version import __version__
