@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from tests.labels.readers import READERS, unpack
 from unet_batch.labels.base import LabelSettings
+from unet_batch.labels.export import FORMATS
 from unet_batch.labels.format_labelstudio import pack
 from unet_batch.labels.picture import LabelledPicture
 from unet_batch.run.masks import LabelTable
