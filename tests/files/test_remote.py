@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,9 +207,9 @@ def test_many_files_are_on_their_way_at_once_and_come_in_order(server: FolderSer
     names = [f"{number:02}.jpg" for number in range(40)]
     for name in names:
         (tmp_path / "web" / name).write_bytes(name.encode())
-    server.delay = 0.05
+    server.meeting = threading.Barrier(9)
     urls = [f"{server.url}/{name}" for name in names]
-    begun, seen = time.perf_counter(), []
+    seen = []
     for url in remote.read_ahead([*urls[:3], "/local", *urls[3:]], str):
         if url != "/local":
             with archives.open_file(url) as file:
@@ -219,7 +218,6 @@ def test_many_files_are_on_their_way_at_once_and_come_in_order(server: FolderSer
     assert seen == names
     assert server.at_once > 8
     assert not list(Path(remote.cache_folder("sources")).iterdir())
-    assert time.perf_counter() - begun < 60 * 0.05
 
 
 @quiet

@@ -13,12 +13,14 @@ import random
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.waiting import PATIENCE, until
 
 PRELOADED = (
     "tests.helpers.runs",
@@ -174,6 +176,38 @@ def one_of_two(rank: int, port: int, *arguments: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     one_thread(*arguments)
+
+
+def killed(
+    happened: Callable[[], bool], seconds: float, program: Callable[..., object], *arguments: Any
+) -> None:
+    """A program that is killed so many seconds after something has happened.
+
+    It does so to itself: on a busy machine, another process could be too late.
+    """
+
+    def kill() -> None:
+        until(happened, 0.001)
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    program(*arguments)
+
+
+def has_lines(path: Path, number: int) -> bool:
+    """Whether a file has so many lines."""
+    return path.exists() and path.read_bytes().count(b"\n") >= number
+
+
+def has_files(folder: Path, number: int) -> bool:
+    """Whether there are so many PNG files in a folder."""
+    return sum(1 for _ in folder.glob("*.png")) >= number
+
+
+def is_newer(path: Path, before: int) -> bool:
+    """Whether a file was written after a time in nanoseconds."""
+    return path.exists() and path.stat().st_mtime_ns > before
 
 
 def in_the_background(*arguments: str) -> None:

@@ -17,6 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.helpers.waiting import PATIENCE
+
 PROXIES = [f"{name}_proxy" for name in ("http", "https", "all", "no")]
 
 
@@ -44,6 +46,7 @@ class FolderServer(http.server.ThreadingHTTPServer):
         url: of the folder, without a slash at its end.
         asked: how often which path was asked for, by method.
         delay: seconds before each answer.
+        meeting: so many requests, if they are set, are answered once all of them have come.
         busy: answer every so many requests for a file with 503; 0 never.
         torn: paths of files whose body ends early, and how often it still does.
         logins: what requests brought as Authorization.
@@ -58,6 +61,7 @@ class FolderServer(http.server.ThreadingHTTPServer):
         self.folder, self.url = folder, f"http://127.0.0.1:{self.server_address[1]}"
         self.asked: Counter[tuple[str, str]] = Counter()
         self.logins: set[str] = set()
+        self.meeting: threading.Barrier | None = None
         self.delay, self.busy, self.torn = 0.0, 0, Counter[str]()
         self.at_once, self._now, self._count, self._lock = 0, 0, 0, threading.Lock()
 
@@ -90,6 +94,8 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         number = self.server.begin()
         try:
             time.sleep(self.server.delay)
+            if self.server.meeting is not None and number <= self.server.meeting.parties:
+                self.server.meeting.wait(PATIENCE)
             if self.server.busy and number % self.server.busy == 0 and not path.endswith("/"):
                 self.send_response(503)
                 self.send_header("Content-Length", "0")

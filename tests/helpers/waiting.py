@@ -9,7 +9,7 @@ PATIENCE = 200.0
 """Seconds after which what has not happened never will. What does happen keeps nobody waiting so long."""
 
 
-def until(happened: Callable[[], object]) -> None:
+def until(happened: Callable[[], object], pause: float = 0.005) -> None:
     """Return once something is true, looked at every few milliseconds.
 
     Raises:
@@ -18,4 +18,4 @@ def until(happened: Callable[[], object]) -> None:
     end = time.monotonic() + PATIENCE
     while not happened():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
+        time.sleep(pause)

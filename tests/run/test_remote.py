@@ -26,6 +26,7 @@ from tests.helpers.footage import Footage
 from tests.helpers.observers import observing
 from tests.helpers.runs import write
 from tests.helpers.servers import BusyGate, keep_home, serve, serving
+from tests.helpers.waiting import until
 from unet_batch.errors import FolderInUse, OutputError, SourceError, UsageError
 from unet_batch.files import remote, staging
 from unet_batch.files.sources import check_names
@@ -254,6 +255,7 @@ def test_another_machine_is_kept_away_until_it_is_long_silent(
 def test_of_two_who_take_the_lock_at_once_never_both_get_it(photos: str, tmp_path: Path) -> None:
     out = f"{remote.top(photos)}/masks"
     got: list[int] = []
+    refused: list[int] = []
 
     def take(number: int) -> None:
         folder = staging.RemoteFolder(out)
@@ -261,9 +263,9 @@ def test_of_two_who_take_the_lock_at_once_never_both_get_it(photos: str, tmp_pat
         try:
             with folder.session():
                 got.append(number)
-                time.sleep(1.0)
+                until(lambda: len(got) + len(refused) == 4)  # or the next one could have it afterwards
         except FolderInUse:
-            pass
+            refused.append(number)
 
     threads = [threading.Thread(target=take, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -312,10 +314,9 @@ def test_who_was_taken_over_writes_no_more(photos: str, monkeypatch: pytest.Monk
     folder = staging.RemoteFolder(out)
     with folder.session():
         folder.fetch()
-        until = time.monotonic() + 20
-        while not folder._lost and time.monotonic() < until:  # between a look and a renewal it is lost
-            put(f"{out}/.run.lock", json.dumps({"token": "another's", "renewed": time.time()}).encode())
-            time.sleep(0.02)
+        other = json.dumps({"token": "another's", "renewed": time.time()}).encode()
+        # Between a look and a renewal it is lost
+        until(lambda: folder._lost or put(f"{out}/.run.lock", other))
         with pytest.raises(FolderInUse, match="another run has taken over"):
             folder.upload(["masks/a.png"])
     assert ".run.lock" in stored(out), "it is not ours to remove"
@@ -357,8 +358,10 @@ from tests.run.test_remote import FakeBackend, segment
 from unet_batch.files import staging
 import numpy as np
 staging.SECONDS = 0.2
+seen = []
 def slow(pictures):
-    time.sleep(0.1)
+    seen.append(len(pictures))
+    time.sleep(0.1 if len(seen) < 50 else 600)  # it is not done before it is killed
     return np.where(pictures.mean(3) > 127, 255, 0).astype(np.uint8)
 segment(sys.argv[1], output=sys.argv[2], backend=FakeBackend(answer=slow, batch_size=1))
 """
@@ -366,9 +369,7 @@ segment(sys.argv[1], output=sys.argv[2], backend=FakeBackend(answer=slow, batch_
 
 def killed_after(photos: str, out: str, is_enough: Callable[[], bool]) -> None:
     process = subprocess.Popen([sys.executable, "-c", RUN, photos, out])
-    until = time.monotonic() + 60
-    while process.poll() is None and not is_enough() and time.monotonic() < until:
-        time.sleep(0.1)
+    until(lambda: process.poll() is not None or is_enough(), 0.1)
     assert process.poll() is None, "it was done before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from tests.helpers.models import fake_file
 from tests.helpers.observers import observing
-from tests.helpers.processes import Forked
+from tests.helpers.processes import Forked, has_lines, killed
 from tests.helpers.runs import files, half_bright, read, segment_folder, write
 from tests.helpers.systems import needs_pipes, needs_posix
 from tests.helpers.waiting import PATIENCE
@@ -859,19 +860,11 @@ def test_killed_at_fifty_random_moments_over_500_photos(tmp_path: Path) -> None:
     kills = 0
     sizes = []
     while True:
-        process = start(folder, out)
-        try:
-            # At some moment after it has recorded something, so that it ends before the photos do
-            if kills < 50:
-                wanted = len(lines(out)) + choose.randrange(0, 3)
-                while process.poll() is None and len(lines(out)) <= wanted:
-                    time.sleep(0.001)
-                time.sleep(choose.uniform(0, 0.004))
-                process.send_signal(signal.SIGKILL)
-            code = process.wait(PATIENCE)
-        finally:
-            process.kill()
-            process.wait()
+        # At some moment after it has recorded something, so that it ends before the photos do
+        recorded = partial(has_lines, out / "manifest.jsonl", len(lines(out)) + choose.randrange(1, 4))
+        death = (killed, recorded, choose.uniform(0, 0.004)) if kills < 50 else ()
+        process = Forked(*death, segment_folder, str(folder), str(out), {})
+        code = process.wait(PATIENCE)
         if code != -signal.SIGKILL:
             break
         kills += 1
@@ -888,7 +881,7 @@ def test_killed_at_fifty_random_moments_over_500_photos(tmp_path: Path) -> None:
 
 def lines(out: Path) -> list[bytes]:
     try:
-        return (out / "manifest.jsonl").read_bytes().split(b"\n")
+        return (out / "manifest.jsonl").read_bytes().splitlines()
     except FileNotFoundError:
         return []
 

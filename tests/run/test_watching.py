@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tests.helpers.observers import observing
 from tests.helpers.processes import Forked, one_thread
 from tests.helpers.runs import half_bright, write
 from tests.helpers.systems import needs_posix
+from tests.helpers.waiting import PATIENCE, until
 from unet_batch.errors import SourceError
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run import watch as watch_module
@@ -57,13 +59,6 @@ def watching(folder: Path, **options: Any) -> Iterator[list[RunReport]]:
     assert outcome[0].done == sum(report.done for report in batches)
 
 
-def until(happened: Any, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-
-
 def test_files_are_segmented_as_they_arrive(tmp_path: Path) -> None:
     folder, out = tmp_path / "incoming", tmp_path / "out"
     folder.mkdir()
@@ -87,7 +82,10 @@ def test_files_are_segmented_as_they_arrive(tmp_path: Path) -> None:
         until(lambda: sum(report.done for report in batches) == 4)
 
 
-def test_a_file_that_grows_is_waited_for(tmp_path: Path) -> None:
+def test_a_file_that_grows_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of its own: who writes may be kept waiting longer than files are."""
+    now = [0.0]
+    monkeypatch.setattr("unet_batch.run.watch.time", SimpleNamespace(monotonic=lambda: now[0]))
     folder, out = tmp_path / "incoming", tmp_path / "out"
     folder.mkdir()
     write(tmp_path / "whole.png", half_bright(200, 300))
@@ -97,8 +95,9 @@ def test_a_file_that_grows_is_waited_for(tmp_path: Path) -> None:
             for start in range(0, len(data), max(1, len(data) // 8)):
                 file.write(data[start : start + max(1, len(data) // 8)])
                 file.flush()
+                now[0] += 0.08
                 time.sleep(0.08)
-        until(lambda: batches)
+        until(lambda: now.append(now.pop() + 0.01) or batches)
         assert (out / "masks/a.png").exists()
         assert [(report.done, report.failed) for report in batches] == [(1, 0)]
 
@@ -251,10 +250,10 @@ def test_the_command_ends_well_on_ctrl_c(tmp_path: Path, tiny: str) -> None:
     command = ("watch", str(folder), "-o", str(tmp_path / "out"), "-m", tiny, "--settle", "0.1")
     process = Forked(one_thread, *command, output=said, errors=said)
     try:
-        until((tmp_path / "out/masks/a.png").exists, 40)
+        until((tmp_path / "out/masks/a.png").exists)
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        process.wait(20)
+        process.wait(PATIENCE)
     finally:
         process.kill()
     output = said.read_text()

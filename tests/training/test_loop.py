@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.helpers.datasets import write_shapes
-from tests.helpers.processes import Forked, one_thread, run_together
+from tests.helpers.processes import Forked, is_newer, killed, one_thread, run_together
 from tests.helpers.systems import needs_posix
 from tests.helpers.waiting import PATIENCE
 from unet_batch.datasets.find import find_dataset
@@ -464,29 +465,23 @@ class TestResume:
         options = [*COMMAND, *network.split(), "--batch-size", "4", "--epochs", str(epochs)]
         options += ["--augment", "strong"]
 
-        def start(output: Path, *more: str) -> Forked:
-            arguments = ["train", str(shapes), "-o", str(output), *options, *more]
-            return Forked(one_thread, *arguments, errors=tmp_path / "errors.txt")
+        def train(output: Path, *more: Any) -> int | None:
+            arguments = ["train", str(shapes), "-o", str(output), *options, "--resume"]
+            process = Forked(*more, one_thread, *arguments, errors=tmp_path / "errors.txt")
+            try:
+                return process.wait(PATIENCE)
+            finally:
+                process.kill()
 
-        whole = start(tmp_path / "whole.safetensors")
-        assert whole.wait() == 0, (tmp_path / "errors.txt").read_text()
+        assert train(tmp_path / "whole.safetensors") == 0, (tmp_path / "errors.txt").read_text()
         choose = random.Random(1)
         output, saved = tmp_path / "killed.safetensors", tmp_path / "killed.training" / "state.safetensors"
         kills, reached = 0, set()
         while True:
             before = saved.stat().st_mtime_ns if saved.exists() else 0
-            process = start(output, "--resume")
-            try:
-                if kills < wanted:  # wait until it trains, so that every kill hits something
-                    while process.poll() is None and not (
-                        saved.exists() and saved.stat().st_mtime_ns > before
-                    ):
-                        time.sleep(0.005)
-                    time.sleep(choose.uniform(0, 0.12))
-                    process.send_signal(signal.SIGKILL)
-                code = process.wait()
-            finally:
-                process.kill()
+            # Once it trains, so that every kill hits something
+            death = (killed, partial(is_newer, saved, before), choose.uniform(0, 0.12))
+            code = train(output, *(death if kills < wanted else ()))
             if code != -signal.SIGKILL:
                 break
             kills += 1
