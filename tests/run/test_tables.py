@@ -19,7 +19,7 @@ from unet_batch.files.tables import ClassStats
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media.measure import Measuring, PixelSize
 from unet_batch.run.execute import execute
-from unet_batch.run.manifest import Manifest, manifest_bytes, read_in_order
+from unet_batch.run.manifest import Manifest, manifest_bytes
 from unet_batch.run.merge import merge
 from unet_batch.run.options import PageRange, RunOptions
 from unet_batch.run.plan import prepare
@@ -221,6 +221,6 @@ def test_of_each_key_the_last_line_counts(tmp_path: Path) -> None:
         manifest.record(Record("b", "done", root="2"), Record("a-x", "failed"), Record("a", "done"))
     with (tmp_path / "manifest.jsonl").open("ab") as file:
         file.write(b'{"v":1,"key":"torn')
-    assert [(record.key, record.root) for record in read_in_order(str(tmp_path))] == [
-        ("a", ""), ("a/x", ""), ("b", "2")
-    ]  # fmt: skip
+    with OrderedRecords(str(tmp_path)) as records:
+        assert [(each.key, each.root) for each in records] == [("a", ""), ("a/x", ""), ("b", "2")]
+        assert records.done == 3

@@ -4,8 +4,7 @@
         for item in run.items():                    # in the order of their keys
             item.key, item.source, item.files.get("mask")
 
-Nothing is written, and what is held does not grow with the items: the lines of the manifests are put in order
-in a temporary database, on disk once it is large.
+Nothing is written, and what is held does not grow with the items.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -26,7 +24,8 @@ from unet_batch.files.patterns import MAGIC, Pattern
 from unet_batch.files.roots import source_path
 from unet_batch.files.sources import read_list
 from unet_batch.run import report as reports
-from unet_batch.run.manifest import Manifest, manifest_names, parse_line
+from unet_batch.run.manifest import Manifest
+from unet_batch.run.ordered import OrderedRecords
 from unet_batch.run.records import Record
 from unet_batch.types import ClassTable, Failure
 
@@ -35,15 +34,6 @@ if TYPE_CHECKING:
 
 _REPORT = re.compile(r"run(?:-[0-9]+-of-[0-9]+)?\.json")
 _ERRORS = re.compile(r"errors(?:-[0-9]+-of-[0-9]+)?\.jsonl")
-_TABLES = """
-CREATE TABLE records (key BLOB PRIMARY KEY, part INTEGER, at REAL, done INTEGER, line BLOB) WITHOUT ROWID
-"""
-# The rule of `Manifest`: the last line of a file counts, and between files the latest.
-_TAKE = """
-INSERT INTO records VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
-SET part = excluded.part, at = excluded.at, done = excluded.done, line = excluded.line
-WHERE excluded.part = part OR excluded.at >= at
-"""
 
 
 class FinishedItem(NamedTuple):
@@ -145,15 +135,8 @@ class FinishedRun:
                 f"{folder} holds no outputs of a run: there is no manifest",
                 hint="name the folder that `run -o` has written",
             )
-        self._records = sqlite3.connect("", check_same_thread=False)  # a temporary file, which SQLite removes
-        try:
-            self._records.execute(_TABLES)
-            for part, name in enumerate(manifest_names(self._state)):
-                self._read(part, os.path.join(self._state, name))
-        except BaseException:
-            self.close()
-            raise
-        self.done = self._count("SELECT count(*) FROM records WHERE done")
+        self._records = OrderedRecords(self._state)
+        self.done = self._records.done
 
     def close(self) -> None:
         """Let go of the records."""
@@ -213,9 +196,7 @@ class FinishedRun:
 
     def items(self) -> Iterator[FinishedItem]:
         """Those that are done, in the order of their keys' components."""
-        for (line,) in self._records.execute("SELECT line FROM records WHERE done ORDER BY key"):
-            if (record := _record(line)) is not None:
-                yield self._item(record)
+        return map(self._item, self._records)
 
     def failures(self) -> Iterator[Failure]:
         """What failed and was not done since, as the lists of failures have it."""
@@ -242,30 +223,6 @@ class FinishedRun:
         source = record.identity.source if record.identity is not None else ""
         return FinishedItem(record.key, source_path(record.root, source), files, is_clip, source)
 
-    def _read(self, part: int, path: str) -> None:
-        """Take in a manifest."""
-
-        def lines() -> Iterator[tuple[bytes, int, float, int, bytes]]:
-            with open(path, "rb") as file:
-                for line in file:
-                    if (record := _record(line)) is not None:
-                        yield _order(record.key), part, record.at, record.status == "done", line
-
-        try:
-            with self._records:
-                self._records.executemany(_TAKE, lines())
-        except FileNotFoundError:  # merged just now
-            pass
-        except (OSError, sqlite3.Error) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ManifestError(
-                f"{path} cannot be read: {reason}", hint="see to space in the temporary folder, $TMPDIR"
-            ) from error
-
-    def _count(self, query: str) -> int:
-        [(count,)] = self._records.execute(query)
-        return int(count)
-
     def _names(self, pattern: re.Pattern[str]) -> list[str]:
         """Files of the folder of such a name; the one of a run that did everything first."""
         if remote.is_remote(self.folder):
@@ -288,13 +245,3 @@ class FinishedRun:
 
 def _steps(path: str) -> list[str]:
     return [step for step in path.replace(os.sep, "/").split("/") if step]
-
-
-def _record(line: bytes) -> Record | None:
-    values = parse_line(line.strip(b"\0\n"))
-    return Record.parse(values) if values is not None and "made_with" not in values else None
-
-
-def _order(key: str) -> bytes:
-    """A key as bytes that sort as its components do."""
-    return key.replace("/", "\0").encode("utf-8", "surrogatepass")

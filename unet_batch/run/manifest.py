@@ -23,12 +23,11 @@ import errno
 import json
 import os
 import re
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
-from typing import Any, BinaryIO
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from unet_batch.errors import ManifestError, OutputError
 from unet_batch.files.atomic import translate, write_atomic
@@ -338,63 +337,7 @@ class Manifest:
 
 def manifest_bytes(folder: str) -> int:
     """Bytes of all manifests of a folder: they only grow, so that equal bytes are the same records."""
-    return sum(
-        os.path.getsize(os.path.join(folder, name)) for name in _names(folder) if _FILE.fullmatch(name)
-    )
-
-
-def read_in_order(folder: str) -> Iterator[Record]:
-    """The last record of each key that is done, in the order of the keys.
-
-    Where each lies is kept in a temporary file: memory does not grow with their number.
-
-    Raises:
-        ManifestError: a manifest cannot be read.
-    """
-    with ExitStack() as stack:
-        places = stack.enter_context(closing(sqlite3.connect("")))  # a file that goes with it
-        places.execute(
-            "create table place (key blob primary key, at real, file int, start int) without rowid"
-        )
-        names = sorted(name for name in _names(folder) if _FILE.fullmatch(name))
-        files = []
-        for number, name in enumerate(sorted(names, key=lambda name: name == "manifest.jsonl")):
-            try:
-                file = stack.enter_context(open(os.path.join(folder, name), "rb"))
-                files.append(file)
-                places.executemany(_PLACE, _places(file, number))
-            except OSError as error:
-                raise ManifestError(f"{name} cannot be read: {error.strerror or error}") from error
-        for number, start in places.execute("select file, start from place order by key"):
-            files[number].seek(start)
-            values = parse_line(files[number].readline().strip(b"\0\n"))
-            if (
-                values is not None
-                and (record := Record.parse(values)) is not None
-                and record.status == "done"
-            ):
-                yield record
-
-
-# The last line of a file counts; of several files, that of the latest.
-_PLACE = (
-    "insert into place values (?, ?, ?, ?) on conflict (key) do update set at = excluded.at, "
-    "file = excluded.file, start = excluded.start where file = excluded.file or at <= excluded.at"
-)
-
-
-def _places(file: BinaryIO, number: int) -> Iterator[tuple[bytes, float, int, int]]:
-    start = 0
-    for line in file:
-        values = parse_line(line.strip(b"\0\n"))
-        if values is not None and "made_with" not in values and (record := Record.parse(values)) is not None:
-            yield _sorted_as(record.key), record.at, number, start
-        start += len(line)
-
-
-def _sorted_as(key: str) -> bytes:
-    """Bytes that sort as the steps of a key do."""
-    return key.replace("/", "\0").encode("utf-8", "surrogatepass")
+    return sum(os.path.getsize(os.path.join(folder, name)) for name in manifest_names(folder))
 
 
 def manifest_names(folder: str) -> list[str]:

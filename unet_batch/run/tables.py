@@ -18,7 +18,8 @@ from unet_batch.files.atomic import remove
 from unet_batch.files.naming import shown
 from unet_batch.files.roots import source_path
 from unet_batch.files.tables import TABLES, join, to_parquet
-from unet_batch.run.manifest import Manifest, manifest_bytes, read_in_order
+from unet_batch.run.manifest import Manifest, manifest_bytes
+from unet_batch.run.ordered import OrderedRecords
 from unet_batch.run.report import RunReport, load_report, run_name
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def write_tables(
 
     Raises:
         OutputError: one cannot be written.
+        ManifestError: a manifest cannot be read.
     """
     found: dict[str, dict[str, Any]] = {}
     for kind in TABLES:
@@ -72,7 +74,8 @@ def write_tables(
             found[kind] = dict(before)
             continue
         begun, path = time.monotonic(), os.path.join(folder, csv_name)
-        joined = join(path, kind, _contents(folder, kind, read_in_order(folder), store))
+        with OrderedRecords(folder) as records:
+            joined = join(path, kind, _contents(folder, kind, records, store))
         if parquet:
             to_parquet(os.path.join(folder, parquet_name), path, kind)
         else:
@@ -128,7 +131,7 @@ def _are_there(folder: str, files: Iterable[str], store: RemoteFolder | None) ->
 
 
 def _contents(
-    folder: str, kind: str, records: Iterator[Record], store: RemoteFolder | None
+    folder: str, kind: str, records: Iterable[Record], store: RemoteFolder | None
 ) -> Iterator[tuple[str, str, bytes | None]]:
     """Source, key and table of each record."""
     read: Callable[[list[str]], list[bytes | None]]
