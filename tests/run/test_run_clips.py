@@ -153,9 +153,9 @@ def test_another_output_is_added(mixed: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "save", "message"),
     [
-        (("a.mp4",), ("cutout", "prob"), "none of it can be made of a clip"),
+        (("a.mp4",), ("palette", "prob"), "none of it can be made of a clip"),
         (("a.png",), ("frames",), "none of it can be made of a picture"),
-        (("a.png", "a.mp4"), ("cutout",), "of a clip; the sources hold 1"),
+        (("a.png", "a.mp4"), ("palette",), "of a clip; the sources hold 1"),
     ],
 )
 def test_outputs_that_cannot_be_made_are_refused(mixed: Path, names: Any, save: Any, message: str) -> None:
@@ -208,13 +208,13 @@ def test_a_failing_network_costs_the_clip(mixed: Path) -> None:
 def test_what_the_network_saw_is_let_go_before_a_frame_is_drawn(
     mixed: Path, smooth: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, drawn = Segmenter.mask, []
+    real, drawn = Segmenter.result, []
 
-    def mask(self: Segmenter, prediction: Prediction) -> Any:
+    def result(self: Segmenter, prediction: Prediction, *style: Any) -> Any:
         drawn.append(prediction.frame.tensors)
-        return real(self, prediction)
+        return real(self, prediction, *style)
 
-    monkeypatch.setattr(Segmenter, "mask", mask)
+    monkeypatch.setattr(Segmenter, "result", result)
     segment(mixed / "sub", video=VideoOptions(smooth=smooth))
     assert drawn == [()] * 5
 
