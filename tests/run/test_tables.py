@@ -20,9 +20,9 @@ from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media.measure import Measuring, PixelSize
 from unet_batch.run.execute import execute
 from unet_batch.run.manifest import Manifest, manifest_bytes
-from unet_batch.run.ordered import OrderedRecords
 from unet_batch.run.merge import merge
 from unet_batch.run.options import PageRange, RunOptions
+from unet_batch.run.ordered import OrderedRecords
 from unet_batch.run.plan import prepare
 from unet_batch.run.records import Identity, OutputRecipe, Record
 from unet_batch.run.shard import Shard
