@@ -72,7 +72,10 @@ class PixelSize:
 
     @classmethod
     def of(cls, metadata: Metadata) -> PixelSize | None:
-        """What a picture's file says: metres or feet of a projected GeoTIFF, else millimetres by its dpi."""
+        """What a picture's file says: metres or feet of a projected GeoTIFF, else millimetres by its dpi.
+
+        Of microscopes, whose pixels measure less than a hundredth of that, micrometres.
+        """
         geo = dict(metadata.geo)
         if _PIXEL_SCALE in geo:
             keys = geo.get(_GEO_KEYS, ())
@@ -84,8 +87,10 @@ class PixelSize:
             return cls(down, across, unit) if min(down, across) > 0 else None
         if metadata.dpi is None or all(round(dots, 2) in PLACEHOLDERS for dots in metadata.dpi):
             return None
-        across, down = metadata.dpi
-        return cls(25.4 / down, 25.4 / across, "mm")
+        across, down = (25.4 / dots for dots in metadata.dpi)
+        if max(across, down) < 0.01:
+            return cls(1000 * down, 1000 * across, "um")
+        return cls(down, across, "mm")
 
     @property
     def area(self) -> float:

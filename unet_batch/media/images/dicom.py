@@ -15,14 +15,17 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unet_batch.errors import ImageError
 from unet_batch.media.images.common import Damage, Picture, Source
+from unet_batch.media.images.lengths import to_dpi
 from unet_batch.media.images.profiles import to_srgb
 from unet_batch.media.images.ranges import AUTO, Range
+from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,7 +51,7 @@ def read_dicom(source: Source, value_range: Range = AUTO) -> Picture:
     picture = next(_decode(source, header, [0], value_range))
     count = count_frames(header)
     notes = (f"{count:,} frames: the first is read",) if count > 1 else ()
-    return Picture(picture.pixels, picture.size, picture.missing, notes=picture.notes + notes)
+    return replace(picture, notes=picture.notes + notes)
 
 
 def read_frames(source: Source, numbers: Sequence[int], value_range: Range = AUTO) -> Iterator[Picture]:
@@ -135,7 +138,13 @@ def _decode(source: Source, header: Dataset, numbers: Sequence[int], value_range
         else:
             levels = _to_grey(values, bits, header, number, missing, value_range)
         pixels, notes = to_srgb(levels, header.get("ICCProfile"))
-        yield Picture(pixels, (pixels.shape[0], pixels.shape[1]), missing, notes=notes)
+        # In the patient, down first; what others say holds at the detector
+        down, across = _functional(header, number, "PixelMeasuresSequence").get("PixelSpacing") or (
+            None,
+            None,
+        )
+        metadata = Metadata(dpi=to_dpi(across, down))
+        yield Picture(pixels, (pixels.shape[0], pixels.shape[1]), missing, metadata=metadata, notes=notes)
 
 
 def _measured(

@@ -7,9 +7,9 @@ TIFF.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import cv2
@@ -18,7 +18,9 @@ import numpy as np
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.files import stores
 from unet_batch.media.images.common import Damage, Picture, Source, check_channels
+from unet_batch.media.images.lengths import to_dpi
 from unet_batch.media.images.ranges import AUTO, Range, scale_channels
+from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from unet_batch.types import Channels, Pixels, Size
 
 _AXES = "tczyx"
+_TRANSFORMS = "coordinateTransformations"
 _BAND = 2**25  # bytes of numbers that are read at once, where chunks allow
 _BYTES_PER_PIXEL = 16  # of the source's limit, for what is decoded at once
 _BLOSC = 16  # bytes of the header of a chunk, of which the last four are how many there are
@@ -40,12 +43,14 @@ class Volume:
         array: of zarr.
         axes: what its dimensions are, of "tczyx"; the last two are "yx".
         notes: what people should know of how it was chosen.
+        metadata: how large a pixel is.
     """
 
     name: str
     array: Any
     axes: str
     notes: tuple[str, ...]
+    metadata: Metadata = field(default_factory=Metadata)
 
     @property
     def size(self) -> Size:
@@ -132,6 +137,7 @@ def open_volume(source: Source) -> Volume:
         axes = "".join(axis if isinstance(axis, str) else axis["name"] for axis in named)
         if len(axes) != len(array.shape) or axes[-2:] != "yx" or not set(axes[:-2]) <= set("tcz"):
             raise Damage(f"its axes are {axes}, of {array.shape}: some of t, c, z, then y, x expected")
+        metadata = Metadata(dpi=_dpi(scales, named))
     volume = Volume(source.name, array, axes, notes)
     if 0 in array.shape:
         raise Damage(f"its shape is {array.shape}")
@@ -143,7 +149,19 @@ def open_volume(source: Source) -> Volume:
         taken = "the first is" if volume.bands == 1 else "the first three are"
         how = "" if volume.bands == 1 else " as red, green and blue"
         notes += (f"{volume.channels} channels: {taken} read{how}",)
-    return Volume(source.name, array, axes, notes)
+    return Volume(source.name, array, axes, notes, metadata)
+
+
+def _dpi(scales: Mapping[str, Any], named: Sequence[Any]) -> tuple[float, float] | None:
+    """Pixels per inch, (across, down), by the scale of the full resolution and the units of the axes."""
+    units = [axis.get("unit", "") if isinstance(axis, dict) else "" for axis in named[-2:]]
+    sides = [1.0, 1.0]
+    found = False
+    for each in (*scales["datasets"][0].get(_TRANSFORMS, ()), *scales.get(_TRANSFORMS, ())):
+        if each.get("type") == "scale" and len(each.get("scale", ())) == len(named):
+            sides = [side * float(factor) for side, factor in zip(sides, each["scale"][-2:], strict=True)]
+            found = True
+    return to_dpi(sides[1], sides[0], units[1], units[0]) if found else None
 
 
 def _about(group: Any) -> dict[str, Any]:
@@ -226,7 +244,7 @@ def _read_page(
 ) -> Picture:
     _check_page(source, volume)
     pixels, missing = _to_pixels(volume.read(number, channels=channels), ranges, channels)
-    return Picture(pixels, volume.size, missing, notes=volume.notes + notes)
+    return Picture(pixels, volume.size, missing, metadata=volume.metadata, notes=volume.notes + notes)
 
 
 def _invalid(values: NDArray[Any]) -> NDArray[np.bool_] | None:

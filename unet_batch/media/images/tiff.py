@@ -23,6 +23,7 @@ from unet_batch.media.images.common import (
     over_white,
 )
 from unet_batch.media.images.geotiff import read_geo_tags
+from unet_batch.media.images.lengths import dpi_of_tiff
 from unet_batch.media.images.metadata import outputs_metadata
 from unet_batch.media.images.profiles import to_srgb
 from unet_batch.media.images.ranges import AUTO, Range, Usage
@@ -454,13 +455,15 @@ def _upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def resolution_of(page: TiffPage) -> tuple[float, float] | None:
-    """Pixels per inch of the upright picture, (across, down), where the page says so."""
+    """Pixels per inch of the upright picture, (across, down), where the page or its file says so."""
     with suppress(TypeError, ValueError, ZeroDivisionError):
-        per_unit = tuple(a / b for a, b in (page.tags.valueof(282), page.tags.valueof(283)))
+        per_unit = tuple(a / b for a, b in (page.tags.valueof(282, (0, 1)), page.tags.valueof(283, (0, 1))))
         inch = {2: 1.0, 3: 2.54}.get(int(page.tags.valueof(296, 2)))
-        if inch and min(per_unit) > 0:
-            across, down = per_unit if orientation_of(page) < 5 else per_unit[::-1]
-            return across * inch, down * inch
+        dpi = dpi_of_tiff(page.parent, per_unit)
+        if dpi is None and inch and min(per_unit) > 0:
+            dpi = per_unit[0] * inch, per_unit[1] * inch
+        if dpi is not None:
+            return dpi if orientation_of(page) < 5 else dpi[::-1]
     return None
 
 
