@@ -35,7 +35,10 @@ def read_coco(folder: Path, file: str, classes: list[str], size: tuple[int, int]
 
 
 def read_yolo(folder: Path, file: str, classes: list[str], size: tuple[int, int]) -> Masks:
-    """Lines of a class and shares; outlines are cut to whole pixels and painted, as YOLO's loader does."""
+    """Lines of a class and shares; outlines are painted, cut to whole pixels as by YOLO's own loader.
+
+    Others, supervision for one, round instead, which must come to the same.
+    """
     masks = {name: np.zeros(size, np.uint8) for name in classes}
     for line in (folder / "labels" / f"{Path(file).with_suffix('')}.txt").read_text().splitlines():
         category, *shares = line.split()
@@ -43,6 +46,7 @@ def read_yolo(folder: Path, file: str, classes: list[str], size: tuple[int, int]
         points = np.array(shares, np.float32).reshape(-1, 2)
         assert ((points >= 0) & (points <= 1)).all()
         points *= size[::-1]
+        assert np.array_equal(points.astype(np.int32), np.round(points).astype(np.int32))
         cv2.fillPoly(masks[classes[int(category)]], [points.astype(np.int32)], 1)
     return {name: mask > 0 for name, mask in masks.items()}
 

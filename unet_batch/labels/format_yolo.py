@@ -1,8 +1,9 @@
 """YOLO segmentation: `data.yaml`, and for each picture a text file with a line an object.
 
-A line is the class and the outline's points, as shares of width and height. Points are centres of the
-outermost pixels, as readers paint outlines as well as what is inside; holes are joined to the outline by cuts
-of one pixel's path, as YOLO knows no holes.
+A line is the class and the outline's points, as shares of width and height. Points lie in the outermost
+pixels, as readers paint outlines as well as what is inside: a quarter of a pixel from their upper left corner,
+where those who cut a number to a whole one and those who round it both find the pixel. Holes are joined to the
+outline by cuts of one pixel's path, as YOLO knows no holes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class YoloFormat(LabelFormat):
         size = np.array(picture.size[::-1], np.float64)
         lines = []
         for category, ring in picture.rings(self.settings.simplify, centres=True):
-            shares = " ".join(f"{value:.7g}" for value in (ring / size).ravel())
+            shares = " ".join(f"{value:.7g}" for value in ((ring - 0.25) / size).ravel())
             lines.append(f"{category} {shares}\n")
         return "".join(lines)
 
