@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Callable
 from fractions import Fraction
@@ -171,8 +172,9 @@ def test_background_contour_and_clean_masks(clip: str, tmp_path: Path) -> None:
     cleaned = work(clip, tmp_path / "clean", "mask", cleanup=Cleanup(min_area="99%"))
     with av.open(cleaned.files["mask"][0]) as container:
         assert not any(frame.to_ndarray().any() for frame in container.decode(video=0))
-    lines = Path(cleaned.files["timeline"][0]).read_text().splitlines()
-    assert [line.split(",")[-2] for line in lines[1:]] == ["0"] * 10, "components are those of the mask"
+    with open(cleaned.files["timeline"][0], newline="") as timeline:
+        components = [row["components"] for row in csv.DictReader(timeline)]
+    assert components == ["0"] * 10, "those of the mask"
 
 
 @pytest.mark.parametrize("codec", ["prores", "vp9"])
