@@ -1,9 +1,9 @@
 """YOLO segmentation: `data.yaml`, and for each picture a text file with a line an object.
 
 A line is the class and the outline's points, as shares of width and height. Points lie in the outermost
-pixels, as readers paint outlines as well as what is inside: a quarter of a pixel from their upper left corner,
-where those who cut a number to a whole one and those who round it both find the pixel. Holes are joined to the
-outline by cuts of one pixel's path, as YOLO knows no holes.
+pixels, as readers paint outlines as well as what is inside: a quarter of a pixel from their upper left
+corner, where those who cut a number to a whole one and those who round it both find the pixel. Holes are
+joined to the outline by cuts of one pixel's path, as YOLO knows no holes.
 """
 
 from __future__ import annotations
