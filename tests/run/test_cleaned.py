@@ -13,17 +13,21 @@ from PIL import Image
 
 from tests.helpers.observers import observing
 from tests.helpers.runs import read, write
-from unet_batch.errors import ManifestError, UsageError
+from unet_batch.errors import ImageError, ManifestError, UsageError
+from unet_batch.inference.measuring import frame_cells, frame_columns
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.inference.views import ViewOptions
+from unet_batch.media import geometry
 from unet_batch.media.cleanup import NONE, Cleanup
 from unet_batch.media.render import class_table
 from unet_batch.run import giant
 from unet_batch.run.execute import execute
+from unet_batch.run.masks import LabelTable, read_ids
 from unet_batch.run.options import PageRange, RunOptions
 from unet_batch.run.plan import prepare
 from unet_batch.run.report import RunReport
 from unet_batch.testing import FakeBackend, fake_spec
+from unet_batch.types import Frame, Item, Prediction
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_thread_is_left")]
 
@@ -71,6 +75,17 @@ def run(
 EVERYTHING = Cleanup(min_area="100", fill_holes="all", largest=True)
 
 
+def test_a_frame_has_a_figure_for_each_column_whatever_is_gone() -> None:
+    spec = several(("sky", "car", "road")).spec
+    mask = np.full(SIZE, NONE, np.uint8)
+    mask[:, :24] = 2
+    placement = geometry.place(SIZE, SIZE)
+    prediction = Prediction(Frame(Item("a.mp4"), placement, (), None), mask)
+    cells = frame_cells(spec, prediction, mask, 0.5, cleaned=True)
+    assert len(cells) == len(frame_columns(spec))
+    assert cells[:4] == ("0.000000", "0.000000", "0.250000", 1)
+
+
 @pytest.mark.parametrize("isolate", [False, True])
 def test_all_that_shows_a_mask_shows_it_clean(photo: Path, tmp_path: Path, isolate: bool) -> None:
     save = ("mask", "cutout", "overlay", "prob", "geotiff", "background")
@@ -115,6 +130,12 @@ def test_of_several_classes_some_are_kept(tmp_path: Path) -> None:
     with Image.open(tmp_path / "other/palettes/a.png") as image:
         assert np.array_equal(np.asarray(image), mask)
         assert image.convert("RGB").getpixel((5, 5)) == (0, 0, 0)
+    written = str(tmp_path / "other/masks/a.png")
+    assert np.array_equal(read_ids(written, LabelTable.of(backend.spec.classes)), mask), (
+        "what is gone is no damage"
+    )
+    with pytest.raises(ImageError, match="holds id 255"):
+        read_ids(written, LabelTable.of(class_table(("background", "car", "road"))))
     with pytest.raises(UsageError, match="fake has no class bus"):
         Segmenter(several(), cleanup=Cleanup(("bus",)))
 

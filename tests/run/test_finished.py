@@ -11,6 +11,7 @@ import pytest
 from tests.helpers.models import fake_file
 from tests.helpers.runs import half_bright, write
 from unet_batch.errors import ManifestError, UsageError
+from unet_batch.files.outputs import Style
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run.execute import execute
 from unet_batch.run.finished import FinishedRun
@@ -44,6 +45,16 @@ def test_items_come_in_the_order_of_their_keys_with_sources_and_files(tmp_path: 
         assert finished.classes.names == fake_file().spec.classes.names
         assert finished.classes.colours == fake_file().spec.classes.colours
         assert (finished.save, finished.done, finished.left) == (("mask", "prob"), 5, 1)
+
+
+def test_files_are_known_by_their_kind_however_they_are_drawn(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.png", half_bright())
+    style = Style(background="white", cutout_format="webp", crop=True)
+    run(tmp_path / "in", tmp_path / "out", save=("mask", "cutout", "background"), style=style)
+    with FinishedRun(str(tmp_path / "out")) as finished:
+        [item] = finished.items()
+    assert {*item.files} == {"mask", "cutout", "background"}
+    assert item.files["cutout"].endswith("a.webp")
 
 
 def test_shards_are_read_before_they_are_merged(tmp_path: Path) -> None:

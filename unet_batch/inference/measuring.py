@@ -162,7 +162,7 @@ def frame_cells(
         sure = [f"{value:.4f}" for value in measure.certainty(content)]
     else:
         count = len(spec.classes.names)
-        areas = list(np.bincount(mask.reshape(-1), minlength=count) / mask.size)
+        areas = list(np.bincount(mask.reshape(-1), minlength=count)[:count] / mask.size)  # or `cleanup.NONE`
         regions = [content == id for id in range(count) if id != spec.classes.background]
         sure = [""] * 3  # ids say nothing of it
     if cleaned:

@@ -11,14 +11,13 @@ import numpy as np
 from unet_batch.errors import ImageError
 from unet_batch.files import archives
 from unet_batch.media import images
+from unet_batch.media.measure import UNSURE
 
 if TYPE_CHECKING:
     from unet_batch.run.finished import FinishedItem, FinishedRun
 
 KINDS = ("stats", "prob", "prob16")
 """Kinds of outputs that tell it, the quickest to read first."""
-LOW, HIGH = 0.1, 0.9
-"""Between these probabilities a pixel is unsure."""
 
 
 def can_tell(run: FinishedRun) -> bool:
@@ -41,8 +40,7 @@ def unsure_share(item: FinishedItem) -> float | None:
     stored = images.read_ids(path)
     if stored.values.ndim != 2 or not stored.full:
         return None
-    values = stored.values
-    return float(np.mean((values >= LOW * stored.full) & (values <= HIGH * stored.full)))
+    return float(np.mean(np.abs(stored.values / stored.full - 0.5) <= UNSURE / 2))
 
 
 def _from_table(path: str) -> float | None:

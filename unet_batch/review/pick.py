@@ -89,7 +89,7 @@ def write_list(path: str, picked: Sequence[Picked]) -> None:
         UsageError: another file of this name is there.
         OutputError: it cannot be written.
     """
-    with suppress(FileNotFoundError, OSError), open(path, "rb") as file:
+    with suppress(OSError), open(path, "rb") as file:
         if not file.read(len(_HEAD)).startswith(_HEAD.encode()):
             raise UsageError(f"{path} is another file", hint="choose another name with -o")
     lines = [f"{_HEAD}: the most unsure first", *(each.item.source for each in picked)]

@@ -215,8 +215,8 @@ class FinishedRun:
         is_clip = False
         for kind, outputs in record.outputs.items():
             is_clip = is_clip or kind.startswith("clip ")
-            # Of a clip, how it was read and coded is part of the name.
-            name = kind.split(" ", 2)[1] if kind.startswith("clip ") else kind
+            # How it was read, coded or drawn is part of the name.
+            name = kind.removeprefix("clip ").partition(" ")[0]
             if outputs:
                 first = outputs[0][0]
                 files[name] = self.path(first if len(outputs) == 1 else first.rpartition("/")[0])

@@ -9,6 +9,7 @@ import numpy as np
 
 from unet_batch.errors import ImageError
 from unet_batch.media import images
+from unet_batch.media.cleanup import NONE
 from unet_batch.types import ClassTable
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class LabelTable:
 def read_ids(path: str, table: LabelTable) -> NDArray[Any]:
     """Read a mask that a run has made: ids, or 0 and 1 of one class.
 
+    Where no class is the background, `cleanup.NONE` is what a clean-up has taken away.
+
     Raises:
         ImageError: it cannot be read, or holds what no class is.
     """
@@ -51,7 +54,8 @@ def read_ids(path: str, table: LabelTable) -> NDArray[Any]:
     if not table.ids:
         # Who edits masks of 0 and 255 may leave levels between.
         return np.asarray(ids > (127 if stored.full == 255 and stored.kind == "grey" else 0), np.uint8)
-    highest = int(ids.max(initial=0))
+    has_ground = len(table.ids) <= max(table.ids)
+    highest = int((ids if has_ground else ids[ids != NONE]).max(initial=0))
     if highest > max(*table.ids, len(table.ids)):
         raise ImageError(
             f"{path}: holds id {highest}, the last class is {max(table.ids)}", hint="restore it: run again"
