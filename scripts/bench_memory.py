@@ -2,7 +2,7 @@
 
     python -m scripts.bench_memory [--photos 2000] [--save mask,overlay]
     python -m scripts.bench_memory --video 10 [--save mask,overlay]
-    python -m scripts.bench_memory --giant 30000
+    python -m scripts.bench_memory --giant 30000 [--model fast]
 
 Runs the bundled model over the Carvana photos, each under as many names as it takes to reach the number, or
 the model `fast` over a drawn clip of so many minutes at 360x640; prints the memory every few hundred
@@ -13,12 +13,14 @@ The third draws a TIFF of so many pixels along each side, in tiles of JPEG, and 
 512x512 by a network that says what it sees, so that all that takes time is ours. Prints the processor time
 for a million pixels, which should not depend on the side, less what a run of a picture of 64x64 takes; how
 many pixels of tiles there are for one of the picture, to which a network's time is proportional; and the peak
-of memory. Exits with 1 above 2 GB.
+of memory. Small ones are segmented up to seven times, and the median counts. With a model, it is that which
+segments the tiles, and what a user waits for is measured. Exits with 1 above 2 GB.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import resource
 import statistics
@@ -43,6 +45,8 @@ from unet_batch.testing import FakeBackend, fake_spec
 
 SETTLED = 300
 MAX_GIANT_PEAK = 2e9
+ENOUGH = 20
+"""Seconds after which a large picture is not segmented once more."""
 _DRAW = """
 import sys, numpy, tifffile
 side, random = int(sys.argv[2]), numpy.random.default_rng(0)
@@ -68,9 +72,10 @@ def main() -> None:
     parser.add_argument("--video", type=float, metavar="MINUTES", help="a drawn clip instead of photos")
     parser.add_argument("--save", default="mask,overlay")
     parser.add_argument("--giant", type=int, metavar="SIDE", help="one drawn TIFF instead of photos")
+    parser.add_argument("--model", help="segments the drawn TIFF; a network that costs nothing without it")
     options = parser.parse_args()
     if options.giant:
-        raise SystemExit(segment_giant(options.giant))
+        raise SystemExit(segment_giant(options.giant, options.model))
     process = psutil.Process()
     resident: list[int] = []
 
@@ -116,7 +121,7 @@ def main() -> None:
     raise SystemExit(int(growth > most or peak > MAX_PEAK or report.failed > 0))
 
 
-def segment_giant(side: int) -> int:
+def segment_giant(side: int, model: str | None) -> int:
     """Segment a picture that memory does not hold; returns the exit code."""
     with tempfile.TemporaryDirectory() as folder:
         source, out, small, first = (os.path.join(folder, name) for name in ("in", "out", "small", "first"))
@@ -125,26 +130,31 @@ def segment_giant(side: int) -> int:
             subprocess.run([sys.executable, "-c", _DRAW, name, str(length)], check=True)
         backend = FakeBackend(fake_spec((512, 512)), lambda tiles: tiles[..., 1].copy(), batch_size=8)
         giant.MEMORY = 0  # small ones, too, are read in bands: to compare them
-        with Segmenter(backend, view=ViewOptions(fit="tile")) as segmenter:
+        fake = Segmenter(backend, view=ViewOptions(fit="tile"))
+        with unet_batch.load(model, fit="tile") if model else fake as segmenter:
             starts = []
             for number, name in enumerate((first, *[small] * 5)):  # imports and memory come with the first
                 cpu = time.process_time()
                 execute(prepare(RunOptions((name,), f"{out}-{number}")), segmenter)
                 starts.append(time.process_time() - cpu)
             start = statistics.median(starts[1:])
-            begun, cpu = time.perf_counter(), time.process_time()
-            report = execute(prepare(RunOptions((source,), out)), segmenter)
-            seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+            taken: list[tuple[float, float]] = []
+            while not taken or (len(taken) < 7 and sum(wall for wall, _ in taken) < ENOUGH):
+                begun, cpu = time.perf_counter(), time.process_time()
+                report = execute(prepare(RunOptions((source,), f"{out}-again-{len(taken)}")), segmenter)
+                taken.append((time.perf_counter() - begun, time.process_time() - cpu))
+            seconds, cpu = (statistics.median(each) for each in zip(*taken, strict=True))
             assert segmenter.view.tiling is not None
             tiles = len(segmenter.view.tiling.grid((side, side)))
-        sizes = [os.path.getsize(path) for path in (f"{source}/giant.tif", f"{out}/masks/giant.png")]
+        sizes = [os.path.getsize(path) for path in (f"{source}/giant.tif", f"{out}-again-0/masks/giant.png")]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(f"{side}x{side}: {report.done} done; from {sizes[0] / 1e6:.1f} to {sizes[1] / 1e6:.1f} MB")
     for stage in report.stages:
         print(f"  {stage.name:8} {stage.cpu:8.1f} s of processor time")
     print(f"{seconds:.1f} s; {cpu:.2f} s of processor time, of which {1e3 * start:.0f} ms to start")
     print(f"{1e9 * (cpu - start) / side**2:.1f} ms a megapixel without these")
-    print(f"{tiles:,} tiles, {tiles * 512**2 / side**2:.2f} of their pixels for one of the picture")
+    pixels = tiles * math.prod(segmenter.view.tiling.tile)
+    print(f"{tiles:,} tiles, {pixels / side**2:.2f} of their pixels for one of the picture")
     print(f"peak: {peak / 1e6:.0f} MB (at most {MAX_GIANT_PEAK / 1e6:.0f})")
     return int(report.done != 1 or peak > MAX_GIANT_PEAK)
 
