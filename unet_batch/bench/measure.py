@@ -35,10 +35,11 @@ from unet_batch.inference.backends.select import Request
 from unet_batch.inference.segmenter import Segmenter, as_error, open_segmenter, source_of
 from unet_batch.media import geometry, images
 from unet_batch.pipeline import Failed, StageStats, cpu_count
-from unet_batch.run.execute import Task, execute
+from unet_batch.run.execute import execute
 from unet_batch.run.observe import Observer
 from unet_batch.run.options import RunOptions
 from unet_batch.run.plan import prepare
+from unet_batch.run.work import Task
 from unet_batch.types import HasItem, Item, Prediction
 
 if TYPE_CHECKING:

@@ -4,53 +4,44 @@
     report = execute(plan, segmenter)
 
 `execute` holds the folder's lock, compares the sources with the manifest (`plan.resume`, which also stands
-alone, for a dry run), and does what is left.
+alone, for a dry run), and has done what is left: by the segmenter that it is given, in this process, or by a
+`Crew` of several (see `hands`).
 
 Four things happen to an item: its source is looked at just before it is read, it goes through the pipeline,
-its outputs are renamed into place, and the thread that did that records it. So a record is never ahead of its
-files, and a source that changes while it is read counts as changed next time.
+its outputs are renamed into place, and then it is recorded. So a record is never ahead of its files, and a
+source that changes while it is read counts as changed next time.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, nullcontext, suppress
+from typing import TYPE_CHECKING
 
-from unet_batch.errors import (
-    OutputError,
-    RunError,
-    SourceError,
-    SourceVanished,
-    UnetBatchError,
-    UsageError,
-)
-from unet_batch.files import archives, remote
-from unet_batch.files.atomic import write_atomic, write_json
+from unet_batch.errors import OutputError, SourceError
+from unet_batch.files import remote
+from unet_batch.files.atomic import write_json
 from unet_batch.files.locks import claim
 from unet_batch.files.naming import shown
-from unet_batch.files.staging import UPLOADS
-from unet_batch.inference.segmenter import Segmenter, as_error, item_of
-from unet_batch.pipeline import Failed, Pipeline, StageStats, bottleneck, cpu_count
-from unet_batch.run import alone, tables
-from unet_batch.run import clip as clips
-from unet_batch.run.layout import ClipLayout, choose_encoder
+from unet_batch.inference.segmenter import Segmenter
+from unet_batch.pipeline import bottleneck, cpu_count
+from unet_batch.run import tables
+from unet_batch.run.hands import Hands, Here
+from unet_batch.run.layout import choose_encoder
 from unet_batch.run.observe import Observer, Stop
-from unet_batch.run.outcomes import Outcomes, is_passing
-from unet_batch.run.pictures import EncodedOutputs, OutputRenderer
-from unet_batch.run.plan import RunPlan, recipe_of, resume
-from unet_batch.run.records import Files, Identity, OutputRecipe
-from unet_batch.run.report import Backlog, RunReport, add_stats, run_name, versions
-from unet_batch.types import HasItem, Item
+from unet_batch.run.outcomes import Outcomes
+from unet_batch.run.plan import RunPlan, resume
+from unet_batch.run.records import OutputRecipe
+from unet_batch.run.report import Backlog, RunReport, run_name, versions
+from unet_batch.types import Item
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
-    from unet_batch.inference.workers import Prepared
+    from unet_batch.media.video import Codec
+    from unet_batch.run.work import Outcome
 
 _SAMPLE_SECONDS = 1.0  # between two looks at the queues
 _AGAIN = "then run the same command again: what is done stays done"
@@ -58,7 +49,7 @@ _AGAIN = "then run the same command again: what is done stays done"
 
 def execute(
     plan: RunPlan,
-    segmenter: Segmenter,
+    segmenter: Segmenter | Hands,
     observer: Observer = Observer(),  # noqa: B008 - it has no state
     stop: Stop | None = None,
     *,
@@ -68,7 +59,7 @@ def execute(
 
     Args:
         plan: from `prepare`.
-        segmenter: open.
+        segmenter: open; or several processes that have one each.
         observer: hears what happens.
         stop: ends the run when it is called.
         join_tables: bring the tables of the folder up to date, if it has any.
@@ -82,9 +73,11 @@ def execute(
             be mixed.
         SourceError: the folder of the sources vanished.
         BackendError: the backend fails for one picture after the other.
+        RunError: no worker process can be started.
     """
-    renderer = OutputRenderer(plan.outputs, segmenter)
-    recipe = recipe_of(segmenter, plan.options.pages)
+    hands = Here(segmenter) if isinstance(segmenter, Segmenter) else segmenter
+    recipe = hands.recipe(plan.options.pages)
+    hands.check(plan)
     plan.outputs.prepare()
     folder, wait, store = plan.outputs.folder, plan.options.wait, plan.outputs.store
     with ExitStack() as stack:
@@ -98,29 +91,7 @@ def execute(
             plan = dataclasses.replace(plan, notes=(*plan.notes, note))
         plan.outputs.clean_leftovers()
         observer.start(plan)
-        return _Run(plan, segmenter, recipe, renderer, observer, stop or Stop(), join_tables).carry_out()
-
-
-@dataclass(frozen=True, slots=True)
-class Task(Item):
-    """An item on its way through the pipeline.
-
-    Attributes:
-        identity: its source just before it was read.
-        since: when that was, as `time.perf_counter` has it.
-    """
-
-    identity: Identity | None = None
-    since: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Written:
-    """A picture whose outputs stand under their names, the seconds of the stages that know it, and notes."""
-
-    item: Item
-    seconds: dict[str, float]
-    notes: tuple[str, ...]
+        return _Run(plan, hands, recipe, observer, stop or Stop(), join_tables).carry_out()
 
 
 class _Run:
@@ -129,35 +100,32 @@ class _Run:
     def __init__(
         self,
         plan: RunPlan,
-        segmenter: Segmenter,
+        hands: Hands,
         recipe: OutputRecipe,
-        renderer: OutputRenderer,
         observer: Observer,
         stop: Stop,
         joins_tables: bool,
     ) -> None:
         assert plan.manifest is not None, "not resumed"
-        self.plan, self.segmenter, self.recipe, self.renderer = plan, segmenter, recipe, renderer
+        self.plan, self.hands, self.recipe = plan, hands, recipe
         self.manifest, self.observer, self.stop = plan.manifest, observer, stop
         self.folder = plan.outputs.folder
         self.joins_tables = joins_tables and not plan.part  # those of shards: when these are merged
-        self.workers = segmenter.picture_workers(plan.outputs)
-        self.report = _new_report(plan, segmenter)
-        self.stages: dict[str, StageStats] = {}
+        hands.begin(plan, recipe)
+        self.report = _new_report(plan, hands)
         self.backlog = Backlog()
-        self.alone: list[tuple[Item, alone.Work]] = []  # pictures that come behind the others
+        self.aside: list[Item] = []  # pictures that come behind the others
 
         # A run of everything that comes later finds that shards have been here.
         whole = os.path.join(self.folder, run_name(""))
         if plan.part and not os.path.exists(whole):
             write_json(whole, {"unet_batch": __version__, "status": "sharded"})
-        maker = f"{segmenter.backend.name} {segmenter.backend.precision}"
-        self.outcomes = Outcomes(plan, self.manifest, recipe.digest, maker, self.report, observer)
+        self.outcomes = Outcomes(plan, self.manifest, recipe.digest, self.report, observer)
 
     def carry_out(self) -> RunReport:
         """Segment what is left, and write the report; see `execute`."""
         report, outcomes = self.report, self.outcomes
-        begun, cpu = time.perf_counter(), self._processor_seconds()
+        begun, cpu = time.perf_counter(), self.hands.cpu
         try:
             self._write_report()
             outcomes.tell(
@@ -188,7 +156,7 @@ class _Run:
             report.status = "aborted"
             raise
         finally:
-            self._finish(time.perf_counter() - begun, self._processor_seconds() - cpu)
+            self._finish(time.perf_counter() - begun, self.hands.cpu - cpu)
         return report
 
     def _finish(self, seconds: float, cpu: float) -> None:
@@ -200,8 +168,9 @@ class _Run:
         """
         report = self.report
         report.seconds = seconds
+        report.stages = list(self.hands.stages.values())
+        report.devices = self.hands.devices
         report.floor_seconds = self._floor(cpu)
-        report.stages = list(self.stages.values())
         report.bottleneck = bottleneck(report.stages).name if self.plan.todo and report.stages else ""
         report.backlog = self.backlog.figures()
         # What aborted the run is what the caller must hear of, not that its report met the same full disk.
@@ -218,37 +187,28 @@ class _Run:
     def _write_report(self) -> None:
         write_json(os.path.join(self.folder, run_name(self.plan.part)), self.report.as_dict())
 
-    def _processor_seconds(self) -> float:
-        """Of this process, and of the workers where there are any."""
-        return time.process_time() + (0.0 if self.workers is None else self.workers.workers.cpu)
-
     def _floor(self, cpu: float) -> float:
         """Seconds if nothing ever waited: the network's, and the processor's for all else over the cores."""
-        network = self.stages.get("infer")
-        if network is None or self.segmenter.backend.name.endswith(("cpu", "openvino")):
+        network = self.hands.stages.get("infer")
+        if network is None or self.hands.computes_on_cpu:
             return cpu / cpu_count()
         return network.busy / network.workers + (cpu - network.cpu) / cpu_count()
 
-    def _add_stages(self, stats: Iterable[StageStats]) -> None:
-        for stage in stats:
-            total = self.stages.setdefault(stage.name, StageStats(stage.name, stage.workers))
-            add_stats(total, stage)
-
     def _segment(self) -> None:
-        """The pictures, then those that memory does not hold, then the clips, both one at a time."""
+        """The pictures, then those that memory does not hold, then the clips, each of them by itself."""
+        codec: Codec | None = None
         moving = [item for item in self.plan.todo if item.is_clip]
         if moving:  # before the pictures: an encoder that does not work is not to be found out in the morning
             codec, reason = choose_encoder(self.plan.options.video.codec, self.plan.options.save)
             self.report.encoder = {"name": codec.encoder, "reason": reason}
-            layout = ClipLayout(self.folder, self.plan.options.save, codec, self.plan.options.style)
         self._segment_pictures([item for item in self.plan.todo if not item.is_clip])
-        for item, work in self.alone:
-            self._segment_alone(item, work)
-        for item in moving:
-            if self.report.status == "running" and not self.stop.reason:
-                self._segment_clip(item, layout)
+        for items in (self.aside, moving):
+            if items and self._goes_on:
+                self._consume(self.hands.alone(items, codec, self._on_progress, self.stop), last=True)
 
-    # Pictures.
+    @property
+    def _goes_on(self) -> bool:
+        return self.report.status == "running" and not self.stop.reason
 
     def _segment_pictures(self, pending: Sequence[Item]) -> None:
         """Everything once, then what a disk or network failed to read, a few times more."""
@@ -256,115 +216,53 @@ class _Run:
         for attempt, pause in enumerate(pauses, 1):
             if pending and self.report.status == "running":
                 self.stop.sleep(pause)
-            if not pending or self.stop.reason or self.report.status != "running":
+            if not pending or not self._goes_on:
                 return
             self.report.retried += len(pending) if attempt > 1 else 0
-            pending = self._try(pending, last=attempt == len(pauses))
+            pending = self._consume(self.hands.pictures(pending, self.stop), last=attempt == len(pauses))
 
-    def _try(self, items: Iterable[Item], *, last: bool) -> Sequence[Item]:
-        """Send items through the pipeline; returns those that are worth another try."""
-        finish: list[tuple[str, Any]] = [("render", self.renderer.render), ("write", self._write)]
-        if self.workers is not None:
-            finish = [("render", self._finish_picture)]
-        threads = {} if self.plan.outputs.store is None else {finish[-1][0]: UPLOADS}  # which mostly wait
-        with self.segmenter.pipeline(
-            self._tasks(items),
-            finish,
-            keep_pixels=self.renderer.needs_pixels,
-            workers=self.workers,
-            threads=threads,
-        ) as results:
-            self.stop.watch(results.stop)
-            try:
-                return self._consume(results, last=last)
-            finally:
-                self._add_stages(results.stats)
-                if self.workers is not None and self.workers.workers.deaths:
-                    self.plan.outputs.clean_leftovers()
-
-    def _tasks(self, items: Iterable[Item]) -> Iterator[Task]:
-        """Look at each source just before it is read; runs in the pipeline's first thread."""
-        if any(remote.is_remote(folder) for folder in self.plan.sources.folders):
-            items = remote.read_ahead(items, lambda item: item.path)
-        for item in items:
-            if (work := alone.find_work(item, self.plan, self.segmenter)) is not None:
-                self.alone.append((item, work))
-                remote.release(item.path)  # or those of all would lie here until their turn
-                continue
-            yield self._task(item)
-
-    def _task(self, item: Item) -> Task:
-        return Task(item.path, item.key, item.is_clip, self.plan.identity(item), time.perf_counter())
-
-    def _write(self, encoded: EncodedOutputs) -> _Written:
-        """Write all files of a picture, and then its record; runs in the threads of the last stage."""
-        begun, task = time.perf_counter(), _task(encoded)
-        self.manifest.check()  # a folder that was removed must not come back half empty
-        outputs: dict[str, Files] = {}
-        for kind, file, data in encoded.files:
-            write_atomic(os.path.join(self.folder, *file.split("/")), data)
-            outputs[kind] = (*outputs.get(kind, ()), (file, len(data)))
-        self.outcomes.record_done(task, task.identity, outputs)
-        seconds = {"render": encoded.seconds, "write": time.perf_counter() - begun}
-        return _Written(task, seconds, encoded.notes)
-
-    def _finish_picture(self, picture: Prepared) -> _Written:
-        """The same where a worker draws and writes: render and write at once."""
-        assert self.workers is not None
-        task = _task(picture)
-        self.manifest.check()
-        done = self.workers.finish(picture)
-        files = self.plan.outputs
-        outputs: dict[str, Files] = {
-            name: ((files.file(kind, task.key), size),)
-            for kind, name, size in zip(files.kinds, files.names, done.sizes, strict=True)
-        }
-        self.outcomes.record_done(task, task.identity, outputs)
-        seconds = {"render": done.render_seconds, "write": done.write_seconds}
-        return _Written(task, seconds, done.notes)
-
-    def _consume(
-        self, results: Pipeline[HasItem, _Written | Failed[HasItem]], *, last: bool
-    ) -> Sequence[Item]:
+    def _consume(self, outcomes: Iterator[Outcome], *, last: bool) -> Sequence[Item]:
+        """Count what becomes of items; returns those that are worth another try."""
         again: list[Item] = []
         self.backlog.begin()
-        for outcome in results:
-            task = _task(outcome)
-            remote.release(task.path)
-            if isinstance(outcome, Failed):
-                self.backlog.failed[outcome.stage] += 1
-                if not last and outcome.stage == "decode" and is_passing(outcome.error):
-                    again.append(task)
-                    continue
-                if self.outcomes.fail(task, task.identity, outcome.stage, self._explain(outcome)):
-                    results.stop()
-            else:
-                seconds = {**outcome.seconds, "all": time.perf_counter() - task.since}
-                self.outcomes.count_done(task, task.path, seconds, outcome.notes)
-            self._look_around(results)
+        with closing(outcomes):  # type: ignore[type-var] # they are generators
+            for outcome in outcomes:
+                if outcome.passing and not last:
+                    self.backlog.failed[outcome.stage] += 1
+                    again.append(outcome.item)
+                elif not self._take(outcome):
+                    self.hands.halt()
+                self._look_around()
         return again
 
-    def _explain(self, outcome: Failed[HasItem]) -> UnetBatchError:
-        """The failure in our own words; a file that is gone is nothing that its decoder could explain.
+    def _take(self, outcome: Outcome) -> bool:
+        """Count what became of an item; returns whether the run goes on."""
+        item, report = outcome.item, self.report
+        report.retried += outcome.retried
+        if outcome.aside:
+            self.aside.append(item)
+        elif outcome.error is not None:
+            self.backlog.failed[outcome.stage] += 1
+            return not self.outcomes.fail(item, outcome.identity, outcome.stage, outcome.error)
+        if outcome.clip is not None:
+            report.frames += outcome.clip["frames"] - outcome.clip["resumed"]
+            report.clips.append(dict(outcome.clip))
+        if outcome.record is not None:
+            frames = {} if outcome.clip is None else {"frames": outcome.clip["frames"]}
+            path = shown(item.path) if item.is_clip else item.path
+            self.outcomes.count_done(item, path, dict(outcome.seconds), outcome.notes, **frames)
+        return True
 
-        Raises:
-            SourceError: the folder that all sources lie in is gone: so would be the next one.
-        """
-        item = item_of(outcome)
-        root = self.plan.sources.root_of(item.path)
-        if outcome.stage == "decode" and item.key not in self.plan.absent and not archives.exists(item.path):
-            if not archives.is_folder(root):
-                raise SourceError(f"{root} vanished while the run read from it", hint="reconnect its disk")
-            return SourceVanished(
-                f"{item.path}: it was there when the run began, and is gone now",
-                hint="restore it, or leave it out",
-            )
-        return as_error(outcome)
+    def _on_progress(self, item: Item, done: int, total: int | None) -> None:
+        """Tell how far a clip is, or a picture by itself."""
+        unit = "frames" if item.is_clip else "done"
+        self.observer.frame(item, done, total)
+        self.outcomes.tell_progress(lambda: {"path": shown(item.path), unit: done, "of": total})
 
-    def _look_around(self, results: Pipeline[HasItem, Any]) -> None:
+    def _look_around(self) -> None:
         now, report = time.monotonic(), self.report
         if now - self.backlog.seen >= _SAMPLE_SECONDS:
-            self.backlog.look(results.stats, now)
+            self.backlog.look(self.hands.stats, now)
         self.outcomes.tell_progress(
             lambda: {
                 "done": report.done,
@@ -374,118 +272,16 @@ class _Run:
             }
         )
 
-    # Pictures that memory does not hold, and those of several pages.
 
-    def _segment_alone(self, item: Item, work: alone.Work) -> None:
-        """Segment one picture by itself, and again what a disk or network failed to read."""
-
-        def on_progress(done: int, total: int) -> None:
-            self.observer.frame(item, done, total)
-            self.outcomes.tell_progress(lambda: {"path": shown(item.path), "done": done, "of": total})
-
-        for pause in (*self.plan.options.retry_pauses, None):
-            if self.report.status != "running" or self.stop.reason:
-                return
-            self.manifest.check()
-            task = self._task(item)
-            try:
-                alone.copy_here(item)
-                result = work.segment(on_progress, self.stop)
-                break
-            except RunError:
-                raise
-            except Exception as error:  # noqa: BLE001 - one bad picture costs one picture
-                remote.release(item.path)
-                if pause is None or not is_passing(error):
-                    failed: Failed[HasItem] = Failed(alone.stage_of(error), error, task)
-                    self.outcomes.fail(item, task.identity, failed.stage, self._explain(failed))
-                    return
-            self.stop.sleep(pause)
-            self.report.retried += 1
-        remote.release(item.path)
-        self._add_stages(result.stages)
-        if result.complete:
-            notes = result.notes
-            if self.workers is not None:
-                notes += ("read in this process, not in one of its own",)
-            files: dict[str, Files] = {
-                self.plan.outputs.style.name(kind): ((work.file(kind, item.key), size),)
-                for kind, size in result.outputs.items()
-            }
-            self.outcomes.record_done(item, task.identity, files)
-            seconds = {"all": time.perf_counter() - task.since}
-            self.outcomes.count_done(item, item.path, seconds, notes)
-
-    # Clips.
-
-    def _segment_clip(self, item: Item, layout: ClipLayout) -> None:
-        """Segment one clip: its own pipeline, its own record."""
-        options, identity, begun = self.plan.options.video, self.plan.identity(item), time.perf_counter()
-        self.manifest.check()
-        source = [identity.size, identity.mtime_ns] if identity is not None else []
-        fingerprint = json.dumps([self.recipe.digest, layout.codec.encoder, *self.plan.kinds(item), *source])
-
-        def on_frame(done: int, total: int | None) -> None:
-            self.observer.frame(item, done, total)
-            self.outcomes.tell_progress(lambda: {"path": shown(item.path), "frames": done, "of": total})
-
-        try:
-            self.segmenter.check_clip(shown(item.path))
-            alone.copy_here(item)
-            result = clips.segment(item, self.segmenter, layout, options, fingerprint, on_frame, self.stop)
-            outputs = self._recorded_files(item, layout, result) if result.complete else {}
-        except (RunError, UsageError):  # an output folder that cannot be written, above all
-            raise
-        except Exception as error:  # noqa: BLE001 - one bad clip costs one clip
-            self.outcomes.fail(item, identity, "clip", as_error(Failed("clip", error, item)))
-            return
-        finally:
-            remote.release(item.path)
-        self._add_stages(result.stages)
-        seconds = time.perf_counter() - begun
-        self.report.frames += result.frames - result.resumed
-        self.report.clips.append(
-            {
-                "path": shown(item.path),
-                "frames": result.frames,
-                "resumed": result.resumed,
-                "damaged": result.damaged,
-                "complete": result.complete,
-                "seconds": round(seconds, 3),
-                "notes": result.notes,
-            }
-        )
-        if result.complete:
-            self.outcomes.record_done(item, identity, outputs)
-            self.outcomes.count_done(item, shown(item.path), {"all": seconds}, frames=result.frames)
-
-    def _recorded_files(self, item: Item, layout: ClipLayout, result: clips.ClipResult) -> dict[str, Files]:
-        """The files of a finished clip as the manifest has them."""
-        names = dict(zip(("timeline", *layout.kinds), self.plan.kinds(item), strict=True))
-        return {
-            names[kind]: tuple(
-                (os.path.relpath(path, self.folder).replace(os.sep, "/"), os.path.getsize(path))
-                for path in paths
-            )
-            for kind, paths in result.files.items()
-        }
-
-
-def _task(outcome: HasItem | Failed[HasItem]) -> Task:
-    task = item_of(outcome)
-    assert isinstance(task, Task), "the pipeline was given tasks"
-    return task
-
-
-def _new_report(plan: RunPlan, segmenter: Segmenter) -> RunReport:
+def _new_report(plan: RunPlan, hands: Hands) -> RunReport:
     return RunReport(
         unet_batch=__version__,
         status="running",
         output=plan.outputs.name,
         sources=tuple(map(shown, plan.options.sources)),
         save=plan.options.save,
-        model=segmenter.describe_model(),
-        backend=segmenter.describe(),
+        model=hands.describe_model(),
+        backend=hands.describe(),
         found=len(plan.items),
         skipped=plan.skipped,
         shard=str(plan.options.shard or ""),

@@ -18,7 +18,7 @@ from unet_batch.media.domain import UNLIKE
 from unet_batch.run.manifest import Manifest
 from unet_batch.run.observe import Observer
 from unet_batch.run.plan import RunPlan
-from unet_batch.run.records import Files, Identity, Record, sha256_of
+from unet_batch.run.records import Identity, Record
 from unet_batch.run.report import LISTED_FAILURES, FileNote, RunReport, add_note, errors_name
 from unet_batch.types import Failure, Item
 
@@ -37,7 +37,6 @@ class Outcomes:
         plan: resumed.
         manifest: that of the plan, open for writing as long as this is used.
         recipe: digest of the recipe.
-        maker: backend and precision, for people.
         report: counts.
         observer: hears.
 
@@ -50,11 +49,10 @@ class Outcomes:
         plan: RunPlan,
         manifest: Manifest,
         recipe: str,
-        maker: str,
         report: RunReport,
         observer: Observer,
     ) -> None:
-        self.plan, self.manifest, self.recipe, self.maker = plan, manifest, recipe, maker
+        self.plan, self.manifest, self.recipe = plan, manifest, recipe
         self.report, self.observer = report, observer
         self.limit = 1 if plan.options.fail_fast else plan.options.max_errors
         self.failures = _FailureList(plan, os.path.join(plan.outputs.folder, errors_name(plan.part)))
@@ -88,25 +86,6 @@ class Outcomes:
             self._count_failure(
                 Failure(item.path, "decode", DecoderCrashed.__name__, message, hint), item.key
             )
-
-    def record_done(self, item: Item, identity: Identity | None, outputs: dict[str, Files]) -> None:
-        """Record that the outputs of an item stand under their names, uploaded first if these are addresses.
-
-        From any thread.
-
-        Args:
-            item: whose they are.
-            identity: its source just before it was read.
-            outputs: the files of each kind.
-        """
-        if identity is not None and self.plan.options.hash_sources:
-            digest = sha256_of(item.path)
-            if self.plan.identity(item) == identity:  # else the digest is of something else
-                identity = identity._replace(sha256=digest)
-        root = self.plan.sources.root_of(item.path)
-        if (store := self.plan.outputs.store) is not None:
-            store.upload([file for files in outputs.values() for file, _ in files])
-        self.manifest.record(Record(item.key, "done", identity, self.recipe, outputs, self.maker, root))
 
     def count_done(
         self, item: Item, path: str, seconds: dict[str, float], notes: Sequence[str] = (), **values: Any

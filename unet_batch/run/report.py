@@ -113,6 +113,8 @@ class RunReport:
             of all else (encoders and decoders with their own threads) divided by the cores. On a CPU all is
             processor seconds.
         stages: work of each stage.
+        devices: of a run on several, what each has done: its `name`, `backend`, items `done` and `failed`, how
+            often its process died and was started again, and seconds that its network was busy.
         bottleneck: name of the stage whose threads were busiest.
         backlog: of each stage, how many items waited for it or were in it: the mean over the run, and the
             most.
@@ -151,6 +153,7 @@ class RunReport:
     floor_seconds: float = 0.0
     bottleneck: str = ""
     stages: list[StageStats] = field(default_factory=list)
+    devices: list[dict[str, Any]] = field(default_factory=list)
     backlog: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     notes: Sequence[str] = ()
@@ -263,6 +266,7 @@ def merge_reports(
         signal=next((each["signal"] for each in reports if each["signal"]), ""),
         seconds=max(each["seconds"] for each in reports),
         stages=list(stages.values()),
+        devices=[device for each in reports for device in each.get("devices", ())],
         failures=list(failures[:LISTED_FAILURES]),
         file_notes=list(notes.values()),
         parquet=any(each.get("parquet") for each in reports),
