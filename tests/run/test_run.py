@@ -21,7 +21,7 @@ from unet_batch.errors import BackendError, ManifestError, OutputError, SourceEr
 from unet_batch.inference import segmenter as segmenter_module
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import images
-from unet_batch.run import execute as run_module
+from unet_batch.run import work as work_module
 from unet_batch.run.execute import execute
 from unet_batch.run.options import RunOptions
 from unet_batch.run.plan import prepare
@@ -193,7 +193,7 @@ def test_a_full_disk_ends_the_run_at_once(
     def full(path: str, data: bytes) -> None:
         raise OutputError(f"{path} cannot be written: the disk is full", hint="free some space")
 
-    monkeypatch.setattr(run_module, "write_atomic", full)
+    monkeypatch.setattr(work_module, "write_atomic", full)
     with pytest.raises(OutputError, match="disk is full"):
         segment(photos, output=tmp_path / "out")
     report = json.loads((tmp_path / "out/run.json").read_text())

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from unet_batch.errors import OutputError, UsageError
 from unet_batch.files import remote
@@ -169,6 +169,10 @@ class OutputTree:
         self.name = self.folder if self.store is None else self.store.url
         self.kinds = tuple(dict.fromkeys(kinds))
         self.style = style
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process, which connects to a store by itself."""
+        return OutputTree, (self.name, self.kinds, self.style)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -169,6 +169,11 @@ class Worker:
         return self._process.stdin, self._process.stdout
 
     @property
+    def pid(self) -> int:
+        """The process as the system knows it."""
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         """Whether it can be asked anything more."""
         return self._process.returncode is None
@@ -216,6 +221,10 @@ class Worker:
         said = next((line for line in reversed(lines) if line.strip()), "")
         self._kill()
         return Died(self._process.returncode, "".join(filter(str.isprintable, said))[:200])
+
+    def abort(self) -> None:
+        """Kill the process, from any thread: who is asking it hears that it has died."""
+        self._process.kill()
 
     def end(self) -> None:
         """End an idle process; harmless if it has ended already."""

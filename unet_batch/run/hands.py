@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Hands(Protocol):
-    """What does to items what a plan says, and records each as soon as its outputs stand under their names."""
+    """What does to items what a plan says, and records each once its outputs stand under their names."""
 
     @property
     def cpu(self) -> float:
@@ -69,6 +69,11 @@ class Hands(Protocol):
         """Begin with no more items; what is in flight is finished."""
 
 
+def computes_on_cpu(segmenter: Segmenter) -> bool:
+    """Whether its network runs on the processor."""
+    return segmenter.backend.name.endswith(("cpu", "openvino"))
+
+
 class Here:
     """This process, with one segmenter.
 
@@ -88,7 +93,7 @@ class Here:
 
     @property
     def computes_on_cpu(self) -> bool:
-        return self._segmenter.backend.name.endswith(("cpu", "openvino"))
+        return computes_on_cpu(self._segmenter)
 
     @property
     def stages(self) -> Mapping[str, StageStats]:

@@ -72,13 +72,13 @@ class Manifest:
 
     def __init__(self, folder: str, part: str = "") -> None:
         self.folder = folder
-        self.path = os.path.join(folder, f"manifest-{part}.jsonl" if part else "manifest.jsonl")
+        self.path = manifest_path(folder, part)
         self.records: dict[str, Record] = {}
         self.recipes: dict[str, str] = {}
         self.damaged = self.bytes = 0
         self.is_as_read = True
         self._descriptor: int | None = None
-        self._there = (0, 0)
+        self._presence = Presence(self.path)
         self._torn = False  # the file does not end with a line feed
         self._synced = 0.0
         self.is_new = True
@@ -233,14 +233,7 @@ class Manifest:
         Raises:
             OutputError: it is not.
         """
-        with suppress(OSError):
-            found = os.stat(self.path)
-            if (found.st_dev, found.st_ino) == self._there:
-                return
-        raise OutputError(
-            f"{self.folder} vanished while the run wrote to it: {os.path.basename(self.path)} is gone",
-            hint="reconnect its disk, or choose another output folder with -o",
-        )
+        self._presence.check()
 
     def sync(self) -> None:
         """Wait until the lines are on the disk.
@@ -273,9 +266,9 @@ class Manifest:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
             self._descriptor = os.open(self.path, flags, 0o666)
-            found = os.fstat(self._descriptor)
-            self._there = found.st_dev, found.st_ino
-            if found.st_size:
+            self._presence = Presence(self.path)
+            self._presence.check()
+            if os.fstat(self._descriptor).st_size:
                 os.lseek(self._descriptor, -1, os.SEEK_END)
                 self._torn = os.read(self._descriptor, 1) != b"\n"
         except OSError as error:
@@ -333,6 +326,44 @@ class Manifest:
             found[record.key] = record
         else:
             self.damaged += 1
+
+
+class Presence:
+    """Sees whether a folder is still there, by its manifest: a removed one must not come back half empty.
+
+    Args:
+        path: of the manifest.
+        optional: it may be missing from the beginning, as where a folder stands for an address.
+    """
+
+    def __init__(self, path: str, *, optional: bool = False) -> None:
+        self._path, self._optional = path, optional
+        self._there: tuple[int, int] | None = None
+
+    def check(self) -> None:
+        """Compare it with what the first call has found; from any thread.
+
+        Raises:
+            OutputError: it is not there, or another file is.
+        """
+        with suppress(OSError):
+            found = os.stat(self._path)
+            if self._there is None:
+                self._there = found.st_dev, found.st_ino
+            if (found.st_dev, found.st_ino) == self._there:
+                return
+        if self._there is None and self._optional:
+            return
+        folder, name = os.path.split(self._path)
+        raise OutputError(
+            f"{folder} vanished while the run wrote to it: {name} is gone",
+            hint="reconnect its disk, or choose another output folder with -o",
+        )
+
+
+def manifest_path(folder: str, part: str) -> str:
+    """The manifest that a shard, such as `2-of-8`, or a run that does everything ("") adds to."""
+    return os.path.join(folder, f"manifest-{part}.jsonl" if part else "manifest.jsonl")
 
 
 def manifest_bytes(folder: str) -> int:

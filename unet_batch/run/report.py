@@ -113,8 +113,8 @@ class RunReport:
             of all else (encoders and decoders with their own threads) divided by the cores. On a CPU all is
             processor seconds.
         stages: work of each stage.
-        devices: of a run on several, what each has done: its `name`, `backend`, items `done` and `failed`, how
-            often its process died and was started again, and seconds that its network was busy.
+        devices: of a run on several, what each has done: its `name`, items `done` and `failed`, how often its
+            process died, seconds that its network was busy, and why it was left out if it was.
         bottleneck: name of the stage whose threads were busiest.
         backlog: of each stage, how many items waited for it or were in it: the mean over the run, and the
             most.

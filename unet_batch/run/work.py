@@ -308,9 +308,10 @@ class ItemWorker:
             task = self._begin(item)
             try:
                 alone.copy_here(item)
-                work = alone.find_work(item, self.plan, self.segmenter)
-                if work is None:
+                found = alone.find_work(item, self.plan, self.segmenter)
+                if found is None:
                     raise ImageError(f"{item.path}: changed while the run read it", hint="run again")
+                work = found
                 result = work.segment(lambda done, total: on_progress(item, done, total), stop)
                 break
             except RunError:
