@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.inference.views import ViewOptions
 from unet_batch.run.execute import execute
+from unet_batch.run.manifest import Manifest
 from unet_batch.run.options import RunOptions
 from unet_batch.run.plan import prepare
 from unet_batch.run.report import RunReport
@@ -78,3 +81,34 @@ def kill_and_resume(source: Path, out: Path, options: dict[str, Any]) -> None:
     child.wait()
     child = Forked(segment_folder, str(source), str(out), options)
     assert child.wait(PATIENCE) == 0
+
+
+def many(folder: Path, count: int) -> Path:
+    """Small pictures, each with a mask of its own."""
+    for index in range(count):
+        picture = np.zeros((8, 12, 3), np.uint8)
+        picture[: 1 + index % 8, : 1 + index // 8 % 12] = 255
+        write(folder / f"{index % 3}/{index:03}.png", picture)
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """What does not depend on when it was made: the outputs, and the manifest by key."""
+    found = {name: (folder / name).read_bytes() for name in files(folder) if "/" in name}
+    for key, record in Manifest(str(folder)).records.items():
+        values = json.loads(record.line())
+        del values["at"]
+        values.pop("root", None)
+        found[f"manifest: {key}"] = json.dumps(values, sort_keys=True).encode()
+    return found
+
+
+def done_lines(folder: Path) -> Counter[str]:
+    """How often each key was recorded as done, over all manifests."""
+    lines = [line for path in folder.glob("manifest*.jsonl") for line in path.read_bytes().split(b"\n")]
+    found = Counter()
+    for line in lines:
+        if line.endswith(b"}"):
+            values = json.loads(line)
+            found[values.get("key")] += values.get("status") == "done"
+    return +found

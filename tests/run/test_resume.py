@@ -31,7 +31,7 @@ from tests.conftest import ROOT
 from tests.helpers.models import fake_file
 from tests.helpers.observers import observing
 from tests.helpers.processes import Forked, has_lines, killed
-from tests.helpers.runs import files, half_bright, read, segment_folder, write
+from tests.helpers.runs import done_lines, files, half_bright, many, read, segment_folder, tree, write
 from tests.helpers.systems import needs_pipes, needs_posix
 from tests.helpers.waiting import PATIENCE
 from unet_batch.errors import FolderInUse, ImageError, ManifestError, OutputError, SourceError, UsageError
@@ -67,15 +67,6 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def many(folder: Path, count: int) -> Path:
-    """Small pictures, each with a mask of its own."""
-    for index in range(count):
-        picture = np.zeros((8, 12, 3), np.uint8)
-        picture[: 1 + index % 8, : 1 + index // 8 % 12] = 255
-        write(folder / f"{index % 3}/{index:03}.png", picture)
-    return folder
-
-
 def run(
     folder: Path,
     out: Path,
@@ -96,28 +87,6 @@ def run(
     backend = FakeBackend(answer=answer, batch_size=batch_size)
     with Segmenter(backend, model=model, threshold=threshold, workers=workers, view=view) as segmenter:
         return execute(plan, segmenter, observer, stop)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """What does not depend on when it was made: the outputs, and the manifest by key."""
-    found = {name: (folder / name).read_bytes() for name in files(folder) if "/" in name}
-    for key, record in Manifest(str(folder)).records.items():
-        values = json.loads(record.line())
-        del values["at"]
-        values.pop("root", None)
-        found[f"manifest: {key}"] = json.dumps(values, sort_keys=True).encode()
-    return found
-
-
-def done_lines(folder: Path) -> Counter[str]:
-    """How often each key was recorded as done, over all manifests."""
-    lines = [line for path in folder.glob("manifest*.jsonl") for line in path.read_bytes().split(b"\n")]
-    found = Counter()
-    for line in lines:
-        if line.endswith(b"}"):
-            values = json.loads(line)
-            found[values.get("key")] += values.get("status") == "done"
-    return +found
 
 
 # What is left

@@ -242,6 +242,7 @@ class _Judging:
 
 def _evaluate_model(out: Lines, judging: _Judging, network: NetworkOptions) -> EvaluationReport:
     from unet_batch.cli.screen import Screen
+    from unet_batch.cli.text import describe_network
     from unet_batch.evaluation.classes import choose_classes, match_classes
     from unet_batch.evaluation.evaluate import evaluate
     from unet_batch.evaluation.report import EvaluationReport, trained_on, worst_sheet
@@ -265,7 +266,7 @@ def _evaluate_model(out: Lines, judging: _Judging, network: NetworkOptions) -> E
         view=network.view,
         channels=network.channels,
     ) as segmenter:
-        Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(segmenter)
+        Screen(quiet=out.quiet, verbose=False, to_stderr=False).model(describe_network(segmenter))
         with _progress("segmenting", len(pairs)) as progress:
             evaluation = evaluate(
                 dataset,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -24,13 +25,16 @@ from unet_batch.cli.options import (
     video_options,
 )
 from unet_batch.cli.pipe import STANDARD, check_pipe, is_piped, run_pipe
-from unet_batch.cli.text import shown
+from unet_batch.cli.scale_options import ScaleOptions, scale_options
+from unet_batch.cli.text import describe_network, shown, some
+from unet_batch.errors import UsageError
 from unet_batch.files import naming
 from unet_batch.files.sources import check_names
 
 if TYPE_CHECKING:
     from unet_batch.cli.screen import Screen
     from unet_batch.inference.segmenter import Segmenter
+    from unet_batch.run.hands import Hands
     from unet_batch.run.options import RunOptions, VideoOptions
 
 _build_option = option(
@@ -67,6 +71,7 @@ _max_pixels_option = option(
 @_build_option
 @cleanup_options
 @video_options
+@scale_options
 @_workers_option
 @_max_pixels_option
 @option(
@@ -90,6 +95,7 @@ def run(
     build: bool,
     cleaning: CleanupOptions,
     video: VideoOptions,
+    scale: ScaleOptions,
     workers: int | None,
     max_pixels: int | None,
     report: bool,
@@ -126,28 +132,32 @@ def run(
     check_names([name for name in options.sources if name != STANDARD], live=naming.live_name)
     screen.loading(network.model)
     if piped:
+        if scale.devices is not None:
+            raise UsageError("--devices: one picture goes through a pipe", hint="leave it out")
         with _open_network(
-            screen, network, build, cleaning, workers, max_pixels, options, tables
-        ) as segmenter:
-            run_pipe(options, segmenter)
+            screen, network, build, cleaning, scale, workers, max_pixels, options, tables
+        ) as hands:
+            run_pipe(options, hands.call(_itself))
         return
     from unet_batch.cli.observer import RunObserver
     from unet_batch.cli.screen import print_json
     from unet_batch.cli.summary import print_summary
     from unet_batch.run.execute import execute
-    from unet_batch.run.plan import prepare, recipe_of, resume
+    from unet_batch.run.plan import prepare, resume
 
     plan = prepare(replace(options, video=video, command=command_line()))
     screen.sources(plan)
     # Only now: loading torch takes a second or two, and a mistyped path should not have to wait for it.
-    with _open_network(screen, network, build, cleaning, workers, max_pixels, options, tables) as segmenter:
+    with _open_network(
+        screen, network, build, cleaning, scale, workers, max_pixels, options, tables
+    ) as hands:
         if dry_run:
-            plan = resume(plan, recipe_of(segmenter, options.pages))
+            plan = resume(plan, hands.recipe(options.pages))
             screen.todo(plan)
             screen.dry_run(plan)
             return
         with RunObserver(screen, display.log_json) as observer:
-            done = execute(plan, segmenter, observer, observer.stop)
+            done = execute(plan, hands, observer, observer.stop)
     print_summary(screen, done)
     if report and done.status in ("done", "failures"):
         from unet_batch.cli.report import print_report
@@ -156,6 +166,10 @@ def run(
     if display.as_json:
         print_json(done.as_dict())
     raise SystemExit(done.exit_code)
+
+
+def _itself(segmenter: Segmenter) -> Segmenter:
+    return segmenter
 
 
 @click.command(
@@ -179,6 +193,7 @@ def run(
 @_build_option
 @cleanup_options
 @video_options
+@scale_options
 @_workers_option
 @_max_pixels_option
 @display_options.without("as_json")
@@ -190,6 +205,7 @@ def watch(
     build: bool,
     cleaning: CleanupOptions,
     video: VideoOptions,
+    scale: ScaleOptions,
     workers: int | None,
     max_pixels: int | None,
     display: DisplayOptions,
@@ -214,11 +230,13 @@ def watch(
     options = replace(options, video=video)
     plan = look(options)
     screen.output(plan)
-    with _open_network(screen, network, build, cleaning, workers, max_pixels, options, tables) as segmenter:
+    with _open_network(
+        screen, network, build, cleaning, scale, workers, max_pixels, options, tables
+    ) as hands:
         screen.line("watching", *options.sources)
         with RunObserver(screen, display.log_json) as observer:
             observer.listen()
-            found = watch_folders(options, segmenter, observer, observer.stop, settle)
+            found = watch_folders(options, hands, observer, observer.stop, settle)
     errors = shown(found.report.errors_file) if found.report is not None else ""
     screen.line(
         "stopped",
@@ -234,11 +252,12 @@ def _open_network(
     network: NetworkOptions,
     build: bool,
     cleaning: CleanupOptions,
+    scale: ScaleOptions,
     workers: int | None,
     max_pixels: int | None,
     options: RunOptions,
     tables: MeasuringOptions,
-) -> Iterator[Segmenter]:
+) -> Iterator[Hands]:
     """The model on the best backend, or several as one, presented on the screen."""
     from unet_batch.inference.segmenter import open_segmenter
     from unet_batch.media.images import MAX_PIXELS
@@ -247,8 +266,8 @@ def _open_network(
         network.request(file, _engine_builder(screen, network, file.path) if build else None)
         for file in network.model_files()
     ]
-    with open_segmenter(
-        *requests,
+    open_it = partial(
+        open_segmenter,
         threshold=network.threshold,
         workers=workers,
         max_pixels=max_pixels or MAX_PIXELS,
@@ -257,9 +276,12 @@ def _open_network(
         channels=network.channels,
         cleanup=cleaning.cleanup,
         measuring=tables.measuring,
-    ) as segmenter:
-        screen.model(segmenter)
-        yield segmenter
+    )
+    with scale.open(requests, open_it) as hands:
+        screen.model(hands.call(describe_network))
+        if names := [device["name"] for device in hands.devices]:
+            screen.line("devices", f"{len(names)} processes", some(names))
+        yield hands
 
 
 def _engine_builder(screen: Screen, network: NetworkOptions, model: str) -> Callable[[str], object]:

@@ -13,13 +13,11 @@ from rich.cells import set_cell_size as set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from unet_batch import gpu
 from unet_batch.cli.text import (
     arguments_with_spaces,
     census,
     clock,
     left_out,
-    plural,
     printable,
     shown,
     some,
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from unet_batch.datasets.dataset import Dataset
-    from unet_batch.inference.segmenter import Segmenter
     from unet_batch.run.plan import RunPlan
     from unet_batch.run.report import RunReport
     from unet_batch.types import Failure, Item
@@ -156,41 +153,10 @@ class Screen(Lines):
             text = printable(f"{shown(path)}: {reason}")
             self.err.print(labelled(self.err, "failed", "bold red", text, (shown(path),)))
 
-    def model(self, segmenter: Segmenter) -> None:
-        """Print the model, or each of an ensemble, and the terms; the backend and how it is fed."""
-        spec, backend = segmenter.spec, segmenter.backend
-        names = spec.classes.names
-        for loaded, sight in zip(segmenter.models, segmenter.view.members, strict=True):
-            height, width = sight.backend.input_size
-            self.line(
-                "model",
-                loaded.spec.name,
-                f"{loaded.parameters / 1e6:.1f} M parameters",
-                " ".join(part for part in (f"{height}x{width}", str(sight.options)) if part),
-                names[0] if len(names) == 1 else f"{len(names)} classes",
-                f"sha256 {loaded.sha256[:12]}",
-            )
-        if (count := len(segmenter.models)) > 1:
-            votes = f"the class that most of the {count} models say, the first of them on a tie"
-            mean = f"the mean of the {count} models' probabilities, threshold {segmenter.threshold:g}"
-            self.line("averaged", mean if len(names) == 1 else votes)
-        if spec.terms:
-            self.line("terms", spec.terms)
-        self.line("backend", f"{backend.name} {backend.precision} ({backend.reason})")
-        if not gpu.missing():  # what helps a GPU is no advice where there is none
-            for fix in dict.fromkeys(step.fix for step in segmenter.passed_over if step.fix):
-                self.line("", f"faster: {fix}")
-        elif backend.name in ("torch-cpu", "onnxruntime-cpu"):
-            for step in segmenter.passed_over:
-                if step.name == "openvino" and step.fix:
-                    self.line("", f"faster on this CPU: {step.fix.removeprefix('build one: ')}")
-        for note in (*backend.notes, *segmenter.view.assumed):
-            self.line("note", note)
-        self.line(
-            "batch",
-            f"{backend.batch_size} x {backend.streams} {plural(backend.streams, 'stream')}",
-            f"{segmenter.workers} {plural(segmenter.workers, 'thread')} each for decode, render, write",
-        )
+    def model(self, lines: Sequence[tuple[str, ...]]) -> None:
+        """Print what `describe_network` says of the model, or each of an ensemble, and the backend."""
+        for label, *parts in lines:
+            self.line(label, *parts)
 
     def todo(self, plan: RunPlan) -> None:
         """Print what earlier runs have left to do; nothing where there were none."""

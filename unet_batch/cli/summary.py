@@ -24,6 +24,8 @@ def print_summary(screen: Screen, report: RunReport) -> None:
     screen.out.print(counts(report))
     if report.done + report.failed + report.left or report.frames:
         screen.print_wrapped(pace(report))
+    if report.devices:
+        screen.out.print(device_table(report))
     if screen.verbose:
         if report.done + report.failed:
             screen.out.print(stage_table(report))
@@ -91,6 +93,23 @@ def stage_table(report: RunReport) -> Table:
             f"{1000 * stage.busy / max(1, stage.items):.1f}",
             f"{stage.busy / stage.workers / max(1e-9, report.seconds):.0%}",
             style="bold" if slowest else "",
+        )
+    return table
+
+
+def device_table(report: RunReport) -> Table:
+    """A row for each of several devices."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("device", "done", "failed", "busy", "died", ""):
+        table.add_column(name, justify="right" if name not in ("device", "") else "left")
+    for device in report.devices:
+        table.add_row(
+            device["name"],
+            f"{device['done']:,}",
+            f"{device['failed']:,}",
+            f"{device['busy'] / device['streams'] / max(1e-9, report.seconds):.0%}",
+            f"{device['died']:,}",
+            printable(f"left out: {device['left_out']}") if "left_out" in device else "",
         )
     return table
 

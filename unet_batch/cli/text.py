@@ -8,9 +8,11 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from unet_batch import gpu
 from unet_batch.files import naming
 
 if TYPE_CHECKING:
+    from unet_batch.inference.segmenter import Segmenter
     from unet_batch.types import Item
 
 
@@ -122,3 +124,34 @@ def census(items: Sequence[Item]) -> str:
     clips = sum(item.is_clip for item in items)
     counts = ((len(items) - clips, "picture"), (clips, "clip"))
     return " and ".join(f"{count:,} {plural(count, word)}" for count, word in counts if count) or "0 pictures"
+
+
+def describe_network(segmenter: Segmenter) -> list[tuple[str, ...]]:
+    """What there is to say of a network, each line with its label; for `Screen.model`."""
+    spec, backend = segmenter.spec, segmenter.backend
+    names, lines = spec.classes.names, list[tuple[str, ...]]()
+    for loaded, sight in zip(segmenter.models, segmenter.view.members, strict=True):
+        height, width = sight.backend.input_size
+        seen = " ".join(part for part in (f"{height}x{width}", str(sight.options)) if part)
+        classes = names[0] if len(names) == 1 else f"{len(names)} classes"
+        size = f"{loaded.parameters / 1e6:.1f} M parameters"
+        lines.append(("model", loaded.spec.name, size, seen, classes, f"sha256 {loaded.sha256[:12]}"))
+    if (count := len(segmenter.models)) > 1:
+        votes = f"the class that most of the {count} models say, the first of them on a tie"
+        mean = f"the mean of the {count} models' probabilities, threshold {segmenter.threshold:g}"
+        lines.append(("averaged", mean if len(names) == 1 else votes))
+    if spec.terms:
+        lines.append(("terms", spec.terms))
+    lines.append(("backend", f"{backend.name} {backend.precision} ({backend.reason})"))
+    if not gpu.missing():  # what helps a GPU is no advice where there is none
+        for fix in dict.fromkeys(step.fix for step in segmenter.passed_over if step.fix):
+            lines.append(("", f"faster: {fix}"))
+    elif backend.name in ("torch-cpu", "onnxruntime-cpu"):
+        for step in segmenter.passed_over:
+            if step.name == "openvino" and step.fix:
+                lines.append(("", f"faster on this CPU: {step.fix.removeprefix('build one: ')}"))
+    lines += (("note", note) for note in (*backend.notes, *segmenter.view.assumed))
+    streams, threads = backend.streams, segmenter.workers
+    feeding = f"{threads} {plural(threads, 'thread')} each for decode, render, write"
+    lines.append(("batch", f"{backend.batch_size} x {streams} {plural(streams, 'stream')}", feeding))
+    return lines

@@ -142,6 +142,11 @@ class Crew:
         return self._links[self._alive[0].name].call(function)
 
     @property
+    def links(self) -> list[Link]:
+        """To the processes, in the order of the devices."""
+        return list(self._links.values())
+
+    @property
     def _alive(self) -> list[Seat]:
         return [seat for seat in self._seats if not seat.dropped]
 
@@ -171,17 +176,7 @@ class Crew:
 
     @property
     def devices(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": seat.name,
-                "done": seat.done,
-                "failed": seat.failed,
-                "died": seat.deaths,
-                "busy": round(seat.stages["infer"].busy, 3) if "infer" in seat.stages else 0.0,
-                **({"left_out": seat.dropped} if seat.dropped else {}),
-            }
-            for seat in self._seats
-        ]
+        return [seat.as_dict() for seat in self._seats]
 
     def _ask_once(self, name: str, function: Callable[[Segmenter], T]) -> T:
         if name not in self._facts:
@@ -206,7 +201,9 @@ class Crew:
     def begin(self, plan: RunPlan, recipe: OutputRecipe) -> None:
         assert plan.manifest is not None, "not resumed"
         self._manifest, self._identity = plan.manifest, plan.identity
+        self._ask_once("cpu", computes_on_cpu)  # while there is somebody to ask
         self._plan = outline(plan), recipe
+        self._seats = [Seat(seat.name, seat.dropped) for seat in self._seats]  # each run counts anew
         for seat in self._alive:
             try:
                 self._links[seat.name].begin(*self._plan)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.pipeline import StageStats
@@ -17,6 +17,8 @@ from unet_batch.types import Item
 
 if TYPE_CHECKING:
     from unet_batch.media.video import Codec
+
+T = TypeVar("T")
 
 
 class Hands(Protocol):
@@ -41,6 +43,9 @@ class Hands(Protocol):
     @property
     def devices(self) -> list[dict[str, Any]]:
         """What each device has done, if there are several; for reports: values that JSON can hold."""
+
+    def call(self, function: Callable[[Segmenter], T]) -> T:
+        """What a function of a module says of the segmenter, or of that of the first device."""
 
     def describe(self) -> dict[str, Any]:
         """As of a `Segmenter`."""
@@ -82,7 +87,7 @@ class Here:
     """
 
     def __init__(self, segmenter: Segmenter) -> None:
-        self._segmenter = segmenter
+        self.segmenter = segmenter
         self._worker: ItemWorker
         self._is_halted = False
         self.devices: list[dict[str, Any]] = []
@@ -93,7 +98,7 @@ class Here:
 
     @property
     def computes_on_cpu(self) -> bool:
-        return computes_on_cpu(self._segmenter)
+        return computes_on_cpu(self.segmenter)
 
     @property
     def stages(self) -> Mapping[str, StageStats]:
@@ -103,22 +108,25 @@ class Here:
     def stats(self) -> Sequence[StageStats]:
         return self._worker.stats
 
+    def call(self, function: Callable[[Segmenter], T]) -> T:
+        return function(self.segmenter)
+
     def describe(self) -> dict[str, Any]:
-        return self._segmenter.describe()
+        return self.segmenter.describe()
 
     def describe_model(self) -> dict[str, Any]:
-        return self._segmenter.describe_model()
+        return self.segmenter.describe_model()
 
     def recipe(self, pages: PageRange | None) -> OutputRecipe:
-        return recipe_of(self._segmenter, pages)
+        return recipe_of(self.segmenter, pages)
 
     def check(self, plan: RunPlan) -> None:
-        OutputRenderer(plan.outputs, self._segmenter)
+        OutputRenderer(plan.outputs, self.segmenter)
 
     def begin(self, plan: RunPlan, recipe: OutputRecipe) -> None:
         manifest = plan.manifest
         assert manifest is not None, "not resumed"
-        self._worker = ItemWorker(plan, self._segmenter, recipe, check=manifest.check, record=manifest.record)
+        self._worker = ItemWorker(plan, self.segmenter, recipe, check=manifest.check, record=manifest.record)
 
     def pictures(self, items: Sequence[Item], stop: Stop) -> Iterator[Outcome]:
         yield from self._worker.pictures(items, stop)

@@ -114,7 +114,7 @@ class RunReport:
             processor seconds.
         stages: work of each stage.
         devices: of a run on several, what each has done: its `name`, items `done` and `failed`, how often its
-            process died, seconds that its network was busy, and why it was left out if it was.
+            process died, seconds that its network was `busy` in so many `streams`, and why it was left out.
         bottleneck: name of the stage whose threads were busiest.
         backlog: of each stage, how many items waited for it or were in it: the mean over the run, and the
             most.

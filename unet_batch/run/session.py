@@ -69,8 +69,8 @@ class Told(NamedTuple):
         wanted: how many items more should lie here for the next moment.
         is_over: what was to be finished, or stopped, is over.
         error: what concerns all items; it is over then.
-        stages: what each stage has done, since the session began.
-        cpu: seconds of processor time.
+        stages: what each stage has done, since the plan began.
+        cpu: seconds of processor time, since then.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -113,6 +113,7 @@ class Session:
             manifest_path(plan.outputs.folder, plan.part), optional=plan.outputs.store is not None
         )
         self._worker = ItemWorker(plan, self.segmenter, recipe, check=presence.check)
+        self._cpu = self._worker.cpu
 
     def exchange(self, order: Order) -> Told:
         """Take an order, and tell what has happened since the last one; waits a moment if nothing has."""
@@ -125,7 +126,7 @@ class Session:
             self._items.put(item)
         if order.stop:
             self._stop(order.stop)
-        if order.finish or order.stop:
+        if (order.finish or order.stop) and self._thread is not None:
             self._items.put(None)
         return self._tell(is_idle=self._thread is None)
 
@@ -153,7 +154,9 @@ class Session:
         progress = tuple(self._progress.values())
         self._progress = {}
         stages = self._stages()
-        return Told(tuple(outcomes), progress, self._wanted(), is_over, error, stages, self._worker.cpu)
+        return Told(
+            tuple(outcomes), progress, self._wanted(), is_over, error, stages, self._worker.cpu - self._cpu
+        )
 
     def _wanted(self) -> int:
         if len(self._arrivals) < _BEGINNING:

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import replace
 from threading import Condition
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unet_batch.pipeline import StageStats
 from unet_batch.run.report import add_stats
@@ -36,13 +36,13 @@ class Seat:
         cpu: seconds of processor time.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, dropped: str = "") -> None:
         self.name = name
         self.out: dict[str, Item] = {}
         self.wanted = 1
         self.done = self.failed = self.deaths = 0
         self.in_a_row = 0  # failures of the device itself, with no success between
-        self.dropped = ""
+        self.dropped = dropped
         self._before: dict[str, StageStats] = {}  # of processes that have died
         self._cpu_before = 0.0
         self.stages: dict[str, StageStats] = {}
@@ -55,6 +55,19 @@ class Seat:
         for stats in told.stages:
             add_stats(self.stages.setdefault(stats.name, StageStats(stats.name, stats.workers)), stats)
         self.cpu = self._cpu_before + told.cpu
+
+    def as_dict(self) -> dict[str, Any]:
+        """For reports: values that JSON can hold."""
+        network = self.stages.get("infer")
+        return {
+            "name": self.name,
+            "done": self.done,
+            "failed": self.failed,
+            "died": self.deaths,
+            "busy": round(network.busy, 3) if network is not None else 0.0,
+            "streams": network.workers if network is not None else 1,
+            **({"left_out": self.dropped} if self.dropped else {}),
+        }
 
     def note_death(self) -> None:
         """Its process is gone."""
@@ -80,6 +93,11 @@ class SharedQueue:
         self._out = 0
         self._one_by_one = one_by_one
         self.closed = False
+
+    @property
+    def left(self) -> int:
+        """How many nobody has."""
+        return len(self._items) + len(self._suspects)
 
     def take(self, seat: Seat, seats: int) -> tuple[Item, ...] | None:
         """Items for a device, perhaps none; None when there will be no more. Waits while there is nothing.

@@ -22,6 +22,7 @@ from unet_batch.run.plan import RunPlan, prepare
 
 if TYPE_CHECKING:
     from unet_batch.inference.segmenter import Segmenter
+    from unet_batch.run.hands import Hands
     from unet_batch.run.report import RunReport
     from unet_batch.types import Item
 
@@ -112,7 +113,7 @@ class Arrivals:
 
 def watch(
     options: RunOptions,
-    segmenter: Segmenter,
+    segmenter: Segmenter | Hands,
     observer: Observer = Observer(),  # noqa: B008 - it has no state
     stop: Stop | None = None,
     settle: float = SETTLE,
@@ -122,7 +123,7 @@ def watch(
 
     Args:
         options: as for `prepare`; the sources are folders.
-        segmenter: open.
+        segmenter: open; or several processes that have one each.
         observer: hears what happens.
         stop: ends it when called.
         settle: seconds that a file must have been the same.
@@ -158,7 +159,7 @@ def watch(
     return total
 
 
-def _join(plan: RunPlan, segmenter: Segmenter) -> RunReport:
+def _join(plan: RunPlan, segmenter: Segmenter | Hands) -> RunReport:
     """Bring the tables of the folder up to date: a run of nothing does."""
     return execute(replace(plan, items=(), todo=()), segmenter)
 

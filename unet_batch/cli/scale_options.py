@@ -1,0 +1,100 @@
+"""Options that say how many processes share a run, and where."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from unet_batch.cli.command import Bundle, Option
+from unet_batch.errors import UsageError
+
+if TYPE_CHECKING:
+    from unet_batch.inference.backends.select import Request
+    from unet_batch.inference.segmenter import Segmenter
+    from unet_batch.run.hands import Hands
+
+    Opener = Callable[..., Segmenter]
+
+_scale = functools.partial(Option, section="Scale")
+
+
+@dataclass(frozen=True)
+class ScaleOptions:
+    """How many processes share a run; see `unet-batch run --help`."""
+
+    devices: str | None
+
+    def names(self, device: str | None) -> tuple[str, ...]:
+        """The devices, one for each process; none where this process is to do it all.
+
+        Args:
+            device: what --device says.
+
+        Raises:
+            UsageError: they are no devices, or --device names one, too.
+        """
+        if self.devices is None:
+            return ()
+        if device is not None:
+            raise UsageError(
+                f"--devices {self.devices} contradicts --device {device}", hint="leave one of them out"
+            )
+        from unet_batch.devices import parse_devices
+
+        found = parse_devices(self.devices)
+        if found != ("auto",):
+            return found
+        from unet_batch import gpu
+
+        driver = gpu.driver()
+        # On a CPU, one process keeps all cores busy: several are slower (docs/scale.md)
+        return tuple(f"cuda:{number}" for number in range(len(driver.gpus))) if driver is not None else ()
+
+    @contextmanager
+    def open(self, requests: list[Request], open_segmenter: Opener) -> Iterator[Hands]:
+        """Who does the work: this process, or one for each device.
+
+        Args:
+            requests: the models.
+            open_segmenter: gives a segmenter, given requests.
+
+        Raises:
+            UnetBatchError: as from `open_segmenter`.
+        """
+        from unet_batch.run.hands import Here
+
+        names = self.names(requests[0].device)
+        if len(names) < 2:
+            device = names[0] if names else requests[0].device
+            with open_segmenter(*(replace(request, device=device) for request in requests)) as segmenter:
+                yield Here(segmenter)
+            return
+        from unet_batch.run.crew import Crew, Device
+        from unet_batch.run.links import PipeLink, shares_of_cores
+
+        if any(request.build is not None for request in requests):
+            with open_segmenter(*requests):  # builds what there is to build, once
+                pass
+        devices = []
+        for number, (name, cores) in enumerate(zip(names, shares_of_cores(len(names)), strict=True), 1):
+            own = [replace(request, device=name, build=None) for request in requests]
+            label = name if name.startswith("cuda") else f"{name} {number}"
+            devices.append(Device(label, functools.partial(open_segmenter, *own), PipeLink(cores)))
+        with Crew(devices) as crew:
+            yield crew
+
+
+scale_options = Bundle(
+    "scale",
+    ScaleOptions,
+    _scale(
+        ["--devices"],
+        metavar="WHICH",
+        brief="Several GPUs, 0,1 or auto for all; or cpu:N processes.",
+        help="Share the work between several GPUs, one process each: auto (all there are) or their numbers, "
+        "0,1; or between N processes on the CPU, cpu:N.",
+    ),
+)
