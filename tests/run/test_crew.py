@@ -169,7 +169,7 @@ def test_what_ends_two_processes_fails_and_is_named(tmp_path: Path) -> None:
     assert (report.status, report.done, report.failed) == ("failures", 20, 1)
     [failure] = report.failures
     assert failure.path.endswith("deadly.png")
-    assert "the process that segmented it crashed (SIGSEGV) twice" in failure.error
+    assert "the process that segmented it crashed (SIGSEGV) twice" in failure.message
     assert sum(device["died"] for device in report.devices) == 2
 
 

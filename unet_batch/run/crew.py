@@ -292,6 +292,8 @@ class Crew:
             put(event)
         for outcome in told.outcomes:
             self._take(seat, queue, outcome, put)
+        if seat.in_a_row >= BROKEN_DEVICE and len(self._alive) > 1:
+            self._drop(seat, queue, next(each.error for each in reversed(told.outcomes) if each.error))
         if told.error is not None:
             raise told.error
         return told.is_over and (order.finish or bool(order.stop))
@@ -302,8 +304,6 @@ class Crew:
         if isinstance(error, BackendError):
             seat.in_a_row += 1
             if len(self._alive) > 1 and queue.refuse(seat, key):
-                if seat.in_a_row >= BROKEN_DEVICE:
-                    self._drop(seat, queue, error)
                 return
         elif error is None:
             seat.in_a_row = 0

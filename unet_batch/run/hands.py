@@ -129,7 +129,10 @@ class Here:
         self._worker = ItemWorker(plan, self.segmenter, recipe, check=manifest.check, record=manifest.record)
 
     def pictures(self, items: Sequence[Item], stop: Stop) -> Iterator[Outcome]:
-        yield from self._worker.pictures(items, stop)
+        aside: list[Item] = []
+        yield from self._worker.pictures(items, stop, aside.append)
+        for item in aside:
+            yield Outcome(item, aside=True)
 
     def alone(
         self, items: Sequence[Item], codec: Codec | None, on_progress: Progress, stop: Stop

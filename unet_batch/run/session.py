@@ -186,7 +186,10 @@ class Session:
             yield item
 
     def _work(self, codec: Codec | None) -> None:
-        for outcome in self._worker.pictures(self._handed(), self._stop):
+        def set_aside(item: Item) -> None:
+            self._events.put(Outcome(item, aside=True))
+
+        for outcome in self._worker.pictures(self._handed(), self._stop, set_aside):
             self._events.put(outcome)
 
     def _work_alone(self, codec: Codec | None) -> None:

@@ -148,23 +148,25 @@ class ItemWorker:
 
     # Pictures.
 
-    def pictures(self, items: Iterable[Item], stop: Stop) -> Iterator[Outcome]:
-        """Send pictures through the pipeline; in their order, but those to be segmented alone come when seen.
+    def pictures(
+        self, items: Iterable[Item], stop: Stop, set_aside: Callable[[Item], None]
+    ) -> Iterator[Outcome]:
+        """Send pictures through the pipeline; what becomes of them, in their order.
 
         Args:
             items: read a few ahead of the outcomes, in a thread of its own.
             stop: reads no more when called; what is in flight is finished.
+            set_aside: called in that thread with what is to be segmented by itself.
 
         Raises:
             OutputError, RunError, SourceError: what concerns all items.
         """
-        aside: list[Item] = []
         finish: list[tuple[str, Any]] = [("render", self.renderer.render), ("write", self._write)]
         if self.workers is not None:
             finish = [("render", self._finish_picture)]
         threads = {} if self.plan.outputs.store is None else {finish[-1][0]: UPLOADS}  # which mostly wait
         with self.segmenter.pipeline(
-            self._tasks(items, aside.append),
+            self._tasks(items, set_aside),
             finish,
             keep_pixels=self.renderer.needs_pixels,
             workers=self.workers,
@@ -178,8 +180,6 @@ class ItemWorker:
                     task = _task(result)
                     remote.release(task.path)
                     yield self._outcome(task, result)
-                    yield from self._take_aside(aside)
-                yield from self._take_aside(aside)
             finally:
                 self._running = list
                 self._add_stages(results.stats)
@@ -190,10 +190,6 @@ class ItemWorker:
         """Read no more pictures; what is in flight is finished."""
         if self._stop_reading is not None:
             self._stop_reading()
-
-    def _take_aside(self, aside: list[Item]) -> Iterator[Outcome]:
-        while aside:
-            yield Outcome(aside.pop(0), aside=True)
 
     def _tasks(self, items: Iterable[Item], set_aside: Callable[[Item], None]) -> Iterator[Task]:
         """Look at each source just before it is read; runs in the pipeline's first thread."""
