@@ -133,7 +133,9 @@ def run(
     screen.loading(network.model)
     if piped:
         if scale.devices is not None:
-            raise UsageError("--devices: one picture goes through a pipe", hint="leave it out")
+            raise UsageError(
+                f"--devices {scale.devices}: one picture goes through a pipe", hint="leave it out"
+            )
         with _open_network(
             screen, network, build, cleaning, scale, workers, max_pixels, options, tables
         ) as hands:
