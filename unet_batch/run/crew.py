@@ -356,7 +356,7 @@ class Crew:
             if self._is_ending:
                 return
         raise RunError(
-            f"{seat.name}: its process does not start: {reason}", hint="--devices can leave it out"
+            f"{seat.name}: its process does not start: {reason}", hint="leave it out of --devices"
         )
 
 

@@ -119,6 +119,7 @@ class Session:
         """Take an order, and tell what has happened since the last one; waits a moment if nothing has."""
         if order.items and self._thread is None:
             self._stop = Stop()
+            self._arrivals.clear()
             target = self._work_alone if order.alone else self._work
             self._thread = Thread(target=self._run, args=(target, order.codec), name="work", daemon=True)
             self._thread.start()
