@@ -36,6 +36,7 @@ PRELOADED = (
     "torch._dynamo",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
+    "tests.helpers.frozen",  # the last one
 )
 
 
