@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,10 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Without bytecode, each process of this run compiles all tests anew (10 s), each interpreter of a test the package
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Several processes of pytest share the cores between them: the libraries read this when they are loaded, here
 # and in the processes that tests start. Threads that fight over a core wait for each other at every layer.

@@ -121,8 +121,8 @@ def test_installed_from_the_wheel_it_segments_a_photo_in_another_folder(wheel: P
     scripts, packages = (Path(sysconfig.get_path(name, scheme, places)) for name in ("scripts", "purelib"))
     python = scripts / ("python.exe" if os.name == "nt" else "python")
     command(
-        sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel,
-        cwd=tmp_path,
+        sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index",
+        "--no-compile", wheel, cwd=tmp_path,
     )  # fmt: skip
     dependencies = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (packages / "dependencies.pth").write_text("\n".join(dependencies) + "\n")

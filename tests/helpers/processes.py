@@ -36,6 +36,7 @@ PRELOADED = (
     "torch._dynamo",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
+    "tests.helpers.frozen",  # the last one
 )
 
 
@@ -132,6 +133,14 @@ def one_thread(*arguments: str) -> None:
 
     torch.set_num_threads(1)
     command_line(*arguments)
+
+
+def torchrun(*arguments: str) -> None:
+    """`torchrun` with these arguments; what it starts are fresh interpreters, of one thread each."""
+    from torch.distributed.run import main
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    main(list(arguments))
 
 
 def run_together(folder: Path, *arguments: str) -> list[str]:

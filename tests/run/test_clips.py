@@ -1063,7 +1063,7 @@ def test_memory_stays_flat(tmp_path: Path, frames: int, smooth: float) -> None:
             gc.collect()
             sizes[done] = process.memory_info().rss
 
-    with Segmenter(FakeBackend(), workers=2) as segmenter:
+    with Segmenter(FakeBackend(batch_size=16), workers=1) as segmenter:
         layout = ClipLayout(str(tmp_path / "out"), KINDS, CODECS["h264"])
         result = segment(Item(path, "clip"), segmenter, layout, VideoOptions(smooth=smooth), "one", on_frame)
     assert result.frames == frames

@@ -910,7 +910,7 @@ def test_ten_thousand_files_of_which_five_hundred_are_corrupt(tmp_path: Path) ->
     begun = time.process_time()
     plan = prepare(RunOptions((str(folder),), str(out)))
     started: list[float] = []
-    with Segmenter(FakeBackend(), model=FAKE, workers=2) as segmenter:
+    with Segmenter(FakeBackend(batch_size=16), model=FAKE, workers=1) as segmenter:
         observer = observing(
             start=lambda plan: started.append(time.process_time() - begun),
             outcome=lambda item, failure: resident.append(process.memory_info().rss),

@@ -91,9 +91,7 @@ class Scores:
 
     def mean(self, metric: str, ids: Sequence[int], *, per_picture: bool = False) -> float:
         """Mean of a metric over classes, leaving out those without a figure; nan if that is all of them."""
-        values = (self.per_picture if per_picture else self.pooled)[metric][list(ids)]
-        values = values[~np.isnan(values)]
-        return float(values.mean()) if len(values) else float("nan")
+        return mean_of_some((self.per_picture if per_picture else self.pooled)[metric][list(ids)])
 
     def as_dict(self, names: Sequence[str]) -> dict[str, Any]:
         """For JSON; nan becomes null."""
@@ -110,6 +108,12 @@ class Scores:
             "pooled": {metric: by_class(values) for metric, values in self.pooled.items()},
             "per_picture": {metric: by_class(values) for metric, values in self.per_picture.items()},
         }
+
+
+def mean_of_some(values: Floats) -> float:
+    """Mean of the values (n,) that are not nan; nan if all are."""
+    some = [value for value in values.tolist() if value == value]  # few: NumPy would take ten times as long
+    return math.fsum(some) / len(some) if some else math.nan
 
 
 def label(figure: str, classes: int) -> str:
@@ -171,7 +175,7 @@ def scores(counts: Sequence[Counts]) -> Scores:
     Raises:
         UsageError: there are none.
     """
-    return _scores(_sums(counts).sum(0), len(counts))
+    return _scores(_sums(counts).sum(0)[None], np.array([len(counts)]))[0]
 
 
 def score_each(counts: Sequence[Counts]) -> tuple[Floats, dict[str, Floats]]:
@@ -208,9 +212,8 @@ def intervals(
         UsageError: there are no pictures.
     """
 
-    def judge(sums: Floats, pictures: int) -> list[float]:
-        found = _scores(sums, pictures)
-        return [figure(found) for figure in figures.values()]
+    def judge(sums: Floats, pictures: Floats) -> list[list[float]]:
+        return [[figure(found) for figure in figures.values()] for found in _scores(sums, pictures)]
 
     groups = [each.group or each.key for each in counts]
     ends = bootstrap(_sums(counts), groups, judge, samples=samples, confidence=confidence, seed=seed)
@@ -220,7 +223,7 @@ def intervals(
 def bootstrap(
     sums: Floats,
     groups: Sequence[str],
-    judge: Callable[[Floats, int], Sequence[float]],
+    judge: Callable[[Floats, Floats], Sequence[Sequence[float]] | Floats],
     *,
     samples: int = 1000,
     confidence: float = 0.95,
@@ -234,7 +237,8 @@ def bootstrap(
     Args:
         sums: what adds up over pictures, float64 (pictures, ...).
         groups: of each picture.
-        judge: the figures of added up numbers (...) and of how many pictures they are.
+        judge: the figures of each of some sets, (sets, figures), of their added up numbers (sets, ...) and of
+            how many pictures each has, (sets,).
         samples: how many sets are drawn.
         confidence: of the intervals.
         seed: of the draws.
@@ -245,21 +249,22 @@ def bootstrap(
     """
     numbers = {name: index for index, name in enumerate(dict.fromkeys(groups))}
     if len(numbers) < 2:
-        return [(value, value) for value in judge(sums.sum(0), len(groups))]
+        return [
+            (float(value), float(value)) for value in judge(sums.sum(0)[None], np.array([len(groups)]))[0]
+        ]
     places = np.array([numbers[name] for name in groups])
     pictures = np.bincount(places)
     totals = np.zeros((len(numbers), *sums.shape[1:]))
     np.add.at(totals, places, sums)
     random = np.random.default_rng(seed)
-    drawn: list[Sequence[float]] = []
+    drawn = []
     for start in range(0, samples, _BATCH):
         draws = random.integers(0, len(numbers), (min(_BATCH, samples - start), len(numbers)))
         # Each group is in a sample
         times = np.array([np.bincount(draw, minlength=len(numbers)) for draw in draws], np.float64)
-        for sums_drawn, pictures_drawn in zip(np.tensordot(times, totals, 1), times @ pictures, strict=True):
-            drawn.append(judge(sums_drawn, int(pictures_drawn)))
+        drawn.append(np.asarray(judge(np.tensordot(times, totals, 1), times @ pictures)))
     ends = []
-    for values in np.array(drawn).T:
+    for values in np.concatenate(drawn).T:
         sound = values[~np.isnan(values)]
         low, high = (
             np.quantile(sound, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -303,24 +308,31 @@ def _sums(counts: Sequence[Counts]) -> Floats:
     return sums
 
 
-def _scores(sums: Floats, pictures: int) -> Scores:
-    """Of float64 (classes, _COLUMNS)."""
-    marked, pixels, share, without = sums[:, _WITHOUT].T
+def _scores(sums: Floats, pictures: Floats) -> list[Scores]:
+    """Of float64 (sets, classes, _COLUMNS), and of how many pictures each set has, (sets,)."""
+    marked, pixels, share, without = np.moveaxis(sums[..., _WITHOUT], -1, 0)
+    pooled = {**_pixel_scores(sums), "boundary_f1": _boundary_f1(sums)}
     with np.errstate(invalid="ignore", divide="ignore"):
-        return Scores(
-            pictures=pictures,
-            accuracy=float(_accuracy(sums)),
-            pooled={**_pixel_scores(sums), "boundary_f1": _boundary_f1(sums)},
-            per_picture={
-                name: sums[:, place][:, 0] / sums[:, place][:, 1]
-                for name, place in (("dice", _DICE), ("iou", _IOU))
-            },
-            without={
-                "pictures": without,
-                "marked": marked / pixels,
-                "marked_per_picture": share / without,
-            },
+        per_picture = {
+            name: sums[..., place][..., 0] / sums[..., place][..., 1]
+            for name, place in (("dice", _DICE), ("iou", _IOU))
+        }
+        absent = {"pictures": without, "marked": marked / pixels, "marked_per_picture": share / without}
+    facts = zip(pictures.tolist(), _accuracy(sums).tolist(), strict=True)
+
+    def of_set(figures: dict[str, Floats], index: int) -> dict[str, Floats]:
+        return {name: values[index] for name, values in figures.items()}
+
+    return [
+        Scores(
+            pictures=int(number),
+            accuracy=accuracy,
+            pooled=of_set(pooled, index),
+            per_picture=of_set(per_picture, index),
+            without=of_set(absent, index),
         )
+        for index, (number, accuracy) in enumerate(facts)
+    ]
 
 
 def _accuracy(sums: Floats) -> Floats:

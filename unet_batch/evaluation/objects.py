@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 
 from unet_batch.datasets.encoding import VOID
-from unet_batch.evaluation.metrics import bootstrap
+from unet_batch.evaluation.metrics import bootstrap, mean_of_some
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,9 +89,7 @@ class ObjectScores:
 
     def mean(self, figure: str, *, per_picture: bool = False) -> float:
         """Mean of a figure over classes, leaving out those without one; nan if that is all of them."""
-        values = (self.per_picture if per_picture else self.pooled)[figure]
-        values = values[~np.isnan(values)]
-        return float(values.mean()) if len(values) else float("nan")
+        return mean_of_some((self.per_picture if per_picture else self.pooled)[figure])
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +183,7 @@ def count(
 
 def scores(counts: Sequence[ObjectCounts]) -> ObjectScores:
     """Figures of a set of pictures; there is at least one."""
-    return _scores(_sums(counts).sum(0))
+    return _scores(_sums(counts).sum(0)[None])[0]
 
 
 def score_each(counts: Sequence[ObjectCounts]) -> dict[str, Floats]:
@@ -199,9 +197,8 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """95 % intervals of figures over groups; see `metrics.bootstrap`."""
 
-    def judge(sums: Floats, pictures: int) -> list[float]:
-        found = _scores(sums)
-        return [figure(found) for figure in figures.values()]
+    def judge(sums: Floats, pictures: Floats) -> list[list[float]]:
+        return [[figure(found) for figure in figures.values()] for found in _scores(sums)]
 
     groups = [each.group or each.key for each in counts]
     return dict(zip(figures, bootstrap(_sums(counts), groups, judge), strict=True))
@@ -327,17 +324,21 @@ def _sums(counts: Sequence[ObjectCounts]) -> Floats:
     return np.concatenate(columns, -1)
 
 
-def _scores(sums: Floats) -> ObjectScores:
-    """Of float64 (classes, n) as `_sums` makes them, added up over pictures."""
-    numbers, values, some = sums[:, :_NUMBERS], sums[:, _NUMBERS::2], sums[:, _NUMBERS + 1 :: 2]
+def _scores(sums: Floats) -> list[ObjectScores]:
+    """Of float64 (sets, classes, n) as `_sums` makes them, added up over the pictures of each set."""
+    numbers, values, some = sums[..., :_NUMBERS], sums[..., _NUMBERS::2], sums[..., _NUMBERS + 1 :: 2]
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = (values / some).T
-    return ObjectScores(
-        true=numbers[:, _TRUE],
-        found=_found(numbers),
-        pooled={name: value for name, value in _figures(numbers).items() if name in FIGURES},
-        per_picture=dict(zip((*FIGURES, "info"), means, strict=True)),
-    )
+        means = np.swapaxes(values / some, 1, 2)
+    true, found, figures = numbers[..., _TRUE], _found(numbers), _figures(numbers)
+    return [
+        ObjectScores(
+            true=true[index],
+            found=found[index],
+            pooled={name: figures[name][index] for name in FIGURES},
+            per_picture=dict(zip((*FIGURES, "info"), means[index], strict=True)),
+        )
+        for index in range(len(sums))
+    ]
 
 
 def _number(value: float) -> float | None:

@@ -258,7 +258,7 @@ def _interval(values: Sequence[float]) -> Interval:
     """Mean, and its bootstrap interval over pictures."""
     sums = np.array(values, np.float64)[:, None]
     groups = [str(number) for number in range(len(values))]
-    [(low, high)] = metrics.bootstrap(sums, groups, lambda total, count: [float(total[0]) / count])
+    [(low, high)] = metrics.bootstrap(sums, groups, lambda totals, counts: totals / counts[:, None])
     return float(sums.mean()), low, high
 
 
