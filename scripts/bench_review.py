@@ -1,4 +1,4 @@
-"""What a large run costs those who look at it: `labels`, `report`, `audit` and `diff`, by the number of items.
+"""What a large run costs who looks at it: `labels`, `report`, `audit` and `diff`, by the number of items.
 
     python -m scripts.bench_review                              # 25,000 and 100,000 items
     python -m scripts.bench_review --items 1000 --keep DIR      # keeps the folders, to look at

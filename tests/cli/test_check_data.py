@@ -160,7 +160,7 @@ class TestCoco:
         ),
         (["{root}", "--group-by", "("], "is not a regular expression"),
         (["{root}", "--split", "none.txt"], "none.txt: cannot be read"),
-        ([], "Missing argument 'DATASET...'"),
+        ([], "Missing argument 'DATASET..."),
     ],
 )
 def test_wrong_usage_is_exit_code_2(root: Path, arguments: list[str], message: str) -> None:
