@@ -53,6 +53,12 @@ _max_pixels_option = option(
     type=click.IntRange(1),
     help="Refuse pictures with more pixels.  [default: 200,000,000]",
 )
+_report_option = option(
+    "--report",
+    section="Output",
+    is_flag=True,
+    help="Make a page to look through the results, OUT/report.html, as `report` does.",
+)
 
 
 @click.command(
@@ -69,12 +75,7 @@ _max_pixels_option = option(
 @video_options
 @_workers_option
 @_max_pixels_option
-@option(
-    "--report",
-    section="Output",
-    is_flag=True,
-    help="Make a page to look through the results, OUT/report.html, as `report` does.",
-)
+@_report_option
 @option(
     "--dry-run",
     section="Reliability",
@@ -181,6 +182,7 @@ def run(
 @video_options
 @_workers_option
 @_max_pixels_option
+@_report_option
 @display_options.without("as_json")
 def watch(
     options: RunOptions,
@@ -192,6 +194,7 @@ def watch(
     video: VideoOptions,
     workers: int | None,
     max_pixels: int | None,
+    report: bool,
     display: DisplayOptions,
 ) -> None:
     """Segment the files of a folder, and go on as more arrive.
@@ -204,6 +207,10 @@ def watch(
     changed for a while, so that nothing half copied is read. Names, manifest and guarantees are those of
     `run`. Ctrl-C finishes what has begun.
     """
+    from unet_batch.cli.report import refreshing, with_report
+
+    if report:
+        options = with_report(options)
     screen = display.screen()
     check_names(options.sources)
     screen.loading(network.model)
@@ -218,7 +225,8 @@ def watch(
         screen.line("watching", *options.sources)
         with RunObserver(screen, display.log_json) as observer:
             observer.listen()
-            found = watch_folders(options, segmenter, observer, observer.stop, settle)
+            refresh = refreshing(screen, plan.outputs.folder) if report else None
+            found = watch_folders(options, segmenter, observer, observer.stop, settle, refresh=refresh)
     errors = shown(found.report.errors_file) if found.report is not None else ""
     screen.line(
         "stopped",
