@@ -76,7 +76,8 @@ function show(name, value) {
     return (share === 0 || share === 100 ? share : share < 0.1 ? share.toPrecision(1)
       : share > 99.9 ? Math.min(share, 99.999).toFixed(3) : share.toFixed(1)) + " %";
   }
-  return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(3)));
+  if (Number.isInteger(value)) return value.toLocaleString("en");
+  return Math.abs(value) < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(3)));
 }
 
 const whyOf = item => facts.reasons.filter((_, place) => reasons[item] >> place & 1);

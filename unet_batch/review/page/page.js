@@ -6,7 +6,8 @@ let shownFailures = 0;
 function moreFailures() {
   const more = failures.slice(shownFailures, shownFailures + 200);
   shownFailures += more.length;
-  $("failures").append(...more.map(failure => make("li", {}, make("b", {}, failure.path), make("br"), failure.message,
+  const why = ({path, message}) => message.startsWith(path + ": ") ? message.slice(path.length + 2) : message;
+  $("failures").append(...more.map(failure => make("li", {}, make("b", {}, failure.path), make("br"), why(failure),
     failure.hint ? make("span", {}, ` (${failure.hint})`) : "", make("br"), make("span", {}, `${failure.stage} · ${failure.error}`))));
   $("more-failures").hidden = shownFailures >= failures.length;
 }
