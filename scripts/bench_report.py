@@ -63,14 +63,16 @@ def draw(number: int, size: tuple[int, int] = SIZE) -> tuple[Any, Any, dict[str,
     )
 
 
-def make_run(folder: Path, count: int, drawn: int = DRAWN, *, stats: bool = True) -> Path:
+def make_run(
+    folder: Path, count: int, drawn: int = DRAWN, *, stats: bool = True, size: tuple[int, int] = SIZE
+) -> Path:
     """Leave what a run over `count` photos leaves; return the output folder, `folder/out`."""
     scenes, photos, out = folder / "scenes", folder / "photos", folder / "out"
     for place in (scenes, photos, out):
         place.mkdir(parents=True, exist_ok=True)
     drawn = min(drawn, count)
     for number in range(drawn):
-        photo, mask, said = draw(number)
+        photo, mask, said = draw(number, size)
         (scenes / f"{number}.jpg").write_bytes(images.encode_jpeg(photo))
         (scenes / f"{number}.png").write_bytes(images.encode_mask(mask))
         share = float(np.count_nonzero(mask)) / mask.size

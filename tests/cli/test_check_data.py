@@ -160,7 +160,7 @@ class TestCoco:
         ),
         (["{root}", "--group-by", "("], "is not a regular expression"),
         (["{root}", "--split", "none.txt"], "none.txt: cannot be read"),
-        ([], "Missing argument 'DATASET...'"),
+        ([], "Missing argument 'DATASET..."),
     ],
 )
 def test_wrong_usage_is_exit_code_2(root: Path, arguments: list[str], message: str) -> None:
@@ -206,3 +206,23 @@ def test_several_are_checked_as_a_training_joins_them(root: Path, tmp_path: Path
     leaked = CliRunner().invoke(main, ["check-data", str(root), str(other), *lists])
     assert leaked.exit_code == 1
     assert "group 'a' is in one and two" in leaked.output
+
+
+def test_pictures_that_a_list_names(root: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.txt"
+    bad.write_text(f"{root}/images/a_1.png\n{root}/images/gone.png\n")
+    done = CliRunner().invoke(
+        main, ["check-data", str(root), f"@{bad}", "--sheet", str(tmp_path / "bad.jpg")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "1 of 4 pairs: what the list names" in done.output
+    assert "1 of 2 pictures named have no mask here" in done.output
+    assert "1 pair is ready for training: 1 warning." in done.output
+    assert images.read(str(tmp_path / "bad.jpg")).size[0] < 200, "one row: the others are not in it"
+    for wrong, what in (
+        ([f"@{bad}"], "no dataset"),
+        ([str(root), f"@{bad}", "--split", str(bad)], "--split"),
+    ):
+        done = CliRunner().invoke(main, ["check-data", *wrong])
+        assert done.exit_code == 2
+        assert what in done.output

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import signal
+import sys
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -13,6 +17,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.footage import Footage, Sound, look_at
+from tests.helpers.processes import Forked, has_lines, killed
+from tests.helpers.systems import needs_posix
+from tests.helpers.waiting import PATIENCE
 from unet_batch.files.outputs import Style
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media.cleanup import Cleanup
@@ -51,6 +58,8 @@ def work(
     stop = Stop()
 
     def on_frame(done: int, total: int | None) -> None:
+        sys.stdout.write(f"{done}\n")  # for who waits to kill it
+        sys.stdout.flush()
         if stop_at is not None and done >= stop_at:
             stop()
 
@@ -194,6 +203,39 @@ def test_an_interrupted_clip_ends_as_the_same(tmp_path: Path, codec: str) -> Non
     frames = zip(decode(whole.files["cutout"][0]), decode(result.files["cutout"][0]), strict=True)
     for one, other in frames:
         assert np.abs(one[..., 3].astype(int) - other[..., 3]).max() <= (0 if codec == "prores" else 24)
+
+
+@needs_posix
+@pytest.mark.parametrize("codec", ["prores", "vp9"])
+def test_a_killed_clip_leaves_what_plays_and_ends_as_the_same(tmp_path: Path, codec: str) -> None:
+    """Parts that the journal names are whole, whenever `kill -9` comes; the end is as if none had come."""
+    clip, out = Footage(size=SIZE, frames=64).make(tmp_path), tmp_path / "out"
+    kinds = ("mask", "cutout", "background", "blur", "pixelate")
+    journal = out / "unfinished/clip/journal.json"
+    most = 0
+    for number, frames in enumerate((6, 14)):
+        said = tmp_path / f"said-{number}.txt"
+        death = (killed, partial(has_lines, said, frames), 0.005 * number)
+        child = Forked(*death, partial(work, codec=codec), clip, out, *kinds, output=said)
+        assert child.wait(PATIENCE) == -signal.SIGKILL
+        parts = json.loads(journal.read_text())["parts"] if journal.exists() else []
+        assert len(parts) >= most
+        most = len(parts)
+        for part in parts[-1:]:  # those before it were looked at
+            for kind in kinds:
+                name = part["files"][kind][0]
+                assert len(look_at(str(journal.parent / name)).times) == part["frames"]
+    assert most, "the kills came before a part was done"
+    result, whole = (work(clip, folder, *kinds, codec=codec) for folder in (out, tmp_path / "whole"))
+    assert result.resumed >= 4 * most
+    assert not (out / "unfinished").exists()
+    assert Path(result.files["mask"][0]).read_bytes() == Path(whole.files["mask"][0]).read_bytes()
+    for kind in kinds[1:]:
+        one, other = result.files[kind][0], whole.files[kind][0]
+        assert look_at(one).times == look_at(other).times
+        read = decode if kind == "cutout" else rgb_frames
+        for shot, same in zip(read(one), read(other), strict=True):
+            assert np.abs(shot.astype(int) - same).mean() < 4, kind
 
 
 def test_how_it_is_drawn_is_part_of_its_name(clip: str, tmp_path: Path) -> None:

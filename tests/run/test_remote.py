@@ -23,6 +23,7 @@ import tifffile
 from PIL import Image
 
 from tests.helpers.footage import Footage
+from tests.helpers.models import fake_file
 from tests.helpers.observers import observing
 from tests.helpers.runs import write
 from tests.helpers.servers import BusyGate, keep_home, serve, serving
@@ -31,6 +32,7 @@ from unet_batch.errors import FolderInUse, OutputError, SourceError, UsageError
 from unet_batch.files import remote, staging
 from unet_batch.files.sources import check_names
 from unet_batch.inference.segmenter import Segmenter
+from unet_batch.review.report import write_report
 from unet_batch.run.execute import execute
 from unet_batch.run.merge import merge
 from unet_batch.run.options import PageRange, RunOptions
@@ -577,3 +579,22 @@ def test_the_table_of_a_run_is_made_of_what_is_in_the_bucket(photos: str, bucket
     put(f"{photos}/more.png", png(9))
     segment(photos, output=out, save=("stats",))
     assert stored(out)["stats.csv"].decode().splitlines()[1].split(",")[1] == "more"
+
+
+def test_the_page_is_made_of_a_copy_of_the_bucket(photos: str, bucket: str, tmp_path: Path) -> None:
+    """As the error of one who asks for it in the bucket says; the photos stay where they are."""
+    out, copy = f"{bucket}/out", tmp_path / "copy"
+    with Segmenter(FakeBackend(), model=fake_file(), workers=2) as segmenter:
+        execute(prepare(RunOptions((photos,), out)), segmenter)
+    with pytest.raises(UsageError, match="disk only") as caught:
+        write_report(out)
+    assert "copy the folder to this machine" in caught.value.hint
+    for name, data in stored(out).items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(data)
+    made = write_report(str(copy))
+    assert (made.items, made.made, made.gone) == (7, 7, 0)
+    [pack] = (copy / "report/packs").glob("*.js")
+    thumbnails = json.loads(pack.read_text().split(",", 1)[1].strip().removesuffix(")"))
+    assert all(photo and mask for photo, mask in thumbnails)
+    assert write_report(str(copy)).made == 0

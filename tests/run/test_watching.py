@@ -27,7 +27,7 @@ from tests.helpers.waiting import PATIENCE, until
 from unet_batch.errors import SourceError
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run import watch as watch_module
-from unet_batch.run.observe import Stop
+from unet_batch.run.observe import Observer, Stop
 from unet_batch.run.options import RunOptions
 from unet_batch.run.report import RunReport
 from unet_batch.run.watch import Arrivals, Watched, look, watch
@@ -247,10 +247,11 @@ def test_the_command_ends_well_on_ctrl_c(tmp_path: Path, tiny: str) -> None:
     folder = tmp_path / "incoming"
     write(folder / "a.png", half_bright())
     said = tmp_path / "said.txt"
-    command = ("watch", str(folder), "-o", str(tmp_path / "out"), "-m", tiny, "--settle", "0.1")
+    out = tmp_path / "out"
+    command = ("watch", str(folder), "-o", str(out), "-m", tiny, "--settle", "0.1", "--report")
     process = Forked(one_thread, *command, output=said, errors=said)
     try:
-        until((tmp_path / "out/masks/a.png").exists)
+        until((out / "report.html").exists)
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         process.wait(PATIENCE)
@@ -259,7 +260,11 @@ def test_the_command_ends_well_on_ctrl_c(tmp_path: Path, tiny: str) -> None:
     output = said.read_text()
     assert process.returncode == 0, output
     assert "1 done" in output
-    assert re.search(rf"^output    {re.escape(str(tmp_path))}.out · mask$", output, re.MULTILINE), output
+    assert output.count("report.html") == 1, output
+    assert "1 item" in output
+    assert re.search(rf"^output    {re.escape(str(tmp_path))}.out · mask, stats$", output, re.MULTILINE), (
+        output
+    )
     assert "Traceback" not in output
 
 
@@ -278,3 +283,38 @@ def test_tables_are_true_when_it_ends(tmp_path: Path, monkeypatch: pytest.Monkey
         until(lambda: len(batches) == 2)
         assert rows() == 1
     assert rows() == 2
+
+
+def test_what_is_made_of_the_folder_is_true_when_it_ends_and_made_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, stop, made = tmp_path / "incoming", Stop(), list[int]()
+    write(folder / "0.png", half_bright())
+    monkeypatch.setattr(watch_module, "_REFRESH_PAUSE", 1e9)
+
+    def refresh() -> bool:
+        made.append(len(list((tmp_path / "out/masks").iterdir())))
+        return len(made) > 1  # the first time it fails
+
+    def batch(report: RunReport) -> None:
+        done = len(list((tmp_path / "out/masks").iterdir()))
+        if done == 4:
+            stop()
+        write(folder / f"{done}.png", half_bright())
+
+    with Segmenter(FakeBackend(), workers=1) as segmenter:
+        options = RunOptions((str(folder),), str(tmp_path / "out"))
+        watch(options, segmenter, observing(batch=batch), stop, 0.0, 0.01, refresh)
+        assert made == [1, 4]
+        stop, made = Stop(), list[int]()
+        watch(options, segmenter, Observer(), stop, 0.0, 0.01, lambda: stop() or refresh())
+    assert made == [5, 5], "the one that failed is made again at the end"
+
+
+def test_nothing_is_made_of_a_folder_in_which_nothing_is(tmp_path: Path) -> None:
+    folder, stop = tmp_path / "incoming", Stop()
+    folder.mkdir()
+    stop()
+    with Segmenter(FakeBackend(), workers=1) as segmenter:
+        options = RunOptions((str(folder),), str(tmp_path / "out"))
+        watch(options, segmenter, stop=stop, refresh=lambda: pytest.fail("there is nothing to show"))

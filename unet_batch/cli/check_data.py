@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.check import Report
     from unet_batch.datasets.dataset import Dataset, Pair
+    from unet_batch.datasets.named import Named
     from unet_batch.media.images import Range
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _SHOWN = 4  # cases of each finding that are printed
+_SHEET, _NAMED_SHEET = 24, 120  # pairs in a sheet; of those that lists name all are wanted
 
 
 @click.command(
@@ -31,7 +33,9 @@ _SHOWN = 4  # cases of each finding that are printed
     short_help="Say what a dataset holds, and what would spoil a training.",
     epilog="Exit codes: 0 fine, 1 a training would be wrong, 2 the folder could not be understood.",
 )
-@click.argument("folders", metavar="DATASET...", nargs=-1, required=True, shell_complete=complete_path)
+@click.argument(
+    "folders", metavar="DATASET... [@LIST]...", nargs=-1, required=True, shell_complete=complete_path
+)
 @dataset_options
 @option(
     "--split",
@@ -80,20 +84,26 @@ def check_data(
       unet-batch check-data cars --coco cars/annotations/instances_train.json
       unet-batch check-data cars --split train.txt --split val.txt --sheet c.jpg
       unet-batch check-data studio street
+      unet-batch check-data cars @bad.txt --sheet bad.jpg
 
     Finds pairs by their names, or in a file of COCO annotations, works out what the values in the masks mean,
     and reads every file: sizes that differ, values without a meaning, duplicates on both sides of a split,
     classes that never occur. Nothing in DATASET is written. Several are checked as `train` joins them.
+
+    @LIST, one path a line as `run` takes it and a report saves it, has only the pictures checked that it
+    names: their masks, and which have none yet.
     """
     from unet_batch.cli.screen import Lines, print_json
     from unet_batch.datasets.dataset import natural_channels
     from unet_batch.datasets.join import join
+    from unet_batch.datasets.named import choose_named
     from unet_batch.datasets.split import read_split
     from unet_batch.errors import UsageError
     from unet_batch.media.images import Range
 
     seen = Range.parse(value_range)
     out = Lines(quiet=as_json, to_stderr=as_json)
+    folders, lists = _part(folders, split_files)
     dataset = join([data.find(folder, faulty=True) for folder in folders])
     dataset = replace(dataset, channels=channels or natural_channels(dataset.pairs))
     splits: dict[str, tuple[Pair, ...]] = {}
@@ -109,12 +119,18 @@ def check_data(
     for name, pairs in splits.items():
         groups = len({pair.group for pair in pairs})
         out.line("", f"{len(pairs):,} images in {groups:,} groups are in {name}")
-    report = _check(dataset, splits, seen)
+    named = None
+    if lists:
+        named = choose_named(dataset, lists)
+        out.line("", f"{len(named.dataset.pairs):,} of {len(dataset.pairs):,} pairs: what the list names")
+        dataset = named.dataset
+    report = _check(dataset, splits, seen, named)
     if sheet is not None:
         from unet_batch.datasets.sheet import contact_sheet
         from unet_batch.files.atomic import write_atomic
 
-        write_atomic(os.path.abspath(sheet), contact_sheet(dataset, report, value_range=seen))
+        count = _SHEET if named is None else _NAMED_SHEET
+        write_atomic(os.path.abspath(sheet), contact_sheet(dataset, report, count, seen))
     if as_json:
         print_json(_as_dict(dataset, splits, report))
     else:
@@ -122,19 +138,41 @@ def check_data(
     raise SystemExit(0 if report.ok else 1)
 
 
-def _check(dataset: Dataset, splits: Mapping[str, Sequence[Pair]], value_range: Range) -> Report:
+def _part(names: Sequence[str], split_files: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Folders, and lists of pictures without their @."""
+    from unet_batch.errors import UsageError
+
+    folders = [name for name in names if not name.startswith("@")]
+    lists = [name[1:] for name in names if name.startswith("@")]
+    if not folders:
+        raise UsageError(
+            f"{names[0]} names pictures, but no dataset is named",
+            hint="name the folder of images and masks before it; a folder called so is written ./@name",
+        )
+    if lists and split_files:
+        raise UsageError(
+            f"@{lists[0]} with --split: parts are checked of a whole dataset", hint="leave one of them out"
+        )
+    return folders, lists
+
+
+def _check(
+    dataset: Dataset, splits: Mapping[str, Sequence[Pair]], value_range: Range, named: Named | None
+) -> Report:
     from unet_batch.cli.progress import staged
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.check import check
+    from unet_batch.datasets.named import check_named
 
     total = len(dataset.pairs)
     with staged(Lines(quiet=not sys.stderr.isatty(), to_stderr=True)) as progress:
-        return check(
-            dataset,
-            splits=splits or None,
-            value_range=value_range,
-            progress=lambda done: progress(f"checking {total:,} pairs", done / total),
-        )
+
+        def tell(done: int) -> None:
+            progress(f"checking {total:,} pairs", done / total)
+
+        if named is not None:
+            return check_named(named, value_range=value_range, progress=tell)
+        return check(dataset, splits=splits or None, value_range=value_range, progress=tell)
 
 
 def _print(lines: Lines, report: Report, sheet: str | None) -> None:
@@ -170,7 +208,8 @@ def _print(lines: Lines, report: Report, sheet: str | None) -> None:
         out.print(f"A training on {these} would be wrong: {found}.", style="bold red")
     else:
         out.print(
-            f"{report.pairs:,} pairs are ready for training{': ' + found if found else ''}.",
+            f"{report.pairs:,} {'pair is' if report.pairs == 1 else 'pairs are'} ready for training"
+            f"{': ' + found if found else ''}.",
             style="bold green",
         )
 

@@ -96,6 +96,7 @@ def labels(
             f"{count:,} {plural(count, 'name')} took no picture, such as {first}", "see to their spelling"
         )
     if report.others:
-        lines.line("", f"{report.others:,} clips and stacks of pages are left out: {form} knows none")
+        what = f"clips and stacks of pages left out: {report.others:,}"
+        lines.line("", f"{what}; their frames and pages are no files that a tool could open")
     lines.line("labels", f"{report.pictures:,} {plural(report.pictures, 'picture')}", shown(report.folder))
     raise SystemExit(1 if report.failed or report.missing or report.unselected else 0)

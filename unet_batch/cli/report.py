@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -54,10 +55,14 @@ def with_report(options: RunOptions) -> RunOptions:
             "--report with --shard: a shard does not see what the others do",
             hint="unet-batch report OUT, once all are done",
         )
-    if options.output is not None and (options.output == STANDARD or remote.is_remote(options.output)):
+    if options.output is not None and remote.is_remote(options.output):
         raise UsageError(
-            f"--report: a page opens from a disk, and not from {options.output}", hint="give a folder with -o"
+            f"--report: a page opens from a disk, and not from {options.output}",
+            hint="leave --report out; then copy that folder to this machine, and make the page of the copy: "
+            "unet-batch report COPY",
         )
+    if options.output == STANDARD:
+        raise UsageError("--report: a page needs a folder, and not -o -", hint="give a folder with -o")
     shown = [kind for kind in ("mask", "stats") if kind in KINDS]
     return replace(options, save=tuple(dict.fromkeys((*options.save, *shown))))
 
@@ -65,11 +70,42 @@ def with_report(options: RunOptions) -> RunOptions:
 def print_report(screen: Screen, output: str, *, wait: bool = False) -> None:
     """Make the page of an output folder, and say where it is and what is suspicious."""
     from unet_batch.cli.progress import counting
-    from unet_batch.cli.text import plural, shown
     from unet_batch.review.report import write_report
 
     with counting("looking", quiet=screen.quiet) as progress:
         made = write_report(output, wait=wait, progress=progress)
+    _print_made(screen, made)
+
+
+def refreshing(screen: Screen, output: str) -> Callable[[], bool]:
+    """What makes the page of `watch` again and again, and says whether that went well.
+
+    It tells where the page is once, and what goes wrong once as well: what is segmented is more than a page.
+    """
+    from unet_batch.errors import UnetBatchError
+    from unet_batch.review.report import write_report
+
+    told: list[str] = []
+
+    def refresh() -> bool:
+        try:
+            made = write_report(output)
+        except UnetBatchError as error:
+            if error.message not in told:
+                told.append(error.message)
+                screen.warn(error.message, error.hint)
+            return False
+        if made.page not in told:
+            told.append(made.page)
+            _print_made(screen, made)
+        return True
+
+    return refresh
+
+
+def _print_made(screen: Screen, made: Report) -> None:
+    from unet_batch.cli.text import plural, shown
+
     screen.line(
         "report",
         shown(made.page),

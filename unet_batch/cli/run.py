@@ -57,6 +57,12 @@ _max_pixels_option = option(
     type=click.IntRange(1),
     help="Refuse pictures with more pixels.  [default: 200,000,000]",
 )
+_report_option = option(
+    "--report",
+    section="Output",
+    is_flag=True,
+    help="Make a page to look through the results, OUT/report.html, as `report` does.",
+)
 
 
 @click.command(
@@ -74,12 +80,7 @@ _max_pixels_option = option(
 @scale_options
 @_workers_option
 @_max_pixels_option
-@option(
-    "--report",
-    section="Output",
-    is_flag=True,
-    help="Make a page to look through the results, OUT/report.html, as `report` does.",
-)
+@_report_option
 @option(
     "--dry-run",
     section="Reliability",
@@ -198,6 +199,7 @@ def _itself(segmenter: Segmenter) -> Segmenter:
 @scale_options
 @_workers_option
 @_max_pixels_option
+@_report_option
 @display_options.without("as_json")
 def watch(
     options: RunOptions,
@@ -210,6 +212,7 @@ def watch(
     scale: ScaleOptions,
     workers: int | None,
     max_pixels: int | None,
+    report: bool,
     display: DisplayOptions,
 ) -> None:
     """Segment the files of a folder, and go on as more arrive.
@@ -222,6 +225,10 @@ def watch(
     changed for a while, so that nothing half copied is read. Names, manifest and guarantees are those of
     `run`. Ctrl-C finishes what has begun.
     """
+    from unet_batch.cli.report import refreshing, with_report
+
+    if report:
+        options = with_report(options)
     screen = display.screen()
     check_names(options.sources)
     screen.loading(network.model)
@@ -238,7 +245,8 @@ def watch(
         screen.line("watching", *options.sources)
         with RunObserver(screen, display.log_json) as observer:
             observer.listen()
-            found = watch_folders(options, hands, observer, observer.stop, settle)
+            refresh = refreshing(screen, plan.outputs.folder) if report else None
+            found = watch_folders(options, hands, observer, observer.stop, settle, refresh=refresh)
     errors = shown(found.report.errors_file) if found.report is not None else ""
     screen.line(
         "stopped",

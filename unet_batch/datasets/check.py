@@ -109,6 +109,7 @@ def check(
     dataset: Dataset,
     *,
     splits: Mapping[str, Sequence[Pair]] | None = None,
+    is_whole: bool = True,
     value_range: images.Range = images.AUTO,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
@@ -119,6 +120,7 @@ def check(
         splits: parts by name, such as `read_split` gives: a picture or group in two of them is an error. Of a
             single part, the other one is what it leaves. None for the parts that `unet-batch train` would
             choose by itself.
+        is_whole: False where the pairs are some of a dataset: of classes and parts nothing is said then.
         value_range: which values of an image are black and white: in another range two images may look alike.
         progress: called with the number of pairs done, from this thread.
     """
@@ -136,10 +138,10 @@ def check(
     )
     total = max(1, int(pixels[: len(names)].sum()))
     classes = tuple(Share(name, int(pixels[id]) / total, int(occurs[id])) for id, name in enumerate(names))
-    parts, findings = _parts(dataset, splits)
+    parts, findings = _parts(dataset, splits) if is_whole else ({}, [])
     findings += [*_names(dataset), *_files(dataset, facts)]
     findings += _copies(sound, parts, by_group=splits is None)
-    if any(not fact.problems or fact.problems[0][0] in _SOUND for fact in sound):
+    if is_whole and any(not fact.problems or fact.problems[0][0] in _SOUND for fact in sound):
         balance = list(_balance(classes))
         findings += balance
         if not any(finding.severity == "error" for finding in balance):

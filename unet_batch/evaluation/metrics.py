@@ -46,7 +46,7 @@ LABELS = {
     "iou_per_picture": "mean IoU per picture",
 }
 """What the main figures are called; see `label`."""
-_BATCH = 64  # samples of a bootstrap that are added up at once
+_BATCH, _DRAWN = 64, 2**18  # samples of a bootstrap, and groups drawn for them, that are added up at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,8 +258,9 @@ def bootstrap(
     np.add.at(totals, places, sums)
     random = np.random.default_rng(seed)
     drawn = []
-    for start in range(0, samples, _BATCH):
-        draws = random.integers(0, len(numbers), (min(_BATCH, samples - start), len(numbers)))
+    batch = max(1, min(_BATCH, _DRAWN // len(numbers)))
+    for start in range(0, samples, batch):
+        draws = random.integers(0, len(numbers), (min(batch, samples - start), len(numbers)))
         # Each group is in a sample
         times = np.array([np.bincount(draw, minlength=len(numbers)) for draw in draws], np.float64)
         drawn.append(np.asarray(judge(np.tensordot(times, totals, 1), times @ pictures)))

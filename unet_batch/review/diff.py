@@ -163,7 +163,7 @@ def diff(
     judged = [each for each in found if each.truth_a is not None]
     gains = [(each.truth_b or 0.0) - (each.truth_a or 0.0) for each in judged]
     return Diff(
-        tuple(sorted(found, key=lambda each: (each.dice, _order(each.key)))),
+        tuple(sorted(found, key=lambda each: each.dice)),  # of the same, they stay in the order of their keys
         only["a"],
         only["b"],
         only["truth"],

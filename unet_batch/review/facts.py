@@ -101,7 +101,7 @@ def _model(model: Mapping[str, Any]) -> str:
 
 def _backend(backend: Mapping[str, Any]) -> str:
     shown = [str(backend[name]) for name in ("name", "precision", "device") if backend.get(name)]
-    return " · ".join([*shown, *([f"({backend['reason']})"] if backend.get("reason") else [])])
+    return " · ".join(shown) + (f" ({backend['reason']})" if backend.get("reason") else "")
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
@@ -109,4 +109,5 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def _note(note: Mapping[str, Any]) -> str:
-    return f"{note.get('files', 0):,} files: {note.get('note', '')}"
+    count = note.get("files", 0)
+    return f"{count:,} {'file' if count == 1 else 'files'}: {note.get('note', '')}"

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 PAGE = "report.html"
 FOLDER = "report"
-_PARTS = ("report.css", "report.js")
+_SCRIPTS = ("data.js", "marks.js", "filters.js", "grid.js", "zoom.js", "page.js")  # joined into report.js
 _SHOWN = ("mask", "overlay", "stats", "timeline")  # kinds that the page reads or links to
 
 Made = tuple[Entry, Thumbnails]
@@ -223,7 +223,7 @@ class _Writer:
     # What the page reads.
 
     def _blocks(self, names: Iterable[str], bits: Sequence[int], weights: Sequence[float]) -> Iterator[str]:
-        """A line for each pack: its items, column by column, as `report.js` takes them apart."""
+        """A line for each pack: its items, column by column, as `page/data.js` takes them apart."""
         at = 0
         for name in names:
             entries = self.packs.entries(name)
@@ -318,8 +318,12 @@ class _Writer:
 
     def _write_page(self, facts: dict[str, Any]) -> None:
         parts = resources.files("unet_batch.review") / "page"
-        for name in _PARTS:
-            write_atomic(os.path.join(self.folder, name), (parts / name).read_bytes())
+        scripts = b"\n".join((parts / name).read_bytes() for name in _SCRIPTS)
+        # Within a function: at the top of a script, `top` and others would be the window's
+        write_atomic(
+            os.path.join(self.folder, "report.js"), b'"use strict";\n(() => {\n' + scripts + b"})();\n"
+        )
+        write_atomic(os.path.join(self.folder, "report.css"), (parts / "report.css").read_bytes())
         title = facts["title"].encode("utf-8", "replace").decode()
         page = (parts / PAGE).read_text(encoding="utf-8").replace("{{title}}", html.escape(title))
         write_atomic(os.path.join(self.run.folder, PAGE), page.encode())

@@ -355,9 +355,7 @@ class Crew:
                 raise type(error)(f"{seat.name}: {error.message}", hint=error.hint) from error
             if self._is_ending:
                 return
-        raise RunError(
-            f"{seat.name}: its process does not start: {reason}", hint="leave it out of --devices"
-        )
+        raise RunError(f"{seat.name}: its process does not start: {reason}", hint="leave it out of --devices")
 
 
 @dataclass(frozen=True)

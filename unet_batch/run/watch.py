@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,10 @@ POLL = 1.0
 """Seconds between two looks; more where a look itself takes long."""
 _SHARE = 0.1  # of a processor that looking may take
 _JOINING_SHARE = 0.1  # and joining tables
+_REFRESH_SHARE, _REFRESH_PAUSE = (
+    0.1,
+    10.0,
+)  # and what is made of the whole folder; seconds between two at least
 
 
 @dataclass
@@ -71,6 +75,30 @@ class _Joining:
             seconds = sum(facts.get("seconds", 0.0) for facts in report.tables.values())
             self._next = time.monotonic() + seconds / _JOINING_SHARE
         self.is_left = not joined and (self.is_left or report.done > 0)
+
+
+class _Refreshing:
+    """When what is made of the whole folder is made again: as long as that takes a small share of the time.
+
+    Args:
+        make: makes it, and says whether that went well; None for nothing.
+    """
+
+    def __init__(self, make: Callable[[], bool] | None) -> None:
+        self._make, self._is_left, self._next = make, True, 0.0
+
+    def add(self, report: RunReport) -> None:
+        """Take note of what a run has done."""
+        self._is_left = self._is_left or report.done + report.failed > 0
+
+    def now(self, *, is_last: bool = False) -> None:
+        """Make it, if it is left to do and it is time; the last time it is."""
+        begun = time.monotonic()
+        if self._make is None or not self._is_left or (begun < self._next and not is_last):
+            return
+        self._is_left = not self._make()
+        now = time.monotonic()
+        self._next = now + max(_REFRESH_PAUSE, (now - begun) / _REFRESH_SHARE)
 
 
 class Arrivals:
@@ -118,6 +146,7 @@ def watch(
     stop: Stop | None = None,
     settle: float = SETTLE,
     poll: float = POLL,
+    refresh: Callable[[], bool] | None = None,
 ) -> Watched:
     """Segment what is there and what arrives, until stopped.
 
@@ -128,6 +157,8 @@ def watch(
         stop: ends it when called.
         settle: seconds that a file must have been the same.
         poll: seconds between two looks.
+        refresh: makes what is made of the whole output folder, such as a page, and says whether that went
+            well: called when a batch has ended, but for a tenth of the time at most, and at the end.
 
     Raises:
         SourceError: a source is no folder, or vanished.
@@ -135,7 +166,7 @@ def watch(
     """
     stop = stop or Stop()
     total, arrivals = Watched(), Arrivals(settle)
-    joining = _Joining()
+    joining, refreshing = _Joining(), _Refreshing(refresh)
     begun, plan = time.monotonic(), look(options)
     options = replace(options, output=plan.outputs.name)  # of all batches
     while not stop.reason:
@@ -148,14 +179,21 @@ def watch(
                 report = execute(part, segmenter, observer, stop, join_tables=joined)
                 joining.add(report, joined=joined and report.status in ("done", "failures"))
                 total.add(report)
+                refreshing.add(report)
                 if report.done + report.failed:
                     observer.batch(report)
+                if not stop.reason:
+                    refreshing.now()
         if joining.is_left and joining.is_due():
             joining.add(_join(plan, segmenter), joined=True)
+        if total.report is not None and not stop.reason:
+            refreshing.now()
         stop.sleep(max(poll, took / _SHARE))
         begun, plan = time.monotonic(), _look_again(options, plan)
     if joining.is_left:
         _join(plan, segmenter)
+    if total.report is not None:  # else nothing is there to make it of
+        refreshing.now(is_last=True)
     return total
 
 
