@@ -91,6 +91,34 @@ def replacing(path: str) -> Iterator[str]:
         raise translate(error, path, 0) from error
 
 
+@contextmanager
+def new_folder(path: str) -> Iterator[str]:
+    """Yield a folder of a temporary name to fill, then rename it to its own: whole or not at all.
+
+    Args:
+        path: the folder, which is not there yet; those above it are made.
+
+    Raises:
+        FileExistsError: by then it is there.
+        OutputError: it cannot be made; whatever the block raises is passed on, and nothing is left behind.
+    """
+    above = os.path.dirname(path)
+    make_folder(above or os.curdir)
+    clean_leftovers(above or os.curdir)
+    temporary = _temporary_name(above)
+    try:
+        make_folder(temporary)
+        yield temporary
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            if os.path.lexists(path):
+                raise FileExistsError(path) from error
+            raise translate(error, path, 0) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def make_folder(path: str) -> None:
     """Make a folder and those above it, unless it is there.
 
@@ -199,10 +227,10 @@ def remove(paths: Iterable[str]) -> None:
 
 
 def clean_leftovers(folder: str) -> int:
-    """Remove the temporary files of killed processes from a folder, not from those below; return how many.
+    """Remove what killed processes left under temporary names in a folder, not below it; return how many.
 
-    A process on this machine is asked whether it lives. One elsewhere cannot be asked: its files go after
-    a day.
+    A process on this machine is asked whether it lives. One elsewhere cannot be asked: its files and folders
+    go after a day.
     """
     removed = 0
     entries: list[os.DirEntry[str]] = []
@@ -210,10 +238,11 @@ def clean_leftovers(folder: str) -> int:
         entries = scan(folder)
     for entry in entries:
         with contextlib.suppress(OSError):
-            if (name := _TEMPORARY.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
+            name, is_folder = _TEMPORARY.fullmatch(entry.name), entry.is_dir(follow_symlinks=False)
+            if name and (is_folder or entry.is_file(follow_symlinks=False)):
                 dead = name[1] == host_id() and not is_alive(int(name[2]))
                 if dead or time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY:
-                    os.unlink(entry.path)
+                    (shutil.rmtree if is_folder else os.unlink)(entry.path)
                     removed += 1
     return removed
 
@@ -233,9 +262,13 @@ def scan(folder: str) -> list[os.DirEntry[str]]:
         raise OutputError(f"{folder} cannot be listed: {error.strerror or error}", hint=_ELSEWHERE) from error
 
 
+def _temporary_name(folder: str) -> str:
+    return os.path.join(folder, f".ub-{host_id()}-{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
 def open_temporary(folder: str) -> tuple[str, int]:
     """Make a file of a unique name, from which `clean_leftovers` knows its owner."""
-    path = os.path.join(folder, f".ub-{host_id()}-{os.getpid()}-{secrets.token_hex(4)}.part")
+    path = _temporary_name(folder)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
         return path, os.open(path, flags, 0o666)
