@@ -106,7 +106,7 @@ class TestBuildEngine:
         result = invoke(home, *arguments, *places, "--batch", "1,2,4", monkeypatch=monkeypatch)
         assert result.exit_code == 0
         version = tmp_path / "models" / "net" / "1"
-        assert labelled(result.stdout)["triton"] == str(version)
+        assert labelled(result.stdout)["triton"].endswith("models/net/1")
         (graph,) = (tmp_path / "engines").glob("*.onnx")
         assert (version / "model.onnx").read_bytes() == graph.read_bytes()
         assert "max_batch_size: 4\n" in (version.parent / "config.pbtxt").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import threading
 import types
@@ -19,10 +20,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import ROOT
 from tests.helpers import triton_config
 from tests.helpers.disk import fail_with, names
 from tests.helpers.graphs import openvino_engine, saved_graph
-from tests.test_docs import blocks, read
 from unet_batch.engine import onnx_model, store, triton
 from unet_batch.engine.compiler import Profile
 from unet_batch.engine.onnx_model import OnnxModel, OnnxRunner
@@ -320,7 +321,8 @@ def load_client(
     monkeypatch.setitem(sys.modules, "tritonclient", types.ModuleType("tritonclient"))
     monkeypatch.setitem(sys.modules, "tritonclient.http", stand_in)
     vars(sys.modules["tritonclient"])["http"] = stand_in
-    (snippet,) = [block for language, block in blocks(read("docs/serving.md")) if language == "python"]
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     scope: dict[str, Any] = {}
     exec(compile(snippet.partition("\npicture = ")[0], "docs/serving.md", "exec"), scope)
     segment: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] = scope["segment"]

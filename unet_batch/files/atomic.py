@@ -25,6 +25,7 @@ from typing import Any, TextIO
 from unet_batch.errors import OutputError
 
 _TEMPORARY = re.compile(r"\.ub-([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{8}\.part")
+_HALF = re.compile(r"\.ub-([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{8}\.half")
 _DAY = 24 * 3600.0
 # Worth another try: a folder that vanished under us; on Windows also a file that a virus scanner or viewer
 # holds open.
@@ -102,10 +103,13 @@ def new_folder(path: str) -> Iterator[str]:
         FileExistsError: by then it is there.
         OutputError: it cannot be made; whatever the block raises is passed on, and nothing is left behind.
     """
-    above = os.path.dirname(path)
-    make_folder(above or os.curdir)
-    clean_leftovers(above or os.curdir)
-    temporary = _temporary_name(above)
+    above = os.path.dirname(path) or os.curdir
+    make_folder(above)
+    for entry in scan(above):
+        left = _HALF.fullmatch(entry.name)
+        if left and left[1] == host_id() and not is_alive(int(left[2])):
+            shutil.rmtree(entry.path, ignore_errors=True)
+    temporary = os.path.join(above, f".ub-{host_id()}-{os.getpid()}-{secrets.token_hex(4)}.half")
     try:
         make_folder(temporary)
         yield temporary
@@ -227,10 +231,10 @@ def remove(paths: Iterable[str]) -> None:
 
 
 def clean_leftovers(folder: str) -> int:
-    """Remove what killed processes left under temporary names in a folder, not below it; return how many.
+    """Remove the temporary files of killed processes from a folder, not from those below; return how many.
 
-    A process on this machine is asked whether it lives. One elsewhere cannot be asked: its files and folders
-    go after a day.
+    A process on this machine is asked whether it lives. One elsewhere cannot be asked: its files go after
+    a day.
     """
     removed = 0
     entries: list[os.DirEntry[str]] = []
@@ -238,11 +242,10 @@ def clean_leftovers(folder: str) -> int:
         entries = scan(folder)
     for entry in entries:
         with contextlib.suppress(OSError):
-            name, is_folder = _TEMPORARY.fullmatch(entry.name), entry.is_dir(follow_symlinks=False)
-            if name and (is_folder or entry.is_file(follow_symlinks=False)):
+            if (name := _TEMPORARY.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
                 dead = name[1] == host_id() and not is_alive(int(name[2]))
                 if dead or time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY:
-                    (shutil.rmtree if is_folder else os.unlink)(entry.path)
+                    os.unlink(entry.path)
                     removed += 1
     return removed
 
@@ -262,13 +265,9 @@ def scan(folder: str) -> list[os.DirEntry[str]]:
         raise OutputError(f"{folder} cannot be listed: {error.strerror or error}", hint=_ELSEWHERE) from error
 
 
-def _temporary_name(folder: str) -> str:
-    return os.path.join(folder, f".ub-{host_id()}-{os.getpid()}-{secrets.token_hex(4)}.part")
-
-
 def open_temporary(folder: str) -> tuple[str, int]:
     """Make a file of a unique name, from which `clean_leftovers` knows its owner."""
-    path = _temporary_name(folder)
+    path = os.path.join(folder, f".ub-{host_id()}-{os.getpid()}-{secrets.token_hex(4)}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
         return path, os.open(path, flags, 0o666)
