@@ -100,6 +100,27 @@ class TestBuildEngine:
         assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
         assert list((tmp_path / "mine").glob("net-64x96-fp16-*.onnx"))
 
+    def test_a_model_repository(self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        arguments = ("build-engine", "net.safetensors", "--onnx-only", "--proof-images", "photos")
+        places = ("--engines-dir", str(tmp_path / "engines"), "--triton", str(tmp_path / "models"))
+        result = invoke(home, *arguments, *places, "--batch", "1,2,4", monkeypatch=monkeypatch)
+        assert result.exit_code == 0
+        version = tmp_path / "models" / "net" / "1"
+        assert labelled(result.stdout)["triton"].endswith("models/net/1")
+        (graph,) = (tmp_path / "engines").glob("*.onnx")
+        assert (version / "model.onnx").read_bytes() == graph.read_bytes()
+        assert "max_batch_size: 4\n" in (version.parent / "config.pbtxt").read_text()
+
+    def test_triton_loads_no_plan_of_tensorrt_rtx(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        arguments = ("build-engine", "net.safetensors", "--builder", "tensorrt-rtx")
+        places = ("--engines-dir", str(tmp_path / "engines"), "--triton", str(tmp_path / "models"))
+        result = invoke(home, *arguments, *places, monkeypatch=monkeypatch)
+        assert result.exit_code == 2
+        assert "Triton loads plans of TensorRT, and none of tensorrt-rtx" in result.stderr
+        assert not list(tmp_path.iterdir())
+
     def test_without_a_builder(self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(flavours, "MODULES", dict.fromkeys(flavours.NAMES, "no_such_module"))
         monkeypatch.setattr(openvino, "installed_version", lambda name: None)
@@ -111,8 +132,10 @@ class TestBuildEngine:
             "--engines-dir",
             str(tmp_path),
         )
-        result = invoke(home, *arguments, monkeypatch=monkeypatch)
+        models = tmp_path / "models"
+        result = invoke(home, *arguments, "--triton", str(models), monkeypatch=monkeypatch)
         assert result.exit_code == 1
+        assert not models.exists()  # what was asked for is an engine
         assert list(tmp_path.glob("*.onnx"))
         assert labelled(result.stdout)["parity"].startswith("Dice ")
         said = labelled(result.stderr)

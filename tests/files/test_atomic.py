@@ -10,16 +10,17 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.disk import fail_with, names
+from tests.helpers.disk import dead_process, fail_with, names
 from tests.helpers.systems import needs_full_device, needs_permissions, needs_posix
 from tests.helpers.waiting import PATIENCE
 from unet_batch.errors import OutputError
 from unet_batch.files import atomic, sources
-from unet_batch.files.atomic import LineLog, write_atomic, write_json
+from unet_batch.files.atomic import LineLog, new_folder, write_atomic, write_json
 from unet_batch.files.outputs import OutputTree
 
 
@@ -102,6 +103,30 @@ def test_a_killed_process_leaves_no_half_file_and_its_leftovers_go(tmp_path: Pat
     tree = OutputTree(str(tmp_path), ["mask"])
     assert tree.clean_leftovers() == 1
     assert names(tmp_path / "masks/a") == []
+
+
+def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b"
+    with new_folder(str(path)) as temporary:
+        write_atomic(os.path.join(temporary, "c", "d"), b"x")
+        assert not path.exists()
+    assert (names(tmp_path / "a"), (path / "c" / "d").read_bytes()) == (["b"], b"x")
+    with suppress(KeyError), new_folder(str(tmp_path / "e")) as temporary:
+        write_atomic(os.path.join(temporary, "f"), b"x")
+        raise KeyError
+    with pytest.raises(FileExistsError), new_folder(str(path)) as temporary:
+        write_atomic(os.path.join(temporary, "f"), b"x")
+    assert (names(tmp_path), names(path)) == (["a"], ["c"])
+
+
+def test_what_a_killed_process_left_of_a_new_folder_goes_with_the_next(tmp_path: Path) -> None:
+    left = [f".ub-{atomic.host_id()}-{pid}-00000000.half" for pid in (dead_process(), os.getpid())]
+    for name in left:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
+    with new_folder(str(tmp_path / "a")):
+        pass
+    assert names(tmp_path) == [left[1], "a"]
 
 
 def test_readers_never_see_half(tmp_path: Path) -> None:

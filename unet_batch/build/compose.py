@@ -17,7 +17,7 @@ from unet_batch import gpu
 from unet_batch.build import builders
 from unet_batch.build.builders import Builder, Job, UnprovenEngine, find_builder
 from unet_batch.build.recipe import calibrate, default_precision, find_engine, make_recipe
-from unet_batch.engine import int8, onnx_model, openvino, proof, store
+from unet_batch.engine import int8, onnx_model, openvino, proof, store, triton
 from unet_batch.engine.compiler import HARDWARE_COMPAT, CompilerOptions, NoKernel, Profile
 from unet_batch.engine.onnx_model import OnnxModel, OnnxRunner
 from unet_batch.engine.proof import Reference
@@ -61,6 +61,7 @@ class BuildOptions:
             out, or draws scenes.
         calibration_images: pictures that the ranges of INT8 are taken from; for a bundled model none draws
             scenes.
+        triton: model repository of Triton Inference Server that gets what was built; None writes none.
     """
 
     model: str
@@ -78,6 +79,7 @@ class BuildOptions:
     force: bool = False
     proof_images: tuple[str, ...] = ()
     calibration_images: tuple[str, ...] = ()
+    triton: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Built:
         shares: of the graph's arithmetic in the precision asked for.
         notes: sentences for people.
         missing: why there is no engine though one was asked for, and `fix` the command that helps.
+        triton: folder of the version in the model repository; None where none was asked for, or `missing`.
     """
 
     onnx: str | None = None
@@ -102,6 +105,7 @@ class Built:
     notes: Sequence[str] = ()
     missing: str = ""
     fix: str = ""
+    triton: str | None = None
 
 
 Progress = Callable[[str, float], None]
@@ -121,6 +125,18 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
         BackendError: the graph or the engine failed to build, or failed its proof.
         OutputError: the folder cannot be written.
     """
+    built = _find_or_build(options, progress)
+    if options.triton is None or built.missing:
+        return built
+    if built.engine is not None:
+        servable = triton.from_engine(built.engine)
+    else:
+        assert built.onnx is not None
+        servable = triton.from_graph(onnx_model.read(built.onnx), (options.batch or DEFAULT_BATCH)[2])
+    return replace(built, triton=triton.publish(options.triton, servable))
+
+
+def _find_or_build(options: BuildOptions, progress: Progress) -> Built:
     for what, value, known in (
         ("precision", options.precision, (None, *proof.MIN_DICE)),
         ("builder", options.builder, builders.CHOICES),
@@ -142,6 +158,8 @@ def build_engine(options: BuildOptions, progress: Progress = lambda stage, share
     precision = options.precision or default_precision(source, builder)
     if builder is not None:
         builder.check(precision, profile)
+    if options.triton is not None:
+        triton.check(options.triton, None if builder is None else builder.name, profile)
     is_float = source.onnx is None or source.onnx.precision == "fp32"
     if builder is not None and builder.takes_float32 and not is_float and precision != int8.NAME:
         assert source.onnx is not None

@@ -166,6 +166,13 @@ build_options = Bundle(
     ),
     _build(["--force"], is_flag=True, brief="Build anew.", help="Build even if a fitting engine is there."),
     engines_dir_option("Output"),
+    Option(
+        ["--triton"],
+        section="Output",
+        metavar="DIR",
+        help="Also write a model repository of Triton Inference Server: DIR/NAME/config.pbtxt and "
+        "DIR/NAME/1/model.plan, the next version where the model is there already.",
+    ),
 )
 
 
@@ -220,6 +227,7 @@ def _built_as_dict(built: Built) -> dict[str, Any]:
         "onnx": built.onnx,
         "plan": built.engine.path if built.engine else None,
         "was_there": built.was_there,
+        "triton": built.triton,
         "missing": built.missing,
         "fix": built.fix,
         "notes": list(built.notes),
@@ -238,6 +246,8 @@ def _print_built(lines: Lines, built: Built) -> None:
         _print_engine(lines, built.engine)
     else:
         _print_proof(lines, built.shares, built.proofs)
+    if built.triton:
+        lines.line("triton", shown(built.triton))
     for note in built.notes:
         lines.line("note", note)
     if built.was_there:

@@ -25,6 +25,7 @@ from typing import Any, TextIO
 from unet_batch.errors import OutputError
 
 _TEMPORARY = re.compile(r"\.ub-([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{8}\.part")
+_HALF = re.compile(r"\.ub-([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{8}\.half")
 _DAY = 24 * 3600.0
 # Worth another try: a folder that vanished under us; on Windows also a file that a virus scanner or viewer
 # holds open.
@@ -89,6 +90,37 @@ def replacing(path: str) -> Iterator[str]:
         if not isinstance(error, OSError | ValueError):
             raise
         raise translate(error, path, 0) from error
+
+
+@contextmanager
+def new_folder(path: str) -> Iterator[str]:
+    """Yield a folder of a temporary name to fill, then rename it to its own: whole or not at all.
+
+    Args:
+        path: the folder, which is not there yet; those above it are made.
+
+    Raises:
+        FileExistsError: by then it is there.
+        OutputError: it cannot be made; whatever the block raises is passed on, and nothing is left behind.
+    """
+    above = os.path.dirname(path) or os.curdir
+    make_folder(above)
+    for entry in scan(above):
+        left = _HALF.fullmatch(entry.name)
+        if left and left[1] == host_id() and not is_alive(int(left[2])):
+            shutil.rmtree(entry.path, ignore_errors=True)
+    temporary = os.path.join(above, f".ub-{host_id()}-{os.getpid()}-{secrets.token_hex(4)}.half")
+    try:
+        make_folder(temporary)
+        yield temporary
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            if os.path.lexists(path):
+                raise FileExistsError(path) from error
+            raise translate(error, path, 0) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def make_folder(path: str) -> None:
