@@ -81,7 +81,7 @@ class TestFits:
             segment.infer(frames)
             assert isinstance(segment.backend, FakeBackend)
             assert segment.backend.batches == [3]
-            segment.infer([segment.decode(_memory(left_half_bright(32, 200)), keep_pixels=False), *frames])
+            segment.infer([segment.decode(_memory(left_half_bright(32, 216)), keep_pixels=False), *frames])
             assert segment.backend.batches[1:] == [4, 4, 4]  # nine of the wide one
 
     def test_stretching_fills_the_input(self) -> None:
@@ -228,7 +228,7 @@ class TestEnsembles:
     def test_one_view_for_members_that_see_alike(self) -> None:
         members = [FakeBackend(fake_spec(SQUARE)) for _ in range(2)]
         with Segmenter(Ensemble(members), view=ViewOptions("tile"), workers=1) as segment:
-            segment(left_half_bright(32, 200))
+            segment(left_half_bright(32, 216))
             assert [member.batches for member in members] == [[4, 4, 1]] * 2
             assert segment.view.tiling is not None, "one mosaic, also of a picture that is read in bands"
 
