@@ -23,8 +23,8 @@ hypothesis.settings.load_profile("patient")
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Without bytecode, each process of this run compiles all tests anew (10 s), and each interpreter that one starts
-# the package
+# Without bytecode, each process of this run compiles all tests anew (10 s), and each interpreter that one
+# starts the package.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

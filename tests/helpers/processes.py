@@ -135,14 +135,6 @@ def one_thread(*arguments: str) -> None:
     command_line(*arguments)
 
 
-def torchrun(*arguments: str) -> None:
-    """`torchrun` with these arguments; what it starts are fresh interpreters, of one thread each."""
-    from torch.distributed.run import main
-
-    os.environ["OMP_NUM_THREADS"] = "1"
-    main(list(arguments))
-
-
 def run_together(folder: Path, *arguments: str) -> list[str]:
     """Run `unet-batch` in two processes that train together as under torchrun, but forked.
 

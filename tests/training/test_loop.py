@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.helpers.datasets import write_shapes
-from tests.helpers.processes import Forked, is_newer, killed, one_thread, run_together, torchrun
+from tests.helpers.processes import Forked, is_newer, killed, one_thread, run_together
 from tests.helpers.systems import needs_posix
 from tests.helpers.waiting import PATIENCE
 from unet_batch.datasets.find import find_dataset
@@ -505,8 +505,8 @@ class TestSeveralProcesses:
         """BatchNorm sees half a batch in each of two processes on a CPU, so the curves agree closely, not
         exactly.
 
-        torchrun starts those that are stopped, and passes the signal on; its two interpreters take as long as
-        all the rest, so that the others are forked, as it is itself.
+        `--devices` starts those that are stopped, and passes the signal on; its two interpreters take as long
+        as all the rest, so that the others are forked, as it is itself.
         """
         options = [*COMMAND, "--widths", "4,8", "--batch-size", "8", "--epochs", "8", "--lr", "0.01"]
 
@@ -528,8 +528,9 @@ class TestSeveralProcesses:
         assert records("two")[-1]["val_dice"] == pytest.approx(records("one")[-1]["val_dice"], abs=0.04)
         assert records("one")[-1]["loss"] < 0.8 * records("one")[0]["loss"], "there was something to agree on"
 
-        launch = ["--standalone", "--nproc-per-node", "2", "-m", "unet_batch", *command("stopped")]
-        process = Forked(torchrun, *launch, errors=tmp_path / "stopped.txt", cwd=ROOT)
+        process = Forked(
+            one_thread, *command("stopped"), "--devices", "cpu:2", errors=tmp_path / "stopped.txt", cwd=ROOT
+        )
         written = tmp_path / "stopped.training" / "metrics.jsonl"
         try:
             while process.poll() is None and not (written.exists() and written.stat().st_size):
@@ -538,7 +539,8 @@ class TestSeveralProcesses:
             _, errors = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
-        assert process.returncode != 0, errors
+        assert process.returncode == 130, errors
+        assert errors.count("stopping after this step") == errors.count("--resume goes on") == 1, errors
         assert 1 <= len(records("stopped")) < 8
         run_together(tmp_path, *command("stopped"), "--resume")
         whole, parts = (

@@ -177,10 +177,15 @@ class Context(click.Context):
 _WORDS = "unet_batch.words"
 
 
+def words() -> tuple[str, ...]:
+    """The words behind the name of the command that runs, as they were typed."""
+    return tuple(click.get_current_context().meta.get(_WORDS, ()))
+
+
 def command_line() -> str:
     """The command that runs, as a shell would take it; addresses without their secrets."""
     context = click.get_current_context()
-    return shlex.join([*context.command_path.split(), *map(naming.shown, context.meta.get(_WORDS, ()))])
+    return shlex.join([*context.command_path.split(), *map(naming.shown, words())])
 
 
 class Command(click.Command):

@@ -28,7 +28,7 @@ def finish_first(
 
     Args:
         stop: asks for an end; safe in a signal handler.
-        notice: a line for the person who has sent the first.
+        notice: a line for the person who has sent the first; "" where another process says it.
         numbers: the signals to handle.
         again: those of them that quit as a second one; launchers repeat theirs, people do not.
     """
@@ -42,6 +42,8 @@ def finish_first(
             return
         stopping = True
         stop(signal.Signals(number).name)
+        if not notice:
+            return
         # Not through a stream: the signal may have struck while this thread was writing to it.
         # Of two live bars the next drawing covers the line above them, so that one is empty.
         with suppress(OSError):  # a full disk must not turn a wish into a failure

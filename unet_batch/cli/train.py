@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from unet_batch.cli.command import Command, complete_path, option, print_error
+from unet_batch.cli.command import Command, complete_path, option, print_error, words
 from unet_batch.cli.options import DatasetOptions, dataset_options
 from unet_batch.cli.signals import HANGUP, INTERRUPTS, finish_first
 from unet_batch.cli.text import gigabytes
@@ -68,6 +69,13 @@ def read_config(context: click.Context, option: click.Parameter, value: str | No
 @dataset_options
 @training_options
 @option(
+    "--devices",
+    metavar="LIST",
+    help="Train on several devices, a process each, in place of --device: numbers of GPUs such as 0,1, auto "
+    "for all of them, or cpu:N.",
+    section="Model",
+)
+@option(
     "-o",
     "--output",
     metavar="FILE",
@@ -111,6 +119,7 @@ def train(
     folders: Sequence[str],
     data: DatasetOptions,
     options: Options,
+    devices: str | None,
     output: str,
     tensorboard: bool,
     overwrite: bool,
@@ -132,19 +141,26 @@ def train(
     DATASET holds images/ and masks/ of the same names (_mask and the like may be added); `unet-batch
     check-data` says how it is understood. Images of one group, such as the photos of one car, stay on one
     side of the split. A training that was interrupted or killed goes on with --resume, and ends with the
-    same weights. On several GPUs: torchrun --nproc-per-node 4 -m unet_batch train ...
+    same weights. On several GPUs: --devices 0,1,2,3. On several machines torchrun starts it: torchrun ...
+    -m unet_batch train ...
     """
     from unet_batch.cli.screen import Lines
     from unet_batch.datasets.join import join
     from unet_batch.errors import SplitError, UsageError
-    from unet_batch.training import report
+    from unet_batch.training import launch, report
     from unet_batch.training.loop import has_state
     from unet_batch.training.plan import make_plan
     from unet_batch.training.ranks import join_processes
 
     if resume and overwrite:
         raise UsageError("--resume goes on, --overwrite begins again", hint="give one of them")
-    with join_processes(options.device) as ranks:
+    if devices is not None:
+        names = launch.choose_devices(devices, options.device)
+        if len(names) > 1 and not launch.is_launched():
+            launch.launch(names, words())
+            return
+        options = _on_device(options, names)
+    with launch.launched(), join_processes(options.device) as ranks:
         lines = Lines(quiet=quiet or not ranks.is_main, to_stderr=False)
         dataset = join([data.find(folder, faulty=True) for folder in folders])
         lines.dataset(dataset)
@@ -175,6 +191,13 @@ def train(
                 )
                 raise SystemExit(130)
             _finish(lines, plan, outcome)
+
+
+def _on_device(options: Options, names: Sequence[str]) -> Options:
+    """The options of one process among those of `--devices`, which counts the GPUs that it has been left."""
+    if not names or names[0] == "auto":
+        return options
+    return replace(options, device=names[0] if len(names) == 1 else names[0].partition(":")[0])
 
 
 def _print_plan(lines: Lines, plan: TrainingPlan, ranks: Ranks) -> None:
@@ -326,7 +349,12 @@ def _train(
     signals: list[str] = []
     with (
         # Launchers repeat SIGTERM: only a person who insists ends a training without its state.
-        finish_first(signals.append, _NOTICE, numbers=(*INTERRUPTS, *HANGUP), again=(signal.SIGINT,)),
+        finish_first(
+            signals.append,
+            _NOTICE if ranks.is_main else "",
+            numbers=(*INTERRUPTS, *HANGUP),
+            again=(signal.SIGINT,),
+        ),
         training(lines, plan) as (on_step, on_epoch),
         Curves(plan, tensorboard) as curves,
     ):
