@@ -99,7 +99,9 @@ def make_run(
         "error": "ImageError",
         "hint": "leave it out",
     }
-    (out / "errors.jsonl").write_text(json.dumps({**failure, "message": "broken.jpg: cut short"}) + "\n")
+    (out / "errors.jsonl").write_text(
+        json.dumps({**failure, "message": f"{failure['path']}: cut short"}) + "\n"
+    )
     write_json(str(out / "run.json"), _report(count, out))
     return out
 

@@ -223,7 +223,7 @@ def test_a_close_look(page: Any) -> None:
 
 def test_the_other_parts_and_a_narrow_window(page: Any) -> None:
     page.click("#tab-failures")
-    becomes(page, lambda: "broken.jpg: cut short" in page.locator("#failures").inner_text())
+    becomes(page, lambda: "broken.jpg\ncut short (leave it out)\n" in page.locator("#failures").inner_text())
     page.keyboard.press("ArrowRight")
     becomes(page, lambda: "blob" in page.locator("#facts").inner_text())
     page.click("#tab-items")

@@ -246,6 +246,20 @@ def test_facts_of_a_run_that_says_little_are_few() -> None:
     assert told == {"Items": "1,300 found · 1,200 done", "Time": "2.0 s", "Model": "cars"}
 
 
+def test_notes_and_reasons_of_a_run_read_well() -> None:
+    told = describe_run(
+        {
+            "backend": {"name": "torch-cpu", "precision": "fp32", "reason": "no GPU"},
+            "file_notes": [{"files": 1, "note": "3 pages"}, {"files": 2000, "note": "unlike the others"}],
+        }
+    )
+    assert told == [
+        ["Backend", "torch-cpu · fp32 (no GPU)"],
+        ["Note", "1 file: 3 pages"],
+        ["Note", "2,000 files: unlike the others"],
+    ]
+
+
 def test_ids_beyond_the_table_are_clear() -> None:
     classes = ClassTable(("a", "b"), ((1, 2, 3), (4, 5, 6)))
     assert encode_mask_thumbnail(np.full((4, 4), 9, np.uint8), (4, 4), classes)
