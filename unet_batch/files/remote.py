@@ -77,7 +77,7 @@ def normalize(url: str) -> str:
     scheme, _, rest = url.partition("://")
     url = f"{scheme.lower()}://{rest}"
     if is_http(url):
-        full, url = url, _quote(shown(url))
+        full, url = url, quoted(shown(url))
         if login := re.match(r"https?://([^/@]*@)", full):
             _logins[top(url)] = login[1]
         if (query := full[len(without_signature(full)) :]) != "":
@@ -88,7 +88,7 @@ def normalize(url: str) -> str:
     return url
 
 
-def _quote(url: str) -> str:
+def quoted(url: str) -> str:
     """An address of the web spelled in one way: `b c.jpg` and `b%20c.jpg` are one file."""
     scheme, _, rest = url.partition("://")
     host, slash, rest = rest.partition("/")
@@ -245,11 +245,12 @@ def stat(url: str) -> tuple[int, int]:
         info = attempt(url, lambda system, address: system.info(address))
         if info["type"] == "directory":
             raise IsADirectoryError(errno.EISDIR, "a folder", url)
-        _remember(url, info)
+        remember(url, info)
     return _versions[url]
 
 
-def _remember(url: str, info: dict[str, Any]) -> None:
+def remember(url: str, info: dict[str, Any]) -> None:
+    """Take note of what a listing tells of a file."""
     version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
     number = int(hashlib.sha256(version.encode()).hexdigest()[:15], 16) if version else 0
     _versions[url] = info.get("size") or 0, number
@@ -300,54 +301,6 @@ def exists(url: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def below(url: str) -> Iterator[str]:
-    """The addresses of the files below a folder, in any order; their sizes are known from then on.
-
-    Raises:
-        OSError: it cannot be listed.
-    """
-    if is_http(url):
-        yield from _linked(url)
-        return
-    for name, info in find(url):
-        if not name.endswith("/"):  # else an object that stands for an empty folder
-            _remember(f"{url}/{name}", info)
-            yield f"{url}/{name}"
-
-
-def find(url: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The names of the files below a folder, relative to it, and what fsspec knows of each.
-
-    Raises:
-        OSError: it cannot be listed.
-    """
-
-    def list_all(system: Any, address: str) -> tuple[int, dict[str, dict[str, Any]]]:
-        start = len(str(system._strip_protocol(address)).rstrip("/")) + 1
-        return start, system.find(f"{address}/", detail=True)
-
-    start, found = attempt(url, list_all)
-    while found:  # what is taken over is let go: s3fs has 650 bytes for a name
-        name, info = found.popitem()
-        yield name[start:], info
-
-
-def _linked(url: str) -> Iterator[str]:
-    """Files that the page of a folder links to, and the pages of folders below it."""
-    pages, seen = [f"{url}/"], {f"{url}/"}
-    while pages:
-        page = pages.pop()
-        for info in attempt(page, lambda system, address: system.ls(address, detail=True)):
-            name = _quote(shown(str(info["name"]).partition("?")[0]))
-            if name in seen or not name.startswith(page):  # columns to sort by, and the way up
-                continue
-            seen.add(name)
-            if name.endswith("/"):
-                pages.append(name)
-            else:
-                yield name
 
 
 # Contents ---------------------------------------------------------------------------------------------------

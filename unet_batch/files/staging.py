@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from unet_batch.errors import FolderInUse, OutputError, UsageError
-from unet_batch.files import remote
+from unet_batch.files import listing, remote
 from unet_batch.files.atomic import host_id, make_folder, remove, write_atomic
 
 SECONDS = 15.0
@@ -82,7 +82,7 @@ class RemoteFolder:
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of the files below a folder of the outputs, by their `/`-separated path below the address."""
         try:
-            return {f"{folder}/{name}": info["size"] for name, info in remote.find(f"{self.url}/{folder}")}
+            return {f"{folder}/{name}": info["size"] for name, info in listing.find(f"{self.url}/{folder}")}
         except OSError as error:
             raise self._error(error) from error
 
