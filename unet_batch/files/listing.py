@@ -39,8 +39,8 @@ def below(url: str, branches: Branches | None = None) -> Iterator[str]:
 def find(url: str, branches: Branches | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The names of the files below a folder, relative to it, and what fsspec knows of each.
 
-    A thousand names take a request, and the next thousand have to wait for it: so folders are listed `AHEAD` at
-    once, as soon as there are so many.
+    A thousand names take a request, and the next thousand have to wait for it: so `AHEAD` folders are listed
+    at once, as soon as there are so many.
 
     Raises:
         OSError: it cannot be listed.

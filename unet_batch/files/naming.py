@@ -40,20 +40,20 @@ def each_key(files: Iterable[T], name_of: Callable[[T], str]) -> Iterator[tuple[
     for file in files:
         folders[name_of(file).rpartition("/")[0]].append(file)
     alike: defaultdict[str, list[str]] = defaultdict(list)  # folders that are one where case is ignored
-    blocked: set[str] = set()  # keys whose output would be called like a folder of the outputs
+    blocked: defaultdict[str, set[str]] = defaultdict(set)  # by folder: what outputs are called like folders
     for folder in folders:
         alike[folder_key(folder)].append(folder)
         parts = [_component(part) for part in folder.split("/")]
-        for depth, part in enumerate(parts, 1):
+        for depth, part in enumerate(parts):
             if part.lower().endswith(SUFFIXES):
-                blocked.update(
-                    _fold("/".join(parts[:depth]))[: -len(s)] for s in SUFFIXES if part.lower().endswith(s)
+                blocked[_fold("/".join(parts[:depth]))].update(
+                    _fold(part)[: -len(s)] for s in SUFFIXES if part.lower().endswith(s)
                 )
     while alike:
-        _, group = alike.popitem()
+        folded, group = alike.popitem()
         group.sort(key=lambda folder: folder.split("/"))
         ordered = [file for folder in group for file in sorted(folders.pop(folder), key=name_of)]
-        yield from zip(ordered, _keys_of_folder(map(name_of, ordered), blocked), strict=True)
+        yield from zip(ordered, _keys_of_folder(map(name_of, ordered), blocked.get(folded, ())), strict=True)
 
 
 def folder_key(folder: str) -> str:
@@ -67,34 +67,39 @@ def is_like_output(name: str) -> bool:
 
 
 def _keys_of_folder(ordered: Iterable[str], blocked: Collection[str]) -> Iterator[str]:
-    """The keys of the files of one folder, given in order; or of several whose names are alike."""
+    """The keys of the files of one folder, given in order; or of several whose names are alike.
+
+    Args:
+        ordered: the names.
+        blocked: last components of keys, folded, whose output would be called like a folder beside it.
+    """
     prefixes: dict[str, str] = {"": ""}
-    plans: list[tuple[str, str, str]] = []
+    plans: list[tuple[str, str, str, str]] = []
     claims: Counter[str] = Counter()
     for name in ordered:
         folder, _, last = name.rpartition("/")
         if folder not in prefixes:
             prefixes[folder] = "/".join(map(_component, folder.split("/"))) + "/"
         stem = os.path.splitext(last)[0]
-        key = prefixes[folder] + _component(stem)
-        plans.append((prefixes[folder], last, key))
-        claims[_fold(key)] += 1
+        component = _component(stem)
+        folded = _fold(component)
+        plans.append((prefixes[folder], last, component, folded))
+        claims[folded] += 1
         if stem != last:
             # The full name is claimed even if unused: `a.jpg.png` beside `a.jpg` and `a.png` must not become
             # `a.jpg`.
-            claims[_fold(prefixes[folder] + _component(last))] += 1
+            claims[_fold(_component(last))] += 1
     used: set[str] = set()
-    for prefix, last, key in plans:
-        folded = _fold(key)
+    for prefix, last, component, folded in plans:
         if claims[folded] > 1 or folded in blocked:
-            key = prefix + _component(last)
-            folded, number = _fold(key), 1
+            component = _component(last)
+            folded, number = _fold(component), 1
             while folded in used or folded in blocked or (number > 1 and folded in claims):
                 number += 1
-                key = prefix + _component(f"{last}~{number}")
-                folded = _fold(key)
+                component = _component(f"{last}~{number}")
+                folded = _fold(component)
         used.add(folded)
-        yield key
+        yield prefix + component
 
 
 def assign_folder_names(folders: Iterable[str]) -> dict[str, str]:

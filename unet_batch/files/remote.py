@@ -52,7 +52,7 @@ T = TypeVar("T")
 _folders: set[str] = set()  # what was named with a slash behind it
 _signatures: dict[str, str] = {}  # the query behind an address
 _logins: dict[str, str] = {}  # `name:password@`, by host with scheme
-_versions: dict[str, tuple[int, int]] = {}
+_versions: dict[str, int] = {}  # size in the lower 64 bits: pairs would take twice the memory
 _copies: dict[str, str | OSError] = {}
 
 
@@ -246,14 +246,22 @@ def stat(url: str) -> tuple[int, int]:
         if info["type"] == "directory":
             raise IsADirectoryError(errno.EISDIR, "a folder", url)
         remember(url, info)
-    return _versions[url]
+    return _size_of(url), _versions[url] >> 64
 
 
 def remember(url: str, info: dict[str, Any]) -> None:
     """Take note of what a listing tells of a file."""
-    version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
-    number = int(hashlib.sha256(version.encode()).hexdigest()[:15], 16) if version else 0
-    _versions[url] = info.get("size") or 0, number
+    number = 0
+    for name in _VERSIONS:
+        if version := info.get(name):
+            number = int.from_bytes(hashlib.sha256(str(version).encode()).digest()[:8], "big") >> 4
+            break
+    _versions[url] = number << 64 | (info.get("size") or 0)
+
+
+def _size_of(url: str) -> int:
+    """Size in bytes of a file that was listed; 0 where it is not known."""
+    return _versions.get(url, 0) & 0xFFFFFFFFFFFFFFFF
 
 
 def look_up(urls: Iterable[str]) -> None:
@@ -372,7 +380,7 @@ def fetch(url: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(copy)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise translate(error, folder, _versions.get(url, (0, 0))[0]) from error
+            raise translate(error, folder, _size_of(url)) from error
         if isinstance(error, FileNotFoundError):
             _versions.pop(url, None)
         _copies[url] = error
@@ -380,7 +388,7 @@ def fetch(url: str) -> None:
 
 def _download(url: str, copy: str, system: Any, address: str) -> None:
     system.get_file(address, copy)
-    expected = _versions.get(url, (0, 0))[0]
+    expected = _size_of(url)
     if expected and not is_http(url) and (size := os.path.getsize(copy)) < expected:
         raise ConnectionError(f"the file ends after {size:,} of {expected:,} bytes")
 

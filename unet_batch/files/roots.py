@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from operator import itemgetter
 
 from unet_batch.files import archives, remote
@@ -70,7 +69,7 @@ def name_below(folder: str, path: str) -> str:
 def name_items(
     paths: Collection[str], addresses: Mapping[str, str], root: str, folders: Sequence[str]
 ) -> list[Item]:
-    """The items of sources, in the order of their keys' components.
+    """The items of sources, in no order.
 
     Args:
         paths: of the sources.
@@ -78,7 +77,8 @@ def name_items(
         root, folders: as `Sources` has them.
     """
     if root and not addresses and not remote.is_http(root):  # of a million names none is held twice
-        named = each_key(paths, partial(name_below, root))
+        start = len(root if root.endswith(os.sep) else root + os.sep)
+        named = each_key(paths, lambda path: path[start:].replace(os.sep, "/"))
         items = list(itertools.starmap(Item, named))
     else:
         names = (name_below(root, path) for path in paths) if root else relative_names(paths, folders)
@@ -86,7 +86,6 @@ def name_items(
             names = map(remote.file_name, names)
         found = {**dict(zip(names, paths, strict=True)), **addresses}
         items = [Item(path, key) for (_, path), key in each_key(found.items(), itemgetter(0))]
-    items.sort(key=lambda item: item.key.replace("/", "\0"))
     return items
 
 

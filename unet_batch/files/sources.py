@@ -26,6 +26,7 @@ from unet_batch.files.roots import common_folder, default_output, is_below, name
 from unet_batch.types import Item
 
 MARKER = b'{"unet_batch":'  # how the run.json of an output folder begins, white space aside
+_NO_NAMES = frozenset({"", os.curdir, os.pardir})
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
@@ -132,6 +133,8 @@ def collect(
     bases = search.bases or {os.path.join(search.cwd, "live")}
     root, folders = common_folder(bases), outermost(bases)
     items = name_items(search.found, search.addresses, root, folders)
+    search.found.clear()
+    items.sort(key=lambda item: item.key.replace("/", "\0"))
     return Sources(
         items=tuple(items),
         root=root,
@@ -296,18 +299,24 @@ class _Search:
             outputs = self.remote_outputs(below) if is_remote else []
         except OSError as error:
             raise SourceError(f"{source} cannot be read: {reason(error)}") from error
-        taken = 0
+        taken, separator = 0, "/" if is_remote else os.sep
+        ways: dict[str, bool] = {"": True}  # by folder: whether what lies there is looked at
         for path in below:
-            if folder := next((folder for folder in outputs if is_below(path, folder)), None):
+            if outputs and (folder := next((each for each in outputs if is_below(path, each)), None)):
                 self.skipped.add(folder)
                 continue
-            steps = path[len(top) + 1 :].split("/" if is_remote else os.sep)
-            if is_remote and not {"", os.curdir, os.pardir}.isdisjoint(steps):
+            name = path[len(top) + 1 :]
+            folder, _, last = name.rpartition(separator)
+            if is_remote and (
+                last in _NO_NAMES or not _NO_NAMES.isdisjoint(folder.split(separator) if folder else ())
+            ):
                 self.unreadable[path] = "no file can have such a name: a part of it is empty, . or .."
                 continue
-            if any(step.startswith(".") or step.casefold() in _JUNK for step in steps):
+            if folder not in ways:
+                ways[folder] = not any(map(_is_hidden, folder.split(separator)))
+            if not ways[folder] or _is_hidden(last):
                 continue
-            if pattern is not None and not pattern.matches(steps):
+            if pattern is not None and not pattern.matches(name.split(separator)):
                 continue
             if self.is_picture(path) or (pattern is not None and pattern.names_extension):
                 self.take(path)
@@ -403,7 +412,7 @@ class _Search:
             return 0, others
         for entry in entries:
             name = entry.name
-            if name.startswith(".") or name.casefold() in _JUNK:
+            if _is_hidden(name):
                 continue
             then = None
             if pattern and places is not None:
@@ -453,6 +462,11 @@ class _Search:
             except (OSError, ValueError):
                 self.identities[path] = None
         return self.identities[path]
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder is left out for its name."""
+    return name.startswith(".") or name.casefold() in _JUNK
 
 
 def _holds_outputs(entries: list[os.DirEntry[str]]) -> bool:

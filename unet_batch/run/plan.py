@@ -37,6 +37,7 @@ from unet_batch.run.records import (
     Listing,
     OutputRecipe,
     Record,
+    can_be_looked_at,
     list_outputs,
     sha256_of,
 )
@@ -376,6 +377,13 @@ class _Comparison:
 
     def add(self, item: Item) -> None:
         """Sort one item in."""
+        if item.key not in self.manifest.records and item.key not in self.adopted:
+            # One of a million: no more than whether it is there.
+            self.todo.append(item)
+            self.states["new"] += 1
+            if not can_be_looked_at(item.path):
+                self.absent.append(item.key)
+            return
         identity = self.plan.identity(item)
         if identity is None:
             self.absent.append(item.key)
@@ -465,10 +473,11 @@ def _find_adoptable(plan: RunPlan, recipe: OutputRecipe, listing: Listing) -> di
         ManifestError: there are some, and `run.json` does not say that they are of this recipe.
     """
     found: dict[str, dict[str, Files]] = {}
-    for item in plan.items:
+    tree = plan.outputs
+    items = plan.items if any(listing.holds(KINDS[kind].folder) for kind in tree.kinds) else ()
+    for item in items:
         if item.is_clip:
             continue
-        tree = plan.outputs
         files = {name: tree.file(kind, item.key) for kind, name in zip(tree.kinds, tree.names, strict=True)}
         there: dict[str, Files] = {
             k: ((file, size),) for k, file in files.items() if (size := listing.size(file)) is not None

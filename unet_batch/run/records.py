@@ -88,6 +88,15 @@ class Identity(NamedTuple):
         return (self.source, self.size, self.mtime_ns) == (other.source, other.size, other.mtime_ns)
 
 
+def can_be_looked_at(path: str) -> bool:
+    """Whether a source is there, as `Identity.of` finds it."""
+    try:
+        archives.stat(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 class Record(NamedTuple):
     """What became of an item: a line of the manifest.
 
@@ -185,6 +194,14 @@ class Listing:
         except OSError:  # removed just now, or a link in circles
             return None
 
+    def holds(self, folder: str) -> bool:
+        """Whether there is such a folder just below, with anything in it.
+
+        Raises:
+            OutputError: it cannot be listed.
+        """
+        return bool(self._list(folder))
+
     def is_whole(self, file: str) -> bool:
         """Whether a file ends as its format does; False of a format not known here."""
         ending = _ENDINGS.get(os.path.splitext(file)[1].lower())
@@ -227,10 +244,16 @@ class RemoteListing(Listing):
 
     def size(self, file: str) -> int | None:
         """Bytes of a file, as `Listing.size`."""
-        folder = file.partition("/")[0]
+        return self._in(file.partition("/")[0]).get(file)
+
+    def holds(self, folder: str) -> bool:
+        """As `Listing.holds`."""
+        return bool(self._in(folder))
+
+    def _in(self, folder: str) -> dict[str, int]:
         if folder not in self._sizes:
             self._sizes[folder] = self.store.sizes(folder)
-        return self._sizes[folder].get(file)
+        return self._sizes[folder]
 
     def is_whole(self, file: str) -> bool:
         """Whether a file ends as its format does; False of a format not known here."""
