@@ -19,7 +19,7 @@ class Branches:
     """The branches of a tree that one of several listings looks into.
 
     Args:
-        takes: whether a branch is this run's, by its `naming.folder_key`; all are by default.
+        takes: whether a branch is this run's, by its `naming.folder_key`, or an item, by its key.
         enough: folders of a level that are enough to deal them.
         depth: of the level whose folders are dealt, where that is known; 0 if none are.
 
@@ -56,4 +56,6 @@ class Branches:
         return ours
 
     def _is_wanted(self, name: str) -> bool:
-        return self._takes(folder_key(name)) or any(map(is_like_output, name.split("/")))
+        # The name itself: of outputs it may be no folder of many items, but the frames of a clip of that key.
+        ours = self._takes(folder_key(name)) or self._takes(name)
+        return ours or any(map(is_like_output, name.split("/")))

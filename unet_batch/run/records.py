@@ -17,6 +17,7 @@ from unet_batch.errors import OutputError
 from unet_batch.files import archives, stores
 
 if TYPE_CHECKING:
+    from unet_batch.files.branches import Branches
     from unet_batch.files.outputs import OutputTree
     from unet_batch.files.staging import RemoteFolder
 
@@ -235,11 +236,16 @@ class Listing:
 
 
 class RemoteListing(Listing):
-    """The same of an address: each folder just below it is listed once, with all that it holds."""
+    """The same of an address: each folder just below it is listed once, with all that it holds.
 
-    def __init__(self, store: RemoteFolder) -> None:
+    Args:
+        store: the folder behind the address.
+        branches: of each folder just below it, what is looked into; everything without it.
+    """
+
+    def __init__(self, store: RemoteFolder, branches: Branches | None = None) -> None:
         super().__init__(store.folder)
-        self.store = store
+        self.store, self._branches = store, branches
         self._sizes: dict[str, dict[str, int]] = {}
 
     def size(self, file: str) -> int | None:
@@ -252,7 +258,7 @@ class RemoteListing(Listing):
 
     def _in(self, folder: str) -> dict[str, int]:
         if folder not in self._sizes:
-            self._sizes[folder] = self.store.sizes(folder)
+            self._sizes[folder] = self.store.sizes(folder, self._branches)
         return self._sizes[folder]
 
     def is_whole(self, file: str) -> bool:
@@ -261,9 +267,14 @@ class RemoteListing(Listing):
         return ending is not None and self.store.tail(file, len(ending)) == ending
 
 
-def list_outputs(outputs: OutputTree) -> Listing:
-    """The sizes of what is in an output folder."""
-    return Listing(outputs.folder) if outputs.store is None else RemoteListing(outputs.store)
+def list_outputs(outputs: OutputTree, branches: Branches | None = None) -> Listing:
+    """The sizes of what is in an output folder.
+
+    Args:
+        outputs: where.
+        branches: of a bucket, what is asked for; everything without it.
+    """
+    return Listing(outputs.folder) if outputs.store is None else RemoteListing(outputs.store, branches)
 
 
 def sha256_of(path: str) -> str:
