@@ -2,8 +2,8 @@
 
     python -m scripts.bench_scale rate [--counts 100,1000,10000,100000] [--rounds 3]
     python -m scripts.bench_scale resume [--counts 100000]
-    python -m scripts.bench_scale names [--counts 1000000] [--shards 100]
-    python -m scripts.bench_scale merge [--counts 1000000] [--shards 100]
+    python -m scripts.bench_scale names [--counts 1000000] [--shards 25]
+    python -m scripts.bench_scale merge [--counts 1000000] [--shards 25]
 
 `rate` segments drawn pictures of 64x96, by a backend that costs nothing, so that all that takes time is ours;
 each number of them in a process of its own, in alternating rounds. `resume` runs a folder of so many files
@@ -182,7 +182,7 @@ def measure_names(count: int, out: str, shard: str) -> dict[str, float]:
 
 def write_manifests(count: int, out: str, shards: int) -> None:
     """What shards would have recorded that have done all of a bucket of names."""
-    from unet_batch.run.manifest import Manifest
+    from unet_batch.run.manifest import Manifest, Share
     from unet_batch.run.records import Identity, OutputRecipe, Record
     from unet_batch.run.shard import Shard
 
@@ -192,8 +192,9 @@ def write_manifests(count: int, out: str, shards: int) -> None:
     for folder in range(-(-count // FOLDER)):
         number = next(n for n in range(1, shards + 1) if Shard(n, shards).takes_folder(f"{folder:05}"))
         folders.setdefault(number, []).append(folder)
-    for number in range(1, shards + 1):
-        manifest = Manifest(out, Shard(number, shards).part if shards > 1 else "", 1 if shards > 1 else 0)
+    parts = [Shard(number, shards).part for number in range(1, shards + 1)]
+    for number, part in enumerate(parts, 1):
+        manifest = Manifest(out, part, depth=1, share=Share(others=parts))
         manifest.sync_seconds = 1e9
         with manifest.writing(recipe):
             for folder in folders.get(number, ()):
@@ -273,8 +274,8 @@ def run_resume(counts: list[int], top: str) -> bool:
         good = good and found["cpu_seconds"] <= MAX_RESUME_SECONDS * max(1.0, count / 100_000)
         print(
             f"{count:,} files, nothing to do: {found['cpu_seconds']:.2f} s of processor time "
-            f"({found['seconds']:.2f} s by the clock), {found['prepare_cpu_seconds']:.2f} of it to find them; "
-            f"peak {found['peak_mb']:.0f} MB",
+            f"({found['seconds']:.2f} s by the clock), {found['prepare_cpu_seconds']:.2f} of it to find "
+            f"them; peak {found['peak_mb']:.0f} MB",
             flush=True,
         )
     return good
@@ -327,7 +328,7 @@ def main() -> None:
     parser.add_argument("what", choices=("rate", "resume", "names", "merge"))
     parser.add_argument("--counts", help="with commas")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--shards", type=int, default=100)
+    parser.add_argument("--shards", type=int, default=25)
     options = parser.parse_args()
     usual = {"rate": "100,1000,10000,100000", "resume": "100000"}.get(options.what, "1000000")
     counts = [int(count) for count in (options.counts or usual).split(",")]

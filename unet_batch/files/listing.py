@@ -56,9 +56,10 @@ def find(url: str, branches: Branches | None = None) -> Iterator[tuple[str, dict
                 folders += more
             depth += 1
             level = list(branches.narrow(folders, depth, lambda name: name))
-        for found in _in_turn(pool, functools.partial(_find_all, url), level):
+        for start, found in _in_turn(pool, functools.partial(_find_all, url), level):
             while found:  # what is taken over is let go: s3fs has 650 bytes for a name
-                yield found.popitem()
+                name, info = found.popitem()
+                yield name[start:], info
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -97,21 +98,21 @@ def _list_folder(url: str, folder: str) -> tuple[list[tuple[str, dict[str, Any]]
         if info["type"] != "directory":
             files += [(name, info)] if name else []
         elif (name := name.rstrip("/")) == folder or name.rpartition("/")[2] in (os.curdir, os.pardir):
-            return list(_find_all(url, folder).items()), []
+            start, below = _find_all(url, folder)
+            return [(name[start:], info) for name, info in below.items()], []
         else:
             folders.append(name)
     return files, folders
 
 
-def _find_all(url: str, folder: str) -> dict[str, dict[str, Any]]:
-    """What fsspec knows of all files below a folder of an address, by their names below the address."""
+def _find_all(url: str, folder: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """What fsspec knows of all files below a folder of an address, and where their names below it begin."""
 
     def find_all(system: Any, address: str) -> tuple[int, dict[str, dict[str, Any]]]:
         start = len(str(system._strip_protocol(address)).rstrip("/")) + 1
         return start, system.find(f"{address}/{folder}".rstrip("/") + "/", detail=True)
 
-    start, found = remote.attempt(url, find_all)
-    return {name[start:]: info for name, info in found.items()}
+    return remote.attempt(url, find_all)
 
 
 def _linked(url: str) -> Iterator[str]:

@@ -134,7 +134,7 @@ def collect(
     root, folders = common_folder(bases), outermost(bases)
     items = name_items(search.found, search.addresses, root, folders)
     search.found.clear()
-    items.sort(key=lambda item: item.key.replace("/", "\0"))
+    items.sort(key=lambda item: item.key.replace("/", "\0").encode())  # bytes are the smallest such keys
     return Sources(
         items=tuple(items),
         root=root,

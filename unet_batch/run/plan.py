@@ -142,17 +142,17 @@ def prepare(options: RunOptions, *, may_be_empty: bool = False) -> RunPlan:
         )
 
     shard = options.shard
-    sources = find(None)
+    kinds = [kind for kind in options.save if kind in PICTURE_KINDS]
+    # What the first of the shards has seen decides for all of them, also where folders were added since.
+    known = _known_depth(OutputTree(exclude[0], kinds), shard) if exclude else None
+    sources = find(known)
     folder, notes = (exclude[0], ()) if exclude else choose_output(sources)
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise translate(NotADirectoryError(errno.ENOTDIR, ""), folder, 0)
-    kinds = [kind for kind in options.save if kind in PICTURE_KINDS]
     outputs = OutputTree(folder, kinds, options.style)
-    depth = sources.depth
-    if shard is not None and (known := known_depth(ends_of(outputs, shard.count))) is not None:
-        # What the first of the shards has seen decides for all of them, also where folders were added since.
-        depth = known
-        sources = sources if depth == sources.depth else find(depth)
+    if not exclude and (known := _known_depth(outputs, shard)) not in (None, sources.depth):
+        sources = find(known)
+    depth = sources.depth if known is None else known
     sources = _mark_clips(sources)
     _check_kinds(options.save, sources.items)
     if shard is None:
@@ -161,6 +161,10 @@ def prepare(options: RunOptions, *, may_be_empty: bool = False) -> RunPlan:
     unreadable = tuple(found for found in sources.unreadable if _is_ours(shard, depth, sources, found[0]))
     sources = dataclasses.replace(sources, unreadable=unreadable)
     return RunPlan(options, sources, outputs, items, items, notes=notes, depth=depth)
+
+
+def _known_depth(outputs: OutputTree, shard: Shard | None) -> int | None:
+    return None if shard is None else known_depth(ends_of(outputs, shard.count))
 
 
 def _is_ours(shard: Shard, depth: int, sources: Sources, path: str) -> bool:
