@@ -300,21 +300,21 @@ class _Search:
         except OSError as error:
             raise SourceError(f"{source} cannot be read: {reason(error)}") from error
         taken, separator = 0, "/" if is_remote else os.sep
-        ways: dict[str, bool] = {"": True}  # by folder: whether what lies there is looked at
+        ways: dict[str, bool | None] = {"": True}  # by folder: whether what lies there is looked at
         for path in below:
             if outputs and (folder := next((each for each in outputs if is_below(path, each)), None)):
                 self.skipped.add(folder)
                 continue
             name = path[len(top) + 1 :]
-            folder, _, last = name.rpartition(separator)
-            if is_remote and (
-                last in _NO_NAMES or not _NO_NAMES.isdisjoint(folder.split(separator) if folder else ())
-            ):
+            above, slash, last = name.rpartition(separator)
+            if (way := f"{above}{slash}") not in ways:
+                steps = above.split(separator)
+                is_possible = not is_remote or _NO_NAMES.isdisjoint(steps)
+                ways[way] = not any(map(_is_hidden, steps)) if is_possible else None
+            if ways[way] is None or (is_remote and last in _NO_NAMES):
                 self.unreadable[path] = "no file can have such a name: a part of it is empty, . or .."
                 continue
-            if folder not in ways:
-                ways[folder] = not any(map(_is_hidden, folder.split(separator)))
-            if not ways[folder] or _is_hidden(last):
+            if not ways[way] or _is_hidden(last):
                 continue
             if pattern is not None and not pattern.matches(name.split(separator)):
                 continue

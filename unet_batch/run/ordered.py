@@ -87,7 +87,13 @@ class OrderedRecords:
                     if values is not None and "made_with" in values:
                         self.recipes[str(values.get("recipe"))] = str(values["made_with"])
                     elif values is not None and (record := Record.parse(values)) is not None:
-                        yield _order(record.key), part, record.at, record.status == "done", line
+                        yield (
+                            _order(record.key),
+                            part,
+                            float(min(record.at, 1e300)),
+                            record.status == "done",
+                            line,
+                        )
 
         try:
             with self._records:
