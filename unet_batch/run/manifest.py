@@ -44,6 +44,7 @@ from unet_batch.run.records import (
 DEALT = "folders_dealt"
 """Of the line that names a recipe: at which depth folders were dealt to the shard; absent where none were."""
 _FILE = re.compile(r"manifest(?:-([1-9][0-9]{0,4})-of-([1-9][0-9]{0,4}))?\.jsonl")
+_decode = json.JSONDecoder().raw_decode
 _NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # some network file systems
 
 
@@ -414,7 +415,10 @@ def _now() -> float:
 def parse_line(line: bytes) -> dict[str, Any] | None:
     """The values of a line of a manifest; None of one that is damaged."""
     try:
-        values = json.loads(line.decode("ascii"))
+        text = line.decode("ascii")
+        values, end = _decode(text)  # json.loads looks for white space, which nothing of ours writes
+        if end < len(text):
+            values = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
