@@ -14,7 +14,7 @@ from fsspec import register_implementation
 from scripts import bench_scale
 from tests.helpers.models import fake_file
 from tests.helpers.runs import files, write
-from tests.helpers.systems import needs_permissions
+from tests.helpers.systems import needs_links
 from unet_batch.errors import ManifestError
 from unet_batch.files import remote
 from unet_batch.inference.segmenter import Segmenter
@@ -174,18 +174,16 @@ def test_manifests_of_earlier_releases_are_gone_on_with(photos: Path, tmp_path: 
     assert merge(str(out)).found == 25
 
 
-@needs_permissions
-def test_a_folder_that_cannot_be_listed_is_told_by_one(photos: Path, tmp_path: Path) -> None:
-    (photos / "5").chmod(0)
-    try:
-        for _ in range(2):
-            reports = [run(photos, tmp_path / "out", number) for number in (1, 2, 3)]
-            assert sum(report.unreadable for report in reports) == 1
-        merged = merge(str(tmp_path / "out"))
-    finally:
-        (photos / "5").chmod(0o755)
-    assert (merged.unreadable, merged.failed) == (1, 1)
-    assert len((tmp_path / "out" / "errors.jsonl").read_text().splitlines()) == 1
+@needs_links
+def test_what_leads_nowhere_is_told_by_one(photos: Path, tmp_path: Path) -> None:
+    for name in ("5/folder", "6/folder", "folder"):  # a folder, perhaps: below dealt ones, and above
+        (photos / name).symlink_to(tmp_path / "gone")
+    for _ in range(2):
+        reports = [run(photos, tmp_path / "out", number) for number in (1, 2, 3)]
+        assert sum(report.unreadable for report in reports) == 3
+    merged = merge(str(tmp_path / "out"))
+    assert (merged.unreadable, merged.failed) == (3, 3)
+    assert len((tmp_path / "out" / "errors.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_shard_of_a_million_names_lists_and_holds_its_own(
