@@ -268,3 +268,12 @@ def test_without_addresses_fsspec_is_not_imported(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["2026-11-29T11:05:00.000Z", "2026-11-29T11:05:00Z", "Sun, 29 Nov 2026 11:05:00 GMT", 1795950300.5],
+)
+def test_times_of_s3_are_read_as_botocore_reads_them(value: object) -> None:
+    utils = pytest.importorskip("botocore.utils")
+    assert remote.parse_time(value) == utils.parse_timestamp(value)

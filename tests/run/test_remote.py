@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +337,45 @@ def test_shards_from_two_machines_are_joined(
     names = sorted(name for name in stored(out) if not name.startswith("masks/"))
     assert names == ["manifest.jsonl", "run.json"]
     assert segment(photos, output=out).states == {"done": 7}
+
+
+def test_shards_of_folders_list_and_fetch_their_own(
+    photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unet_batch.run.shard.FOLDERS", 2)
+    out = f"{remote.top(photos)}/masks"
+    for number in range(7, 13):
+        put(f"{photos}/{number}/{number}.png", png(number))
+    fetched: list[str] = []
+    real = staging.RemoteFolder._read
+
+    def read(self: staging.RemoteFolder, files: Sequence[str]) -> dict[str, bytes]:
+        fetched.extend(files)
+        return real(self, files)
+
+    monkeypatch.setattr(staging.RemoteFolder, "_read", read)
+    for attempt in range(2):
+        reports = []
+        for number in (1, 2):
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{number}"))
+            fetched.clear()
+            reports.append(segment(photos, output=out, shard=Shard(number, 2)))
+            assert [name for name in fetched if f"-{3 - number}-of-2" in name] == []
+        assert sum(report.done for report in reports) == (0 if attempt else 13)
+    assert merge(out).found == 13
+
+
+def test_what_a_shard_is_about_to_publish_stays(photos: str) -> None:
+    """One that ends takes only its own parts of manifests away."""
+    out = f"{remote.top(photos)}/masks"
+    part = "manifest-parts/manifest-2-of-2-1234567890123-0a1b.jsonl"
+
+    def begin(backend_of_another: Any) -> Any:
+        put(f"{out}/{part}", b'{"v":1,"recipe":"x","made_with":"model","at":5.0}\n')
+        return np.asarray(backend_of_another.mean(axis=3), np.uint8)
+
+    segment(photos, output=out, shard=Shard(1, 2), backend=FakeBackend(answer=begin))
+    assert part in stored(out)
 
 
 def test_a_dry_run_leaves_the_bucket_as_it_is(photos: str) -> None:

@@ -97,6 +97,13 @@ class Lines:
             self.line("", reason)
 
 
+def _of_shard(plan: RunPlan) -> str:
+    """What the items are that a shard has."""
+    if plan.depth:  # nobody has counted those of the others
+        return f"shard {plan.options.shard}: those of its own folders"
+    return f"shard {plan.options.shard}: {len(plan.items):,} of them" if plan.options.shard else ""
+
+
 def labelled(console: Console, label: str, style: str, text: str, keep: Sequence[str] = ()) -> Text:
     """A label and a text beside it, broken where the console is a terminal."""
     width = console.width if console.is_terminal else None
@@ -142,8 +149,8 @@ class Screen(Lines):
         self.output(plan)
         self.line(
             "sources",
-            f"{census(plan.sources.items)} in {some(map(shown, places(plan)))}",
-            f"shard {plan.options.shard}: {len(plan.items):,} of them" if plan.options.shard else "",
+            f"{census(plan.items if plan.depth else plan.sources.items)} in {some(map(shown, places(plan)))}",
+            _of_shard(plan),
             f"{plan.sources.duplicates:,} named twice" if plan.sources.duplicates else "",
             left_out(plan.sources.ignored),
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from unet_batch.datasets.check import Finding, Report, check
 from unet_batch.datasets.dataset import Dataset, Pair
 from unet_batch.errors import UsageError
-from unet_batch.files.sources import read_list
+from unet_batch.files.lists import read_list
 from unet_batch.media import images
 
 UNLABELLED = "named without a mask"

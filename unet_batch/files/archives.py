@@ -23,7 +23,8 @@ from functools import lru_cache
 from io import BytesIO
 from typing import BinaryIO, NamedTuple
 
-from unet_batch.files import remote, stores
+from unet_batch.files import listing, remote, stores
+from unet_batch.files.branches import Branches
 
 LARGEST = 2 * 2**30
 """Bytes of the largest member that is read: it is held in memory, and a small file may claim to hold more."""
@@ -111,16 +112,20 @@ def is_compressed(path: str) -> bool:
     return path.lower().endswith(_COMPRESSED)
 
 
-def below(path: str) -> Iterator[str]:
+def below(path: str, branches: Branches | None = None) -> Iterator[str]:
     """The paths of the files in an archive, below a folder in one, or below an address.
 
     Directories, links, and names that lead out of the archive are left out.
+
+    Args:
+        path: of the archive or folder, or the address.
+        branches: of an address, which folders are looked into; all without it.
 
     Raises:
         OSError: it cannot be read, or is damaged.
     """
     if remote.is_remote(path):
-        yield from remote.below(path)
+        yield from listing.below(path, branches)
         return
     archive, inside = _split(path) or (path, "")
     for name in _contents(archive).members:

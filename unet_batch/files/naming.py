@@ -11,11 +11,13 @@ import os
 import re
 import time
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import TypeVar
 
 SUFFIXES = (".png", ".jpg", ".tif", ".dcm", ".webp", ".csv")  # what outputs add to a key
 LONGEST = 235  # bytes of a key's component; file systems allow 255, and outputs add a suffix
+T = TypeVar("T")
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -26,42 +28,78 @@ def assign_keys(names: Iterable[str]) -> dict[str, str]:
     are, the later name gets `~2`, `~3`, and so on. "The same" holds for file systems that ignore case or
     normalise Unicode, too.
     """
-    ordered = sorted(names, key=lambda name: name.split("/"))
+    return dict(sorted(each_key(names, str), key=lambda named: named[0].split("/")))
+
+
+def each_key(files: Iterable[T], name_of: Callable[[T], str]) -> Iterator[tuple[T, str]]:
+    """Each of these files with the key that `assign_keys` gives its name, a folder at a time.
+
+    Only files of one folder can be in each other's way, so of a million names little is held but themselves.
+    """
+    folders: defaultdict[str, list[T]] = defaultdict(list)
+    for file in files:
+        folders[name_of(file).rpartition("/")[0]].append(file)
+    alike: defaultdict[str, list[str]] = defaultdict(list)  # folders that are one where case is ignored
+    blocked: defaultdict[str, set[str]] = defaultdict(set)  # by folder: what outputs are called like folders
+    for folder in folders:
+        alike[folder_key(folder)].append(folder)
+        parts = [_component(part) for part in folder.split("/")]
+        for depth, part in enumerate(parts):
+            if part.lower().endswith(SUFFIXES):
+                blocked[_fold("/".join(parts[:depth]))].update(
+                    _fold(part)[: -len(s)] for s in SUFFIXES if part.lower().endswith(s)
+                )
+    while alike:
+        folded, group = alike.popitem()
+        group.sort(key=lambda folder: folder.split("/"))
+        ordered = [file for folder in group for file in sorted(folders.pop(folder), key=name_of)]
+        yield from zip(ordered, _keys_of_folder(map(name_of, ordered), blocked.get(folded, ())), strict=True)
+
+
+def folder_key(folder: str) -> str:
+    """What folders have in common whose outputs share a folder where case and Unicode forms are ignored."""
+    return _fold("/".join(map(_component, folder.split("/"))))
+
+
+def is_like_output(name: str) -> bool:
+    """Whether a folder is called like an output: files beside it may get another key because of it."""
+    return _component(name).lower().endswith(SUFFIXES)
+
+
+def _keys_of_folder(ordered: Iterable[str], blocked: Collection[str]) -> Iterator[str]:
+    """The keys of the files of one folder, given in order; or of several whose names are alike.
+
+    Args:
+        ordered: the names.
+        blocked: last components of keys, folded, whose output would be called like a folder beside it.
+    """
     prefixes: dict[str, str] = {"": ""}
-    blocked: set[str] = set()  # keys whose output would be called like a folder of the outputs
     plans: list[tuple[str, str, str, str]] = []
     claims: Counter[str] = Counter()
     for name in ordered:
         folder, _, last = name.rpartition("/")
         if folder not in prefixes:
-            parts = [_component(part) for part in folder.split("/")]
-            prefixes[folder] = "/".join(parts) + "/"
-            for depth, part in enumerate(parts, 1):
-                blocked.update(
-                    _fold("/".join(parts[:depth]))[: -len(s)] for s in SUFFIXES if part.lower().endswith(s)
-                )
+            prefixes[folder] = "/".join(map(_component, folder.split("/"))) + "/"
         stem = os.path.splitext(last)[0]
-        key = prefixes[folder] + _component(stem)
-        plans.append((name, prefixes[folder], last, key))
-        claims[_fold(key)] += 1
+        component = _component(stem)
+        folded = _fold(component)
+        plans.append((prefixes[folder], last, component, folded))
+        claims[folded] += 1
         if stem != last:
             # The full name is claimed even if unused: `a.jpg.png` beside `a.jpg` and `a.png` must not become
             # `a.jpg`.
-            claims[_fold(prefixes[folder] + _component(last))] += 1
-    keys: dict[str, str] = {}
+            claims[_fold(_component(last))] += 1
     used: set[str] = set()
-    for name, prefix, last, key in plans:
-        folded = _fold(key)
+    for prefix, last, component, folded in plans:
         if claims[folded] > 1 or folded in blocked:
-            key = prefix + _component(last)
-            folded, number = _fold(key), 1
+            component = _component(last)
+            folded, number = _fold(component), 1
             while folded in used or folded in blocked or (number > 1 and folded in claims):
                 number += 1
-                key = prefix + _component(f"{last}~{number}")
-                folded = _fold(key)
+                component = _component(f"{last}~{number}")
+                folded = _fold(component)
         used.add(folded)
-        keys[name] = key
-    return keys
+        yield prefix + component
 
 
 def assign_folder_names(folders: Iterable[str]) -> dict[str, str]:
@@ -85,6 +123,8 @@ def assign_folder_names(folders: Iterable[str]) -> dict[str, str]:
 
 def _component(name: str) -> str:
     """Make a component of a key: without control characters and undecodable bytes, and short enough."""
+    if len(name) <= LONGEST and name.isascii() and name.isprintable():
+        return name
     raw = _UNSAFE.sub(_percent, name).encode()
     if len(raw) <= LONGEST:
         return raw.decode()

@@ -174,7 +174,7 @@ class OutputTree:
         """For another process, which connects to a store by itself."""
         return OutputTree, (self.name, self.kinds, self.style)
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """The kinds as the manifest has them: with what decides how each is drawn."""
         return tuple(map(self.style.name, self.kinds))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 
 from unet_batch.files import archives, remote
-from unet_batch.files.naming import assign_folder_names
+from unet_batch.files.naming import assign_folder_names, each_key
+from unet_batch.types import Item
 
 
 def common_folder(folders: Collection[str]) -> str:
@@ -57,6 +59,34 @@ def relative_names(paths: Iterable[str], folders: Sequence[str]) -> Iterator[str
             folder, prefix = os.path.join(folder, step), f"{prefix}{step}/"
             prefixes[folder] = prefix
         yield prefix + last
+
+
+def name_below(folder: str, path: str) -> str:
+    """The `/`-separated name of a path below a folder; both absolute."""
+    return path[len(folder if folder.endswith(os.sep) else folder + os.sep) :].replace(os.sep, "/")
+
+
+def name_items(
+    paths: Collection[str], addresses: Mapping[str, str], root: str, folders: Sequence[str]
+) -> list[Item]:
+    """The items of sources, in no order.
+
+    Args:
+        paths: of the sources.
+        addresses: of cameras and streams, by their names.
+        root, folders: as `Sources` has them.
+    """
+    if root and not addresses and not remote.is_http(root):  # of a million names none is held twice
+        start = len(root if root.endswith(os.sep) else root + os.sep)
+        named = each_key(paths, lambda path: path[start:].replace(os.sep, "/"))
+        items = list(itertools.starmap(Item, named))
+    else:
+        names = (name_below(root, path) for path in paths) if root else relative_names(paths, folders)
+        if remote.is_http(root):
+            names = map(remote.file_name, names)
+        found = {**dict(zip(names, paths, strict=True)), **addresses}
+        items = [Item(path, key) for (_, path), key in each_key(found.items(), itemgetter(0))]
+    return items
 
 
 def default_output(root: str, *, is_named: bool, cwd: str) -> str:

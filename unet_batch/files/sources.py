@@ -15,15 +15,18 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from unet_batch.errors import SourceError
 from unet_batch.files import archives, remote, stores
-from unet_batch.files.naming import assign_keys
+from unet_batch.files.branches import Branches
+from unet_batch.files.lists import absolute, read_list, reason
 from unet_batch.files.patterns import MAGIC, Pattern
-from unet_batch.files.roots import common_folder, default_output, is_below, outermost, relative_names
+from unet_batch.files.roots import common_folder, default_output, is_below, name_below, name_items, outermost
 from unet_batch.types import Item
 
 MARKER = b'{"unet_batch":'  # how the run.json of an output folder begins, white space aside
+_NO_NAMES = frozenset({"", os.curdir, os.pardir})
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
@@ -42,6 +45,7 @@ class Sources:
         skipped_folders: folders left out because they hold outputs.
         unreadable: (path, reason) of folders and links below the sources that could not be listed.
         duplicates: how often a picture was named that had been named before.
+        depth: of `Branches`: so many components of a key are the folder that is dealt; 0 where none are.
     """
 
     items: tuple[Item, ...]
@@ -52,12 +56,15 @@ class Sources:
     skipped_folders: tuple[str, ...]
     unreadable: tuple[tuple[str, str], ...]
     duplicates: int
+    depth: int = 0
 
     def root_of(self, path: str) -> str:
         """The folder that a source is named relative to: `root`, or the top of its own file system."""
+        if self.root:
+            return self.root
         if remote.is_remote(path):
-            return self.root or remote.top(path)
-        return self.root or os.path.join(os.path.splitdrive(path)[0], os.sep)
+            return remote.top(path)
+        return os.path.join(os.path.splitdrive(path)[0], os.sep)
 
     def relative(self, path: str) -> str:
         """The name of a source below `root_of`, `/`-separated."""
@@ -90,6 +97,7 @@ def collect(
     exclude: Sequence[str] = (),
     may_be_empty: bool = False,
     cwd: str | None = None,
+    branches: Branches | None = None,
 ) -> Sources:
     """Find what `sources` name: files, folders with all below, glob patterns, and `@lists` of paths.
 
@@ -100,14 +108,18 @@ def collect(
         exclude: folders to leave out wherever they appear, the output folder above all.
         may_be_empty: folders need not hold anything yet.
         cwd: where relative names start; the current folder if None.
+        branches: of a single folder or pattern, which folders below it are looked into; all without it, and
+            all of several sources, of lists and of archives. Keys are those that they would have anyway.
 
     Raises:
         SourceError: a source does not exist, cannot be read, or holds no pictures.
     """
-    search = _Search(is_picture, live, exclude, cwd, may_be_empty=may_be_empty)
+    if len(sources) != 1 or sources[0].startswith("@"):
+        branches = None
+    search = _Search(is_picture, live, exclude, cwd, may_be_empty=may_be_empty, branches=branches)
     for source in sources:
         search.add(source)
-    if not search.found and not search.addresses and not (may_be_empty and search.bases):
+    if not search.found and not search.addresses and not (search.may_be_empty and search.bases):
         why = (
             f": {len(search.skipped)} folder(s) hold outputs, such as {min(search.skipped)}"
             if search.skipped
@@ -122,16 +134,9 @@ def collect(
     remote.look_up(path for path in search.found if remote.is_remote(path))
     bases = search.bases or {os.path.join(search.cwd, "live")}
     root, folders = common_folder(bases), outermost(bases)
-    if root:
-        below = len(root if root.endswith(os.sep) else root + os.sep)
-        paths = {path[below:].replace(os.sep, "/"): path for path in search.found}
-        if remote.is_http(root):
-            paths = {remote.file_name(name): path for name, path in paths.items()}
-    else:
-        paths = dict(zip(relative_names(search.found, folders), search.found, strict=True))
-    paths.update(search.addresses)
-    items = [Item(paths[name], key) for name, key in assign_keys(paths).items()]
-    items.sort(key=lambda item: item.key.split("/"))
+    items = name_items(search.found, search.addresses, root, folders)
+    search.found.clear()
+    items.sort(key=lambda item: item.key.replace("/", "\0").encode())  # bytes are the smallest such keys
     return Sources(
         items=tuple(items),
         root=root,
@@ -145,34 +150,24 @@ def collect(
         skipped_folders=tuple(sorted(search.skipped)),
         unreadable=tuple(sorted(search.unreadable.items())),
         duplicates=search.duplicates,
+        depth=search.branches.depth or 0,
     )
 
 
-def read_list(name: str, cwd: str = "") -> list[str]:
-    """The paths in a list, absolute; relative ones start at the list's folder.
+class _Folder(NamedTuple):
+    """A folder to look into.
 
-    Raises:
-        SourceError: it cannot be read, or names nothing.
+    Attributes:
+        path: absolute.
+        places: of the pattern that the names so far have come to; None where all that it holds is meant.
+        trail: its path and those of the folders above it.
+        linked: it or one of those is a link.
     """
-    cwd = cwd or os.getcwd()
-    path = _absolute(name, cwd)
-    hint = "a file whose name begins with @ is written ./@name"
-    # A pipe, as of a shell's @<(find ...), has no folder that its lines could be relative to.
-    folder = os.path.dirname(path) if os.path.isfile(path) or remote.is_remote(path) else cwd
-    try:
-        with archives.open_file(path) as file:
-            raw = file.read()
-    except (OSError, ValueError) as error:
-        raise SourceError(f"the list {name} cannot be read: {_reason(error)}", hint=hint) from error
-    if b"\0" in raw:
-        raise SourceError(
-            f"the list {name} is not UTF-8 text", hint="save it as UTF-8, one file name per line"
-        )
-    lines = [line.removesuffix("\r") for line in raw.decode("utf-8-sig", "surrogateescape").split("\n")]
-    entries = [_absolute(line, folder) for line in lines if line.strip() and not line.startswith("#")]
-    if not entries:
-        raise SourceError(f"the list {name} names no files", hint=hint)
-    return entries
+
+    path: str
+    places: frozenset[int] | None
+    trail: tuple[str, ...]
+    linked: bool
 
 
 class _Search:
@@ -186,14 +181,16 @@ class _Search:
         cwd: str | None,
         *,
         may_be_empty: bool = False,
+        branches: Branches | None = None,
     ) -> None:
         try:
             cwd = os.path.abspath(cwd or os.getcwd())
         except OSError as error:
             raise SourceError(
-                f"the current folder is gone: {_reason(error)}", hint="change to one that exists"
+                f"the current folder is gone: {reason(error)}", hint="change to one that exists"
             ) from error
-        self.is_picture, self.live, self.cwd, self.may_be_empty = is_picture, live, cwd, may_be_empty
+        self.is_picture, self.live, self.cwd = is_picture, live, cwd
+        self.branches, self._may_be_empty = branches or Branches(depth=0), may_be_empty
         self.found: dict[str, None] = {}
         self.addresses: dict[str, str] = {}  # by name
         self.bases: set[str] = set()  # folders that were named or hold a file that was
@@ -204,10 +201,15 @@ class _Search:
         self.unreadable: dict[str, str] = {}
         self.duplicates = 0
         self.identities: dict[str, tuple[int, int] | None] = {}
-        folders = [_absolute(folder, cwd) for folder in exclude]
+        folders = [absolute(folder, cwd) for folder in exclude]
         self.excluded = {self.identity(folder) for folder in folders} - {None}
         self.excluded_addresses = list(filter(remote.is_remote, folders))
         self.excluded_names = {os.path.basename(folder).casefold() for folder in folders}
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a folder need not hold anything: what there is may lie in branches that others list."""
+        return self._may_be_empty or self.branches.left_out > 0
 
     def add(self, source: str) -> None:
         if source.startswith("@"):
@@ -245,7 +247,7 @@ class _Search:
         """
         if not source:
             raise SourceError("a source has an empty name")
-        path = _absolute(source, self.cwd)
+        path = absolute(source, self.cwd)
         if remote.is_remote(path):
             return self.locate_remote(source, path)
         try:
@@ -269,7 +271,7 @@ class _Search:
             ):  # what cannot be listed is asked for when it is read
                 return url, [], False
         except OSError as error:
-            raise SourceError(f"{source} cannot be read: {_reason(error)}") from error
+            raise SourceError(f"{source} cannot be read: {reason(error)}") from error
         steps = url.split("/")
         if (first := next((n for n, step in enumerate(steps) if MAGIC.search(step)), 0)) < 3:
             raise SourceError(f"{source} does not exist", hint="look for typing errors in bucket and key")
@@ -295,31 +297,37 @@ class _Search:
         is_remote = remote.is_remote(top)
         others = Counter[str]()
         try:
-            below = list(archives.below(top))
+            below = list(archives.below(top, self.branches))
             outputs = self.remote_outputs(below) if is_remote else []
         except OSError as error:
-            raise SourceError(f"{source} cannot be read: {_reason(error)}") from error
-        taken = 0
+            raise SourceError(f"{source} cannot be read: {reason(error)}") from error
+        taken, separator = 0, "/" if is_remote else os.sep
+        ways: dict[str, bool | None] = {"": True}  # by folder: whether what lies there is looked at
         for path in below:
-            if folder := next((folder for folder in outputs if is_below(path, folder)), None):
+            if outputs and (folder := next((each for each in outputs if is_below(path, each)), None)):
                 self.skipped.add(folder)
                 continue
-            steps = path[len(top) + 1 :].split("/" if is_remote else os.sep)
-            if is_remote and not {"", os.curdir, os.pardir}.isdisjoint(steps):
+            name = path[len(top) + 1 :]
+            above, slash, last = name.rpartition(separator)
+            if (way := f"{above}{slash}") not in ways:
+                steps = above.split(separator)
+                is_possible = not is_remote or _NO_NAMES.isdisjoint(steps)
+                ways[way] = not any(map(_is_hidden, steps)) if is_possible else None
+            if ways[way] is None or (is_remote and last in _NO_NAMES):
                 self.unreadable[path] = "no file can have such a name: a part of it is empty, . or .."
                 continue
-            if any(step.startswith(".") or step.casefold() in _JUNK for step in steps):
+            if not ways[way] or _is_hidden(last):
                 continue
-            if pattern is not None and not pattern.matches(steps):
+            if pattern is not None and not pattern.matches(name.split(separator)):
                 continue
             if self.is_picture(path) or (pattern is not None and pattern.names_extension):
                 self.take(path)
                 taken += 1
             else:
                 others[os.path.splitext(path)[1].lower()] += 1
-        if not taken and not (is_remote and self.skipped):
+        if not taken and not (is_remote and (self.skipped or self.branches.left_out)):
             raise SourceError(f"{source} {'matches' if pattern else 'holds'} {_census(others)}")
-        if taken:
+        if taken or (is_remote and self.branches.left_out):
             self.bases.add(top)
             if pattern is None:
                 self.named.add(top)
@@ -356,12 +364,12 @@ class _Search:
         base = os.path.join(self.cwd, drive if parts[0] else drive + os.sep)
         while parts and (not MAGIC.search(parts[0]) or os.path.lexists(os.path.join(base, parts[0]))):
             base = os.path.join(base, parts.pop(0))  # `[2024]` names the folder of that name, if there is one
-        base = _absolute(base, self.cwd)
+        base = absolute(base, self.cwd)
         if not parts:
             why = (
                 "does not exist"
                 if isinstance(error, FileNotFoundError)
-                else f"cannot be read: {_reason(error)}"
+                else f"cannot be read: {reason(error)}"
             )
             raise SourceError(f"{source} {why}", hint=_nearby(base))
         return base, parts
@@ -375,64 +383,76 @@ class _Search:
     def walk(self, top: str, pattern: Pattern | None = None) -> tuple[int, Counter[str]]:
         """Take the pictures below `top`; return how many there are, and what other files, by extension."""
         taken, others = 0, Counter[str]()
-        start: tuple[str, ...] = (top,)
-        stack = [(top, pattern.start if pattern else None, start, False)]
-        while stack:
-            folder, places, trail, linked = stack.pop()
-            if pattern and places is not None and pattern.end in places:
-                places = None  # the folder itself is meant, with all that it holds
+        level = [_Folder(top, pattern.start if pattern else None, (top,), False)]
+        depth = 0
+        while level:
+            below: list[_Folder] = []
+            for folder in level:
+                found, left = self.look_into(folder, pattern, below)
+                taken, others = taken + found, others + left
+            depth += 1
+            level = list(self.branches.narrow(below, depth, lambda folder: name_below(top, folder.path)))
+        return taken, others
+
+    def look_into(
+        self, folder: _Folder, pattern: Pattern | None, below: list[_Folder]
+    ) -> tuple[int, Counter[str]]:
+        """The same of one folder alone; those in it that are to be looked into are added to `below`."""
+        taken, others = 0, Counter[str]()
+        places = folder.places
+        if pattern and places is not None and pattern.end in places:
+            places = None  # the folder itself is meant, with all that it holds
+        try:
+            with os.scandir(folder.path) as listing:
+                entries = list(listing)
+        except OSError as error:
+            self.unreadable[folder.path] = reason(error)
+            return 0, others
+        is_top = len(folder.trail) == 1
+        if _holds_outputs(entries) or (is_top and self.identity(folder.path) in self.excluded):
+            self.skipped.add(folder.path)
+            return 0, others
+        for entry in entries:
+            name = entry.name
+            if _is_hidden(name):
+                continue
+            then = None
+            if pattern and places is not None:
+                then = pattern.step(places, name)
+                if not then:
+                    continue
             try:
-                with os.scandir(folder) as listing:
-                    entries = list(listing)
-            except OSError as error:
-                self.unreadable[folder] = _reason(error)
+                is_folder = entry.is_dir() and not stores.is_store(entry.path)
+            except OSError:  # a link that leads in circles, or to where we may not look
+                is_folder = False
+            if is_folder:
+                # Only links lead back, and only below one may a folder have two names. Windows has more
+                # than links.
+                through_link = folder.linked or entry.is_symlink() or os.name == "nt"
+                identity = None
+                if through_link or name.casefold() in self.excluded_names:
+                    identity = self.identity(entry.path)
+                if identity and identity in self.excluded:
+                    self.skipped.add(entry.path)
+                elif not (identity and through_link and identity in map(self.identity, folder.trail)):
+                    below.append(_Folder(entry.path, then, (*folder.trail, entry.path), through_link))
+            elif pattern and then and pattern.end not in then:
                 continue
-            if _holds_outputs(entries) or (folder == top and self.identity(top) in self.excluded):
-                self.skipped.add(folder)
-                continue
-            here = Counter[str]()
-            for entry in entries:
-                name = entry.name
-                if name.startswith(".") or name.casefold() in _JUNK:
-                    continue
-                then = None
-                if pattern and places is not None:
-                    then = pattern.step(places, name)
-                    if not then:
-                        continue
-                try:
-                    is_folder = entry.is_dir() and not stores.is_store(entry.path)
-                except OSError:  # a link that leads in circles, or to where we may not look
-                    is_folder = False
-                if is_folder:
-                    # Only links lead back, and only below one may a folder have two names. Windows has more
-                    # than links.
-                    through_link = linked or entry.is_symlink() or os.name == "nt"
-                    identity = None
-                    if through_link or name.casefold() in self.excluded_names:
-                        identity = self.identity(entry.path)
-                    if identity and identity in self.excluded:
-                        self.skipped.add(entry.path)
-                    elif not (identity and through_link and identity in map(self.identity, trail)):
-                        stack.append((entry.path, then, (*trail, entry.path), through_link))
-                elif pattern and then and pattern.end not in then:
-                    continue
-                elif self.is_picture(entry.path) or (pattern and then and pattern.names_extension):
-                    self.take(entry.path)
-                    taken += 1
-                else:
-                    extension = os.path.splitext(name)[1].lower()
-                    here[extension] += 1
-                    if (
-                        not re.search("[a-z]", extension)
-                        and entry.is_symlink()
-                        and not os.path.exists(entry.path)
-                    ):
-                        # A folder, perhaps
-                        self.unreadable[entry.path] = "a link to something that is not there"
-            others += here
-            if here:
-                self.ignored[folder] |= here
+            elif self.is_picture(entry.path) or (pattern and then and pattern.names_extension):
+                self.take(entry.path)
+                taken += 1
+            else:
+                extension = os.path.splitext(name)[1].lower()
+                others[extension] += 1
+                if (
+                    not re.search("[a-z]", extension)
+                    and entry.is_symlink()
+                    and not os.path.exists(entry.path)
+                ):
+                    # A folder, perhaps
+                    self.unreadable[entry.path] = "a link to something that is not there"
+        if others:
+            self.ignored[folder.path] |= others
         return taken, others
 
     def identity(self, path: str) -> tuple[int, int] | None:
@@ -446,24 +466,9 @@ class _Search:
         return self.identities[path]
 
 
-def _absolute(path: str, cwd: str) -> str:
-    if remote.is_remote(cwd) and not remote.is_remote(path) and not os.path.isabs(path):
-        path = f"{cwd}/{path}"
-    if remote.is_remote(path):
-        return remote.normalize(path)
-    path = os.path.join(cwd, path)
-    if os.pardir in path.replace(os.altsep or os.sep, os.sep).split(os.sep):
-        # The parent of a link is not what its name suggests, so `..` needs the file system; the last name
-        # stays as given.
-        head, last = os.path.split(path)
-        path = (
-            os.path.realpath(path)
-            if last in ("", os.curdir, os.pardir)
-            else os.path.join(os.path.realpath(head), last)
-        )
-    path = os.path.abspath(path)
-    # POSIX lets two slashes be, and keys are cut by length
-    return path if os.name == "nt" else "/" + path.lstrip("/")
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder is left out for its name."""
+    return name.startswith(".") or name.casefold() in _JUNK
 
 
 def _holds_outputs(entries: list[os.DirEntry[str]]) -> bool:
@@ -492,7 +497,3 @@ def _nearby(path: str) -> str:
         return f"there is no folder {os.path.dirname(path)}"
     close = difflib.get_close_matches(os.path.basename(path), names)
     return f"there is {', '.join(close)}" if close else ""
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return getattr(error, "strerror", None) or str(error)

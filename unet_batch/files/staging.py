@@ -24,14 +24,15 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from unet_batch.errors import FolderInUse, OutputError, UsageError
-from unet_batch.files import remote
+from unet_batch.files import listing, remote
 from unet_batch.files.atomic import host_id, make_folder, remove, write_atomic
+from unet_batch.files.branches import Branches
 
 SECONDS = 15.0
 """Between two uploads of what the manifest has gained."""
@@ -79,12 +80,23 @@ class RemoteFolder:
         self._uploading = threading.Lock()
         self._in_session, self._lost = False, ""
 
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of the files below a folder of the outputs, by their `/`-separated path below the address."""
+    def sizes(self, folder: str, branches: Branches | None = None) -> dict[str, int]:
+        """Bytes of the files below a folder of the outputs, by their `/`-separated path below the address.
+
+        Args:
+            folder: its name.
+            branches: what is looked into below it; everything without it.
+        """
         try:
-            return {f"{folder}/{name}": info["size"] for name, info in remote.find(f"{self.url}/{folder}")}
+            found = listing.find(f"{self.url}/{folder}", branches)
+            return {f"{folder}/{name}": info["size"] for name, info in found}
         except OSError as error:
             raise self._error(error) from error
+
+    def head(self, file: str, count: int) -> bytes:
+        """The first bytes of a file."""
+        data: bytes = self._ask(lambda system, url: system.cat_file(f"{url}/{file}", start=0, end=count))
+        return data
 
     def tail(self, file: str, count: int) -> bytes:
         """The last bytes of an output."""
@@ -132,27 +144,33 @@ class RemoteFolder:
 
     # The state of runs: manifests, reports, lists of failures.
 
-    def fetch(self) -> None:
-        """Bring here what earlier runs, on any machine, recorded; outside a session only the manifests."""
+    def manifests(self) -> dict[str, list[str]]:
+        """The files that each manifest consists of there, oldest lines first, by its name without ending."""
+        names = [name for name in self._names("") if _STATE.fullmatch(name) and name.startswith("manifest")]
+        files = {name.removesuffix(".jsonl"): [name] for name in names}
+        for name in sorted(filter(_PART.fullmatch, self._names(_PARTS))):
+            files.setdefault(_stem(name), []).append(f"{_PARTS}/{name}")
+        return files
+
+    def fetch(self, others: Collection[str] = ()) -> None:
+        """Bring here what earlier runs, on any machine, recorded; outside a session only the manifests.
+
+        Args:
+            others: parts of shards whose files need not be here.
+        """
         make_folder(self.folder)
-        names = [name for name in self._names("") if _STATE.fullmatch(name)]
-        parts = sorted(name for name in self._names(_PARTS) if _PART.fullmatch(name))
-        if not self._in_session:
-            names = [name for name in names if name.startswith("manifest")]
-        contents = self._read([*names, *(f"{_PARTS}/{name}" for name in parts)])
+        left = {f"{name}-{part}" for part in others for name in ("manifest", "run", "errors")}
+        manifests = {stem: files for stem, files in self.manifests().items() if stem not in left}
+        names = []
+        if self._in_session:
+            found = filter(_STATE.fullmatch, self._names(""))
+            names = [name for name in found if _bare(name) not in left and not name.startswith("manifest")]
+        contents = self._read([*names, *(file for files in manifests.values() for file in files)])
         for name in names:
-            if not name.startswith("manifest"):
-                write_atomic(os.path.join(self.folder, name), contents[name])
+            write_atomic(os.path.join(self.folder, name), contents[name])
         own, has_all = f"{self._stem}.jsonl", True
-        for stem in {
-            *(name.removesuffix(".jsonl") for name in names if name.startswith("manifest")),
-            *map(_stem, parts),
-        }:
-            pieces = [
-                contents.get(f"{stem}.jsonl", b""),
-                *(contents[f"{_PARTS}/{name}"] for name in parts if _stem(name) == stem),
-            ]
-            complete = self._join(f"{stem}.jsonl", b"".join(pieces))
+        for stem, files in manifests.items():
+            complete = self._join(f"{stem}.jsonl", b"".join(contents[file] for file in files))
             has_all = has_all and (complete or stem != self._stem)
         if not self._in_session:
             return
@@ -160,13 +178,14 @@ class RemoteFolder:
         remove(
             os.path.join(self.folder, name)
             for name in local
-            if name not in names and not name.startswith("manifest")
+            if name not in names and not name.startswith("manifest") and _bare(name) not in left
         )
         self._states = {name: state for name in local if (state := self._state(name)) is not None}
-        if own not in names or not has_all or any(_stem(name) == self._stem for name in parts):
+        there = manifests.get(self._stem, [])
+        if there != [own] or not has_all:
             self._states.pop(own, None)  # it is not there as it is here
         size = self._state(own)
-        self._sent = size[0] if size is not None and has_all and (own in names or parts) else 0
+        self._sent = size[0] if size is not None and has_all and there else 0
 
     def _join(self, name: str, data: bytes) -> bool:
         """Add the lines that the store has to those that are here; return whether it has all of these.
@@ -225,9 +244,14 @@ class RemoteFolder:
             self._sent += len(lines)
 
     def _is_settled(self, part: str) -> bool:
-        """Whether a part is of a manifest that is there as a whole, or was merged into another one."""
+        """Whether a part is of a manifest that is there as a whole, or was merged into another one.
+
+        Other shards may be at work: their parts are theirs.
+        """
         match = _PART.fullmatch(part)
-        return match is not None and (match[1] == self._stem or f"{match[1]}.jsonl" not in self._states)
+        if match is None or match[1] == self._stem:
+            return match is not None
+        return self._stem == "manifest" and f"{match[1]}.jsonl" not in self._states
 
     # The lock, and what goes on beside a run.
 
@@ -452,6 +476,10 @@ def _stem(part: str) -> str:
     match = _PART.fullmatch(part)
     assert match is not None
     return match[1]
+
+
+def _bare(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _time_of(line: bytes) -> float:

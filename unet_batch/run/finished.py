@@ -19,10 +19,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unet_batch.errors import ManifestError, UsageError
-from unet_batch.files import archives, remote
+from unet_batch.files import archives, listing, remote
+from unet_batch.files.lists import read_list
 from unet_batch.files.patterns import MAGIC, Pattern
 from unet_batch.files.roots import source_path
-from unet_batch.files.sources import read_list
 from unet_batch.run import report as reports
 from unet_batch.run.manifest import Manifest
 from unet_batch.run.ordered import OrderedRecords
@@ -226,7 +226,7 @@ class FinishedRun:
     def _names(self, pattern: re.Pattern[str]) -> list[str]:
         """Files of the folder of such a name; the one of a run that did everything first."""
         if remote.is_remote(self.folder):
-            found = [url.rpartition("/")[2] for url in remote.below(self.folder)]
+            found = [url.rpartition("/")[2] for url in listing.below(self.folder)]
         else:
             found = os.listdir(self.folder)
         return sorted(filter(pattern.fullmatch, found), key=lambda name: (len(name), name))

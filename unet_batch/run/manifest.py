@@ -25,12 +25,12 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from unet_batch.errors import ManifestError, OutputError
-from unet_batch.files.atomic import translate, write_atomic
+from unet_batch.files.atomic import translate
 from unet_batch.run.records import (
     VERSION,
     Identity,
@@ -41,8 +41,29 @@ from unet_batch.run.records import (
     json_line,
 )
 
+DEALT = "folders_dealt"
+"""Of the line that names a recipe: at which depth folders were dealt to the shard; absent where none were."""
 _FILE = re.compile(r"manifest(?:-([1-9][0-9]{0,4})-of-([1-9][0-9]{0,4}))?\.jsonl")
+_decode = json.JSONDecoder().raw_decode
 _NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # some network file systems
+
+
+class Share(NamedTuple):
+    """What of all records matters to a shard: of ten million it holds its own.
+
+    Attributes:
+        ours: whether an item of a key is the shard's; None: all are.
+        recipe: digest of what it makes: records of another recipe matter, whosever they are.
+        others: parts whose manifests need not be read, see `dealing.others_alone`.
+    """
+
+    ours: Callable[[str], bool] | None = None
+    recipe: str = ""
+    others: Collection[str] = ()
+
+    def takes(self, record: Record) -> bool:
+        """Whether a record is of an item of the shard's."""
+        return self.ours is None or self.ours(record.key)
 
 
 class Manifest:
@@ -51,6 +72,8 @@ class Manifest:
     Args:
         folder: the output folder; need not exist.
         part: of a shard, such as `2-of-8`; "" for a run that does everything.
+        depth: at which folders were dealt to the shard, for others to know.
+        share: what of all that matters; everything by default.
 
     Attributes:
         sync_seconds: between two times that lines are forced to the disk: a power cut costs at most so much
@@ -61,6 +84,7 @@ class Manifest:
         damaged: how many lines could not be read.
         bytes: of all these files, as they were read.
         is_as_read: nothing was recorded of an item since.
+        is_mixed: items of other shards were made by another recipe, and are among the records.
         is_new: whether no run has ever written the outputs that this one may write: nobody vouches for what
             is there.
 
@@ -70,22 +94,31 @@ class Manifest:
 
     sync_seconds = 5.0
 
-    def __init__(self, folder: str, part: str = "") -> None:
-        self.folder = folder
+    def __init__(self, folder: str, part: str = "", depth: int = 0, share: Share | None = None) -> None:
+        self.folder, self.depth = folder, depth
+        self._share = share or Share()
         self.path = manifest_path(folder, part)
         self.records: dict[str, Record] = {}
         self.recipes: dict[str, str] = {}
         self.damaged = self.bytes = 0
-        self.is_as_read = True
+        self.is_as_read, self.is_mixed = True, False
         self._descriptor: int | None = None
         self._presence = Presence(self.path)
         self._torn = False  # the file does not end with a line feed
         self._synced = 0.0
         self.is_new = True
+        self._read_all(part)
+        if self.is_mixed:  # then it matters which line of a key is the last, whosever it is
+            self._share = Share()
+            self.records, self.damaged, self.bytes = {}, 0, 0
+            self._read_all(part)
+
+    def _read_all(self, part: str) -> None:
         own = os.path.basename(self.path)
-        others = [name for name in manifest_names(folder) if name != own]
-        for name in (*others, own):
-            written = self._read(os.path.join(folder, name))
+        others = [name for name in manifest_names(self.folder) if name != own]
+        theirs = {f"manifest-{other}.jsonl" for other in self._share.others}
+        for name in (*(name for name in others if name not in theirs), own):
+            written = self._read(os.path.join(self.folder, name))
             # The other shards of this run write only what is theirs.
             sibling = bool(part) and name in others and name.endswith(f"-of-{part.rpartition('-')[2]}.jsonl")
             self.is_new = self.is_new and (sibling or not written)
@@ -180,9 +213,7 @@ class Manifest:
         try:
             self._open()
             self._synced = time.monotonic()
-            self._append(
-                json_line({"v": VERSION, "recipe": recipe.digest, "made_with": recipe.label, "at": _now()})
-            )
+            self._append(recipe_line(recipe.digest, recipe.label, self.depth))
             yield
             self.sync()
         finally:
@@ -249,19 +280,6 @@ class Manifest:
             if error.errno not in _NO_FSYNC:
                 raise translate(error, self.path, 0) from error
 
-    def rewrite(self) -> None:
-        """Write all records into one file, a line for each key, sorted; the other files may be deleted then.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        recipes = (
-            json_line({"v": VERSION, "recipe": digest, "made_with": label, "at": _now()})
-            for digest, label in sorted(self.recipes.items())
-        )
-        records = sorted(self.records.values(), key=lambda record: record.key.split("/"))
-        write_atomic(self.path, b"".join((*recipes, *(record.line() for record in records))), sync=True)
-
     def _open(self) -> None:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
@@ -314,16 +332,15 @@ class Manifest:
         if not line:
             return
         values = parse_line(line)
-        if values is not None and isinstance(version := values.get("v"), int) and version > VERSION:
-            raise ManifestError(
-                f"{path}: written by a newer version of unet-batch (manifest version {version}, this one "
-                f"knows {VERSION})",
-                hint="update unet-batch, or choose another output folder with -o",
-            )
+        check_version(path, values)
         if values is not None and "made_with" in values:
             self.recipes[str(values.get("recipe"))] = str(values["made_with"])
         elif values is not None and (record := Record.parse(values)) is not None:
-            found[record.key] = record
+            if self._share.takes(record):
+                found[record.key] = record
+            else:
+                other = record.status == "done" and record.recipe != self._share.recipe
+                self.is_mixed = self.is_mixed or other
         else:
             self.damaged += 1
 
@@ -366,6 +383,31 @@ def manifest_path(folder: str, part: str) -> str:
     return os.path.join(folder, f"manifest-{part}.jsonl" if part else "manifest.jsonl")
 
 
+def check_version(path: str, values: Mapping[str, Any] | None) -> None:
+    """See that a line is of a version that is known here.
+
+    Raises:
+        ManifestError: a newer version of this program has written it.
+    """
+    if values is not None and isinstance(version := values.get("v"), int) and version > VERSION:
+        raise ManifestError(
+            f"{path}: written by a newer version of unet-batch (manifest version {version}, this one "
+            f"knows {VERSION})",
+            hint="update unet-batch, or choose another output folder with -o",
+        )
+
+
+def recipe_line(digest: str, label: str, depth: int = 0) -> bytes:
+    """The line that names a recipe in words.
+
+    Args:
+        digest, label: of the recipe.
+        depth: at which folders were dealt to the shard that writes it.
+    """
+    dealt = {DEALT: depth} if depth else {}
+    return json_line({"v": VERSION, "recipe": digest, "made_with": label, **dealt, "at": _now()})
+
+
 def manifest_bytes(folder: str) -> int:
     """Bytes of all manifests of a folder: they only grow, so that equal bytes are the same records."""
     return sum(os.path.getsize(os.path.join(folder, name)) for name in manifest_names(folder))
@@ -404,7 +446,10 @@ def _now() -> float:
 def parse_line(line: bytes) -> dict[str, Any] | None:
     """The values of a line of a manifest; None of one that is damaged."""
     try:
-        values = json.loads(line.decode("ascii"))
+        text = line.decode("ascii")
+        values, end = _decode(text)  # json.loads looks for white space, which nothing of ours writes
+        if end < len(text):
+            values = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None

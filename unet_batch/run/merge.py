@@ -11,17 +11,25 @@ from typing import TYPE_CHECKING
 
 from unet_batch.errors import ManifestError, UsageError
 from unet_batch.files import archives, remote
-from unet_batch.files.atomic import remove, write_atomic, write_json
+from unet_batch.files.atomic import remove, replacing, write_atomic, write_json
 from unet_batch.files.locks import claim
 from unet_batch.files.roots import source_path
 from unet_batch.run import report as reports
 from unet_batch.run import tables
-from unet_batch.run.manifest import Manifest, shard_parts
+from unet_batch.run.dealing import differ, ends_here
+from unet_batch.run.manifest import recipe_line, shard_parts
+from unet_batch.run.ordered import OrderedRecords
 from unet_batch.run.report import RunReport, errors_name, run_name
 from unet_batch.types import Failure
 
 if TYPE_CHECKING:
     from unet_batch.files.staging import RemoteFolder
+
+_MANIFEST = "manifest.jsonl"
+_DIFFER = (
+    "shards have seen different folders when they began, and may have left items to each other: a run "
+    "without --shard does what is left"
+)
 
 
 def merge(folder: str) -> RunReport:
@@ -61,9 +69,7 @@ def _merge(folder: str, store: RemoteFolder | None = None) -> RunReport:
         parts = shard_parts(folder)
         path = os.path.join(folder, run_name(""))
         files = {part: os.path.join(folder, run_name(part)) for part in parts}
-        manifest = Manifest(folder)
-        merged = None if _is_newest(path, files.values()) else _merge_reports(folder, files, manifest)
-        manifest.rewrite()
+        merged = _merge_records(folder, files, is_done=_is_newest(path, files.values()))
         if merged is not None:
             report, failures = merged
             report.output, errors = name or folder, os.path.join(folder, errors_name(""))
@@ -71,7 +77,7 @@ def _merge(folder: str, store: RemoteFolder | None = None) -> RunReport:
                 folder,
                 report.save,
                 tables.known_of(folder),
-                os.path.getsize(manifest.path),
+                os.path.getsize(os.path.join(folder, _MANIFEST)),
                 parquet=report.parquet,
                 store=store,
             )
@@ -91,8 +97,32 @@ def _merge(folder: str, store: RemoteFolder | None = None) -> RunReport:
         return _read_report(folder, path)
 
 
+def _merge_records(
+    folder: str, files: Mapping[str, str], *, is_done: bool
+) -> tuple[RunReport, list[Failure]] | None:
+    """Write one manifest, a line for each key, sorted, in memory that does not grow; the others stay for now.
+
+    Args:
+        folder: the output folder.
+        files: the reports of shards, by part.
+        is_done: the reports were merged already.
+
+    Returns:
+        The report and failures of all, unless that is done.
+    """
+    path = os.path.join(folder, _MANIFEST)
+    with OrderedRecords(folder) as records:
+        merged = None if is_done else _merge_reports(folder, files, records)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            file.writelines(recipe_line(digest, label) for digest, label in sorted(records.recipes.items()))
+            file.writelines(records.lines())
+            file.flush()
+            os.fsync(file.fileno())
+    return merged
+
+
 def _merge_reports(
-    folder: str, files: Mapping[str, str], manifest: Manifest
+    folder: str, files: Mapping[str, str], records: OrderedRecords
 ) -> tuple[RunReport, list[Failure]]:
     """Merge the reports and failures of the shards that ran last; what failed before and still does stays."""
     found = {part: data for part, path in files.items() if (data := reports.load_report(path)) is not None}
@@ -111,15 +141,20 @@ def _merge_reports(
         report = reports.merge_reports(
             folder, [found[part] for part in group], sorted(by_path.values(), key=_order)
         )
+        before = [each for each in _read_failures(folder, "") if each.path not in by_path]
+        failed = {failure.path for failure in before}
         done = {
-            source_path(record.root, record.identity.source)
-            for record in manifest.records.values()
-            if record.status == "done" and record.identity is not None
+            source
+            for record in (records if failed else ())
+            if record.identity is not None
+            and (source := source_path(record.root, record.identity.source)) in failed
         }
-        for failure in _read_failures(folder, ""):
-            if failure.path not in by_path and failure.path not in done and archives.exists(failure.path):
+        for failure in before:
+            if failure.path not in done and archives.exists(failure.path):
                 by_path[failure.path] = failure
                 report.failed_before += 1
+        if differ(ends_here(folder, count).values()):
+            report.notes = (*report.notes, _DIFFER)
         return report, sorted(by_path.values(), key=_order)
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ManifestError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from unet_batch.errors import ManifestError
-from unet_batch.run.manifest import manifest_names, parse_line
+from unet_batch.run.manifest import check_version, manifest_names, parse_line
 from unet_batch.run.records import Record
 
 if TYPE_CHECKING:
@@ -35,13 +35,16 @@ class OrderedRecords:
 
     Attributes:
         done: how many there are.
+        recipes: label of each recipe, by digest.
 
     Raises:
-        ManifestError: a manifest cannot be read, or the temporary folder is full.
+        ManifestError: a manifest cannot be read, or a newer version of this program has written it, or the
+            temporary folder is full.
         OutputError: the folder cannot be listed.
     """
 
     def __init__(self, folder: str) -> None:
+        self.recipes: dict[str, str] = {}
         self._records = sqlite3.connect("", check_same_thread=False)  # a temporary file, which SQLite removes
         try:
             self._records.execute(_TABLE)
@@ -57,6 +60,11 @@ class OrderedRecords:
         for (line,) in self._records.execute("SELECT line FROM records WHERE done ORDER BY key"):
             if (record := _record(line)) is not None:
                 yield record
+
+    def lines(self) -> Iterator[bytes]:
+        """The last line of each key, whatever became of its item, in the same order."""
+        for (line,) in self._records.execute("SELECT line FROM records ORDER BY key"):
+            yield line.strip(b"\0\n") + b"\n"
 
     def close(self) -> None:
         """Let go of them."""
@@ -74,8 +82,18 @@ class OrderedRecords:
         def lines() -> Iterator[tuple[bytes, int, float, int, bytes]]:
             with open(path, "rb") as file:
                 for line in file:
-                    if (record := _record(line)) is not None:
-                        yield _order(record.key), part, record.at, record.status == "done", line
+                    values = parse_line(line.strip(b"\0\n"))
+                    check_version(path, values)
+                    if values is not None and "made_with" in values:
+                        self.recipes[str(values.get("recipe"))] = str(values["made_with"])
+                    elif values is not None and (record := Record.parse(values)) is not None:
+                        yield (
+                            _order(record.key),
+                            part,
+                            float(min(record.at, 1e300)),
+                            record.status == "done",
+                            line,
+                        )
 
         try:
             with self._records:
@@ -91,7 +109,7 @@ class OrderedRecords:
 
 def _record(line: bytes) -> Record | None:
     values = parse_line(line.strip(b"\0\n"))
-    return Record.parse(values) if values is not None and "made_with" not in values else None
+    return Record.parse(values) if values is not None else None
 
 
 def _order(key: str) -> bytes:

@@ -76,10 +76,9 @@ class Outcomes:
         """Record what the plan knows before anything is segmented, and count what has failed already."""
         plan = self.plan
         self.manifest.record(*plan.records)
-        if plan.options.shard is None or plan.options.shard.number == 1:
-            self.report.unreadable = len(plan.sources.unreadable)
-            for path, reason in plan.sources.unreadable:
-                self._count_failure(Failure(path, "source", "SourceError", f"{path}: {reason}", ""))
+        self.report.unreadable = len(plan.sources.unreadable)
+        for path, reason in plan.sources.unreadable:
+            self._count_failure(Failure(path, "source", "SourceError", f"{path}: {reason}", ""))
         for item in plan.quarantined:
             message = f"{item.path}: crashed its decoder in an earlier run, and was not tried again"
             hint = "--isolate tries it in a process of its own"
@@ -170,14 +169,13 @@ class _FailureList:
         if os.path.exists(path):
             pending = {shown(item.path) for item in (*plan.todo, *plan.quarantined)}
             known = {shown(item.path) for item in plan.items}
-        finds_folders = plan.options.shard is None or plan.options.shard.number == 1
 
         def is_failed(number: int, line: Any) -> bool:
             """Whether an earlier failure is one still, as far as can be known before the run."""
             if not isinstance(line, dict) or not isinstance(failed := line.get("path"), str):
                 return False
-            if line.get("stage") == "source":  # this run looks for itself, unless another shard does
-                return not finds_folders and archives.exists(failed)
+            if line.get("stage") == "source":  # this run looks for itself
+                return False
             if failed in pending or (failed not in known and archives.exists(failed)):
                 self._earlier.add(failed)
                 return True

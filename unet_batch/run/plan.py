@@ -20,15 +20,17 @@ from unet_batch.errors import DecoderCrashed, ManifestError, UsageError
 from unet_batch.files import archives, naming, remote
 from unet_batch.files.atomic import translate
 from unet_batch.files.outputs import CLIP_KINDS, KINDS, PICTURE_KINDS, OutputTree
-from unet_batch.files.roots import is_below, source_path
+from unet_batch.files.roots import source_path
 from unet_batch.files.sources import Sources, collect
 from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images, video
 from unet_batch.media.cleanup import UNTOUCHED, Cleanup
 from unet_batch.media.measure import Measuring
 from unet_batch.run import report as reports
+from unet_batch.run.dealing import ends_of, known_depth, others_alone
+from unet_batch.run.destination import choose_output, named_output
 from unet_batch.run.layout import ClipLayout
-from unet_batch.run.manifest import Manifest
+from unet_batch.run.manifest import Manifest, Share
 from unet_batch.run.options import PageRange, RunOptions
 from unet_batch.run.records import (
     FINISHED,
@@ -37,6 +39,7 @@ from unet_batch.run.records import (
     Listing,
     OutputRecipe,
     Record,
+    can_be_looked_at,
     list_outputs,
     sha256_of,
 )
@@ -44,6 +47,7 @@ from unet_batch.types import Item
 
 if TYPE_CHECKING:
     from unet_batch.inference.segmenter import Segmenter
+    from unet_batch.run.shard import Shard
     from unet_batch.types import Channels
 
 # Of the recipe: raise it when the same model gives masks that differ by more than those of two backends may
@@ -68,6 +72,7 @@ class RunPlan:
         quarantined: items that crashed their decoder and are not tried again unless decoders are isolated.
         absent: keys of the items whose source could not be looked at.
         notes: what people should know.
+        depth: of the folders that are dealt to shards, as components of keys; 0 if single items are.
     """
 
     options: RunOptions
@@ -81,6 +86,7 @@ class RunPlan:
     quarantined: tuple[Item, ...] = ()
     absent: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    depth: int = 0
 
     def kinds(self, item: Item) -> tuple[str, ...]:
         """What is wanted of an item, as the manifest names it: options that decide what it is are in it."""
@@ -123,85 +129,50 @@ def prepare(options: RunOptions, *, may_be_empty: bool = False) -> RunPlan:
     """
     if not options.save:
         raise UsageError("nothing to save was asked for", hint=f"choose from: {', '.join(KINDS)}")
-    exclude = [] if options.output is None else [_named_output(options)]
-    sources = _mark_clips(
-        collect(
+    exclude = [] if options.output is None else [named_output(options)]
+
+    def find(depth: int | None) -> Sources:
+        return collect(
             options.sources,
             is_picture=_is_source,
             live=naming.live_name,
             exclude=exclude,
             may_be_empty=may_be_empty,
+            branches=None if shard is None else shard.branches(depth),
         )
-    )
-    _check_kinds(options.save, sources.items)
-    folder, notes = (exclude[0], ()) if exclude else _default_output(sources)
+
+    shard = options.shard
+    kinds = [kind for kind in options.save if kind in PICTURE_KINDS]
+    # What the first of the shards has seen decides for all of them, also where folders were added since.
+    known = _known_depth(OutputTree(exclude[0], kinds), shard) if exclude else None
+    sources = find(known)
+    folder, notes = (exclude[0], ()) if exclude else choose_output(sources)
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise translate(NotADirectoryError(errno.ENOTDIR, ""), folder, 0)
-    kinds = [kind for kind in options.save if kind in PICTURE_KINDS]
     outputs = OutputTree(folder, kinds, options.style)
-    shard = options.shard
-    items = sources.items if shard is None else tuple(item for item in sources.items if shard.takes(item.key))
-    return RunPlan(options, sources, outputs, items, items, notes=notes)
+    if not exclude and (known := _known_depth(outputs, shard)) not in (None, sources.depth):
+        sources = find(known)
+    depth = sources.depth if known is None else known
+    sources = _mark_clips(sources)
+    _check_kinds(options.save, sources.items)
+    if shard is None:
+        return RunPlan(options, sources, outputs, sources.items, sources.items, notes=notes)
+    items = tuple(item for item in sources.items if shard.takes(item.key, depth))
+    unreadable = tuple(found for found in sources.unreadable if _is_ours(shard, depth, sources, found[0]))
+    sources = dataclasses.replace(sources, unreadable=unreadable)
+    return RunPlan(options, sources, outputs, items, items, notes=notes, depth=depth)
 
 
-def _named_output(options: RunOptions) -> str:
-    """The output folder that was asked for, absolute.
-
-    Raises:
-        UsageError: it cannot be one.
-    """
-    output = options.output
-    if not output:
-        raise UsageError("the output folder has an empty name", hint="leave -o out, or name a folder")
-    if remote.is_remote(output):
-        url = remote.normalize(output)
-        if url in [remote.normalize(source) for source in options.sources if remote.is_remote(source)]:
-            raise _is_source_too(output, url)
-        if not output.endswith("/"):
-            _check_folder_name(output, url)
-        return url
-    folder = os.path.abspath(output)
-    if folder in map(os.path.abspath, options.sources):
-        raise _is_source_too(output, folder)
-    # A folder that exists was called like this on purpose, or by an earlier release.
-    if not output.endswith(("/", os.sep)) and not os.path.lexists(folder):
-        _check_folder_name(output, folder)
-    return folder
+def _known_depth(outputs: OutputTree, shard: Shard | None) -> int | None:
+    return None if shard is None else known_depth(ends_of(outputs, shard.count))
 
 
-def _check_folder_name(output: str, folder: str) -> None:
-    if images.is_supported(folder) or video.is_clip(folder):
-        stem = os.path.splitext(output)[0]
-        raise UsageError(
-            f"-o {output}: this is called like a file, and results go into a folder, each under the name of "
-            "its source",
-            hint=f"name a folder, for example -o {stem}: masks are then in {os.path.join(stem, 'masks')}",
-        )
-
-
-def _default_output(sources: Sources) -> tuple[str, tuple[str, ...]]:
-    """Where results go that nobody has named a folder for, and what people should know of it.
-
-    Up to 0.2.0 they lay beside the common folder whatever was named, and a run of that folder itself still
-    puts them there. They are gone on with, unless there is something at the new place, too.
-
-    Raises:
-        UsageError: there are pictures in that folder.
-    """
-    folder, before = sources.default_output, f"{sources.root}-segmented"
-    if sources.root and before != folder and not os.path.lexists(folder) and Manifest.is_in(before):
-        note = f"goes on in {before}, which holds results of this folder; -o {folder} begins anew"
-        return before, (note,)
-    if any(is_below(item.path, folder) for item in sources.items):
-        raise _is_source_too(folder, folder)
-    return folder, ()
-
-
-def _is_source_too(output: str, folder: str) -> UsageError:
-    return UsageError(
-        f"{output} is a source and cannot be the output folder as well: results would be read as pictures",
-        hint=f"choose another folder, for example -o {folder}-segmented",
-    )
+def _is_ours(shard: Shard, depth: int, sources: Sources, path: str) -> bool:
+    """Whether this shard is to tell of a folder that it could not list: one does."""
+    name = sources.relative(path)
+    if depth and name.count("/") >= depth - 1:
+        return shard.takes_folder(naming.folder_key("/".join(name.split("/")[:depth])))
+    return shard.number == 1
 
 
 def _is_source(path: str) -> bool:
@@ -311,19 +282,26 @@ def resume(plan: RunPlan, recipe: OutputRecipe) -> RunPlan:
         OutputError: the folder cannot be listed.
     """
     folder, overwrite = plan.outputs.name, plan.options.overwrite
+    shard, depth = plan.options.shard, plan.depth
+    others: frozenset[str] = frozenset()
+    if shard is not None:
+        others = others_alone(ends_of(plan.outputs, shard.count), plan.part, depth, recipe.digest)
     if plan.outputs.store is not None:
-        plan.outputs.store.fetch()
-    manifest, listing = Manifest(plan.outputs.folder, plan.part), list_outputs(plan.outputs)
+        plan.outputs.store.fetch(others)
+    ours = None if shard is None else partial(shard.takes, depth=depth)
+    manifest = Manifest(plan.outputs.folder, plan.part, depth, Share(ours, recipe.digest, others))
+    branches = shard.branches(depth) if shard is not None and not manifest.is_mixed else None
+    listing = list_outputs(plan.outputs, branches)
 
     # Outputs from before there were manifests count if they are of this recipe.
     adopted = _find_adoptable(plan, recipe, listing) if manifest.is_new and not overwrite else {}
 
     # Outputs of two recipes are never mixed unasked.
-    others = manifest.made_otherwise(recipe.digest, listing)
-    if others and not overwrite:
+    foreign = manifest.made_otherwise(recipe.digest, listing)
+    if foreign and not overwrite:
         raise ManifestError(
             f"{folder} holds outputs of "
-            + "; ".join(f"{count:,} items by model {label}" for label, count in others.most_common())
+            + "; ".join(f"{count:,} items by model {label}" for label, count in foreign.most_common())
             + f". This run would use model {recipe.label}",
             hint="choose another folder with -o, or redo them with --overwrite",
         )
@@ -340,7 +318,7 @@ def resume(plan: RunPlan, recipe: OutputRecipe) -> RunPlan:
             hint="choose another folder with -o, or replace them with --overwrite",
         )
 
-    notes = (*plan.notes, *comparison.notes(bool(others)))
+    notes = (*plan.notes, *comparison.notes(bool(foreign)))
     manifest.keep(item.key for item in comparison.todo)
     return dataclasses.replace(
         plan,
@@ -376,6 +354,13 @@ class _Comparison:
 
     def add(self, item: Item) -> None:
         """Sort one item in."""
+        if item.key not in self.manifest.records and item.key not in self.adopted:
+            # One of a million: no more than whether it is there.
+            self.todo.append(item)
+            self.states["new"] += 1
+            if not can_be_looked_at(item.path):
+                self.absent.append(item.key)
+            return
         identity = self.plan.identity(item)
         if identity is None:
             self.absent.append(item.key)
@@ -465,10 +450,11 @@ def _find_adoptable(plan: RunPlan, recipe: OutputRecipe, listing: Listing) -> di
         ManifestError: there are some, and `run.json` does not say that they are of this recipe.
     """
     found: dict[str, dict[str, Files]] = {}
-    for item in plan.items:
+    tree = plan.outputs
+    items = plan.items if any(listing.holds(KINDS[kind].folder) for kind in tree.kinds) else ()
+    for item in items:
         if item.is_clip:
             continue
-        tree = plan.outputs
         files = {name: tree.file(kind, item.key) for kind, name in zip(tree.kinds, tree.names, strict=True)}
         there: dict[str, Files] = {
             k: ((file, size),) for k, file in files.items() if (size := listing.size(file)) is not None

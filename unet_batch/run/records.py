@@ -17,6 +17,7 @@ from unet_batch.errors import OutputError
 from unet_batch.files import archives, stores
 
 if TYPE_CHECKING:
+    from unet_batch.files.branches import Branches
     from unet_batch.files.outputs import OutputTree
     from unet_batch.files.staging import RemoteFolder
 
@@ -86,6 +87,15 @@ class Identity(NamedTuple):
     def is_of(self, other: Identity) -> bool:
         """Whether both are the same, contents not compared."""
         return (self.source, self.size, self.mtime_ns) == (other.source, other.size, other.mtime_ns)
+
+
+def can_be_looked_at(path: str) -> bool:
+    """Whether a source is there, as `Identity.of` finds it."""
+    try:
+        archives.stat(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class Record(NamedTuple):
@@ -185,6 +195,14 @@ class Listing:
         except OSError:  # removed just now, or a link in circles
             return None
 
+    def holds(self, folder: str) -> bool:
+        """Whether there is such a folder just below, with anything in it.
+
+        Raises:
+            OutputError: it cannot be listed.
+        """
+        return bool(self._list(folder))
+
     def is_whole(self, file: str) -> bool:
         """Whether a file ends as its format does; False of a format not known here."""
         ending = _ENDINGS.get(os.path.splitext(file)[1].lower())
@@ -218,19 +236,30 @@ class Listing:
 
 
 class RemoteListing(Listing):
-    """The same of an address: each folder just below it is listed once, with all that it holds."""
+    """The same of an address: each folder just below it is listed once, with all that it holds.
 
-    def __init__(self, store: RemoteFolder) -> None:
+    Args:
+        store: the folder behind the address.
+        branches: of each folder just below it, what is looked into; everything without it.
+    """
+
+    def __init__(self, store: RemoteFolder, branches: Branches | None = None) -> None:
         super().__init__(store.folder)
-        self.store = store
+        self.store, self._branches = store, branches
         self._sizes: dict[str, dict[str, int]] = {}
 
     def size(self, file: str) -> int | None:
         """Bytes of a file, as `Listing.size`."""
-        folder = file.partition("/")[0]
+        return self._in(file.partition("/")[0]).get(file)
+
+    def holds(self, folder: str) -> bool:
+        """As `Listing.holds`."""
+        return bool(self._in(folder))
+
+    def _in(self, folder: str) -> dict[str, int]:
         if folder not in self._sizes:
-            self._sizes[folder] = self.store.sizes(folder)
-        return self._sizes[folder].get(file)
+            self._sizes[folder] = self.store.sizes(folder, self._branches)
+        return self._sizes[folder]
 
     def is_whole(self, file: str) -> bool:
         """Whether a file ends as its format does; False of a format not known here."""
@@ -238,9 +267,14 @@ class RemoteListing(Listing):
         return ending is not None and self.store.tail(file, len(ending)) == ending
 
 
-def list_outputs(outputs: OutputTree) -> Listing:
-    """The sizes of what is in an output folder."""
-    return Listing(outputs.folder) if outputs.store is None else RemoteListing(outputs.store)
+def list_outputs(outputs: OutputTree, branches: Branches | None = None) -> Listing:
+    """The sizes of what is in an output folder.
+
+    Args:
+        outputs: where.
+        branches: of a bucket, what is asked for; everything without it.
+    """
+    return Listing(outputs.folder) if outputs.store is None else RemoteListing(outputs.store, branches)
 
 
 def sha256_of(path: str) -> str:

@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from unet_batch.errors import UsageError
+from unet_batch.files.branches import Branches
+from unet_batch.files.naming import folder_key
+
+FOLDERS = 32
+"""For each shard: so many folders side by side are dealt whole. With a hash, the shard that gets most of a
+hundred then has less than twice its share; of more shards than machines, the short ones even that out."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,28 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
-    def takes(self, key: str) -> bool:
-        """Whether an item of this key belongs to this shard."""
-        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    def takes(self, key: str, depth: int = 0) -> bool:
+        """Whether an item of this key belongs to this shard.
+
+        Args:
+            key: of the item.
+            depth: whole folders are dealt, of so many components of the key; an item above them, and every
+                item if it is 0, by itself.
+        """
+        folders = key.split("/", depth)
+        if depth and len(folders) > depth:
+            return self.takes_folder(folder_key("/".join(folders[:depth])))
+        return self.takes_folder(key)
+
+    def takes_folder(self, name: str) -> bool:
+        """Whether a folder of this `naming.folder_key` belongs to this shard, with all below."""
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.number - 1
+
+    def branches(self, depth: int | None = None) -> Branches:
+        """What this shard looks into of a tree.
+
+        Args:
+            depth: at which folders are dealt; None finds that out.
+        """
+        return Branches(self.takes_folder, FOLDERS * self.count, depth)
