@@ -42,6 +42,8 @@ from unet_batch.run.finished import FinishedRun
 from unet_batch.version import __version__
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from unet_batch.types import ClassTable
 
 PAGE = "report.html"
@@ -119,7 +121,7 @@ class _Writer:
         """See `write_report`."""
         names = [self._pack(old, chunk) for old, chunk in self.packs.ranges(self._tasks())]
         bits, weights = judge(self.figures)
-        self._write_lines("items.js", self._blocks(names, bits.tolist(), weights.tolist()))
+        self._write_lines("items.js", self._blocks(names, bits, weights))
         failures = self._write_failures()
         by_reason = {reason.name: int((bits >> place & 1).sum()) for place, reason in enumerate(REASONS)}
         facts = {
@@ -222,7 +224,7 @@ class _Writer:
 
     # What the page reads.
 
-    def _blocks(self, names: Iterable[str], bits: Sequence[int], weights: Sequence[float]) -> Iterator[str]:
+    def _blocks(self, names: Iterable[str], bits: NDArray[Any], weights: NDArray[Any]) -> Iterator[str]:
         """A line for each pack: its items, column by column, as `page/data.js` takes them apart."""
         at = 0
         for name in names:
@@ -233,12 +235,12 @@ class _Writer:
                 column["name"]: _same([_rounded(entry.values.get(column["name"])) for entry in entries])
                 for column in self.columns
             }
-            columns["suspicion"] = _same([round(weight, 3) for weight in weights[span]])
+            columns["suspicion"] = _same([round(weight, 3) for weight in weights[span].tolist()])
             block = {
                 "pack": name,
                 "keys": [entry.key for entry in entries],
                 "sources": [self._source(entry) for entry in entries],
-                "reasons": _same(list(bits[span])),
+                "reasons": _same(bits[span].tolist()),
                 "columns": columns,
                 "digests": [entry.digest for entry in entries],
                 "files": {
