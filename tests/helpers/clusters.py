@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from functools import partial
@@ -15,6 +17,8 @@ import psutil
 
 from tests.helpers.crews import open_fake
 from tests.helpers.observers import observing
+from tests.helpers.processes import command_line
+from tests.helpers.waiting import until
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run.cluster import RayLink, places
 from unet_batch.run.crew import Crew, Device
@@ -121,6 +125,17 @@ def lose_a_node(photos: str, out: str, folder: str) -> None:
 def _until_there(count: int) -> None:
     import ray
 
-    from tests.helpers.waiting import until
-
     until(lambda: sum(node["Alive"] for node in ray.nodes()) == count, 0.1)
+
+
+def killed_in_a_cluster(out: str, pids: str, *arguments: str) -> None:
+    """`unet-batch`, which kills itself once there are some masks, with the processes below it in a file."""
+
+    def kill() -> None:
+        until(lambda: sum(1 for _ in Path(out).rglob("masks/*/[!.]*.png")) >= 5, 0.001)
+        below = [process.pid for process in psutil.Process().children(recursive=True)]
+        Path(pids).write_text(" ".join(map(str, below)))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    command_line(*arguments)

@@ -278,7 +278,7 @@ def _open_network(
     with scale.open(requests, open_it) as hands:
         screen.model(hands.call(describe_network))
         if names := [device["name"] for device in hands.devices]:
-            screen.line("devices", f"{len(names)} processes", some(names))
+            screen.line("devices", f"{len(names)} process{'es' if len(names) > 1 else ''}", some(names))
         yield hands
 
 

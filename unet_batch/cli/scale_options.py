@@ -108,8 +108,8 @@ class ScaleOptions:
         if any(request.build is not None for request in requests):
             raise UsageError(
                 f"--ray {address} contradicts --build: an engine is built on the machine that runs it",
-                hint="run `unet-batch build-engine` on a machine of each kind, with an --engines-dir that all "
-                "share",
+                hint="run `unet-batch build-engine` on a machine of each kind, with an --engines-dir that "
+                "all share",
             )
         from unet_batch.run.cluster import joined
         from unet_batch.run.crew import Crew

@@ -19,6 +19,7 @@ import logging
 import os
 import pickle
 import platform
+import shlex
 import tempfile
 import time
 from collections import Counter
@@ -96,7 +97,7 @@ class Cluster:
 
         self._requests, self._open = tuple(requests), open_segmenter
         self._on_gpus = self._choose(address, ray.nodes())
-        self._files = [ray.put(data) for request in requests for data in _contents(request)]
+        self._files = list(map(ray.put, Shipment(open_segmenter, self._requests).contents()))
         self._known: set[tuple[str, int]] = set()
         self._names: Counter[str] = Counter()
 
@@ -137,7 +138,7 @@ class Cluster:
             name += f" ({self._names[name]})"
         device = "cuda" if place.gpus else "cpu"
         requests = [replace(request, device=device) for request in self._requests]
-        return Device(name, _Opening(self._open, tuple(requests)), RayLink(place, self._files))
+        return Device(name, Shipment(self._open, tuple(requests)), RayLink(place, self._files))
 
 
 @contextmanager
@@ -230,7 +231,7 @@ class RayLink:
         return found
 
     def begin(self, plan: RunPlan, recipe: OutputRecipe) -> None:
-        self._result(self._actor.begin.remote(plan, recipe, _proof(plan)))
+        self._result(self._actor.begin.remote(plan, recipe, proof_of(plan)))
 
     def exchange(self, order: Order) -> Told:
         told: Told = self._result(self._actor.exchange.remote(order))
@@ -286,7 +287,7 @@ def _death(error: Exception) -> Died:
     return Died(-9 if killed else 1, "".join(filter(str.isprintable, lines[-1] if lines else ""))[:200])
 
 
-def _proof(plan: RunPlan) -> tuple[str, bytes] | None:
+def proof_of(plan: RunPlan) -> tuple[str, bytes] | None:
     """A file of the output folder and what is in it, which no other folder has; None where there is none."""
     if plan.outputs.store is not None:
         return None
@@ -304,16 +305,8 @@ def _paths(request: Request) -> list[str]:
     return [path for path in (request.model.path, request.model.shared) if path]
 
 
-def _contents(request: Request) -> list[bytes]:
-    found = []
-    for path in _paths(request):
-        with open(path, "rb") as file:
-            found.append(file.read())
-    return found
-
-
 @dataclass(frozen=True)
-class _Opening:
+class Shipment:
     """Opens a segmenter elsewhere, given the contents of the files of its models.
 
     Attributes:
@@ -324,6 +317,14 @@ class _Opening:
     open: Callable[..., Segmenter]
     requests: tuple[Request, ...]
 
+    def contents(self) -> list[bytes]:
+        """What the call takes, read where the run was started."""
+        found = []
+        for path in (path for request in self.requests for path in _paths(request)):
+            with open(path, "rb") as file:
+                found.append(file.read())
+        return found
+
     def __call__(self, *contents: bytes) -> Segmenter:
         left, requests = list(contents), []
         for request in self.requests:
@@ -332,9 +333,13 @@ class _Opening:
             path, shared = (*_unpack(paths, data), "")[:2]
             requests.append(replace(request, model=replace(request.model, path=path, shared=shared)))
         segmenter = self.open(*requests)
-        segmenter.models = tuple(
-            request.model for request in self.requests
-        )  # for reports: where it came from
+        # Reports tell of the files that people know
+        segmenter.models = tuple(request.model for request in self.requests)
+        for known, here in zip(self.requests, requests, strict=True):
+            names = shlex.quote(here.model.path), shlex.quote(known.model.path)
+            segmenter.passed_over = tuple(
+                replace(step, fix=step.fix.replace(*names)) for step in segmenter.passed_over
+            )
         return segmenter
 
 
@@ -387,7 +392,7 @@ class _Actor:
         self, plan: RunPlan, recipe: OutputRecipe, proof: tuple[str, bytes] | None
     ) -> tuple[None, BaseException | None]:
         def work() -> None:
-            _check_sight(plan, proof)
+            check_sight(plan, proof)
             self._session.begin(plan, recipe)
 
         return _answer(work)
@@ -407,7 +412,7 @@ def _answer(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
         return None, error
 
 
-def _check_sight(plan: RunPlan, proof: tuple[str, bytes] | None) -> None:
+def check_sight(plan: RunPlan, proof: tuple[str, bytes] | None) -> None:
     """Raise OutputError or SourceError where this machine does not see the folders of a plan."""
     host, until = platform.node(), time.monotonic() + _SIGHT
     while proof is not None:
