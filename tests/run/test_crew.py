@@ -305,14 +305,27 @@ class Late(PipeLink):
 
     def __init__(self, looks: float) -> None:
         super().__init__()
-        self.looks = looks
+        self.looks, self.is_there = looks, threading.Event()
 
     def start(self, open_segmenter: Callable[..., Segmenter]) -> None:
         if self.looks:
             self.looks -= 1
-            threading.Event().wait(0.01)
+            self.is_there.wait(0.01)
             raise Pending
         super().start(open_segmenter)
+        self.is_there.set()
+
+
+class Patient(PipeLink):
+    """A device that does not work before another one is there."""
+
+    def __init__(self, is_there: threading.Event) -> None:
+        super().__init__()
+        self.is_there = is_there
+
+    def exchange(self, order: Order) -> Told:
+        assert self.is_there.wait(PATIENCE)
+        return super().exchange(order)
 
 
 class Leaving(PipeLink):
@@ -340,7 +353,9 @@ def nothing() -> list[Device]:
 def test_a_device_that_others_use_is_waited_for_while_the_rest_goes_on(
     looks: float, photos: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    with Crew([device("here", PipeLink()), device("late", Late(looks))], nothing) as hands:
+    late = Late(looks)
+    here = Patient(late.is_there) if looks == 3 else PipeLink()
+    with Crew([device("here", here), device("late", late)], nothing) as hands:
         report = run(photos, tmp_path / "out", hands, save=("mask", "overlay"))
     assert (report.status, report.done, report.failed) == ("done", 60, 0)
     assert tree(tmp_path / "out") == expected
