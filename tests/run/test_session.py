@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.crews import slowly
 from tests.helpers.models import fake_file
 from tests.helpers.runs import many
 from unet_batch.inference.segmenter import Segmenter
@@ -23,13 +24,13 @@ def test_messages_that_take_long_carry_more(tmp_path: Path) -> None:
     plan = prepare(RunOptions((str(photos),), str(out)))
     out.mkdir()
     (out / "manifest.jsonl").touch()
-    session = Session(lambda: Segmenter(FakeBackend(), model=fake_file(), workers=2))
+    session = Session(lambda: Segmenter(FakeBackend(answer=slowly), model=fake_file(), workers=2))
     session.begin(outline(plan), recipe_of(session.segmenter, None))
     items, messages, wanted, done = list(plan.items), 0, 1, 0
     while done < len(plan.items):
         order = Order(tuple(items[:wanted]), finish=len(items) <= wanted)
         items, messages = items[wanted:], messages + 1
-        time.sleep(0.15)  # on the way
+        time.sleep(0.2)  # on the way
         told = session.exchange(order)
         wanted, done = told.wanted, done + len(told.outcomes)
         assert told.error is None
