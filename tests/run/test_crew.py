@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,13 +30,14 @@ from tests.helpers.waiting import PATIENCE, until
 from unet_batch.errors import BackendError, OutputError, RunError, UsageError
 from unet_batch.files.outputs import Style
 from unet_batch.inference.segmenter import Segmenter
-from unet_batch.run.crew import Crew, Device
+from unet_batch.run.crew import Crew, Device, Lost, Pending
 from unet_batch.run.execute import execute
 from unet_batch.run.links import PipeLink
 from unet_batch.run.observe import Stop
 from unet_batch.run.options import PageRange, RunOptions
 from unet_batch.run.plan import prepare
 from unet_batch.run.report import RunReport
+from unet_batch.run.session import Order, Told
 from unet_batch.run.sharing import Seat, SharedQueue
 from unet_batch.types import Item
 
@@ -295,6 +298,89 @@ def test_a_device_that_does_not_open_is_named(tmp_path: Path) -> None:
     hands = Crew([Device("fake 7", partial(open_once, tmp_path / "7"), PipeLink())])
     with pytest.raises(RunError, match="fake 7: it is gone"), hands:
         pass
+
+
+class Late(PipeLink):
+    """A device that others use for so many looks."""
+
+    def __init__(self, looks: float) -> None:
+        super().__init__()
+        self.looks, self.is_there = looks, threading.Event()
+
+    def start(self, open_segmenter: Callable[..., Segmenter]) -> None:
+        if self.looks:
+            self.looks -= 1
+            self.is_there.wait(0.01)
+            raise Pending
+        super().start(open_segmenter)
+        self.is_there.set()
+
+
+class Patient(PipeLink):
+    """A device that does not work before another one is there."""
+
+    def __init__(self, is_there: threading.Event) -> None:
+        super().__init__()
+        self.is_there = is_there
+
+    def exchange(self, order: Order) -> Told:
+        assert self.is_there.wait(PATIENCE)
+        return super().exchange(order)
+
+
+class Leaving(PipeLink):
+    """A device that is gone after so many exchanges."""
+
+    left = 6
+
+    def exchange(self, order: Order) -> Told:
+        self.left -= 1
+        if not self.left:
+            self.end()
+            raise Lost("it went away")
+        return super().exchange(order)
+
+
+def device(name: str, link: PipeLink) -> Device:
+    return Device(name, open_fake, link)
+
+
+def nothing() -> list[Device]:
+    return []
+
+
+@pytest.mark.parametrize("looks", [3, math.inf])
+def test_a_device_that_others_use_is_waited_for_while_the_rest_goes_on(
+    looks: float, photos: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    late = Late(looks)
+    here = Patient(late.is_there) if looks == 3 else PipeLink()
+    with Crew([device("here", here), device("late", late)], nothing) as hands:
+        report = run(photos, tmp_path / "out", hands, save=("mask", "overlay"))
+    assert (report.status, report.done, report.failed) == ("done", 60, 0)
+    assert tree(tmp_path / "out") == expected
+    assert ["left_out" in each for each in report.devices] == [False, False]
+    assert bool(report.devices[1]["done"]) == (looks == 3)
+
+
+def test_devices_are_lost_and_others_come(photos: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    later = [[], [device("second", PipeLink())]]
+    with Crew([device("first", Leaving())], lambda: later.pop() if later else []) as hands:
+        report = run(photos, tmp_path / "out", hands, save=("mask", "overlay"))
+        assert (report.status, report.done, report.failed) == ("done", 60, 0)
+        assert tree(tmp_path / "out") == expected
+        first, second = report.devices
+        assert (first["left_out"], first["done"] + second["done"]) == ("it went away", 60)
+        assert second["done"]
+        again = run(photos, tmp_path / "out", hands, save=("mask", "overlay"))
+        assert (again.done, again.skipped) == (0, 60)
+
+
+def test_without_any_device_a_run_ends(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unet_batch.run.crew.PATIENCE", 0.0)
+    with Crew([device("first", Leaving())], nothing) as hands, pytest.raises(RunError, match="all are gone"):
+        run(photos, tmp_path / "out", hands)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "aborted"
 
 
 class TestSharedQueue:

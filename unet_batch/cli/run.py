@@ -27,7 +27,6 @@ from unet_batch.cli.options import (
 from unet_batch.cli.pipe import STANDARD, check_pipe, is_piped, run_pipe
 from unet_batch.cli.scale_options import ScaleOptions, scale_options
 from unet_batch.cli.text import describe_network, shown, some
-from unet_batch.errors import UsageError
 from unet_batch.files import naming
 from unet_batch.files.sources import check_names
 
@@ -133,10 +132,7 @@ def run(
     check_names([name for name in options.sources if name != STANDARD], live=naming.live_name)
     screen.loading(network.model)
     if piped:
-        if scale.devices is not None:
-            raise UsageError(
-                f"--devices {scale.devices}: one picture goes through a pipe", hint="leave it out"
-            )
+        scale.check_pipe()
         with _open_network(
             screen, network, build, cleaning, scale, workers, max_pixels, options, tables
         ) as hands:
@@ -290,7 +286,7 @@ def _open_network(
     with scale.open(requests, open_it) as hands:
         screen.model(hands.call(describe_network))
         if names := [device["name"] for device in hands.devices]:
-            screen.line("devices", f"{len(names)} processes", some(names))
+            screen.line("devices", f"{len(names)} process{'es' if len(names) > 1 else ''}", some(names))
         yield hands
 
 

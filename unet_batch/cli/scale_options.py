@@ -26,6 +26,7 @@ class ScaleOptions:
     """How many processes share a run; see `unet-batch run --help`."""
 
     devices: str | None
+    ray: str | None = None
 
     def names(self, device: str | None) -> tuple[str, ...]:
         """The devices, one for each process; none where this process is to do it all.
@@ -53,6 +54,12 @@ class ScaleOptions:
         # On a CPU, one process keeps all cores busy: several are slower (docs/scale.md)
         return tuple(f"cuda:{number}" for number in range(len(driver.gpus))) if driver is not None else ()
 
+    def check_pipe(self) -> None:
+        """Raise UsageError if there is to be more than this process."""
+        for option, value in (("--devices", self.devices), ("--ray", self.ray)):
+            if value is not None:
+                raise UsageError(f"{option} {value}: one picture goes through a pipe", hint="leave it out")
+
     @contextmanager
     def open(self, requests: list[Request], open_segmenter: Opener) -> Iterator[Hands]:
         """Who does the work: this process, or one for each device.
@@ -66,6 +73,10 @@ class ScaleOptions:
         """
         from unet_batch.run.hands import Here
 
+        if self.ray is not None:
+            with self._open_cluster(self.ray, requests, open_segmenter) as hands:
+                yield hands
+            return
         names = self.names(requests[0].device)
         if len(names) < 2:
             device = names[0] if names else requests[0].device
@@ -86,6 +97,29 @@ class ScaleOptions:
         with Crew(devices) as crew:
             yield crew
 
+    @contextmanager
+    def _open_cluster(self, address: str, requests: list[Request], open_segmenter: Opener) -> Iterator[Hands]:
+        """The workers of a Ray cluster."""
+        if self.devices is not None:
+            raise UsageError(
+                f"--ray {address} contradicts --devices {self.devices}",
+                hint="leave --devices out: Ray knows the GPUs of its machines",
+            )
+        if any(request.build is not None for request in requests):
+            raise UsageError(
+                f"--ray {address} contradicts --build: an engine is built on the machine that runs it",
+                hint="run `unet-batch build-engine` on a machine of each kind, with an --engines-dir that "
+                "all share",
+            )
+        from unet_batch.run.cluster import joined
+        from unet_batch.run.crew import Crew
+
+        with (
+            joined(address, requests, open_segmenter) as cluster,
+            Crew(cluster.arrivals(), cluster.arrivals) as crew,
+        ):
+            yield crew
+
 
 scale_options = Bundle(
     "scale",
@@ -96,5 +130,12 @@ scale_options = Bundle(
         brief="Several GPUs, 0,1 or auto for all; or cpu:N processes.",
         help="Share the work between several GPUs, one process each: auto (all there are) or their numbers, "
         "0,1; or between N processes on the CPU, cpu:N.",
+    ),
+    _scale(
+        ["--ray"],
+        metavar="ADDRESS",
+        brief="Several machines: a Ray cluster, auto or HOST:6379.",
+        help="Share the work between the machines of a Ray cluster, one process for each GPU, or for each "
+        "machine without: auto, HOST:6379, ray://HOST:10001; local tries it on this one.",
     ),
 )

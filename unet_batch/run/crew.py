@@ -11,6 +11,8 @@ Why no item is lost. An item is out with one device until that tells what became
 what was out with it comes back, and is then handed out one by one: so the item that ends a process is found.
 One that does so twice has failed, and is named. A device that cannot be started again, or fails for one item
 after the other, is left out, as long as there is another one.
+
+Devices of a cluster may be lost, arrive, and be in use by others for a while: the rest goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -54,14 +57,31 @@ T = TypeVar("T")
 
 _STARTS = 3  # starting may fail by accident
 # On Windows Ctrl-C does not interrupt a wait
-_PATIENCE = 0.1 if os.name == "nt" else None
+_TURN = 0.1 if os.name == "nt" else None
+_LOOK = 1.0  # seconds between two looks at which devices have come
+PATIENCE = 600.0
+"""Seconds without any device before a run on a cluster ends."""
+
+
+class Pending(Exception):
+    """A process has not started yet; to go on with that, start it again."""
+
+
+class Lost(Exception):
+    """A device is gone, and does not come back under its name; the argument says how, in words."""
 
 
 class Link(Protocol):
     """A process with a `Session`, and how to speak with it; one thread at a time does."""
 
     def start(self, open_segmenter: Callable[[], Segmenter]) -> None:
-        """Start it; raise Died or OSError where it does not start, or what opening the segmenter raised."""
+        """Start it; raise what opening the segmenter raised, or why it does not start.
+
+        Raises:
+            Died, OSError: it does not start; another try may help.
+            Pending: it takes longer than a moment.
+            Lost: it never will.
+        """
 
     def call(self, function: Callable[[Segmenter], T]) -> T:
         """What a function says of its segmenter."""
@@ -70,7 +90,7 @@ class Link(Protocol):
         """As of a `Session`."""
 
     def exchange(self, order: Order) -> Told:
-        """As of a `Session`; raise Died where it has died."""
+        """As of a `Session`; raise Died where it has died, Lost where its device is gone, too."""
 
     def abort(self) -> None:
         """Kill it, from any thread: `exchange` raises Died."""
@@ -99,13 +119,15 @@ class Crew:
 
     Args:
         devices: at least one.
+        arrivals: devices that have come since it was last called, where some may.
 
     Raises:
         UnetBatchError: what opening a segmenter raised; the message names the device.
         RunError: a process does not start.
     """
 
-    def __init__(self, devices: Sequence[Device]) -> None:
+    def __init__(self, devices: Sequence[Device], arrivals: Callable[[], list[Device]] | None = None) -> None:
+        self._arrivals = arrivals
         self._links = {device.name: device.link for device in devices}
         self._opens = {device.name: device.open_segmenter for device in devices}
         self._seats = [Seat(device.name) for device in devices]
@@ -118,13 +140,43 @@ class Crew:
 
     def __enter__(self) -> Self:
         try:
-            with ThreadPoolExecutor(len(self._seats)) as pool:
-                for _ in pool.map(self._start, self._seats):
-                    pass
+            self._start_all()
         except BaseException:
             self.close()
             raise
         return self
+
+    def _start_all(self) -> None:
+        """Start what can be started at once; one device at least."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            seats = [seat for seat in self._alive if not seat.is_up]
+            with ThreadPoolExecutor(max(1, len(seats))) as pool:
+                for _ in pool.map(self._bring_up, seats):
+                    pass
+            if any(seat.is_up for seat in self._seats):
+                return
+            if time.monotonic() > until:
+                raise self._nobody()
+            if not seats:
+                time.sleep(_LOOK)
+            self._welcome()
+
+    def _nobody(self) -> RunError:
+        waiting = f"{len(self._alive)} are in use by others" if self._alive else "all are gone"
+        return RunError(
+            f"no device of the cluster could be used for {PATIENCE / 60:.0f} minutes: {waiting}",
+            hint="see `ray status`",
+        )
+
+    def _welcome(self) -> list[Seat]:
+        """Seats for devices that have come."""
+        found = self._arrivals() if self._arrivals is not None else []
+        for device in found:
+            self._links[device.name], self._opens[device.name] = device.link, device.open_segmenter
+        seats = [Seat(device.name) for device in found]
+        self._seats += seats
+        return seats
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -139,7 +191,13 @@ class Crew:
 
     def call(self, function: Callable[[Segmenter], T]) -> T:
         """What a function, which can be pickled, says of the segmenter of the first device."""
-        return self._links[self._alive[0].name].call(function)
+        while True:
+            for seat in self._up:
+                try:
+                    return self._links[seat.name].call(function)
+                except (Died, Lost):
+                    seat.note_death()
+            self._start_all()
 
     @property
     def links(self) -> list[Link]:
@@ -149,6 +207,10 @@ class Crew:
     @property
     def _alive(self) -> list[Seat]:
         return [seat for seat in self._seats if not seat.dropped]
+
+    @property
+    def _up(self) -> list[Seat]:
+        return [seat for seat in self._seats if seat.is_up and not seat.dropped]
 
     # What reports say.
 
@@ -203,12 +265,10 @@ class Crew:
         self._manifest, self._identity = plan.manifest, plan.identity
         self._ask_once("cpu", computes_on_cpu)  # while there is somebody to ask
         self._plan = outline(plan), recipe
-        self._seats = [Seat(seat.name, seat.dropped) for seat in self._seats]  # each run counts anew
-        for seat in self._alive:
-            try:
-                self._links[seat.name].begin(*self._plan)
-            except Died:
-                self._start(seat)
+        # Each run counts anew
+        self._seats = [Seat(seat.name, seat.dropped, is_up=seat.is_up) for seat in self._seats]
+        for seat in self._up:
+            self._bring_up(seat)
 
     def pictures(self, items: Sequence[Item], stop: Stop) -> Iterator[Outcome]:
         yield from self._share(items, stop, Order(), lambda item, done, total: None)
@@ -228,20 +288,23 @@ class Crew:
         queue = self._queue = SharedQueue(items, one_by_one=kind.alone)
         stop.watch(self.halt)
         events: SimpleQueue[Outcome | tuple[Item, int, int | None] | _End] = SimpleQueue()
-        threads = [
-            Thread(target=self._serve, args=(seat, queue, stop, kind, events.put), name=seat.name)
-            for seat in self._alive
-        ]
-        left = len(threads)
+        threads: list[Thread] = []
+        left, looked, seen = 0, 0.0, time.monotonic()
         try:
-            for thread in threads:
-                thread.start()
-            while left:
-                try:
-                    event = events.get(timeout=_PATIENCE)
-                except Empty:
-                    continue
-                if isinstance(event, Outcome):
+            seats = self._alive
+            while True:
+                for seat in seats:
+                    threads.append(
+                        Thread(target=self._serve, args=(seat, queue, stop, kind, events.put), name=seat.name)
+                    )
+                    threads[-1].start()
+                    left += 1
+                seats = []
+                if not left and (self._arrivals is None or queue.is_over):
+                    break
+                if (event := _next(events, _TURN if self._arrivals is None else _LOOK)) is None:
+                    pass
+                elif isinstance(event, Outcome):
                     yield event
                 elif isinstance(event, _End):
                     left -= 1
@@ -249,6 +312,12 @@ class Crew:
                         raise event.error
                 else:
                     on_progress(*event)
+                if self._arrivals is None or (now := time.monotonic()) - looked < _LOOK:
+                    continue
+                looked, seats = now, self._welcome()
+                seen = now if self._up else seen
+                if now - seen > PATIENCE:
+                    raise self._nobody()
         finally:
             queue.closed = True
             if left:  # something went wrong, or nobody wants to hear more: whoever still works is ended
@@ -256,8 +325,7 @@ class Crew:
                 for seat in self._alive:
                     self._links[seat.name].abort()
             for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+                thread.join()
 
     # In the threads, one for each device.
 
@@ -268,11 +336,18 @@ class Crew:
         try:
             while not seat.dropped and not self._is_ending:
                 try:
-                    if self._exchange(seat, queue, stop, kind, put):
+                    if not seat.is_up:
+                        if queue.is_over:
+                            break
+                        self._bring_up(seat)
+                    elif self._exchange(seat, queue, stop, kind, put):
                         break
                 except Died as death:
                     if not self._is_ending:
                         self._survive(seat, queue, death, put)
+                except Lost as loss:
+                    seat.note_death()
+                    self._drop(seat, loss)
         except BaseException as raised:  # noqa: BLE001 - the thread that iterates raises it
             error = raised
         put(_End(None if self._is_ending else error))
@@ -281,7 +356,7 @@ class Crew:
         self, seat: Seat, queue: SharedQueue, stop: Stop, kind: Order, put: Callable[[Any], None]
     ) -> bool:
         """Hand out items once, and take note of what is told; returns whether it is over."""
-        taken = queue.take(seat, len(self._alive))
+        taken = queue.take(seat, len(self._up))
         reason = stop.reason or ("halt" if queue.closed else "")
         order = replace(kind, items=taken or (), finish=taken is None, stop=reason)
         told = self._links[seat.name].exchange(order)
@@ -293,7 +368,7 @@ class Crew:
         for outcome in told.outcomes:
             self._take(seat, queue, outcome, put)
         if seat.in_a_row >= BROKEN_DEVICE and len(self._alive) > 1:
-            self._drop(seat, queue, next(each.error for each in reversed(told.outcomes) if each.error))
+            self._drop(seat, next(each.error for each in reversed(told.outcomes) if each.error))
         if told.error is not None:
             raise told.error
         return told.is_over and (order.finish or bool(order.stop))
@@ -303,7 +378,7 @@ class Crew:
         key, error = outcome.item.key, outcome.error
         if isinstance(error, BackendError):
             seat.in_a_row += 1
-            if len(self._alive) > 1 and queue.refuse(seat, key):
+            if len(self._up) > 1 and queue.refuse(seat, key):
                 return
         elif error is None:
             seat.in_a_row = 0
@@ -318,25 +393,39 @@ class Crew:
         for item in queue.take_back(seat, suspect=True):
             seat.failed += 1
             put(Outcome(item, self._identity(item), stage="decode", error=_death_error(item.path, death)))
-        try:
-            if seat.in_a_row >= BROKEN_DEVICE:
-                raise RunError(
-                    f"{seat.name}: its process {death.how}, {seat.in_a_row} times in a row",
-                    hint="leave it out of --devices",
-                )
-            self._start(seat)
-        except UnetBatchError as error:
-            self._drop(seat, queue, error)
+        queue.forgive()  # or what this device alone has not failed for would wait for it
+        if seat.in_a_row >= BROKEN_DEVICE:
+            error = f"{seat.name}: its process {death.how}, {seat.in_a_row} times in a row"
+            self._drop(seat, RunError(error, hint="leave that device out"))
 
-    def _drop(self, seat: Seat, queue: SharedQueue, error: UnetBatchError) -> None:
-        """Go on without a device; raise the error if it is the last."""
+    def _drop(self, seat: Seat, reason: UnetBatchError | Lost) -> None:
+        """Go on without a device; raise the error if it is the last, and no other may come in its place."""
         with self._lock:
-            if len(self._alive) == 1:
-                raise error
-            seat.dropped = error.message
-        queue.take_back(seat, suspect=False)
-        queue.forgive()
+            if isinstance(reason, UnetBatchError) and len(self._alive) == 1:
+                raise reason
+            seat.dropped = str(reason)
+        self._queue.take_back(seat, suspect=False)
+        self._queue.forgive()
         self._links[seat.name].end()
+
+    def _bring_up(self, seat: Seat) -> None:
+        """Start the process of a device, or have the one that runs begin; unless that takes longer."""
+        try:
+            if seat.is_up and self._plan is not None:
+                self._links[seat.name].begin(*self._plan)
+            else:
+                self._start(seat)
+        except Pending:
+            pass
+        except Died:
+            seat.is_up = False
+            self._bring_up(seat)
+        except Lost as loss:
+            self._drop(seat, loss)
+        except UnetBatchError as error:
+            if self._plan is None and self._arrivals is None:
+                raise
+            self._drop(seat, error)
 
     def _start(self, seat: Seat) -> None:
         """Start the process of a device; try again a few times."""
@@ -346,16 +435,17 @@ class Crew:
                 link.start(self._opens[seat.name])
                 if self._plan is not None:
                     link.begin(*self._plan)
+                seat.is_up = True
                 return
             except Died as death:
                 reason = death.said or f"it {death.how}"
             except OSError as error:
                 reason = str(error)
             except UnetBatchError as error:
-                raise type(error)(f"{seat.name}: {error.message}", hint=error.hint) from error
+                raise error.with_context(seat.name) from error
             if self._is_ending:
                 return
-        raise RunError(f"{seat.name}: its process does not start: {reason}", hint="leave it out of --devices")
+        raise RunError(f"{seat.name}: its process does not start: {reason}", hint="leave that device out")
 
 
 @dataclass(frozen=True)
@@ -363,6 +453,12 @@ class _End:
     """A thread has ended, perhaps by an error."""
 
     error: BaseException | None
+
+
+def _next(events: SimpleQueue[T], seconds: float | None) -> T | None:
+    with suppress(Empty):
+        return events.get(timeout=seconds)
+    return None
 
 
 def _check(outputs: OutputTree, segmenter: Segmenter) -> None:

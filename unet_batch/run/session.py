@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 WAIT = 0.25
 """Seconds that an exchange waits for something to tell, at most."""
 _GATHER = 0.01  # seconds from the first thing to tell to the answer: what comes meanwhile goes with it
-_AHEAD = 0.1  # seconds of work that should lie here: a few exchanges
+_AHEAD = 0.1  # seconds of work that should lie here: a few exchanges, or two where these take long
 _BEGINNING = 4  # items, before it is known how long one takes
 
 
@@ -106,6 +106,7 @@ class Session:
         self._stop = Stop()
         self._error: BaseException | None = None
         self._arrivals: deque[float] = deque(maxlen=64)
+        self._told = self._between = 0.0  # when an exchange ended, and seconds from there to the next
 
     def begin(self, plan: RunPlan, recipe: OutputRecipe) -> None:
         """Make ready for a plan, of which no item is needed."""
@@ -117,6 +118,7 @@ class Session:
 
     def exchange(self, order: Order) -> Told:
         """Take an order, and tell what has happened since the last one; waits a moment if nothing has."""
+        self._between = time.monotonic() - self._told if self._told else 0.0
         if order.items and self._thread is None:
             self._stop = Stop()
             self._arrivals.clear()
@@ -129,7 +131,9 @@ class Session:
             self._stop(order.stop)
         if (order.finish or order.stop) and self._thread is not None:
             self._items.put(None)
-        return self._tell(is_idle=self._thread is None)
+        told = self._tell(is_idle=self._thread is None)
+        self._told = time.monotonic()
+        return told
 
     def _tell(self, *, is_idle: bool) -> Told:
         outcomes: list[Outcome] = []
@@ -164,7 +168,7 @@ class Session:
             ahead = _BEGINNING
         else:
             took = time.monotonic() - self._arrivals[0]
-            ahead = 1 + int(_AHEAD * len(self._arrivals) / max(1e-3, took))
+            ahead = 1 + int(max(_AHEAD, 2 * self._between) * len(self._arrivals) / max(1e-3, took))
         return max(0, ahead - self._items.qsize())
 
     def _stages(self) -> tuple[StageStats, ...]:

@@ -32,12 +32,13 @@ class Seat:
         deaths: how often its process died.
         in_a_row: failures of the device itself, with no success between.
         dropped: why it is left out; "" while it is not.
+        is_up: its process has opened a segmenter, and not died since.
         stages: what each stage has done.
         cpu: seconds of processor time.
     """
 
-    def __init__(self, name: str, dropped: str = "") -> None:
-        self.name = name
+    def __init__(self, name: str, dropped: str = "", *, is_up: bool = False) -> None:
+        self.name, self.is_up = name, is_up
         self.out: dict[str, Item] = {}
         self.wanted = 1
         self.done = self.failed = self.deaths = 0
@@ -71,6 +72,7 @@ class Seat:
 
     def note_death(self) -> None:
         """Its process is gone."""
+        self.is_up = False
         self.deaths += 1
         self.in_a_row += 1
         self._before, self._cpu_before = self.stages, self.cpu
@@ -99,6 +101,11 @@ class SharedQueue:
         """How many nobody has."""
         return len(self._items) + len(self._suspects)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing to hand out, and will be nothing."""
+        return self.closed or not (self._out or self._items or self._suspects)
+
     def take(self, seat: Seat, seats: int) -> tuple[Item, ...] | None:
         """Items for a device, perhaps none; None when there will be no more. Waits while there is nothing.
 
@@ -120,7 +127,7 @@ class SharedQueue:
                     seat.out.update((item.key, item) for item in taken)
                     self._out += len(taken)
                     return tuple(taken)
-                if not self._out and not self._items and not self._suspects:
+                if self.is_over:
                     break
                 self._changed.wait(_LOOK)
             self._changed.notify_all()
