@@ -54,12 +54,13 @@ class TestAxis:
         steps = np.diff(axis.starts)
         assert (steps > 0).all()
         shared = round(overlap * tile)
-        assert (steps <= max(1, tile - shared + shared // 16)).all()
+        assert (steps <= max(1, tile - shared + shared // 8)).all()
         assert (tile - steps >= min(2 * axis.margin, tile - 1)).all(), "what counts nothing has a neighbour"
 
     def test_a_little_less_is_in_common_where_that_saves_a_tile(self) -> None:
         assert len(lay_out(2000, 512, 0.25).starts) == 5
-        assert len(lay_out(2032, 512, 0.25).starts) == 6
+        assert len(lay_out(2048, 512, 0.25).starts) == 5
+        assert len(lay_out(2050, 512, 0.25).starts) == 6
 
     @given(sides, sides, overlaps)
     def test_each_pixel_has_one_owner_that_sees_it(self, length: int, tile: int, overlap: float) -> None:
