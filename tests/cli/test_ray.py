@@ -7,12 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 from click.testing import CliRunner
 
 from tests.helpers.clusters import killed_in_a_cluster
-from tests.helpers.processes import Forked, command_line
+from tests.helpers.processes import Forked, command_line, is_running
 from tests.helpers.runs import done_lines, many, tree
 from tests.helpers.systems import needs_posix
 from tests.helpers.waiting import PATIENCE, until
@@ -35,7 +34,7 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tiny: str, tmp_path: Path) -
     assert child.wait(PATIENCE) == -9, errors.read_text()
     workers = [int(word) for word in pids.read_text().split()]
     assert len(workers) > 2
-    until(lambda: not any(map(_is_running, workers)))  # they end with it
+    until(lambda: not any(map(is_running, workers)))  # they end with it
 
     child = Forked(command_line, *on_ray, output=said, errors=errors)
     assert child.wait(PATIENCE) == 0, errors.read_text()
@@ -46,13 +45,6 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tiny: str, tmp_path: Path) -
     assert report["model"]["path"] == tiny
     assert tree(out) == tree(one)
     assert set(done_lines(out).values()) == {1}
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.parametrize(

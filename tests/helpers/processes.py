@@ -20,6 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.helpers.waiting import PATIENCE, until
 
 PRELOADED = (
@@ -209,6 +211,14 @@ def has_files(folder: Path, number: int) -> bool:
 def is_newer(path: Path, before: int) -> bool:
     """Whether a file was written after a time in nanoseconds."""
     return path.exists() and path.stat().st_mtime_ns > before
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process, of whomever, is still at work."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def in_the_background(*arguments: str) -> None:

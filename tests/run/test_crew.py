@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import tifffile
 from hypothesis import given, settings
@@ -23,7 +22,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.crews import DEADLY, broken, crew, deadly, open_fake, pids, slowly
 from tests.helpers.observers import observing
-from tests.helpers.processes import Forked
+from tests.helpers.processes import Forked, is_running
 from tests.helpers.runs import done_lines, half_bright, many, tree, write
 from tests.helpers.systems import needs_posix
 from tests.helpers.waiting import PATIENCE, until
@@ -148,20 +147,13 @@ def test_a_run_killed_at_twenty_moments_goes_on(
         child.wait(PATIENCE)
         deaths += child.returncode == -signal.SIGKILL
         workers = [int(word) for word in (out / "pids").read_text().split()]
-        until(lambda workers=workers: not any(_is_running(pid) for pid in workers))  # they end with it
+        until(lambda workers=workers: not any(is_running(pid) for pid in workers))  # they end with it
     assert deaths == 20
     (out / "pids").unlink()
     report = run(photos, out, save=("mask", "overlay"))
     assert report.status == "done"
     assert tree(out) == expected
     assert set(done_lines(out).values()) == {1}
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_what_ends_two_processes_fails_and_is_named(tmp_path: Path) -> None:
