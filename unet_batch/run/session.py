@@ -93,7 +93,7 @@ class Session:
     """Works on what it is handed; one thread at a time may use it.
 
     Args:
-        open_segmenter: gives the segmenter, on the device of this session.
+        open_segmenter: gives the segmenter, on its own device.
     """
 
     def __init__(self, open_segmenter: Callable[[], Segmenter]) -> None:
