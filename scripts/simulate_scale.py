@@ -39,7 +39,7 @@ COSTS = {
     "record bytes": (276, "bench_scale merge: 276 MB for a million"),
     "end bytes": (65_536, "dealing.ENDS: read of both ends of each other shard's manifest"),
     "photo": (0.01045, "log of 28 November: decode, draw and write 1280x1918, processor seconds"),
-    "lock": (0.0005, "py-spy, tiny pictures: seconds of Python's lock for an item in one process"),
+    "lock": (0.0005, "assumed: seconds of Python's lock for an item in one process"),
     "photo bytes": (400_000, "Carvana's photos, about; masks are 5 to 15 kB"),
     "network": (1.25e9, "assumed: bytes a second of a worker's network, 10 Gbit/s"),
 }

@@ -26,7 +26,14 @@ from tests.helpers.processes import Forked, is_running
 from tests.helpers.runs import done_lines, half_bright, many, tree, write
 from tests.helpers.systems import needs_posix
 from tests.helpers.waiting import PATIENCE, until
-from unet_batch.errors import BackendError, OutputError, RunError, UsageError
+from unet_batch.errors import (
+    BackendError,
+    ImageError,
+    OutputError,
+    RunError,
+    UnetBatchError,
+    UsageError,
+)
 from unet_batch.files.outputs import Style
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run.crew import Crew, Device, Lost, Pending
@@ -34,10 +41,12 @@ from unet_batch.run.execute import execute
 from unet_batch.run.links import PipeLink
 from unet_batch.run.observe import Stop
 from unet_batch.run.options import PageRange, RunOptions
-from unet_batch.run.plan import prepare
+from unet_batch.run.plan import RunPlan, prepare
+from unet_batch.run.records import OutputRecipe
 from unet_batch.run.report import RunReport
 from unet_batch.run.session import Order, Told
 from unet_batch.run.sharing import Seat, SharedQueue
+from unet_batch.run.work import Outcome
 from unet_batch.types import Item
 
 pytestmark = [pytest.mark.usefixtures("no_thread_is_left"), needs_posix]
@@ -176,6 +185,47 @@ def test_a_device_that_fails_again_and_again_is_left_out(tmp_path: Path) -> None
     first, second = report.devices
     assert first["left_out"] == "the device fell off the bus"
     assert (first["done"], second["done"]) == (0, 40)
+
+
+class Broken:
+    """A link to a device that fails for eight pictures, and then cannot read a ninth."""
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+
+    def start(self, open_segmenter: Callable[[], Segmenter]) -> None: ...
+
+    def begin(self, plan: RunPlan, recipe: OutputRecipe) -> None: ...
+
+    def call(self, function: Callable[[Segmenter], Any]) -> Any:
+        with open_fake() as segmenter:
+            return function(segmenter)
+
+    def exchange(self, order: Order) -> Told:
+        self.items += order.items
+        errors: list[UnetBatchError] = []
+        if len(self.items) >= 9:
+            errors = [BackendError("the device fell off the bus")] * 8 + [ImageError("damaged")]
+        told = [
+            Outcome(item, stage="infer", error=error) for item, error in zip(self.items, errors, strict=False)
+        ]
+        self.items = self.items[len(told) :]
+        return Told(tuple(told), (), 12, order.finish, None, (), 0.0)
+
+    def abort(self) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def test_a_device_is_left_out_for_what_it_failed_at(photos: Path, tmp_path: Path) -> None:
+    devices = [
+        Device("fake 1", partial(open_fake, slowly), Broken()),
+        Device("fake 2", partial(open_fake, slowly), PipeLink()),
+    ]
+    with Crew(devices) as hands:
+        report = run(photos, tmp_path / "out", hands)
+    assert (report.done, report.failed) == (59, 1)
+    assert report.devices[0]["left_out"] == "the device fell off the bus"
 
 
 def test_the_last_device_that_fails_ends_the_run(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class ScaleOptions:
         from unet_batch import gpu
 
         driver = gpu.driver()
-        # On a CPU, one process keeps all cores busy: several are slower (docs/scale.md)
+        # On a CPU one process keeps the cores nearly as busy, and loads the model once (docs/scale.md)
         return tuple(f"cuda:{number}" for number in range(len(driver.gpus))) if driver is not None else ()
 
     def check_pipe(self) -> None:

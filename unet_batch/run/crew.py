@@ -367,8 +367,9 @@ class Crew:
             put(event)
         for outcome in told.outcomes:
             self._take(seat, queue, outcome, put)
-        if seat.in_a_row >= BROKEN_DEVICE and len(self._alive) > 1:
-            self._drop(seat, next(each.error for each in reversed(told.outcomes) if each.error))
+        failures = [each.error for each in told.outcomes if isinstance(each.error, BackendError)]
+        if failures and seat.in_a_row >= BROKEN_DEVICE and len(self._alive) > 1:
+            self._drop(seat, failures[-1])
         if told.error is not None:
             raise told.error
         return told.is_over and (order.finish or bool(order.stop))
