@@ -313,3 +313,22 @@ print(engine(np.full((1, 8, 12, 3), 7, np.uint8))[0, :3].tolist())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[7, 7, 7]\n", "")
+
+
+def test_ctrl_c_after_an_engine_was_closed_in_another_thread() -> None:
+    """The plugin gives the thread that loads it a stack for signals, and takes it along when it is unloaded."""
+    code = """
+import gc, signal, threading
+from unet_batch.engine.openvino import OpenVino
+
+held = [OpenVino()]
+closing = threading.Thread(target=lambda: (held.clear(), gc.collect()))
+closing.start()
+closing.join()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")

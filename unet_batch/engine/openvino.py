@@ -9,6 +9,7 @@ it, at one size.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import os
@@ -82,7 +83,7 @@ class OpenVino:
         self.version = version
         try:
             self._library: Any = _import_library()
-            self._core: Any = self._library.Core()
+            self._core = _core()
             name = str(self._core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
             able = {str(each) for each in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")}
         except (ImportError, OSError, RuntimeError) as error:
@@ -219,6 +220,16 @@ def _import_library() -> Any:
     finally:
         if not is_there:
             del sys.modules[_CONVERTER]
+
+
+@functools.cache
+def _core() -> Any:
+    """The one of this process, which stays.
+
+    The plugin for CPUs gives the thread that loads it a stack for signals. If its last core goes in another
+    thread, that stack is gone and still in use: the next Ctrl-C is a segmentation fault (2026.4).
+    """
+    return _import_library().Core()
 
 
 def _line(error: BaseException) -> str:
