@@ -316,7 +316,7 @@ print(engine(np.full((1, 8, 12, 3), 7, np.uint8))[0, :3].tolist())
 
 
 def test_ctrl_c_after_an_engine_was_closed_in_another_thread() -> None:
-    """The plugin gives the thread that loads it a stack for signals, and takes it along when it is unloaded."""
+    """The plugin gives the thread that loads it a stack for signals, and takes it along when it goes."""
     code = """
 import gc, signal, threading
 from unet_batch.engine.openvino import OpenVino
