@@ -36,7 +36,8 @@ from unet_batch.review.report import write_report
 from unet_batch.run.execute import execute
 from unet_batch.run.merge import merge
 from unet_batch.run.options import PageRange, RunOptions
-from unet_batch.run.plan import prepare, recipe_of, resume
+from unet_batch.run.plan import prepare, resume
+from unet_batch.run.recipe import recipe_of
 from unet_batch.run.report import RunReport
 from unet_batch.run.shard import Shard
 from unet_batch.run.watch import look

@@ -49,7 +49,8 @@ from unet_batch.run.manifest import Manifest
 from unet_batch.run.merge import merge
 from unet_batch.run.observe import Stop
 from unet_batch.run.options import RunOptions
-from unet_batch.run.plan import prepare, recipe_of, resume
+from unet_batch.run.plan import prepare, resume
+from unet_batch.run.recipe import recipe_of
 from unet_batch.run.report import RunReport
 from unet_batch.run.shard import Shard
 from unet_batch.testing import FakeBackend, fake_spec

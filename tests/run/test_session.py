@@ -12,7 +12,8 @@ from tests.helpers.models import fake_file
 from tests.helpers.runs import many
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run.options import RunOptions
-from unet_batch.run.plan import prepare, recipe_of
+from unet_batch.run.plan import prepare
+from unet_batch.run.recipe import recipe_of
 from unet_batch.run.session import Order, Session, outline
 from unet_batch.testing import FakeBackend
 

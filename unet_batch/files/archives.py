@@ -31,6 +31,8 @@ LARGEST = 2 * 2**30
 _SUFFIXES = (".zip", ".tar")
 _COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _INSIDE = re.compile(r"\.(?:zip|tar)(?=[/\\])", re.IGNORECASE)
+# What an address, a member of an archive, or a store has in its path; hardly any file has
+_UNLIKE_FILES = re.compile(rf"://|{_INSIDE.pattern}|{re.escape(stores.SUFFIX)}$", re.IGNORECASE)
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
@@ -139,14 +141,15 @@ def stat(path: str) -> Stat:
     Raises:
         OSError, ValueError: it cannot be looked at.
     """
-    if remote.is_remote(path):
-        return Stat(*remote.stat(path))
-    if (found := _split(path)) is None:
+    if _UNLIKE_FILES.search(path):
+        if remote.is_remote(path):
+            return Stat(*remote.stat(path))
+        if found := _split(path):
+            return _find(path, *found).stat
         if stores.is_store(path):
             return Stat(*stores.measure_store(path))
-        facts = os.stat(path)
-        return Stat(facts.st_size, facts.st_mtime_ns)
-    return _find(path, *found).stat
+    facts = os.stat(path)
+    return Stat(facts.st_size, facts.st_mtime_ns)
 
 
 def open_file(path: str) -> BinaryIO:

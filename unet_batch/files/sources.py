@@ -68,8 +68,9 @@ class Sources:
 
     def relative(self, path: str) -> str:
         """The name of a source below `root_of`, `/`-separated."""
-        root = self.root_of(path)
-        return path[len(root if root.endswith(os.sep) else root + os.sep) :].replace(os.sep, "/")
+        root = self.root or self.root_of(path)
+        name = path[len(root) + (not root.endswith(os.sep)) :]
+        return name if os.sep == "/" else name.replace(os.sep, "/")
 
 
 def check_names(

@@ -37,7 +37,8 @@ from unet_batch.run.manifest import Manifest
 from unet_batch.run.observe import Stop
 from unet_batch.run.options import PageRange
 from unet_batch.run.pictures import OutputRenderer
-from unet_batch.run.plan import RunPlan, recipe_of
+from unet_batch.run.plan import RunPlan
+from unet_batch.run.recipe import recipe_of
 from unet_batch.run.records import OutputRecipe
 from unet_batch.run.report import add_stats
 from unet_batch.run.session import Order, Told, outline

@@ -10,7 +10,8 @@ from unet_batch.pipeline import StageStats
 from unet_batch.run.observe import Stop
 from unet_batch.run.options import PageRange
 from unet_batch.run.pictures import OutputRenderer
-from unet_batch.run.plan import RunPlan, recipe_of
+from unet_batch.run.plan import RunPlan
+from unet_batch.run.recipe import recipe_of
 from unet_batch.run.records import OutputRecipe
 from unet_batch.run.work import ItemWorker, Outcome, Progress
 from unet_batch.types import Item
@@ -54,7 +55,7 @@ class Hands(Protocol):
         """As of a `Segmenter`."""
 
     def recipe(self, pages: PageRange | None) -> OutputRecipe:
-        """What decides the pixels; see `plan.recipe_of`."""
+        """What decides the pixels; see `recipe.recipe_of`."""
 
     def check(self, plan: RunPlan) -> None:
         """Raise UsageError where the outputs of a plan cannot be made."""

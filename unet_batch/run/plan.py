@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unet_batch.errors import DecoderCrashed, ManifestError, UsageError
 from unet_batch.files import archives, naming, remote
@@ -24,14 +25,13 @@ from unet_batch.files.roots import source_path
 from unet_batch.files.sources import Sources, collect
 from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images, video
-from unet_batch.media.cleanup import UNTOUCHED, Cleanup
-from unet_batch.media.measure import Measuring
 from unet_batch.run import report as reports
 from unet_batch.run.dealing import ends_of, known_depth, others_alone
 from unet_batch.run.destination import choose_output, named_output
 from unet_batch.run.layout import ClipLayout
 from unet_batch.run.manifest import Manifest, Share
-from unet_batch.run.options import PageRange, RunOptions
+from unet_batch.run.options import RunOptions
+from unet_batch.run.recipe import recipe_of_models
 from unet_batch.run.records import (
     FINISHED,
     Files,
@@ -46,13 +46,8 @@ from unet_batch.run.records import (
 from unet_batch.types import Item
 
 if TYPE_CHECKING:
-    from unet_batch.inference.segmenter import Segmenter
     from unet_batch.run.shard import Shard
-    from unet_batch.types import Channels
 
-# Of the recipe: raise it when the same model gives masks that differ by more than those of two backends may
-# (Dice 0.999, see `engine.proof`), as after a change of `geometry` or `postprocess`.
-RULES = 1
 _CRASHED = f"decode: {DecoderCrashed.__name__}"  # as the manifest has it
 
 
@@ -115,6 +110,19 @@ class RunPlan:
         return Identity.of(item.path, self.sources.relative(item.path))
 
 
+@contextmanager
+def _no_search_for_garbage() -> Iterator[None]:
+    """Keep Python from looking for garbage among what 100,000 items are made of: nearly all of it stays."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_no_search_for_garbage()
 def prepare(options: RunOptions, *, may_be_empty: bool = False) -> RunPlan:
     """Find the sources, and say where their results go. Writes nothing.
 
@@ -214,61 +222,7 @@ def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
         )
 
 
-def recipe_of(segmenter: Segmenter, pages: PageRange | None = None) -> OutputRecipe:
-    """What decides the pixels: the model's sha256, a threshold if it has one, the network's size, our rules.
-
-    Of an ensemble those of all. And which pages and bands of a picture are taken, how the network sees them,
-    what masks are cleaned of, and how they are measured, where that is not as it always was.
-
-    A checkpoint and the graph exported from it are one model: either goes on with what the other began.
-    Backend and precision are not in it. A backend is used only after its masks were proven equal to
-    PyTorch's, and a night's work must not begin anew because the GPU was taken in the morning. Batch, streams
-    and threads change nothing at all.
-    """
-    threshold = None if segmenter.spec.output == "class_ids" else segmenter.threshold
-    sights = segmenter.view.members
-    hashes = [model.sha256 for model in segmenter.models] or [""] * len(sights)
-    seen = [
-        (sha256, sight.backend.spec.name, sight.backend.input_size, sight.options)
-        for sha256, sight in zip(hashes, sights, strict=True)
-    ]
-    channels = None if segmenter.channels == segmenter.spec.channels else segmenter.channels
-    return _recipe(seen, threshold, pages, channels, segmenter.cleanup, segmenter.measuring)
-
-
-def _recipe(
-    seen: Sequence[tuple[str, str, Sequence[int], ViewOptions]],
-    threshold: float | None,
-    pages: PageRange | None = None,
-    channels: Channels | None = None,
-    cleanup: Cleanup = UNTOUCHED,
-    measuring: Measuring = Measuring(),  # noqa: B008 - it has no state
-) -> OutputRecipe:
-    """The recipe of models, each with its sha256, name, input size and how it sees pictures."""
-    facts: dict[str, Any] = {"threshold": threshold, "rules": RULES}
-    members = [{"model": sha256, "input_size": list(size), **view.facts()} for sha256, _, size, view in seen]
-    if len(members) == 1:
-        facts |= members[0]
-    else:  # of a mean the order is all the same, of votes the first decides a tie
-        facts["members"] = members if threshold is None else sorted(members, key=itemgetter("model"))
-    label = " + ".join(f"{name} (sha256 {sha256[:12]})" for sha256, name, _, _ in seen)
-    label += f", threshold {threshold:g}" if threshold is not None else ""
-    views = dict.fromkeys(f"{size[0]}x{size[1]} {view}".rstrip() for _, _, size, view in seen)
-    label += f", {' + '.join(views)}"
-    if pages is not None:
-        facts["pages"] = str(pages)
-        label += f", pages {pages}"
-    if channels is not None:
-        facts["channels"] = list(channels)
-        label += f", channels {','.join(map(str, channels))}"
-    if cleaned := cleanup.facts():
-        facts["cleanup"] = cleaned
-        label += f", {cleanup}"
-    facts |= measuring.facts()
-    label += f", {measuring}" if str(measuring) else ""
-    return OutputRecipe(facts, label)
-
-
+@_no_search_for_garbage()
 def resume(plan: RunPlan, recipe: OutputRecipe) -> RunPlan:
     """Compare the items with what earlier runs recorded. Writes nothing.
 
@@ -376,9 +330,8 @@ class _Comparison:
     def _judge(self, item: Item, identity: Identity | None) -> tuple[str, Record | None]:
         """The state of an item, and what to record of it before the run."""
         digest, before = self.recipe.digest, self.manifest.records.get(item.key)
-        root = self.plan.sources.root_of(item.path)
         contents = partial(sha256_of, item.path) if self.options.hash_sources else None
-        kinds = self.plan.kinds(item)
+        kinds, root_of = self.plan.kinds(item), self.plan.sources.root_of
         state = self.manifest.state(item.key, identity, digest, kinds, self.listing, contents)
         if state == "changed" and before is not None and _is_namesake(before, item.path):
             self.namesakes[before.root] += 1
@@ -391,12 +344,12 @@ class _Comparison:
         # Touched: recorded with its new time, so that its contents need not be read again.
         if state == "touched" and before is not None and before.identity is not None and identity is not None:
             identity = identity._replace(sha256=before.identity.sha256)
-            return state, before._replace(identity=identity, root=root)
+            return state, before._replace(identity=identity, root=root_of(item.path))
 
         # From before there were manifests.
         if item.key in self.adopted and identity is not None:
             outputs = self.adopted[item.key]
-            return "adopted", Record(item.key, "done", identity, digest, outputs, root=root)
+            return "adopted", Record(item.key, "done", identity, digest, outputs, root=root_of(item.path))
 
         # What crashed a decoder would end this process, too.
         is_crash = state == "failed" and before is not None and _has_crashed(before, identity)
@@ -471,7 +424,9 @@ def _find_adoptable(plan: RunPlan, recipe: OutputRecipe, listing: Listing) -> di
             raise KeyError("run.json")
         model, backend = earlier["model"], earlier["backend"]
         threshold = None if len(model["classes"]) > 1 else float(backend["threshold"])
-        last = _recipe([(model["sha256"], model["name"], backend["input_size"], ViewOptions())], threshold)
+        last = recipe_of_models(
+            [(model["sha256"], model["name"], backend["input_size"], ViewOptions())], threshold
+        )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ManifestError(f"{some} of which no manifest tells who made them", hint=hint) from error
     if last.digest != recipe.digest:

@@ -86,7 +86,7 @@ class Identity(NamedTuple):
 
     def is_of(self, other: Identity) -> bool:
         """Whether both are the same, contents not compared."""
-        return (self.source, self.size, self.mtime_ns) == (other.source, other.size, other.mtime_ns)
+        return self[:3] == other[:3]
 
 
 def can_be_looked_at(path: str) -> bool:
