@@ -276,6 +276,37 @@ def test_a_disk_that_fills_up_inside_a_line(tmp_path: Path, monkeypatch: pytest.
     assert (set(read.records), read.damaged) == ({"a", "c"}, 1)
 
 
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(data=st.data())
+def test_a_line_is_a_record_or_damaged_whatever_stands_in_it(data: st.DataObject) -> None:
+    values = json.loads(done("a")._replace(error="e", at=1.5).line())
+    assert Record.parse(values) == done("a")._replace(error="e", at=1.5)
+    for name in data.draw(st.sets(st.sampled_from(sorted(values)), max_size=2)):
+        if data.draw(st.booleans()):
+            values[name] = data.draw(_JSON)
+        else:
+            del values[name]
+    if (record := Record.parse(values)) is None:
+        return
+    words = [record.key, record.status, record.recipe, record.maker, record.root, record.error]
+    if record.identity is not None:
+        words += [record.identity.source, record.identity.sha256]
+        assert isinstance(record.identity.size, int)
+        assert isinstance(record.identity.mtime_ns, int)
+    assert all(isinstance(word, str) for word in words)
+    assert isinstance(record.at, (int, float))
+    for kind, files in record.outputs.items():
+        assert isinstance(kind, str)
+        assert all(isinstance(file, str) and isinstance(size, int) for file, size in files)
+    assert Record.parse(json.loads(record.line())) == record, "what is written again is read again"
+
+
 def test_a_refused_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for code in (errno.EINVAL, errno.EIO):
 

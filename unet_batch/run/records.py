@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from unet_batch.files.staging import RemoteFolder
 
 VERSION = 1
+_STATUSES = ("done", "failed", "void")
 # How a whole file of this format ends. One that does and has another size was not cut short: somebody has
 # worked on it.
 _ENDINGS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}
@@ -141,30 +142,28 @@ class Record(NamedTuple):
     def parse(cls, values: Mapping[str, Any]) -> Record | None:
         """The record of a line; None if anything in it is not what it should be."""
         get = values.get
-        key, status, recipe = get("key"), get("status"), get("recipe", "")
-        maker, root = get("maker", ""), get("root", "")
-        source, size, mtime, digest = get("source"), get("size"), get("mtime_ns"), get("sha256", "")
-        error, at = get("error", ""), get("at", 0.0)
-        if status not in ("done", "failed", "void") or not isinstance(at, (int, float)):
-            return None
         try:
-            "".join((key, recipe, maker, root, error, digest, source or ""))  # type: ignore[arg-type] # only of strings
+            key, status, at = values["key"], values["status"], get("at", 0.0)
+            # The same words stand in every line
+            recipe, maker, root = intern(get("recipe", "")), intern(get("maker", "")), intern(get("root", ""))
+            error, source, digest = get("error", ""), get("source"), get("sha256", "")
+            "".join((key, error, digest, "" if source is None else source))  # only of strings
             identity = None
             if source is not None:
+                size, mtime = values["size"], values["mtime_ns"]
                 if not (isinstance(size, int) and isinstance(mtime, int)):
                     return None
                 identity = Identity(source, size, mtime, digest)
-            outputs = {
-                intern(kind): tuple(
-                    [(file, size) for file, size in files if isinstance(file, str) and isinstance(size, int)]
-                )
-                for kind, files in get("outputs", {}).items()
-            }
-        except (AttributeError, TypeError, ValueError):
+            if status not in _STATUSES or not isinstance(at, (int, float)):
+                return None
+            outputs = {intern(kind): _files(files) for kind, files in get("outputs", {}).items()}
+        except (AttributeError, KeyError, TypeError, ValueError):
             return None
-        # The same words stand in every line.
-        recipe, maker, root = map(intern, (recipe, maker, root))
-        return cls(key, status, identity, recipe, outputs, maker, root, error, at)  # type: ignore[arg-type]
+        return cls(key, status, identity, recipe, outputs, maker, root, error, at)
+
+
+def _files(found: Iterable[tuple[Any, Any]]) -> Files:
+    return tuple([(file, size) for file, size in found if isinstance(file, str) and isinstance(size, int)])
 
 
 class Listing:
