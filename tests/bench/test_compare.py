@@ -115,6 +115,31 @@ def test_a_backend_asked_for_by_name_that_cannot_run_is_an_error(wanted: Wanted)
             pass
 
 
+def test_several_processes_are_measured_as_a_whole_beside_one(wanted: Wanted) -> None:
+    log: list[str] = []
+    alone, shared = entry(), entry(devices="cpu:2")
+    alternate([(alone, Scripted("one", log)), (shared, Scripted("two", log))], 1, 1.0)
+    assert log == ["one engine", "one pipeline", "one files", "two files"]
+
+    devices = {"cpu:2": ("cpu", "cpu"), "cpu:3": ("cpu",) * 3}
+    asked = Wanted(wanted.models, ("openvino",), wanted.settings, wanted.photos, wanted.folder, devices)
+    with opened(asked, Comparison(1.0, "photos"), open_child=FakeChild) as found:  # type: ignore[arg-type]
+        assert [each.backend for each, _ in found] == [
+            "openvino fp32",
+            "openvino fp32, cpu:2",
+            "openvino fp32, cpu:3",
+        ]
+    assert FakeChild.opened == ["auto", "openvino", "openvino, cpu, cpu", "openvino, cpu, cpu, cpu"]
+
+
+def test_devices_that_no_backend_runs_on_are_an_error(wanted: Wanted) -> None:
+    devices = {"0,1": ("cuda:0", "cuda:1")}
+    asked = Wanted(wanted.models, ("openvino",), wanted.settings, wanted.photos, wanted.folder, devices)
+    with pytest.raises(BackendUnavailable, match="--devices 0,1: none of the backends"):  # noqa: SIM117
+        with opened(asked, Comparison(1.0, "photos"), open_child=FakeChild):  # type: ignore[arg-type]
+            pass
+
+
 def test_what_one_process_has_counted_holds_for_all(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
     def child(asked: dict[str, Any]) -> FakeChild:
         made = FakeChild(asked)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.bench import Clock, clock, sleeping, write_photos
+from tests.helpers.crews import crew, slowly
 from unet_batch.bench import measure
-from unet_batch.bench.measure import LEVELS, Round, Subject
+from unet_batch.bench.measure import LEVELS, Round, SharedSubject, Subject
 from unet_batch.errors import BackendError, SourceError
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.pipeline import bottleneck
@@ -163,3 +164,15 @@ def test_the_peak_is_of_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     one = measure.matrix_peak(64, 0.05)
     monkeypatch.setattr(measure, "cpu_count", lambda: 1000)
     assert measure.matrix_peak(64, 0.05) > 20 * one > 0
+
+
+def test_several_processes_are_measured_together(photos: list[str], folder: str) -> None:
+    with crew(slowly, slowly) as hands:
+        subject = SharedSubject(hands, photos, folder)
+        assert subject.measure("files", 0).pictures == 16, "two batches of four for each of two"
+        subject._rate = 30.0
+        found = subject.measure("files", 1.0)
+    assert (found.pictures, found.failed) == (30, 0)
+    assert {stage.name: stage.items for stage in found.stages}["infer"] == 30
+    assert found.cpu > 0
+    assert found.memory is None or found.memory > 3 * 30e6, "of three processes"

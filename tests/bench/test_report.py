@@ -128,7 +128,17 @@ def test_other_programs_are_told_of() -> None:
 
 
 ENTRY = {
-    *("model", "backend", "auto", "gflop", "peak_share", "memory_bytes", "gpu_memory_bytes", "error"),
+    *(
+        "model",
+        "backend",
+        "auto",
+        "devices",
+        "gflop",
+        "peak_share",
+        "memory_bytes",
+        "gpu_memory_bytes",
+        "error",
+    ),
     "levels",
 }
 LEVEL = {

@@ -72,6 +72,29 @@ def test_what_is_named_and_cannot_run_is_an_error(photos: Path) -> None:
     assert done.stderr == "error: tensorrt is missing in a test\n hint: install tensorrt\n"
 
 
+def test_several_processes_stand_beside_one(photos: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "bench.png"
+    done = invoked(photos, "--backend", "torch", "--devices", "cpu:2", "--plot", plot)
+    assert done.exit_code == 0, done.output
+    assert "measured  torch-cpu fp32, cpu:2 · " in done.stdout
+    rows = [line.split()[:3] for line in done.stdout.splitlines() if line.startswith("  torch")]
+    assert rows == [["torch-cpu", "fp32", "*"]] * 3 + [["torch-cpu", "fp32,", "cpu:2"]]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [("gpu", "auto, numbers of GPUs or cpu:N expected"), ("auto", "--devices auto: no NVIDIA GPU is here")],
+)
+def test_devices_that_are_none_are_an_error(
+    photos: Path, devices: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unet_batch.gpu.driver", lambda: None)
+    done = invoked(photos, "--devices", devices)
+    assert (done.exit_code, said in " ".join(done.stderr.split())) == (2, True), done.stderr
+    assert FakeChild.opened == []
+
+
 def test_models_stand_side_by_side(photos: Path) -> None:
     done = invoked(photos, "-m", "fast", "-m", "fine", "--backend", "torch")
     assert "fast, torch-cpu fp32 *" in done.stdout
@@ -185,9 +208,12 @@ class TestItself:
         monkeypatch.undo()
 
     def test_measures_a_checkpoint(self, photos: Path, tiny: str, disk: Path) -> None:
-        done = invoked(photos, "-m", tiny, "--backend", "torch", "-o", disk, "--json", "-")
+        words = ("-m", tiny, "--backend", "torch", "--devices", "cpu:2", "-o", disk, "--json", "-")
+        done = invoked(photos, *words)
         assert done.exit_code == 0, done.output
-        [entry] = json.loads(done.stdout)["entries"]
+        entry, shared = json.loads(done.stdout)["entries"]
+        assert (shared["devices"], shared["levels"]["engine"], shared["error"]) == ("cpu:2", None, "")
+        assert shared["levels"]["files"]["pictures_per_second"] > 0
         assert (entry["backend"]["name"], entry["auto"], entry["error"]) == ("torch-cpu", True, "")
         assert entry["levels"]["files"]["pictures_per_second"] > 0
         assert entry["gflop"] > 0

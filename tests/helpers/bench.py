@@ -84,17 +84,19 @@ class FakeChild:
         cls.opened, cls.closed, cls.fail, cls.taken = [], [], {}, 0
 
     def __init__(self, asked: dict[str, Any]) -> None:
-        self.asked = asked["backend"]
+        self.asked = ", ".join([asked["backend"], *asked["devices"]])
         type(self).opened.append(self.asked)
-        if self.asked not in self.names:
-            raise BackendUnavailable(f"{self.asked} is missing in a test", hint=f"install {self.asked}")
+        name = asked["backend"]
+        if name not in self.names:
+            raise BackendUnavailable(f"{name} is missing in a test", hint=f"install {name}")
         backend = FakeBackend(batch_size=1)
-        backend.name = self.names[self.asked]
+        backend.name = self.names[name]
         self.segmenter = Segmenter(backend, workers=1)
         self.subject = Subject(self.segmenter, asked["photos"], asked["folder"])
         self.facts = {
             **self.segmenter.describe(),
             "subject_notes": self.subject.notes,
+            "photos": self.subject.photos,
             "flops": 2_000_000_000,
             "peak": None,
         }

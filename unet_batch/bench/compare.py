@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,7 +25,7 @@ _OPEN, _MEASURE = (name.encode() for name in FUNCTIONS)
 
 
 class Measured(Protocol):
-    """What can be measured: a `Subject`, here or in another process."""
+    """What can be measured: a `Subject` or `SharedSubject`, here or in another process."""
 
     def measure(self, level: str, seconds: float) -> Round:
         """See `Subject.measure`."""
@@ -40,6 +40,7 @@ class Entry:
         facts: of the backend, as `Segmenter.describe` has them.
         rounds: by level, in the order they were measured.
         is_auto: the backend that `auto` takes for this model.
+        devices: that share the work, as --devices names them; "" where one process does it.
         flops: of one picture; None where nobody can count them.
         peak: FLOP/s of the fastest matrix product on the device that runs it; None where none was measured.
         error: why it was not measured any further.
@@ -49,14 +50,21 @@ class Entry:
     facts: dict[str, Any]
     rounds: dict[str, list[Round]] = field(default_factory=lambda: {level: [] for level in LEVELS})
     is_auto: bool = False
+    devices: str = ""
     flops: int | None = None
     peak: float | None = None
     error: str = ""
 
     @property
     def backend(self) -> str:
-        """`openvino bf16`."""
-        return f"{self.facts['name']} {self.facts['precision']}"
+        """`openvino bf16`, or `openvino bf16, cpu:2`."""
+        alone = f"{self.facts['name']} {self.facts['precision']}"
+        return f"{alone}, {self.devices}" if self.devices else alone
+
+    @property
+    def levels(self) -> Sequence[str]:
+        """What can be measured of it: of several processes the whole."""
+        return LEVELS[-1:] if self.devices else LEVELS
 
     @property
     def size(self) -> Size:
@@ -120,7 +128,7 @@ def alternate(
     for number in range(rounds):
         for level in LEVELS:
             for entry, subject in subjects:
-                if entry.error:
+                if entry.error or level not in entry.levels:
                     continue
                 progress(f"round {number + 1} of {rounds}: {entry.model} on {entry.backend}, {level}")
                 try:
@@ -185,6 +193,7 @@ class Wanted:
         settings: the other arguments of `Request`.
         photos: files.
         folder: where masks are written and removed again.
+        devices: several processes to measure as well: what was asked for, and the devices it names.
     """
 
     models: Sequence[tuple[str, ModelFile]]
@@ -192,6 +201,7 @@ class Wanted:
     settings: dict[str, Any]
     photos: Sequence[str]
     folder: str
+    devices: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -204,7 +214,8 @@ def opened(
     """Open every backend for every model, in processes that end with the block.
 
     Raises:
-        BackendUnavailable: a backend that was asked for by name cannot run, or none can.
+        BackendUnavailable: a backend that was asked for by name cannot run, or none can, or none on the
+            devices.
         SourceError: none of the photos can be decoded.
     """
     with ExitStack() as stack:
@@ -254,12 +265,32 @@ class _Opening:
                     self._skip(name, file, backend, error)
         if auto is not None and auto not in found:
             auto[1].close()
-        return found
+        shared = [pair for text in self.wanted.devices for pair in self._share(text, file, found)]
+        return found + shared
+
+    def _share(
+        self, text: str, file: ModelFile, found: Sequence[tuple[Entry, Child]]
+    ) -> Iterator[tuple[Entry, Child]]:
+        """The same backends on several devices, as far as they are of that kind."""
+        names = self.wanted.devices[text]
+        alone = [entry for entry, _ in found if entry.on_cpu == (names[0] == "cpu")]
+        if found and not alone:
+            raise BackendUnavailable(
+                f"--devices {text}: none of the backends that run here is of that kind: "
+                + ", ".join(entry.backend for entry, _ in found)
+            )
+        for entry in alone:
+            self.progress(f"opening {entry.model} on {entry.backend}, {text}")
+            settings = {**self.wanted.settings, "photos": entry.facts["photos"], "folder": self.wanted.folder}
+            backend = entry.facts["name"].partition("-cpu")[0].partition("-cuda")[0]
+            child = self.open_child({"model": file.path, "backend": backend, "devices": names, **settings})
+            self.stack.callback(child.close)
+            yield Entry(entry.model, child.facts, devices=text), child
 
     def _open(self, name: str, file: ModelFile, backend: str) -> tuple[Entry, Child]:
         self.progress(f"opening {name} on {backend}")
         settings = {**self.wanted.settings, "photos": self.wanted.photos, "folder": self.wanted.folder}
-        child = self.open_child({"model": file.path, "backend": backend, **settings})
+        child = self.open_child({"model": file.path, "backend": backend, "devices": (), **settings})
         self.stack.callback(child.close)
         return Entry(name, child.facts, flops=child.facts["flops"], peak=child.facts["peak"]), child
 

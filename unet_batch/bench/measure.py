@@ -35,7 +35,9 @@ from unet_batch.inference.backends.select import Request
 from unet_batch.inference.segmenter import Segmenter, as_error, open_segmenter, source_of
 from unet_batch.media import geometry, images
 from unet_batch.pipeline import Failed, StageStats, cpu_count
+from unet_batch.run.crew import Crew
 from unet_batch.run.execute import execute
+from unet_batch.run.links import local_devices
 from unet_batch.run.observe import Observer
 from unet_batch.run.options import RunOptions
 from unet_batch.run.plan import prepare
@@ -57,7 +59,7 @@ class Round:
 
     Attributes:
         pictures: that went through; `failed` did not.
-        seconds: by the clock; `cpu` is the processor time of the whole process in them.
+        seconds: by the clock; `cpu` is the processor time in them, of all threads and processes.
         latencies: seconds of each call of the engine, which takes a batch; at the other levels of each
             picture from its turn to its result, waiting in between included.
         stages: what each stage did; none of the engine alone.
@@ -92,6 +94,7 @@ class Subject:
 
     Attributes:
         notes: what people should know.
+        photos: those that can be decoded.
 
     Raises:
         SourceError: none of the photos can be decoded.
@@ -101,7 +104,7 @@ class Subject:
         self.segmenter = segmenter
         self.notes: list[str] = []
         self._folder = folder
-        self._photos: list[str] = []
+        self.photos: list[str] = []
         self._pictures: list[Pixels] = []
         self._rates: dict[str, float] = {}
         height, width = segmenter.backend.input_size
@@ -118,9 +121,9 @@ class Subject:
             except ImageError as error:
                 self.notes.append(f"left out: {error.message}")
                 continue
-            self._photos.append(photo)
+            self.photos.append(photo)
             self._pictures.append(picture.pixels)
-        if not self._photos:
+        if not self.photos:
             raise SourceError(f"none of {len(photos)} pictures can be decoded: {self.notes[0]}")
 
     def warm_up(self) -> None:
@@ -170,22 +173,53 @@ class Subject:
         return Round(len(taken), seconds, cpu, taken, stages, len(failures), failures[:3])
 
     def _measure_files(self, count: int) -> Round:
-        out = tempfile.mkdtemp(dir=self._folder)
-        try:
-            plan = prepare(RunOptions(tuple(self._photos), out))
-            items = tuple(
-                dataclasses.replace(plan.items[number % len(plan.items)], key=f"{number:06}")
-                for number in range(count)
-            )
-            observer, cpu = _Latencies(), time.process_time()
-            report = execute(dataclasses.replace(plan, items=items, todo=items), self.segmenter, observer)
-            cpu = time.process_time() - cpu
-        finally:
-            shutil.rmtree(out, ignore_errors=True)
-        failures = [failure.message for failure in report.failures[:3]]
-        return Round(
-            report.done, report.seconds, cpu, observer.seconds, report.stages, report.failed, failures
+        return _run_files(self.segmenter, self.photos, self._folder, count)
+
+
+class SharedSubject:
+    """`run --devices`: several processes, measured end to end alone.
+
+    Args:
+        crew: of processes that have started; whoever started them ends them.
+        photos: files that can be decoded.
+        folder: where masks are written and removed again.
+    """
+
+    def __init__(self, crew: Crew, photos: Sequence[str], folder: str) -> None:
+        self.crew = crew
+        self._photos, self._folder, self._rate = photos, folder, 0.0
+
+    def measure(self, level: str, seconds: float) -> Round:
+        """See `Subject.measure`; the first time a few for each process."""
+        facts = self.crew.describe()
+        least = 2 * facts["batch_size"] * facts["streams"] * facts["devices"]
+        found = _run_files(self.crew, self._photos, self._folder, max(least, math.ceil(self._rate * seconds)))
+        self._rate = found.pictures / max(1e-9, found.seconds)
+        held = [peak_memory(), *(link.call(_peak_memory_of) for link in self.crew.links)]
+        return dataclasses.replace(found, memory=None if None in held else sum(each or 0 for each in held))
+
+
+def _peak_memory_of(segmenter: Segmenter) -> int | None:
+    """Of the process that has it."""
+    return peak_memory()
+
+
+def _run_files(hands: Segmenter | Crew, photos: Sequence[str], folder: str, count: int) -> Round:
+    """Segment so many files, the same again and again, by whoever does what `run` does."""
+    out = tempfile.mkdtemp(dir=folder)
+    try:
+        plan = prepare(RunOptions(tuple(photos), out))
+        items = tuple(
+            dataclasses.replace(plan.items[number % len(plan.items)], key=f"{number:06}")
+            for number in range(count)
         )
+        observer, cpu = _Latencies(), time.process_time()
+        report = execute(dataclasses.replace(plan, items=items, todo=items), hands, observer)
+        cpu = (hands.cpu if isinstance(hands, Crew) else time.process_time()) - cpu
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+    failures = [failure.message for failure in report.failures[:3]]
+    return Round(report.done, report.seconds, cpu, observer.seconds, report.stages, report.failed, failures)
 
 
 def engine_alone(backend: Backend, count: int, picture: Pixels | None = None) -> Round:
@@ -287,16 +321,22 @@ def gpu_memory(process: int) -> int | None:
 
 
 def open_subject(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[bytes, Sequence[bytes]]:
-    """Open a backend and warm it up; the answer says what it is."""
+    """Open a backend and warm it up; the answer says what it is. Or one for each of several devices."""
     asked = json.loads(request)
-    photos, folder = asked.pop("photos"), asked.pop("folder")
+    photos, folder, devices = asked.pop("photos"), asked.pop("folder"), asked.pop("devices")
     if asked["size"] is not None:
         asked["size"] = tuple(asked["size"])
     file = source.identify(asked.pop("model"))
+    if devices:
+        crew = kept[1] = Crew(local_devices(devices, [Request(file, **asked)], open_segmenter)).__enter__()
+        kept[0] = shared = SharedSubject(crew, photos, folder)
+        shared.measure("files", 0)
+        return json.dumps({**crew.describe(), "subject_notes": [], "flops": None, "peak": None}).encode(), ()
     segmenter = open_segmenter(Request(file, **asked))
     kept[0] = subject = Subject(segmenter, photos, folder)
     subject.warm_up()
-    facts = {**segmenter.describe(), "subject_notes": subject.notes, "flops": None, "peak": None}
+    facts = {**segmenter.describe(), "subject_notes": subject.notes, "photos": subject.photos}
+    facts |= {"flops": None, "peak": None}
     if segmenter.backend.name.startswith("torch"):
         from unet_batch.inference.backends import torch as backend
         from unet_batch.model.architectures import count_flops
@@ -309,7 +349,7 @@ def open_subject(request: bytes, data: memoryview, kept: dict[int, Any]) -> tupl
 
 def measure_level(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[bytes, Sequence[bytes]]:
     """Measure a level for some seconds; the answer is the round."""
-    subject: Subject = kept[0]
+    subject: Subject | SharedSubject = kept[0]
     return json.dumps(asdict(subject.measure(**json.loads(request)))).encode(), ()
 
 

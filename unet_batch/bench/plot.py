@@ -30,8 +30,10 @@ def draw(comparison: Comparison) -> bytes:
     entries = comparison.entries
     figure = Figure(figsize=(9, 1.2 + 3 * (0.45 + 0.32 * len(entries))), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, level in zip(figure.subplots(len(LEVELS), 1), LEVELS, strict=True):
-        for place, entry in enumerate(entries):
+    shown_at = [[entry for entry in entries if level in entry.levels] for level in LEVELS]
+    rows = figure.subplots(len(LEVELS), 1, height_ratios=[0.5 + max(1, len(shown)) for shown in shown_at])
+    for axes, level, shown in zip(rows, LEVELS, shown_at, strict=True):
+        for place, entry in enumerate(shown):
             found = figures(entry, level, entries[0])
             if found is None:
                 continue
@@ -52,7 +54,7 @@ def draw(comparison: Comparison) -> bytes:
                 va="center",
                 fontsize=9,
             )
-        axes.set_yticks(range(len(entries)), [label(comparison, entry) for entry in entries], fontsize=9)
+        axes.set_yticks(range(len(shown)), [label(comparison, entry) for entry in shown], fontsize=9)
         axes.invert_yaxis()
         axes.margins(x=0.18)
         axes.set_xlim(left=0)

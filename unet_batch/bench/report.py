@@ -231,10 +231,11 @@ def _advice(comparison: Comparison, entry: Entry, stage: str) -> str:
 def judge_auto(comparison: Comparison) -> list[str]:
     """A sentence for each model: is what `auto` takes the fastest of those that were measured?"""
     said = []
-    models = list(dict.fromkeys(entry.model for entry in comparison.entries))
+    alone = [entry for entry in comparison.entries if not entry.devices]
+    models = list(dict.fromkeys(entry.model for entry in alone))
     for model in models:
         of = f" for {model}" if len(models) > 1 else ""
-        entries = [entry for entry in comparison.entries if entry.model == model]
+        entries = [entry for entry in alone if entry.model == model]
         chosen = next((entry for entry in entries if entry.is_auto), None)
         if chosen is None:
             what = comparison.auto.get(model)
@@ -328,6 +329,7 @@ def _entry_as_dict(comparison: Comparison, entry: Entry) -> dict[str, Any]:
         "model": entry.model,
         "backend": {name: entry.facts[name] for name in names},
         "auto": entry.is_auto,
+        "devices": entry.devices or None,
         "gflop": gflop(entry),
         "peak_share": peak_share(entry),
         "memory_bytes": host,

@@ -15,6 +15,7 @@ import click
 from unet_batch.cli.command import Bundle, Command, Option, complete_path
 from unet_batch.cli.network_options import BACKENDS, complete_model, engines_dir_option
 from unet_batch.cli.options import SIZE, Size
+from unet_batch.cli.scale_options import devices_of
 from unet_batch.errors import OutputError, UsageError
 from unet_batch.model.zoo import BUNDLED, DEFAULT
 
@@ -42,6 +43,7 @@ class BenchOptions:
     backends: tuple[str, ...]
     size: Size | None
     device: str | None
+    devices: tuple[str, ...]
     engines_dir: str
     batch_size: int | None
     seconds: float
@@ -62,6 +64,18 @@ class BenchOptions:
 
         names = list(dict.fromkeys(self.models or (DEFAULT,)))
         return [(_short(name, names), source.identify(zoo.resolve(name))) for name in names]
+
+    def parsed_devices(self) -> dict[str, tuple[str, ...]]:
+        """What each --devices stands for.
+
+        Raises:
+            UsageError: it names no devices, or there is no GPU for `auto`.
+        """
+        found = {text: devices_of(text) for text in self.devices}
+        for text, names in found.items():
+            if not names:
+                raise UsageError(f"--devices {text}: no NVIDIA GPU is here", hint="e.g. --devices cpu:2")
+        return found
 
     def photos(self, folder: str) -> tuple[list[str], str]:
         """Files to segment, and what they are, in words.
@@ -127,6 +141,13 @@ bench_options = Bundle(
         help="Height and width of the network's input.  [default: the model's]",
     ),
     _model(["--device"], metavar="NAME", help="cpu, cuda, cuda:1 or mps.  [default: a GPU if there is one]"),
+    _model(
+        ["--devices"],
+        metavar="WHICH",
+        multiple=True,
+        help="Measure several processes, too, as `run --devices` starts them: GPUs such as 0,1, auto for all "
+        "of them, or cpu:N; several times to compare.",
+    ),
     engines_dir_option("Model"),
     _model(
         ["--batch-size"],
@@ -179,6 +200,7 @@ def bench(options: BenchOptions) -> None:
       unet-batch bench
       unet-batch bench ./photos -m default -m fast
       unet-batch bench ./photos --backend openvino --backend torch --rounds 5
+      unet-batch bench ./photos --devices cpu:2 --devices cpu:4
       unet-batch bench --json bench.json --markdown bench.md --plot bench.png
 
     SOURCE is a folder of your photos; without it scenes are drawn. All backends that can run take turns, each
@@ -192,6 +214,7 @@ def bench(options: BenchOptions) -> None:
 
     if options.plot_file is not None:
         plot.require_matplotlib()
+    devices = options.parsed_devices()
     if options.output is not None and not os.path.isdir(options.output):
         raise UsageError(f"-o {options.output}: no such folder", hint="name one on the disk to be measured")
     lines = Lines(quiet=False, to_stderr=options.json_file == "-")
@@ -207,7 +230,8 @@ def bench(options: BenchOptions) -> None:
             "size": options.size,
             "engines_dir": options.engines_dir,
         }
-        _measure_all(lines, Wanted(models, options.backends, settings, photos, folder), comparison, options)
+        wanted = Wanted(models, options.backends, settings, photos, folder, devices)
+        _measure_all(lines, wanted, comparison, options)
     _print(lines, comparison, options)
     if comparison.interrupted:
         raise SystemExit(130)

@@ -85,7 +85,8 @@ def table(comparison: Comparison, *, wide: bool) -> Table:
     found.add_column("times the first" if wide else "times", no_wrap=True)
     first = comparison.entries[0]
     for level in LEVELS:
-        rows = [(entry, report.figures(entry, level, first)) for entry in comparison.entries]
+        entries = [entry for entry in comparison.entries if level in entry.levels]
+        rows = [(entry, report.figures(entry, level, first)) for entry in entries]
         if not any(figures for _, figures in rows):
             continue
         found.add_row(Text(report.TITLES[level], style="bold cyan"))

@@ -21,6 +21,24 @@ if TYPE_CHECKING:
 _scale = functools.partial(Option, section="Scale")
 
 
+def devices_of(text: str) -> tuple[str, ...]:
+    """What --devices stands for, one for each process; of `auto` all GPUs: none where there are none.
+
+    Raises:
+        UsageError: it names no devices.
+    """
+    from unet_batch.devices import parse_devices
+
+    found = parse_devices(text)
+    if found != ("auto",):
+        return found
+    from unet_batch import gpu
+
+    driver = gpu.driver()
+    # On a CPU one process keeps the cores nearly as busy, and loads the model once (docs/scale.md)
+    return tuple(f"cuda:{number}" for number in range(len(driver.gpus))) if driver is not None else ()
+
+
 @dataclass(frozen=True)
 class ScaleOptions:
     """How many processes share a run; see `unet-batch run --help`."""
@@ -43,16 +61,7 @@ class ScaleOptions:
             raise UsageError(
                 f"--devices {self.devices} contradicts --device {device}", hint="leave one of them out"
             )
-        from unet_batch.devices import parse_devices
-
-        found = parse_devices(self.devices)
-        if found != ("auto",):
-            return found
-        from unet_batch import gpu
-
-        driver = gpu.driver()
-        # On a CPU one process keeps the cores nearly as busy, and loads the model once (docs/scale.md)
-        return tuple(f"cuda:{number}" for number in range(len(driver.gpus))) if driver is not None else ()
+        return devices_of(self.devices)
 
     def check_pipe(self) -> None:
         """Raise UsageError if there is to be more than this process."""
@@ -83,18 +92,14 @@ class ScaleOptions:
             with open_segmenter(*(replace(request, device=device) for request in requests)) as segmenter:
                 yield Here(segmenter)
             return
-        from unet_batch.run.crew import Crew, Device
-        from unet_batch.run.links import PipeLink, shares_of_cores
+        from unet_batch.run.crew import Crew
+        from unet_batch.run.links import local_devices
 
         if any(request.build is not None for request in requests):
             with open_segmenter(*requests):  # builds what there is to build, once
                 pass
-        devices = []
-        for number, (name, cores) in enumerate(zip(names, shares_of_cores(len(names)), strict=True), 1):
-            own = [replace(request, device=name, build=None) for request in requests]
-            label = name if name.startswith("cuda") else f"{name} {number}"
-            devices.append(Device(label, functools.partial(open_segmenter, *own), PipeLink(cores)))
-        with Crew(devices) as crew:
+        built = [replace(request, build=None) for request in requests]
+        with Crew(local_devices(names, built, open_segmenter)) as crew:
             yield crew
 
     @contextmanager

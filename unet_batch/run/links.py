@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.pipeline import cpu_count
 from unet_batch.processes.process import Worker
+from unet_batch.run.crew import Device
 from unet_batch.run.plan import RunPlan
 from unet_batch.run.records import OutputRecipe
 from unet_batch.run.session import Order, Session, Told
+
+if TYPE_CHECKING:
+    from unet_batch.inference.backends.select import Request
 
 T = TypeVar("T")
 
@@ -64,6 +70,23 @@ class PipeLink:
         assert self._worker is not None, "not started"
         answer, _ = self._worker.ask(function.encode(), pickle.dumps(value), (), None)
         return pickle.loads(answer)
+
+
+def local_devices(
+    names: Sequence[str], requests: Sequence[Request], open_segmenter: Callable[..., Segmenter]
+) -> list[Device]:
+    """A device (see `crew`) of this machine for each name, such as `cuda:1`; a name may be there twice.
+
+    Args:
+        requests: the models, with no `build`.
+        open_segmenter: gives a segmenter, given requests; can be pickled.
+    """
+    devices = []
+    for number, (name, cores) in enumerate(zip(names, shares_of_cores(len(names)), strict=True), 1):
+        own = [replace(request, device=name) for request in requests]
+        label = name if name.startswith("cuda") else f"{name} {number}"
+        devices.append(Device(label, partial(open_segmenter, *own), PipeLink(cores)))
+    return devices
 
 
 def shares_of_cores(count: int) -> list[tuple[int, ...]]:
