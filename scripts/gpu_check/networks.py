@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,34 +13,38 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from unet_batch.types import ModelSpec
 
-# Name: (classes, widths) of a network with random weights; None is `classic`, which comes with the package.
-MODELS: dict[str, tuple[int, tuple[int, ...]] | None] = {
-    "bundled": None,
+# Name: what comes with the package, by its name there; or (classes, widths) of a network with random weights.
+MODELS: dict[str, str | tuple[int, tuple[int, ...]]] = {
+    "bundled": "classic",
+    "default": "default",
     "31m": (1, (64, 128, 256, 512, 1024)),
     "4class": (4, (16, 32, 64, 128, 256)),
 }
 # For dry runs, which go through everything small.
-TINY: dict[str, tuple[int, tuple[int, ...]] | None] = {"tiny": (4, (4, 8, 16))}
+TINY: dict[str, str | tuple[int, tuple[int, ...]]] = {"tiny": (4, (4, 8, 16))}
 SIZE = (160, 240)
 # Precision and opset of what strongly typed builders take, and of what TensorRT 8.6 takes
 TYPED, WEAK = ("fp16", 18), ("fp32", 17)
-SPEC_NAMES = {"classic": "bundled"}  # what the bundled model calls itself
+# By what they call themselves
+SPEC_NAMES = {name: model for model, name in MODELS.items() if isinstance(name, str)}
+
+
+def is_trained(model: str) -> bool:
+    """Whether it comes with the package."""
+    return isinstance((MODELS | TINY)[model], str)
 
 
 def checkpoint_path(model: str, folder: str) -> str:
     from unet_batch.model import zoo
 
-    return zoo.resolve("classic") if _network(model) is None else os.path.join(folder, f"{model}.safetensors")
-
-
-def _network(model: str) -> tuple[int, tuple[int, ...]] | None:
-    return (MODELS | TINY)[model]
+    network = (MODELS | TINY)[model]
+    return zoo.resolve(network) if isinstance(network, str) else os.path.join(folder, f"{model}.safetensors")
 
 
 def write_checkpoint(model: str, folder: str) -> str:
     """The model's checkpoint; of those with random weights it is made."""
-    path, network = checkpoint_path(model, folder), _network(model)
-    if network is not None and not os.path.exists(path):
+    path, network = checkpoint_path(model, folder), (MODELS | TINY)[model]
+    if not isinstance(network, str) and not os.path.exists(path):
         from tests.helpers.engines import confident
         from unet_batch.model import checkpoint
 
@@ -70,11 +75,8 @@ def graphs(folder: str) -> dict[str, dict[str, str]]:
     """The ONNX files of a folder: model -> precision -> path."""
     found: dict[str, dict[str, str]] = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.onnx"))):
-        name, _, rest = os.path.basename(path).partition(f"-{SIZE[0]}x{SIZE[1]}-")
-        if rest:
-            found.setdefault(SPEC_NAMES.get(name, name), {})[rest.partition("-")[0].removesuffix(".onnx")] = (
-                path
-            )
+        if match := re.fullmatch(r"(.+)-\d+x\d+-([a-z0-9]+)(-.*)?\.onnx", os.path.basename(path)):
+            found.setdefault(SPEC_NAMES.get(match[1], match[1]), {})[match[2]] = path
     return found
 
 

@@ -126,7 +126,7 @@ class _Common:
             "batches": sizes,
             "folder": self.models,
             "engines": self.engines,
-            "from_checkpoint": not self.lacking(*GRAPHS) and model == "bundled",
+            "from_checkpoint": not self.lacking(*GRAPHS) and networks.is_trained(model),
             "levels": levels,
         }
         seconds = sum(build_seconds(flavours.installed_version(builder), model, level) for level in levels)
