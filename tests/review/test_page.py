@@ -221,6 +221,22 @@ def test_a_close_look(page: Any) -> None:
     becomes(page, lambda: page.evaluate("document.activeElement.title") == "lot000/photo_000001")
 
 
+def test_a_run_that_has_gone_on_is_noticed(browser: Any, page_file: Path, tmp_path: Path) -> None:
+    """Of `watch --report`: what an open page has not read yet is replaced."""
+    shutil.copy(page_file, tmp_path)
+    shutil.copytree(page_file.parent / "report", tmp_path / "report")
+    pack = next((tmp_path / "report" / "packs").glob("*.js"))
+    with browser.new_context(viewport={"width": 1200, "height": 800}) as context:
+        page = context.new_page()
+        pack.rename(pack.with_suffix(".replaced"))
+        page.goto((tmp_path / page_file.name).as_uri())
+        becomes(page, page.locator("#reload").is_visible)
+        pack.with_suffix(".replaced").rename(pack)
+        page.locator("#reload").click()
+        painted(page)
+        assert page.locator("#reload").is_hidden()
+
+
 def test_the_other_parts_and_a_narrow_window(page: Any) -> None:
     page.click("#tab-failures")
     becomes(page, lambda: "broken.jpg\ncut short (leave it out)\n" in page.locator("#failures").inner_text())

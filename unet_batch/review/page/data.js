@@ -111,7 +111,9 @@ function loadPacks() {
 
 function load(source, after) {
   const script = make("script", {src: source});
-  script.onload = script.onerror = () => { script.remove(); after(); };
+  script.onload = () => { script.remove(); after(); };
+  // A run that goes on replaces what this page has read of it
+  script.onerror = () => { $("reload").hidden = false; script.onload(); };
   document.head.append(script);
 }
 

@@ -146,6 +146,7 @@ function listen() {
     $("toggle-filters").setAttribute("aria-expanded", String(open));
   };
   document.querySelectorAll("[data-export]").forEach(button => { button.onclick = () => exportMarks(button.dataset.export); });
+  $("reload").onclick = () => location.reload();
   $("import").onclick = () => $("import-file").click();
   $("import-file").onchange = event => { if (event.target.files[0]) importMarks(event.target.files[0]); event.target.value = ""; };
   $("clear-marks").onclick = () => { if (confirm("Forget all marks of this page?")) { marks.fill(0); undone.length = 0; saveMarks(); refresh(); } };
