@@ -22,11 +22,13 @@ import pytest
 import tifffile
 from PIL import Image
 
+from tests.helpers.crews import crew, open_fake, slowly
 from tests.helpers.footage import Footage
 from tests.helpers.models import fake_file
 from tests.helpers.observers import observing
-from tests.helpers.runs import write
+from tests.helpers.runs import many, write
 from tests.helpers.servers import BusyGate, keep_home, serve, serving
+from tests.helpers.systems import needs_posix
 from tests.helpers.waiting import until
 from unet_batch.errors import FolderInUse, OutputError, SourceError, UsageError
 from unet_batch.files import remote, staging
@@ -38,6 +40,7 @@ from unet_batch.run.merge import merge
 from unet_batch.run.options import PageRange, RunOptions
 from unet_batch.run.plan import prepare, recipe_of, resume
 from unet_batch.run.report import RunReport
+from unet_batch.run.session import Order, Session, outline
 from unet_batch.run.shard import Shard
 from unet_batch.run.watch import look
 from unet_batch.testing import FakeBackend
@@ -112,6 +115,43 @@ def segment(*sources: str, output: str, backend: FakeBackend | None = None, **op
     plan = prepare(RunOptions(tuple(sources), output, **options))
     with Segmenter(backend or FakeBackend(), workers=2, isolate=isolate) as segmenter:
         return execute(plan, segmenter)
+
+
+@needs_posix
+def test_several_processes_read_what_lies_behind_addresses(photos: str, bucket: str, tmp_path: Path) -> None:
+    with open_fake() as segmenter, crew(slowly, slowly) as hands:
+        for name, by in (("one", segmenter), ("two", hands)):
+            report = execute(prepare(RunOptions((photos,), f"{bucket}/{name}")), by)
+            assert (report.status, report.done) == ("done", 7)
+        one, two = (stored(f"{bucket}/{name}/masks") for name in ("one", "two"))
+        assert len(one) == 7
+        assert one == two
+        with serve(tmp_path / "photos") as server:
+            source = server.url.replace("://", "://me:word@") + "/"
+            report = execute(prepare(RunOptions((source,), str(tmp_path / "out"))), hands)
+        assert (report.status, report.done) == ("done", 7)
+        assert list(masks(tmp_path / "out").values()) == list(one.values())
+        assert server.logins == {"Basic bWU6d29yZA=="}, "all know the password"
+        heads = [count for (method, _), count in server.asked.items() if method == "HEAD"]
+        assert heads == [1] * 7, "what is known is asked for once"
+    assert not os.listdir(remote.cache_folder("sources"))
+    remote._logins.clear()
+
+
+def test_a_stop_leaves_no_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_home(monkeypatch, tmp_path / "cache")
+    (tmp_path / "out").mkdir()
+    with serve(many(tmp_path / "photos", 60)) as server:
+        plan = prepare(RunOptions((f"{server.url}/",), str(tmp_path / "out")))
+        (tmp_path / "out" / "manifest.jsonl").touch()
+        session = Session(open_fake)
+        session.begin(outline(plan), recipe_of(session.segmenter, None))
+        told = session.exchange(Order(plan.items))
+        assert len(told.outcomes) < 20
+        while not told.is_over:
+            told = session.exchange(Order(stop="SIGTERM"))
+        session.segmenter.close()
+    assert not os.listdir(remote.cache_folder("sources"))
 
 
 def masks(out: Path) -> dict[str, bytes]:

@@ -29,6 +29,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from unet_batch.errors import BackendError, DecoderCrashed, RunError, UnetBatchError
+from unet_batch.files import remote
 from unet_batch.inference.segmenter import BROKEN_DEVICE, Segmenter
 from unet_batch.pipeline import StageStats
 from unet_batch.processes import Died
@@ -358,7 +359,8 @@ class Crew:
         """Hand out items once, and take note of what is told; returns whether it is over."""
         taken = queue.take(seat, len(self._up))
         reason = stop.reason or ("halt" if queue.closed else "")
-        order = replace(kind, items=taken or (), finish=taken is None, stop=reason)
+        known = remote.known_of(item.path for item in taken or ())
+        order = replace(kind, items=taken or (), finish=taken is None, stop=reason, known=known)
         told = self._links[seat.name].exchange(order)
         seat.note(told)
         # On record before anybody hears of it
