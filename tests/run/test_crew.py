@@ -34,6 +34,7 @@ from unet_batch.errors import (
     UnetBatchError,
     UsageError,
 )
+from unet_batch.files.atomic import open_temporary
 from unet_batch.files.outputs import Style
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run.crew import Crew, Device, Lost, Pending
@@ -108,6 +109,11 @@ def test_two_processes_leave_what_one_leaves(
     assert (again.status, again.done, again.skipped) == ("done", 0, 60)
 
 
+def leftovers(out: Path) -> list[Path]:
+    """Files that a process had begun to write."""
+    return list(out.rglob(".ub-*"))
+
+
 @pytest.mark.timeout(400)
 def test_processes_killed_at_twenty_moments_cost_no_item(
     photos: Path, expected: dict[str, bytes], tmp_path: Path
@@ -120,13 +126,14 @@ def test_processes_killed_at_twenty_moments_cost_no_item(
             def kill(key: str, moment: int = moment, heard: list[str] = heard) -> None:
                 heard.append(key)
                 if len(heard) == 1 + moment:
-                    os.kill(pids(hands)[moment % 2], signal.SIGKILL)
+                    up = list(filter(is_running, pids(hands)))  # that of the last round may still start
+                    os.kill(up[moment % len(up)], signal.SIGKILL)
 
             report = run(photos, out, hands, kill, save=("mask", "overlay"))
             assert (report.status, report.done, report.failed) == ("done", 60, 0)
             assert tree(out) == expected
             assert set(done_lines(out).values()) == {1}, "no item is done again once that is on record"
-            assert not list(out.rglob(".*.tmp")), "what the killed one had begun is tidied up"
+            assert not leftovers(out), "what the killed one had begun is tidied up"
             shutil.rmtree(out)
 
 
@@ -304,12 +311,35 @@ def test_a_folder_that_vanishes_ends_the_run(photos: Path, tmp_path: Path) -> No
         assert not out.exists()
 
 
+def begins_a_file(out: Path, dies: bool, pictures: np.ndarray) -> np.ndarray:
+    """The brightness; the first time, a file that is begun, and no end: the process dies, or waits."""
+    if not (out / "begun").exists():
+        (out / "begun").touch()
+        open_temporary(str(out / "masks"))
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        threading.Event().wait(PATIENCE)
+    return slowly(pictures)
+
+
 def test_a_full_disk_ends_the_run(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "masks").mkdir(parents=True)
     (out / "masks" / "1").write_text("in the way")  # as good as a full disk: nothing can be written below
-    with crew(slowly, slowly) as hands, pytest.raises(OutputError, match="masks"):
+    waits = partial(begins_a_file, out, False)
+    with crew(waits, waits) as hands, pytest.raises(OutputError, match="masks"):
         run(photos, out, hands)
+    assert (out / "begun").exists()
+    assert not leftovers(out), "what the others had begun is tidied up"
+
+
+def test_a_process_that_is_killed_leaves_nothing_half_written(tmp_path: Path) -> None:
+    photos, out = many(tmp_path / "photos", 4), tmp_path / "out"
+    out.mkdir()
+    with crew(partial(begins_a_file, out, True)) as hands:
+        report = run(photos, out, hands)
+    assert (report.done, report.failed, report.devices[0]["died"]) == (4, 0, 1)
+    assert not leftovers(out)
 
 
 def test_pictures_by_themselves_are_shared_too(pair: Crew, tmp_path: Path) -> None:
@@ -427,6 +457,19 @@ def test_without_any_device_a_run_ends(photos: Path, tmp_path: Path, monkeypatch
 
 class TestSharedQueue:
     """Whoever takes items, loses them or refuses them: each ends once."""
+
+    def test_a_process_that_is_started_again_wants_work(self) -> None:
+        queue = SharedQueue([Item(f"{n}.png", str(n)) for n in range(9)], one_by_one=False)
+        first, second = Seat("first"), Seat("second")
+        assert queue.take(first, 2)
+        first.note(Told((), (), 0, False, None, (), 0.0))  # it has enough
+        first.note_death()
+        queue.take_back(first, suspect=True)
+        while queue.left > 4:
+            for item in queue.take(second, 2) or ():
+                queue.settle(second, item.key)
+        assert first.wanted, "or it would wait to the end"
+        assert queue.take(first, 2)
 
     @given(st.data())
     @settings(deadline=None, max_examples=200)

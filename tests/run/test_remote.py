@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from tests.helpers.crews import crew, open_fake, slowly
+from tests.helpers.crews import crew, one_first, open_fake, slowly
 from tests.helpers.footage import Footage
 from tests.helpers.models import fake_file
 from tests.helpers.observers import observing
-from tests.helpers.runs import many, write
+from tests.helpers.runs import done_lines, many, write
 from tests.helpers.servers import BusyGate, keep_home, serve, serving
 from tests.helpers.systems import needs_posix
 from tests.helpers.waiting import until
@@ -354,14 +355,35 @@ def test_who_was_taken_over_writes_no_more(photos: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(staging, "_RENEW", 0.0)
     out = f"{remote.top(photos)}/masks"
     folder = staging.RemoteFolder(out)
-    with folder.session():
+    taken_over = pytest.raises(FolderInUse, match="another run has taken over")
+    with taken_over, folder.session():  # at the end, too: nothing is on record
         folder.fetch()
         other = json.dumps({"token": "another's", "renewed": time.time()}).encode()
         # Between a look and a renewal it is lost
         until(lambda: folder._lost or put(f"{out}/.run.lock", other))
-        with pytest.raises(FolderInUse, match="another run has taken over"):
+        with pytest.raises(FolderInUse):
             folder.upload(["masks/a.png"])
     assert ".run.lock" in stored(out), "it is not ours to remove"
+
+
+@needs_posix
+def test_nor_do_its_processes(photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "SECONDS", 0.02)
+    monkeypatch.setattr(staging, "_RENEW", 0.0)
+    out = f"{remote.top(photos)}/masks"
+    plan = prepare(RunOptions((photos,), out))
+    other = json.dumps({"token": "another's", "renewed": time.time()}).encode()
+    store = plan.outputs.store
+    assert store is not None
+
+    def lose(*outcome: object) -> None:
+        until(lambda: store._lost or put(f"{out}/.run.lock", other))
+        (tmp_path / "go").touch()
+
+    taken_over = pytest.raises(FolderInUse, match="another run has taken over")
+    with crew(partial(one_first, tmp_path)) as hands, taken_over:
+        execute(plan, hands, observing(outcome=lose))
+    assert sum(done_lines(Path(store.folder)).values()) == 1
 
 
 def test_shards_from_two_machines_are_joined(

@@ -263,7 +263,7 @@ class Crew:
 
     def begin(self, plan: RunPlan, recipe: OutputRecipe) -> None:
         assert plan.manifest is not None, "not resumed"
-        self._manifest, self._identity = plan.manifest, plan.identity
+        self._manifest, self._identity, self._outputs = plan.manifest, plan.identity, plan.outputs
         self._ask_once("cpu", computes_on_cpu)  # while there is somebody to ask
         self._plan = outline(plan), recipe
         # Each run counts anew
@@ -327,6 +327,10 @@ class Crew:
                     self._links[seat.name].abort()
             for thread in threads:
                 thread.join()
+            if left:
+                self.close()
+            if left or any(seat.deaths for seat in self._seats):
+                self._outputs.clean_leftovers()
 
     # In the threads, one for each device.
 
@@ -363,6 +367,8 @@ class Crew:
         order = replace(kind, items=taken or (), finish=taken is None, stop=reason, known=known)
         told = self._links[seat.name].exchange(order)
         seat.note(told)
+        if self._outputs.store is not None:
+            self._outputs.store.check()  # the processes do not know of its lock
         # On record before anybody hears of it
         self._manifest.record(*(outcome.record for outcome in told.outcomes if outcome.record is not None))
         for event in told.progress:
