@@ -372,6 +372,21 @@ def test_a_device_that_does_not_open_is_named(tmp_path: Path) -> None:
         pass
 
 
+def open_too_late(opened: Path) -> Segmenter:
+    threading.Event().wait(PATIENCE)
+    opened.touch()
+    return open_fake()
+
+
+def test_what_still_opens_is_not_waited_for_when_it_is_over(tmp_path: Path) -> None:
+    (tmp_path / "1").touch()
+    opens = partial(open_once, tmp_path / "1"), partial(open_too_late, tmp_path / "2")
+    hands = Crew([Device(f"fake {number}", each, PipeLink()) for number, each in enumerate(opens, 1)])
+    with pytest.raises(RunError, match="fake 1: it is gone"), hands:
+        pass
+    assert not (tmp_path / "2").exists()
+
+
 class Late(PipeLink):
     """A device that others use for so many looks."""
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _STARTS = 3  # starting may fail by accident
+_TRY = 0.05  # seconds between two tries to end what starts
 # On Windows Ctrl-C does not interrupt a wait
 _TURN = 0.1 if os.name == "nt" else None
 _LOOK = 1.0  # seconds between two looks at which devices have come
@@ -153,8 +154,16 @@ class Crew:
         while True:
             seats = [seat for seat in self._alive if not seat.is_up]
             with ThreadPoolExecutor(max(1, len(seats))) as pool:
-                for _ in pool.map(self._bring_up, seats):
-                    pass
+                starts = [pool.submit(self._bring_up, seat) for seat in seats]
+                try:
+                    for start in starts:
+                        start.result()
+                except BaseException:  # Ctrl-C above all; opening a model may take a minute
+                    self._is_ending = True
+                    while wait(starts, _TRY).not_done:  # one that is just being created cannot be ended yet
+                        for seat in seats:
+                            self._links[seat.name].abort()
+                    raise
             if any(seat.is_up for seat in self._seats):
                 return
             if time.monotonic() > until:
