@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.helpers.clusters import killed_in_a_cluster
+from tests.helpers.clusters import killed_in_a_cluster, stopped_as_a_cluster_starts
 from tests.helpers.processes import Forked, command_line, is_running
 from tests.helpers.runs import done_lines, many, tree
 from tests.helpers.systems import needs_posix
@@ -45,6 +45,21 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tiny: str, tmp_path: Path) -
     assert report["model"]["path"] == tiny
     assert tree(out) == tree(one)
     assert set(done_lines(out).values()) == {1}
+
+
+@pytest.mark.slow
+@needs_posix
+@needs_ray
+def test_sigterm_while_ray_starts_ends_it_well(tiny: str, tmp_path: Path) -> None:
+    photos, out = many(tmp_path / "photos", 2), tmp_path / "out"
+    pids, errors = tmp_path / "pids", tmp_path / "errors"
+    on_ray = ("run", str(photos), "-o", str(out), "-m", tiny, "--device", "cpu", "--ray", "local")
+    child = Forked(stopped_as_a_cluster_starts, str(pids), *on_ray, errors=errors)
+    assert child.wait(PATIENCE) == 143, errors.read_text()
+    assert "Traceback" not in errors.read_text()
+    assert not out.exists()
+    workers = [int(word) for word in pids.read_text().split()]
+    until(lambda: not any(map(is_running, workers)))
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 from hypothesis import given
@@ -218,6 +220,38 @@ def test_many_files_are_on_their_way_at_once_and_come_in_order(server: FolderSer
     assert seen == names
     assert server.at_once > 8
     assert not list(Path(remote.cache_folder("sources")).iterdir())
+
+
+@quiet
+def test_what_is_here_comes_before_what_is_waited_for(server: FolderServer) -> None:
+    urls = [f"{server.url}/photos/{name}" for name in ("a.jpg", "b%20c.png", "sub/d.jpg")]
+    handed: SimpleQueue[str | None] = SimpleQueue()
+    ahead = remote.read_ahead(iter(handed.get, None), str, handed.empty)
+    for few in (urls[:2], urls[2:]):
+        for url in few:
+            handed.put(url)
+        assert [next(ahead) for _ in few] == few
+    handed.put(None)
+    assert next(ahead, "the end") == "the end"
+
+
+def test_another_process_learns_what_it_needs_of_an_address() -> None:
+    folder = remote.normalize("https://me:word@host/photos/")
+    signed = remote.normalize("https://me:word@host/photos/a.jpg?X-Amz-Signature=secret")
+    other = remote.normalize("https://me:word@host/photos/b.jpg?X-Amz-Signature=other")
+    remote.remember(signed, {"size": 7, "ETag": "x"})
+    asked, state = remote._with_secrets(signed), remote.stat(signed)
+    known = pickle.loads(pickle.dumps(remote.known_of([signed, "/local/a.jpg"])))
+    tables = (remote._versions, remote._signatures, remote._logins, remote._folders)
+    for table in tables:
+        table.clear()
+    remote.take_over(known)
+    assert remote._with_secrets(signed) == asked == "https://me:word@host/photos/a.jpg?X-Amz-Signature=secret"
+    assert (remote.stat(signed), remote.is_folder(folder)) == (state, True)
+    assert "other" not in remote._with_secrets(other), "only what is asked for goes along"
+    assert remote.known_of(["/local/a.jpg"]) is None
+    for table in tables:
+        table.clear()
 
 
 @quiet

@@ -129,13 +129,27 @@ def _until_there(count: int) -> None:
 
 
 def killed_in_a_cluster(out: str, pids: str, *arguments: str) -> None:
-    """`unet-batch`, which kills itself once there are some masks, with the processes below it in a file."""
+    """`unet-batch`, which kills itself once some are on record, with the processes below it in a file."""
+    manifest = Path(out) / "manifest.jsonl"
 
     def kill() -> None:
-        until(lambda: sum(1 for _ in Path(out).rglob("masks/*/[!.]*.png")) >= 5, 0.001)
+        until(lambda: manifest.exists() and manifest.read_bytes().count(b'"done"') >= 5, 0.001)
         below = [process.pid for process in psutil.Process().children(recursive=True)]
         Path(pids).write_text(" ".join(map(str, below)))
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
+    command_line(*arguments)
+
+
+def stopped_as_a_cluster_starts(pids: str, *arguments: str) -> None:
+    """`unet-batch`, which sends itself SIGTERM once Ray has begun to start, with its processes in a file."""
+
+    def stop() -> None:
+        until(lambda: any(process.name() == "gcs_server" for process in psutil.Process().children()), 0.01)
+        below = [process.pid for process in psutil.Process().children(recursive=True)]
+        Path(pids).write_text(" ".join(map(str, below)))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
     command_line(*arguments)

@@ -7,10 +7,12 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from tests.helpers.models import fake_file
+from tests.helpers.waiting import until
 from unet_batch.errors import BackendError
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run.crew import Crew, Device
@@ -31,6 +33,14 @@ def deadly(pictures: np.ndarray) -> np.ndarray:
     """The brightness; of a picture that is `DEADLY` all over, the end."""
     if any((picture == DEADLY).all() for picture in pictures):
         os.kill(os.getpid(), signal.SIGSEGV)
+    return slowly(pictures)
+
+
+def one_first(folder: Path, pictures: np.ndarray) -> np.ndarray:
+    """The brightness; after one picture, not before there is a file `go` in a folder."""
+    if (folder / "begun").exists():
+        until((folder / "go").exists)
+    (folder / "begun").touch()
     return slowly(pictures)
 
 

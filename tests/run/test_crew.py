@@ -10,7 +10,6 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from unet_batch.errors import (
     UnetBatchError,
     UsageError,
 )
+from unet_batch.files.atomic import open_temporary
 from unet_batch.files.outputs import Style
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.run.crew import Crew, Device, Lost, Pending
@@ -109,6 +109,11 @@ def test_two_processes_leave_what_one_leaves(
     assert (again.status, again.done, again.skipped) == ("done", 0, 60)
 
 
+def leftovers(out: Path) -> list[Path]:
+    """Files that a process had begun to write."""
+    return list(out.rglob(".ub-*"))
+
+
 @pytest.mark.timeout(400)
 def test_processes_killed_at_twenty_moments_cost_no_item(
     photos: Path, expected: dict[str, bytes], tmp_path: Path
@@ -121,14 +126,14 @@ def test_processes_killed_at_twenty_moments_cost_no_item(
             def kill(key: str, moment: int = moment, heard: list[str] = heard) -> None:
                 heard.append(key)
                 if len(heard) == 1 + moment:
-                    with suppress(ProcessLookupError):  # killed at the end of the last run, and not up again
-                        os.kill(pids(hands)[moment % 2], signal.SIGKILL)
+                    up = list(filter(is_running, pids(hands)))  # that of the last round may still start
+                    os.kill(up[moment % len(up)], signal.SIGKILL)
 
             report = run(photos, out, hands, kill, save=("mask", "overlay"))
             assert (report.status, report.done, report.failed) == ("done", 60, 0)
             assert tree(out) == expected
             assert set(done_lines(out).values()) == {1}, "no item is done again once that is on record"
-            assert not list(out.rglob(".*.tmp")), "what the killed one had begun is tidied up"
+            assert not leftovers(out), "what the killed one had begun is tidied up"
             shutil.rmtree(out)
 
 
@@ -306,12 +311,35 @@ def test_a_folder_that_vanishes_ends_the_run(photos: Path, tmp_path: Path) -> No
         assert not out.exists()
 
 
+def begins_a_file(out: Path, dies: bool, pictures: np.ndarray) -> np.ndarray:
+    """The brightness; the first time, a file that is begun, and no end: the process dies, or waits."""
+    if not (out / "begun").exists():
+        (out / "begun").touch()
+        open_temporary(str(out / "masks"))
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        threading.Event().wait(PATIENCE)
+    return slowly(pictures)
+
+
 def test_a_full_disk_ends_the_run(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "masks").mkdir(parents=True)
     (out / "masks" / "1").write_text("in the way")  # as good as a full disk: nothing can be written below
-    with crew(slowly, slowly) as hands, pytest.raises(OutputError, match="masks"):
+    waits = partial(begins_a_file, out, False)
+    with crew(waits, waits) as hands, pytest.raises(OutputError, match="masks"):
         run(photos, out, hands)
+    assert (out / "begun").exists()
+    assert not leftovers(out), "what the others had begun is tidied up"
+
+
+def test_a_process_that_is_killed_leaves_nothing_half_written(tmp_path: Path) -> None:
+    photos, out = many(tmp_path / "photos", 4), tmp_path / "out"
+    out.mkdir()
+    with crew(partial(begins_a_file, out, True)) as hands:
+        report = run(photos, out, hands)
+    assert (report.done, report.failed, report.devices[0]["died"]) == (4, 0, 1)
+    assert not leftovers(out)
 
 
 def test_pictures_by_themselves_are_shared_too(pair: Crew, tmp_path: Path) -> None:
@@ -342,6 +370,21 @@ def test_a_device_that_does_not_open_is_named(tmp_path: Path) -> None:
     hands = Crew([Device("fake 7", partial(open_once, tmp_path / "7"), PipeLink())])
     with pytest.raises(RunError, match="fake 7: it is gone"), hands:
         pass
+
+
+def open_too_late(opened: Path) -> Segmenter:
+    threading.Event().wait(PATIENCE)
+    opened.touch()
+    return open_fake()
+
+
+def test_what_still_opens_is_not_waited_for_when_it_is_over(tmp_path: Path) -> None:
+    (tmp_path / "1").touch()
+    opens = partial(open_once, tmp_path / "1"), partial(open_too_late, tmp_path / "2")
+    hands = Crew([Device(f"fake {number}", each, PipeLink()) for number, each in enumerate(opens, 1)])
+    with pytest.raises(RunError, match="fake 1: it is gone"), hands:
+        pass
+    assert not (tmp_path / "2").exists()
 
 
 class Late(PipeLink):
@@ -429,6 +472,19 @@ def test_without_any_device_a_run_ends(photos: Path, tmp_path: Path, monkeypatch
 
 class TestSharedQueue:
     """Whoever takes items, loses them or refuses them: each ends once."""
+
+    def test_a_process_that_is_started_again_wants_work(self) -> None:
+        queue = SharedQueue([Item(f"{n}.png", str(n)) for n in range(9)], one_by_one=False)
+        first, second = Seat("first"), Seat("second")
+        assert queue.take(first, 2)
+        first.note(Told((), (), 0, False, None, (), 0.0))  # it has enough
+        first.note_death()
+        queue.take_back(first, suspect=True)
+        while queue.left > 4:
+            for item in queue.take(second, 2) or ():
+                queue.settle(second, item.key)
+        assert first.wanted, "or it would wait to the end"
+        assert queue.take(first, 2)
 
     @given(st.data())
     @settings(deadline=None, max_examples=200)

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ import pytest
 import tifffile
 from PIL import Image
 
+from tests.helpers.crews import crew, one_first, open_fake, slowly
 from tests.helpers.footage import Footage
 from tests.helpers.models import fake_file
 from tests.helpers.observers import observing
-from tests.helpers.runs import write
+from tests.helpers.runs import done_lines, many, write
 from tests.helpers.servers import BusyGate, keep_home, serve, serving
+from tests.helpers.systems import needs_posix
 from tests.helpers.waiting import until
 from unet_batch.errors import FolderInUse, OutputError, SourceError, UsageError
 from unet_batch.files import remote, staging
@@ -39,6 +42,7 @@ from unet_batch.run.options import PageRange, RunOptions
 from unet_batch.run.plan import prepare, resume
 from unet_batch.run.recipe import recipe_of
 from unet_batch.run.report import RunReport
+from unet_batch.run.session import Order, Session, outline
 from unet_batch.run.shard import Shard
 from unet_batch.run.watch import look
 from unet_batch.testing import FakeBackend
@@ -113,6 +117,43 @@ def segment(*sources: str, output: str, backend: FakeBackend | None = None, **op
     plan = prepare(RunOptions(tuple(sources), output, **options))
     with Segmenter(backend or FakeBackend(), workers=2, isolate=isolate) as segmenter:
         return execute(plan, segmenter)
+
+
+@needs_posix
+def test_several_processes_read_what_lies_behind_addresses(photos: str, bucket: str, tmp_path: Path) -> None:
+    with open_fake() as segmenter, crew(slowly, slowly) as hands:
+        for name, by in (("one", segmenter), ("two", hands)):
+            report = execute(prepare(RunOptions((photos,), f"{bucket}/{name}")), by)
+            assert (report.status, report.done) == ("done", 7)
+        one, two = (stored(f"{bucket}/{name}/masks") for name in ("one", "two"))
+        assert len(one) == 7
+        assert one == two
+        with serve(tmp_path / "photos") as server:
+            source = server.url.replace("://", "://me:word@") + "/"
+            report = execute(prepare(RunOptions((source,), str(tmp_path / "out"))), hands)
+        assert (report.status, report.done) == ("done", 7)
+        assert list(masks(tmp_path / "out").values()) == list(one.values())
+        assert server.logins == {"Basic bWU6d29yZA=="}, "all know the password"
+        heads = [count for (method, _), count in server.asked.items() if method == "HEAD"]
+        assert heads == [1] * 7, "what is known is asked for once"
+    assert not os.listdir(remote.cache_folder("sources"))
+    remote._logins.clear()
+
+
+def test_a_stop_leaves_no_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_home(monkeypatch, tmp_path / "cache")
+    (tmp_path / "out").mkdir()
+    with serve(many(tmp_path / "photos", 60)) as server:
+        plan = prepare(RunOptions((f"{server.url}/",), str(tmp_path / "out")))
+        (tmp_path / "out" / "manifest.jsonl").touch()
+        session = Session(open_fake)
+        session.begin(outline(plan), recipe_of(session.segmenter, None))
+        told = session.exchange(Order(plan.items))
+        assert len(told.outcomes) < 20
+        while not told.is_over:
+            told = session.exchange(Order(stop="SIGTERM"))
+        session.segmenter.close()
+    assert not os.listdir(remote.cache_folder("sources"))
 
 
 def masks(out: Path) -> dict[str, bytes]:
@@ -315,14 +356,35 @@ def test_who_was_taken_over_writes_no_more(photos: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(staging, "_RENEW", 0.0)
     out = f"{remote.top(photos)}/masks"
     folder = staging.RemoteFolder(out)
-    with folder.session():
+    taken_over = pytest.raises(FolderInUse, match="another run has taken over")
+    with taken_over, folder.session():  # at the end, too: nothing is on record
         folder.fetch()
         other = json.dumps({"token": "another's", "renewed": time.time()}).encode()
         # Between a look and a renewal it is lost
         until(lambda: folder._lost or put(f"{out}/.run.lock", other))
-        with pytest.raises(FolderInUse, match="another run has taken over"):
+        with pytest.raises(FolderInUse):
             folder.upload(["masks/a.png"])
     assert ".run.lock" in stored(out), "it is not ours to remove"
+
+
+@needs_posix
+def test_nor_do_its_processes(photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "SECONDS", 0.02)
+    monkeypatch.setattr(staging, "_RENEW", 0.0)
+    out = f"{remote.top(photos)}/masks"
+    plan = prepare(RunOptions((photos,), out))
+    other = json.dumps({"token": "another's", "renewed": time.time()}).encode()
+    store = plan.outputs.store
+    assert store is not None
+
+    def lose(*outcome: object) -> None:
+        until(lambda: store._lost or put(f"{out}/.run.lock", other))
+        (tmp_path / "go").touch()
+
+    taken_over = pytest.raises(FolderInUse, match="another run has taken over")
+    with crew(partial(one_first, tmp_path)) as hands, taken_over:
+        execute(plan, hands, observing(outcome=lose))
+    assert sum(done_lines(Path(store.folder)).values()) == 1
 
 
 def test_shards_from_two_machines_are_joined(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -116,14 +117,20 @@ class ScaleOptions:
                 hint="run `unet-batch build-engine` on a machine of each kind, with an --engines-dir that "
                 "all share",
             )
+        from unet_batch.cli.signals import finish_first
         from unet_batch.run.cluster import joined
         from unet_batch.run.crew import Crew
 
         with (
+            finish_first(_leave, "", numbers=(signal.SIGTERM,)),  # until a run listens: Ray has to tidy up
             joined(address, requests, open_segmenter) as cluster,
             Crew(cluster.arrivals(), cluster.arrivals) as crew,
         ):
             yield crew
+
+
+def _leave(name: str) -> None:
+    raise SystemExit(128 + signal.Signals[name])
 
 
 scale_options = Bundle(

@@ -49,6 +49,8 @@ _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialR
 _MISCONFIGURED = ("ProfileNotFound", "ConfigParseError", "NoRegionError", "InvalidURL")
 
 T = TypeVar("T")
+Known = tuple[dict[str, int], dict[str, str], dict[str, str], set[str]]
+"""What a process knows of addresses: versions, signatures, logins by host, which are folders."""
 
 _folders: set[str] = set()  # what was named with a slash behind it
 _signatures: dict[str, str] = {}  # the query behind an address
@@ -256,6 +258,24 @@ def _explain(error: BaseException, url: str) -> OSError:
     return OSError(errno.EINVAL, f"{kind.__name__}: {error}", url)
 
 
+def known_of(paths: Iterable[str]) -> Known | None:
+    """What another process needs to know to read what lies at these paths; None if none is an address."""
+    if not (urls := list(filter(is_remote, paths))):
+        return None
+    versions = {url: _versions[url] for url in urls if url in _versions}
+    signatures = {url: _signatures[url] for url in urls if url in _signatures}
+    above = {url[:end] for url in urls for end, character in enumerate(url) if character == "/"}
+    return versions, signatures, _logins, above & _folders
+
+
+def take_over(known: Known) -> None:
+    """Know what another process knows."""
+    _versions.update(known[0])
+    _signatures.update(known[1])
+    _logins.update(known[2])
+    _folders.update(known[3])
+
+
 # What there is ----------------------------------------------------------------------------------------------
 
 
@@ -433,7 +453,9 @@ def release_all() -> None:
         release(url)
 
 
-def read_ahead(items: Iterable[T], path_of: Callable[[T], str]) -> Iterator[T]:
+def read_ahead(
+    items: Iterable[T], path_of: Callable[[T], str], is_idle: Callable[[], bool] = lambda: False
+) -> Iterator[T]:
     """Give items in their order, each once its file is copied; AHEAD more are on their way meanwhile.
 
     A decoder has nothing to compute while it waits for a server, so threads for that are not decoders.
@@ -441,6 +463,7 @@ def read_ahead(items: Iterable[T], path_of: Callable[[T], str]) -> Iterator[T]:
     Args:
         items: any; those whose path is no address pass as they are.
         path_of: gives the path of an item.
+        is_idle: whether the next one would have to be waited for: then those that are here come first.
 
     Raises:
         OutputError: as from `fetch`.
@@ -459,7 +482,7 @@ def read_ahead(items: Iterable[T], path_of: Callable[[T], str]) -> Iterator[T]:
         for item in items:
             path = path_of(item)
             waiting.append((item, pool.submit(fetch, path) if is_remote(path) else None))
-            if len(waiting) > AHEAD:
+            while len(waiting) > AHEAD or (waiting and is_idle()):
                 yield take()
         while waiting:
             yield take()

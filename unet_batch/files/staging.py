@@ -123,10 +123,14 @@ class RemoteFolder:
         for file in files:
             self._remove([file])
 
-    def upload(self, files: Sequence[str]) -> None:
-        """Upload outputs, their paths relative and `/`-separated, and remove them here."""
+    def check(self) -> None:
+        """See that no other run has taken over; raise FolderInUse if one has."""
         if self._lost:
             raise FolderInUse(self._lost, hint="run again: what is done stays done")
+
+    def upload(self, files: Sequence[str]) -> None:
+        """Upload outputs, their paths relative and `/`-separated, and remove them here."""
+        self.check()
         if not files:
             return
         paths = [os.path.join(self.folder, *file.split("/")) for file in files]
@@ -287,8 +291,8 @@ class RemoteFolder:
             worker.join()
             # What aborted the run is what the caller must hear of, not that the store refused this, too.
             with contextlib.suppress(OutputError) if aborted else contextlib.nullcontext():
-                if not self._lost:
-                    self.publish(all=True)
+                self.check()
+                self.publish(all=True)
             self._in_session = False
             lock.release()
 

@@ -20,11 +20,14 @@ import os
 import pickle
 import platform
 import shlex
+import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -161,21 +164,37 @@ def joined(
     how: dict[str, Any] = {"address": address, "runtime_env": {"py_modules": [_package()]}}
     if address == "local":
         how = {"address": "local", "include_dashboard": False, "object_store_memory": _STORE}
-    begun_here = not ray.is_initialized()
-    if begun_here:
-        try:
-            ray.init(**how, logging_level=logging.ERROR, log_to_driver=False)
-        except Exception as error:  # of half a dozen kinds: of gRPC, of Python, of Ray
-            reason = " ".join(str(error).split())[:200]
-            raise RunError(
-                f"--ray {address}: no cluster can be joined there: {reason}",
-                hint="`ray status` tells of one on this machine; others are HOST:6379 or ray://HOST:10001",
-            ) from error
-    _silence()
-    try:
+    with nullcontext() if ray.is_initialized() else _connected(address, how):
+        _silence()
         yield Cluster(address, requests, open_segmenter)
-    finally:
-        if begun_here:
+
+
+@contextmanager
+def _connected(address: str, how: Mapping[str, Any]) -> Iterator[None]:
+    """Have Ray connected to a cluster.
+
+    It connects in a thread of its own: in the main one it takes SIGTERM for itself, and ends with 15, or is
+    aborted. What it starts ends with that thread.
+    """
+    import ray
+
+    with ThreadPoolExecutor(1, "ray") as pool:
+        joining = pool.submit(ray.init, **how, logging_level=logging.ERROR, log_to_driver=False)
+        try:
+            try:
+                joining.result()
+            except Exception as error:  # of half a dozen kinds: of gRPC, of Python, of Ray
+                reason = " ".join(str(error).split())[:200]
+                raise RunError(
+                    f"--ray {address}: no cluster can be joined there: {reason}",
+                    hint="`ray status` tells of one on this machine; others are HOST:6379 or ray://HOST:10001",
+                ) from error
+            if threading.current_thread() is threading.main_thread():
+                # Its library would print a stack trace first
+                signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+            yield
+        finally:
+            wait([joining])  # Ctrl-C does not
             ray.shutdown()
 
 

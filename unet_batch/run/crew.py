@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +29,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from unet_batch.errors import BackendError, DecoderCrashed, RunError, UnetBatchError
+from unet_batch.files import remote
 from unet_batch.inference.segmenter import BROKEN_DEVICE, Segmenter
 from unet_batch.pipeline import StageStats
 from unet_batch.processes import Died
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _STARTS = 3  # starting may fail by accident
+_TRY = 0.05  # seconds between two tries to end what starts
 # On Windows Ctrl-C does not interrupt a wait
 _TURN = 0.1 if os.name == "nt" else None
 _LOOK = 1.0  # seconds between two looks at which devices have come
@@ -153,8 +155,16 @@ class Crew:
         while True:
             seats = [seat for seat in self._alive if not seat.is_up]
             with ThreadPoolExecutor(max(1, len(seats))) as pool:
-                for _ in pool.map(self._bring_up, seats):
-                    pass
+                starts = [pool.submit(self._bring_up, seat) for seat in seats]
+                try:
+                    for start in starts:
+                        start.result()
+                except BaseException:  # Ctrl-C above all; opening a model may take a minute
+                    self._is_ending = True
+                    while wait(starts, _TRY).not_done:  # one that is just being created cannot be ended yet
+                        for seat in seats:
+                            self._links[seat.name].abort()
+                    raise
             if any(seat.is_up for seat in self._seats):
                 return
             if time.monotonic() > until:
@@ -263,7 +273,7 @@ class Crew:
 
     def begin(self, plan: RunPlan, recipe: OutputRecipe) -> None:
         assert plan.manifest is not None, "not resumed"
-        self._manifest, self._identity = plan.manifest, plan.identity
+        self._manifest, self._identity, self._outputs = plan.manifest, plan.identity, plan.outputs
         self._ask_once("cpu", computes_on_cpu)  # while there is somebody to ask
         self._plan = outline(plan), recipe
         # Each run counts anew
@@ -327,6 +337,10 @@ class Crew:
                     self._links[seat.name].abort()
             for thread in threads:
                 thread.join()
+            if left:
+                self.close()
+            if left or any(seat.deaths for seat in self._seats):
+                self._outputs.clean_leftovers()
 
     # In the threads, one for each device.
 
@@ -359,9 +373,12 @@ class Crew:
         """Hand out items once, and take note of what is told; returns whether it is over."""
         taken = queue.take(seat, len(self._up))
         reason = stop.reason or ("halt" if queue.closed else "")
-        order = replace(kind, items=taken or (), finish=taken is None, stop=reason)
+        known = remote.known_of(item.path for item in taken or ())
+        order = replace(kind, items=taken or (), finish=taken is None, stop=reason, known=known)
         told = self._links[seat.name].exchange(order)
         seat.note(told)
+        if self._outputs.store is not None:
+            self._outputs.store.check()  # the processes do not know of its lock
         # On record before anybody hears of it
         self._manifest.record(*(outcome.record for outcome in told.outcomes if outcome.record is not None))
         for event in told.progress:

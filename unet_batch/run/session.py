@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from unet_batch.files import remote
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.pipeline import StageStats
 from unet_batch.run.manifest import Presence, manifest_path
@@ -51,6 +52,7 @@ class Order:
         codec: that encoder.
         finish: no more will come: finish what is there.
         stop: name of a signal: begin with nothing more, and end early what can go on later.
+        known: what is known of items that lie behind addresses.
     """
 
     items: tuple[Item, ...] = ()
@@ -58,6 +60,7 @@ class Order:
     codec: Codec | None = None
     finish: bool = False
     stop: str = ""
+    known: remote.Known | None = None
 
 
 class Told(NamedTuple):
@@ -125,6 +128,8 @@ class Session:
             target = self._work_alone if order.alone else self._work
             self._thread = Thread(target=self._run, args=(target, order.codec), name="work", daemon=True)
             self._thread.start()
+        if order.known is not None:
+            remote.take_over(order.known)
         for item in order.items:
             self._items.put(item)
         if order.stop:
@@ -184,6 +189,7 @@ class Session:
             work(codec)
         except BaseException as error:  # noqa: BLE001 - whoever asks gets it
             self._error = _sendable(error)
+        remote.release_all()  # of a stop: what was never begun
         self._events.put(None)
 
     def _handed(self) -> Iterator[Item]:
@@ -194,7 +200,7 @@ class Session:
         def set_aside(item: Item) -> None:
             self._events.put(Outcome(item, aside=True))
 
-        for outcome in self._worker.pictures(self._handed(), self._stop, set_aside):
+        for outcome in self._worker.pictures(self._handed(), self._stop, set_aside, self._items.empty):
             self._events.put(outcome)
 
     def _work_alone(self, codec: Codec | None) -> None:

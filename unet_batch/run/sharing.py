@@ -72,7 +72,7 @@ class Seat:
 
     def note_death(self) -> None:
         """Its process is gone."""
-        self.is_up = False
+        self.is_up, self.wanted = False, 1
         self.deaths += 1
         self.in_a_row += 1
         self._before, self._cpu_before = self.stages, self.cpu

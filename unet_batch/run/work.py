@@ -149,7 +149,11 @@ class ItemWorker:
     # Pictures.
 
     def pictures(
-        self, items: Iterable[Item], stop: Stop, set_aside: Callable[[Item], None]
+        self,
+        items: Iterable[Item],
+        stop: Stop,
+        set_aside: Callable[[Item], None],
+        is_idle: Callable[[], bool] = lambda: False,
     ) -> Iterator[Outcome]:
         """Send pictures through the pipeline; what becomes of them, in their order.
 
@@ -157,6 +161,7 @@ class ItemWorker:
             items: read a few ahead of the outcomes, in a thread of its own.
             stop: reads no more when called; what is in flight is finished.
             set_aside: called in that thread with what is to be segmented by itself.
+            is_idle: whether the next item would have to be waited for.
 
         Raises:
             OutputError, RunError, SourceError: what concerns all items.
@@ -166,7 +171,7 @@ class ItemWorker:
             finish = [("render", self._finish_picture)]
         threads = {} if self.plan.outputs.store is None else {finish[-1][0]: UPLOADS}  # which mostly wait
         with self.segmenter.pipeline(
-            self._tasks(items, set_aside),
+            self._tasks(items, set_aside, is_idle),
             finish,
             keep_pixels=self.renderer.needs_pixels,
             workers=self.workers,
@@ -191,10 +196,12 @@ class ItemWorker:
         if self._stop_reading is not None:
             self._stop_reading()
 
-    def _tasks(self, items: Iterable[Item], set_aside: Callable[[Item], None]) -> Iterator[Task]:
+    def _tasks(
+        self, items: Iterable[Item], set_aside: Callable[[Item], None], is_idle: Callable[[], bool]
+    ) -> Iterator[Task]:
         """Look at each source just before it is read; runs in the pipeline's first thread."""
         if any(remote.is_remote(folder) for folder in self.plan.sources.folders):
-            items = remote.read_ahead(items, lambda item: item.path)
+            items = remote.read_ahead(items, lambda item: item.path, is_idle)
         for item in items:
             if alone.find_work(item, self.plan, self.segmenter) is not None:
                 remote.release(item.path)  # or those of all would lie here until their turn
