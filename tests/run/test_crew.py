@@ -120,6 +120,8 @@ def test_processes_killed_at_twenty_moments_cost_no_item(
             def kill(key: str, moment: int = moment, heard: list[str] = heard) -> None:
                 heard.append(key)
                 if len(heard) == 1 + moment:
+                    # Killed at the end of the run before, it may be starting still
+                    until(lambda: is_running(pids(hands)[moment % 2]))
                     os.kill(pids(hands)[moment % 2], signal.SIGKILL)
 
             report = run(photos, out, hands, kill, save=("mask", "overlay"))
