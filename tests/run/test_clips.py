@@ -1048,6 +1048,7 @@ def test_the_first_interrupt_leaves_whole_parts(tmp_path: Path, long_clip: str) 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize(("frames", "smooth"), [(4_000, 0.0), (3_500, 0.3)])
 def test_memory_stays_flat(tmp_path: Path, frames: int, smooth: float) -> None:
     """Two hours at 30 frames a second are 216,000 frames: 450 bytes kept of each would be 97 MB.
