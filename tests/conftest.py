@@ -82,7 +82,8 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def one_core() -> Iterator[None]:
     """Keeps threads on one core, for tests of thousands of tiny items in which nothing else is tested.
 
-    Threads that hand Python's lock from core to core take up to twice the processor time for these.
+    Threads that hand Python's lock from core to core take up to twice the processor time for these. Not for
+    tests that use `Forked`, whose server would stay on that core.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
