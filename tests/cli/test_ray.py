@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -20,10 +23,28 @@ from unet_batch.cli import main
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra `ray`")
 
 
+def is_agent(pid: int) -> bool:
+    """Whether a process is one of two that try for a minute to tell Ray of the end, which is gone itself."""
+    with suppress(psutil.Error):
+        return psutil.Process(pid).cmdline()[0] in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+    return False
+
+
+@pytest.fixture(scope="session")
+def gone_at_the_end() -> Iterator[list[psutil.Process]]:
+    """Takes processes that must have ended when all tests have: nobody waits for them before."""
+    found: list[psutil.Process] = []
+    yield found
+    _, left = psutil.wait_procs(found, PATIENCE)
+    assert not left
+
+
 @pytest.mark.slow
 @needs_posix
 @needs_ray
-def test_a_killed_run_leaves_no_process_and_goes_on(tiny: str, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_process_and_goes_on(
+    tiny: str, tmp_path: Path, gone_at_the_end: list[psutil.Process]
+) -> None:
     photos, one, out = many(tmp_path / "photos", 200), tmp_path / "one", tmp_path / "out"
     words = ("-m", tiny, "--device", "cpu")
     done = CliRunner().invoke(main, ["run", str(photos), "-o", str(one), *words])
@@ -34,7 +55,9 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tiny: str, tmp_path: Path) -
     assert child.wait(PATIENCE) == -9, errors.read_text()
     workers = [int(word) for word in pids.read_text().split()]
     assert len(workers) > 2
-    until(lambda: not any(map(is_running, workers)))  # they end with it
+    agents = {pid: psutil.Process(pid) for pid in filter(is_agent, workers)}
+    until(lambda: not any(is_running(pid) for pid in workers if pid not in agents))  # they end with it
+    gone_at_the_end += agents.values()
 
     child = Forked(command_line, *on_ray, output=said, errors=errors)
     assert child.wait(PATIENCE) == 0, errors.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -36,7 +37,10 @@ from unet_batch.inference.backends.select import Request, select
 from unet_batch.testing import fake_spec
 from unet_batch.types import Size
 
-pytest.importorskip("nncf", reason='needs NNCF: pip install "unet-batch[int8]"')
+# Not imported here, which takes 1.7 s: every process of a run would do so, and one of them needs it
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("nncf") is None, reason='needs NNCF: pip install "unet-batch[int8]"'
+)
 
 BLUR = np.full((1, 1, 3, 3), 1 / 9)
 POINT = np.zeros((1, 1, 3, 3))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from tests.helpers.crews import open_fake
+from tests.helpers.crews import brightness, open_fake
 from tests.helpers.observers import observing
 from tests.helpers.processes import command_line
 from tests.helpers.waiting import until
@@ -40,7 +40,7 @@ def in_turn(folder: str, pictures: np.ndarray) -> np.ndarray:
     while (Path(folder) / "lost").exists() and not (Path(folder) / "come").exists():
         time.sleep(0.01)
     time.sleep(0.002 * len(pictures))
-    return np.asarray(pictures.mean(axis=3) + 0.5, np.uint8)
+    return brightness(pictures)
 
 
 def open_in_turn(folder: str) -> Segmenter:

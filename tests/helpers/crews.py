@@ -23,10 +23,14 @@ DEADLY = 99
 """Brightness of a picture that ends the process that segments it."""
 
 
+def brightness(pictures: np.ndarray) -> np.ndarray:
+    return np.asarray(pictures.mean(axis=3) + 0.5, np.uint8)
+
+
 def slowly(pictures: np.ndarray) -> np.ndarray:
     """The brightness, after 5 ms for each picture."""
     time.sleep(0.005 * len(pictures))
-    return np.asarray(pictures.mean(axis=3) + 0.5, np.uint8)
+    return brightness(pictures)
 
 
 def deadly(pictures: np.ndarray) -> np.ndarray:

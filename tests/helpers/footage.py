@@ -201,9 +201,10 @@ def frame_of(picture: np.ndarray, format: str, look: tuple[int, int, int, int]) 
             src_color_range=2,
             dst_color_range=span or 1,
             interpolation=2 | 0x40000 | 0x2000,
+            threads=1,  # or they are started for each frame
         )
     elif frame.format.name != format:
-        frame = frame.reformat(format=format)
+        frame = frame.reformat(format=format, threads=1)
     frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc = look
     return frame
 

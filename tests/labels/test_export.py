@@ -152,6 +152,7 @@ def test_georeferenced_pictures_give_coordinates_of_their_map(tmp_path: Path) ->
     assert np.array_equal(rasterize(shapes, (64, 96), transform=place) > 0, mask_of(tmp_path / "out", "a"))
 
 
+@pytest.mark.usefixtures("one_core")
 def test_what_is_held_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
     """A manifest of many pictures that share one mask."""
     write(tmp_path / "out" / "masks" / "m.png", np.eye(8, dtype=np.uint8) * 255)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.clusters import lose_a_node
-from tests.helpers.crews import open_fake
+from tests.helpers.crews import brightness, open_fake
 from tests.helpers.processes import Forked
 from tests.helpers.runs import done_lines, many, tree
 from tests.helpers.systems import needs_posix
@@ -36,7 +36,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 @pytest.mark.timeout(900)
 def test_a_node_that_is_lost_and_one_that_comes_cost_no_item(tmp_path: Path) -> None:
     photos, one, out = many(tmp_path / "photos", 2000), tmp_path / "one", tmp_path / "out"
-    with open_fake() as segmenter:
+    with open_fake(brightness) as segmenter:
         execute(prepare(RunOptions((str(photos),), str(one))), segmenter)
     errors = tmp_path / "errors.txt"
     child = Forked(lose_a_node, str(photos), str(out), str(tmp_path), errors=errors, output=errors)

@@ -889,6 +889,7 @@ CORRUPT: dict[str, tuple[bytes | None, str]] = {  # what the file holds, and wha
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_core")
 @needs_pipes
 def test_ten_thousand_files_of_which_five_hundred_are_corrupt(tmp_path: Path) -> None:
     folder, out = tmp_path / "photos", tmp_path / "out"
