@@ -107,10 +107,10 @@ def objects_of(
     """
     names, count = class_ids(spec), len(objects.classes)
     found = measure.measure_regions(objects.labels)
-    intensity = measure.mean_of(objects.labels, measure.brightness(pixels), count)
+    intensity = measure.sum_of(objects.labels, measure.brightness(pixels), count) / found.pixels
     sure: list[float | None] = [None] * count
     if probability is not None:
-        sure = list(measure.mean_of(objects.labels, probability, count) / 255)
+        sure = list(measure.sum_of(objects.labels, probability, count) / found.pixels / 255)
     pixel = measuring.pixel_size or measure.PixelSize.of(prediction.frame.metadata)
     return [
         ObjectStats(
