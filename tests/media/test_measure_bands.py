@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -17,8 +18,7 @@ from unet_batch.media.measure_bands import BandMeasurer, Finished
 def in_bands(ids: np.ndarray, cuts: list[int], classes: list[int], *maps: np.ndarray) -> list[Finished]:
     measurer, edges = BandMeasurer(classes, len(maps)), [0, *cuts, len(ids)]
     found = [
-        measurer.add(ids[top:bottom], *(map[top:bottom] for map in maps))
-        for top, bottom in zip(edges, edges[1:], strict=False)
+        measurer.add(ids[top:bottom], *(map[top:bottom] for map in maps)) for top, bottom in pairwise(edges)
     ]
     return [*found, measurer.finish()]
 
@@ -114,11 +114,10 @@ def test_what_is_finished_is_handed_out_at_once_and_forgotten() -> None:
     tile = np.zeros((10, 10), np.uint8)
     cv2.circle(tile, (4, 4), 3, 1, -1)
     band = np.tile(tile, (10, 200))
-    measurer, counts = BandMeasurer([1], 1), []
+    measurer = BandMeasurer([1], 1)
     tracemalloc.start()
     try:
-        for _ in range(50):
-            counts.append(len(measurer.add(band, band).classes))
+        counts = [len(measurer.add(band, band).classes) for _ in range(50)]
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -139,7 +138,7 @@ def test_sums_stay_true_far_from_the_corner() -> None:
     measurer.add(speck)
     found, here = measurer.finish().regions, measure.measure_regions(measure.find_objects(speck, [1]).labels)
     np.testing.assert_allclose(found.axes, here.axes, rtol=1e-9)
-    np.testing.assert_allclose(found.centroids, here.centroids + [0, 40_000], rtol=1e-12)
+    np.testing.assert_allclose(found.centroids, here.centroids + np.array([0, 40_000]), rtol=1e-12)
 
 
 def test_a_component_of_billions_of_pixels_has_the_figures_of_a_rectangle() -> None:
@@ -151,7 +150,9 @@ def test_a_component_of_billions_of_pixels_has_the_figures_of_a_rectangle() -> N
         tall = measure.Pieces(np.tile(one.boxes, (1, 2)), np.tile(one.sums, (1, 2)))
     found = one.regions(np.zeros(1))
     assert found.pixels.tolist() == [2**24 * 1000]
-    np.testing.assert_allclose(found.axes[0], [4 * np.sqrt((4.0**24 - 1) / 12), 4 * np.sqrt((1e6 - 1) / 12)], rtol=1e-9)
+    np.testing.assert_allclose(
+        found.axes[0], [4 * np.sqrt((4.0**24 - 1) / 12), 4 * np.sqrt((1e6 - 1) / 12)], rtol=1e-9
+    )
 
 
 def test_nothing_has_no_components() -> None:

@@ -66,7 +66,7 @@ class ObjectStats:
         perimeter: in pixels, as `skimage.measure.perimeter` counts.
         orientation: of its longer axis, in degrees counter-clockwise from the vertical, -90..90.
         major_axis, minor_axis: of the ellipse with the same second moments, in pixels.
-        intensity: mean brightness, 0..255, of the picture as a person sees it.
+        intensity: mean brightness, 0..255, of the picture as a person sees it; None where nobody can say.
         confidence: mean probability of its class; None of a model of several.
         area: in the square of `unit`.
         unit: of lengths; "" where nobody says.
@@ -86,7 +86,7 @@ class ObjectStats:
     orientation: float
     major_axis: float
     minor_axis: float
-    intensity: float
+    intensity: float | None
     confidence: float | None
     area: float | None
     unit: str
@@ -130,14 +130,14 @@ def _lines(rows: Iterable[Sequence[str]]) -> bytes:
 
 
 class TableWriter:
-    """A table whose rows come page by page: a context manager.
+    """A table whose rows come in parts: a context manager.
 
     Args:
         path: the file to write.
         kind: of `TABLES`.
 
     Raises:
-        OSError: here and in `write`: it cannot be written.
+        OSError: here and everywhere: it cannot be written.
     """
 
     def __init__(self, path: str, kind: str) -> None:
@@ -148,11 +148,19 @@ class TableWriter:
         """Add the rows of a table, as `as_csv` gives it."""
         self._file.write(table[len(self._heading) :])
 
+    def finish(self) -> None:
+        """All of it is written."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
     def __enter__(self) -> TableWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        self.close()
 
 
 @dataclass

@@ -234,8 +234,8 @@ class Pieces:
 
     Attributes:
         boxes: int64 (4, n): left, top, right, bottom of each; the last two are the first pixels beyond.
-        sums: float64 (6 or more, n): pixels, x, y, x*x, y*y and x*y, counted from the left and the top of each
-            box, so that no digit is lost (below 2**53 none is); then whatever else adds up.
+        sums: float64 (6 or more, n): pixels, x, y, x*x, y*y and x*y, counted from the left and the top of
+            each box, so that no digit is lost (below 2**53 none is); then whatever else adds up.
     """
 
     boxes: NDArray[np.int64]
@@ -266,7 +266,7 @@ class Pieces:
             *others,
         )
         sums = np.stack([np.bincount(numbers, each, count) for each in moved])
-        return Pieces(np.stack([left, top, right, bottom]), sums)
+        return Pieces(np.stack([left, top, right, bottom]), sums.astype(np.float64))
 
     def regions(self, perimeters: Floats) -> Regions:
         """Their figures, given their perimeters, float64 (n,)."""

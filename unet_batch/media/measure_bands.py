@@ -116,7 +116,7 @@ class BandMeasurer:
         return self._finished(pieces, kinds, ~goes_on)
 
     def _pieces_of(self, first: int, upto: int) -> tuple[Labels, Numbers, Pieces]:
-        """The components of some of the rows that are held, by themselves: labels, kinds, and what adds up."""
+        """The components of some of the rows that are held: labels, kinds, and what adds up."""
         mask = self._rows[0]
         objects = measure.find_objects(mask[first:upto], range(1, len(self._classes) + 1))
         labels, count = objects.labels, len(objects.classes)
@@ -124,7 +124,7 @@ class BandMeasurer:
         rows, columns, lengths = measure.edges_of(mask)
         inside = (rows >= first) & (rows < upto)
         at = labels[rows[inside] - first, columns[inside]] - 1
-        more = [np.bincount(at, lengths[inside], count)]
+        more = [np.bincount(at, lengths[inside], count).astype(np.float64)]
         more += [measure.sum_of(labels, map[first:upto], count) for map in self._rows[1:]]
         top = self._top + first
         boxes = pieces.boxes + np.array([[0], [top], [0], [top]])
@@ -142,9 +142,7 @@ class BandMeasurer:
         left, top, _, bottom = pieces.boxes[:, which]
         order = np.flatnonzero(which)[np.lexsort((kinds[which], top, left, bottom))]
         pieces = Pieces(pieces.boxes[:, order], pieces.sums[:, order])
-        return Finished(
-            self._classes[kinds[order] - 1], pieces.regions(pieces.sums[6]), pieces.sums[7:]
-        )
+        return Finished(self._classes[kinds[order] - 1], pieces.regions(pieces.sums[6]), pieces.sums[7:])
 
 
 def _touching(above: Numbers, below: Numbers, kinds: Numbers) -> Numbers:
