@@ -337,7 +337,7 @@ def test_asked_to_stop_it_leaves_nothing_and_the_next_run_begins_anew(folder: Pa
     assert segment(folder / "a.tif", output=out, view=TILES, backend=fake())[0].done == 1
 
 
-def segment_slowly(folder: str, out: str) -> None:
+def segment_slowly(folder: str, out: str, save: tuple[str, ...] = ("mask",)) -> None:
     """A run with a network that answers once in a while, in a process of its own."""
 
     def answer(pictures: np.ndarray) -> np.ndarray:
@@ -346,7 +346,7 @@ def segment_slowly(folder: str, out: str) -> None:
 
     giant.MEMORY = 0
     with Segmenter(FakeBackend(fake_spec(TILE), answer), view=TILES) as segmenter:
-        execute(prepare(RunOptions((folder,), out)), segmenter)
+        execute(prepare(RunOptions((folder,), out, save=save)), segmenter)
 
 
 def test_what_a_killed_run_leaves_is_cleaned_and_it_begins_anew(folder: Path, tmp_path: Path) -> None:
