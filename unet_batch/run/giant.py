@@ -354,10 +354,8 @@ class _GiantRun:
         with closing(self._bands()) as bands:
             for top in grid.rows.starts:
                 parts = [held[max(0, top) - first :]]
-                first, last = max(0, top), top == grid.rows.starts[-1]
-                while first + sum(map(len, parts)) < min(grid.rows.length, top + grid.rows.tile) or (
-                    last and read < self.size[0]  # on which no row that the network sees may depend
-                ):
+                first = max(0, top)
+                while first + sum(map(len, parts)) < min(grid.rows.length, top + grid.rows.tile):
                     band = next(bands)
                     if band.missing is not None:
                         missing.append(_Strip(read, band.missing))
