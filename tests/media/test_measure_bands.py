@@ -68,7 +68,7 @@ def test_figures_are_those_of_the_whole(seed: int, count: int, cuts: list[int], 
     ids = pictures(seed, count)
     classes = list(range(count))[0 if backgrounds else 1 :]
     maps = np.random.default_rng(seed).integers(0, 256, (2, *ids.shape)).astype(np.uint8)
-    cuts = sorted({cut for cut in cuts if cut < len(ids)})
+    cuts = sorted({cut for cut in cuts if 0 < cut < len(ids)})
     found = in_bands(ids, cuts, classes, *maps)
     rows = np.concatenate([table(each.classes, each.regions, each.sums) for each in found])
     expected = whole(ids, classes, *maps)

@@ -64,8 +64,7 @@ class BandTables:
             missing: bool (n, W), True where there is no value; None where there is one everywhere.
         """
         if self._probable:
-            seen = map.reshape(-1) if missing is None else map[~missing]
-            self._levels += np.bincount(seen, minlength=256)
+            self._levels += measure.count_levels(map if missing is None else map[~missing])
 
     def add(
         self, ids: Pixels, missing: Flags | None, probability: Pixels | None, brightness: Pixels | None
@@ -105,7 +104,7 @@ class BandTables:
 
     def _count(self, ids: Pixels, missing: Flags | None) -> None:
         """Count the pixels of classes, and widen their boxes."""
-        counts = np.bincount(ids.reshape(-1), minlength=256)
+        counts = measure.count_levels(ids)
         self._pixels += counts
         self._known += ids.size - (0 if missing is None else int(np.count_nonzero(missing)))
         for id in np.flatnonzero(counts).tolist():

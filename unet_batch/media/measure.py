@@ -374,6 +374,8 @@ def sum_of(labels: Labels, values: Pixels, count: int) -> Floats:
     return np.bincount(numbers[inside] - 1, sums[inside], count).astype(np.float64)
 
 
+_EXACT = 2**24  # up to which cv2 counts in whole numbers
+
 _P = np.arange(256) / 255
 with np.errstate(divide="ignore", invalid="ignore"):
     _ENTROPY = np.nan_to_num(-(_P * np.log2(_P) + (1 - _P) * np.log2(1 - _P)))
@@ -386,7 +388,17 @@ def certainty(map: Pixels) -> tuple[float, float, float]:
     Args:
         map: uint8, round(255 p); of one pixel at least.
     """
-    return certainty_of(np.bincount(map.reshape(-1), minlength=256))
+    return certainty_of(count_levels(map))
+
+
+def count_levels(values: Pixels) -> NDArray[np.int64]:
+    """How many uint8 values there are of each, int64 (256,): `numpy.bincount` widens all of them before."""
+    flat = np.ascontiguousarray(values).reshape(-1, 1)
+    found = np.zeros(256, np.int64)
+    for first in range(0, len(flat), _EXACT):
+        part = flat[first : first + _EXACT]
+        found += cv2.calcHist([part], [0], None, [256], [0, 256]).reshape(-1).astype(np.int64)
+    return found
 
 
 def certainty_of(counts: NDArray[np.int64]) -> tuple[float, float, float]:

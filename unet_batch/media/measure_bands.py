@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 from unet_batch.media import measure
@@ -75,7 +76,7 @@ class BandMeasurer:
         Returns:
             What is whole now.
         """
-        rows = [self._becomes[ids], *maps]
+        rows = [cv2.LUT(ids, self._becomes), *maps]
         if self._rows:
             rows = [np.concatenate(each) for each in zip(self._rows, rows, strict=True)]
         self._rows = rows
@@ -145,23 +146,6 @@ class BandMeasurer:
         return Finished(self._classes[kinds[order] - 1], pieces.regions(pieces.sums[6]), pieces.sums[7:])
 
 
-def _touching(above: Numbers, below: Numbers, kinds: Numbers) -> Numbers:
-    """Pairs of components, counted from 0, that touch from one row to the next: int64 (n, 2).
-
-    Args:
-        above, below: int64 (width,), which one has which pixel, from 1.
-        kinds: of each; only those of the same touch.
-    """
-    width, found = len(above), []
-    for shift in (-1, 0, 1):
-        one = above[max(0, shift) : width + min(0, shift)]
-        other = below[max(0, -shift) : width + min(0, -shift)]
-        both = (one > 0) & (other > 0)
-        found.append(np.stack([one[both], other[both]], 1) - 1)
-    pairs = np.concatenate(found)
-    return np.unique(pairs[kinds[pairs[:, 0]] == kinds[pairs[:, 1]]], axis=0)
-
-
 def _unite(numbers: Numbers, pairs: Numbers) -> None:
     """Give what is connected by pairs one number, in place."""
     parents: dict[int, int] = {}
@@ -176,3 +160,22 @@ def _unite(numbers: Numbers, pairs: Numbers) -> None:
         parents[second] = first
     for number in list(parents):
         numbers[number] = root(number)
+
+
+def _touching(above: Numbers, below: Numbers, kinds: Numbers) -> Numbers:
+    """Pairs of components, counted from 0, that touch from one row to the next: int64 (n, 2).
+
+    Args:
+        above, below: int64 (width,), which one has which pixel, from 1.
+        kinds: of each; only those of the same touch.
+    """
+    width, found = len(above), []
+    for shift in (-1, 0, 1):
+        one = above[max(0, shift) : width + min(0, shift)]
+        other = below[max(0, -shift) : width + min(0, -shift)]
+        both = np.flatnonzero((one > 0) & (other > 0))
+        pairs = np.stack([one[both], other[both]], 1) - 1
+        found.append(pairs[np.append(True, (pairs[1:] != pairs[:-1]).any(1))[: len(pairs)]])  # each run once
+    pairs = np.concatenate(found)
+    touching: Numbers = pairs[kinds[pairs[:, 0]] == kinds[pairs[:, 1]]]
+    return touching
