@@ -8,7 +8,7 @@ Rows are measured once the two below them are known, on which the edges of a row
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
@@ -76,7 +76,7 @@ class BandMeasurer:
         Returns:
             What is whole now.
         """
-        rows = [cv2.LUT(ids, self._becomes), *maps]
+        rows = [cast("Pixels", cv2.LUT(ids, self._becomes)), *maps]
         if self._rows:
             rows = [np.concatenate(each) for each in zip(self._rows, rows, strict=True)]
         self._rows = rows
