@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -180,6 +182,28 @@ def test_those_of_a_run_have_them_and_the_next_run_does_nothing(
         assert report.tables[kind]["rows"] == len(joined)
         assert parquet.read_table(out / f"{kind}.parquet").num_rows == len(joined)
     assert segment(folder, output=out, backend=fake(), **options)[1] == []
+
+
+def test_memory_is_that_of_a_few_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 6 MB of pixels; their labels alone would take 8."""
+    monkeypatch.setattr(giant, "_WRITTEN_AT_ONCE", 2**15)
+    path, block = str(tmp_path / "x.tif"), np.zeros((64, 64, 3), np.uint8)
+    block[::16, ::16] = 255  # 16 objects
+    blocks = (block for _ in range(8 * 64))
+    tifffile.imwrite(path, blocks, shape=(4096, 512, 3), dtype="u1", tile=(64, 64), photometric="rgb")
+    tree = OutputTree(str(tmp_path / "out"), ("stats", "objects"))
+    backend = FakeBackend(fake_spec((128, 128)), lambda tiles: tiles[..., 0].copy())
+    with Segmenter(backend, view=TILES, workers=1) as segmenter:
+        tracemalloc.start()
+        try:
+            assert giant.segment(Item(path, "x"), (4096, 512), segmenter, tree).complete
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 4e6
+    rows = rows_of(Path(tree.path("objects", "x")).read_bytes())
+    assert [int(row["id"]) for row in rows] == list(range(1, 16 * 8 * 64 + 1))
+    assert {row["pixels"] for row in rows} == {"1"}
 
 
 def test_what_needs_all_of_it_is_said(folder: Path, tmp_path: Path) -> None:
