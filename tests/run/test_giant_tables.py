@@ -15,11 +15,10 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.giants import TILE, TILES, fake, read_all_in_bands, save, segment_slowly, smooth_picture
 from tests.helpers.processes import Forked
 from tests.helpers.runs import half_bright, read, segment, write
 from tests.helpers.waiting import PATIENCE, until
-from tests.run.test_doubt import knowing_halves
-from tests.run.test_giant import TILE, TILES, fake, save, segment_slowly, smooth_picture
 from unet_batch.errors import OutputError
 from unet_batch.files.outputs import OutputTree
 from unet_batch.files.tables import as_csv
@@ -27,14 +26,13 @@ from unet_batch.inference.segmenter import Segmenter
 from unet_batch.inference.views import ViewOptions
 from unet_batch.media import domain
 from unet_batch.media.cleanup import Cleanup
-from unet_batch.media.images import tiff_bands
 from unet_batch.media.measure import Measuring, PixelSize
 from unet_batch.run import giant
 from unet_batch.run.execute import execute
 from unet_batch.run.options import RunOptions
 from unet_batch.run.plan import prepare
 from unet_batch.testing import FakeBackend, fake_spec
-from unet_batch.types import Item
+from unet_batch.types import Domain, Item
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
@@ -45,9 +43,7 @@ SAVE = ("mask", "stats", "objects")
 @pytest.fixture(autouse=True)
 def tiny_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """No picture is held by memory, and bands are a row of blocks."""
-    monkeypatch.setattr(giant, "MEMORY", 0)
-    monkeypatch.setattr(giant, "_WRITTEN_AT_ONCE", 500)
-    monkeypatch.setattr(tiff_bands, "_BAND", 1)
+    read_all_in_bands(monkeypatch)
 
 
 def rows_of(data: bytes) -> Rows:
@@ -120,16 +116,17 @@ def test_of_a_smaller_network_tables_are_nearly_the_same(tmp_path: Path, scale: 
 
 def test_how_far_it_is_from_what_the_model_has_seen_is_told(tmp_path: Path) -> None:
     """Of what is smaller than the figures are made of, and of what is halved before; odd sides, too."""
+    figures = 19
+    rows = tuple((0.0,) * at + (1.0,) for at in range(figures))
+    spec = replace(fake_spec(TILE), domain=Domain((0.0,) * figures, rows, 0.1, 20, 20))
     for size in ((64, 96), (131, 301)):
         rng = np.random.default_rng(5)
         path = save(tmp_path / "x.tif", rng.integers(0, 256, (*size, 3)).astype(np.uint8))
-        with Segmenter(FakeBackend(knowing_halves()), view=TILES) as segmenter:
+        with Segmenter(FakeBackend(spec), view=TILES) as segmenter:
             found, whole = both_ways(path, tmp_path / "out", segmenter)
         assert found["stats"] == whole["stats"]
         assert float(found["stats"][0]["unlike"]) > 1
-    report, _ = segment(
-        tmp_path / "x.tif", output=tmp_path / "run", view=TILES, backend=FakeBackend(knowing_halves())
-    )
+    report, _ = segment(tmp_path / "x.tif", output=tmp_path / "run", view=TILES, backend=FakeBackend(spec))
     assert report.unlike == 1
     assert [note.note for note in report.file_notes] == [domain.UNLIKE]
 

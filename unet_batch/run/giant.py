@@ -452,6 +452,6 @@ class _GiantRun:
 
 
 def _centres(places: NDArray[np.int64], length: int, into: int) -> NDArray[np.int64]:
-    """Which of `length` pixels the middles of some of `into` lie in, which take as much room."""
+    """Which of `length` pixels the middles of some of `into` lie in, which show the same."""
     centres: NDArray[np.int64] = (2 * places + 1) * length // (2 * into)
     return centres
