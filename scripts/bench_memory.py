@@ -2,7 +2,7 @@
 
     python -m scripts.bench_memory [--photos 2000] [--save mask,overlay]
     python -m scripts.bench_memory --video 10 [--save mask,overlay]
-    python -m scripts.bench_memory --giant 30000 [--model fast]
+    python -m scripts.bench_memory --giant 30000 [--model fast] [--save mask,stats,objects]
 
 Runs the bundled model over the Carvana photos, each under as many names as it takes to reach the number, or
 the model `fast` over a drawn clip of so many minutes at 360x640; prints the memory every few hundred
@@ -34,6 +34,7 @@ import psutil
 
 import unet_batch
 from scripts import carvana
+from unet_batch.files.outputs import OutputTree
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.inference.views import ViewOptions
 from unet_batch.run import giant
@@ -70,12 +71,13 @@ def main() -> None:
     )
     parser.add_argument("--photos", type=int, default=2000)
     parser.add_argument("--video", type=float, metavar="MINUTES", help="a drawn clip instead of photos")
-    parser.add_argument("--save", default="mask,overlay")
+    parser.add_argument("--save", help="mask,overlay; of the TIFF mask alone")
     parser.add_argument("--giant", type=int, metavar="SIDE", help="one drawn TIFF instead of photos")
     parser.add_argument("--model", help="segments the drawn TIFF; a network that costs nothing without it")
     options = parser.parse_args()
     if options.giant:
-        raise SystemExit(segment_giant(options.giant, options.model))
+        raise SystemExit(segment_giant(options.giant, options.model, options.save or "mask"))
+    options.save = options.save or "mask,overlay"
     process = psutil.Process()
     resident: list[int] = []
 
@@ -121,7 +123,7 @@ def main() -> None:
     raise SystemExit(int(growth > most or peak > MAX_PEAK or report.failed > 0))
 
 
-def segment_giant(side: int, model: str | None) -> int:
+def segment_giant(side: int, model: str | None, save: str) -> int:
     """Segment a picture that memory does not hold; returns the exit code."""
     with tempfile.TemporaryDirectory() as folder:
         source, out, small, first = (os.path.join(folder, name) for name in ("in", "out", "small", "first"))
@@ -130,25 +132,29 @@ def segment_giant(side: int, model: str | None) -> int:
             subprocess.run([sys.executable, "-c", _DRAW, name, str(length)], check=True)
         backend = FakeBackend(fake_spec((512, 512)), lambda tiles: tiles[..., 1].copy(), batch_size=8)
         giant.MEMORY = 0  # small ones, too, are read in bands: to compare them
-        fake = Segmenter(backend, view=ViewOptions(fit="tile"))
+        fake, kinds = Segmenter(backend, view=ViewOptions(fit="tile")), tuple(save.split(","))
         with unet_batch.load(model, fit="tile") if model else fake as segmenter:
             starts = []
             for number, name in enumerate((first, *[small] * 5)):  # imports and memory come with the first
                 cpu = time.process_time()
-                execute(prepare(RunOptions((name,), f"{out}-{number}")), segmenter)
+                execute(prepare(RunOptions((name,), f"{out}-{number}", kinds)), segmenter)
                 starts.append(time.process_time() - cpu)
             start = statistics.median(starts[1:])
             taken: list[tuple[float, float]] = []
             while not taken or (len(taken) < 7 and sum(wall for wall, _ in taken) < ENOUGH):
                 begun, cpu = time.perf_counter(), time.process_time()
-                report = execute(prepare(RunOptions((source,), f"{out}-again-{len(taken)}")), segmenter)
+                plan = prepare(RunOptions((source,), f"{out}-again-{len(taken)}", kinds))
+                report = execute(plan, segmenter)
                 taken.append((time.perf_counter() - begun, time.process_time() - cpu))
             seconds, cpu = (statistics.median(each) for each in zip(*taken, strict=True))
             assert segmenter.view.tiling is not None
             tiles = len(segmenter.view.tiling.grid((side, side)))
-        sizes = [os.path.getsize(path) for path in (f"{source}/giant.tif", f"{out}-again-0/masks/giant.png")]
+        tree = OutputTree(f"{out}-again-0", kinds)
+        paths = [f"{source}/giant.tif", *(tree.path(kind, "giant") for kind in kinds)]
+        sizes = [f"{os.path.getsize(path) / 1e6:.1f}" for path in paths]
+        tables = "".join(f", {facts['rows']:,} rows of {kind}" for kind, facts in report.tables.items())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(f"{side}x{side}: {report.done} done; from {sizes[0] / 1e6:.1f} to {sizes[1] / 1e6:.1f} MB")
+    print(f"{side}x{side}: {report.done} done; from {sizes[0]} to {' + '.join(sizes[1:])} MB{tables}")
     for stage in report.stages:
         print(f"  {stage.name:8} {stage.cpu:8.1f} s of processor time")
     print(f"{seconds:.1f} s; {cpu:.2f} s of processor time, of which {1e3 * start:.0f} ms to start")

@@ -25,6 +25,19 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def own_table(rows: list[ClassStats]) -> io.BytesIO:
+    return io.BytesIO(tables.as_csv("stats", rows))
+
+
+class FailingTable(io.BytesIO):
+    """Of which a disk gives two lines."""
+
+    def readline(self, size: int | None = -1) -> bytes:
+        if self.tell() and self.getvalue()[: self.tell()].count(b"\n") > 2:
+            raise OSError(5, "Input/output error")
+        return super().readline(size)
+
+
 def test_cells_are_numbers_of_seven_digits_or_empty() -> None:
     [row] = csv.DictReader(io.StringIO(tables.as_csv("stats", [ROW]).decode()))
     assert row["class"] == "car"
@@ -38,10 +51,7 @@ def test_names_of_any_kind_come_back(names: list[tuple[str, str, str]]) -> None:
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "stats.csv"
-        own = [
-            (source, key, tables.as_csv("stats", [replace(ROW, name=name)] * 2))
-            for source, key, name in names
-        ]
+        own = [(source, key, own_table([replace(ROW, name=name)] * 2)) for source, key, name in names]
         joined = tables.join(str(path), "stats", own)
         assert (joined.rows, joined.pictures, joined.damaged) == (2 * len(names), len(names), 0)
         found = [(row["source"], row["key"], row["class"]) for row in read(path)]
@@ -50,25 +60,28 @@ def test_names_of_any_kind_come_back(names: list[tuple[str, str, str]]) -> None:
 
 
 def test_what_is_no_table_is_counted_and_left_out(tmp_path: Path) -> None:
-    good = tables.as_csv("stats", [ROW])
+    torn = own_table([ROW, ROW]).getvalue()[:-5]
     own = [
-        ("a", "a", good),
+        ("a", "a", own_table([ROW])),
         ("b", "b", None),
-        ("c", "c", b"class,area\n"),
-        ("d", "d", tables.as_csv("stats", [])),
+        ("c", "c", io.BytesIO(b"class,area\n")),
+        ("d", "d", own_table([])),
+        ("e", "e", io.BytesIO(torn)),
+        ("f", "f", FailingTable(own_table([ROW, ROW, ROW]).getvalue())),
+        ("g", "g", own_table([ROW])),
     ]
     joined = tables.join(str(tmp_path / "stats.csv"), "stats", own)
-    assert (joined.rows, joined.pictures, joined.damaged) == (1, 2, 2)
-    assert [row["key"] for row in read(tmp_path / "stats.csv")] == ["a"]
+    assert (joined.rows, joined.pictures, joined.damaged) == (2, 3, 4)
+    assert [row["key"] for row in read(tmp_path / "stats.csv")] == ["a", "g"]
 
 
 def test_a_table_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "stats.csv"
-    tables.join(str(path), "stats", [("a", "a", tables.as_csv("stats", [ROW]))])
+    tables.join(str(path), "stats", [("a", "a", own_table([ROW]))])
     before = path.read_bytes()
 
     def torn() -> object:
-        yield "b", "b", tables.as_csv("stats", [ROW])
+        yield "b", "b", own_table([ROW])
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OutputError, match="disk is full"):
@@ -82,7 +95,7 @@ def test_parquet_has_the_rows_of_csv_in_groups(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(tables, "_ROWS", 5000)
     rows = [replace(ROW, pixels=number, area=None if number % 2 else 0.5) for number in range(20_000)]
     path = tmp_path / "stats.csv"
-    tables.join(str(path), "stats", [('a, "b"\nc', "key", tables.as_csv("stats", rows))])
+    tables.join(str(path), "stats", [('a, "b"\nc', "key", own_table(rows))])
     tables.to_parquet(str(tmp_path / "stats.parquet"), str(path), "stats")
     file = parquet.ParquetFile(tmp_path / "stats.parquet")
     assert file.num_row_groups > 1, "not all of it was held"

@@ -37,6 +37,20 @@ def test_any_picture_has_figures(height: int, width: int, channels: int, value: 
     assert np.isfinite(figures).all()
 
 
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([1, 3]), st.lists(st.integers(1, 299)))
+def test_in_bands_a_picture_is_as_unlike_as_at_once(
+    height: int, width: int, channels: int, cuts: list[int]
+) -> None:
+    picture = np.random.default_rng(height * width).integers(0, 256, (height, width, channels), np.uint8)
+    describer = domain.BandDescriber((height, width))
+    for band in np.split(picture, sorted({cut for cut in cuts if cut < height})):
+        describer.add(band)
+    known = Domain((0.0,) * 19, tuple((0.0,) * at + (1.0,) for at in range(19)), 1.0, 20, 20)
+    expected = domain.distance(known, domain.describe(picture))
+    assert describer.unlike([known]) == pytest.approx(expected, rel=1e-9)
+    assert describer.unlike([]) is None
+
+
 def test_grey_is_grey_in_one_channel_or_three() -> None:
     grey = grainy(1)[..., :1]
     assert np.allclose(domain.describe(grey), domain.describe(np.repeat(grey, 3, 2)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.giants import TILE, TILES, fake, read_all_in_bands, save, segment_slowly, smooth_picture
 from tests.helpers.observers import observing
 from tests.helpers.processes import Forked
 from tests.helpers.runs import files, half_bright, read, segment, write
@@ -27,7 +27,7 @@ from unet_batch.inference.backends.ensemble import Ensemble
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.inference.views import ViewOptions
 from unet_batch.media import images
-from unet_batch.media.images import tiff, tiff_bands
+from unet_batch.media.images import tiff
 from unet_batch.run import giant
 from unet_batch.run.execute import execute
 from unet_batch.run.observe import Stop
@@ -38,38 +38,13 @@ from unet_batch.types import Item
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
-TILES = ViewOptions(fit="tile")
-TILE = (32, 48)
 FOLDERS = {"mask": "masks", "prob": "probs", "prob16": "probs16"}
 
 
 @pytest.fixture(autouse=True)
 def tiny_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """No picture is held by memory, and bands are a row of blocks."""
-    monkeypatch.setattr(giant, "MEMORY", 0)
-    monkeypatch.setattr(giant, "_WRITTEN_AT_ONCE", 500)
-    monkeypatch.setattr(tiff_bands, "_BAND", 1)
-
-
-def smooth_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Blobs of all levels, in three colours."""
-    noise = np.random.default_rng(seed).normal(size=(height, width, 3)).astype(np.float32)
-    blurred = cv2.GaussianBlur(noise, (0, 0), 4).reshape(height, width, 3)
-    return np.asarray((blurred - blurred.min()) * (255 / max(1e-9, np.ptp(blurred))), np.uint8)
-
-
-def save(path: Path, picture: np.ndarray, **options: Any) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    defaults = {"tile": (32, 32), "compression": "deflate", "metadata": None}
-    tifffile.imwrite(path, picture, photometric="rgb", **{**defaults, **options})
-    return str(path)
-
-
-def fake(classes: int = 1) -> FakeBackend:
-    def levels(pictures: np.ndarray) -> np.ndarray:
-        return np.asarray(pictures[..., 0].astype(int) * classes // 256, np.uint8)
-
-    return FakeBackend(fake_spec(TILE, classes), levels if classes > 1 else None, batch_size=3)
+    read_all_in_bands(monkeypatch)
 
 
 @pytest.fixture
@@ -335,18 +310,6 @@ def test_asked_to_stop_it_leaves_nothing_and_the_next_run_begins_anew(folder: Pa
     assert files(out) == ["manifest.jsonl", "run.json"]
     assert not list(out.rglob("*.part"))
     assert segment(folder / "a.tif", output=out, view=TILES, backend=fake())[0].done == 1
-
-
-def segment_slowly(folder: str, out: str) -> None:
-    """A run with a network that answers once in a while, in a process of its own."""
-
-    def answer(pictures: np.ndarray) -> np.ndarray:
-        time.sleep(0.2)
-        return np.asarray(pictures[..., 0])
-
-    giant.MEMORY = 0
-    with Segmenter(FakeBackend(fake_spec(TILE), answer), view=TILES) as segmenter:
-        execute(prepare(RunOptions((folder,), out)), segmenter)
 
 
 def test_what_a_killed_run_leaves_is_cleaned_and_it_begins_anew(folder: Path, tmp_path: Path) -> None:

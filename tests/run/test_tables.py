@@ -18,6 +18,7 @@ from unet_batch.files import tables as table_files
 from unet_batch.files.tables import ClassStats
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media.measure import Measuring, PixelSize
+from unet_batch.run import tables as joining
 from unet_batch.run.execute import execute
 from unet_batch.run.manifest import Manifest, manifest_bytes
 from unet_batch.run.merge import merge
@@ -201,6 +202,49 @@ def fill(folder: Path, count: int) -> int:
             outputs: dict[str, Any] = {"stats": ((f"stats/{name}.csv", len(data)),)}
             manifest.record(Record(name, "done", identity, "r", outputs, root="/photos"))
     return manifest_bytes(str(folder))
+
+
+def test_memory_does_not_grow_with_the_rows_of_a_picture(tmp_path: Path) -> None:
+    now = fill(tmp_path, 2)
+    table = (tmp_path / "stats/000000.csv").read_bytes()
+    row = table.split(b"\n")[1] + b"\n"
+    (tmp_path / "stats/000000.csv").write_bytes(table + 60_000 * row)  # 3 MB
+    (tmp_path / "stats/000001.csv").write_bytes(table + row.replace(b"car", b'"a\nb"'))
+    tracemalloc.start()
+    found = write_tables(str(tmp_path), ("stats",), {}, now, parquet=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found["stats"]["rows"] == 60_005
+    assert rows(tmp_path / "stats.csv")[-1]["class"] == "a\nb"
+    assert peak < 1e6
+
+
+def test_of_a_server_large_tables_are_asked_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Store:
+        def contents(self, files: list[str]) -> list[bytes | None]:
+            asked.append(len(files))
+            return [None if "000004" in file else (tmp_path / file).read_bytes() for file in files]
+
+        def upload(self, files: list[str]) -> None:
+            assert files == ["stats.csv"]
+
+        def discard(self, files: list[str]) -> None:
+            assert files == ["stats.parquet"]
+
+    now, store = fill(tmp_path, 7), Store()
+    size = (tmp_path / "stats/000000.csv").stat().st_size
+    monkeypatch.setattr(joining, "_AT_ONCE", 5)
+    monkeypatch.setattr(joining, "_BYTES", 2 * size)
+    found = write_tables(str(tmp_path), ("stats",), {}, now, parquet=False, store=store)  # type: ignore[arg-type]
+    assert asked == [2, 2, 1, 2]
+    assert (found["stats"]["rows"], found["stats"]["damaged"]) == (12, 1)
+    monkeypatch.setattr(joining, "_BYTES", 1)
+    write_tables(str(tmp_path), ("stats",), {}, now, parquet=False, store=store)  # type: ignore[arg-type]
+    assert asked[4:] == [1] * 7
 
 
 def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:

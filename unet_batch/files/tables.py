@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import Any
+from typing import Any, BinaryIO
 
 from unet_batch.errors import UsageError
 from unet_batch.files.atomic import replacing, translate
@@ -66,7 +66,7 @@ class ObjectStats:
         perimeter: in pixels, as `skimage.measure.perimeter` counts.
         orientation: of its longer axis, in degrees counter-clockwise from the vertical, -90..90.
         major_axis, minor_axis: of the ellipse with the same second moments, in pixels.
-        intensity: mean brightness, 0..255, of the picture as a person sees it.
+        intensity: mean brightness, 0..255, of the picture as a person sees it; None where nobody can say.
         confidence: mean probability of its class; None of a model of several.
         area: in the square of `unit`.
         unit: of lengths; "" where nobody says.
@@ -86,7 +86,7 @@ class ObjectStats:
     orientation: float
     major_axis: float
     minor_axis: float
-    intensity: float
+    intensity: float | None
     confidence: float | None
     area: float | None
     unit: str
@@ -130,14 +130,14 @@ def _lines(rows: Iterable[Sequence[str]]) -> bytes:
 
 
 class TableWriter:
-    """A table whose rows come page by page: a context manager.
+    """A table whose rows come in parts: a context manager.
 
     Args:
         path: the file to write.
         kind: of `TABLES`.
 
     Raises:
-        OSError: here and in `write`: it cannot be written.
+        OSError: here and everywhere: it cannot be written.
     """
 
     def __init__(self, path: str, kind: str) -> None:
@@ -148,11 +148,19 @@ class TableWriter:
         """Add the rows of a table, as `as_csv` gives it."""
         self._file.write(table[len(self._heading) :])
 
+    def finish(self) -> None:
+        """All of it is written."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
     def __enter__(self) -> TableWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        self.close()
 
 
 @dataclass
@@ -170,14 +178,17 @@ class Joined:
     damaged: int = 0
 
 
-def join(path: str, kind: str, tables: Iterable[tuple[str, str, bytes | None]]) -> Joined:
-    """Write the table of a run, whole or not at all; one picture's rows are held at a time.
+class _Unreadable(Exception):
+    """A picture's table is none, or cannot be read to its end."""
+
+
+def join(path: str, kind: str, tables: Iterable[tuple[str, str, BinaryIO | None]]) -> Joined:
+    """Write the table of a run, whole or not at all; a row is held at a time.
 
     Args:
         path: the file to write.
         kind: of `TABLES`.
-        tables: of each picture its source, its key, and the contents of its table; None where that cannot be
-            read.
+        tables: of each picture its source, its key, and its table; None where that cannot be opened.
 
     Raises:
         OutputError: it cannot be written.
@@ -185,24 +196,33 @@ def join(path: str, kind: str, tables: Iterable[tuple[str, str, bytes | None]]) 
     joined, heading = Joined(), _lines([columns(kind)])
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(_lines([(*FIRST, *columns(kind))]))
-        for source, key, data in tables:
-            if data is None or not data.startswith(heading):
-                joined.damaged += 1
-                continue
-            before, joined.pictures = _lines([(source, key)])[:-1] + b",", joined.pictures + 1
-            for line in _records(data[len(heading) :]):
-                file.write(before + line)
-                joined.rows += 1
+        for source, key, table in tables:
+            before, place, rows = _lines([(source, key)])[:-1] + b",", file.tell(), joined.rows
+            try:
+                for line in _records(table, heading):
+                    file.write(before + line)
+                    joined.rows += 1
+                joined.pictures += 1
+            except _Unreadable:  # all of it, or nothing
+                file.seek(place)
+                file.truncate()
+                joined.rows, joined.damaged = rows, joined.damaged + 1
     return joined
 
 
-def _records(data: bytes) -> Iterator[bytes]:
+def _records(table: BinaryIO | None, heading: bytes) -> Iterator[bytes]:
     """The rows of a table as its text has them; a quoted one may have several lines."""
-    if b'"' not in data:
-        yield from data.splitlines(keepends=True)
-        return
-    for row in csv.reader(io.StringIO(data.decode("utf-8", "replace"), newline="")):
-        yield _lines([row])
+    try:
+        if table is None or table.read(len(heading)) != heading:
+            raise _Unreadable
+        while line := table.readline():
+            while line.count(b'"') % 2 and (more := table.readline()):
+                line += more
+            if not line.endswith(b"\n"):
+                raise _Unreadable
+            yield line
+    except OSError as error:
+        raise _Unreadable from error
 
 
 def check_parquet() -> None:

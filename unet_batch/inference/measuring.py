@@ -12,15 +12,22 @@ from unet_batch.inference import postprocess
 from unet_batch.media import geometry, measure
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from numpy.typing import NDArray
 
-    from unet_batch.media.measure import Measuring, Objects
+    from unet_batch.media.measure import Floats, Measuring, Objects, PixelSize, Regions
     from unet_batch.types import ModelSpec, Pixels, Prediction
 
 
 def class_ids(spec: ModelSpec) -> dict[int, str]:
     """The classes by the ids that a mask has of them: the only one is 1."""
     return dict(enumerate(spec.classes.names, int(spec.output == "probability")))
+
+
+def countable(spec: ModelSpec) -> list[int]:
+    """The ids of all classes but a background."""
+    return [id for id in class_ids(spec) if id != background(spec)]
 
 
 def find_objects(
@@ -36,9 +43,7 @@ def find_objects(
     """
     if missing is not None:
         ids = np.where(missing, np.uint8(255), ids)  # more than there are classes
-    return measure.find_objects(
-        ids, [id for id in class_ids(spec) if id != _background(spec)], measuring.watershed
-    )
+    return measure.find_objects(ids, countable(spec), measuring.watershed)
 
 
 def stats_of(
@@ -51,7 +56,7 @@ def stats_of(
 ) -> list[ClassStats]:
     """How much of a picture each class takes; see `find_objects` for the arguments."""
     frame, known = prediction.frame, np.ones(ids.shape, np.bool_) if missing is None else ~missing
-    total = max(1, int(np.count_nonzero(known)))
+    total = int(np.count_nonzero(known))
     confidence = entropy = unsure = None
     if spec.output == "probability":
         content = geometry.content_of(prediction.map, frame.placement)
@@ -59,27 +64,60 @@ def stats_of(
             content = content[~geometry.resize_flags(frame.missing, (content.shape[0], content.shape[1]))]
         if content.size:
             confidence, entropy, unsure = measure.certainty(content)
-    pixel = measuring.pixel_size or measure.PixelSize.of(frame.metadata)
-    rows = []
-    for id, name in class_ids(spec).items():
+    places = {}
+    for id in class_ids(spec):
         where = (ids == id) & known
-        pixels = int(np.count_nonzero(where))
-        left, top, width, height = measure.box_of(where) if pixels else (None, None, None, None)
+        if pixels := int(np.count_nonzero(where)):
+            places[id] = (pixels, measure.box_of(where))
+    return class_rows(
+        spec,
+        places,
+        total,
+        np.bincount(objects.classes, minlength=256),
+        (confidence, entropy, unsure),
+        frame.unlike,
+        measuring.pixel_size or measure.PixelSize.of(frame.metadata),
+    )
+
+
+def class_rows(
+    spec: ModelSpec,
+    places: Mapping[int, tuple[int, tuple[int, int, int, int]]],
+    total: int,
+    components: NDArray[np.integer],
+    certainty: tuple[float | None, float | None, float | None],
+    unlike: float | None,
+    pixel: PixelSize | None,
+) -> list[ClassStats]:
+    """Rows of the table `stats`.
+
+    Args:
+        spec: of the model.
+        places: of each class that is there by its id: its pixels, and left, top, width, height of its box.
+        total: pixels that have a value.
+        components: of each id how many there are, (256,).
+        certainty: means of confidence and entropy, and share of unsure pixels; None where nobody can say.
+        unlike: as a `Frame` has it.
+        pixel: what a pixel measures.
+    """
+    rows, (confidence, entropy, unsure) = [], certainty
+    for id, name in class_ids(spec).items():
+        pixels, (left, top, width, height) = places.get(id, (0, (None,) * 4))
         rows.append(
             ClassStats(
                 page=None,
                 name=name,
                 pixels=pixels,
-                share=pixels / total,
+                share=pixels / max(1, total),
                 left=left,
                 top=top,
                 width=width,
                 height=height,
-                components=None if id == _background(spec) else int(np.count_nonzero(objects.classes == id)),
+                components=None if id == background(spec) else int(components[id]),
                 confidence=confidence,
                 entropy=entropy,
                 unsure=unsure,
-                unlike=frame.unlike,
+                unlike=unlike,
                 area=None if pixel is None else pixels * pixel.area,
                 unit="" if pixel is None else pixel.unit,
             )
@@ -105,36 +143,56 @@ def objects_of(
         probability: uint8 (height, width), round(255 p); None of a model of several classes.
         measuring: how they are measured.
     """
-    names, count = class_ids(spec), len(objects.classes)
-    found = measure.measure_regions(objects.labels)
-    intensity = measure.mean_of(objects.labels, measure.brightness(pixels), count)
-    sure: list[float | None] = [None] * count
+    found, count = measure.measure_regions(objects.labels), len(objects.classes)
+    intensity = measure.sum_of(objects.labels, measure.brightness(pixels), count) / found.pixels
+    sure = None
     if probability is not None:
-        sure = list(measure.mean_of(objects.labels, probability, count) / 255)
+        sure = measure.sum_of(objects.labels, probability, count) / found.pixels / 255
     pixel = measuring.pixel_size or measure.PixelSize.of(prediction.frame.metadata)
-    return [
-        ObjectStats(
+    return list(object_rows(class_ids(spec), objects.classes, found, intensity, sure, pixel))
+
+
+def object_rows(
+    names: Mapping[int, str],
+    classes: NDArray[np.integer],
+    found: Regions,
+    intensity: Floats | None,
+    confidence: Floats | None,
+    pixel: PixelSize | None,
+    first: int = 1,
+) -> Iterator[ObjectStats]:
+    """Rows of the table `objects`.
+
+    Args:
+        names: of the classes by their ids.
+        classes: of each object.
+        found: their figures.
+        intensity, confidence: their means; None where nobody can say.
+        pixel: what a pixel measures.
+        first: number of the first of them.
+    """
+    for at, id in enumerate(classes):
+        pixels, (left, top, width, height) = int(found.pixels[at]), found.boxes[at].tolist()
+        yield ObjectStats(
             page=None,
-            id=at + 1,
-            name=names[int(objects.classes[at])],
-            pixels=int(found.pixels[at]),
-            left=int(found.boxes[at, 0]),
-            top=int(found.boxes[at, 1]),
-            width=int(found.boxes[at, 2]),
-            height=int(found.boxes[at, 3]),
+            id=first + at,
+            name=names[int(id)],
+            pixels=pixels,
+            left=left,
+            top=top,
+            width=width,
+            height=height,
             x=float(found.centroids[at, 0]),
             y=float(found.centroids[at, 1]),
             perimeter=float(found.perimeters[at]),
             orientation=math.degrees(found.orientations[at]),
             major_axis=float(found.axes[at, 0]),
             minor_axis=float(found.axes[at, 1]),
-            intensity=float(intensity[at]),
-            confidence=sure[at],
-            area=None if pixel is None else int(found.pixels[at]) * pixel.area,
+            intensity=None if intensity is None else float(intensity[at]),
+            confidence=None if confidence is None else float(confidence[at]),
+            area=None if pixel is None else pixels * pixel.area,
             unit="" if pixel is None else pixel.unit,
         )
-        for at in range(count)
-    ]
 
 
 def frame_columns(spec: ModelSpec) -> tuple[str, ...]:
@@ -167,11 +225,12 @@ def frame_cells(
         sure = [""] * 3  # ids say nothing of it
     if cleaned:
         ids = [255] if spec.output == "probability" else range(len(spec.classes.names))
-        regions = [mask == id for id in ids if id != _background(spec)]
+        regions = [mask == id for id in ids if id != background(spec)]
     components = sum(measure.count_components(region) for region in regions)
     unlike = prediction.frame.unlike
     return (*(f"{area:.6f}" for area in areas), components, *sure, "" if unlike is None else f"{unlike:.3f}")
 
 
-def _background(spec: ModelSpec) -> int | None:
+def background(spec: ModelSpec) -> int | None:
+    """The id of the background, as `class_ids` has them; None where no class is one."""
     return spec.classes.background if spec.output == "class_ids" else 0

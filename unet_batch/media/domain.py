@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from unet_batch.types import Pixels, Placement
+    from unet_batch.types import Pixels, Placement, Size
 
     Figures = NDArray[np.float64]
 
@@ -84,6 +84,38 @@ def describe(content: Pixels) -> Figures:
     )
 
 
+class BandDescriber:
+    """Says `unlike` of a picture whose rows come in bands.
+
+    Args:
+        size: (height, width) of what the network is shown of it.
+    """
+
+    def __init__(self, size: Size) -> None:
+        self._odd: list[Pixels | None] = []  # a row for each halving that waits for the next one
+        while min(size) >= 2 * _SIDE:
+            size = (size[0] // 2, size[1] // 2)
+            self._odd.append(None)
+        self._small: list[Pixels] = []
+
+    def add(self, rows: Pixels) -> None:
+        """Take in the next rows, uint8 (n, width, channels)."""
+        for step, odd in enumerate(self._odd):
+            rows = rows if odd is None else np.concatenate([odd, rows])
+            height, width = rows.shape[0] // 2, rows.shape[1] // 2
+            self._odd[step] = rows[2 * height :].copy() if len(rows) % 2 else None
+            if not height:
+                return
+            rows = geometry.resize(rows[: 2 * height, : 2 * width], (height, width), cv2.INTER_AREA)
+        self._small.append(rows)
+
+    def unlike(self, domains: Sequence[Domain]) -> float | None:
+        """How far the picture lies from the nearest of some domains; None where there are none."""
+        if not domains or self._small[0].shape[2] not in (1, 3):
+            return None
+        return _nearest(domains, np.concatenate(self._small))
+
+
 def _by_cell(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Means of the cells of a coarse grid: (cells, channels)."""
     coarse = cv2.resize(values, (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)
@@ -132,9 +164,13 @@ def unlike(domains: Sequence[Domain], tensors: Sequence[Pixels], placement: Plac
     """
     for tensor in tensors:
         if domains and tensor.shape[:2] == placement.network and tensor.shape[2] in (1, 3):
-            figures = describe(geometry.content_of(tensor, placement))
-            return min(distance(each, figures) for each in domains)
+            return _nearest(domains, geometry.content_of(tensor, placement))
     return None
+
+
+def _nearest(domains: Sequence[Domain], content: Pixels) -> float:
+    figures = describe(content)
+    return min(distance(each, figures) for each in domains)
 
 
 def notes_on(unlike: float | None) -> tuple[str, ...]:

@@ -228,52 +228,94 @@ class Regions:
     perimeters: Floats
 
 
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """What adds up over the pixels of pieces of a picture, until it is that of whole components.
+
+    Attributes:
+        boxes: int64 (4, n): left, top, right, bottom of each; the last two are the first pixels beyond.
+        sums: float64 (6 or more, n): pixels, x, y, x*x, y*y and x*y, counted from the left and the top of
+            each box, so that no digit is lost (below 2**53 none is); then whatever else adds up.
+    """
+
+    boxes: NDArray[np.int64]
+    sums: Floats
+
+    def joined(self, numbers: NDArray[np.int64], count: int) -> Pieces:
+        """Make larger pieces of them.
+
+        Args:
+            numbers: int64 (n,), of the larger one that each belongs to, from 0; none is left out.
+            count: of larger ones.
+        """
+        if not count:
+            return self
+        order = np.argsort(numbers, kind="stable")
+        groups = np.searchsorted(numbers[order], np.arange(count))
+        left, top = np.minimum.reduceat(self.boxes[:2, order], groups, 1)
+        right, bottom = np.maximum.reduceat(self.boxes[2:, order], groups, 1)
+        across, down = (self.boxes[0] - left[numbers]), (self.boxes[1] - top[numbers])
+        pixels, x, y, xx, yy, xy, *others = self.sums
+        moved = (
+            pixels,
+            x + pixels * across,
+            y + pixels * down,
+            xx + across * (2 * x + pixels * across),
+            yy + down * (2 * y + pixels * down),
+            xy + across * y + down * (x + pixels * across),
+            *others,
+        )
+        sums = np.stack([np.bincount(numbers, each, count) for each in moved])
+        return Pieces(np.stack([left, top, right, bottom]), sums.astype(np.float64))
+
+    def regions(self, perimeters: Floats) -> Regions:
+        """Their figures, given their perimeters, float64 (n,)."""
+        left, top, right, bottom = self.boxes
+        pixels = self.sums[0]
+        x, y, xx, yy, xy = self.sums[1:6] / pixels
+        xx, yy, xy = xx - x * x, yy - y * y, xy - x * y
+        mean, half = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
+        axes = 4 * np.sqrt(np.maximum(np.stack([mean + half, mean - half], 1), 0))
+        equal = np.isclose(xx, yy, rtol=1e-12, atol=1e-12)
+        diagonal = np.where(xy > 1e-12, math.pi / 4, -math.pi / 4)
+        return Regions(
+            pixels.astype(np.int64),
+            np.stack([left, top, right - left, bottom - top], 1),
+            np.stack([x + left, y + top], 1),
+            np.where(equal, diagonal, 0.5 * np.arctan2(2 * xy, yy - xx)),
+            axes,
+            perimeters,
+        )
+
+
 def measure_regions(labels: Labels) -> Regions:
     """Measure components, as `skimage.measure.regionprops` does.
 
     Args:
         labels: int32 (height, width); holds every number from 1 to its largest.
     """
+    pieces = pieces_of(labels)
+    rows, columns, lengths = edges_of(labels)
+    perimeters = np.bincount(labels[rows, columns] - 1, lengths, pieces.sums.shape[1])
+    return pieces.regions(perimeters.astype(np.float64))
+
+
+def pieces_of(labels: Labels) -> Pieces:
+    """Add up the pixels of the components 1, 2, ... of such a label image."""
     first_x, first_y, width, height = cv2.boundingRect((labels > 0).view(np.uint8))
     if not width:
-        none = np.zeros((0, 4), np.int64)
-        return Regions(none[:, 0], none, np.zeros((0, 2)), np.zeros(0), np.zeros((0, 2)), np.zeros(0))
+        return Pieces(np.zeros((4, 0), np.int64), np.zeros((6, 0)))
     labels = np.ascontiguousarray(labels[first_y : first_y + height, first_x : first_x + width])
     starts, lengths, numbers = _runs(labels)
     inside = numbers > 0
     starts, lengths, numbers = starts[inside], lengths[inside], numbers[inside] - 1
-    rows, columns = np.divmod(starts, labels.shape[1])
-    order = np.argsort(numbers, kind="stable")
-    groups = np.searchsorted(numbers[order], np.arange(numbers.max() + 1))
-    left = np.minimum.reduceat(columns[order], groups)
-    right = np.maximum.reduceat((columns + lengths)[order], groups)
-    top, bottom = (each.reduceat(rows[order], groups) for each in (np.minimum, np.maximum))
-
-    # Sums over each run in closed form, counted from the box so that no digit is lost
-    across, down = columns - left[numbers], rows - top[numbers]
+    top, left = np.divmod(starts, width)
+    top, left = top + first_y, left + first_x
     one, two = lengths * (lengths - 1) // 2, lengths * (lengths - 1) * (2 * lengths - 1) // 6
-    sum_x = lengths * across + one
-
-    def total(values: NDArray[np.int64]) -> Floats:
-        return np.bincount(numbers, values).astype(np.float64)
-
-    pixels = total(lengths)
-    x, y = total(sum_x) / pixels, total(lengths * down) / pixels
-    xx = total(lengths * across * across + 2 * across * one + two) / pixels - x * x
-    yy, xy = total(lengths * down * down) / pixels - y * y, total(sum_x * down) / pixels - x * y
-    mean, half = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
-    axes = 4 * np.sqrt(np.maximum(np.stack([mean + half, mean - half], 1), 0))
-    equal = np.isclose(xx, yy, rtol=1e-12, atol=1e-12)
-    diagonal = np.where(xy > 1e-12, math.pi / 4, -math.pi / 4)
-    orientations = np.where(equal, diagonal, 0.5 * np.arctan2(2 * xy, yy - xx))
-    return Regions(
-        pixels.astype(np.int64),
-        np.stack([left + first_x, top + first_y, right - left, bottom - top + 1], 1),
-        np.stack([x + left + first_x, y + top + first_y], 1),
-        orientations,
-        axes,
-        _perimeters(labels, len(pixels)),
-    )
+    nothing = np.zeros(len(lengths), np.int64)  # of a run, y is 0
+    sums = np.stack([lengths, one, nothing, two, nothing, nothing]).astype(np.float64)
+    boxes = np.stack([left, top, left + lengths, top + 1])
+    return Pieces(boxes, sums).joined(numbers, int(numbers.max()) + 1)
 
 
 def _runs(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -292,14 +334,21 @@ _LENGTHS[[21, 33]] = math.sqrt(2)
 _LENGTHS[[13, 23]] = (1 + math.sqrt(2)) / 2
 
 
-def _perimeters(labels: Labels, count: int) -> Floats:
-    """Perimeters of the components 1..count, from the neighbours of the pixels of their edges alone."""
+def edges_of(labels: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """The pixels of the edges of components: rows, columns, and what each adds to the perimeter.
+
+    Args:
+        labels: whole numbers (height, width), 0 where there is no component. What is said of a row depends on
+            the two above it and the two below.
+    """
+    first_x, first_y, width, height = cv2.boundingRect((labels > 0).view(np.uint8))
+    labels = labels[first_y : first_y + height, first_x : first_x + width]
     around = np.pad(labels, 1)
     step = around.shape[1]
     beside, corners = (-step, -1, 1, step), (-step - 1, -step + 1, step - 1, step + 1)
     inner = np.ones(labels.shape, np.bool_)
-    for rows, columns in ((0, 1), (2, 1), (1, 0), (1, 2)):
-        there = around[rows : rows + labels.shape[0], columns : columns + labels.shape[1]]
+    for below, right in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        there = around[below : below + labels.shape[0], right : right + labels.shape[1]]
         np.logical_and(inner, there == labels, out=inner)
     edge = np.zeros(around.shape, np.bool_)
     np.greater(labels, 0, out=edge[1:-1, 1:-1])
@@ -311,19 +360,21 @@ def _perimeters(labels: Labels, count: int) -> Floats:
         for shift in shifts:
             other = places + shift
             value += weight * (is_edge[other] & (all_numbers[other] == numbers))
-    return np.bincount(numbers - 1, _LENGTHS[value], count).astype(np.float64)
+    rows, columns = np.divmod(places, step)
+    return rows + (first_y - 1), columns + (first_x - 1), _LENGTHS[value]
 
 
-def mean_of(labels: Labels, values: Pixels, count: int) -> Floats:
-    """Mean of uint8 values (height, width) over each component, float64 (count,)."""
-    starts, lengths, numbers = _runs(labels)
+def sum_of(labels: Labels, values: Pixels, count: int) -> Floats:
+    """Sum of uint8 values (height, width) over each component, float64 (count,)."""
     if not count:
         return np.zeros(0)
+    starts, _, numbers = _runs(labels)
     sums = np.add.reduceat(values.reshape(-1), starts, dtype=np.int64)
     inside = numbers > 0
-    total = np.bincount(numbers[inside] - 1, sums[inside], count)
-    return (total / np.bincount(numbers[inside] - 1, lengths[inside], count)).astype(np.float64)
+    return np.bincount(numbers[inside] - 1, sums[inside], count).astype(np.float64)
 
+
+_EXACT = 2**24  # up to which cv2 counts in whole numbers
 
 _P = np.arange(256) / 255
 with np.errstate(divide="ignore", invalid="ignore"):
@@ -337,7 +388,22 @@ def certainty(map: Pixels) -> tuple[float, float, float]:
     Args:
         map: uint8, round(255 p); of one pixel at least.
     """
-    shares = np.bincount(map.reshape(-1), minlength=256) / map.size
+    return certainty_of(count_levels(map))
+
+
+def count_levels(values: Pixels) -> NDArray[np.int64]:
+    """How many uint8 values there are of each, int64 (256,): `numpy.bincount` widens all of them before."""
+    flat = np.ascontiguousarray(values).reshape(-1, 1)
+    found = np.zeros(256, np.int64)
+    for first in range(0, len(flat), _EXACT):
+        part = flat[first : first + _EXACT]
+        found += cv2.calcHist([part], [0], None, [256], [0, 256]).reshape(-1).astype(np.int64)
+    return found
+
+
+def certainty_of(counts: NDArray[np.int64]) -> tuple[float, float, float]:
+    """The same of how many pixels have each of the 256 levels, int64 (256,)."""
+    shares = counts / counts.sum()
     return float(shares @ _CONFIDENCE), float(shares @ _ENTROPY), float(shares @ _IS_UNSURE)
 
 

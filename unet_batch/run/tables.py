@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from io import BytesIO
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from unet_batch.files.atomic import remove
 from unet_batch.files.naming import shown
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from unet_batch.run.plan import RunPlan
     from unet_batch.run.records import Record
 
-_AT_ONCE = 256  # tables that are asked of a server
+_AT_ONCE, _BYTES = 256, 2**26  # tables, and bytes of them but for the last, that are asked of a server
 
 Known = Mapping[str, Mapping[str, Any]]
 """Of each table that a run has written: its files, rows and pictures, how many pictures' own were damaged,
@@ -75,7 +76,7 @@ def write_tables(
             continue
         begun, path = time.monotonic(), os.path.join(folder, csv_name)
         with OrderedRecords(folder) as records:
-            joined = join(path, kind, _contents(folder, kind, records, store))
+            joined = join(path, kind, _own_tables(folder, kind, records, store))
         if parquet:
             to_parquet(os.path.join(folder, parquet_name), path, kind)
         else:
@@ -130,21 +131,36 @@ def _are_there(folder: str, files: Iterable[str], store: RemoteFolder | None) ->
     return there.issuperset(files)
 
 
-def _contents(
+def _own_tables(
     folder: str, kind: str, records: Iterable[Record], store: RemoteFolder | None
-) -> Iterator[tuple[str, str, bytes | None]]:
+) -> Iterator[tuple[str, str, BinaryIO | None]]:
     """Source, key and table of each record."""
-    read: Callable[[list[str]], list[bytes | None]]
-    read = (lambda files: [_read(folder, file) for file in files]) if store is None else store.contents
     with_table = (record for record in records if record.outputs.get(kind))
-    while some := list(islice(with_table, _AT_ONCE)):
-        contents = read([record.outputs[kind][0][0] for record in some])
-        for record, data in zip(some, contents, strict=True):
-            source = "" if record.identity is None else source_path(record.root, record.identity.source)
-            yield shown(source), record.key, data
+    own = _on_disk(folder, kind, with_table) if store is None else _in_store(store, kind, with_table)
+    for record, table in own:
+        source = "" if record.identity is None else source_path(record.root, record.identity.source)
+        yield shown(source), record.key, table
 
 
-def _read(folder: str, file: str) -> bytes | None:
-    with suppress(OSError, ValueError), open(os.path.join(folder, *file.split("/")), "rb") as table:
-        return table.read()
-    return None
+def _on_disk(folder: str, kind: str, records: Iterable[Record]) -> Iterator[tuple[Record, BinaryIO | None]]:
+    for record in records:
+        try:
+            table = open(os.path.join(folder, *record.outputs[kind][0][0].split("/")), "rb")  # noqa: SIM115
+        except (OSError, ValueError):
+            yield record, None
+            continue
+        with table:
+            yield record, table
+
+
+def _in_store(
+    store: RemoteFolder, kind: str, records: Iterable[Record]
+) -> Iterator[tuple[Record, BinaryIO | None]]:
+    while some := list(islice(records, _AT_ONCE)):
+        while some:
+            sizes = list(accumulate(record.outputs[kind][0][1] for record in some))
+            count = max(1, bisect_right(sizes, _BYTES))
+            contents = store.contents([record.outputs[kind][0][0] for record in some[:count]])
+            for record, data in zip(some, contents, strict=False):
+                yield record, None if data is None else BytesIO(data)
+            del some[:count]

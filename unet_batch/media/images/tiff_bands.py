@@ -72,7 +72,7 @@ def read_place(path: str) -> Metadata:
 
     with open_source(path, sys.maxsize) as source, tiff.explained(source):
         if source.format.name == "OME-Zarr":
-            return Metadata()
+            return ome_zarr.open_volume(source).metadata
         page, _, _ = tiff_pages.find_picture(TiffFile(source.file))
         return Metadata(dpi=tiff.resolution_of(page), geo=read_geo_tags(page))
 
