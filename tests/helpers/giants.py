@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from unet_batch.files.outputs import OutputTree
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.inference.views import ViewOptions
 from unet_batch.media.images import tiff_bands
@@ -19,6 +21,7 @@ from unet_batch.run.execute import execute
 from unet_batch.run.options import RunOptions
 from unet_batch.run.plan import prepare
 from unet_batch.testing import FakeBackend, fake_spec
+from unet_batch.types import Item
 
 TILES = ViewOptions(fit="tile")
 TILE = (32, 48)
@@ -50,6 +53,18 @@ def fake(classes: int = 1) -> FakeBackend:
         return np.asarray(pictures[..., 0].astype(int) * classes // 256, np.uint8)
 
     return FakeBackend(fake_spec(TILE, classes), levels if classes > 1 else None, batch_size=3)
+
+
+def peak_of_segmenting(path: str, size: tuple[int, int], outputs: OutputTree) -> int:
+    """Bytes that Python and NumPy hold at the most while a picture is segmented in bands."""
+    backend = FakeBackend(fake_spec((128, 128)), lambda tiles: tiles[..., 0].copy())
+    with Segmenter(backend, view=TILES, workers=1) as segmenter:
+        tracemalloc.start()
+        try:
+            assert giant.segment(Item(path, "x"), size, segmenter, outputs).complete
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
 
 
 def segment_slowly(folder: str, out: str, save: tuple[str, ...] = ("mask",)) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,16 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.giants import TILE, TILES, fake, read_all_in_bands, save, segment_slowly, smooth_picture
+from tests.helpers.giants import (
+    TILE,
+    TILES,
+    fake,
+    peak_of_segmenting,
+    read_all_in_bands,
+    save,
+    segment_slowly,
+    smooth_picture,
+)
 from tests.helpers.observers import observing
 from tests.helpers.processes import Forked
 from tests.helpers.runs import files, half_bright, read, segment, write
@@ -351,13 +359,5 @@ def test_memory_is_that_of_a_few_bands(tmp_path: Path) -> None:
     blocks = (np.full((64, 64, 3), number % 251, np.uint8) for number in range(8 * 64))
     tifffile.imwrite(path, blocks, shape=shape, dtype="u1", tile=(64, 64), photometric="rgb")
     tree = OutputTree(str(tmp_path / "out"), ("mask",))
-    backend = FakeBackend(fake_spec((128, 128)), lambda tiles: tiles[..., 0].copy())
-    with Segmenter(backend, view=TILES, workers=1) as segmenter:
-        tracemalloc.start()
-        try:
-            assert giant.segment(Item(path, "x"), (4096, 512), segmenter, tree).complete
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-    assert peak < 3e6
+    assert peak_of_segmenting(path, (4096, 512), tree) < 3e6
     assert images.read(tree.path("mask", "x")).size == (4096, 512)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,16 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.giants import TILE, TILES, fake, read_all_in_bands, save, segment_slowly, smooth_picture
+from tests.helpers.giants import (
+    TILE,
+    TILES,
+    fake,
+    peak_of_segmenting,
+    read_all_in_bands,
+    save,
+    segment_slowly,
+    smooth_picture,
+)
 from tests.helpers.processes import Forked
 from tests.helpers.runs import half_bright, read, segment, write
 from tests.helpers.waiting import PATIENCE, until
@@ -189,15 +197,7 @@ def test_memory_is_that_of_a_few_bands(tmp_path: Path, monkeypatch: pytest.Monke
     blocks = (block for _ in range(8 * 64))
     tifffile.imwrite(path, blocks, shape=(4096, 512, 3), dtype="u1", tile=(64, 64), photometric="rgb")
     tree = OutputTree(str(tmp_path / "out"), ("stats", "objects"))
-    backend = FakeBackend(fake_spec((128, 128)), lambda tiles: tiles[..., 0].copy())
-    with Segmenter(backend, view=TILES, workers=1) as segmenter:
-        tracemalloc.start()
-        try:
-            assert giant.segment(Item(path, "x"), (4096, 512), segmenter, tree).complete
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-    assert peak < 4e6
+    assert peak_of_segmenting(path, (4096, 512), tree) < 4e6
     rows = rows_of(Path(tree.path("objects", "x")).read_bytes())
     assert [int(row["id"]) for row in rows] == list(range(1, 16 * 8 * 64 + 1))
     assert {row["pixels"] for row in rows} == {"1"}
