@@ -854,6 +854,17 @@ def test_export_writes_graphs_that_can_be_built_without_pytorch(
     assert networks.flops(loaded.spec) == counter.get_total_flops() == in_graph > 10**6
 
 
+def test_graphs_are_found_by_what_their_models_call_themselves(tmp_path: Path) -> None:
+    for name in ("default-448x672-fp16-opset18-e0.onnx", "classic-160x240-fp32-opset17-e8.onnx", "x.onnx"):
+        (tmp_path / name).touch()
+    assert {model: list(forms) for model, forms in networks.graphs(str(tmp_path)).items()} == {
+        "bundled": ["fp32"],
+        "default": ["fp16"],
+    }
+    assert networks.is_trained("default")
+    assert not networks.is_trained("4class")
+
+
 def test_the_arithmetic_of_a_network_on_an_encoder_is_counted_too() -> None:
     """With its depthwise convolutions; and each weight is read once for a batch."""
     spec = encoder_spec()

@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -328,7 +328,8 @@ def open_subject(request: bytes, data: memoryview, kept: dict[int, Any]) -> tupl
         asked["size"] = tuple(asked["size"])
     file = source.identify(asked.pop("model"))
     if devices:
-        crew = kept[1] = Crew(local_devices(devices, [Request(file, **asked)], open_segmenter)).__enter__()
+        kept[1] = stack = ExitStack()  # of this process: it is left when that ends
+        crew = stack.enter_context(Crew(local_devices(devices, [Request(file, **asked)], open_segmenter)))
         kept[0] = shared = SharedSubject(crew, photos, folder)
         shared.measure("files", 0)
         return json.dumps({**crew.describe(), "subject_notes": [], "flops": None, "peak": None}).encode(), ()
