@@ -189,9 +189,9 @@ def environment(data: Data, save: Save) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         data["nvidia_smi"] = {"reason": str(error)}
     save()
-    from unet_batch import doctor
+    from unet_batch.doctor.checks import examine
 
-    data["doctor"] = [dataclasses.asdict(check) for check in doctor.examine()]
+    data["doctor"] = [dataclasses.asdict(check) for check in examine()]
 
 
 def tests(data: Data, save: Save, seconds: float, folder: str) -> None:

@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.helpers.command import doctor_of_this_machine
-from unet_batch import doctor
 from unet_batch.cli import main
 from unet_batch.cli import screen as screens
-from unet_batch.doctor import Check
+from unet_batch.doctor import checks as doctor
+from unet_batch.doctor.checks import Check
 
 TORCH = "pip install --force-reinstall torch -i https://download.pytorch.org/whl/cu130"
 CHECKS = (

@@ -229,9 +229,9 @@ def in_the_background(*arguments: str) -> None:
 
 def with_nothing_installed(program: Callable[..., object], *arguments: str) -> None:
     """A program to whose `doctor` no library is installed: to import each takes half a minute."""
-    from unet_batch import doctor
+    from unet_batch.doctor import checks, libraries
 
-    doctor.probe = lambda module: doctor.Library()
+    checks.probe = lambda module: libraries.Library()
     program(*arguments)
 
 

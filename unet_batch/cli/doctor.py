@@ -11,7 +11,7 @@ import click
 from unet_batch.cli.command import Command
 
 if TYPE_CHECKING:
-    from unet_batch.doctor import Check
+    from unet_batch.doctor.checks import Check
 
 _STYLES = {"ok": "green", "missing": "bold red", "broken": "bold red", "off": "dim"}
 
@@ -34,7 +34,7 @@ def doctor(as_json: bool) -> None:
     need; each is imported in a process of its own, so that a broken one can be named. Nothing is installed.
     """
     from unet_batch.cli.screen import console, print_json
-    from unet_batch.doctor import chosen, examine
+    from unet_batch.doctor.checks import chosen, examine
 
     with console(stderr=True).status("importing each library once ..."):  # on terminals only
         checks = examine()
@@ -48,7 +48,7 @@ def doctor(as_json: bool) -> None:
 def _print(checks: tuple[Check, ...]) -> None:
     from unet_batch.cli.screen import console
     from unet_batch.cli.text import printable, wrap
-    from unet_batch.doctor import chosen, faster
+    from unet_batch.doctor.checks import chosen, faster
 
     out = console()
     # A pipe gets whole lines: what reads them searches by line.
@@ -92,7 +92,7 @@ def _print(checks: tuple[Check, ...]) -> None:
 
 
 def _as_dict(checks: tuple[Check, ...]) -> dict[str, object]:
-    from unet_batch.doctor import chosen
+    from unet_batch.doctor.checks import chosen
 
     run = chosen(checks)
     works = run.status == "ok"

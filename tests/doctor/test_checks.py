@@ -1,18 +1,18 @@
-"""The rules on pretended machines, the processes that import on real ones."""
+"""The rules on pretended machines, and this one."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from tests.helpers.command import doctor_of_this_machine
-from unet_batch import doctor, gpu
-from unet_batch.doctor import Check, Library
+from unet_batch import gpu
+from unet_batch.doctor import checks as doctor
+from unet_batch.doctor.checks import Check
+from unet_batch.doctor.libraries import PACKAGES, Library
 
 Examine = Callable[..., dict[tuple[str, str], Check]]
 CPU_TORCH = Library("2.13.0+cpu", "", {"problem": "built without CUDA"})
@@ -40,7 +40,7 @@ def examine(monkeypatch: pytest.MonkeyPatch) -> Examine:
     """
 
     def call(driver: gpu.Driver | None, **libraries: Library) -> dict[tuple[str, str], Check]:
-        found = dict.fromkeys(doctor._PACKAGES, Library("1.2.3"))
+        found = dict.fromkeys(PACKAGES, Library("1.2.3"))
         found["torch"] = Library("2.13.0+cu130", "", {"problem": ""})
         found["tensorrt"] = Library("10.13.3")
         found["PIL"] = Library("13.0.0", "", {"PNG": True, "AVIF": True})
@@ -350,64 +350,13 @@ def test_the_versions_that_this_project_accepts(monkeypatch: pytest.MonkeyPatch)
     ]
 
 
-class TestProbe:
-    """Libraries of our own making, in processes of their own."""
-
-    @pytest.fixture
-    def tensorrt(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Library]:
-        def probe(source: str) -> Library:
-            (tmp_path / "tensorrt.py").write_text(source)
-            monkeypatch.syspath_prepend(tmp_path)
-            return doctor.probe("tensorrt")
-
-        return probe
-
-    def test_one_that_works(self, tensorrt: Callable[[str], Library]) -> None:
-        source = (
-            "import sys\n__version__ = '10.1'\nprint('hello', flush=True)\nprint('ouch', file=sys.stderr)"
-        )
-        assert tensorrt(source) == Library("10.1")
-
-    @pytest.mark.parametrize(
-        "error",
-        ["RuntimeError('no CUDA\\nand more')", "SystemExit('no CUDA')", "KeyboardInterrupt('no CUDA')"],
-    )
-    def test_one_that_raises(self, tensorrt: Callable[[str], Library], error: str) -> None:
-        found = tensorrt(f"raise {error}")
-        assert found.problem == f"{error.partition('(')[0]}: no CUDA"
-        assert found.version
-
-    @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
-    def test_one_that_kills_its_process(self, tensorrt: Callable[[str], Library]) -> None:
-        assert (
-            tensorrt("import os\nos.kill(os.getpid(), 9)").problem == "its import kills the process: SIGKILL"
-        )
-        assert tensorrt("import os\nos._exit(3)").problem == "its import kills the process: exit code 3"
-
-    def test_one_that_hangs(
-        self, tensorrt: Callable[[str], Library], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(doctor, "SECONDS", 1.0)
-        assert tensorrt("import time\ntime.sleep(60)").problem == "its import had not ended after 1 s"
-
-    def test_one_that_is_not_there(self) -> None:
-        assert doctor.probe("no_such_library.part") == Library()
-
-    def test_the_current_folder_is_not_searched(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "simplejpeg.py").write_text("raise RuntimeError")
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-        assert doctor.probe("simplejpeg").works
-
-
 @pytest.mark.slow
 def test_this_machine() -> None:
     report = json.loads(doctor_of_this_machine().stdout)
     checks = tuple(Check(**check) for check in report["checks"])
     assert list(dict.fromkeys(check.group for check in checks)) == [
         "machine", "GPU", "inference", "building engines", "buffers", "pictures", "training",
+        "tables, buckets, machines",
     ]  # fmt: skip
     assert all(check.detail and "\n" not in check.detail + check.fix for check in checks)
     assert doctor.chosen(checks).status == "ok", "these tests run where the program does"
