@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import pickle
+import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +82,22 @@ def test_a_model_reaches_a_machine_that_does_not_have_its_file(tiny: str) -> Non
             assert segmenter.describe_model()["path"] == tiny
             assert str(tiny) in str(segmenter.describe()["passed_over"])
             assert "unet-batch-models" not in str(segmenter.describe())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="temporary folders of Windows are one user's own")
+def test_models_are_not_read_from_a_folder_in_which_others_may_write(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    shared = tmp_path / "temporary" / f"unet-batch-models-{os.getuid()}"
+    shared.mkdir(parents=True)
+    shared.chmod(0o777)
+    shipment = Shipment(open_segmenter, (Request(checkpoint.identify(tiny), device="cpu"),))
+    shipment(*shipment.contents()).close()
+    (own,) = (each for each in shared.parent.iterdir() if each != shared)
+    assert not list(shared.iterdir())
+    assert own.stat().st_mode & 0o077 == 0
+    assert [path.read_bytes() for path in own.glob("*/*")] == shipment.contents()
 
 
 def test_a_machine_that_does_not_see_the_folders_is_told_of(

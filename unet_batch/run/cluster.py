@@ -21,6 +21,7 @@ import pickle
 import platform
 import shlex
 import signal
+import stat
 import tempfile
 import threading
 import time
@@ -367,8 +368,7 @@ def _unpack(paths: Sequence[str], contents: Sequence[bytes]) -> list[str]:
     digest = hashlib.sha256()
     for data in contents:
         digest.update(data)
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = os.path.join(tempfile.gettempdir(), f"unet-batch-models-{user}", digest.hexdigest())
+    folder = os.path.join(_models_folder(), digest.hexdigest())
     os.makedirs(folder, mode=0o700, exist_ok=True)
     found = []
     for path, data in zip(paths, contents, strict=True):
@@ -380,6 +380,21 @@ def _unpack(paths: Sequence[str], contents: Sequence[bytes]) -> list[str]:
         write_atomic(file, data)
         found.append(file)
     return found
+
+
+def _models_folder() -> str:
+    """Where this machine keeps the models that it was sent, for all processes of this user and no other."""
+    if not hasattr(os, "getuid"):  # Windows: temporary folders are one user's own
+        return os.path.join(tempfile.gettempdir(), "unet-batch-models")
+    user = os.getuid()
+    folder = os.path.join(tempfile.gettempdir(), f"unet-batch-models-{user}")
+    with suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    there = os.lstat(folder)
+    # Whoever may write there could put another model in the place of one that was just compared
+    if stat.S_ISDIR(there.st_mode) and there.st_uid == user and not there.st_mode & 0o022:
+        return folder
+    return tempfile.mkdtemp(prefix="unet-batch-models-")
 
 
 # There ------------------------------------------------------------------------------------------------------
