@@ -20,8 +20,9 @@ from tests.helpers.runs import files, segment
 from tests.helpers.waiting import PATIENCE
 from unet_batch.errors import EncodeError, ImageError, OutputError, UsageError
 from unet_batch.files.outputs import PICTURE_KINDS, OutputTree
-from unet_batch.inference import result as result_module
+from unet_batch.inference import postprocess
 from unet_batch.inference import segmenter as segmenter_module
+from unet_batch.inference.renderers import RENDERERS
 from unet_batch.inference.result import Result
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media.images.profiles import coded_profile
@@ -119,13 +120,13 @@ def test_a_mask_that_is_only_written_is_the_one_that_can_be_looked_at(
 def test_stream_makes_masks_in_its_threads(
     segmenter: Segmenter, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, threads = result_module.postprocess.mask_from_map, set()
+    real, threads = postprocess.mask_from_map, set()
 
     def noted(*arguments: object) -> object:
         threads.add(threading.current_thread().name)
         return real(*arguments)
 
-    monkeypatch.setattr(result_module.postprocess, "mask_from_map", noted)
+    monkeypatch.setattr(postprocess, "mask_from_map", noted)
     for result in segmenter.stream([photo] * 4):
         assert result.mask.any()
     assert threads
@@ -141,13 +142,13 @@ def test_threads_make_masks_at_the_same_time(
     segmenter: Segmenter, photo: Path, monkeypatch: pytest.MonkeyPatch, value: str, maker: str
 ) -> None:
     results = [segmenter.predict(photo) for _ in range(2)]
-    real, both = getattr(result_module.postprocess, maker), threading.Barrier(2, timeout=PATIENCE)
+    real, both = getattr(postprocess, maker), threading.Barrier(2, timeout=PATIENCE)
 
     def meeting(*arguments: object) -> object:
         both.wait()  # breaks unless the other thread comes meanwhile
         return real(*arguments)
 
-    monkeypatch.setattr(result_module.postprocess, maker, meeting)
+    monkeypatch.setattr(postprocess, maker, meeting)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda result: getattr(result, value), results)
     assert np.array_equal(first, second)
@@ -354,7 +355,31 @@ def test_a_picture_wider_than_a_jpeg_keeps_its_mask_and_has_a_smaller_overlay(
 
 
 def test_every_kind_of_picture_output_has_a_renderer() -> None:
-    assert tuple(result_module.RENDERERS) == PICTURE_KINDS
+    assert tuple(RENDERERS) == PICTURE_KINDS
+
+
+def test_a_kind_of_output_that_there_is_not(segmenter: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "grey.png"
+    Image.fromarray(np.full((3, 5, 3), 90, np.uint8)).save(path)
+    result = segmenter.predict(path)
+    with pytest.raises(UsageError, match="unknown kind of output: masks") as caught:
+        result.encode("masks")
+    assert "choose from mask, overlay" in caught.value.hint
+    with pytest.raises(UsageError, match="unknown kind of output: stats"):
+        result.draw("stats")
+
+
+def test_probabilities_in_each_type(segmenter: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "grey.png"
+    Image.fromarray(np.arange(0, 240, 4, np.uint8).reshape(6, 10, 1).repeat(3, 2)).save(path)
+    result = segmenter.predict(path)
+    assert result.probability16.dtype == np.uint16
+    assert result.probability32.dtype == np.float32
+    np.testing.assert_allclose(result.probability32, result.probability16 / 65535, atol=1e-7)
+    np.testing.assert_allclose(result.probability32, result.probability / 255, atol=0.5 / 255 + 1e-6)
+    assert 0 < result.probability32.min() < result.probability32.max() < 1
+    assert result.missing is None
+    np.testing.assert_array_equal(result.class_ids, (result.probability32 >= 0.5).astype(np.uint8))
 
 
 def test_dir_shows_what_is_public_and_nothing_else() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from unet_batch.errors import UsageError
 from unet_batch.files.outputs import KINDS, OutputTree
-from unet_batch.inference.renderers import check_object
+from unet_batch.inference.segmented import check_object
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import backdrop, images
 from unet_batch.types import Item, Prediction
