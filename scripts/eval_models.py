@@ -1,11 +1,12 @@
 """Measure models on pictures that were kept out of training, and how long a picture takes.
 
-    python -m scripts.eval_models [MODEL ...] [--size HxW] [--json FILE] [--plot FILE]
+    python -m scripts.eval_models [MODEL[@HxW] ...] [--json FILE] [--plot FILE]
 
-MODEL is a bundled name or a checkpoint; the default is all bundled ones. The pictures are twelve cars of the
-studio, street photos (`test_*`), drawn scenes, and pictures without a car. They go through the same
-code as `unet-batch evaluate`: masks as `run` would write them, and the network's own map. Milliseconds are of
-the network alone, on this machine. Exits with 1 if a bundled model is worse than its card promises.
+MODEL is a bundled name or a checkpoint, at its own size or at another one; the default is all bundled ones.
+The pictures are twelve cars of the studio, street photos (`test_*`), drawn scenes, and pictures without a
+car. They go through the same code as `unet-batch evaluate`: masks as `run` would write them, and the
+network's own map. Milliseconds are of the network alone, on this machine. Exits with 1 if a bundled model is
+worse than its card promises.
 """
 
 from __future__ import annotations
@@ -115,45 +116,71 @@ def measure(
 
 
 def plot(rows: list[dict[str, Any]]) -> bytes:
-    """Dice against milliseconds, a line for each choice of widths over its sizes; a PNG."""
+    """Dice against milliseconds, a line for each network over its sizes; a PNG.
+
+    Photos of streets are on the left, of the studio on the right.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
+    figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    sides = figure.subplots(ncols=2)
+    _draw(sides[0], rows, "street_dice", "94 photos of streets, yards, showrooms")
+    _draw(sides[1], rows, "photo_dice", "192 photos of a studio")
+    for axes in sides:
+        axes.set_xscale("log")
+        axes.set_xticks(
+            [tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000) if _within(tick, rows)]
+        )
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.16, y=0.12)
+        axes.grid(color="#e3e3e3", lw=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(f"milliseconds a picture, the network alone ({rows[0]['backend']})", fontsize=10)
+    sides[0].set_ylabel("Dice at the photos' own size")
+    sides[1].legend(frameon=False, fontsize=9, loc="lower right")
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def _draw(axes: Any, rows: list[dict[str, Any]], measure: str, title: str) -> None:
+    """A line for each network."""
+    from matplotlib.patheffects import withStroke
+
+    axes.set_title(title, fontsize=10)
     networks = sorted({(row["encoder"], *map(int, row["widths"].split(","))) for row in rows})
     for index, (encoder, *widths) in enumerate(networks):
         points = [row for row in rows if (row["encoder"], row["widths"]) == (encoder, _join(widths))]
         points.sort(key=lambda row: float(row["milliseconds"]))
         colour = ("#2a5db0", "#d9722e", "#2f8f5b", "#8a4fbf", "#666666")[index % 5]
-        label = encoder or f"widths {widths[0]} to {widths[-1]}"
-        x, y = [row["milliseconds"] for row in points], [row["photo_dice"] for row in points]
+        label = f"on {encoder}" if encoder else f"plain, widths {widths[0]} to {widths[-1]}"
+        x, y = [row["milliseconds"] for row in points], [row[measure] for row in points]
         axes.plot(x, y, color=colour, marker="o", lw=1.2, label=label)
         for row in points:
-            name = f"{row['model']}, {row['size']}" if row["model"] in zoo.BUNDLED else row["size"]
-            at = row["milliseconds"], row["photo_dice"]
             halo = [withStroke(linewidth=3, foreground="white")]  # a line may pass below
             axes.annotate(
-                name, at, xytext=(7, -11), textcoords="offset points", fontsize=8.5, path_effects=halo
+                f"{row['model']}\n{row['size']}",
+                (row["milliseconds"], row[measure]),
+                xytext=(0, -8),
+                textcoords="offset points",
+                ha="center",
+                va="top",
+                fontsize=7.5,
+                path_effects=halo,
             )
-    axes.set_xscale("log")
-    axes.set_xticks(
-        [tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000) if _within(tick, rows)]
-    )
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.14, y=0.1)
-    axes.set_xlabel(f"milliseconds a picture, the network alone ({rows[0]['backend']})")
-    axes.set_ylabel("Dice at the photos' own size")
-    axes.grid(color="#e3e3e3", lw=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
+
+
+def _at_size(text: str) -> tuple[str, Size | None]:
+    """MODEL, or MODEL@HxW."""
+    model, at, size = text.rpartition("@")
+    if not at:
+        return text, None
+    height, width = map(int, size.split("x"))
+    return model, (height, width)
 
 
 def _join(widths: Sequence[object]) -> str:
@@ -170,17 +197,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="*", default=list(zoo.BUNDLED))
-    parser.add_argument(
-        "--size", action="append", help="also run at this size, HxW; may be given several times"
-    )
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--plot", help="draw Dice against milliseconds here, a PNG")
     options = parser.parse_args()
-    sizes: list[Size | None] = [None]
-    for text in options.size or ():
-        height, width = map(int, text.split("x"))
-        sizes.append((height, width))
-    models = [(model, size) for model in options.models for size in sizes]
+    models = [_at_size(model) for model in options.models]
 
     dataset = find_dataset(str(carvana.data_folder() / "carvana"))
     held_out = {photo.image.stem for photo in carvana.split(carvana.photos())[1]}
