@@ -207,8 +207,8 @@ bench_options = Bundle(
         type=Parsed(parse_rate),
         multiple=True,
         help="In place of all backends measure a device that only sleeps, as long as one of RATE pictures a "
-        "second takes: what would photos, disk and cores allow beside a GPU that is not here? Several times to "
-        "compare.",
+        "second takes: what would photos, disk and cores allow beside a GPU that is not here? Several times "
+        "to compare.",
     ),
     _output(
         ["-o", "--output"],
