@@ -140,9 +140,9 @@ def test_a_simulated_device_takes_the_place_of_all_backends(wanted: Wanted) -> N
     with opened(asked, comparison, open_child=FakeChild) as found:  # type: ignore[arg-type]
         names = [each.backend for each, _ in found]
     assert names == [
-        *("simulated 5,000/s", "simulated 0.5/s"),
-        *("simulated 5,000/s, cpu:2", "simulated 0.5/s, cpu:2"),
-        *("simulated 5,000/s, 0,1", "simulated 0.5/s, 0,1"),
+        *("simulated 5000/s", "simulated 0.5/s"),
+        *("simulated 5000/s, cpu:2", "simulated 0.5/s, cpu:2"),
+        *("simulated 5000/s, 0,1", "simulated 0.5/s, 0,1"),
     ]
     assert FakeChild.opened[:4] == ["5000/s", "0.5/s", "5000/s, cpu, cpu", "0.5/s, cpu, cpu"]
     assert (comparison.skipped, comparison.auto) == ([], {})

@@ -57,10 +57,10 @@ class Entry:
 
     @property
     def backend(self) -> str:
-        """`openvino bf16`, or `openvino bf16, cpu:2`; `simulated 5,000/s`."""
+        """`openvino bf16`, or `openvino bf16, cpu:2`; `simulated 5000/s`."""
         alone = f"{self.facts['name']} {self.facts['precision']}"
         if self.simulated is not None:
-            alone = f"{self.facts['name']} {self.simulated:,.10g}/s"
+            alone = f"{self.facts['name']} {self.simulated:.10g}/s"
         return f"{alone}, {self.devices}" if self.devices else alone
 
     @property
