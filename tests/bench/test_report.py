@@ -126,10 +126,14 @@ class TestSimulated:
         comparison.entries[1].rounds["files"] = [staged(0.5, {"write": 0.8})] * 2
         one, two = report.limits(comparison)
         assert one == (
-            "simulated 100/s: decode is the bottleneck, busy 90% of the time, and the device is used to 10%; "
-            "quicker with several processes (--devices cpu:2), or more cores, or smaller photos"
+            "simulated 100/s: decode is the bottleneck, busy 90% of the time, and the device does 10% of "
+            "what it could; quicker with several processes (--devices cpu:2), or more cores, or smaller "
+            "photos"
         )
-        assert "busy 80% of the time, and the device is used to 10%; quicker with a faster disk" in two
+        assert (
+            "busy 80% of the time, and the device does 10% of what it could; quicker with a faster disk"
+            in two
+        )
 
     def test_a_device_that_is_used_up_is_the_limit(self) -> None:
         comparison = self.compared()

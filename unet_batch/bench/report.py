@@ -205,7 +205,8 @@ def limits(comparison: Comparison) -> list[str]:
             continue
         slowest = next(stage for stage in found.stages if stage.name == found.bottleneck)
         use = device_use(entry)
-        device = "" if use is None else f", and the device is used to {use:.0%}"
+        share = "less than 1%" if use is not None and use < 0.01 else f"{use or 0:.0%}"
+        device = "" if use is None else f", and the device does {share} of what it could"
         said.append(
             f"{label(comparison, entry)}: {slowest.name} is the bottleneck, busy {slowest.busy:.0%} of the "
             f"time{device}; quicker with {_advice(comparison, entry, slowest.name)}"
@@ -214,7 +215,7 @@ def limits(comparison: Comparison) -> list[str]:
 
 
 def device_use(entry: Entry) -> float | None:
-    """The share that is asked, end to end, of what the simulated devices can do; None of a backend."""
+    """What simulated devices did, end to end, of what they can do, 0..1; None of a backend."""
     rounds = entry.rounds["files"]
     if entry.simulated is None or not rounds:
         return None
