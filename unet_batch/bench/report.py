@@ -219,7 +219,8 @@ def device_use(entry: Entry) -> float | None:
     rounds = entry.rounds["files"]
     if entry.simulated is None or not rounds:
         return None
-    return statistics.median(map(rate, rounds)) / (entry.simulated * entry.facts.get("devices", 1))
+    can: float = entry.simulated * entry.facts.get("devices", 1)
+    return statistics.median(map(rate, rounds)) / can
 
 
 def _advice(comparison: Comparison, entry: Entry, stage: str) -> str:
