@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,22 @@ def test_several_processes_are_measured_as_a_whole_beside_one(wanted: Wanted) ->
             "openvino fp32, cpu:3",
         ]
     assert FakeChild.opened == ["auto", "openvino", "openvino, cpu, cpu", "openvino, cpu, cpu, cpu"]
+
+
+def test_a_simulated_device_takes_the_place_of_all_backends(wanted: Wanted) -> None:
+    devices = {"cpu:2": ("cpu", "cpu"), "0,1": ("cuda:0", "cuda:1")}
+    asked = replace(wanted, simulate=(5000.0, 0.5), devices=devices)
+    comparison = Comparison(1.0, "photos", peak=1e9)
+    with opened(asked, comparison, open_child=FakeChild) as found:  # type: ignore[arg-type]
+        names = [each.backend for each, _ in found]
+    assert names == [
+        *("simulated 5000/s", "simulated 0.5/s"),
+        *("simulated 5000/s, cpu:2", "simulated 0.5/s, cpu:2"),
+        *("simulated 5000/s, 0,1", "simulated 0.5/s, 0,1"),
+    ]
+    assert FakeChild.opened[:4] == ["5000/s", "0.5/s", "5000/s, cpu, cpu", "0.5/s, cpu, cpu"]
+    assert (comparison.skipped, comparison.auto) == ([], {})
+    assert [(each.peak, each.on_cpu) for each in comparison.entries] == [(None, False)] * 6
 
 
 def test_devices_that_no_backend_runs_on_are_an_error(wanted: Wanted) -> None:

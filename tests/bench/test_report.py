@@ -111,6 +111,53 @@ def test_the_limit_names_the_slowest_stage_and_what_helps() -> None:
     assert "decode is the bottleneck, busy 98%" in report.limits(Comparison(1.0, "photos", [slow]))[0]
 
 
+class TestSimulated:
+    """That what is only simulated is said wherever something stands of it."""
+
+    def compared(self) -> Comparison:
+        alone = filled("", 1.0, 1.0, rate=100)
+        shared = filled("", 0.5, 0.4, rate=100, devices="cpu:2")
+        shared.facts["devices"] = 2
+        return Comparison(1.0, "photos", [alone, shared])
+
+    def test_how_much_of_the_device_is_used_and_that_several_processes_were_quicker(self) -> None:
+        comparison = self.compared()
+        comparison.entries[0].rounds["files"] = [staged(1.0, {"decode": 1.8})] * 2
+        comparison.entries[1].rounds["files"] = [staged(0.5, {"write": 0.8})] * 2
+        one, two = report.limits(comparison)
+        assert one == (
+            "simulated 100/s: decode is the bottleneck, busy 90% of the time, and the device does 10% of "
+            "what it could; quicker with several processes (--devices cpu:2), or more cores, or smaller "
+            "photos"
+        )
+        assert (
+            "busy 80% of the time, and the device does 10% of what it could; quicker with a faster disk"
+            in two
+        )
+
+    def test_a_device_that_is_used_up_is_the_limit(self) -> None:
+        comparison = self.compared()
+        comparison.entries[0].rounds["files"] = [staged(1.0, {"infer": 1.9}, pictures=99)]
+        assert report.limits(comparison)[0].endswith("a faster device: all else keeps up with this one")
+
+    def test_every_row_says_it(self) -> None:
+        comparison = self.compared()
+        assert report.notes(comparison)[0].startswith("simulated: a device that only sleeps")
+        assert report.judge_auto(comparison) == []
+        assert report.verdict(comparison).startswith("fastest: simulated 100/s, cpu:2, ")
+        rows = [line for line in report.markdown(comparison).splitlines() if "tiny" in line]
+        assert len(rows) == 8
+        assert all(row.split("|")[2].strip().startswith("tiny, simulated") for row in rows[:6])
+        assert all(row.startswith("| tiny, simulated") for row in rows[6:])
+        entries = report.as_dict(comparison)["entries"]
+        assert [(each["backend"]["name"], each["simulated"]) for each in entries] == [("simulated", 100)] * 2
+
+    def test_backends_are_not(self) -> None:
+        comparison = Comparison(1.0, "photos", [filled("openvino", 1.0)])
+        assert report.as_dict(comparison)["entries"][0]["simulated"] is None
+        assert "simulated" not in report.markdown(comparison)
+
+
 def test_the_verdict_says_whether_it_holds_in_every_round() -> None:
     comparison = Comparison(1.0, "photos", [filled("openvino", 1.0, 1.0), filled("torch-cpu", 2.0, 2.0)])
     assert report.verdict(comparison) == (
@@ -131,6 +178,7 @@ ENTRY = {
     *(
         "model",
         "backend",
+        "simulated",
         "auto",
         "devices",
         "gflop",

@@ -95,6 +95,44 @@ def test_devices_that_are_none_are_an_error(
     assert FakeChild.opened == []
 
 
+@pytest.mark.parametrize("rate", ["0", "-5", "fast", "nan", "inf", "1e9", ""])
+def test_a_rate_that_is_none_is_an_error(photos: Path, rate: str) -> None:
+    done = invoked(photos, "--simulate", rate)
+    assert done.exit_code == 2
+    assert f"{rate!r}: pictures a second expected, from 0.01 to 1,000,000" in " ".join(done.stderr.split())
+    assert FakeChild.opened == []
+
+
+@pytest.mark.parametrize("other", [("--backend", "torch"), ("--device", "cuda:1")])
+def test_what_is_simulated_runs_nowhere(photos: Path, other: tuple[str, str]) -> None:
+    done = invoked(photos, "--simulate", "5000", *other)
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[0] == f"error: --simulate 5000 contradicts {' '.join(other)}"
+    assert FakeChild.opened == []
+
+
+def test_simulated_devices_stand_side_by_side(photos: Path) -> None:
+    (photos / "1.jpg").write_bytes(b"no picture")
+    done = invoked(
+        photos, "--simulate", "1e4", "--simulate", "2e3", "--simulate", "10000", "-m", "fast", "-m", "fine"
+    )
+    assert done.exit_code == 0, done.output
+    assert FakeChild.opened == ["10000/s", "2000/s"] * 2
+    text = " ".join(done.stdout.split())
+    assert f"note left out: {photos / '1.jpg'}" in text
+    assert "note simulated: a device that only sleeps took the place of the network" in text
+    assert "verdict fastest" in text
+    assert " auto " not in text
+
+
+def test_photos_that_are_all_damaged_are_an_error_there_too(photos: Path, disk: Path) -> None:
+    for photo in photos.iterdir():
+        photo.write_bytes(b"no picture")
+    done = invoked(photos, "--simulate", "5000", "-o", disk)
+    assert (done.exit_code, "none of 3 pictures can be decoded" in done.stderr) == (2, True)
+    assert list(disk.iterdir()) == []
+
+
 def test_models_stand_side_by_side(photos: Path) -> None:
     done = invoked(photos, "-m", "fast", "-m", "fine", "--backend", "torch")
     assert "fast, torch-cpu fp32 *" in done.stdout
@@ -126,9 +164,12 @@ def test_of_many_photos_some_are_taken_over_all_of_the_folder(
     assert f"photos    3 of 9 pictures of {photos}" in invoked(photos).stdout
 
 
-def test_ctrl_c_prints_what_has_been_measured(photos: Path, disk: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [(), ("--simulate", "1e5", "--simulate", "1e6")])
+def test_ctrl_c_prints_what_has_been_measured(
+    photos: Path, disk: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
     FakeChild.fail = {8: KeyboardInterrupt()}  # in the second round
-    done = invoked(photos, "-o", disk, "--json", tmp_path / "bench.json")
+    done = invoked(photos, "-o", disk, "--json", tmp_path / "bench.json", *words)
     assert done.exit_code == 130
     assert "stopped   before all rounds were done" in done.stdout
     assert "end to end" in done.stdout
@@ -200,6 +241,24 @@ def test_nothing_of_it_loads_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_nothing_simulated_loads_torch(photos: Path, tiny: str) -> None:
+    code = (
+        "import json, sys\n"
+        "from unet_batch.bench.measure import measure_level, open_subject\n"
+        "kept = {}\n"
+        "open_subject(sys.argv[1].encode(), None, kept)\n"
+        "measure_level(json.dumps({'level': 'files', 'seconds': 0.01}).encode(), None, kept)\n"
+        "print([name for name in ('torch', 'matplotlib', 'onnx', 'openvino') if name in sys.modules])"
+    )
+    paths = {"model": tiny, "photos": [str(photos / "0.jpg")], "folder": str(photos.parent)}
+    nothing = {"devices": [], "size": None, "device": None, "batch_size": None}
+    asked = json.dumps({**paths, **nothing, "rate": 5000})
+    done = subprocess.run(
+        [sys.executable, "-c", code, asked], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 class TestItself:
     """With a process of its own and PyTorch in it."""
 
@@ -218,4 +277,16 @@ class TestItself:
         assert entry["levels"]["files"]["pictures_per_second"] > 0
         assert entry["gflop"] > 0
         assert entry["memory_bytes"] is None or entry["memory_bytes"] > 50e6
+        assert list(disk.iterdir()) == []
+
+    def test_measures_all_but_a_network(self, photos: Path, tiny: str, disk: Path) -> None:
+        words = ("-m", tiny, "--simulate", "4000", "--devices", "cpu:2", "-o", disk, "--json", "-")
+        done = invoked(photos, *words)
+        assert done.exit_code == 0, done.output
+        entry, shared = json.loads(done.stdout)["entries"]
+        for each in (entry, shared):
+            assert (each["backend"]["name"], each["simulated"], each["error"]) == ("simulated", 4000, "")
+            assert 0 < each["levels"]["files"]["pictures_per_second"] < 2 * 4000
+        assert (entry["devices"], shared["devices"], entry["auto"]) == (None, "cpu:2", False)
+        assert 0 < entry["levels"]["engine"]["pictures_per_second"] <= 4000
         assert list(disk.iterdir()) == []

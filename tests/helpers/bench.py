@@ -11,11 +11,13 @@ import pytest
 from unet_batch.bench import measure
 from unet_batch.bench.compare import Entry
 from unet_batch.bench.measure import Round, Subject
+from unet_batch.bench.simulated import SimulatedDevice
 from unet_batch.errors import BackendUnavailable
+from unet_batch.inference.backends.base import Backend
 from unet_batch.inference.segmenter import Segmenter
 from unet_batch.media import images
 from unet_batch.pipeline import StageStats
-from unet_batch.testing import FakeBackend
+from unet_batch.testing import FakeBackend, fake_spec
 
 _STAGES = ("source", "decode", "infer", "render", "write")
 
@@ -67,6 +69,8 @@ def sleeping(sleep: Any, seconds: list[float], **settings: Any) -> FakeBackend:
 class FakeChild:
     """A `compare.Child` in this process: auto and torch are the same, openvino runs, all others are missing.
 
+    What is to be simulated is called by its rate.
+
     Attributes:
         opened: the backends asked for, over all; `closed` those that were closed.
         fail: raised by every measurement from this number on.
@@ -84,20 +88,24 @@ class FakeChild:
         cls.opened, cls.closed, cls.fail, cls.taken = [], [], {}, 0
 
     def __init__(self, asked: dict[str, Any]) -> None:
-        self.asked = ", ".join([asked["backend"], *asked["devices"]])
+        name, rate = asked["backend"], asked["rate"]
+        self.asked = ", ".join([name if rate is None else f"{rate:g}/s", *asked["devices"]])
         type(self).opened.append(self.asked)
-        name = asked["backend"]
-        if name not in self.names:
+        if rate is None and name not in self.names:
             raise BackendUnavailable(f"{name} is missing in a test", hint=f"install {name}")
-        backend = FakeBackend(batch_size=1)
-        backend.name = self.names[name]
+        backend: Backend
+        if rate is None:
+            backend = FakeBackend(batch_size=1)
+            backend.name = self.names[name]
+        else:
+            backend = SimulatedDevice(fake_spec(), rate, batch_size=1)
         self.segmenter = Segmenter(backend, workers=1)
         self.subject = Subject(self.segmenter, asked["photos"], asked["folder"])
         self.facts = {
             **self.segmenter.describe(),
             "subject_notes": self.subject.notes,
             "photos": self.subject.photos,
-            "flops": 2_000_000_000,
+            "flops": 2_000_000_000 if rate is None else None,
             "peak": None,
         }
 
@@ -117,16 +125,18 @@ def one_round(pictures: int, seconds: float, **values: Any) -> Round:
     return Round(pictures, seconds, values.pop("cpu", seconds), values.pop("latencies", [seconds]), **values)
 
 
-def entry(backend: str = "torch-cpu", model: str = "tiny", **values: Any) -> Entry:
-    facts = {
-        "name": backend,
-        "precision": "fp32",
+def entry(backend: str = "torch-cpu", model: str = "tiny", rate: float | None = None, **values: Any) -> Entry:
+    """An entry without rounds; of a simulated device if there is a rate."""
+    facts: dict[str, Any] = {
+        "name": backend if rate is None else "simulated",
+        "precision": "fp32" if rate is None else "none",
         "reason": "as asked",
         "input_size": [32, 48],
         "batch_size": 1,
         "streams": 2,
         "notes": [],
         "subject_notes": [],
+        **({} if rate is None else {"rate": rate}),
     }
     return Entry(model, facts, **values)
 

@@ -39,3 +39,7 @@ def test_messages_that_take_long_carry_more(tmp_path: Path) -> None:
         told = session.exchange(Order(finish=True))
     session.segmenter.close()
     assert messages < 60, "each carries one or two"
+    stages = {stage.name: stage for stage in told.stages}
+    source, infer = stages["source"], stages["infer"]
+    assert source.busy < infer.busy, "to wait for a message is no work"
+    assert source.waiting > 0.2

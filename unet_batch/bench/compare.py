@@ -57,9 +57,16 @@ class Entry:
 
     @property
     def backend(self) -> str:
-        """`openvino bf16`, or `openvino bf16, cpu:2`."""
+        """`openvino bf16`, or `openvino bf16, cpu:2`; `simulated 5000/s`."""
         alone = f"{self.facts['name']} {self.facts['precision']}"
+        if self.simulated is not None:
+            alone = f"{self.facts['name']} {self.simulated:.10g}/s"
         return f"{alone}, {self.devices}" if self.devices else alone
+
+    @property
+    def simulated(self) -> float | None:
+        """Pictures a second of the device that only sleeps; None of a backend."""
+        return self.facts.get("rate")
 
     @property
     def levels(self) -> Sequence[str]:
@@ -149,7 +156,10 @@ class Child:
     """
 
     def __init__(self, asked: dict[str, Any]) -> None:
-        self._name = f"the process of --backend {asked['backend']}"
+        what = (
+            f"--backend {asked['backend']}" if asked["rate"] is None else f"--simulate {asked['rate']:.10g}"
+        )
+        self._name = f"the process of {what}"
         try:
             # Not the environment of decoders: what is measured is what `run` does.
             self._worker = Worker(FUNCTIONS, shared=False, keep=0, environment={})
@@ -194,6 +204,7 @@ class Wanted:
         photos: files.
         folder: where masks are written and removed again.
         devices: several processes to measure as well: what was asked for, and the devices it names.
+        simulate: pictures a second of devices that only sleep, which take the place of all backends.
     """
 
     models: Sequence[tuple[str, ModelFile]]
@@ -202,6 +213,7 @@ class Wanted:
     photos: Sequence[str]
     folder: str
     devices: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    simulate: Sequence[float] = ()
 
 
 @contextmanager
@@ -242,7 +254,16 @@ class _Opening:
     stack: ExitStack
 
     def open_model(self, name: str, file: ModelFile) -> list[tuple[Entry, Child]]:
-        """All backends for one model. What `auto` takes is asked of `auto`, and its process is measured."""
+        """All that is to be measured of one model."""
+        if self.wanted.simulate:
+            found = [self._open(name, file, "auto", rate) for rate in self.wanted.simulate]
+        else:
+            found = self._open_backends(name, file)
+        shared = [pair for text in self.wanted.devices for pair in self._share(text, file, found)]
+        return found + shared
+
+    def _open_backends(self, name: str, file: ModelFile) -> list[tuple[Entry, Child]]:
+        """All backends. What `auto` takes is asked of `auto`, and its process is measured."""
         auto: tuple[Entry, Child] | None = None
         found: list[tuple[Entry, Child]] = []
         try:
@@ -265,15 +286,16 @@ class _Opening:
                     self._skip(name, file, backend, error)
         if auto is not None and auto not in found:
             auto[1].close()
-        shared = [pair for text in self.wanted.devices for pair in self._share(text, file, found)]
-        return found + shared
+        return found
 
     def _share(
         self, text: str, file: ModelFile, found: Sequence[tuple[Entry, Child]]
     ) -> Iterator[tuple[Entry, Child]]:
         """The same backends on several devices, as far as they are of that kind."""
         names = self.wanted.devices[text]
-        alone = [entry for entry, _ in found if entry.on_cpu == (names[0] == "cpu")]
+        alone = [
+            entry for entry, _ in found if entry.simulated is not None or entry.on_cpu == (names[0] == "cpu")
+        ]
         if found and not alone:
             raise BackendUnavailable(
                 f"--devices {text}: none of the backends that run here is of that kind: "
@@ -283,14 +305,18 @@ class _Opening:
             self.progress(f"opening {entry.model} on {entry.backend}, {text}")
             settings = {**self.wanted.settings, "photos": entry.facts["photos"], "folder": self.wanted.folder}
             backend = entry.facts["name"].partition("-cpu")[0].partition("-cuda")[0]
-            child = self.open_child({"model": file.path, "backend": backend, "devices": names, **settings})
+            what = {"model": file.path, "backend": backend, "rate": entry.simulated, "devices": names}
+            child = self.open_child({**what, **settings})
             self.stack.callback(child.close)
             yield Entry(entry.model, child.facts, devices=text), child
 
-    def _open(self, name: str, file: ModelFile, backend: str) -> tuple[Entry, Child]:
-        self.progress(f"opening {name} on {backend}")
+    def _open(
+        self, name: str, file: ModelFile, backend: str, rate: float | None = None
+    ) -> tuple[Entry, Child]:
+        self.progress(f"opening {name} on {backend if rate is None else 'a simulated device'}")
         settings = {**self.wanted.settings, "photos": self.wanted.photos, "folder": self.wanted.folder}
-        child = self.open_child({"model": file.path, "backend": backend, "devices": (), **settings})
+        what = {"model": file.path, "backend": backend, "rate": rate, "devices": ()}
+        child = self.open_child({**what, **settings})
         self.stack.callback(child.close)
         return Entry(name, child.facts, flops=child.facts["flops"], peak=child.facts["peak"]), child
 

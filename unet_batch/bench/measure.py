@@ -24,11 +24,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unet_batch import gpu
+from unet_batch.bench.simulated import open_simulated
 from unet_batch.engine import source
 from unet_batch.errors import ImageError, SourceError
 from unet_batch.inference.backends.select import Request
@@ -321,19 +323,24 @@ def gpu_memory(process: int) -> int | None:
 
 
 def open_subject(request: bytes, data: memoryview, kept: dict[int, Any]) -> tuple[bytes, Sequence[bytes]]:
-    """Open a backend and warm it up; the answer says what it is. Or one for each of several devices."""
+    """Open a backend and warm it up; the answer says what it is. Or one for each of several devices.
+
+    Or devices that only sleep, if there is a `rate`.
+    """
     asked = json.loads(request)
     photos, folder, devices = asked.pop("photos"), asked.pop("folder"), asked.pop("devices")
+    rate: float | None = asked.pop("rate")
+    open_one = open_segmenter if rate is None else partial(open_simulated, rate)
     if asked["size"] is not None:
         asked["size"] = tuple(asked["size"])
     file = source.identify(asked.pop("model"))
     if devices:
         kept[1] = stack = ExitStack()  # of this process: it is left when that ends
-        crew = stack.enter_context(Crew(local_devices(devices, [Request(file, **asked)], open_segmenter)))
+        crew = stack.enter_context(Crew(local_devices(devices, [Request(file, **asked)], open_one)))
         kept[0] = shared = SharedSubject(crew, photos, folder)
         shared.measure("files", 0)
         return json.dumps({**crew.describe(), "subject_notes": [], "flops": None, "peak": None}).encode(), ()
-    segmenter = open_segmenter(Request(file, **asked))
+    segmenter = open_one(Request(file, **asked))
     kept[0] = subject = Subject(segmenter, photos, folder)
     subject.warm_up()
     facts = {**segmenter.describe(), "subject_notes": subject.notes, "photos": subject.photos}

@@ -18,6 +18,8 @@ from unet_batch.version import __version__
 
 TITLES = {"engine": "engine alone", "pipeline": "pipeline", "files": "end to end"}
 PERCENTILES = (50, 95, 99)
+_USED = 0.95
+"""Share of a simulated device's rate from which that is the limit."""
 # What to do about the stage that the others wait for.
 _ADVICE = {
     "source": "list fewer files at once, or from a faster disk",
@@ -202,36 +204,57 @@ def limits(comparison: Comparison) -> list[str]:
         if found is None:
             continue
         slowest = next(stage for stage in found.stages if stage.name == found.bottleneck)
+        use = device_use(entry)
+        share = "less than 1%" if use is not None and use < 0.01 else f"{use or 0:.0%}"
+        device = "" if use is None else f", and the device does {share} of what it could"
         said.append(
             f"{label(comparison, entry)}: {slowest.name} is the bottleneck, busy {slowest.busy:.0%} of the "
-            f"time; quicker with {_advice(comparison, entry, slowest.name)}"
+            f"time{device}; quicker with {_advice(comparison, entry, slowest.name)}"
         )
     return said
 
 
+def device_use(entry: Entry) -> float | None:
+    """What simulated devices did, end to end, of what they can do, 0..1; None of a backend."""
+    rounds = entry.rounds["files"]
+    if entry.simulated is None or not rounds:
+        return None
+    can: float = entry.simulated * entry.facts.get("devices", 1)
+    return statistics.median(map(rate, rounds)) / can
+
+
 def _advice(comparison: Comparison, entry: Entry, stage: str) -> str:
     """What would make the slowest stage quicker."""
-    if stage != "infer":
-        return _ADVICE.get(stage, "more cores")
+    if entry.simulated is not None and (device_use(entry) or 0) > _USED:
+        return "a faster device: all else keeps up with this one"
+    faster = _faster(comparison, entry)
+    if stage != "infer" or entry.simulated is not None:
+        more = _ADVICE.get(stage, "more cores")
+        processes = next((each.devices for each in faster if each.devices), "")
+        return f"several processes (--devices {processes}), or {more}" if processes else more
     network = "a smaller network (-m fast) or --size"
     if not entry.on_cpu:
         return f"{network}, a larger --batch-size, or an engine (build-engine)"
-    others = [each for each in comparison.entries if each.model == entry.model and each is not entry]
-    faster = [
-        each for each in others if (r := ratio(each.rounds["files"], entry.rounds["files"])) and r.low > 1
-    ]
     if faster:
-        best = max(faster, key=lambda each: statistics.median(map(rate, each.rounds["files"])))
-        return f"{best.backend}, or {network}"
+        return f"{faster[0].backend}, or {network}"
     if entry.facts["name"] == "openvino":
         return f"{network}, or a GPU"
     return f"an engine for CPUs (build-engine --builder openvino), {network}, or a GPU"
 
 
+def _faster(comparison: Comparison, entry: Entry) -> list[Entry]:
+    """Those of the same model, and the same simulated device, that were faster in every round; best first."""
+    same = [
+        each for each in comparison.entries if (each.model, each.simulated) == (entry.model, entry.simulated)
+    ]
+    found = [each for each in same if (r := ratio(each.rounds["files"], entry.rounds["files"])) and r.low > 1]
+    return sorted(found, key=lambda each: -statistics.median(map(rate, each.rounds["files"])))
+
+
 def judge_auto(comparison: Comparison) -> list[str]:
     """A sentence for each model: is what `auto` takes the fastest of those that were measured?"""
     said = []
-    alone = [entry for entry in comparison.entries if not entry.devices]
+    alone = [entry for entry in comparison.entries if not entry.devices and entry.simulated is None]
     models = list(dict.fromkeys(entry.model for entry in alone))
     for model in models:
         of = f" for {model}" if len(models) > 1 else ""
@@ -264,6 +287,11 @@ def notes(comparison: Comparison) -> list[str]:
         said.append(
             f"other programs made a load of {comparison.load:.1f} on {cpu_count()} cores when this began: "
             "the processor's milliseconds compare better than the clock's"
+        )
+    if any(entry.simulated is not None for entry in comparison.entries):
+        said.append(
+            "simulated: a device that only sleeps took the place of the network, all else was real; what it "
+            "answered means nothing, and the masks are removed"
         )
     for entry in comparison.entries:
         name = label(comparison, entry)
@@ -328,6 +356,7 @@ def _entry_as_dict(comparison: Comparison, entry: Entry) -> dict[str, Any]:
     return {
         "model": entry.model,
         "backend": {name: entry.facts[name] for name in names},
+        "simulated": entry.simulated,
         "auto": entry.is_auto,
         "devices": entry.devices or None,
         "gflop": gflop(entry),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unet_batch.cli.command import Bundle, Command, Option, complete_path
+from unet_batch.cli.command import Bundle, Command, Option, Parsed, complete_path
 from unet_batch.cli.network_options import BACKENDS, complete_model, engines_dir_option
 from unet_batch.cli.options import SIZE, Size
 from unet_batch.cli.scale_options import devices_of
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 DRAWN, DRAWN_SIZE = 4, (1280, 1920)
 # Of a source of many pictures so many are taken, spread over all of it.
 MOST_PHOTOS = 32
+# Pictures a second of a device that is simulated: a slower one would be waited for by the hour.
+RATES = (0.01, 1_000_000)
 
 _model = functools.partial(Option, section="Model")
 _measure = functools.partial(Option, section="Measurement")
@@ -48,6 +51,7 @@ class BenchOptions:
     batch_size: int | None
     seconds: float
     rounds: int
+    simulate: tuple[float, ...]
     output: str | None
     json_file: str | None
     markdown_file: str | None
@@ -64,6 +68,17 @@ class BenchOptions:
 
         names = list(dict.fromkeys(self.models or (DEFAULT,)))
         return [(_short(name, names), source.identify(zoo.resolve(name))) for name in names]
+
+    def check(self) -> None:
+        """Raise UsageError if a simulated device is asked for, and another one as well."""
+        others = [("--backend", name) for name in self.backends]
+        others += [("--device", self.device)] if self.device is not None else []
+        if self.simulate and others:
+            option, name = others[0]
+            raise UsageError(
+                f"--simulate {self.simulate[0]:.10g} contradicts {option} {name}",
+                hint="leave one of them out",
+            )
 
     def parsed_devices(self) -> dict[str, tuple[str, ...]]:
         """What each --devices stands for.
@@ -105,6 +120,21 @@ class BenchOptions:
         taken = found[:: -(-len(found) // MOST_PHOTOS)]
         of = f" of {len(found):,}" if len(taken) < len(found) else ""
         return taken, f"{len(taken):,}{of} pictures of {self.source}"
+
+
+def parse_rate(text: str) -> float:
+    """`5000` -> 5000.0.
+
+    Raises:
+        ValueError: it is no number, or out of bounds.
+    """
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"{text!r}: pictures a second expected, from {RATES[0]:g} to {RATES[1]:,}")
+    return rate
 
 
 def _short(name: str, names: Sequence[str]) -> str:
@@ -171,6 +201,15 @@ bench_options = Bundle(
         show_default=True,
         help="How often all take turns: more on a machine with other work.",
     ),
+    _measure(
+        ["--simulate"],
+        metavar="RATE",
+        type=Parsed(parse_rate),
+        multiple=True,
+        help="In place of all backends measure a device that only sleeps, as long as one of RATE pictures a "
+        "second takes: what would photos, disk and cores allow beside a GPU that is not here? Several times "
+        "to compare.",
+    ),
     _output(
         ["-o", "--output"],
         metavar="DIR",
@@ -201,6 +240,7 @@ def bench(options: BenchOptions) -> None:
       unet-batch bench ./photos -m default -m fast
       unet-batch bench ./photos --backend openvino --backend torch --rounds 5
       unet-batch bench ./photos --devices cpu:2 --devices cpu:4
+      unet-batch bench ./photos --simulate 5000 --devices cpu:2
       unet-batch bench --json bench.json --markdown bench.md --plot bench.png
 
     SOURCE is a folder of your photos; without it scenes are drawn. All backends that can run take turns, each
@@ -214,6 +254,7 @@ def bench(options: BenchOptions) -> None:
 
     if options.plot_file is not None:
         plot.require_matplotlib()
+    options.check()
     devices = options.parsed_devices()
     if options.output is not None and not os.path.isdir(options.output):
         raise UsageError(f"-o {options.output}: no such folder", hint="name one on the disk to be measured")
@@ -230,7 +271,8 @@ def bench(options: BenchOptions) -> None:
             "size": options.size,
             "engines_dir": options.engines_dir,
         }
-        wanted = Wanted(models, options.backends, settings, photos, folder, devices)
+        rates = tuple(dict.fromkeys(options.simulate))
+        wanted = Wanted(models, options.backends, settings, photos, folder, devices, rates)
         _measure_all(lines, wanted, comparison, options)
     _print(lines, comparison, options)
     if comparison.interrupted:

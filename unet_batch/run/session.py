@@ -118,6 +118,7 @@ class Session:
         )
         self._worker = ItemWorker(plan, self.segmenter, recipe, check=presence.check)
         self._cpu = self._worker.cpu
+        self._waited = 0.0  # seconds for pictures that had not been handed yet
 
     def exchange(self, order: Order) -> Told:
         """Take an order, and tell what has happened since the last one; waits a moment if nothing has."""
@@ -180,6 +181,9 @@ class Session:
         total = {name: replace(stats) for name, stats in self._worker.stages.items()}
         for stats in self._worker.stats:
             add_stats(total.setdefault(stats.name, StageStats(stats.name, stats.workers)), stats)
+        if (source := total.get("source")) is not None:  # which has waited inside its work
+            waited = min(self._waited, source.busy)
+            source.busy, source.waiting = source.busy - waited, source.waiting + waited
         return tuple(total.values())
 
     # In the thread that works.
@@ -196,11 +200,18 @@ class Session:
         while (item := self._items.get()) is not None and not self._stop.reason:
             yield item
 
+    def _awaited(self) -> Iterator[Item]:
+        begun = time.perf_counter()
+        for item in self._handed():
+            self._waited += time.perf_counter() - begun
+            yield item
+            begun = time.perf_counter()
+
     def _work(self, codec: Codec | None) -> None:
         def set_aside(item: Item) -> None:
             self._events.put(Outcome(item, aside=True))
 
-        for outcome in self._worker.pictures(self._handed(), self._stop, set_aside, self._items.empty):
+        for outcome in self._worker.pictures(self._awaited(), self._stop, set_aside, self._items.empty):
             self._events.put(outcome)
 
     def _work_alone(self, codec: Codec | None) -> None:
