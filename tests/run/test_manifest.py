@@ -130,7 +130,7 @@ def test_a_hundred_thousand_lines_load_at_once(tmp_path: Path) -> None:
     took, begun = time.process_time() - begun, time.process_time()
     for line in lines:
         json.loads(line)
-    assert took < 8 * (time.process_time() - begun)  # three to four times as long, on a quiet machine
+    assert took < 3 * (time.process_time() - begun)  # as long, on a quiet machine
     assert len(manifest.records) == 100_000
 
 

@@ -112,6 +112,34 @@ def test_each_reason_to_do_it_again(photos: Path, tmp_path: Path) -> None:
     assert run(photos, out).states == {"done": 6, "failed": 1}
 
 
+def test_a_run_with_nothing_to_do_looks_at_each_file_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What costs, at 100,000 items, is looks at files: one a source, and a listing of each folder."""
+    out = tmp_path / "out"
+    run(photos, out)
+    looked: Counter[str] = Counter()
+    listed: Counter[str] = Counter()
+    for name, calls in (("stat", looked), ("lstat", looked), ("open", looked), ("scandir", listed)):
+        real = getattr(os, name)
+
+        def counted(path: Any, *args: Any, real: Any = real, calls: Any = calls, **options: Any) -> Any:
+            calls[Path(path).relative_to(tmp_path).as_posix() if str(tmp_path) in str(path) else ""] += 1
+            return real(path, *args, **options)
+
+        monkeypatch.setattr(os, name, counted)
+    plan = prepare(RunOptions((str(photos),), str(out)))
+    with Segmenter(FakeBackend(), model=FAKE) as segmenter:
+        plan = resume(plan, recipe_of(segmenter))
+    monkeypatch.undo()
+    assert plan.states == {"done": 4}
+    assert {name: n for name, n in looked.items() if name.endswith(".png")} == {
+        f"photos/{name}": 1 for name in ("a.png", "b.png", "sub/a.png", "sub/deep/c.png")
+    }
+    folders = ("photos", "photos/sub", "photos/sub/deep", "out/masks", "out/masks/sub", "out/masks/sub/deep")
+    assert [listed[folder] for folder in folders] == [1] * 6
+
+
 def test_a_further_kind_leaves_the_others_on_record(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(photos, out)

@@ -90,15 +90,6 @@ class Identity(NamedTuple):
         return self[:3] == other[:3]
 
 
-def can_be_looked_at(path: str) -> bool:
-    """Whether a source is there, as `Identity.of` finds it."""
-    try:
-        archives.stat(path)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 class Record(NamedTuple):
     """What became of an item: a line of the manifest.
 
