@@ -84,8 +84,8 @@ def test_a_long_manifest_is_read_the_quick_way(tmp_path: Path, monkeypatch: pyte
     lines = [USUAL._replace(key=f"{number:05}").line() for number in range(2000)]
     lines[1000] = recipe_line("cd34", "trains") + lines[1000][:50] + b"\n"
     (tmp_path / "manifest.jsonl").write_bytes(recipe_line("ab12", "cars") + b"".join(lines))
-    asked = []
-    monkeypatch.setattr(manifest_module, "parse_line", lambda line: (asked.append(line), parse_line(line))[1])
+    asked: list[bytes] = []
+    monkeypatch.setattr(manifest_module, "parse_line", lambda line: [asked.append(line), parse_line(line)][1])
     manifest = Manifest(str(tmp_path))
     assert len(asked) == 3
     assert (len(manifest.records), manifest.damaged) == (1999, 1)
