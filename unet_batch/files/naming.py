@@ -180,7 +180,7 @@ _SIGNED = re.compile(r"\?(?:.*&)?(?:x-amz-signature|x-goog-signature|signature|s
 
 def is_live(source: str) -> bool:
     """Tell a camera or a stream from the name or address of a file."""
-    return bool(_LIVE.match(source)) and not _WEB_FILE.match(source)
+    return ":" in source and bool(_LIVE.match(source)) and not _WEB_FILE.match(source)
 
 
 def shown(source: str) -> str:

@@ -311,7 +311,7 @@ class Manifest:
         found: dict[str, Record] = {}
         try:
             with open(path, "rb") as file:
-                parse = _parser(os.fstat(file.fileno()).st_size)
+                parse = parser_for(os.fstat(file.fileno()).st_size)
                 for line in file:
                     if (record := parse(line)) is not None:
                         self._take(record, found)
@@ -449,8 +449,8 @@ def _names(folder: str) -> Sequence[str]:
         ) from error
 
 
-def _parser(size: int) -> Callable[[bytes], Record | None]:
-    """What reads most lines of a manifest of so many bytes at once; None of a line that it leaves."""
+def parser_for(size: int) -> Callable[[bytes], Record | None]:
+    """What reads the lines of a manifest of so many bytes; it gives None of those that it leaves to others."""
     if size < _LARGE:
         return lambda line: None
     from unet_batch.run.lines import parse_usual
