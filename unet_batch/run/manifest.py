@@ -450,7 +450,7 @@ def _names(folder: str) -> Sequence[str]:
 
 
 def parser_for(size: int) -> Callable[[bytes], Record | None]:
-    """What reads the lines of a manifest of so many bytes; it gives None of those that it leaves to others."""
+    """What reads lines of a manifest of so many bytes; it gives None of those that it leaves to others."""
     if size < _LARGE:
         return lambda line: None
     from unet_batch.run.lines import parse_usual
