@@ -15,7 +15,6 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 from unet_batch.errors import SourceError
@@ -69,17 +68,9 @@ class Sources:
 
     def relative(self, path: str) -> str:
         """The name of a source below `root_of`, `/`-separated."""
-        name = path[self._start if self.root else _start_below(self.root_of(path)) :]
+        root = self.root or self.root_of(path)
+        name = path[len(root) + (not root.endswith(os.sep)) :]
         return name if os.sep == "/" else name.replace(os.sep, "/")
-
-    @cached_property
-    def _start(self) -> int:
-        return _start_below(self.root)
-
-
-def _start_below(folder: str) -> int:
-    """Where the names of what lies below a folder start in a path."""
-    return len(folder) + (not folder.endswith(os.sep))
 
 
 def check_names(
