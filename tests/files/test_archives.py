@@ -203,3 +203,34 @@ def test_an_encrypted_member_says_so(tmp_path: Path) -> None:
     archive.write_bytes(data)
     with pytest.raises(OSError, match=r"encrypted"):
         archives.open_file(str(archive / "a.png"))
+
+
+def test_many_files_are_looked_at_as_one_is(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "sub/c.png", "photos.zip.d/x.png", "cells.zarr/.zattrs", "cells.zarr/0/0"):
+        path = tmp_path / "files" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    (tmp_path / "files" / "folder.zarr").mkdir()
+    zipped, tarred = pack_zip(tmp_path, FILES), pack_tar(tmp_path, FILES)
+    names = [
+        *(
+            str(tmp_path / "files" / name)
+            for name in ("a.png", "b.png", "gone.png", "sub/c.png", "photos.zip.d/x.png")
+        ),
+        *(str(tmp_path / "files" / name) for name in ("cells.zarr", "folder.zarr", "a.png/b", "\0")),
+        *(str(archive / name) for archive in (zipped, tarred) for name in ("a.png", "sub/b.png", "gone.png")),
+        "gone.png",
+        "webcam:0",
+        "/",
+    ]
+
+    def alone(path: str) -> tuple[int, int] | None:
+        try:
+            return archives.stat(path)
+        except (OSError, ValueError):
+            return None
+
+    found = list(archives.stat_each(names))
+    assert found == [alone(name) for name in names]
+    assert found[0] is not None
+    assert found[2] is None

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from unet_batch.files import naming
-from unet_batch.files.naming import assign_keys
+from unet_batch.files.naming import assign_keys, extension_of
 from unet_batch.files.outputs import CUTOUT_FORMATS, KINDS, PICTURE_KINDS, OutputTree
 
 
@@ -45,6 +45,13 @@ def test_keys(names: list[str], expected: list[str]) -> None:
     if names == ["stra\u00dfe.jpg", "STRASSE.jpg"]:
         expected = ["stra\u00dfe.jpg~2", "STRASSE.jpg"]  # S sorts before s
     assert [found[name] for name in names] == expected
+
+
+@given(st.text(alphabet="aB.é/\\", max_size=8))
+@example("/shoot.2024/IMG_1.JPG")
+@example("/photos/.jpg")
+def test_extensions_are_those_of_splitext(name: str) -> None:
+    assert extension_of(name) == os.path.splitext(name)[1][1:].lower()
 
 
 def test_long_names_are_shortened_and_stay_apart() -> None:

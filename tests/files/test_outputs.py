@@ -12,8 +12,9 @@ import pytest
 from tests.helpers.disk import dead_process, fail_with, names
 from tests.helpers.systems import needs_links, needs_posix
 from unet_batch.errors import OutputError, UsageError
-from unet_batch.files import atomic
+from unet_batch.files import atomic, outputs
 from unet_batch.files.outputs import CLIP_KINDS, KINDS, PICTURE_KINDS, ClipTree, OutputTree, Style
+from unet_batch.run.shard import Shard
 
 
 def test_layout(tmp_path: Path) -> None:
@@ -143,6 +144,25 @@ def test_only_leftovers_of_the_dead_are_removed(tmp_path: Path) -> None:
     assert [name for name in stays if not (tmp_path / name).exists()] == []
     assert tree.clean_leftovers() == 0
     assert OutputTree(str(tmp_path / "none"), ["mask"]).clean_leftovers() == 0
+
+
+def test_a_shard_cleans_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders that are dealt to others are not even listed; those above them are everybody's."""
+    name = f".ub-{atomic.host_id()}-{dead_process()}-00000000.part"
+    folders = [f"{kind}/lot/{number}" for kind in ("masks", "unfinished") for number in range(20)]
+    for folder in (*folders, "masks", "masks/lot/3/deep"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / name).write_bytes(b"")
+    listed: list[str] = []
+    scan = outputs.scan
+    monkeypatch.setattr(outputs, "scan", lambda folder: [listed.append(folder), scan(folder)][1])
+    shards = [Shard(number, 4) for number in range(1, 5)]
+    for shard in shards:
+        OutputTree(str(tmp_path), ["mask"]).clean_leftovers(shard.branches(2))
+        left = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob(name)}
+        assert not any(shard.takes(f"{folder.partition('/')[2]}/a", 2) for folder in left)
+    assert not left
+    assert [listed.count(os.path.join(tmp_path, *folder.split("/"))) for folder in folders] == [1] * 40
 
 
 @needs_links

@@ -112,6 +112,36 @@ def test_each_reason_to_do_it_again(photos: Path, tmp_path: Path) -> None:
     assert run(photos, out).states == {"done": 6, "failed": 1}
 
 
+@needs_posix  # on Windows a listing tells the sizes
+def test_a_run_with_nothing_to_do_looks_at_each_file_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What costs, at 100,000 items: a look at each source and output, a listing of each folder."""
+    out = tmp_path / "out"
+    run(photos, out)
+    looked: Counter[str] = Counter()
+    listed: Counter[str] = Counter()
+    for name, calls in (("stat", looked), ("lstat", looked), ("open", looked), ("scandir", listed)):
+        real = getattr(os, name)
+
+        def counted(path: Any, *args: Any, real: Any = real, calls: Any = calls, **options: Any) -> Any:
+            calls[Path(path).relative_to(tmp_path).as_posix() if str(tmp_path) in str(path) else ""] += 1
+            return real(path, *args, **options)
+
+        monkeypatch.setattr(os, name, counted)
+    plan = prepare(RunOptions((str(photos),), str(out)))
+    with Segmenter(FakeBackend(), model=FAKE) as segmenter:
+        plan = resume(plan, recipe_of(segmenter))
+    monkeypatch.undo()
+    assert plan.states == {"done": 4}
+    names = ("a.png", "b.png", "sub/a.png", "sub/deep/c.png")
+    assert {name: count for name, count in looked.items() if name.endswith(".png")} == {
+        f"{top}/{name}": 1 for top in ("photos", "out/masks") for name in names
+    }
+    folders = ("photos", "photos/sub", "photos/sub/deep", "out/masks", "out/masks/sub", "out/masks/sub/deep")
+    assert [listed[folder] for folder in folders] == [1] * 6
+
+
 def test_a_further_kind_leaves_the_others_on_record(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(photos, out)

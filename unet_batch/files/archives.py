@@ -18,7 +18,7 @@ import threading
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from io import BytesIO
 from typing import BinaryIO, NamedTuple
@@ -150,6 +150,28 @@ def stat(path: str) -> Stat:
             return Stat(*stores.measure_store(path))
     facts = os.stat(path)
     return Stat(facts.st_size, facts.st_mtime_ns)
+
+
+def stat_each(paths: Iterable[str]) -> Iterator[tuple[int, int] | None]:
+    """What `stat` tells of each file; None of one that cannot be looked at.
+
+    Quicker for the files of a folder, one behind the other: its name is read once.
+    """
+    folder, is_plain = "", False
+    for path in paths:
+        above, _, name = path.rpartition(os.sep)
+        if above != folder:
+            folder, is_plain = above, bool(above) and not _UNLIKE_FILES.search(above + os.sep)
+        found: tuple[int, int] | None = None
+        try:  # contextlib.suppress would take as long as all else here
+            if is_plain and name[-len(stores.SUFFIX) :].lower() != stores.SUFFIX:
+                facts = os.stat(path)
+                found = facts.st_size, facts.st_mtime_ns
+            else:
+                found = stat(path)
+        except (OSError, ValueError):
+            pass
+        yield found
 
 
 def open_file(path: str) -> BinaryIO:

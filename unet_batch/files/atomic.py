@@ -236,11 +236,18 @@ def clean_leftovers(folder: str) -> int:
     A process on this machine is asked whether it lives. One elsewhere cannot be asked: its files go after
     a day.
     """
+    try:
+        return remove_leftovers(scan(folder))
+    except OutputError:
+        return 0
+
+
+def remove_leftovers(entries: Iterable[os.DirEntry[str]]) -> int:
+    """The same of a folder that is listed already."""
     removed = 0
-    entries: list[os.DirEntry[str]] = []
-    with contextlib.suppress(OutputError):
-        entries = scan(folder)
     for entry in entries:
+        if not entry.name.startswith(".ub-"):  # of 100,000 names all
+            continue
         with contextlib.suppress(OSError):
             if (name := _TEMPORARY.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
                 dead = name[1] == host_id() and not is_alive(int(name[2]))

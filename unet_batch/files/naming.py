@@ -13,6 +13,7 @@ import time
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
+from operator import itemgetter
 from typing import TypeVar
 
 SUFFIXES = (".png", ".jpg", ".tif", ".dcm", ".webp", ".csv")  # what outputs add to a key
@@ -52,8 +53,24 @@ def each_key(files: Iterable[T], name_of: Callable[[T], str]) -> Iterator[tuple[
     while alike:
         folded, group = alike.popitem()
         group.sort(key=lambda folder: folder.split("/"))
-        ordered = [file for folder in group for file in sorted(folders.pop(folder), key=name_of)]
-        yield from zip(ordered, _keys_of_folder(map(name_of, ordered), blocked.get(folded, ())), strict=True)
+        ordered: list[T] = []
+        names: list[str] = []
+        for folder in group:
+            named = sorted([(name_of(file), file) for file in folders.pop(folder)], key=itemgetter(0))
+            names += [name for name, _ in named]
+            ordered += [file for _, file in named]
+        yield from zip(ordered, _keys_of_folder(names, blocked.get(folded, ())), strict=True)
+
+
+def extension_of(path: str) -> str:
+    """The extension of a file's path or name, lower case, without the dot; that of `os.path.splitext`.
+
+    It takes a third of the time of `splitext`, which matters where there are 100,000 names.
+    """
+    stem, _, extension = path.rpartition(".")
+    if not stem or stem[-1] in "./\\" or "/" in extension or "\\" in extension:
+        extension = os.path.splitext(path)[1][1:]  # a hidden file, perhaps, or a folder's name has the dot
+    return extension.lower()
 
 
 def folder_key(folder: str) -> str:
@@ -74,23 +91,29 @@ def _keys_of_folder(ordered: Iterable[str], blocked: Collection[str]) -> Iterato
         blocked: last components of keys, folded, whose output would be called like a folder beside it.
     """
     prefixes: dict[str, str] = {"": ""}
-    plans: list[tuple[str, str, str, str]] = []
-    claims: Counter[str] = Counter()
+    above: list[str] = []
+    lasts: list[str] = []
     for name in ordered:
         folder, _, last = name.rpartition("/")
         if folder not in prefixes:
             prefixes[folder] = "/".join(map(_component, folder.split("/"))) + "/"
-        stem = os.path.splitext(last)[0]
-        component = _component(stem)
-        folded = _fold(component)
-        plans.append((prefixes[folder], last, component, folded))
-        claims[folded] += 1
-        if stem != last:
-            # The full name is claimed even if unused: `a.jpg.png` beside `a.jpg` and `a.png` must not become
-            # `a.jpg`.
-            claims[_fold(_component(last))] += 1
+        above.append(prefixes[folder])
+        lasts.append(last)
+    # What os.path.splitext leaves: only dots do not begin an extension
+    stems = [stem if (stem := last.rpartition(".")[0]).strip(".") else last for last in lasts]
+    plain = all(map(str.isascii, lasts)) and all(map(str.isprintable, lasts))
+    components, folds = stems, list(map(str.lower, stems))
+    if not plain or max(map(len, lasts)) > LONGEST:  # else they are what `_component` and `_fold` give
+        components = list(map(_component, stems))
+        folds = list(map(_fold, components))
+    claims = Counter(folds)
+    # The full name is claimed even if unused: `a.jpg.png` beside `a.jpg` and `a.png` must not become `a.jpg`.
+    whole = (last for stem, last in zip(stems, lasts, strict=True) if stem != last)
+    claims.update(
+        map(str.lower, whole) if components is stems else (_fold(_component(last)) for last in whole)
+    )
     used: set[str] = set()
-    for prefix, last, component, folded in plans:
+    for prefix, last, component, folded in zip(above, lasts, components, folds, strict=True):
         if claims[folded] > 1 or folded in blocked:
             component = _component(last)
             folded, number = _fold(component), 1
@@ -157,7 +180,7 @@ _SIGNED = re.compile(r"\?(?:.*&)?(?:x-amz-signature|x-goog-signature|signature|s
 
 def is_live(source: str) -> bool:
     """Tell a camera or a stream from the name or address of a file."""
-    return bool(_LIVE.match(source)) and not _WEB_FILE.match(source)
+    return ":" in source and bool(_LIVE.match(source)) and not _WEB_FILE.match(source)
 
 
 def shown(source: str) -> str:

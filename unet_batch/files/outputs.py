@@ -9,11 +9,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from unet_batch.errors import OutputError, UsageError
 from unet_batch.files import remote
-from unet_batch.files.atomic import clean_leftovers, open_temporary, scan, translate
+from unet_batch.files.atomic import clean_leftovers, open_temporary, remove_leftovers, scan, translate
+from unet_batch.files.branches import Branches
+from unet_batch.files.roots import name_below
 
 if TYPE_CHECKING:
     from unet_batch.files.staging import RemoteFolder
@@ -227,16 +230,27 @@ class OutputTree:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
 
-    def clean_leftovers(self) -> int:
-        """Remove the temporary files of killed runs from all folders of outputs; return how many."""
+    def clean_leftovers(self, branches: Branches | None = None) -> int:
+        """Remove the temporary files of killed runs from all folders of outputs; return how many.
+
+        Args:
+            branches: of each folder of outputs, which below it are looked into; all without it.
+        """
         removed = clean_leftovers(self.folder)
-        folders = (*(kind.folder for kind in KINDS.values()), TIMELINES.folder, UNFINISHED)
-        stack = [os.path.join(self.folder, folder) for folder in folders]
-        while stack:
-            folder = stack.pop()
-            removed += clean_leftovers(folder)
-            with contextlib.suppress(OutputError, OSError):  # what we cannot tidy up is no reason not to work
-                stack += [entry.path for entry in scan(folder) if entry.is_dir(follow_symlinks=False)]
+        branches = branches or Branches(depth=0)
+        for kind in (*(kind.folder for kind in KINDS.values()), TIMELINES.folder, UNFINISHED):
+            top = os.path.join(self.folder, kind)
+            level: Sequence[str] = [top]
+            depth = 0
+            while level:
+                below: list[str] = []
+                for folder in level:
+                    with contextlib.suppress(OutputError, OSError):  # no reason not to work
+                        entries = scan(folder)
+                        removed += remove_leftovers(entries)
+                        below += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+                depth += 1
+                level = branches.narrow(below, depth, partial(name_below, top))
         return removed
 
 

@@ -89,7 +89,8 @@ def execute(
         if not locked:
             note = "this file system has no locks: see to it that no other run writes to the same folder"
             plan = dataclasses.replace(plan, notes=(*plan.notes, note))
-        plan.outputs.clean_leftovers()
+        shard = plan.options.shard
+        plan.outputs.clean_leftovers(None if shard is None else shard.branches(plan.depth))
         observer.start(plan)
         return _Run(plan, hands, recipe, observer, stop or Stop(), join_tables).carry_out()
 

@@ -44,6 +44,7 @@ from unet_batch.run.records import (
 DEALT = "folders_dealt"
 """Of the line that names a recipe: at which depth folders were dealt to the shard; absent where none were."""
 _FILE = re.compile(r"manifest(?:-([1-9][0-9]{0,4})-of-([1-9][0-9]{0,4}))?\.jsonl")
+_LARGE = 1 << 18  # bytes, of some thousand lines
 _decode = json.JSONDecoder().raw_decode
 _NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # some network file systems
 
@@ -169,13 +170,13 @@ class Manifest:
             touched = bool(known and contents is not None and contents() == before.sha256)
             if not touched:
                 return "changed"
-        edited = False
+        edited, size_of = False, listing.size
         for kind in kinds:
             files = record.outputs.get(kind)
             if files is None:
                 return "more"
             for file, size in files:
-                found = listing.size(file)
+                found = size_of(file)
                 if found != size:
                     if not found or not listing.is_whole(file):
                         return "lost"
@@ -310,9 +311,12 @@ class Manifest:
         found: dict[str, Record] = {}
         try:
             with open(path, "rb") as file:
+                parse = parser_for(os.fstat(file.fileno()).st_size)
                 for line in file:
-                    # Zeros: where data were to be when the power went
-                    self._read_line(path, line.strip(b"\0\n"), found)
+                    if (record := parse(line)) is not None:
+                        self._take(record, found)
+                    else:  # zeros: where data were to be when the power went
+                        self._read_line(path, line.strip(b"\0\n"), found)
                 size = file.tell()
                 self.bytes += size
         except FileNotFoundError:
@@ -322,6 +326,9 @@ class Manifest:
                 f"{path} cannot be read: {error.strerror or error}",
                 hint="choose another output folder with -o",
             ) from error
+        if not self.records:
+            self.records = found
+            return size > 0
         for key, record in found.items():
             before = self.records.get(key)
             if before is None or before.at <= record.at:
@@ -336,13 +343,16 @@ class Manifest:
         if values is not None and "made_with" in values:
             self.recipes[str(values.get("recipe"))] = str(values["made_with"])
         elif values is not None and (record := Record.parse(values)) is not None:
-            if self._share.takes(record):
-                found[record.key] = record
-            else:
-                other = record.status == "done" and record.recipe != self._share.recipe
-                self.is_mixed = self.is_mixed or other
+            self._take(record, found)
         else:
             self.damaged += 1
+
+    def _take(self, record: Record, found: dict[str, Record]) -> None:
+        if self._share.takes(record):
+            found[record.key] = record
+        else:
+            other = record.status == "done" and record.recipe != self._share.recipe
+            self.is_mixed = self.is_mixed or other
 
 
 class Presence:
@@ -437,6 +447,15 @@ def _names(folder: str) -> Sequence[str]:
             f"{folder} cannot be listed: {error.strerror or error}",
             hint="choose another output folder with -o",
         ) from error
+
+
+def parser_for(size: int) -> Callable[[bytes], Record | None]:
+    """What reads lines of a manifest of so many bytes; it gives None of those that it leaves to others."""
+    if size < _LARGE:
+        return lambda line: None
+    from unet_batch.run.lines import parse_usual
+
+    return parse_usual
 
 
 def _now() -> float:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from unet_batch.errors import ManifestError
-from unet_batch.run.manifest import check_version, manifest_names, parse_line
+from unet_batch.run.manifest import check_version, manifest_names, parse_line, parser_for
 from unet_batch.run.records import Record
 
 if TYPE_CHECKING:
@@ -76,17 +76,23 @@ class OrderedRecords:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _look_closer(self, path: str, line: bytes) -> Record | None:
+        """Take in a line that names a recipe; the record of any other, None of a damaged one."""
+        values = parse_line(line.strip(b"\0\n"))
+        check_version(path, values)
+        if values is not None and "made_with" in values:
+            self.recipes[str(values.get("recipe"))] = str(values["made_with"])
+            return None
+        return Record.parse(values) if values is not None else None
+
     def _read(self, part: int, path: str) -> None:
         """Take in a manifest."""
 
         def lines() -> Iterator[tuple[bytes, int, float, int, bytes]]:
             with open(path, "rb") as file:
+                parse = parser_for(os.fstat(file.fileno()).st_size)
                 for line in file:
-                    values = parse_line(line.strip(b"\0\n"))
-                    check_version(path, values)
-                    if values is not None and "made_with" in values:
-                        self.recipes[str(values.get("recipe"))] = str(values["made_with"])
-                    elif values is not None and (record := Record.parse(values)) is not None:
+                    if (record := parse(line) or self._look_closer(path, line)) is not None:
                         yield (
                             _order(record.key),
                             part,

@@ -39,7 +39,7 @@ from unet_batch.run.records import (
     Listing,
     OutputRecipe,
     Record,
-    can_be_looked_at,
+    State,
     list_outputs,
     sha256_of,
 )
@@ -213,8 +213,8 @@ def _check_kinds(kinds: Sequence[str], items: Sequence[Item]) -> None:
                 f"--save {','.join(kinds)}: none of it can be made of a {what}; the sources hold {count:,}",
                 hint=f"add {' or '.join(possible)}, or leave the {what}s out",
             )
-    pictures = [item.path for item in items if not item.is_clip]
-    if "dicomseg" in kinds and pictures and not any(map(images.may_be_dicom, pictures)):
+    pictures = [item.path for item in items if not item.is_clip] if "dicomseg" in kinds else []
+    if pictures and not any(map(images.may_be_dicom, pictures)):
         raise UsageError(
             f"--save dicomseg: a segmentation refers to a DICOM picture, and none of the {len(pictures):,} "
             "pictures is called like one",
@@ -261,8 +261,7 @@ def resume(plan: RunPlan, recipe: OutputRecipe) -> RunPlan:
         )
 
     comparison = _Comparison(plan, recipe, manifest, listing, adopted)
-    for item in plan.items:
-        comparison.add(item)
+    comparison.add_all()
 
     # Nor are outputs of two pictures of the same name.
     if comparison.namesakes and not overwrite:
@@ -305,20 +304,30 @@ class _Comparison:
         self.quarantined: list[Item] = []
         self.absent: list[str] = []
         self.namesakes: Counter[str] = Counter()
+        self._kinds: dict[bool, tuple[str, ...]] = {}  # of pictures, and of clips
 
-    def add(self, item: Item) -> None:
-        """Sort one item in."""
-        if item.key not in self.manifest.records and item.key not in self.adopted:
-            # One of a million: no more than whether it is there.
-            self.todo.append(item)
-            self.states["new"] += 1
-            if not can_be_looked_at(item.path):
+    def add_all(self) -> None:
+        """Sort all items of the plan in."""
+        items, known, relative = self.plan.items, self.manifest.records, self.plan.sources.relative
+        for item, facts in zip(items, archives.stat_each(item.path for item in items), strict=True):
+            if facts is None:
                 self.absent.append(item.key)
+            if item.key in known or item.key in self.adopted:
+                self._add(item, Identity(relative(item.path), *facts) if facts else None)
+            else:  # one of a million
+                self.todo.append(item)
+                self.states["new"] += 1
+
+    def _add(self, item: Item, identity: Identity | None) -> None:
+        """Sort in one of which something is known."""
+        if (kinds := self._kinds.get(item.is_clip)) is None:
+            kinds = self._kinds[item.is_clip] = self.plan.kinds(item)
+        contents = partial(sha256_of, item.path) if self.options.hash_sources else None
+        found = self.manifest.state(item.key, identity, self.recipe.digest, kinds, self.listing, contents)
+        if found == "done" and not self.options.overwrite:  # as nearly all are
+            self.states[found] += 1
             return
-        identity = self.plan.identity(item)
-        if identity is None:
-            self.absent.append(item.key)
-        state, record = self._judge(item, identity)
+        state, record = self._judge(item, identity, found)
         if record is not None:
             self.records.append(record)
         if state == "quarantined":
@@ -327,12 +336,10 @@ class _Comparison:
             self.todo.append(item)
         self.states[state] += 1
 
-    def _judge(self, item: Item, identity: Identity | None) -> tuple[str, Record | None]:
-        """The state of an item, and what to record of it before the run."""
+    def _judge(self, item: Item, identity: Identity | None, state: State) -> tuple[str, Record | None]:
+        """What an item's state means for this run, and what to record of it before."""
         digest, before = self.recipe.digest, self.manifest.records.get(item.key)
-        contents = partial(sha256_of, item.path) if self.options.hash_sources else None
-        kinds, root_of = self.plan.kinds(item), self.plan.sources.root_of
-        state = self.manifest.state(item.key, identity, digest, kinds, self.listing, contents)
+        root_of = self.plan.sources.root_of
         if state == "changed" and before is not None and _is_namesake(before, item.path):
             self.namesakes[before.root] += 1
 

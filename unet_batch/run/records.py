@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _STATUSES = ("done", "failed", "void")
 # worked on it.
 _ENDINGS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}
 
+_TELLS_SIZES = os.name == "nt"  # a listing does
 _to_json = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one for each line
 
 State = Literal["done", "touched", "edited", "new", "changed", "lost", "more", "failed", "void", "other"]
@@ -88,15 +90,6 @@ class Identity(NamedTuple):
     def is_of(self, other: Identity) -> bool:
         """Whether both are the same, contents not compared."""
         return self[:3] == other[:3]
-
-
-def can_be_looked_at(path: str) -> bool:
-    """Whether a source is there, as `Identity.of` finds it."""
-    try:
-        archives.stat(path)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 class Record(NamedTuple):
@@ -169,12 +162,14 @@ def _files(found: Iterable[tuple[Any, Any]]) -> Files:
 class Listing:
     """Sizes of the files in an output folder. Each folder below it is listed once, when first asked for.
 
-    On Windows that tells the sizes as well; elsewhere each costs a look at the file, of those asked for only.
+    On Windows that tells the sizes as well; elsewhere each costs a look at the file, of those asked for only,
+    and names are all that is held: an entry of a listing keeps what its look has found, a kilobyte of it.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._folders: dict[str, dict[str, os.DirEntry[str]]] = {}
+        self._top = os.path.join(folder, "")
+        self._folders: dict[str, dict[str, os.DirEntry[str] | None]] = {}
 
     def size(self, file: str) -> int | None:
         """Bytes of a file of the folder, its path relative and `/`-separated; None if there is none.
@@ -188,11 +183,14 @@ class Listing:
         entries = self._folders.get(folder)
         if entries is None:
             entries = self._folders[folder] = self._list(folder)
-        entry = entries.get(name)
+        if name not in entries:
+            return None
+        entry = entries[name]
         try:
-            return entry.stat().st_size if entry is not None and entry.is_file() else None
+            facts = os.stat(self._top + file) if entry is None else entry.stat()
         except OSError:  # removed just now, or a link in circles
             return None
+        return facts.st_size if stat.S_ISREG(facts.st_mode) else None
 
     def holds(self, folder: str) -> bool:
         """Whether there is such a folder just below, with anything in it.
@@ -212,7 +210,7 @@ class Listing:
             return data.read() == ending
         return False
 
-    def _list(self, folder: str) -> dict[str, os.DirEntry[str]]:
+    def _list(self, folder: str) -> dict[str, os.DirEntry[str] | None]:
         steps = folder.split("/") if folder else []
         if (
             os.path.isabs(folder)
@@ -223,7 +221,7 @@ class Listing:
         path = os.path.join(self.folder, *steps)
         try:
             with os.scandir(path) as entries:
-                return {entry.name: entry for entry in entries}
+                return {entry.name: entry if _TELLS_SIZES else None for entry in entries}
         except (FileNotFoundError, NotADirectoryError, ValueError):
             # ValueError: a name that no file can have
             return {}

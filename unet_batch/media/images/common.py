@@ -19,6 +19,7 @@ from PIL import Image
 
 from unet_batch.errors import ImageError, ImageTooLarge
 from unet_batch.files import archives, stores
+from unet_batch.files.naming import extension_of
 from unet_batch.types import Metadata
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def too_large_hint(pixels: int) -> str:
 
 def is_supported(name: str) -> bool:
     """Tell from its extension whether a file is worth reading; so it is even without its package."""
-    return os.path.splitext(name)[1][1:].lower() in EXTENSIONS
+    return extension_of(name) in EXTENSIONS
 
 
 def may_be_dicom(name: str) -> bool:

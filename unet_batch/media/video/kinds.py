@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, BinaryIO
 
+from unet_batch.files.naming import extension_of
+
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
@@ -168,7 +170,7 @@ class DecodedFrame:
 
 def is_clip(name: str) -> bool:
     """Tell from its extension whether a file is a video."""
-    return os.path.splitext(name)[1][1:].lower() in EXTENSIONS
+    return extension_of(name) in EXTENSIONS
 
 
 def is_foreign(path: str) -> bool:
