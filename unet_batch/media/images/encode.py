@@ -51,11 +51,13 @@ def encode_mask(mask: Pixels) -> bytes:
 
 
 def mask_canvas(size: Size) -> Pixels:
-    """Lend memory for a mask, uint8 `size`, that `encode_mask` then takes without a copy.
+    """Lend memory for a mask, uint8 `size`, all 0, that `encode_mask` then takes without a copy.
 
     It is scratch: whatever this thread encodes next writes over it.
     """
-    return _rows(size[0], size[1])[:, 1:]
+    rows = _rows(size[0], size[1])
+    rows.fill(_NO_FILTER)  # 0.05 ms for 1280x1918
+    return rows[:, 1:]
 
 
 def encode_map(values: Pixels | NDArray[np.uint16]) -> bytes:
@@ -196,11 +198,12 @@ def _grey_png(values: NDArray[Any], row_filter: int, palette: bytes = b"") -> by
     try:
         stored = values if size == 1 else values.astype(">u2", order="C").view(np.uint8)
         rows = _rows(height, width * size)
-        rows[:, 0] = row_filter
         if row_filter == _UP:
+            rows[:, 0] = _UP
             rows[0, 1:] = stored[0]
             np.subtract(stored[1:], stored[:-1], out=rows[1:, 1:])
         elif _place(stored) != _place(rows[:, 1:]):  # else it was drawn there: `mask_canvas`
+            rows[:, 0] = _NO_FILTER
             rows[:, 1:] = stored
         pixels = zlib.compress(rows.data, 2) if deflate is None else deflate(rows, level=2)
     except (RuntimeError, MemoryError) as error:
