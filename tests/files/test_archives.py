@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 
@@ -203,3 +204,35 @@ def test_an_encrypted_member_says_so(tmp_path: Path) -> None:
     archive.write_bytes(data)
     with pytest.raises(OSError, match=r"encrypted"):
         archives.open_file(str(archive / "a.png"))
+
+
+def test_a_small_file_is_read_at_once_a_large_one_as_it_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    for size in (0, 1, 99, 100, 101, 5000):
+        data = os.urandom(size)
+        path.write_bytes(data)
+        with cast("BinaryIO", archives.open_regular(str(path), 100)) as file:
+            path.write_bytes(b"other")  # what is in memory does not change
+            assert isinstance(file, io.BytesIO) == (0 < size <= 100)
+            assert file.read() == (data if 0 < size <= 100 else b"other")
+    assert archives.open_regular(str(tmp_path), 100) is None
+    with pytest.raises(FileNotFoundError):
+        archives.open_regular(str(tmp_path / "none.png"), 100)
+
+
+def test_a_file_that_comes_in_pieces_or_is_cut_short_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "a.png", os.read
+    path.write_bytes(bytes(range(200)))
+    monkeypatch.setattr(archives.os, "read", lambda file, size: real(file, min(size, 30)))
+    with cast("BinaryIO", archives.open_regular(str(path), 1000)) as file:
+        assert file.read() == bytes(range(200))
+
+    def read(file: int, size: int) -> bytes:
+        os.truncate(path, 30)
+        return real(file, min(size, 30))
+
+    monkeypatch.setattr(archives.os, "read", read)
+    with cast("BinaryIO", archives.open_regular(str(path), 1000)) as file:
+        assert file.read() == bytes(range(30))

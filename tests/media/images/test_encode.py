@@ -103,7 +103,9 @@ def test_every_reader_finds_the_values_in_a_png(
 def test_a_mask_drawn_on_the_canvas_is_the_same_file_as_any_other() -> None:
     mask = np.random.default_rng(5).integers(0, 256, (40, 60), dtype=np.uint8)
     expected = images.encode_mask(mask)
+    images.encode_map(mask)  # leaves in the same memory what must not be seen
     canvas = images.mask_canvas(mask.shape)
+    assert not canvas.any()
     canvas[:] = mask
     assert images.encode_mask(canvas) == expected
     canvas = images.mask_canvas(mask.shape)
