@@ -178,7 +178,7 @@ def open_regular(path: str, at_once: int) -> BinaryIO | None:
     Args:
         path: of the file.
         at_once: one of up to so many bytes is read into memory: three calls of the system, each without
-            Python's lock, which another thread may have afterwards. A file object makes nine.
+            Python's lock, which another thread may have afterwards. A file object makes ten.
     """
     if remote.is_remote(path) or _split(path) is not None:
         return open_file(path)

@@ -27,7 +27,7 @@ from unet_batch.errors import OutputError
 _TEMPORARY = re.compile(r"\.ub-([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{8}\.part")
 _HALF = re.compile(r"\.ub-([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{8}\.half")
 _DAY = 24 * 3600.0
-_numbers = itertools.count(secrets.randbits(32))  # of temporary files: a process before may have had this number
+_numbers = itertools.count(secrets.randbits(32))  # of temporary files: those of a dead process may be left
 # Worth another try: a folder that vanished under us; on Windows also a file that a virus scanner or viewer
 # holds open.
 _PASSING = (FileNotFoundError, PermissionError) if os.name == "nt" else (FileNotFoundError,)
@@ -69,9 +69,9 @@ def write_atomic(path: str, data: bytes, *, sync: bool = False) -> None:
 
 
 def _write(descriptor: int, data: bytes) -> None:
-    """Write all of `data`: one call of the system, where a file object makes four, each without Python's lock.
+    """Write all of `data`, in one call of the system as a rule.
 
-    Whoever lets go of that lock may have to wait for another thread to get it back.
+    A file object makes four. Each lets go of Python's lock, and may have to wait for other threads after it.
     """
     left = memoryview(data)
     while left:
