@@ -220,7 +220,7 @@ def test_a_small_file_is_read_at_once_a_large_one_as_it_is_wanted(tmp_path: Path
         archives.open_regular(str(tmp_path / "none.png"), 100)
 
 
-def test_a_file_that_comes_in_pieces_or_is_cut_short_meanwhile(
+def test_a_file_that_comes_in_pieces_or_is_changed_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, real = tmp_path / "a.png", os.read
@@ -229,10 +229,12 @@ def test_a_file_that_comes_in_pieces_or_is_cut_short_meanwhile(
     with cast("BinaryIO", archives.open_regular(str(path), 1000)) as file:
         assert file.read() == bytes(range(200))
 
-    def read(file: int, size: int) -> bytes:
-        os.truncate(path, 30)
-        return real(file, min(size, 30))
+    for length in (500, 30):
 
-    monkeypatch.setattr(archives.os, "read", read)
-    with cast("BinaryIO", archives.open_regular(str(path), 1000)) as file:
-        assert file.read() == bytes(range(30))
+        def read(file: int, size: int, length: int = length) -> bytes:
+            os.truncate(path, length)
+            return real(file, size)
+
+        monkeypatch.setattr(archives.os, "read", read)
+        with cast("BinaryIO", archives.open_regular(str(path), 1000)) as file:
+            assert file.read() == (bytes(range(200)) + bytes(300))[:length]

@@ -189,8 +189,8 @@ def open_regular(path: str, at_once: int) -> BinaryIO | None:
         return open(path, "rb")
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
-        data = os.read(descriptor, facts.st_size)
-        while len(data) < facts.st_size and (more := os.read(descriptor, facts.st_size - len(data))):
+        data = os.read(descriptor, facts.st_size + 1)  # with that one it has grown since
+        while len(data) != facts.st_size and (more := os.read(descriptor, at_once)):
             data += more
     finally:
         os.close(descriptor)
