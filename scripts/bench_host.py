@@ -3,10 +3,11 @@
     python -m scripts.bench_host [TREE ...] [--photos 200] [--rounds 5] [--save mask,overlay] [--isolate]
                                  [--size 160x240]
 
-Each TREE is a checkout of this project (default: this one). They take turns, forwards and backwards, so that a
-change is compared with what was there before it, on the same machine at the same time. Pictures are Carvana's,
-or with `--samples` drawn ones of 1280x1918. `--tiny` draws them at 64x96: there next to everything is Python
-and its lock, so the processor time of the process that holds the backend is what the lock costs a picture.
+Each TREE is a checkout of this project (default: this one). They take turns, forwards and backwards, so that
+a change is compared with what was there before it, on the same machine at the same time. Pictures are
+Carvana's, or with `--samples` drawn ones of 1280x1918. `--tiny` draws them at 64x96: there next to everything
+is Python and its lock, so the processor time of the process that holds the backend is what the lock costs a
+picture.
 
 The GPU sleeps as long as an H100 is expected to take for the bundled model: a batch of 32 in 1.4 ms (22,000
 pictures a second), one batch at a time, beside copies of 0.15 ms in and 0.05 ms out. Its masks are ellipses
