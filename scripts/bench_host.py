@@ -1,18 +1,21 @@
 """Measure what the pipeline itself allows from file to file: the GPU is simulated, all else is real.
 
     python -m scripts.bench_host [TREE ...] [--photos 200] [--rounds 5] [--save mask,overlay] [--isolate]
+                                 [--size 160x240]
 
-Each TREE is a checkout of this project (default: this one). They take turns, so that a change is compared
-with what was there before it, on the same machine at the same time. Pictures are Carvana's, or with
-`--samples` drawn ones of 1280x1918. `--tiny` draws them at 64x96: there next to everything is Python and its
-lock, so the processor time of the process that holds the backend is what the lock costs a picture.
+Each TREE is a checkout of this project (default: this one). They take turns, forwards and backwards, so that
+a change is compared with what was there before it, on the same machine at the same time. Pictures are
+Carvana's, or with `--samples` drawn ones of 1280x1918. `--tiny` draws them at 64x96: there next to everything
+is Python and its lock, so the processor time of the process that holds the backend is what the lock costs a
+picture.
 
 The GPU sleeps as long as an H100 is expected to take for the bundled model: a batch of 32 in 1.4 ms (22,000
 pictures a second), one batch at a time, beside copies of 0.15 ms in and 0.05 ms out. Its masks are ellipses
 with soft edges, about as large as a car.
 
 Pictures a second for each core are the pictures over the processor seconds of all processes: what else runs
-on the machine hardly disturbs that.
+on the machine hardly disturbs that. What is written stays until the end: for five seconds after files were
+deleted, ext4 searches up to a millisecond for the inode of a new one. `TMPDIR` says where that is.
 """
 
 from __future__ import annotations
@@ -35,16 +38,15 @@ import psutil
 
 COMPUTE, UPLOAD, DOWNLOAD = 1.4e-3, 0.15e-3, 0.05e-3
 BATCH, STREAMS = 32, 3
-SIZE = (160, 240)
 HERE = Path(__file__).resolve().parents[1]
 
 
-def simulated_gpu() -> Any:
+def simulated_gpu(size: tuple[int, int]) -> Any:
     """A backend that sleeps, and answers with an ellipse that the picture moves a little."""
     from unet_batch.inference.backends.base import Backend
     from unet_batch.testing import fake_spec
 
-    y, x = np.mgrid[-1 : 1 : SIZE[0] * 1j, -1 : 1 : SIZE[1] * 1j]
+    y, x = np.mgrid[-1 : 1 : size[0] * 1j, -1 : 1 : size[1] * 1j]
     ellipse = np.clip(128 + 900 * (1 - (x / 0.7) ** 2 - (y / 0.6) ** 2), 0, 255).astype(np.uint8)
     maps = np.stack([np.roll(ellipse, shift, axis=1) for shift in range(-8, 8)])
 
@@ -52,7 +54,7 @@ def simulated_gpu() -> Any:
         name, precision, reason = "simulated-gpu", "fp16", "a measurement of everything else"
 
         def __init__(self) -> None:
-            self.spec = fake_spec(SIZE)
+            self.spec = fake_spec(size)
             self.batch_size, self.streams = BATCH, STREAMS
             self._engine = Lock()
 
@@ -64,7 +66,8 @@ def simulated_gpu() -> Any:
             with self._engine:
                 time.sleep(COMPUTE)
             time.sleep(DOWNLOAD)
-            return maps[[int(picture[80, 120, 0]) % len(maps) for picture in pictures]]
+            middle = size[0] // 2, size[1] // 2, 0
+            return maps[[int(picture[middle]) % len(maps) for picture in pictures]]
 
         def _close(self) -> None:
             pass
@@ -87,10 +90,9 @@ def measure(options: argparse.Namespace) -> None:
     from unet_batch.run.options import RunOptions
     from unet_batch.run.plan import prepare
 
-    with (
-        tempfile.TemporaryDirectory() as out,
-        Segmenter(simulated_gpu(), isolate=options.isolate) as segmenter,
-    ):
+    out = tempfile.mkdtemp(dir=os.path.dirname(options.measure))
+    height, width = map(int, options.size.split("x"))
+    with Segmenter(simulated_gpu((height, width)), isolate=options.isolate) as segmenter:
         for number in range(options.rounds + 1):
             folder = os.path.join(out, str(number))  # replacing files would take longer than writing them
             plan = prepare(RunOptions((options.measure,), folder, save=tuple(options.save.split(","))))
@@ -114,7 +116,8 @@ def measure(options: argparse.Namespace) -> None:
 def run_tree(tree: Path, options: argparse.Namespace, pictures: str) -> list[dict[str, Any]]:
     """One round of a tree, in a process of its own."""
     command = [sys.executable, os.fspath(Path(__file__).resolve()), "--measure", pictures, "--rounds", "1"]
-    command += ["--save", options.save, *(["--isolate"] if options.isolate else [])]
+    command += ["--save", options.save, "--size", options.size]
+    command += ["--isolate"] if options.isolate else []
     environment = {**os.environ, "PYTHONPATH": os.fspath(tree)}
     done = subprocess.run(command, env=environment, cwd=tree, stdout=subprocess.PIPE, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -147,6 +150,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", default="mask", help="kinds of output, with commas")
+    parser.add_argument("--size", default="160x240", help="of the network's input")
     parser.add_argument("--samples", action="store_true", help="drawn photos instead of Carvana's")
     parser.add_argument("--tiny", action="store_true", help="drawn photos of 64x96")
     parser.add_argument("--isolate", action="store_true", help="in processes of their own")
@@ -165,8 +169,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pictures = os.path.join(folder, "pictures")
         gather(pictures, options)
-        for _ in range(options.rounds):
-            for tree in trees:
+        for number in range(options.rounds):
+            for tree in trees if number % 2 == 0 else trees[::-1]:
                 found[tree] += run_tree(tree, options, pictures)
     print(f"{options.photos} pictures, {options.rounds} rounds, saving {options.save}; medians")
     for tree in trees:

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 
@@ -234,3 +235,37 @@ def test_many_files_are_looked_at_as_one_is(tmp_path: Path) -> None:
     assert found == [alone(name) for name in names]
     assert found[0] is not None
     assert found[2] is None
+
+
+def test_a_small_file_is_read_at_once_a_large_one_as_it_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    for size in (0, 1, 99, 100, 101, 5000):
+        data = os.urandom(size)
+        path.write_bytes(data)
+        with cast("BinaryIO", archives.open_regular(str(path), 100)) as file:
+            path.write_bytes(b"other")  # what is in memory does not change
+            assert isinstance(file, io.BytesIO) == (0 < size <= 100)
+            assert file.read() == (data if 0 < size <= 100 else b"other")
+    assert archives.open_regular(str(tmp_path), 100) is None
+    with pytest.raises(FileNotFoundError):
+        archives.open_regular(str(tmp_path / "none.png"), 100)
+
+
+def test_a_file_that_comes_in_pieces_or_is_changed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "a.png", os.read
+    path.write_bytes(bytes(range(200)))
+    monkeypatch.setattr(archives.os, "read", lambda file, size: real(file, min(size, 30)))
+    with cast("BinaryIO", archives.open_regular(str(path), 1000)) as file:
+        assert file.read() == bytes(range(200))
+
+    for length in (500, 30):
+
+        def read(file: int, size: int, length: int = length) -> bytes:
+            os.truncate(path, length)
+            return real(file, size)
+
+        monkeypatch.setattr(archives.os, "read", read)
+        with cast("BinaryIO", archives.open_regular(str(path), 1000)) as file:
+            assert file.read() == (bytes(range(200)) + bytes(300))[:length]

@@ -222,6 +222,25 @@ def test_errors_name_the_file_the_reason_and_the_fix(
     assert names(tmp_path) == []
 
 
+def test_a_system_that_takes_a_file_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, data = os.write, bytes(range(256)) * 10
+    monkeypatch.setattr(atomic.os, "write", lambda file, left: real(file, left[:1000]))
+    write_atomic(str(tmp_path / "a.png"), data)
+    assert (tmp_path / "a.png").read_bytes() == data
+
+
+def test_temporary_names_differ_between_threads(tmp_path: Path) -> None:
+    def make(_: int) -> str:
+        path, descriptor = atomic.open_temporary(str(tmp_path))
+        os.close(descriptor)
+        return os.path.basename(path)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(make, range(200)))
+    assert len(found) == 200
+    assert all(map(atomic._TEMPORARY.fullmatch, found))
+
+
 @needs_full_device
 def test_a_disk_that_fills_up_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(

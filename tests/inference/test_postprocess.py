@@ -113,7 +113,8 @@ def test_a_small_object_is_masked_as_in_the_whole_map(data, size, threshold, see
     )
     map, placement = np.full(NETWORK, postprocess.cut(threshold) - 1, np.uint8), geometry.place(size, NETWORK)
     map[rows, columns] = soft_map(seed)[rows, columns]
-    out = np.full((size[0], size[1] + 1), 7, np.uint8)
+    out = np.zeros((size[0], size[1] + 1), np.uint8)
+    out[:, 0] = 7
     mask = postprocess.mask_from_map(map, placement, threshold, out[:, 1:])
     assert np.shares_memory(mask, out)
     assert np.array_equal(mask, postprocess.mask(postprocess.probability(map, placement), threshold))

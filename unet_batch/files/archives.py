@@ -194,6 +194,31 @@ def open_file(path: str) -> BinaryIO:
         raise OSError(f"damaged in its archive, or encrypted: {error}") from error
 
 
+def open_regular(path: str, at_once: int) -> BinaryIO | None:
+    """Open a file as `open_file` does; None where there is something else. Raises as `open_file`.
+
+    Args:
+        path: of the file.
+        at_once: one of up to so many bytes is read into memory: three calls of the system, each without
+            Python's lock, which another thread may have afterwards. A file object makes ten.
+    """
+    if remote.is_remote(path) or _split(path) is not None:
+        return open_file(path)
+    facts = os.stat(path)
+    if not modes.S_ISREG(facts.st_mode):  # a named pipe would wait for ever
+        return None
+    if not 0 < facts.st_size <= at_once:  # a size of 0 may be no more than that it is not known
+        return open(path, "rb")
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        data = os.read(descriptor, facts.st_size + 1)  # with that one it has grown since
+        while len(data) != facts.st_size and (more := os.read(descriptor, at_once)):
+            data += more
+    finally:
+        os.close(descriptor)
+    return BytesIO(data)
+
+
 def read_head(path: str, size: int) -> bytes:
     """The first bytes of a file, of a member of an archive without the rest of it. Raises as `open_file`."""
     if (found := _split(path)) is None:

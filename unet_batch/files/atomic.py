@@ -27,6 +27,7 @@ from unet_batch.errors import OutputError
 _TEMPORARY = re.compile(r"\.ub-([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{8}\.part")
 _HALF = re.compile(r"\.ub-([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{8}\.half")
 _DAY = 24 * 3600.0
+_numbers = itertools.count(secrets.randbits(32))  # of temporary files: those of a dead process may be left
 # Worth another try: a folder that vanished under us; on Windows also a file that a virus scanner or viewer
 # holds open.
 _PASSING = (FileNotFoundError, PermissionError) if os.name == "nt" else (FileNotFoundError,)
@@ -48,11 +49,12 @@ def write_atomic(path: str, data: bytes, *, sync: bool = False) -> None:
         temporary = ""
         try:
             temporary, descriptor = open_temporary(os.path.dirname(path))
-            with open(descriptor, "wb") as file:
-                file.write(data)
+            try:
+                _write(descriptor, data)
                 if sync:
-                    file.flush()
-                    os.fsync(file.fileno())
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
             os.replace(temporary, path)
             return
         except BaseException as error:  # an interrupt must not leave the temporary file either
@@ -64,6 +66,16 @@ def write_atomic(path: str, data: bytes, *, sync: bool = False) -> None:
             if pause is None or not isinstance(error, _PASSING):
                 raise translate(error, path, len(data)) from error
             time.sleep(pause)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """Write all of `data`, in one call of the system as a rule.
+
+    A file object makes four. Each lets go of Python's lock, and may have to wait for other threads after it.
+    """
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]  # in pieces only where the disk is filling up
 
 
 @contextmanager
@@ -274,7 +286,7 @@ def scan(folder: str) -> list[os.DirEntry[str]]:
 
 def open_temporary(folder: str) -> tuple[str, int]:
     """Make a file of a unique name, from which `clean_leftovers` knows its owner."""
-    path = os.path.join(folder, f".ub-{host_id()}-{os.getpid()}-{secrets.token_hex(4)}.part")
+    path = os.path.join(folder, f".ub-{host_id()}-{os.getpid()}-{next(_numbers) % 2**32:08x}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
         return path, os.open(path, flags, 0o666)

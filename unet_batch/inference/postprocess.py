@@ -114,44 +114,40 @@ def mask_from_map(map: Pixels, placement: Placement, threshold: float, out: Pixe
         map: uint8 (H, W) at the network's size, round(255 p).
         placement: how the picture was put there.
         threshold: probability in (0, 1] from which a pixel counts.
-        out: uint8 (height, width) to draw into, whatever it holds; None makes a new array.
+        out: uint8 (height, width) of zeros to draw into; None makes a new array.
 
     Returns:
         uint8 (height, width) at the source's size: 255 or 0; `out`, if given.
     """
     if out is None:
         out = np.zeros(placement.source, np.uint8)
-    else:
-        out[:] = 0  # 0.06 ms
     content, covered = geometry.content_of(map, placement), placement.covered
-    marked = content >= cut(threshold)
-    if not marked.any():
+    left, top, across, down = cv2.boundingRect((content >= cut(threshold)).view(np.uint8))
+    if not down:
         return out
-    (rows, below, height), (columns, beside, width) = (
-        _reach(np.any(marked, axis=1 - axis), covered[axis]) for axis in (0, 1)
-    )
-    part = content[:height, :width].astype(np.uint16) * np.uint16(257)
+    rows, below, height = _reach(top, top + down, content.shape[0], covered[0])
+    columns, beside, width = _reach(left, left + across, content.shape[1], covered[1])
+    part = np.multiply(content[:height, :width], np.uint16(257), dtype=np.uint16)
     wide = geometry.resize_map(part, (below, beside), scratch("enlarged", (below, beside), np.uint16))
     box = wide[: out.shape[0], : out.shape[1]][rows, columns]  # what covers a picture may reach beyond it
     mask16(box, threshold, out[rows, columns])
     return out
 
 
-def _reach(marked: NDArray[np.bool_], covered: int) -> tuple[slice, int, int]:
+def _reach(first: int, end: int, there: int, covered: int) -> tuple[slice, int, int]:
     """What has to be enlarged along one side of a map, for marked pixels to come out as they do of the whole.
 
     cv2 counts from the first pixel, and by the ratio of the sizes: a part from there on that has the same
     ratio in whole pixels is enlarged to the same values, but for its last pixel, which has no next one.
 
     Args:
-        marked: of each row, or column, whether anything there counts; of one at least.
+        first, end: of the rows, or columns, where anything counts.
+        there: how many the map has.
         covered: pixels that all of them become.
 
     Returns:
         Where in the result something may count; how many pixels of the result are needed; of how many.
     """
-    there, found = len(marked), np.flatnonzero(marked)
-    first, end = int(found[0]), int(found[-1]) + 1
     used = there
     if there <= covered:  # what is shrunk may take other steps for another size
         unit = there // math.gcd(there, covered)
@@ -166,7 +162,7 @@ def mask16(wide: NDArray[np.uint16], threshold: float, out: Pixels | None = None
     Args:
         wide: uint16 (h, w), round(65535 p).
         threshold: probability in (0, 1] from which a pixel counts.
-        out: as for `mask_from_map`.
+        out: uint8 (h, w) to write to, whatever it holds; None makes a new array.
     """
     # v / 257 rounds to t or more exactly from v = 257 t - 128 on; at a threshold of 0.5 that is 32768, half
     # of 65535.

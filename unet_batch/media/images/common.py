@@ -201,19 +201,22 @@ def is_unnamed_dicom(path: str) -> bool:
 
 
 @contextmanager
-def open_source(name: str, max_pixels: int, data: bytes | None = None) -> Iterator[Source]:
+def open_source(
+    name: str, max_pixels: int, data: bytes | None = None, *, at_once: int = 0
+) -> Iterator[Source]:
     """Open a picture, find out its format, and turn whatever its decoder raises into an ImageError.
 
     Args:
         name: path of a regular file; with `data`, only what errors call it.
         max_pixels: largest height x width that may be decoded.
         data: the contents of a file, if they are in memory.
+        at_once: a file of up to so many bytes is read as a whole, even if its decoder wants a part.
     """
     kind = "picture"
     try:
         is_store = data is None and stores.is_store(name)
         with (
-            BytesIO(data or b"") if is_store or data is not None else _open_file(name) as file,
+            BytesIO(data or b"") if is_store or data is not None else _open_file(name, at_once) as file,
             ignore_warnings(),
         ):
             format = OME_ZARR if is_store else _detect_format(name, file.read(_HEAD_BYTES))
@@ -268,11 +271,11 @@ def _is_of_unknown_kind(error: Exception) -> bool:
     return bool(said) or isinstance(error, NotImplementedError)
 
 
-def _open_file(path: str) -> BinaryIO:
+def _open_file(path: str, at_once: int) -> BinaryIO:
     """Open a regular file; a named pipe would wait for ever, a directory has no pixels."""
     try:
-        if archives.is_regular(path):
-            return archives.open_file(path)
+        if (file := archives.open_regular(path, at_once)) is not None:
+            return file
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from unet_batch.media.images.depth import Depth
     from unet_batch.types import Channels, Pixels, Size
 
+_AT_ONCE = 4 << 20  # bytes of a file that is read before its decoder asks for them
+
 
 def read(
     path: str,
@@ -80,7 +82,7 @@ def read(
         ImageError: no such file, not a picture, truncated, damaged, or of a kind that is not supported; or
             it has fewer bands.
     """
-    with open_source(path, max_pixels) as source:
+    with open_source(path, max_pixels, at_once=_AT_ONCE) as source:
         return _read(source, at_least, value_range, channels)
 
 
