@@ -5,13 +5,13 @@
     python -m scripts.bench_scale names [--counts 1000000] [--shards 25]
     python -m scripts.bench_scale merge [--counts 1000000] [--shards 25]
 
-`rate` segments drawn pictures of 64x96, by a backend that costs nothing, so that all that takes time is ours;
-each number of them in a process of its own, in alternating rounds. `resume` plans a folder of so many files
-again, where there is nothing to do: it lists them, reads the manifest, and looks at each source and output;
-without the start of Python and of the model, which one file takes as well. `names` plans a bucket that exists
-as names only, a thousand in each folder: all of it, and what one shard of so many lists, plans, and reads
-of a manifest in which everything is done. `merge` joins the manifests of shards that hold so many lines.
-Exits with 1 where a limit is passed: 3 s for 100,000 files with nothing to do, 30 s and 500 MB for a
+`rate` segments drawn pictures of 64x96, by a backend that costs nothing, so that all that takes time is
+ours; each number of them in a process of its own, in alternating rounds. `resume` plans a folder of so many
+files again, where there is nothing to do: it lists them, reads the manifest, and looks at each source and
+output; without the start of Python and of the model, which one file takes as well. `names` plans a bucket
+that exists as names only, a thousand in each folder: all of it, and what one shard of so many lists, plans,
+and reads of a manifest in which everything is done. `merge` joins the manifests of shards that hold so many
+lines. Exits with 1 where a limit is passed: 3 s for 100,000 files with nothing to do, 30 s and 500 MB for a
 million names, in processor time, which other programs on the machine hardly disturb.
 """
 
