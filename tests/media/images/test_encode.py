@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,13 @@ def test_the_same_mask_is_the_same_file_whatever_was_encoded_before() -> None:
 
 
 @pytest.mark.parametrize(
-    "build", ["without isal", "without zlib-ng", "without imagecodecs", "too large for one chunk"]
+    "build",
+    [
+        pytest.param("without isal", marks=pytest.mark.skipif(not find_spec("isal"), reason="needs isal")),
+        "without zlib-ng",
+        "without imagecodecs",
+        "too large for one chunk",
+    ],
 )
 def test_without_the_fast_encoders_the_pixels_are_the_same(
     monkeypatch: pytest.MonkeyPatch, build: str
