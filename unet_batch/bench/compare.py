@@ -156,10 +156,9 @@ class Child:
     """
 
     def __init__(self, asked: dict[str, Any]) -> None:
-        what = (
-            f"--backend {asked['backend']}" if asked["rate"] is None else f"--simulate {asked['rate']:.10g}"
-        )
-        self._name = f"the process of {what}"
+        self._name = f"the process of --backend {asked['backend']}"
+        if asked["rate"] is not None:
+            self._name = f"the process of --simulate {asked['rate']:.10g}"
         try:
             # Not the environment of decoders: what is measured is what `run` does.
             self._worker = Worker(FUNCTIONS, shared=False, keep=0, environment={})
