@@ -296,18 +296,19 @@ def _bare_version(check: Check) -> str:
 def _pictures(found: Found) -> list[Check]:
     """What reads and writes them."""
     group, formats = "pictures", found["PIL"].facts
-    present = ", ".join(name for name, there in formats.items() if there)
-    pillow = _judge(group, "Pillow", "PIL", found, note=f": {present}")
+    pillow = _judge(
+        group, "Pillow", "PIL", found, note=": " + ", ".join(name for name, there in formats.items() if there)
+    )
     if absent := ", ".join(name for name, there in formats.items() if not there):
         fix = f'pip install --force-reinstall "{_requirement("pillow")}"'
-        without = f"{found['PIL'].version}: built without {absent}"
-        pillow = replace(pillow, status="broken", detail=without, fix=fix)
+        pillow = replace(
+            pillow, status="broken", detail=f"{found['PIL'].version}: built without {absent}", fix=fix
+        )
     return [
         _judge(group, "simplejpeg", "simplejpeg", found, note=": JPEG through libjpeg-turbo"),
         pillow,
         _judge(group, "tifffile", "tifffile", found, note=": TIFF"),
-        _judge(group, "imagecodecs", "imagecodecs", found, note=": TIFF, colour profiles"),
-        _judge(group, "isal", "isal", found, wanted=False, note=": masks as PNG"),
+        _judge(group, "imagecodecs", "imagecodecs", found, note=": TIFF, colour profiles, masks as PNG"),
         _judge(group, "pillow-heif", "pillow_heif", found, note=": HEIC"),
         _judge(group, "OpenCV", "cv2", found, note=": resizing, and what is written"),
         _judge(group, "PyAV", "av", found, note=": video"),

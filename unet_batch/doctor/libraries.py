@@ -61,7 +61,6 @@ PACKAGES = {
     "simplejpeg": ("simplejpeg", ""),
     "tifffile": ("tifffile", ""),
     "imagecodecs": ("imagecodecs", ""),
-    "isal": ("isal", ""),
     "PIL": ("pillow", ""),
     "pillow_heif": ("pillow-heif", ""),
     "rawpy": ("rawpy", "raw"),
