@@ -42,13 +42,15 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collect from another place in each process: where nothing is compiled yet, each compiles a part for all.
+    """Collect from another place in each process: in a fresh clone, each compiles a part of the tests for all.
 
     pytest's rewriting of assertions takes 15 s of processor time for all files.
     """
     if "PYTEST_XDIST_WORKER" in os.environ and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
         files = sorted(str(path) for folder in config.args for path in Path(folder).rglob("test_*.py"))
-        number, count = (int(os.environ[f"PYTEST_XDIST_WORKER{name}"].removeprefix("gw")) for name in ("", "_COUNT"))
+        number, count = (
+            int(os.environ[f"PYTEST_XDIST_WORKER{name}"].removeprefix("gw")) for name in ("", "_COUNT")
+        )
         first = len(files) * number // count
         config.args = files[first:] + files[:first]
 
