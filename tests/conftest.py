@@ -42,7 +42,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collect from another place in each process: in a fresh clone, each compiles a part of the tests for all.
+    """Collect from another place in each process: in a fresh clone each compiles a part of them for all.
 
     pytest's rewriting of assertions takes 15 s of processor time for all files.
     """

@@ -137,7 +137,7 @@ def _convert(*arguments: Any, **names: Any) -> Any:
 
 @functools.cache
 def _register_operators_once() -> None:
-    """PyTorch parses and registers 497 operators anew for each export, which is more than a third of the work."""
+    """PyTorch parses and registers 497 operators anew for each export: more than a third of all that it takes."""
     with suppress(ImportError, AttributeError):  # a PyTorch that does it in another way
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
