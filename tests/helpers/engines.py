@@ -137,7 +137,7 @@ def _convert(*arguments: Any, **names: Any) -> Any:
 
 @functools.cache
 def _register_operators_once() -> None:
-    """PyTorch parses and registers 497 operators anew for each export: more than a third of all that it takes."""
+    """PyTorch parses and registers 497 operators anew for each export: a third of what it takes."""
     with suppress(ImportError, AttributeError):  # a PyTorch that does it in another way
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
