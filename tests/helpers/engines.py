@@ -127,17 +127,25 @@ def harm(path: str, how: str) -> None:
         sidecar.write_text(sidecar.read_text().replace('"precision": "fp16"', '"precision": "fp32"', 1))
 
 
-EXPORT, TRACE = export.export, export._trace  # the real ones
+EXPORT, TRACE, CONVERT = export.export, export._trace, export._convert  # the real ones
 
 
-def _parse_operators_once() -> None:
-    """onnxscript parses the sources of its 497 operators for each export: a quarter of all that it takes."""
+def _convert(*arguments: Any, **names: Any) -> Any:
+    _register_operators_once()
+    return CONVERT(*arguments, **names)
+
+
+@functools.cache
+def _register_operators_once() -> None:
+    """PyTorch parses and registers 497 operators anew for each export: a third of what it takes."""
     with suppress(ImportError, AttributeError):  # a PyTorch that does it in another way
-        from torch.onnx._internal._lazy_import import onnxscript_apis
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-        operators = vars(onnxscript_apis)
-        if "get_torchlib_ops" not in operators:
-            operators["get_torchlib_ops"] = functools.cache(onnxscript_apis.get_torchlib_ops)
+        register = functools.cache(ONNXRegistry.from_torchlib)
+        ONNXRegistry.from_torchlib = staticmethod(register)  # type: ignore[method-assign]
+
+
+export._convert = _convert  # for all tests of this process
 
 
 def remember_exports(patch: pytest.MonkeyPatch) -> None:
@@ -158,7 +166,6 @@ def remember_exports(patch: pytest.MonkeyPatch) -> None:
         name = f"{hashlib.sha256(f'{weights} {spec} {asked}'.encode()).hexdigest()}.onnx"
 
         def traced(*arguments: Any) -> Any:
-            _parse_operators_once()
             path = once(name, lambda path: path.write_bytes(TRACE(*arguments).SerializeToString()))
             return onnx.load_model_from_string(path.read_bytes())
 

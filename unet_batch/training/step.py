@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -59,6 +60,14 @@ class TrainState:
     def state_file(self) -> str:
         """Where it is saved for --resume."""
         return os.path.join(self.plan.folder, "state.safetensors")
+
+    @cached_property
+    def averaged(self) -> list[tuple[Tensor, Tensor]]:
+        """The tensors of the moving average, each with the one that it follows.
+
+        Both are changed in place only. To collect them takes a twentieth of a small network's step.
+        """
+        return list(zip(self.ema.state_dict().values(), self.model.state_dict().values(), strict=True))
 
     @property
     def total_steps(self) -> int:
@@ -147,9 +156,9 @@ def train_step(state: TrainState, batch: Batch) -> Tensor:
     scaler.step(state.optimizer)
     scaler.update()
     progress.updates += not scaler.is_enabled() or scaler.get_scale() >= before
-    if plan.device.type != "cuda":  # there SyncBatchNorm keeps them equal
+    if state.ranks.count > 1 and plan.device.type != "cuda":  # there SyncBatchNorm keeps them equal
         state.ranks.average([buffer for buffer in state.model.buffers() if buffer.is_floating_point()])
-    _update_ema(state.ema, state.model, progress.step, state.total_steps)
+    _update_ema(state.averaged, progress.step, state.total_steps)
     return loss.detach()
 
 
@@ -161,11 +170,11 @@ def lr_factor(step: int, steps: int) -> float:
     return 1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def _update_ema(ema: SegmentationNetwork, model: SegmentationNetwork, step: int, steps: int) -> None:
+def _update_ema(averaged: Sequence[tuple[Tensor, Tensor]], step: int, steps: int) -> None:
     """Move the average towards the weights; it spans a tenth of the training at most."""
     weight = max(1 / min(500, max(10, steps // 10)), 10 / (step + 11))
     with torch.no_grad():
-        for old, new in zip(ema.state_dict().values(), model.state_dict().values(), strict=True):
+        for old, new in averaged:
             if old.is_floating_point():
                 old.lerp_(new, weight)
             else:
