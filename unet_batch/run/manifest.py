@@ -451,11 +451,12 @@ def _names(folder: str) -> Sequence[str]:
 
 def parser_for(size: int) -> Callable[[bytes], Record | None]:
     """What reads lines of a manifest of so many bytes; it gives None of those that it leaves to others."""
-    if size < _LARGE:
-        return lambda line: None
-    from unet_batch.run.lines import parse_usual
+    if size >= _LARGE:
+        with suppress(ImportError):  # without msgspec it takes longer
+            from unet_batch.run.lines import parse_usual
 
-    return parse_usual
+            return parse_usual
+    return lambda line: None
 
 
 def _now() -> float:
