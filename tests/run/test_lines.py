@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from unet_batch.run import manifest as manifest_module
 from unet_batch.run.lines import parse_usual
-from unet_batch.run.manifest import Manifest, parse_line, recipe_line
+from unet_batch.run.manifest import Manifest, parse_line, parser_for, recipe_line
 from unet_batch.run.records import VERSION, Identity, Record
 
 USUAL = Record(
@@ -90,3 +91,11 @@ def test_a_long_manifest_is_read_the_quick_way(tmp_path: Path, monkeypatch: pyte
     assert len(asked) == 3
     assert (len(manifest.records), manifest.damaged) == (1999, 1)
     assert manifest.recipes == {"ab12": "cars", "cd34": "trains"}
+
+
+def test_without_msgspec_lines_are_read_the_slow_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = USUAL.line()
+    assert parser_for(1 << 20)(line) is not None
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+    monkeypatch.delitem(sys.modules, "unet_batch.run.lines")
+    assert parser_for(1 << 20)(line) is None
