@@ -136,8 +136,8 @@ class SegmentedPicture:
         """
         self._one_class("prob32")
         values: NDArray[np.float32] = self.probability16 * np.float32(1 / 65535)
-        if self.missing is not None:
-            values[self.missing] = np.nan
+        if (missing := self.missing) is not None:
+            values[missing] = np.nan
         return values
 
     @property

@@ -65,7 +65,7 @@ class TrainState:
     def averaged(self) -> list[tuple[Tensor, Tensor]]:
         """The tensors of the moving average, each with the one that it follows.
 
-        Both are changed in place only. To collect them takes a twentieth of a small network's step.
+        Both are changed in place only, so they need not be collected at each step.
         """
         return list(zip(self.ema.state_dict().values(), self.model.state_dict().values(), strict=True))
 
